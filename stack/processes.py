@@ -1,0 +1,122 @@
+"""Start and end the processes of a stack, by pid, so that none is left behind.
+
+Every process carries the folder of its stack in its environment (``PICAS_STACK``), and so do its children: what a killed
+demo left running is found by that mark, never by name.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+MARK = "PICAS_STACK"
+
+
+class StackError(RuntimeError):
+    """A part of the stack did not start or stop as it should; the message says which, and where its log is."""
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port on which nothing listens now."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def start(
+    argv: list[str], *, folder: Path, name: str, env: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> subprocess.Popen[bytes]:
+    """Start a process in a session of its own; its output goes to ``<folder>/log/<name>.log``.
+
+    ``env`` is added to this process's environment.
+    """
+    log = log_path(folder, name)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=cwd,
+            env={**os.environ, **(env or {}), MARK: str(folder)},
+            start_new_session=True,
+        )
+
+
+def log_path(folder: Path, name: str) -> Path:
+    return folder / "log" / f"{name}.log"
+
+
+def tail(path: Path, lines: int = 15) -> str:
+    """The last lines of a log, for an error message."""
+    try:
+        return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
+    except OSError as error:
+        return f"(no log: {error})"
+
+
+def wait_for(probe: Callable[[], object], *, what: str, seconds: float, process: subprocess.Popen[bytes] | None = None,
+             log: Path | None = None) -> None:  # fmt: skip
+    """Call ``probe`` until it answers something true. Raises StackError when time is up or ``process`` has ended."""
+    deadline = time.monotonic() + seconds
+    while not probe():
+        ended = process is not None and process.poll() is not None
+        if ended or time.monotonic() > deadline:
+            why = f"ended with code {process.returncode}" if ended and process else f"was not ready after {seconds:g} s"
+            raise StackError(f"{what} {why}." + (f" The end of {log}:\n{tail(log)}" if log else ""))
+        time.sleep(0.05)
+
+
+def answers(host: str, port: int) -> bool:
+    """Whether something accepts connections there."""
+    with socket.socket() as probe:
+        probe.settimeout(0.5)
+        return probe.connect_ex((host, port)) == 0
+
+
+def alive(pid: int) -> bool:
+    """Whether the process exists and is no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def marked(folder: Path) -> list[int]:
+    """Pids of all processes that carry the mark of this folder, except this one."""
+    mark = f"{MARK}={folder}".encode()
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                if mark in (entry / "environ").read_bytes().split(b"\0") and alive(int(entry.name)):
+                    found.append(int(entry.name))
+            except OSError:
+                continue  # ended meanwhile, or another user's
+    return found
+
+
+def end(pids: Iterable[int], seconds: float = 10) -> None:
+    """SIGTERM, and SIGKILL for those that are still there after ``seconds``."""
+    pids = list(pids)
+    for sig, wait in ((signal.SIGTERM, seconds), (signal.SIGKILL, 5.0)):
+        pids = [pid for pid in pids if alive(pid)]
+        for pid in pids:
+            try:
+                os.kill(pid, sig)
+            except ProcessLookupError:
+                continue
+        deadline = time.monotonic() + wait
+        while any(alive(pid) for pid in pids) and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+
+def sweep(folder: Path) -> None:
+    """End whatever still carries the mark of this folder."""
+    end(marked(folder), seconds=3)
