@@ -1,0 +1,110 @@
+"""Counts of tokens by state, and when a batch is complete."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from airflow_provider_picas.tokens.states import State, state_of
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many tokens are in each state. ``stateless`` are in none, such as those with ``lock = 0, done > 0``."""
+
+    todo: int = 0
+    locked: int = 0
+    done: int = 0
+    error: int = 0
+    stateless: int = 0
+
+    @property
+    def total(self) -> int:
+        """All tokens that were counted."""
+        return self.todo + self.locked + self.done + self.error + self.stateless
+
+    @property
+    def finished(self) -> int:
+        """Tokens that are done or in error."""
+        return self.done + self.error
+
+    def __getitem__(self, state: State) -> int:
+        return int(getattr(self, state))
+
+    def __str__(self) -> str:
+        text = ", ".join(f"{self[state]} {state}" for state in State)
+        return text + (f", {self.stateless} in no state" if self.stateless else "")
+
+    def as_dict(self) -> dict[str, int]:
+        """The counts by name, for XCom, events and logs; ``stateless`` only if there are any."""
+        counts = {field.name: int(getattr(self, field.name)) for field in fields(self)}
+        return counts if self.stateless else {state: counts[state] for state in State}
+
+
+def from_rows(rows: Iterable[tuple[str | None, int]]) -> Counts:
+    """Counts from pairs of a state (None for no state) and a number; a state may come more than once."""
+    counts: dict[str, int] = {}
+    for state, number in rows:
+        name = "stateless" if state is None else str(State(state))
+        counts[name] = counts.get(name, 0) + number
+    return Counts(**counts)
+
+
+def of_documents(documents: Iterable[Mapping[str, Any]]) -> Counts:
+    """Counts of some tokens that are at hand."""
+    return from_rows((state_of(document), 1) for document in documents)
+
+
+@dataclass(frozen=True)
+class ErrorBudget:
+    """How many tokens may end in error: a number (1 or more, or 0), or a fraction of the batch (below 1)."""
+
+    limit: float = 0
+
+    def __post_init__(self) -> None:
+        number = isinstance(self.limit, int | float) and not isinstance(self.limit, bool)
+        if not number or not math.isfinite(self.limit) or self.limit < 0:
+            raise ValueError(f"max_errors is a number of tokens or a fraction below 1, not {self.limit!r}.")
+        if self.limit > 1 and self.limit != int(self.limit):
+            raise ValueError(f"max_errors is {self.limit}: above 1 it is a number of tokens, so a whole one.")
+
+    def allowed(self, total: int) -> int:
+        """The number of errors that are still within the budget, of ``total`` tokens."""
+        if isinstance(self.limit, float) and self.limit < 1:
+            # 0.29 of 100 is 29, and 28.999999999999996 in binary.
+            return math.floor(round(self.limit * total, 6))
+        return int(self.limit)
+
+    def spent(self, counts: Counts, total: int) -> bool:
+        """Whether more tokens are in error than allowed."""
+        return counts.error > self.allowed(total)
+
+
+@dataclass(frozen=True)
+class Completeness:
+    """How far a batch, or a pool, is. ``expected`` is the number of tokens pushed, or None: all there are."""
+
+    counts: Counts
+    expected: int | None = None
+
+    @property
+    def total(self) -> int:
+        """The number of tokens that there should be."""
+        return self.counts.total if self.expected is None else self.expected
+
+    @property
+    def missing(self) -> int:
+        """Tokens that were pushed and are gone."""
+        return max(0, self.total - self.counts.total)
+
+    @property
+    def complete(self) -> bool:
+        """done + error >= the number pushed."""
+        return self.counts.finished >= self.total
+
+    @property
+    def stuck(self) -> bool:
+        """Whether it will never be complete: every token that can still change has finished, and it is not enough."""
+        return not self.complete and self.counts.todo == 0 and self.counts.locked == 0

@@ -1,0 +1,176 @@
+"""The token document: what a new one holds, what users may put in it, and how it changes when it is scrubbed."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from airflow_provider_picas.tokens import ids
+from airflow_provider_picas.tokens.states import State, state_of, to_string
+
+TYPE = "token"
+
+PICAS_FIELDS: dict[str, Any] = {
+    "lock": 0,
+    "done": 0,
+    "hostname": "",
+    "scrub_count": 0,
+    "exit_code": "",
+}
+"""What PiCaS keeps in a token, with the values of a new one (client 1.1.2, and its example ``create_tokens.py``)."""
+
+PROVIDER_FIELDS = ("batch", "push", "ordinal", "pilot", "claim", "attempts")
+"""What the provider keeps in a token; see ``docs/architecture.md``."""
+
+JOB_ID_FIELDS = ("slurm_job_id", "dirac_job_id", "wms_job_id", "cream_job_id", "pbs_job_id")
+"""What the PiCaS client writes when it locks a token and removes when it scrubs it (its ``jobid.py``)."""
+
+OWNED_FIELDS = frozenset({*PICAS_FIELDS, *PROVIDER_FIELDS, *JOB_ID_FIELDS, "type", "error", "output"})
+"""Fields that an author may not set."""
+
+MAX_ATTEMPTS = 10
+"""Earlier attempts that a token keeps; the oldest go first."""
+
+MAX_BYTES = 8_000_000
+"""CouchDB's default ``max_document_size``, in bytes of JSON."""
+
+_ERROR_TEXT = 2_000  # characters of an error that an attempt keeps
+
+
+class BadTokenError(ValueError):
+    """An input that cannot be a token; the message says which one and why."""
+
+
+def is_token(document: Mapping[str, Any]) -> bool:
+    """Whether a document is a token, as the views ask (``doc.type == "token"``)."""
+    return to_string(document.get("type")) == TYPE
+
+
+def new_token(
+    fields: Mapping[str, Any], *, batch: str, push: str, ordinal: int, key: str | None = None
+) -> dict[str, Any]:
+    """A token in state todo. ``fields`` are the author's; ``key`` is the part of the id behind the batch.
+
+    Raises BadTokenError for fields that are PiCaS's or the provider's, or that begin with an underscore.
+    """
+    for field in fields:
+        if not isinstance(field, str):
+            raise BadTokenError(f"Token {ordinal} has a field that is no text: {field!r:.80}.")
+        if field.startswith("_") and field != "_attachments":
+            raise BadTokenError(
+                f"Token {ordinal} has the field {field!r:.80}: CouchDB owns names that begin with '_'. Rename it;"
+                " for an id of its own, name the field in `key`."
+            )
+        if field in OWNED_FIELDS:
+            raise BadTokenError(
+                f"Token {ordinal} has the field {field!r}, which PiCaS or this provider fills in. Rename it."
+            )
+    token_key = ids.ordinal_key(ordinal) if key is None else key
+    return {
+        "_id": ids.token_id(batch, token_key),
+        "type": TYPE,
+        **PICAS_FIELDS,
+        "batch": batch,
+        "push": push,
+        "ordinal": ordinal,
+        **fields,
+    }
+
+
+def encode(document: Mapping[str, Any]) -> bytes:
+    """The document as JSON. Raises BadTokenError when it is no JSON, or too large for CouchDB.
+
+    Where it is cheap to ask and dear to find out: one document that is too large makes CouchDB refuse the whole request.
+    """
+    name = document.get("ordinal", document.get("_id"))
+    try:
+        text = json.dumps(document, allow_nan=False, separators=(",", ":"), ensure_ascii=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BadTokenError(f"Token {name} is not JSON: {_json_fault(document) or error}.") from None
+    if len(text) > MAX_BYTES:
+        raise BadTokenError(
+            f"Token {name} has {len(text):,} bytes; CouchDB takes {MAX_BYTES:,}. Store the data elsewhere and push its path."
+        )
+    return text
+
+
+def _json_fault(value: Any, path: str = "") -> str | None:
+    """Where a value is no JSON: the path and what stands there."""
+    if value is None or isinstance(value, bool | int):
+        return None
+    if isinstance(value, float):
+        return None if math.isfinite(value) else f"{path or 'it'} is {value}"
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return f"{path or 'it'} holds a lone surrogate"
+        return None
+    if isinstance(value, Mapping):
+        bad_key = next((key for key in value if not isinstance(key, str)), None)
+        if bad_key is not None:
+            return f"{path or 'it'} has the key {bad_key!r:.80}, which is no text"
+        parts: Iterator[tuple[str, Any]] = ((f"{path}.{key}" if path else str(key), item) for key, item in value.items())
+    elif isinstance(value, list | tuple):
+        parts = ((f"{path}[{place}]", item) for place, item in enumerate(value))
+    else:
+        return f"{path or 'it'} is of type {type(value).__name__}"
+    try:
+        return next((fault for name, item in parts if (fault := _json_fault(item, name))), None)
+    except RecursionError:
+        return "it is nested too deeply"
+
+
+def is_resend(present: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether a document that is there already was written by an earlier try of the same push, for the same input."""
+    return present.get("push") == wanted["push"] and present.get("ordinal") == wanted["ordinal"]
+
+
+def is_duplicate(present: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether two inputs of one push have the same id."""
+    return present.get("push") == wanted["push"] and present.get("ordinal") != wanted["ordinal"]
+
+
+def attempt(document: Mapping[str, Any], reason: str) -> dict[str, Any]:
+    """What is kept of an attempt when its token is given back. ``reason`` says why that was."""
+    kept = {
+        field: document[field]
+        for field in ("lock", "done", "exit_code", "hostname", *JOB_ID_FIELDS, "pilot")
+        if document.get(field) not in (None, "")
+    }
+    errors = document.get("error")
+    if isinstance(errors, list) and errors:
+        last = errors[-1]
+        text = last if isinstance(last, str) else json.dumps(last, ensure_ascii=False, default=str)
+        kept["error"] = text[:_ERROR_TEXT]
+    return {**kept, "reason": reason}
+
+
+def scrubbed(document: Mapping[str, Any], reason: str, *, counted: bool = True) -> dict[str, Any]:
+    """The token, todo again, its attempt kept in ``attempts``; attachments (stubs) are carried along.
+
+    ``counted`` adds 1 to ``scrub_count``, as PiCaS's scrub does; a token that nobody had started is given back without.
+    """
+    token = {key: value for key, value in document.items() if key not in {*JOB_ID_FIELDS, "pilot", "claim"}}
+    token.update(lock=0, done=0, hostname="", exit_code="")
+    if counted:
+        earlier = document.get("attempts")
+        token["attempts"] = [*(earlier if isinstance(earlier, list) else []), attempt(document, reason)][-MAX_ATTEMPTS:]
+        count = document.get("scrub_count")
+        token["scrub_count"] = (count if isinstance(count, int) else 0) + 1
+        if "error" in token:
+            token["error"] = []  # the last one is in the attempt; PiCaS would let it grow for ever
+    return token
+
+
+def errored(document: Mapping[str, Any], message: str, now: int) -> dict[str, Any]:
+    """The token in state error, as the PiCaS client writes one (``Task.error``), with a message of ours."""
+    errors = document.get("error")
+    token = {key: value for key, value in document.items() if key not in {"pilot", "claim"}}
+    token.update(lock=99, done=99)
+    token["error"] = [*(errors if isinstance(errors, list) else []), {"time": now, "message": message}]
+    if state_of(token) is not State.ERROR:
+        token["exit_code"] = ""  # a left-over 0 would make it done
+    return token

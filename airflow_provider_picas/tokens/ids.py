@@ -1,0 +1,84 @@
+"""Ids of batches and tokens: readable, stable, and safe wherever they go (file names, URLs, shells, view keys)."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Any
+
+TOKEN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,179}")
+"""What every id matches. PiCaS's examples open files named after the token."""
+
+BATCH_LENGTH = 120  # characters
+KEY_LENGTH = 59  # characters: with the colon, 180 for a token id
+_DIGEST_LENGTH = 10  # hexadecimal digits, 40 bits
+
+END_OF_PREFIX = "\ufff0"
+"""Sorts after every character of an id, in views (ICU) and in ``_all_docs`` (code points)."""
+
+
+def digest(*parts: str) -> str:
+    """A short digest of some texts; the same texts always give the same one."""
+    text = "\0".join(f"{len(part)}:{part}" for part in parts)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:_DIGEST_LENGTH]
+
+
+def push_id(deployment: str, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> str:
+    """The id of a task instance's push, the same for each retry and after a clear.
+
+    The readable part is the task and the run; the digest, over all five, keeps apart what reads alike. ``map_index`` is -1
+    for a task that is not mapped. At most 120 characters.
+    """
+    name = f"{dag_id}.{task_id}.{run_id}" + (f".{map_index}" if map_index >= 0 else "")
+    return _readable(name, digest(deployment, dag_id, run_id, task_id, str(map_index)), BATCH_LENGTH)
+
+
+def batch_id(name: str) -> str:
+    """The id of a batch that an author named: the name itself if it fits, else its readable part and a digest.
+
+    Raises ValueError when the name is empty.
+    """
+    if not name:
+        raise ValueError("The name of a batch is empty.")
+    if len(name) <= BATCH_LENGTH and TOKEN_ID.fullmatch(name) and ":" not in name:
+        return name
+    return _readable(name, digest(name), BATCH_LENGTH)
+
+
+def token_key(key: Any) -> str:
+    """The part of a token id behind the batch: the key itself if it fits, else its readable part and a digest.
+
+    Raises ValueError for a key that is empty or is neither a string nor a whole number.
+    """
+    if isinstance(key, bool) or not isinstance(key, str | int) or key == "":
+        raise ValueError(f"A token key is a non-empty string or a whole number, not {key!r:.80}.")
+    text = str(key)
+    if len(text) <= KEY_LENGTH and re.fullmatch(r"[A-Za-z0-9._:-]+", text):
+        return text
+    return _readable(text, digest(text), KEY_LENGTH)
+
+
+def ordinal_key(ordinal: int) -> str:
+    """The key of a token that has none of its own: its place in the push, from 0, so that ids sort as they were pushed."""
+    return f"{ordinal:08d}"
+
+
+def token_id(batch: str, key: str) -> str:
+    """``<batch>:<key>``."""
+    return f"{batch}:{key}"
+
+
+def in_batch(document_id: str, batch: str) -> bool:
+    """Whether a token belongs to a batch. Views sort as people do, so their key ranges may hold ids that differ by case."""
+    return document_id.startswith(f"{batch}:")
+
+
+def id_range(batch: str) -> tuple[str, str]:
+    """First and last key of a batch's tokens in ``_all_docs`` and in the views of ``Monitor``."""
+    return f"{batch}:", f"{batch}:{END_OF_PREFIX}"
+
+
+def _readable(text: str, suffix: str, length: int) -> str:
+    # ':' separates batch from key, so it is not kept; ids begin with a letter or a digit.
+    kept = re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("._-") or "x"
+    return f"{kept[: length - len(suffix) - 1].rstrip('._-')}-{suffix}"

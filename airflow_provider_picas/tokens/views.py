@@ -1,0 +1,82 @@
+"""The design documents: PiCaS's ``Monitor`` and the provider's own. All JavaScript is made from one table of states."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from airflow_provider_picas.tokens.states import State, javascript_condition
+
+MONITOR = "Monitor"
+"""Name of PiCaS's design document."""
+
+PROVIDER = "airflow-picas-1"
+"""Name of the provider's design document; the number is its version."""
+
+OVERVIEW = "overview_total"
+"""Name of the view of ``Monitor`` that counts the pool by state."""
+
+
+def monitor(condition: str = "") -> dict[str, Any]:
+    """PiCaS's design document: its pilots and scripts find their views in it.
+
+    ``condition`` is a further JavaScript condition on ``doc`` written by whoever keeps the pool, such as ``doc.cores == 1``:
+    the PiCaS client's autopilot example has one such design document for each resource class.
+    """
+    conditions = {state: javascript_condition(state) + (f" && {condition}" if condition else "") for state in State}
+    views: dict[str, dict[str, str]] = {
+        state: {"map": _map(f"if ({conditions[state]}) {{ emit(doc._id, doc._id); }}")} for state in State
+    }
+    emits = "\n".join(f"if ({conditions[state]}) {{ emit('{state}', 1); }}" for state in State)
+    # PiCaS's own reduce is "sum(values)" in JavaScript: the same numbers, computed anew at each query.
+    views[OVERVIEW] = {"map": _map(emits), "reduce": "_sum"}
+    return {"language": "javascript", "views": views}
+
+
+def provider() -> dict[str, Any]:
+    """The provider's design document: counts by batch and state, and the rows that pilots claim from."""
+    find_state = " : ".join(f"({javascript_condition(state)}) ? '{state}'" for state in State)
+    counts = f"""
+        var batch = typeof doc.batch == "string" ? doc.batch : null;
+        emit([batch, {find_state} : null], null);"""
+    todo = f"""
+        if ({javascript_condition(State.TODO)}) {{
+          var part = function (value) {{
+            return (typeof value == "number" || typeof value == "string") ? String(value).replace(/\\//g, "") : "";
+          }};
+          var name = part(doc.cores) + "/" + part(doc.gpu) + "/" + part(doc.time);
+          var priority = typeof doc.priority == "number" ? doc.priority : 0;
+          var text = doc._id + "#" + doc.scrub_count, number = 7;
+          for (var i = 0; i < text.length; i++) {{
+            number = (number * 31 + text.charCodeAt(i)) % 2147483647;
+          }}
+          if (typeof doc.batch == "string") {{ emit([doc.batch, name, -priority, number], null); }}
+          emit(["", name, -priority, number], null);
+        }}"""
+    return {
+        "language": "javascript",
+        "views": {
+            "counts": {"map": _map(counts), "reduce": "_count"},
+            "todo": {"map": _map(todo), "reduce": "_count"},
+        },
+    }
+
+
+def design_documents() -> dict[str, dict[str, Any]]:
+    """All design documents that the provider deploys, by name."""
+    return {MONITOR: monitor(), PROVIDER: provider()}
+
+
+def missing_views(present: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> list[str]:
+    """Names of the views of a wanted design document that the present one (None: there is none) lacks, sorted."""
+    have = present.get("views") if present else None
+    return sorted(name for name in wanted["views"] if not (isinstance(have, Mapping) and name in have))
+
+
+def differs(present: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> bool:
+    """Whether the present design document has other views than the wanted one; a new one is built from nothing."""
+    return present is None or present.get("views") != wanted["views"] or present.get("language") != wanted["language"]
+
+
+def _map(body: str) -> str:
+    return f"function (doc) {{\n  if (doc.type == 'token') {{\n    {body.strip()}\n  }}\n}}"
