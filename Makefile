@@ -1,0 +1,43 @@
+# The two commands to know: `make demo` and `make test`. Both install what they need below .stack/ and nowhere else.
+#   make demo STACK=docker    the same on docker/compose.yaml
+#   make test TESTS=tests/unit/tokens ARGS='-k states'
+
+STACK  ?= native
+TESTS  ?= tests/unit tests/integration tests/e2e
+ARGS   ?=
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+            $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$python; break; }; done)
+VENV   := .stack/airflow/bin
+
+unexport PYTHONDONTWRITEBYTECODE
+.PHONY: demo test lint format install pins clean python
+
+demo: python
+	@exec $(PYTHON) -m stack.demo --stack $(STACK)
+
+test: install lint
+	$(VENV)/pytest $(TESTS) $(ARGS)
+
+lint: python
+	@$(PYTHON) -m stack.install airflow
+	$(VENV)/ruff check .
+	$(VENV)/ruff format --check .
+	$(VENV)/mypy
+
+format:
+	$(VENV)/ruff check --fix .
+	$(VENV)/ruff format .
+
+install: python
+	@$(PYTHON) -m stack.install
+
+# New versions for the stack: then run the tests, and commit the two files.
+pins:
+	@$(PYTHON) -m stack.install --pins
+
+clean: python
+	@$(PYTHON) -m stack.install --clean
+
+python:
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer found (tried python3, python3.13, python3.12, python3.11)." \
+	  "Install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; }
