@@ -39,6 +39,7 @@ def provider() -> dict[str, Any]:
     counts = f"""
         var batch = typeof doc.batch == "string" ? doc.batch : null;
         emit([batch, {find_state} : null], null);"""
+    any_state = " || ".join(f"({javascript_condition(state)})" for state in State)
     todo = f"""
         if ({javascript_condition(State.TODO)}) {{
           var part = function (value) {{
@@ -57,6 +58,7 @@ def provider() -> dict[str, Any]:
         "language": "javascript",
         "views": {
             "counts": {"map": _map(counts), "reduce": "_count"},
+            "stateless": {"map": _map(f"if (!({any_state})) {{ emit(doc._id, null); }}"), "reduce": "_count"},
             "todo": {"map": _map(todo), "reduce": "_count"},
         },
     }

@@ -1,0 +1,363 @@
+"""What the provider asks of a pool. Each operation yields requests and receives answers, so sync and async share it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote
+
+from airflow_provider_picas.couchdb import errors
+from airflow_provider_picas.couchdb.protocol import Operation, Request, json_body
+from airflow_provider_picas.couchdb.settings import Settings
+from airflow_provider_picas.tokens import counts, documents, ids, views
+from airflow_provider_picas.tokens.push import Action, OnExisting, PushReport, action_for
+from airflow_provider_picas.tokens.states import State
+
+PAGE = 1_000
+"""Documents a request reads, or writes: 500 to 2,000 is what CouchDB takes fastest (3.5.0, documents of 244 bytes)."""
+
+_WRITE_TRIES = 10  # a token changed by others at each try; the backoff lies in the request
+
+Document = dict[str, Any]
+
+
+class DuplicateTokenError(ValueError):
+    """Two inputs of one push have the same id."""
+
+
+class TokenExistsError(ValueError):
+    """A token is in the pool already, and the push was told to fail then."""
+
+
+@dataclass
+class Deployment:
+    """What came of deploying the views: names of design documents, sorted."""
+
+    written: list[str] = field(default_factory=list)
+    unchanged: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)  #: needed, but the login may not write them
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a ``_bulk_docs`` answer."""
+
+    id: str
+    rev: str | None
+    error: str | None
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A pool's operations. All of them raise CouchDBError as ``couchdb.errors`` says."""
+
+    settings: Settings
+
+    # -- requests ----------------------------------------------------------------------------------------------------
+
+    def path(self, *parts: str) -> str:
+        """The path of something in the database. Each part is quoted whole."""
+        return "/".join([self.settings.database_path, *(quote(part, safe="") for part in parts)])
+
+    def document_path(self, document_id: str) -> str:
+        """The path of a document; design and local documents keep the slash of their prefix."""
+        prefix, slash, name = document_id.partition("/")
+        return self.path(prefix, name) if slash and prefix in ("_design", "_local") else self.path(document_id)
+
+    def view_request(self, view: str, design_document: str | None = None, **query: Any) -> Request:
+        """A query of a view. Query values are encoded as JSON, but for those that CouchDB wants bare."""
+        design = design_document or self.settings.design_document
+        params = {name: value if name == "update" else json.dumps(value) for name, value in query.items() if value is not None}
+        return Request("GET", self.path("_design", design, "_view", view), params)
+
+    # -- the server and the database ----------------------------------------------------------------------------------
+
+    def info(self) -> Operation[Mapping[str, Any]]:
+        """The database's own figures (``doc_count``, ``update_seq`` …)."""
+        answer = yield Request("GET", self.path())
+        info: Mapping[str, Any] = answer.json()
+        return info
+
+    def server_version(self) -> Operation[str]:
+        """The version that the server tells. Raises NotCouchDBError when it is none."""
+        answer = yield Request("GET", "/")
+        told = answer.json()
+        if not (isinstance(told, dict) and "couchdb" in told):
+            raise errors.NotCouchDBError(f"What answers at {self.settings.url} is no CouchDB.")
+        return str(told.get("version", "unknown"))
+
+    # -- documents ----------------------------------------------------------------------------------------------------
+
+    def get(self, document_id: str) -> Operation[Document]:
+        """A document. Raises NotFoundError when there is none."""
+        answer = yield Request("GET", self.document_path(document_id))
+        document: Document = answer.json()
+        return document
+
+    def fetch(self, document_ids: Sequence[str]) -> Operation[dict[str, Document]]:
+        """Documents by id, at most a page of them; those that do not exist are left out."""
+        body = json_body({"keys": list(document_ids)})
+        answer = yield Request("POST", self.path("_all_docs"), {"include_docs": "true"}, body)
+        return {row["id"]: row["doc"] for row in answer.json()["rows"] if row.get("doc")}
+
+    def write(self, encoded: Iterable[bytes]) -> Operation[list[Row]]:
+        """Write documents, already encoded, in one request. An error does not mean that nothing was written: read again."""
+        body = b'{"docs":[' + b",".join(encoded) + b"]}"
+        answer = yield Request("POST", self.path("_bulk_docs"), body=body, repeatable=False)
+        return [Row(row["id"], row.get("rev"), row.get("error"), row.get("reason")) for row in answer.json()]
+
+    def put(self, document: Mapping[str, Any]) -> Operation[str]:
+        """Write one document; its new revision. Raises ConflictError."""
+        request = Request("PUT", self.document_path(document["_id"]), body=json_body(document), repeatable=False)
+        answer = yield request
+        return str(answer.json()["rev"])
+
+    # -- counts -------------------------------------------------------------------------------------------------------
+
+    def count(self, batch: str | None = None) -> Operation[counts.Counts]:
+        """Tokens by state, of a batch or of the whole pool. One request where the provider's views are deployed."""
+        if batch is None:
+            return (yield from self._count_pool())
+        try:
+            request = self.view_request("counts", views.PROVIDER, group=True, startkey=[batch], endkey=[batch, {}])
+            answer = yield request
+        except errors.NotFoundError as error:
+            if not _view_is_missing(error):
+                raise
+            return (yield from self._count_range(batch))
+        return counts.from_rows((row["key"][1], row["value"]) for row in answer.json()["rows"])
+
+    def _count_pool(self) -> Operation[counts.Counts]:
+        try:
+            answer = yield self.view_request(views.OVERVIEW, group=True)
+            rows = [(row["key"], row["value"]) for row in answer.json()["rows"]]
+        except errors.NotFoundError as error:
+            if not _view_is_missing(error):
+                raise
+            rows = []
+            for state in State:
+                answer = yield self.view_request(state, limit=0)
+                rows.append((str(state), answer.json()["total_rows"]))
+        try:
+            answer = yield self.view_request("stateless", views.PROVIDER, group=False)
+            stateless = sum(row["value"] for row in answer.json()["rows"])
+        except errors.NotFoundError:
+            stateless = 0  # the pool has PiCaS's views only, and they do not show such tokens
+        return counts.from_rows([*((key, int(value)) for key, value in rows), (None, stateless)])
+
+    def _count_range(self, batch: str) -> Operation[counts.Counts]:
+        """The batch as a key range of ``Monitor``: slower, but it needs no view of the provider's."""
+        rows: list[tuple[str | None, int]] = []
+        for state in State:
+            after: str | None = None
+            while True:
+                found, after = yield from self.ids(state, batch, after=after, limit=20 * PAGE)
+                rows.append((state, len(found)))
+                if after is None:
+                    break
+        return counts.from_rows(rows)
+
+    def _range(self, batch: str | None, after: str | None) -> dict[str, Any]:
+        start, end = ids.id_range(batch) if batch is not None else (None, None)
+        query: dict[str, Any] = {"reduce": False, "startkey": start, "endkey": end}
+        if after is not None:
+            query.update(startkey=after, skip=1)
+        return query
+
+    def ids(
+        self, state: State, batch: str | None = None, *, after: str | None = None, limit: int = PAGE
+    ) -> Operation[tuple[list[str], str | None]]:
+        """A page of the ids in a state, and where the next page begins (``after``), or None at the end."""
+        answer = yield self.view_request(state, limit=limit, **self._range(batch, after))
+        rows = answer.json()["rows"]
+        found = [row["id"] for row in rows if batch is None or ids.in_batch(row["id"], batch)]
+        return found, rows[-1]["key"] if len(rows) == limit else None
+
+    def tokens(
+        self, state: State, batch: str | None = None, *, after: str | None = None, limit: int = PAGE
+    ) -> Operation[tuple[list[Document], str | None]]:
+        """A page of the tokens in a state, and where the next page begins (``after``), or None at the end."""
+        request = self.view_request(state, limit=limit, include_docs=True, **self._range(batch, after))
+        answer = yield request
+        rows = answer.json()["rows"]
+        found = [row["doc"] for row in rows if row.get("doc") and (batch is None or ids.in_batch(row["id"], batch))]
+        return found, rows[-1]["key"] if len(rows) == limit else None
+
+    def batch_documents(
+        self, batch: str, *, after: str | None = None, limit: int = PAGE
+    ) -> Operation[tuple[list[Document], str | None]]:
+        """A page of all documents of a batch, whatever their state, and where the next page begins."""
+        query = {name: value for name, value in self._range(batch, after).items() if name != "reduce"}
+        params = {name: json.dumps(value) for name, value in {**query, "limit": limit}.items()}
+        answer = yield Request("GET", self.path("_all_docs"), {**params, "include_docs": "true"})
+        rows = answer.json()["rows"]
+        return [row["doc"] for row in rows], rows[-1]["key"] if len(rows) == limit else None
+
+    def stateless(self, batch: str | None = None, *, limit: int = PAGE) -> Operation[list[str]]:
+        """Ids of tokens in no state, at most ``limit`` of them; none where the provider's views are not deployed."""
+        try:
+            request = self.view_request("stateless", views.PROVIDER, limit=limit, **self._range(batch, None))
+            answer = yield request
+        except errors.NotFoundError as error:
+            if not _view_is_missing(error):
+                raise
+            return []
+        return [row["id"] for row in answer.json()["rows"] if batch is None or ids.in_batch(row["id"], batch)]
+
+    # -- views --------------------------------------------------------------------------------------------------------
+
+    def deploy(self) -> Operation[Deployment]:
+        """Write the design documents that the pool lacks.
+
+        The provider's own is replaced when it differs. In ``Monitor``, which others use too, only missing views are added:
+        a changed design document is indexed anew, and queries wait meanwhile.
+        """
+        result = Deployment()
+        for name, wanted in views.design_documents().items():
+            outcome = yield from self._deploy_one(name, wanted)
+            getattr(result, outcome).append(name)
+        return result
+
+    def _deploy_one(self, name: str, wanted: Mapping[str, Any]) -> Operation[str]:
+        for _ in range(_WRITE_TRIES):
+            try:
+                present = yield from self.get(f"_design/{name}")
+            except errors.NotFoundError as error:
+                if error.reason == "Database does not exist.":
+                    raise
+                present = None
+            document = _design_to_write(name, present, wanted)
+            if document is None:
+                return "unchanged"
+            try:
+                yield from self.put(document)
+            except errors.ConflictError:
+                continue  # somebody else deploys too
+            except (errors.ForbiddenError, errors.UnauthorizedError):
+                return "refused"
+            return "written"
+        raise errors.ConflictError(f"The design document {name!r} of {self.settings.place} changes all the time.")
+
+    # -- push ---------------------------------------------------------------------------------------------------------
+
+    def push(self, tokens: Sequence[Document], encoded: Sequence[bytes], on_existing: OnExisting) -> Operation[PushReport]:
+        """Write a request's worth of new tokens, each once, whatever was written before.
+
+        A conflict with the same push and ordinal is a resend. A lost answer is asked for by writing again: what was written
+        then is such a conflict. Raises DuplicateTokenError and TokenExistsError, after the rest of the request was written.
+        """
+        report = PushReport()
+        waiting = {token["_id"]: (token, text) for token, text in zip(tokens, encoded, strict=True)}
+        if len(waiting) != len(tokens):
+            raise _duplicates_within(tokens)
+        for _ in range(_WRITE_TRIES):
+            rows = yield from self._write_again([text for _, text in waiting.values()])
+            conflicts = []
+            for row in rows:
+                if row.error is None:
+                    del waiting[row.id]
+                    report.written += 1
+                elif row.error == "conflict":
+                    conflicts.append(row.id)
+                else:
+                    raise errors.CouchDBError(
+                        f"CouchDB refuses token {row.id!r} in {self.settings.place} ({row.error}: {(row.reason or '')[:500]}).",
+                        error=row.error,
+                        reason=row.reason or "",
+                    )
+            if conflicts:
+                settled = yield from self._settle(conflicts, waiting, on_existing, report)
+                for token_id in settled:
+                    del waiting[token_id]
+            if not waiting:
+                return report
+        raise errors.ConflictError(
+            f"{len(waiting)} tokens of {self.settings.place} change all the time, {next(iter(waiting))!r} among them."
+        )
+
+    def _write_again(self, encoded: Sequence[bytes]) -> Operation[list[Row]]:
+        """``write`` for documents without a revision: sending them twice writes them once."""
+        body = b'{"docs":[' + b",".join(encoded) + b"]}"
+        answer = yield Request("POST", self.path("_bulk_docs"), body=body)
+        return [Row(row["id"], row.get("rev"), row.get("error"), row.get("reason")) for row in answer.json()]
+
+    def _settle(
+        self, conflicts: list[str], waiting: Mapping[str, tuple[Document, bytes]], on_existing: OnExisting, report: PushReport
+    ) -> Operation[list[str]]:
+        """Look at the tokens that were there already and do what ``on_existing`` says; the ids that are settled."""
+        present = yield from self.fetch(conflicts)
+        settled, changes = [], []
+        for token_id in conflicts:
+            wanted = waiting[token_id][0]
+            if token_id not in present:
+                continue  # deleted meanwhile: it is written again
+            found = present[token_id]
+            action = action_for(found, wanted, on_existing)
+            if action is Action.DUPLICATE:
+                raise _duplicate(token_id, found["ordinal"], wanted["ordinal"])
+            if action is Action.REFUSE:
+                raise TokenExistsError(
+                    f"Token {token_id!r} is in {self.settings.place} already, pushed by {found.get('push', 'others')!r:.200}."
+                    " Give the batch another name, or set on_existing to keep, reset or replace."
+                )
+            if action is Action.KEEP:
+                report.keep(found, wanted)
+                settled.append(token_id)
+            elif action is Action.RESET:
+                changes.append((action, {**documents.scrubbed(found, "pushed again"), **_ownership(wanted)}))
+            else:
+                changes.append((action, {**wanted, "_rev": found["_rev"]}))
+        if changes:
+            # A row that conflicts is a token that moved on meanwhile: it stays unsettled and is looked at again.
+            try:
+                rows = yield from self.write([documents.encode(token) for _, token in changes])
+            except errors.UnavailableError:
+                return settled  # written or not: the next look tells
+            for (action, token), row in zip(changes, rows, strict=True):
+                if row.error is None:
+                    settled.append(token["_id"])
+                    if action is Action.RESET:
+                        report.reset += 1
+                    else:
+                        report.replaced += 1
+        return settled
+
+
+def _ownership(wanted: Mapping[str, Any]) -> Document:
+    """A token that is run again for a push belongs to that push."""
+    return {name: wanted[name] for name in ("batch", "push", "ordinal")}
+
+
+def _design_to_write(name: str, present: Document | None, wanted: Mapping[str, Any]) -> Document | None:
+    if present is None:
+        return {"_id": f"_design/{name}", **wanted}
+    if name == views.PROVIDER:
+        return {**present, **wanted} if views.differs(present, wanted) else None
+    missing = views.missing_views(present, wanted)
+    if not missing:
+        return None
+    return {**present, "views": {**present.get("views", {}), **{view: wanted["views"][view] for view in missing}}}
+
+
+def _view_is_missing(error: errors.NotFoundError) -> bool:
+    return error.reason != "Database does not exist."
+
+
+def _duplicates_within(tokens: Sequence[Document]) -> DuplicateTokenError:
+    first: dict[str, int] = {}
+    for token in tokens:
+        if token["_id"] in first:
+            return _duplicate(token["_id"], first[token["_id"]], token["ordinal"])
+        first[token["_id"]] = token["ordinal"]
+    raise AssertionError("there is no duplicate")
+
+
+def _duplicate(token_id: str, one: int, other: int) -> DuplicateTokenError:
+    one, other = sorted((one, other))
+    return DuplicateTokenError(
+        f"Inputs {one} and {other} (counted from 0) have the same token id {token_id!r}."
+        " Give each input a key of its own, or leave `key` out."
+    )

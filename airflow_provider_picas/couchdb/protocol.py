@@ -1,0 +1,175 @@
+"""Requests, answers, and how an answer becomes a typed error."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from typing import Any, TypeVar
+from urllib.parse import urlencode
+
+from airflow_provider_picas.couchdb import errors
+from airflow_provider_picas.couchdb.settings import Settings
+
+TRIES = 5
+"""How often a request that is safe to repeat is sent."""
+
+TRIES_TO_CONNECT = 3
+"""How often a server that does not answer at all is tried."""
+
+RETRY_STATUSES = frozenset({429, 500, 502, 503, 504})
+_LONGEST_WAIT = 30.0  # seconds
+_BODY_SHOWN = 200  # characters of an answer that is no JSON
+
+
+@dataclass(frozen=True)
+class Request:
+    """One HTTP request. ``path`` is quoted and below the server's URL; ``body`` is JSON, encoded.
+
+    ``repeatable``: sending it twice does what sending it once does, so a lost answer may be asked for again.
+    """
+
+    method: str
+    path: str
+    params: Mapping[str, str] = field(default_factory=dict)
+    body: bytes | None = None
+    content_type: str = "application/json"
+    repeatable: bool = True
+    read_timeout: float | None = None  #: seconds; None is the connection's
+    raw: bool = False  #: the answer is an attachment, which may be anything
+
+    @property
+    def target(self) -> str:
+        """Path and query."""
+        return self.path + (f"?{urlencode(self.params)}" if self.params else "")
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Headers of this request alone."""
+        headers = {"Accept": "application/json"}
+        if self.body is not None:
+            headers["Content-Type"] = self.content_type
+        return headers
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back. Header names are in small letters."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        """The body as JSON. Raises UnavailableError when it was cut off."""
+        try:
+            return json.loads(self.body)
+        except ValueError:
+            raise errors.UnavailableError(
+                f"CouchDB's answer is no JSON ({len(self.body)} bytes): it was cut off on its way.", status=self.status
+            ) from None
+
+    @property
+    def time(self) -> int | None:
+        """The server's clock when it answered, in seconds since 1970, or None if it sent no date."""
+        try:
+            return int(parsedate_to_datetime(self.headers["date"]).timestamp())
+        except (KeyError, ValueError):
+            return None
+
+
+Result = TypeVar("Result")
+Operation = Generator[Request, Answer, Result]
+"""A piece of protocol: yields requests, receives their answers (errors are raised inside), returns its result."""
+
+
+def json_body(value: Any) -> bytes:
+    """A value as a request's body."""
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def check(settings: Settings, conn_id: str, request: Request, answer: Answer) -> Answer:
+    """The answer, if it is none of CouchDB's errors. Raises a CouchDBError that says what to do."""
+    if answer.status < 400:
+        if not request.raw and _is_html(answer):
+            raise _not_couchdb(settings, conn_id, answer)
+        return answer
+    try:
+        told = json.loads(answer.body) if request.method != "HEAD" else {}
+    except ValueError:
+        told = None
+    if not isinstance(told, dict) or (request.method != "HEAD" and "error" not in told):
+        if answer.status in RETRY_STATUSES:  # a proxy's own page
+            raise errors.UnavailableError(
+                f"{settings.place} is not available (HTTP {answer.status}). Try again later.", status=answer.status
+            )
+        raise _not_couchdb(settings, conn_id, answer)
+    raise _error(settings, conn_id, answer.status, str(told.get("error", "")), str(told.get("reason", "")))
+
+
+def _error(settings: Settings, conn_id: str, status: int, error: str, reason: str) -> errors.CouchDBError:
+    said = f"({status} {error}: {reason[:500]})"
+    details: dict[str, Any] = {"status": status, "error": error, "reason": reason}
+    if status == 401:
+        who = f"login {settings.login!r}" if settings.login else "no login"
+        return errors.UnauthorizedError(
+            f"CouchDB refuses {who} at {settings.place} {said}. Check login and password of connection {conn_id!r}.",
+            **details,
+        )
+    if status == 403:
+        return errors.ForbiddenError(
+            f"{settings.login or 'Nobody'} may not do this in {settings.place} {said}. Ask who keeps the database for the right.",
+            **details,
+        )
+    if status == 404:
+        if reason == "Database does not exist.":
+            message = f"There is no database {settings.place} {said}. Check the database of connection {conn_id!r}."
+        else:
+            message = f"Not found in {settings.place} {said}."
+        return errors.NotFoundError(message, **details)
+    if status == 409:
+        return errors.ConflictError(f"The document in {settings.place} has changed meanwhile {said}.", **details)
+    if status in RETRY_STATUSES:
+        return errors.UnavailableError(f"{settings.place} is not available {said}. Try again later.", **details)
+    return errors.CouchDBError(f"CouchDB refused a request to {settings.place} {said}.", **details)
+
+
+def _is_html(answer: Answer) -> bool:
+    return "html" in answer.headers.get("content-type", "") or answer.body[:20].lstrip().lower().startswith(b"<")
+
+
+def _not_couchdb(settings: Settings, conn_id: str, answer: Answer) -> errors.NotCouchDBError:
+    shown = " ".join(answer.body[:2000].decode("utf-8", "replace").split())[:_BODY_SHOWN]
+    return errors.NotCouchDBError(
+        f"What answers at {settings.url} is no CouchDB: HTTP {answer.status}, {shown!r}."
+        f" Check host and port of connection {conn_id!r}.",
+        status=answer.status,
+    )
+
+
+def unreachable(settings: Settings, conn_id: str, cause: str, *, certificate: bool = False) -> errors.CouchDBError:
+    """The error for a request that got no answer. ``cause`` is what the library below says."""
+    if certificate:
+        return errors.CouchDBError(
+            f"The certificate of {settings.url} does not verify ({cause}). If it is your own authority's, give its file as"
+            f" 'ca_file' in connection {conn_id!r}."
+        )
+    return errors.UnavailableError(
+        f"{settings.url} does not answer ({cause}). Check host and port of connection {conn_id!r}, and that the server runs."
+    )
+
+
+def wait_before(attempt: int, retry_after: str | None = None) -> float:
+    """Seconds to wait before try number ``attempt`` (2 is the first repetition), with jitter."""
+    if retry_after and retry_after.strip().isdigit():
+        return min(_LONGEST_WAIT, float(retry_after)) + random.uniform(0, 0.5)
+    return float(min(_LONGEST_WAIT, 0.5 * 2.0 ** (attempt - 2))) * random.uniform(0.5, 1.5)
+
+
+def worth_repeating(request: Request, error: errors.CouchDBError, attempt: int) -> bool:
+    """Whether a failed request is sent again; ``attempt`` is the number of times that it was sent."""
+    if not isinstance(error, errors.UnavailableError) or not request.repeatable:
+        return False
+    return attempt < (TRIES if error.status else TRIES_TO_CONNECT)

@@ -1,0 +1,115 @@
+"""Where a pool is and how to talk to it: what the fields of an Airflow connection of type ``picas`` say."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from airflow_provider_picas.couchdb.errors import SettingsError
+from airflow_provider_picas.tokens import views
+
+CONNECT_TIMEOUT = 10.0  # seconds
+READ_TIMEOUT = 60.0  # seconds; building an index of a large pool holds an answer back
+EXTRAS = ("verify", "ca_file", "design_document", "connect_timeout", "read_timeout", "web_ui", "monitoring_url")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A pool's address and credentials. ``url`` has no credentials and no slash at its end."""
+
+    url: str
+    database: str
+    login: str | None = None
+    password: str = field(default="", repr=False)
+    verify: bool | str = True  #: True, False, or the path of a file with certificates of authorities
+    design_document: str = views.MONITOR
+    connect_timeout: float = CONNECT_TIMEOUT
+    read_timeout: float = READ_TIMEOUT
+
+    @property
+    def database_path(self) -> str:
+        """The database's path below ``url``, quoted (names may hold ``/`` and ``+``)."""
+        if not self.database:
+            raise SettingsError("No database is named: fill in the connection's database, or the operator's `database`.")
+        return "/" + quote(self.database, safe="")
+
+    @property
+    def place(self) -> str:
+        """The pool as logs and errors name it."""
+        return f"{self.database or '(no database)'} on {self.url}"
+
+
+def from_connection(
+    conn_id: str,
+    *,
+    host: str | None,
+    port: int | None,
+    schema: str | None,
+    login: str | None,
+    password: str | None,
+    extra: Mapping[str, Any],
+    database: str | None = None,
+) -> Settings:
+    """Read a connection's fields. ``schema`` is the database, unless ``database`` names another.
+
+    A host without ``http://`` or ``https://`` is taken as https. Raises SettingsError, which names the connection and the field.
+    """
+
+    def wrong(what: str) -> SettingsError:
+        return SettingsError(f"Connection {conn_id!r}: {what}")
+
+    if not host:
+        raise wrong("it has no host. Give the database server's URL, such as https://picas.surfsara.nl:6984.")
+    address = urlsplit(host if "://" in host else f"https://{host}")
+    if address.scheme not in ("http", "https") or not address.hostname:
+        raise wrong("its host is no http or https URL, such as https://picas.surfsara.nl:6984.")
+    if address.username or address.password:
+        raise wrong("its host holds a login or a password. Put them in their own fields: URLs end up in logs.")
+    try:
+        port = address.port or port
+    except ValueError:
+        raise wrong("the port in its host is no number up to 65535.") from None
+    name = f"[{address.hostname}]" if ":" in address.hostname else address.hostname
+    unknown = sorted(set(extra) - set(EXTRAS))
+    if unknown:
+        raise wrong(f"unknown extra field {', '.join(map(repr, unknown))}. Known are {', '.join(EXTRAS)}.")
+    chosen = database or schema or ""
+    if chosen and not re.fullmatch(r"[a-z][a-z0-9_$()+/-]*", chosen):
+        raise wrong(f"{chosen!r:.80} is no name of a CouchDB database (small letters, digits and _$()+-/, first a letter).")
+    return Settings(
+        url=f"{address.scheme}://{name}{f':{port}' if port else ''}{address.path.rstrip('/')}",
+        database=chosen,
+        login=login or None,
+        password=password or "",
+        verify=_verify(extra, wrong),
+        design_document=str(extra.get("design_document") or views.MONITOR),
+        connect_timeout=_seconds(extra, "connect_timeout", CONNECT_TIMEOUT, wrong),
+        read_timeout=_seconds(extra, "read_timeout", READ_TIMEOUT, wrong),
+    )
+
+
+def _verify(extra: Mapping[str, Any], wrong: Any) -> bool | str:
+    verify = extra.get("verify")
+    if isinstance(verify, str) and verify.strip().lower() in ("true", "false", ""):
+        verify = verify.strip().lower() != "false"
+    if verify not in (None, True, False):
+        raise wrong(f"its extra 'verify' is {verify!r:.80}: true or false; a file of certificates goes in 'ca_file'.")
+    if verify is False:
+        return False
+    return str(extra.get("ca_file") or "") or True
+
+
+def _seconds(extra: Mapping[str, Any], name: str, default: float, wrong: Any) -> float:
+    value = extra.get(name)
+    if value in (None, ""):
+        return default
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError):
+        seconds = 0.0
+    if not 0 < seconds < 86_400:
+        raise wrong(f"its extra {name!r} is {value!r:.80}: a number of seconds.")
+    return seconds

@@ -1,0 +1,90 @@
+"""What Airflow reads about this provider: the entry point ``apache_airflow_provider``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+UI_FIELD_BEHAVIOUR: dict[str, Any] = {
+    "hidden-fields": ["port"],
+    "relabeling": {"host": "Host (URL)", "schema": "Database", "login": "Login", "password": "Password"},
+    "placeholders": {"host": "https://picas.surfsara.nl:6984", "schema": "the pool's database"},
+}
+
+CONN_FIELDS: dict[str, dict[str, Any]] = {
+    "verify": {
+        "label": "Verify TLS certificate",
+        "description": "Off only for a test server: the password would go to whoever answers.",
+        "schema": {"type": ["boolean", "null"], "default": True},
+    },
+    "ca_file": {
+        "label": "CA file",
+        "description": "File with the certificates of your own authority, on the machines that run tasks and triggers.",
+        "schema": {"type": ["string", "null"]},
+    },
+    "design_document": {
+        "label": "Design document",
+        "description": "With the views todo, locked, done and error. Monitor unless your pool has several token types.",
+        "schema": {"type": ["string", "null"]},
+    },
+    "connect_timeout": {
+        "label": "Connect time-out (s)",
+        "description": "Default 10 seconds.",
+        "schema": {"type": ["number", "null"], "minimum": 0},
+    },
+    "read_timeout": {
+        "label": "Read time-out (s)",
+        "description": "Default 60 seconds. A large pool's first index takes longer to build.",
+        "schema": {"type": ["number", "null"], "minimum": 0},
+    },
+}
+
+
+def get_provider_info() -> dict[str, Any]:
+    """The provider's metadata, in the form of Airflow's ``provider_info.schema.json``."""
+    name = "PiCaS"
+
+    def modules(*paths: str) -> list[dict[str, Any]]:
+        return [{"integration-name": name, "python-modules": [f"airflow_provider_picas.{path}" for path in paths]}]
+
+    return {
+        "package-name": "airflow-provider-picas",
+        "name": name,
+        "description": "Fill PiCaS token pools, run pilots on a Slurm cluster, wait for the tokens, rerun and collect.",
+        "integrations": [
+            {
+                "integration-name": name,
+                "external-doc-url": "https://doc.spider.surfsara.nl/en/latest/Pages/pilot_jobs.html",
+                "tags": ["service"],
+            }
+        ],
+        "hooks": modules("hooks.picas", "hooks.slurm"),
+        "operators": modules("operators.tokens", "operators.pilots"),
+        "sensors": modules("sensors.tokens"),
+        "triggers": modules("triggers.tokens"),
+        "connection-types": [
+            {
+                "connection-type": "picas",
+                "hook-name": name,
+                "hook-class-name": "airflow_provider_picas.hooks.picas.PicasHook",
+                "ui-field-behaviour": UI_FIELD_BEHAVIOUR,
+                "conn-fields": CONN_FIELDS,
+            }
+        ],
+        "config": {
+            "picas": {
+                "description": "Options of airflow-provider-picas.",
+                "options": {
+                    "deployment": {
+                        "description": (
+                            "Name of this Airflow, part of the ids of batches: two Airflows that share a pool need"
+                            " different ones. Default: the host and path of [api] base_url."
+                        ),
+                        "type": "string",
+                        "version_added": "0.1.0",
+                        "example": "production",
+                        "default": None,
+                    },
+                },
+            }
+        },
+    }
