@@ -117,6 +117,33 @@ def end(pids: Iterable[int], seconds: float = 10) -> None:
             time.sleep(0.05)
 
 
+def session(leader: int) -> list[int]:
+    """Pids of all processes in the session that ``start`` opened for this one, also after the leader has ended.
+
+    Finds those, too, that have overwritten their environment with a title of their own, as Airflow's components do.
+    """
+    pids = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+    return [pid for pid in pids if session_id(pid) == leader and alive(pid)]
+
+
+def session_id(pid: int) -> int:
+    """The session that a process belongs to; 0 when it has ended."""
+    try:
+        return os.getsid(pid)
+    except OSError:
+        return 0
+
+
+def end_session(leader: int, seconds: float = 10) -> None:
+    """End all processes of a session; twice, since one may have started another meanwhile."""
+    for _ in range(2):
+        end(session(leader), seconds)
+
+
 def sweep(folder: Path) -> None:
-    """End whatever still carries the mark of this folder."""
-    end(marked(folder), seconds=3)
+    """End whatever still carries the mark of this folder, and what has lost it but shares a session with one of those."""
+    pids = set(marked(folder))
+    for leader in {session_id(pid) for pid in pids}:
+        if leader in pids or not alive(leader):  # never a session that is a person's, or this process's own
+            pids.update(session(leader))
+    end(pids, seconds=3)

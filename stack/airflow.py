@@ -1,0 +1,109 @@
+"""A real Airflow: ``airflow standalone`` with SQLite, in one folder, on free ports of the loopback interface."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+import subprocess
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from stack import paths, processes
+from stack.airflow_api import AirflowApi
+from stack.processes import StackError
+
+ADMIN = "admin"
+VIEWER = "viewer"
+START_SECONDS = 180.0
+
+# Light enough for 2 cores beside a cluster, and quick to react: a run is short here.
+SETTINGS = {
+    "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+    "AIRFLOW__CORE__PARALLELISM": "4",
+    "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
+    "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
+    "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": f"{ADMIN}:admin,{VIEWER}:viewer",
+    "AIRFLOW__API__WORKERS": "1",
+    "AIRFLOW__API__HOST": "127.0.0.1",
+    "AIRFLOW__DAG_PROCESSOR__PARSING_PROCESSES": "1",
+    "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "5",
+    "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.3",
+    "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
+}
+
+
+class Airflow:
+    """``start`` returns when all components are healthy and the DAGs asked for are parsed; ``stop`` ends them all.
+
+    ``dags`` is the DAG folder; ``env`` further settings (``AIRFLOW__SECTION__KEY``). Secrets do not belong there:
+    connections are created through ``api``. Users are admin and viewer, with the passwords in ``passwords``.
+    """
+
+    def __init__(
+        self, folder: Path, *, dags: Path, env: Mapping[str, str] | None = None, port: int | None = None
+    ) -> None:
+        self.folder = folder
+        self.dags = dags
+        self.port = port or processes.free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.passwords = {user: secrets.token_urlsafe(12) for user in (ADMIN, VIEWER)}
+        self.api = AirflowApi(self.url, ADMIN, self.passwords[ADMIN])
+        self._settings = dict(env or {})
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, wait_for: Iterable[str] = ()) -> None:
+        """Start all components; ``wait_for`` names DAGs. Raises StackError, with nothing left running."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        passwords = self.folder / "passwords.json"
+        passwords.touch(mode=0o600)
+        passwords.write_text(json.dumps(self.passwords))
+        try:
+            self._process = processes.start(
+                [str(paths.AIRFLOW_VENV / "bin" / "airflow"), "standalone"],
+                folder=self.folder, name="airflow", env=self.environ(), cwd=self.folder,
+            )  # fmt: skip
+            self._wait("Airflow", self.api.healthy)
+            for dag_id in wait_for:
+                self._wait(f"DAG {dag_id}", lambda dag_id=dag_id: self._parsed(dag_id))
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """End all of its processes, tasks that run included."""
+        if self._process is not None:
+            processes.end_session(self._process.pid, seconds=5)
+            self._process.wait()
+            self._process = None
+
+    def environ(self) -> dict[str, str]:
+        """The environment of every Airflow command of this instance, the one of this process excluded."""
+        bin_folder = paths.AIRFLOW_VENV / "bin"
+        log_ports = [processes.free_port(), processes.free_port()]
+        return {
+            **SETTINGS,
+            "AIRFLOW_HOME": str(self.folder),
+            "AIRFLOW__CORE__DAGS_FOLDER": str(self.dags),
+            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(self.folder / "passwords.json"),
+            "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{self.url}/execution/",
+            "AIRFLOW__API__PORT": str(self.port),
+            "AIRFLOW__API__BASE_URL": self.url,
+            "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(log_ports[0]),
+            "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(log_ports[1]),
+            "PYTHONDONTWRITEBYTECODE": "",  # would cost every component 6 s of CPU
+            "PATH": f"{bin_folder}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
+            **self._settings,
+        }
+
+    def _wait(self, what: str, probe: object) -> None:
+        log = processes.log_path(self.folder, "airflow")
+        processes.wait_for(probe, what=what, seconds=START_SECONDS, process=self._process, log=log)  # type: ignore[arg-type]
+
+    def _parsed(self, dag_id: str) -> bool:
+        if self.api.has_dag(dag_id):
+            return True
+        if errors := self.api.import_errors():
+            raise StackError("\n".join(f"{file} does not load:\n{trace}" for file, trace in errors.items()))
+        return False
