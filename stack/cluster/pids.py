@@ -1,0 +1,72 @@
+"""Which processes belong to a cluster: told by their environment, their open files and their parents, never by name."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
+
+from stack import processes
+
+
+def _all() -> Iterator[int]:
+    return (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+
+
+def with_environment(**variables: str) -> set[int]:
+    """Pids of the processes that were started with all these environment variables."""
+    wanted = {f"{name}={value}".encode() for name, value in variables.items()}
+    found = set()
+    for pid in _all():
+        try:
+            if wanted <= set(Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")):
+                found.add(pid)
+        except OSError:
+            continue  # ended meanwhile, or another user's
+    return found
+
+
+def writing_to(folder: Path, beginning: str, program: str) -> set[int]:
+    """Pids of the processes of ``program`` that hold a file open in ``folder`` whose name begins so.
+
+    sshd and slurmstepd overwrite their environment with their title, but keep their log open.
+    """
+    found = set()
+    for pid in _all():
+        try:
+            if Path(os.readlink(f"/proc/{pid}/exe")).name.startswith(program):
+                files = [os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir()]
+                if any(file.startswith(f"{folder}/{beginning}") for file in files):
+                    found.add(pid)
+        except OSError:
+            continue
+    return found
+
+
+def descendants(pids: Collection[int]) -> set[int]:
+    """Pids of these processes and of all processes below them."""
+    children = defaultdict(list)
+    for pid in _all():
+        try:
+            children[int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])].append(pid)
+        except OSError:
+            continue
+    found: set[int] = set()
+    todo = list(pids)
+    while todo:
+        pid = todo.pop()
+        if pid not in found:
+            found.add(pid)
+            todo += children[pid]
+    return found
+
+
+def signal_all(pids: Iterable[int], number: int) -> None:
+    """Send a signal to each of these that still exists, except this process."""
+    for pid in pids:
+        if pid != os.getpid() and processes.alive(pid):
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                continue
