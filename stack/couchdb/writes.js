@@ -1,0 +1,143 @@
+'use strict';
+// Every write of documents goes through writeDocuments(): checks, hashed passwords, _local documents, attachment stubs,
+// validate_doc_update, and then PouchDB.
+
+const crypto = require('node:crypto');
+
+const { isAdmin, withHashedPassword } = require('./auth');
+const { CouchError, asCouchError, badRequest, conflict, forbidden } = require('./errors');
+const { compile, context } = require('./javascript');
+const { compileViews } = require('./views');
+
+const LARGEST = 8000000; // bytes of JSON of one document: CouchDB's max_document_size
+const SPECIAL = ['_id', '_rev', '_deleted', '_attachments', '_revisions', '_revs_info', '_conflicts', '_deleted_conflicts',
+  '_local_seq'];
+const REVISION = /^\d+-[0-9a-zA-Z]+$/;
+
+const isLocal = (id) => id.startsWith('_local/');
+const isDesign = (id) => id.startsWith('_design/');
+
+function checkId(id) {
+  const illegal = (reason) => new CouchError(400, 'illegal_docid', reason);
+  if (typeof id !== 'string') throw illegal('Document id must be a string');
+  if (id === '') throw illegal('Document id must not be empty');
+  if (id === '_design/' || id === '_local/') throw illegal(`Illegal document id \`${id}\``);
+  if (id.startsWith('_') && !isLocal(id) && !isDesign(id)) {
+    throw illegal('Only reserved document ids may start with underscore.');
+  }
+}
+
+/** Raises 400 or 413 for what cannot be a document at all; these fail the whole request. */
+function checkForm(doc) {
+  if (doc === null || typeof doc !== 'object' || Array.isArray(doc)) throw badRequest('Document must be a JSON object');
+  if (doc._id !== undefined) checkId(doc._id);
+  if (doc._rev !== undefined && !(typeof doc._rev === 'string' && REVISION.test(doc._rev))) {
+    throw badRequest('Invalid rev format');
+  }
+  const body = {};
+  for (const [name, value] of Object.entries(doc)) {
+    if (!name.startsWith('_')) body[name] = value;
+    else if (!SPECIAL.includes(name)) {
+      throw new CouchError(400, 'doc_validation', `Bad special document member: ${name}`);
+    }
+  }
+  if (Buffer.byteLength(JSON.stringify(body)) > LARGEST) {
+    throw new CouchError(413, 'document_too_large', doc._id ?? '');
+  }
+}
+
+/** The document with its attachment stubs filled in from the revision it replaces; raises 412 for one that is not there. */
+async function withStubs(database, doc) {
+  const stubs = Object.entries(doc._attachments || {}).filter(([, attachment]) => attachment.stub);
+  if (stubs.length === 0) return doc;
+  const options = doc._rev ? { rev: doc._rev } : {};
+  const before = await database.pouch.get(doc._id, options).catch(() => ({}));
+  const attachments = { ...doc._attachments };
+  for (const [name] of stubs) {
+    const known = before._attachments?.[name];
+    if (!known) {
+      throw new CouchError(412, 'missing_stub', `Invalid attachment stub in ${doc._id} for ${name}`);
+    }
+    attachments[name] = known;
+  }
+  return { ...doc, _attachments: attachments };
+}
+
+/** Raises what a validate_doc_update function of the database throws. */
+async function validate(database, user, doc) {
+  if (isDesign(doc._id)) return;
+  const designDocuments = [...(await database.designDocuments()).values()].filter((it) => it.validate_doc_update);
+  if (designDocuments.length === 0) return;
+  const before = await database.pouch.get(doc._id).catch(() => null);
+  for (const designDocument of designDocuments) {
+    const check = compile(designDocument.validate_doc_update, context(designDocument), 'validate_doc_update function');
+    try {
+      check(doc, before, { ...user, db: database.name }, database.security);
+    } catch (error) {
+      if (error?.forbidden) throw forbidden(error.forbidden);
+      if (error?.unauthorized) throw new CouchError(401, 'unauthorized', error.unauthorized);
+      throw new CouchError(500, 'unknown_error', String(error?.message ?? error));
+    }
+  }
+}
+
+/** The document as it is to be stored. Raises what refuses this one document only. */
+async function prepared(database, user, doc) {
+  if (isDesign(doc._id)) {
+    if (!isAdmin(user, database)) throw forbidden('You are not a db or server admin.');
+    if (!doc._deleted && (doc.language ?? 'javascript') === 'javascript') compileViews(doc);
+  }
+  await validate(database, user, doc);
+  return database.name === '_users' && !isDesign(doc._id) ? withHashedPassword(doc) : doc;
+}
+
+/** Write each document. Returns one result a document, in their order: {ok, id, rev}, or the CouchError that refused it.
+ *
+ * Raises for what fails the whole request: what is no document, a document too large, a missing attachment stub (then,
+ * as in CouchDB, the other documents may have been written).
+ */
+async function writeDocuments(database, user, docs, { newEdits = true } = {}) {
+  docs.forEach(checkForm);
+  const results = new Array(docs.length);
+  const ready = []; // [position, document] of those for PouchDB
+  let missingStub = null;
+  for (const [position, given] of docs.entries()) {
+    const doc = { ...given, _id: given._id ?? crypto.randomUUID().replaceAll('-', '') };
+    try {
+      if (isLocal(doc._id)) {
+        results[position] = { ok: true, id: doc._id, rev: await database.putLocal(doc) };
+      } else {
+        ready.push([position, await withStubs(database, await prepared(database, user, doc))]);
+      }
+    } catch (error) {
+      const refusal = asCouchError(error);
+      if (refusal.error === 'missing_stub') missingStub = refusal;
+      results[position] = refusal;
+    }
+  }
+  if (ready.length > 0) {
+    const written = await database.pouch.bulkDocs({ docs: ready.map(([, doc]) => doc) }, { new_edits: newEdits });
+    database.written(ready.map(([, doc]) => doc._id));
+    if (newEdits) {
+      written.forEach((row, i) => {
+        results[ready[i][0]] = row.ok ? { ok: true, id: row.id, rev: row.rev } : refused(row);
+      });
+    }
+  }
+  if (missingStub) throw missingStub;
+  return results;
+}
+
+/** PouchDB's error row as ours. To delete what was never there is a conflict in CouchDB. */
+function refused(row) {
+  return row.status === 404 || row.status === 409 ? conflict() : asCouchError(row);
+}
+
+/** Write one document; raises what refuses it. */
+async function writeDocument(database, user, doc, options) {
+  const [result] = await writeDocuments(database, user, [doc], options);
+  if (result instanceof CouchError) throw result;
+  return result;
+}
+
+module.exports = { checkId, isLocal, writeDocument, writeDocuments };
