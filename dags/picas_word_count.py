@@ -1,7 +1,7 @@
 """Count the words of Python's standard library on a cluster: one token a file, pilots of the PiCaS client.
 
-Needs a connection ``picas_default`` to a pool that the pilots may write to, a connection ``spider`` to a login node, and
-the PiCaS client in ``~/picas-venv`` on the cluster, where ``spider_pilot.sh`` looks for it.
+Needs a connection ``picas_default`` to a pool that the pilots may write to, a connection ``spider`` to a login node,
+and the PiCaS client in ``~/picas-venv`` on the cluster, where ``spider_pilot.sh`` looks for it.
 """
 
 from airflow.sdk import Param, dag, task
@@ -14,8 +14,9 @@ from airflow_provider_picas.sensors.tokens import PicasTokenStateSensor
 LIST_FILES = """
 import pathlib, sysconfig
 library = pathlib.Path(sysconfig.get_path("stdlib"))
+others = {"test", "tests", "idle_test", "site-packages", "dist-packages"}
 for file in sorted(library.rglob("*.py")):
-    if not {"test", "tests", "idle_test", "site-packages", "dist-packages"}.intersection(file.relative_to(library).parts):
+    if not others.intersection(file.relative_to(library).parts):
         print(file)
 """
 

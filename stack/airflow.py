@@ -54,6 +54,7 @@ class Airflow:
 
     def start(self, wait_for: Iterable[str] = ()) -> None:
         """Start all components; ``wait_for`` names DAGs. Raises StackError, with nothing left running."""
+        processes.sweep(self.folder)
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         passwords = self.folder / "passwords.json"

@@ -112,7 +112,7 @@ def fingerprint(inputs: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def timed(what: str, do: Callable[[], None]) -> None:
+def timed(what: str, do: Callable[[], object]) -> None:
     """Do it, with a line that says what, and how long it took; the line is left out when nothing was to do."""
     begin = time.monotonic()
     if sys.stdout.isatty():
@@ -288,11 +288,10 @@ def write_pins() -> None:
 
 def clean() -> None:
     """Remove ``.stack`` after ending whatever still runs from it."""
-    from stack.processes import sweep
+    from stack.native import sweep
 
-    if paths.RUN.is_dir():
-        for folder in paths.RUN.iterdir():
-            sweep(folder)
+    for folder in paths.RUN.glob("*/"):
+        sweep(folder)
     shutil.rmtree(paths.HOME, ignore_errors=True)
 
 

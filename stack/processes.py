@@ -1,7 +1,7 @@
 """Start and end the processes of a stack, by pid, so that none is left behind.
 
-Every process carries the folder of its stack in its environment (``PICAS_STACK``), and so do its children: what a killed
-demo left running is found by that mark, never by name.
+Every process carries the folder of its stack in its environment (``PICAS_STACK``), and so do its children: what a
+killed demo left running is found by that mark, never by name.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def end_session(leader: int, seconds: float = 10) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """End whatever still carries the mark of this folder, and what has lost it but shares a session with one of those."""
+    """End whatever still carries the mark of this folder, and what lost it but shares a session with one of those."""
     pids = set(marked(folder))
     for leader in {session_id(pid) for pid in pids}:
         if leader in pids or not alive(leader):  # never a session that is a person's, or this process's own

@@ -1,0 +1,120 @@
+"""The stack as processes of this machine: CouchDB, a Slurm cluster and Airflow, all in one folder."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from stack import paths, processes
+from stack.airflow import ADMIN, Airflow
+from stack.airflow_api import AirflowApi
+from stack.cluster import Cluster
+from stack.couchdb import CouchDB
+from stack.install import PARTS
+from stack.pool import Pool
+
+
+class NativeStack:
+    """``start`` brings up all three; ``connect`` makes a pool and lets Airflow know of it and of the cluster."""
+
+    parts = PARTS
+
+    def __init__(self, folder: Path, *, dags: Path) -> None:
+        self.folder = folder
+        self.couchdb = CouchDB(folder / "couchdb")
+        self.cluster = Cluster(folder / "cluster")
+        self.airflow = Airflow(folder / "airflow", dags=dags)
+
+    @property
+    def api(self) -> AirflowApi:
+        return self.airflow.api
+
+    @property
+    def logs(self) -> Path:
+        """Where the logs of everything are found."""
+        return self.folder
+
+    @property
+    def login(self) -> tuple[str, str]:
+        """User and password of the Airflow UI."""
+        return ADMIN, self.airflow.passwords[ADMIN]
+
+    def start(self, wait_for: Iterable[str] = ()) -> None:
+        """Start everything, or leave nothing running and raise StackError; ``wait_for`` names DAGs to be parsed."""
+        with ThreadPoolExecutor(2) as threads:
+            others = [threads.submit(self.couchdb.start), threads.submit(self._start_cluster)]
+            try:
+                self.airflow.start(wait_for)
+                for other in others:
+                    other.result()
+            except BaseException:
+                threads.shutdown(wait=True)
+                self.stop()
+                raise
+
+    def _start_cluster(self) -> None:
+        self.cluster.start()
+        install_picas(self.cluster.home)
+
+    def stop(self) -> None:
+        """End everything, whatever of it runs."""
+        with ThreadPoolExecutor(3) as threads:
+            for part in (self.airflow, self.cluster, self.couchdb):
+                threads.submit(part.stop)
+
+    def connect(self, database: str) -> Pool:
+        """Make a pool with a user of its own, and Airflow's connections ``picas_default`` and ``spider``."""
+        user, password = "picas_user", secrets.token_urlsafe(16)
+        self.couchdb.create_user(user, password)
+        self.couchdb.create_database(database, members=[user])
+        pool = Pool(self.couchdb.url, database, user, password)
+        self.api.add_connection("picas_default", **picas_connection(pool))
+        self.api.add_connection("spider", **ssh_connection(self.cluster))
+        return pool
+
+    def count(self, files: Iterable[str]) -> dict[str, tuple[int, int]]:
+        """Lines and words of each file, counted here and now."""
+        return {file: count(Path(file)) for file in files}
+
+
+def install_picas(home: Path) -> None:
+    """What the user of a real site does once: the PiCaS client in the home on the cluster."""
+    (home / "picas-venv").symlink_to(paths.PICAS_VENV)
+
+
+def picas_connection(pool: Pool) -> dict[str, Any]:
+    """The fields of an Airflow connection to this pool."""
+    return {
+        "conn_type": "picas",
+        "host": pool.url,
+        "schema": pool.database,
+        "login": pool.user,
+        "password": pool.password,
+    }
+
+
+def ssh_connection(cluster: Cluster, login_node: int = 0) -> dict[str, Any]:
+    """The fields of an Airflow connection to a login node of this cluster."""
+    host, port = cluster.logins[login_node]
+    extra = {"private_key": cluster.private_key.read_text(), "host_key": cluster.host_key}
+    return {"conn_type": "ssh", "host": host, "port": port, "login": cluster.user, "extra": extra}
+
+
+def count(path: Path) -> tuple[int, int]:
+    """Lines and words of a file, line by line: another way than the pilots'."""
+    lines = words = 0
+    with path.open("rb") as file:
+        for line in file:
+            lines += line.endswith(b"\n")
+            words += len(line.split())
+    return lines, words
+
+
+def sweep(folder: Path) -> None:
+    """End what a killed stack left running in this folder."""
+    for part in ("airflow", "couchdb"):
+        processes.sweep(folder / part)
+    Cluster(folder / "cluster").clean_up()
