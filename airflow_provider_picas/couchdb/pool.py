@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 from urllib.parse import quote
 
@@ -206,6 +207,38 @@ class Pool:
                 raise
             return []
         return [row["id"] for row in answer.json()["rows"] if batch is None or ids.in_batch(row["id"], batch)]
+
+    def missing(self, batch: str, expected: int, *, limit: int = PAGE) -> Operation[list[str]]:
+        """Which of a batch's tokens are gone, by their place in the push (or the id that follows from it)."""
+        ordinals: set[int] = set()
+        after: str | None = None
+        numbered = True
+        while True:
+            found, after = yield from self.batch_documents(batch, after=after)
+            for token in found:
+                ordinal = token.get("ordinal")
+                if isinstance(ordinal, int):
+                    ordinals.add(ordinal)
+                    numbered &= token["_id"] == ids.token_id(batch, ids.ordinal_key(ordinal))
+            if after is None:
+                break
+        gone = (ordinal for ordinal in range(expected) if ordinal not in ordinals)
+        named = (ids.token_id(batch, ids.ordinal_key(n)) if numbered else f"input {n}" for n in gone)
+        return list(islice(named, limit))
+
+    # -- changes ------------------------------------------------------------------------------------------------------
+
+    def sequence(self) -> Operation[str]:
+        """Where the feed of changes stands now."""
+        answer = yield Request("GET", self.path("_changes"), {"since": "now", "limit": "1"})
+        return str(answer.json()["last_seq"])
+
+    def changed(self, since: str, seconds: float) -> Operation[str]:
+        """Wait until something changes after ``since``, at most so many seconds; where the feed stands then."""
+        milliseconds = str(max(1, int(seconds * 1000)))
+        params = {"feed": "longpoll", "since": since, "timeout": milliseconds, "limit": "1000"}
+        answer = yield Request("GET", self.path("_changes"), params, read_timeout=seconds + 30)
+        return str(answer.json()["last_seq"])
 
     # -- views --------------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,6 +20,7 @@ from airflow_provider_picas.couchdb import errors, protocol
 from airflow_provider_picas.couchdb.pool import PAGE, Deployment, Document, Pool
 from airflow_provider_picas.couchdb.protocol import Answer, Operation, Request
 from airflow_provider_picas.couchdb.settings import EXTRAS, Settings, from_connection
+from airflow_provider_picas.operation import drive, drive_async
 from airflow_provider_picas.tokens import documents
 from airflow_provider_picas.tokens.counts import Counts
 from airflow_provider_picas.tokens.push import OnExisting, PushReport
@@ -136,7 +137,7 @@ class PicasHook(HttpHook):
 
     def do(self, operation: Operation[Result]) -> Result:
         """Drive an operation to its end and return its result."""
-        return _drive(operation, self._send)
+        return drive(operation, self._send)
 
     def _send(self, request: Request) -> Answer:
         for attempt in itertools.count(1):
@@ -206,6 +207,10 @@ class PicasHook(HttpHook):
     def stateless_ids(self, batch: str | None = None, limit: int = PAGE) -> list[str]:
         """Ids of tokens that are in no state."""
         return self.do(self.pool.stateless(batch, limit=limit))
+
+    def missing(self, batch: str, expected: int, limit: int = 5) -> list[str]:
+        """Some of a batch's tokens that were pushed and are gone; reads all that are left."""
+        return self.do(self.pool.missing(batch, expected, limit=limit))
 
     def deploy_views(self) -> Deployment:
         """Write the design documents that the pool lacks, if the login may."""
@@ -299,18 +304,7 @@ class PicasAsyncHook:
 
     async def do(self, operation: Operation[Result]) -> Result:
         """Drive an operation to its end and return its result."""
-        try:
-            request = next(operation)
-            while True:
-                try:
-                    answer = await self._send(request)
-                except errors.CouchDBError as error:
-                    request = operation.throw(error)
-                else:
-                    request = operation.send(answer)
-        except StopIteration as end:
-            result: Result = end.value
-            return result
+        return await drive_async(operation, self._send)
 
     async def _send(self, request: Request) -> Answer:
         for attempt in itertools.count(1):
@@ -398,21 +392,6 @@ def requests_of(tokens: Iterable[Document]) -> Iterator[tuple[list[Document], li
         size += len(text)
     if some:
         yield some, encoded
-
-
-def _drive(operation: Generator[Request, Answer, Result], send: Callable[[Request], Answer]) -> Result:
-    try:
-        request = next(operation)
-        while True:
-            try:
-                answer = send(request)
-            except errors.CouchDBError as error:
-                request = operation.throw(error)
-            else:
-                request = operation.send(answer)
-    except StopIteration as end:
-        result: Result = end.value
-        return result
 
 
 def _settings(connection: Any, conn_id: str, database: str | None, extra: Mapping[str, Any] | None = None) -> Settings:

@@ -1,0 +1,183 @@
+"""Hook for a Slurm cluster behind SSH: one connection, commands under the login profile, files over SFTP."""
+
+from __future__ import annotations
+
+import posixpath
+import socket
+import time
+from functools import cached_property
+from types import TracebackType
+from typing import TypeVar
+
+import paramiko
+from airflow.providers.common.compat.sdk import BaseHook
+from airflow.providers.ssh.hooks.ssh import SSHHook
+
+from airflow_provider_picas.operation import drive
+from airflow_provider_picas.slurm import remote, submission
+from airflow_provider_picas.slurm.remote import Command, Operation, Output, Pause, RemoteError, Send, Step, UnreachableError
+
+Result = TypeVar("Result")
+
+_LARGEST_OUTPUT = 16_000_000  # bytes; more is no answer of a Slurm command
+
+
+class SlurmHook(BaseHook):
+    """Slurm's commands on a login node, over one SSH connection that is closed with the hook.
+
+    :param ssh_conn_id: a connection of type ``ssh``. Airflow's SSH provider checks the host's key.
+
+    Use it as a context manager. Methods raise ``slurm.remote.RemoteError``; ``UnreachableError`` where trying later may help.
+    """
+
+    def __init__(self, ssh_conn_id: str = "ssh_default") -> None:
+        super().__init__()
+        self.ssh_conn_id = ssh_conn_id
+        self._client: paramiko.SSHClient | None = None
+        self._sftp: paramiko.SFTPClient | None = None
+
+    def __enter__(self) -> SlurmHook:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; the next call opens another."""
+        if self._client is not None:
+            self._client.close()
+        self._client = self._sftp = None
+
+    @cached_property
+    def ssh(self) -> SSHHook:
+        """Airflow's SSH hook: it reads the connection's fields."""
+        return SSHHook(ssh_conn_id=self.ssh_conn_id)
+
+    @property
+    def place(self) -> str:
+        """The cluster as errors name it."""
+        return f"{self.ssh.username}@{self.ssh.remote_host} (connection {self.ssh_conn_id!r})"
+
+    def get_conn(self) -> paramiko.SSHClient:
+        """The connection, opened when it is first needed or was lost."""
+        transport = self._client.get_transport() if self._client else None
+        if self._client is None or transport is None or not transport.is_active():
+            self._client, self._sftp = self._connect(), None
+        return self._client
+
+    def _connect(self) -> paramiko.SSHClient:
+        place = self.place
+        try:
+            return self.ssh.get_conn()
+        except paramiko.BadHostKeyException as error:
+            raise RemoteError(
+                f"The SSH host key of {place} is not the expected one ({error}). If the site has changed it, put the new one in"
+                " the connection's extra 'host_key'; else somebody is in between."
+            ) from None
+        except paramiko.AuthenticationException as error:
+            raise RemoteError(
+                f"{place} refuses the login ({error}). Check the user name and the key in the connection."
+            ) from None
+        except paramiko.SSHException as error:
+            if "not found in known_hosts" in str(error):
+                raise RemoteError(
+                    f"The SSH host key of {place} is unknown ({error}). Put it in the connection's extra 'host_key' as"
+                    " '<type> <base64>', as `ssh-keyscan` prints it, after comparing it with what the site tells."
+                ) from None
+            raise UnreachableError(f"{place} cannot be reached: {error}") from None
+        except (OSError, EOFError) as error:
+            raise UnreachableError(
+                f"{place} cannot be reached ({error or type(error).__name__}). Check host and port, and that the site is up."
+            ) from None
+
+    def do(self, operation: Operation[Result]) -> Result:
+        """Carry out an operation's steps and return its result."""
+        return drive(operation, self._carry_out)
+
+    def run(self, text: str, timeout: float = 60.0) -> Output:
+        """Run shell text under the login profile. ``timeout`` in seconds. Values in it are quoted with ``remote.quote``."""
+        return self._carry_out(Command(text, timeout))
+
+    def submit(self, plan: submission.Plan) -> submission.Submission:
+        """Submit pilots, or adopt what an earlier try has submitted."""
+        return self.do(submission.submit(plan))
+
+    def _carry_out(self, step: Step) -> Output:
+        if isinstance(step, Command):
+            return self._run(step)
+        if isinstance(step, Send):
+            return self._send(step)
+        time.sleep(step.seconds)
+        return Output(0)
+
+    def _run(self, command: Command) -> Output:
+        marker = remote.new_marker()
+        self.log.debug("On %s: %s", self.place, command.text)
+        try:
+            transport = self.get_conn().get_transport()
+            if transport is None:
+                raise UnreachableError(f"The connection to {self.place} broke.")
+            with transport.open_session(timeout=30) as channel:
+                channel.exec_command(remote.wrap(command.text, marker))
+                channel.shutdown_write()
+                stdout, stderr = _read(channel, command.timeout)
+        except TimeoutError:
+            raise UnreachableError(
+                f"A command on {self.place} did not end within {command.timeout:g} s. The login node or Slurm hangs; try later."
+            ) from None
+        except (paramiko.SSHException, OSError, EOFError) as error:
+            self.close()
+            raise UnreachableError(f"The connection to {self.place} broke: {error or type(error).__name__}.") from None
+        try:
+            return remote.unwrap(stdout.decode("utf-8", "replace"), stderr.decode("utf-8", "replace"), marker)
+        except RemoteError as error:
+            raise type(error)(f"{self.place}: {error}") from None
+
+    def _send(self, step: Send) -> Output:
+        try:
+            if self._sftp is None:
+                self._sftp = self.get_conn().open_sftp()
+            for file in step.files:
+                _write(self._sftp, file)
+        except (paramiko.SSHException, EOFError, socket.timeout, ConnectionError) as error:
+            self.close()
+            raise UnreachableError(
+                f"Files could not be sent to {self.place} by SFTP: {error or type(error).__name__}."
+            ) from None
+        except OSError as error:
+            return Output(1, stderr=f"{file.path}: {error}")
+        return Output(0)
+
+
+def _write(sftp: paramiko.SFTPClient, file: remote.RemoteFile) -> None:
+    """Write beside the file and rename: nobody sees half of it, or sees it before its mode is set."""
+    aside = posixpath.join(posixpath.dirname(file.path), f".{posixpath.basename(file.path)}.{remote.new_marker()}")
+    with sftp.open(aside, "wx") as handle:
+        handle.chmod(file.mode)
+        handle.write(file.content)
+    sftp.posix_rename(aside, file.path)
+
+
+def _read(channel: paramiko.Channel, timeout: float) -> tuple[bytes, bytes]:
+    """Read both streams until the channel closes. Raises TimeoutError."""
+    deadline = time.monotonic() + timeout
+    parts: dict[str, bytearray] = {"out": bytearray(), "err": bytearray()}
+    pause = 0.002
+    while True:
+        ended = channel.closed or channel.eof_received
+        got = False
+        while channel.recv_ready() and len(parts["out"]) < _LARGEST_OUTPUT:
+            parts["out"] += channel.recv(65536)
+            got = True
+        while channel.recv_stderr_ready() and len(parts["err"]) < _LARGEST_OUTPUT:
+            parts["err"] += channel.recv_stderr(65536)
+            got = True
+        if ended and not got:
+            return bytes(parts["out"]), bytes(parts["err"])
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        if not got:
+            time.sleep(pause)
+            pause = min(0.05, pause * 1.5)

@@ -1,0 +1,105 @@
+"""Steps on a login node as data: operations yield them and receive what came of them, so that a hook only does I/O."""
+
+from __future__ import annotations
+
+import base64
+import re
+import secrets
+import shlex
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+
+class RemoteError(Exception):
+    """Something on the cluster's side went wrong; the message says where and what to do."""
+
+
+class UnreachableError(RemoteError):
+    """The login node could not be reached, or the connection broke."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """Shell text to run on the login node under the login profile. ``timeout`` is in seconds."""
+
+    text: str
+    timeout: float = 60.0
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file to send; ``content`` never appears in a repr. Made with ``mode`` before anything is written to it."""
+
+    path: str
+    content: bytes = field(repr=False)
+    mode: int = 0o600
+
+
+@dataclass(frozen=True)
+class Send:
+    """Files to write into folders that exist."""
+
+    files: Sequence[RemoteFile]
+
+
+@dataclass(frozen=True)
+class Pause:
+    """Wait for some seconds."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a command wrote, and its exit code."""
+
+    code: int
+    stdout: str = ""
+    stderr: str = ""
+
+    @property
+    def said(self) -> str:
+        """What it said about its failure: stderr, else stdout; at most 1,000 characters."""
+        return (self.stderr.strip() or self.stdout.strip())[-1000:] or f"exit code {self.code}, and no message"
+
+
+Step = Command | Send | Pause
+Result = TypeVar("Result")
+Operation = Generator[Step, Output, Result]
+"""A piece of work on the cluster: yields steps, receives the output of each, returns its result."""
+
+
+def quote(*words: str) -> str:
+    """Words as shell text. All shell text that holds a value is made here."""
+    return shlex.join(words)
+
+
+def new_marker() -> str:
+    """A text that no login profile prints."""
+    return f"picas-{secrets.token_hex(8)}"
+
+
+def wrap(text: str, marker: str) -> str:
+    """The command line that runs some text in a login shell, between two markers.
+
+    Sites set PATH and modules in profile files, which may print a banner, too. The text is sent encoded since the account's
+    own shell, which reads the line first, may be a csh.
+    """
+    encoded = base64.b64encode(text.encode()).decode()
+    inner = f'echo; echo {marker}; (eval "$(echo {encoded} | base64 -d)"); code=$?; echo; echo {marker} $code'
+    return f"exec bash -lc {shlex.quote(inner)}"
+
+
+def unwrap(stdout: str, stderr: str, marker: str) -> Output:
+    """What stands between the markers. Raises UnreachableError when the end is missing: the connection broke, and nothing is
+    known of the command; RemoteError when the login shell did not get as far as the command."""
+    start = re.search(rf"^{marker}$\n?", stdout, re.MULTILINE)
+    if start is None:
+        said = " ".join((stderr.strip() or stdout.strip())[-300:].split()) or "nothing"
+        raise RemoteError(f"The login shell on the cluster ended before it ran a command. It said: {said}")
+    end = re.search(rf"\n{marker} ([0-9]+)$", stdout[start.end() - 1 :], re.MULTILINE)
+    if end is None:
+        raise UnreachableError("The connection to the cluster broke before the command had ended.")
+    body = stdout[start.end() - 1 :][: end.start()]
+    return Output(int(end.group(1)), body.removeprefix("\n"), stderr)

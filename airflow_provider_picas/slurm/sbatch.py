@@ -1,0 +1,118 @@
+"""sbatch: options as data, turned into arguments in one place, and the ``#SBATCH`` lines of a script."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+OWNED = {
+    "job-name": "it is the key by which a submission is found again, so that it cannot happen twice",
+    "array": "give the number of pilots as `pilots`",
+    "parsable": "the operator sets it",
+    "chdir": "give the folder as `workdir`",
+    "export": "it would erase the script's own; give variables as `env`",
+    "wrap": "give a `script`",
+    "wait": "the sensor waits",
+    "test-only": "use dry_run=True",
+}
+"""Options that an author may not set, and why."""
+
+
+class OptionError(ValueError):
+    """An sbatch option that cannot be passed on; the message says which and what to do."""
+
+
+def options_to_arguments(options: Mapping[str, Any]) -> list[str]:
+    """``{"time": "00:30:00", "cpus-per-task": 1, "exclusive": True}`` as sbatch's arguments.
+
+    Names may be written with ``_`` for ``-``. True gives the bare flag; None and False leave the option to the script.
+    Raises OptionError for names and values that are none of sbatch's, or that the operator sets itself.
+    """
+    arguments = []
+    for given, value in options.items():
+        name = str(given).strip().lstrip("-").replace("_", "-")
+        if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
+            raise OptionError(f"{given!r:.80} is no name of an sbatch option; write the long name, such as 'cpus-per-task'.")
+        if name in OWNED:
+            raise OptionError(f"The sbatch option {name!r} cannot be set: {OWNED[name]}.")
+        if value is None or value is False:
+            continue
+        if value is True:
+            arguments.append(f"--{name}")
+            continue
+        if not isinstance(value, str | int | float):
+            raise OptionError(f"The sbatch option {name!r} is {value!r:.80}; it takes a text, a number or true.")
+        text = str(value)
+        if not text or not text.isprintable():
+            raise OptionError(f"The sbatch option {name!r} is {text!r:.80}: empty, or with characters that do not print.")
+        arguments.append(f"--{name}={text}")
+    return arguments
+
+
+def array(pilots: int) -> str:
+    """The argument that makes an array of so many pilots. Raises OptionError below 1."""
+    if isinstance(pilots, bool) or not isinstance(pilots, int) or pilots < 1:
+        raise OptionError(f"`pilots` is {pilots!r:.80}; it takes a whole number from 1.")
+    return f"--array=0-{pilots - 1}"
+
+
+def directives(script: bytes) -> dict[str, str | None]:
+    """The options on a script's ``#SBATCH`` lines by long name; None where one has no value.
+
+    As sbatch does, lines count up to the first command. Short options are kept under their letter.
+    """
+    found: dict[str, str | None] = {}
+    for line in script.decode("utf-8", "replace").splitlines():
+        stripped = line.strip()
+        if stripped and not stripped.startswith("#"):
+            break
+        if not line.startswith("#SBATCH"):
+            continue
+        try:
+            words = shlex.split(line[len("#SBATCH") :], comments=True)
+        except ValueError:
+            continue  # an open quote: sbatch will say so
+        while words:
+            word = words.pop(0)
+            if word.startswith("--"):
+                name, has_value, value = word[2:].partition("=")
+                takes_next = not has_value and bool(words) and not words[0].startswith("-")
+                found[name] = value if has_value else words.pop(0) if takes_next else None
+            elif word.startswith("-") and len(word) > 1:
+                rest = word[2:] or (words.pop(0) if words and not words[0].startswith("-") else None)
+                found[word[1]] = rest
+    return found
+
+
+def check_script(script: bytes, name: str) -> None:
+    """Raises OptionError for what sbatch would refuse, or run as nonsense: no ``#!`` line, or nothing at all."""
+    if not script.strip():
+        raise OptionError(f"The script {name} is empty.")
+    if not script.startswith(b"#!"):
+        raise OptionError(f"The script {name} does not begin with '#!': sbatch needs a line such as #!/bin/bash there.")
+    if b"\0" in script:
+        raise OptionError(f"The script {name} holds a NUL byte: it is a program, not a script. Call it from one.")
+
+
+def command_line(
+    key: str, options: Mapping[str, Any], pilots: int | None, script_path: str, script: bytes
+) -> list[str]:
+    """The whole sbatch command. Pilots are not requeued unless the script or the DAG asks for it: a requeued copy may
+    run beside the first one, when its node was only thought dead."""
+    arguments = options_to_arguments(options)
+    given = {argument.partition("=")[0] for argument in arguments} | {f"--{name}" for name in directives(script)}
+    if not given & {"--requeue", "--no-requeue"}:
+        arguments.append("--no-requeue")
+    if pilots is not None:
+        arguments.append(array(pilots))
+    return ["sbatch", "--parsable", f"--job-name={key}", *arguments, script_path]
+
+
+def job_id(output: str) -> str | None:
+    """The job id in the output of ``sbatch --parsable`` (``<id>`` or ``<id>;<cluster>``), or None if there is none."""
+    for line in reversed(output.splitlines()):
+        if match := re.fullmatch(r"([0-9]+)(?:;\S+)?", line.strip()):
+            return match.group(1)
+    return None
