@@ -7,6 +7,7 @@ killed demo left running is found by that mark, never by name.
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -22,10 +23,20 @@ class StackError(RuntimeError):
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A port on which nothing listens now."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+    """A port on which nothing listens now.
+
+    It lies below those that the kernel gives to outgoing connections, so that none of these takes it from a server that
+    is about to start, or away for a while.
+    """
+    for _ in range(100):
+        port = random.randrange(15_000, 32_000)
+        with socket.socket() as probe:
+            try:
+                probe.bind((host, port))
+            except OSError:
+                continue
+            return port
+    raise StackError(f"No free port was found on {host} between 15000 and 32000.")
 
 
 def start(
