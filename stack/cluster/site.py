@@ -37,12 +37,14 @@ class Cluster:
     - ``private_key``: path of the key that opens it; ``host_key``: the login nodes' public key, ``ssh-ed25519 AAAA…``
     - ``home``: the user's home on the cluster, not the person's own
     - ``nodes``: names of the compute nodes, each with ``cpus`` CPUs
+    - ``settings``: what slurm.conf is to say otherwise, such as ``{"MessageTimeout": "3"}``
     """
 
-    def __init__(self, folder: Path, *, nodes: int = 2, cpus: int = 4) -> None:
+    def __init__(self, folder: Path, *, nodes: int = 2, cpus: int = 4, settings: dict[str, str] | None = None) -> None:
         self.folder = folder.resolve()
         self.nodes = [f"n{number}" for number in range(1, nodes + 1)]
         self.cpus = cpus
+        self.settings = settings or {}
         self.user = pwd.getpwuid(os.getuid()).pw_name
         self.home = self.folder / "home"
         self.private_key = self.folder / "ssh" / "id_ed25519"
@@ -73,13 +75,13 @@ class Cluster:
 
     def stop(self) -> None:
         """End the jobs and the daemons. The folder stays, with home and logs."""
-        if "slurmctld" in self._daemons:
+        if "slurmctld" in self._daemons and self._daemons["slurmctld"].poll() is None:
             self.continue_controller()
             self._cancel_jobs()
         # Parts first that others need last, so that none hangs in saying farewell to what is gone.
         for name in reversed(list(self._daemons)):
             self._daemons[name].terminate()
-        processes.end([daemon.pid for daemon in self._daemons.values()], seconds=8)
+        processes.end([daemon.pid for daemon in self._daemons.values()], seconds=3)
         for daemon in self._daemons.values():
             daemon.wait()
         self._daemons.clear()
@@ -251,6 +253,7 @@ class Cluster:
             cpus=self.cpus,
             controller_port=ports.pop(),
             accounting_port=self._accounting_port,
+            settings=self.settings,
         )
         self._write(etc / "slurm.conf", conf)
         conf = accounting.slurmdbd_conf(site=site, plugins=plugins, user=self.user, port=self._accounting_port)

@@ -16,8 +16,10 @@ def slurm_conf(
     cpus: int,
     controller_port: int,
     accounting_port: int,
+    settings: dict[str, str],
 ) -> str:
-    """The text of slurm.conf. ``nodes`` maps the nodes' names to their ports; ``site`` is the cluster's short folder.
+    """The text of slurm.conf. ``nodes`` maps the nodes' names to their ports; ``site`` is the cluster's short folder;
+    ``settings`` replace or add values.
 
     Time-outs are short, so that faults show within seconds, and jobs start as soon as they are submitted.
     """
@@ -26,7 +28,7 @@ def slurm_conf(
         f"NodeName={name} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port} CPUs={cpus} RealMemory=8000"
         for name, port in nodes.items()
     ]
-    return f"""\
+    text = f"""\
 ClusterName={NAME}
 SlurmctldHost=localhost(127.0.0.1)
 SlurmUser={user}
@@ -81,6 +83,8 @@ LogTimeFormat=iso8601_ms
 {chr(10).join(lines)}
 PartitionName=normal Nodes={",".join(nodes)} Default=YES DefaultTime=60 MaxTime=INFINITE State=UP
 """
+    kept = [line for line in text.splitlines() if line.partition("=")[0] not in settings]
+    return "\n".join([*(f"{name}={value}" for name, value in settings.items()), *kept, ""])
 
 
 CGROUP_CONF = "CgroupPlugin=cgroup/v1\n"
@@ -88,10 +92,10 @@ CGROUP_CONF = "CgroupPlugin=cgroup/v1\n"
 
 
 def task_prolog(*, site: Path, login: dict[str, str]) -> str:
-    """The script that Slurm runs as the job's user before each task, taking the ``export`` lines it prints into the job.
+    """The script that Slurm runs before each task of a job, and whose ``export`` lines it takes into the job.
 
-    It gives the job its scratch folder, and with ``--export=NONE`` the environment of a ``login``: there a rootless slurmd
-    gives none, and root's gives that of ``su -``, which knows the person's home, not the site's.
+    It gives the job its scratch folder, and with ``--export=NONE`` the environment of a ``login``: there a rootless
+    slurmd gives none, and root's gives that of ``su -``, which knows the person's home, not the site's.
     """
     exports = "\n".join(f"export {name}={value}" for name, value in login.items())
     return f"""\
