@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import shutil
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -43,7 +44,9 @@ class NativeStack:
         return ADMIN, self.airflow.passwords[ADMIN]
 
     def start(self, wait_for: Iterable[str] = ()) -> None:
-        """Start everything, or leave nothing running and raise StackError; ``wait_for`` names DAGs to be parsed."""
+        """Start everything anew, or leave nothing running and raise StackError; ``wait_for`` names DAGs to parse."""
+        sweep(self.folder)
+        shutil.rmtree(self.folder, ignore_errors=True)
         with ThreadPoolExecutor(2) as threads:
             others = [threads.submit(self.couchdb.start), threads.submit(self._start_cluster)]
             try:
