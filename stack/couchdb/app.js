@@ -37,7 +37,7 @@ function serverRoutes(app, databases, authentication) {
       userCtx: req.user,
       info: {
         authentication_handlers: ['cookie', 'default'],
-        ...(req.handler && { authentication_db: '_users', authenticated: req.handler }),
+        ...(req.handler && { authenticated: req.handler }),
       },
     }))
     .post(express.urlencoded({ extended: false }), express.json(), async (req, res) => {
@@ -50,14 +50,9 @@ function serverRoutes(app, databases, authentication) {
     });
 }
 
-/** Refuse who may not use this database at all. Users may always see and change their own document in _users. */
+/** Refuse who may not use this database at all. */
 function access(req, res, next) {
-  const own = `/${encodeURIComponent(`org.couchdb.user:${req.user.name}`)}`;
-  if (req.database.name === '_users' && [own, decodeURIComponent(own)].includes(req.path)) {
-    if (req.method !== 'GET' && req.method !== 'HEAD') requireAdmin(req.user, req.database);
-  } else {
-    requireMember(req.user, req.database);
-  }
+  requireMember(req.user, req.database);
   next();
 }
 
@@ -76,7 +71,7 @@ function adminRoutes(router) {
   const securityLists = (security) => ['admins', 'members'].every((group) => (
     ['names', 'roles'].every((list) => security[group]?.[list] === undefined || Array.isArray(security[group][list]))));
   router.get('/_security', (req, res) => res.json(req.database.security));
-  router.put('/_security', jsonBody, async (req, res) => {
+  router.put('/_security', express.json({ type: () => true, strict: false }), async (req, res) => {
     requireAdmin(req.user, req.database);
     const security = jsonObject(req.body);
     if (!securityLists(security)) throw badRequest('names and roles must be JSON lists of strings');
@@ -131,6 +126,8 @@ function makeApp(databases, authentication) {
   app.disable('x-powered-by').disable('etag');
   app.set('query parser', 'simple').set('case sensitive routing', true);
   app.use((req, res, next) => {
+    const [path, ...query] = req.url.split('?');
+    req.url = [path.replaceAll('+', '%20'), ...query].join('?'); // CouchDB reads a plus in a path as a space, too
     res.set({ 'Server': `CouchDB/${VERSION} (embedded)`, 'Cache-Control': 'must-revalidate' });
     next();
   });

@@ -7,9 +7,11 @@ const { compile, context } = require('./javascript');
 const LONGEST = 60000; // ms without a row after which a feed without heartbeat ends
 
 function milliseconds(name, value, otherwise) {
-  if (value === undefined || value === 'false') return otherwise;
-  if (value === 'true') return LONGEST;
-  if (!/^\d+$/.test(value)) throw badRequest(`The ${name} value should be a positive integer (in milliseconds).`);
+  if (value === undefined) return otherwise;
+  if (name === 'heartbeat' && value === 'true') return LONGEST;
+  if (!/^\d+$/.test(value)) {
+    throw badRequest(`Invalid ${name} value. Expecting a positive integer value (in milliseconds).`);
+  }
   return Number(value);
 }
 
@@ -21,16 +23,19 @@ async function filterOptions(req) {
     case undefined:
       return {};
     case '_selector':
-      if (!body.selector) throw badRequest('Selector must be specified in POST payload');
+      if (!body.selector) throw badRequest('Selector error: expected a JSON object');
       return { selector: body.selector };
     case '_doc_ids': {
       const listed = body.doc_ids ?? JSON.parse(ids ?? 'null');
-      if (!Array.isArray(listed)) throw badRequest('`doc_ids` filter parameter is not a list.');
+      if (!Array.isArray(listed)) throw badRequest('`doc_ids` filter parameter is not a list of doc ids.');
       return { doc_ids: listed };
     }
     case '_design':
       return { filter: (doc) => doc._id.startsWith('_design/') };
     default:
+  }
+  if (filter !== '_view' && !/^[^/]+\/[^/]+$/.test(filter)) {
+    throw badRequest('`filter` must be of the form `designname/filtername`');
   }
   const [designName, name] = (filter === '_view' ? view || '' : filter).split('/');
   const designDocument = await req.database.designDocument(designName);
@@ -59,6 +64,7 @@ class Feed {
 
   /** The next rows, as CouchDB shows them; moves on beyond them. */
   async read() {
+    if (this.limit === 0) return [];
     this.writesSeen = this.database.writes;
     const latest = await this.database.updateSequence();
     if (!this.options.descending && latest <= this.since) return [];
@@ -110,8 +116,8 @@ async function answerChanges(req, res) {
   }
   const heartbeat = milliseconds('heartbeat', query.heartbeat, null);
   const timeout = heartbeat === null ? Math.min(milliseconds('timeout', query.timeout, LONGEST), LONGEST) : null;
-  const limit = query.limit === undefined ? Infinity : Math.max(1, Number(query.limit));
-  if (Number.isNaN(limit)) throw badRequest('Invalid value for integer: limit');
+  const limit = query.limit === undefined ? Infinity : Number(query.limit);
+  if (!(limit >= 0)) throw badRequest('Invalid value for integer: limit');
   const since = query.since === 'now' ? await database.updateSequence() : database.sequenceNumber(query.since ?? '0');
   const flags = Object.fromEntries(['include_docs', 'conflicts', 'attachments', 'descending']
     .filter((name) => query[name] === 'true').map((name) => [name, true]));
@@ -121,7 +127,7 @@ async function answerChanges(req, res) {
   res.type('json').set('Cache-Control', 'must-revalidate');
   if (kind === 'continuous') return answerContinuously(feed, res, heartbeat, timeout);
   let rows = await feed.read();
-  if (kind === 'longpoll' && rows.length === 0) {
+  if (kind === 'longpoll' && rows.length === 0 && limit > 0) {
     res.write('{"results":[\n');
     const pulse = heartbeat && setInterval(() => res.write('\n'), heartbeat);
     const deadline = timeout === null ? null : Date.now() + timeout;

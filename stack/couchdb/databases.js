@@ -142,9 +142,10 @@ class Database extends EventEmitter {
 
   /** The number in a client's `since`. One of a database that was deleted and made anew counts as 0, as in CouchDB. */
   sequenceNumber(since) {
-    const parts = /^(\d+)(?:-([0-9a-zA-Z_-]+))?$/.exec(since);
+    if (since === '0') return 0;
+    const parts = /^(\d+)-([0-9a-zA-Z_-]+)$/.exec(since);
     if (!parts) throw badRequest("Malformed sequence supplied in 'since' parameter.");
-    return parts[2] === undefined || parts[2] === this.#record.instance ? Number(parts[1]) : 0;
+    return parts[2] === this.#record.instance ? Number(parts[1]) : 0;
   }
 
   async updateSequence() {

@@ -5,16 +5,15 @@ const express = require('express');
 
 const { CouchError, badRequest, conflict, notFound } = require('./errors');
 const { jsonObject, multipleQueries, requestParameters } = require('./parameters');
-const { checkId, isLocal, writeDocument, writeDocuments } = require('./writes');
+const { checkForm, checkId, isLocal, writeDocument, writeDocuments } = require('./writes');
 
 const REQUEST_LIMIT = '256mb';
 const parseJson = express.json({ limit: REQUEST_LIMIT, type: () => true, strict: false });
 const parseBytes = express.raw({ limit: REQUEST_LIMIT, type: () => true });
 
-/** POST bodies must be JSON by their Content-Type; CouchDB does not look at that of a PUT. */
+/** The body of a POST must say that it is JSON; CouchDB does not look at the Content-Type of a PUT. */
 function requireJson(req, res, next) {
-  const type = req.headers['content-type'];
-  if (type !== undefined && !/json/.test(type)) {
+  if (!/json/.test(req.headers['content-type'] ?? '')) {
     throw new CouchError(415, 'bad_content_type', 'Content-Type must be application/json');
   }
   next();
@@ -28,6 +27,13 @@ function revisionOf(req, body = {}) {
   const given = [...new Set([req.query.rev, match, body._rev].filter((rev) => rev !== undefined && rev !== ''))];
   if (given.length > 1) throw badRequest('Document rev from request body and query string have different values');
   return given[0];
+}
+
+function documentIn(req) {
+  if (req.body === null || typeof req.body !== 'object' || Array.isArray(req.body)) {
+    throw badRequest('Document must be a JSON object');
+  }
+  return req.body;
 }
 
 function sendWritten(req, res, result, status) {
@@ -56,17 +62,17 @@ async function getDocument(req, res) {
 
 async function putDocument(req, res) {
   const id = req.documentId;
-  const body = jsonObject(req.body);
-  if (body._id !== undefined && body._id !== id) throw badRequest('Document id must match id in URL');
+  const body = documentIn(req);
+  checkForm(body);
   const rev = revisionOf(req, body);
   const doc = { ...body, _id: id, ...(rev !== undefined && { _rev: rev }) };
   const newEdits = req.query.new_edits !== 'false';
   const result = await writeDocument(req.database, req.user, doc, { newEdits }) ?? { ok: true, id, rev };
-  sendWritten(req, res, result, 201);
+  sendWritten(req, res, result, body._deleted ? 200 : 201);
 }
 
 async function postDocument(req, res) {
-  sendWritten(req, res, await writeDocument(req.database, req.user, jsonObject(req.body)), 201);
+  sendWritten(req, res, await writeDocument(req.database, req.user, documentIn(req)), 201);
 }
 
 async function deleteDocument(req, res) {
@@ -101,6 +107,7 @@ async function getAttachment(req, res) {
 async function changeAttachments(req, res, status, change) {
   const { database, user } = req;
   const id = req.documentId;
+  if (isLocal(id)) throw badRequest('_local documents do not accept attachments.');
   const rev = revisionOf(req);
   const before = await database.pouch.get(id, rev === undefined ? {} : { rev }).catch((error) => {
     if (error.status === 404) return null;
@@ -141,7 +148,7 @@ async function bulkDocs(req, res) {
 
 async function bulkGet(req, res) {
   const { docs } = jsonObject(req.body);
-  if (!Array.isArray(docs)) throw badRequest('Missing JSON list of `docs`.');
+  if (!Array.isArray(docs)) throw badRequest("Missing JSON list of 'docs'.");
   const options = Object.fromEntries(['revs', 'attachments', 'latest']
     .filter((name) => req.query[name] === 'true').map((name) => [name, true]));
   const results = [];
@@ -160,14 +167,16 @@ async function bulkGet(req, res) {
 }
 
 async function allDocuments(database, query) {
-  const { pouch } = database;
-  if (query.keys) {
-    const { skip = 0, limit = Infinity, descending, ...options } = query;
-    const { total_rows: total, rows } = await pouch.allDocs(options);
-    return { total_rows: total, offset: null, rows: rows.slice(skip, skip + limit) };
-  }
-  const { total_rows: total, rows } = await pouch.allDocs(query);
-  return { total_rows: total, offset: query.skip ?? 0, rows };
+  const { keys: given, skip = 0, limit = Infinity, update_seq: sequence = false, ...options } = query;
+  const keys = given && query.descending ? [...given].reverse() : given;
+  const asked = keys ? { ...options, keys, descending: false } : { ...options, skip, ...(limit < Infinity && { limit }) };
+  const { total_rows: total, rows } = await database.pouch.allDocs(asked);
+  return {
+    total_rows: total,
+    offset: keys ? null : skip,
+    rows: (keys ? rows.slice(skip, skip + limit) : rows).map(({ doc, ...row }) => (query.include_docs ? { ...row, doc } : row)),
+    ...(sequence && { update_seq: database.sequence(await database.updateSequence()) }),
+  };
 }
 
 /** The _local documents, as `_all_docs` lists the others. */
@@ -216,6 +225,7 @@ function documentRoutes(router) {
     const path = `/${prefix}:id`;
     const identify = (req, res, next) => {
       req.documentId = prefix + req.params.id;
+      if (req.method === 'GET' && req.documentId.startsWith('_') && prefix === '') throw notFound('missing');
       checkId(req.documentId);
       next();
     };

@@ -3,11 +3,15 @@
 
 const { requireAdmin } = require('./auth');
 const { jsonBody } = require('./documents');
+const { CouchError } = require('./errors');
 const { jsonObject } = require('./parameters');
 
 function findRoutes(router) {
   router.post('/_find', jsonBody, async (req, res) => {
-    const { docs, warning } = await req.database.pouch.find(jsonObject(req.body));
+    if (!jsonObject(req.body).selector) {
+      throw new CouchError(400, 'missing_required_key', 'Missing required key: selector');
+    }
+    const { docs, warning } = await req.database.pouch.find(req.body);
     res.json({ docs, bookmark: 'nil', ...(warning && { warning }) });
   });
   router.post('/_explain', jsonBody, async (req, res) => res.json(await req.database.pouch.explain(jsonObject(req.body))));

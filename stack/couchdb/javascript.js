@@ -34,7 +34,7 @@ function compile(source, globals, what) {
   try {
     compiled = vm.runInContext(`(${String(source).trim().replace(/;+$/, '')}\n)`, globals);
   } catch (error) {
-    throw new CouchError(400, 'compilation_error', `Compilation of the ${what} failed: ${error.message}`);
+    throw new CouchError(400, 'compilation_error', `Compilation of the ${what} failed: ${error.name}: ${error.message} (${source})`);
   }
   if (typeof compiled !== 'function') {
     throw new CouchError(400, 'compilation_error', `Expression does not eval to a function. (${source})`);

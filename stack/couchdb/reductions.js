@@ -34,10 +34,25 @@ function stats(values) {
   }));
 }
 
+/** A built-in reduce of values that it is not made for: CouchDB answers 200, with the error in place of the value. */
+function orError(reduce) {
+  return (values) => {
+    try {
+      return reduce(values);
+    } catch (error) {
+      if (error instanceof CouchError) return { error: error.error, reason: error.reason };
+      throw error;
+    }
+  };
+}
+
+const sumOf = orError((values) => values.reduce(add, 0));
+const statsOf = orError(stats);
+
 const BUILT_IN = {
-  _count: (keys, values, rereduce) => (rereduce ? values.reduce(add, 0) : values.length),
-  _sum: (keys, values) => values.reduce(add, 0),
-  _stats: (keys, values) => stats(values),
+  _count: (keys, values, rereduce) => (rereduce ? sumOf(values) : values.length),
+  _sum: (keys, values) => sumOf(values),
+  _stats: (keys, values) => statsOf(values),
 };
 
 /** The reduce function of a view, from its source or the name of a built-in one. */

@@ -105,7 +105,7 @@ function mapRows(rows, query) {
   const shown = ({ id, key, value }) => ({ id, key, value });
   if (query.keys) {
     const found = query.keys.flatMap((key) => rows.slice(...range(rows, { ...query, startkey: key, endkey: key })));
-    return { total_rows: rows.length, offset: 0, rows: page(found, { ...query, descending: false }).map(shown) };
+    return { total_rows: rows.length, offset: 0, rows: page(found, query).map(shown) };
   }
   let [from, to] = range(rows, query);
   const { skip = 0, limit = Infinity } = query;
@@ -124,10 +124,12 @@ function mapRows(rows, query) {
 function reducedRows(rows, query) {
   const groupLevel = query.group_level ?? (query.group ? Infinity : 0);
   if (query.keys) {
-    if (groupLevel !== Infinity) throw queryError('Multi-key fetches for reduce views must use `group=true`');
+    if (query.keys.length > 1 && groupLevel !== Infinity) {
+      throw queryError('Multi-key fetches for reduce views must use `group=true`');
+    }
     const groups = query.keys.flatMap((key) => (
       rows.groups(...range(rows, { ...query, startkey: key, endkey: key }), groupLevel)));
-    return { rows: page(groups, { ...query, descending: false }) };
+    return { rows: page(groups, query) };
   }
   return { rows: page(rows.groups(...range(rows, query), groupLevel), query) };
 }

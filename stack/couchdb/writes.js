@@ -36,6 +36,7 @@ function checkForm(doc) {
   }
   const body = {};
   for (const [name, value] of Object.entries(doc)) {
+    if (name === '_attachments') checkAttachments(value);
     if (!name.startsWith('_')) body[name] = value;
     else if (!SPECIAL.includes(name)) {
       throw new CouchError(400, 'doc_validation', `Bad special document member: ${name}`);
@@ -46,13 +47,28 @@ function checkForm(doc) {
   }
 }
 
+const isBase64 = (data) => typeof data === 'string' && /^[A-Za-z0-9+/\s]*={0,2}\s*$/.test(data);
+
+function checkAttachments(attachments) {
+  for (const [name, attachment] of Object.entries(attachments)) {
+    if (name.startsWith('_')) {
+      throw badRequest(`Attachment name '${name}' starts with prohibited character '_'`);
+    }
+    if (!attachment?.stub && !isBase64(attachment?.data)) {
+      throw badRequest(`Invalid attachment data for ${name}`);
+    }
+  }
+}
+
 /** The document with its attachment stubs filled in from the revision it replaces; raises 412 for one that is not there. */
-async function withStubs(database, doc) {
-  const stubs = Object.entries(doc._attachments || {}).filter(([, attachment]) => attachment.stub);
-  if (stubs.length === 0) return doc;
+async function withAttachments(database, { _attachments: given = {}, ...doc }) {
+  const attachments = {};
+  for (const [name, attachment] of Object.entries(given)) {
+    attachments[name] = attachment.stub ? attachment : { content_type: 'application/octet-stream', ...attachment };
+  }
+  const stubs = Object.entries(attachments).filter(([, attachment]) => attachment.stub);
   const options = doc._rev ? { rev: doc._rev } : {};
-  const before = await database.pouch.get(doc._id, options).catch(() => ({}));
-  const attachments = { ...doc._attachments };
+  const before = stubs.length > 0 ? await database.pouch.get(doc._id, options).catch(() => ({})) : {};
   for (const [name] of stubs) {
     const known = before._attachments?.[name];
     if (!known) {
@@ -60,7 +76,7 @@ async function withStubs(database, doc) {
     }
     attachments[name] = known;
   }
-  return { ...doc, _attachments: attachments };
+  return Object.keys(attachments).length > 0 ? { ...doc, _attachments: attachments } : doc;
 }
 
 /** Raises what a validate_doc_update function of the database throws. */
@@ -107,7 +123,7 @@ async function writeDocuments(database, user, docs, { newEdits = true } = {}) {
       if (isLocal(doc._id)) {
         results[position] = { ok: true, id: doc._id, rev: await database.putLocal(doc) };
       } else {
-        ready.push([position, await withStubs(database, await prepared(database, user, doc))]);
+        ready.push([position, await withAttachments(database, await prepared(database, user, doc))]);
       }
     } catch (error) {
       const refusal = asCouchError(error);
@@ -140,4 +156,4 @@ async function writeDocument(database, user, doc, options) {
   return result;
 }
 
-module.exports = { checkId, isLocal, writeDocument, writeDocuments };
+module.exports = { checkForm, checkId, isLocal, writeDocument, writeDocuments };
