@@ -144,12 +144,13 @@ def submit_script(plan: Plan, folder: str, key: str, workdir: str) -> str:
         lines.append(f"export {name}={quote(value)}")
     if plan.python_path:
         lines.append(f'export PYTHONPATH={quote(f"{folder}/{CREDENTIALS}")}"${{PYTHONPATH:+:$PYTHONPATH}}"')
+    lines.append(f"cd -- {quote(folder)} || exit")
     for number, command in enumerate(plan.commands(folder, key)):
-        out, err, code, lock = (quote(f"{folder}/{name}.{number}") for name in ("out", "err", "code", "started"))
         lines.append(
-            f"if mkdir {lock} 2>/dev/null; then\n"
-            f"  (cd {quote(workdir)} && exec timeout --kill-after=5 {SBATCH_LIMIT} {quote(*command)}) </dev/null >{out} 2>{err}\n"
-            f"  echo $? >{code}.new && mv {code}.new {code}\n"
+            f"if mkdir started.{number} 2>/dev/null; then\n"
+            f"  (cd -- {quote(workdir)} && exec timeout --kill-after=5 {SBATCH_LIMIT} {quote(*command)}) \\\n"
+            f"    </dev/null >out.{number} 2>err.{number}\n"
+            f"  echo $? >code.{number}.new && mv code.{number}.new code.{number}\n"
             f"fi"
         )
     return "\n".join(lines) + "\n"

@@ -1,0 +1,16 @@
+"""The credentials as the PiCaS client and its examples read them: ``picasconfig.py``."""
+
+from __future__ import annotations
+
+FILE = "picasconfig.py"
+
+
+def picasconfig(url: str, database: str, login: str | None, password: str) -> bytes:
+    """The text of ``picasconfig.py``: four assignments of literals (client 1.1.2, ``examples/picasconfig.py``)."""
+    values = {
+        "PICAS_HOST_URL": url,
+        "PICAS_DATABASE": database,
+        "PICAS_USERNAME": login or "",
+        "PICAS_PASSWORD": password,
+    }
+    return "".join(f"{name} = {ascii(value)}\n" for name, value in values.items()).encode()
