@@ -89,11 +89,13 @@ class Cluster:
 
     def clean_up(self) -> None:
         """End whatever is left of the cluster in this folder, whoever started it, and remove its sockets."""
-        left = pids.with_environment(**{processes.MARK: str(self.folder)}) | self._sshds("login")
-        left |= self._jobs(*self._spools())
-        left -= {os.getpid()}
-        pids.signal_all(left, signal.SIGCONT)
-        processes.end(left, seconds=3)
+        while left := self._leftovers():  # more than once, for what is just being forked
+            pids.signal_all(left, signal.SIGKILL)
+            processes.wait_for(
+                lambda: not any(map(processes.alive, left)),
+                what=f"A process in {self.folder} that was killed",
+                seconds=10,
+            )
         link = self.folder / "site"
         if link.is_symlink():
             shutil.rmtree(link.readlink(), ignore_errors=True)
@@ -178,6 +180,11 @@ class Cluster:
         self._wait("slurmdbd", lambda: processes.answers("127.0.0.1", self._accounting_port))
 
     # ---- how
+
+    def _leftovers(self) -> set[int]:
+        marked = pids.with_environment(**{processes.MARK: str(self.folder)})
+        left = marked | self._sshds("login") | self._jobs(*self._spools())
+        return {pid for pid in left if pid != os.getpid() and processes.alive(pid)}
 
     def _sshds(self, login: str) -> set[int]:
         """The sshd processes of a login node: the listener, and those of each connection, also of dead listeners."""
