@@ -72,7 +72,7 @@ class NativeStack:
         """Make a pool with a user of its own, and Airflow's connections ``picas_default`` and ``spider``."""
         user, password = "picas_user", secrets.token_urlsafe(16)
         self.couchdb.create_user(user, password)
-        self.couchdb.create_database(database, members=[user])
+        self.couchdb.create_database(database, members=[user], admins=[user])  # of the database: it makes the views
         pool = Pool(self.couchdb.url, database, user, password)
         self.api.add_connection("picas_default", **picas_connection(pool))
         self.api.add_connection("spider", **ssh_connection(self.cluster))
