@@ -121,7 +121,7 @@ class Config(NamedTuple):
     wait_for_work: float = 0  # how long to wait for tokens when none are left
     log_bytes: int = 1000000  # of stdout and of stderr, each, that are kept: the last ones
     output_bytes: int = 1000000  # largest JSON that a command may leave as output
-    max_claim: int = 20  # tokens claimed in one request, at most
+    max_claim: int = 50  # tokens claimed in one request, at most
     outage: float = 900  # how long the pilot waits for a database that does not answer
     margin: float = 30  # what must be left of the wall-clock after a token is expected to end
 
@@ -1797,7 +1797,7 @@ class Pilot:
     def _claim_tokens(self, claims: Claims, reaper: Reaper) -> None:
         backoff = Backoff()
         idle_since = None  # type: Optional[float]
-        next_reap = 0.0
+        next_reap, living = 0.0, False
         while self._level == GO:
             wanted, alone = self._wanted()
             if not wanted or not self._lease.valid():
@@ -1817,17 +1817,14 @@ class Pilot:
                     self.stop(DRAIN, "no token fits into the rest of its wall-clock")
                     return
                 now = time.monotonic()
-                idle_since = now if idle_since is None or busy else idle_since
-                living = False
+                if busy or idle_since is None:
+                    idle_since, next_reap = now, next_reap if busy else now
                 if now >= next_reap:
                     found = self._outbox.send(self._database)
                     reaped, living = reaper.reap()
                     if found or reaped:
                         continue
-                    next_reap = now + min(5.0, self._config.lease / 3)
-                elif not busy:
-                    self._wait(min(0.5, next_reap - now))
-                    continue
+                    next_reap = now + min(5.0, self._config.lease / 3, 5.0 if busy else 0.3 + now - idle_since)
                 idle = now - idle_since
                 if not busy and idle >= self._config.wait_for_work and not (living and idle <= self._config.lease + 3):
                     self.stop(DRAIN, "nothing is left to do")
@@ -1853,7 +1850,7 @@ class Pilot:
             target = max(1, min(self._config.max_claim * self._config.slots, target))
             if target <= self._config.slots:
                 return max(0, free), not ready
-            return (target - ready if ready <= target // 2 else 0), not ready
+            return (target - ready if ready <= target // 3 else 0), not ready
 
     def _fits(self, doc: Doc) -> bool:
         """Whether a token is expected to end before the job does."""

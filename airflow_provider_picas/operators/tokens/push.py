@@ -1,4 +1,4 @@
-"""Operators on the tokens of a pool."""
+"""The operator that fills a pool."""
 
 from __future__ import annotations
 
