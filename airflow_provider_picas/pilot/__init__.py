@@ -1,4 +1,4 @@
-"""The pilot: one file that the submit operator ships to the cluster. It imports nothing of this package, nor is imported."""
+"""The pilot: one file that the submit operator ships to the cluster. It stands alone and is never imported."""
 
 from __future__ import annotations
 

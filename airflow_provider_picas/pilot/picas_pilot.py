@@ -1,5 +1,4 @@
 #!/usr/bin/env python3
-# ruff: noqa: UP  (this file keeps to the syntax of Python 3.6)
 """A pilot: claims tokens from a PiCaS pool (CouchDB), runs a command for each, and writes the results back.
 
     python3 picas_pilot.py pilot.json
@@ -1829,7 +1828,7 @@ class Pilot:
                 if not busy and idle >= self._config.wait_for_work and not (living and idle <= self._config.lease + 3):
                     self.stop(DRAIN, "nothing is left to do")
                     return
-                self._wait(random.uniform(0.5, 1) * min(5.0, 0.2 + idle, self._config.lease / 6))
+                self._wait(random.uniform(0.5, 1) * min(3.0, 0.2 + idle, self._config.lease / 6))
                 backoff = Backoff()
             except Unreachable as error:
                 for token in claims.in_flight:  # whether they were claimed is unknown
