@@ -149,6 +149,7 @@ async function answerContinuously(feed, res, heartbeat, timeout) {
   const pulse = heartbeat && setInterval(() => res.write('\n'), heartbeat);
   do {
     for (const row of await feed.read()) res.write(`${JSON.stringify(row)}\n`);
+    res.write('\n'); // as CouchDB does before it waits
   } while (feed.limit > 0 && await nextWrite(feed, res, timeout));
   clearInterval(pulse);
   res.end(`{"last_seq":${JSON.stringify(feed.lastSequence)},"pending":0}\n`);

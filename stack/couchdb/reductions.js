@@ -19,11 +19,12 @@ function add(total, value) {
     'The _sum function requires that map values be numbers, arrays of numbers, or objects.');
 }
 
+/** For numbers only; CouchDB also takes arrays of numbers. One bad value breaks the whole view, as in CouchDB. */
 function stats(values) {
   const numbers = values.map((value) => {
     if (typeof value === 'number') return { sum: value, count: 1, min: value, max: value, sumsqr: value * value };
     if (value && typeof value.sumsqr === 'number') return value;
-    throw new CouchError(500, 'builtin_reduce_error', 'The _stats function requires that map values be numbers.');
+    throw new CouchError(500, 'invalid_value', 'The _stats function requires that map values be numbers or arrays of numbers');
   });
   return numbers.reduce((a, b) => ({
     sum: a.sum + b.sum,
@@ -34,25 +35,20 @@ function stats(values) {
   }));
 }
 
-/** A built-in reduce of values that it is not made for: CouchDB answers 200, with the error in place of the value. */
-function orError(reduce) {
-  return (values) => {
-    try {
-      return reduce(values);
-    } catch (error) {
-      if (error instanceof CouchError) return { error: error.error, reason: error.reason };
-      throw error;
-    }
-  };
+/** The sum of the values. Where there is none, CouchDB answers 200 with the error in place of the value. */
+function sum(values) {
+  try {
+    return values.reduce(add, 0);
+  } catch (error) {
+    if (error instanceof CouchError) return { error: error.error, reason: error.reason };
+    throw error;
+  }
 }
 
-const sumOf = orError((values) => values.reduce(add, 0));
-const statsOf = orError(stats);
-
 const BUILT_IN = {
-  _count: (keys, values, rereduce) => (rereduce ? sumOf(values) : values.length),
-  _sum: (keys, values) => sumOf(values),
-  _stats: (keys, values) => statsOf(values),
+  _count: (keys, values, rereduce) => (rereduce ? sum(values) : values.length),
+  _sum: (keys, values) => sum(values),
+  _stats: (keys, values) => stats(values),
 };
 
 /** The reduce function of a view, from its source or the name of a built-in one. */
