@@ -60,6 +60,8 @@ class AirflowApi:
         """Whether all components have reported in; False also while nothing answers yet."""
         try:
             health = self._send("GET", "/api/v2/monitor/health")
+            # The API that tasks talk to is built at its first request, which takes seconds: not a task's.
+            self._send("GET", "/execution/health")
         except (OSError, AirflowApiError):
             return False
         return all(part.get("status") == "healthy" for part in health.values())

@@ -12,14 +12,14 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
 from stack import install, paths
-from stack.airflow_api import ENDED, AirflowApi
+from stack.airflow_api import AirflowApi
 from stack.pool import Pool, Watch
 from stack.processes import StackError
 from stack.progress import Progress
@@ -28,7 +28,9 @@ DAG = "picas_word_count"
 DATABASE = "picas_demo"
 FOLDER = paths.RUN / "demo"
 RUN_SECONDS = 600.0
-LOOK_SECONDS = 0.25  # between two looks at the run
+LOOK_SECONDS = 0.2  # between two looks at the tokens
+LOOKS = 3  # at the tokens for each look at the tasks, which costs Airflow more
+ENDED_TASKS = ("success", "failed", "upstream_failed", "skipped")
 
 
 class Stack(Protocol):
@@ -42,7 +44,7 @@ class Stack(Protocol):
     def login(self) -> tuple[str, str]:
         """User and password of the Airflow UI."""
 
-    def start(self, wait_for: tuple[str, ...] = ()) -> None:
+    def start(self, wait_for: Iterable[str] = ()) -> None:
         """Start everything, or leave nothing running and raise StackError."""
 
     def stop(self) -> None:
@@ -51,7 +53,7 @@ class Stack(Protocol):
     def connect(self, database: str) -> Pool:
         """Make a pool and Airflow's connections to it and to the cluster."""
 
-    def count(self, files: list[str]) -> Mapping[str, tuple[int, int]]:
+    def count(self, files: Sequence[str]) -> Mapping[str, tuple[int, int]]:
         """Lines and words of files on the cluster, counted without it."""
 
 
@@ -112,11 +114,11 @@ def only_one(path: Path) -> Iterator[Callable[[str], None]]:
 
 def make_stack(kind: str) -> Stack:
     """Install what this kind of stack needs, and make one, not started. Raises StackError."""
-    print("Installing (first time only)" if not FOLDER.exists() else "Checking the installation", flush=True)
     if kind == "docker":
-        from stack.docker import DockerStack  # asks whether an engine answers
+        from stack.contained import ContainedStack
 
-        return DockerStack(FOLDER)
+        return ContainedStack(paths.RUN / "demo-docker", database=DATABASE)
+    print("Installing what is not there yet", flush=True)
     install.install()
     from stack.native import NativeStack
 
@@ -180,21 +182,20 @@ def run(stack: Stack, conf: Mapping[str, object]) -> bool:
 
 def follow(api: AirflowApi, run_id: str, watch: Watch, progress: Progress, triggered: float) -> str:
     """Show tokens and tasks until the run has ended; returns its state. Raises StackError when it takes too long."""
-    seen: dict[str, str] = {}
+    shown: dict[str, str] = {}
     while time.time() - triggered < RUN_SECONDS:
-        for task in api.tasks(DAG, run_id):
-            if task["state"] in ("success", "failed", "upstream_failed", "skipped", "deferred"):
-                name = task["task_id"]
-                if seen.get(name) != task["state"]:
-                    seen[name] = task["state"]
-                    progress.say(f"  {time.time() - triggered:5.1f} s  {name} {task['state']}")
-        progress.update(watch.counts())
-        state = str(api.run(DAG, run_id)["state"])
-        if state in ENDED:
+        states = {task["task_id"]: str(task["state"]) for task in api.tasks(DAG, run_id)}
+        for name, state in states.items():
+            if state in (*ENDED_TASKS, "deferred") and shown.get(name) != state:
+                progress.say(f"  {time.time() - triggered:5.1f} s  {name} {state}")
+                shown[name] = state
+        if all(state in ENDED_TASKS for state in states.values()):
             progress.clear()
-            return state
-        time.sleep(LOOK_SECONDS)
-    raise StackError(f"The run was not over after {RUN_SECONDS:g} s; its tasks: {seen}.")
+            return str(api.wait_for_run(DAG, run_id)["state"])
+        for _ in range(LOOKS):
+            progress.update(watch.counts())
+            time.sleep(LOOK_SECONDS)
+    raise StackError(f"The run was not over after {RUN_SECONDS:g} s; its tasks: {shown}.")
 
 
 def tell_failure(api: AirflowApi, run_id: str) -> None:

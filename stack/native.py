@@ -9,19 +9,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from stack import paths, processes
+from stack import paths, processes, word_count
 from stack.airflow import ADMIN, Airflow
 from stack.airflow_api import AirflowApi
 from stack.cluster import Cluster
 from stack.couchdb import CouchDB
-from stack.install import PARTS
 from stack.pool import Pool
 
 
 class NativeStack:
     """``start`` brings up all three; ``connect`` makes a pool and lets Airflow know of it and of the cluster."""
-
-    parts = PARTS
 
     def __init__(self, folder: Path, *, dags: Path) -> None:
         self.folder = folder
@@ -32,11 +29,6 @@ class NativeStack:
     @property
     def api(self) -> AirflowApi:
         return self.airflow.api
-
-    @property
-    def logs(self) -> Path:
-        """Where the logs of everything are found."""
-        return self.folder
 
     @property
     def login(self) -> tuple[str, str]:
@@ -80,7 +72,7 @@ class NativeStack:
 
     def count(self, files: Iterable[str]) -> dict[str, tuple[int, int]]:
         """Lines and words of each file, counted here and now."""
-        return {file: count(Path(file)) for file in files}
+        return word_count.count(files)
 
 
 def install_picas(home: Path) -> None:
@@ -104,16 +96,6 @@ def ssh_connection(cluster: Cluster, login_node: int = 0) -> dict[str, Any]:
     host, port = cluster.logins[login_node]
     extra = {"private_key": cluster.private_key.read_text(), "host_key": cluster.host_key}
     return {"conn_type": "ssh", "host": host, "port": port, "login": cluster.user, "extra": extra}
-
-
-def count(path: Path) -> tuple[int, int]:
-    """Lines and words of a file, line by line: another way than the pilots'."""
-    lines = words = 0
-    with path.open("rb") as file:
-        for line in file:
-            lines += line.endswith(b"\n")
-            words += len(line.split())
-    return lines, words
 
 
 def sweep(folder: Path) -> None:
