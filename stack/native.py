@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from stack import paths, processes, word_count
 from stack.airflow import ADMIN, Airflow
@@ -15,6 +15,21 @@ from stack.airflow_api import AirflowApi
 from stack.cluster import Cluster
 from stack.couchdb import CouchDB
 from stack.pool import Pool
+
+
+class Site(Protocol):
+    """What a cluster, native or in containers, has for those who log in."""
+
+    logins: list[tuple[str, int]]
+    host_key: str
+
+    @property
+    def user(self) -> str:
+        """The account."""
+
+    @property
+    def private_key(self) -> Path:
+        """The key that opens it."""
 
 
 class NativeStack:
@@ -91,7 +106,7 @@ def picas_connection(pool: Pool) -> dict[str, Any]:
     }
 
 
-def ssh_connection(cluster: Cluster, login_node: int = 0) -> dict[str, Any]:
+def ssh_connection(cluster: Site, login_node: int = 0) -> dict[str, Any]:
     """The fields of an Airflow connection to a login node of this cluster."""
     host, port = cluster.logins[login_node]
     extra = {"private_key": cluster.private_key.read_text(), "host_key": cluster.host_key}

@@ -1,0 +1,151 @@
+"""The real parts that integration and end-to-end tests share, started when a test first asks for them.
+
+CouchDB is the one that ``PICAS_TEST_COUCHDB_URL`` names (with an admin's login in it), else Apache CouchDB where a
+Docker engine answers, else the embedded server. Slurm and sshd likewise come from Docker or run natively. Airflow
+is a native one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stack import docker, native, paths, processes
+from stack.airflow import Airflow
+from stack.cluster import Cluster
+from stack.couchdb import CouchDB, CouchDBAdmin
+from stack.docker import DockerStack, engine_answers
+from stack.pool import Pool
+
+RUN = paths.RUN / f"tests-{os.getpid()}"
+COUCHDB_URL = "PICAS_TEST_COUCHDB_URL"
+
+# Before the first import of Airflow, which makes its home where this says.
+os.environ["AIRFLOW_HOME"] = str(RUN / "airflow-home")
+os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
+
+
+def pytest_report_header() -> list[str]:
+    """What the tests run on."""
+    if os.environ.get(COUCHDB_URL):
+        couchdb = CouchDBAdmin.from_url(os.environ[COUCHDB_URL]).url
+    else:
+        couchdb = "Apache CouchDB in Docker" if engine_answers() else "embedded server"
+    cluster = "Docker" if engine_answers() else "native"
+    return [f"CouchDB: {couchdb}; Slurm and sshd: {cluster}; logs: {RUN}"]
+
+
+@pytest.fixture(scope="session")
+def run_folder() -> Iterator[Path]:
+    """Where the parts of this session live. What killed sessions have left is ended first."""
+    for folder in paths.RUN.glob("tests-*/"):
+        if not processes.alive(int(folder.name.removeprefix("tests-"))):
+            native.sweep(folder)
+            shutil.rmtree(folder, ignore_errors=True)
+    RUN.mkdir(parents=True, exist_ok=True)
+    yield RUN
+    native.sweep(RUN)
+
+
+@pytest.fixture(scope="session")
+def containers(run_folder: Path) -> Iterator[DockerStack | None]:
+    """The stack in containers, nothing of it started yet; None where no Docker engine answers."""
+    if not engine_answers():
+        yield None
+        return
+    stack = DockerStack(run_folder / "docker")
+    stack.prepare()
+    try:
+        yield stack
+    finally:
+        stack.stop()
+
+
+@pytest.fixture(scope="session")
+def couchdb(run_folder: Path, containers: DockerStack | None) -> Iterator[CouchDBAdmin]:
+    """A CouchDB server, as its admin."""
+    if url := os.environ.get(COUCHDB_URL):
+        yield CouchDBAdmin.from_url(url)
+    elif containers:
+        containers.start(["couchdb"])
+        yield containers.couchdb
+    else:
+        with CouchDB(run_folder / "couchdb") as server:
+            yield server
+
+
+@pytest.fixture(scope="session")
+def new_pool(couchdb: CouchDBAdmin) -> Callable[[], AbstractContextManager[Pool]]:
+    """Makes an empty database with a user of its own, who may make its views; both go at the end of the ``with``."""
+
+    @contextmanager
+    def make() -> Iterator[Pool]:
+        name = f"test_{secrets.token_hex(6)}"
+        made = Pool(couchdb.url, name, user=name, password=secrets.token_urlsafe(16))
+        couchdb.create_user(made.user, made.password)
+        couchdb.create_database(name, members=[made.user], admins=[made.user])
+        try:
+            yield made
+        finally:
+            couchdb.delete_database(name)
+            couchdb.delete_user(made.user)
+
+    return make
+
+
+@pytest.fixture
+def pool(new_pool: Callable[[], AbstractContextManager[Pool]]) -> Iterator[Pool]:
+    """A pool for one test."""
+    with new_pool() as made:
+        yield made
+
+
+@pytest.fixture
+def picas_default(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The id of a connection to ``pool``, for hooks, operators and triggers in this process."""
+    return set_connection(monkeypatch, "picas_default", native.picas_connection(pool))
+
+
+@pytest.fixture(scope="session")
+def cluster(run_folder: Path, containers: DockerStack | None) -> Iterator[Cluster | DockerStack]:
+    """A Slurm site with two compute nodes and two login nodes. It can reach ``couchdb`` under its URL."""
+    if containers:
+        containers.start([*docker.COUCHDB, *docker.CLUSTER])
+        yield containers
+        return
+    with Cluster(run_folder / "cluster") as site:
+        native.install_picas(site.home)
+        yield site
+
+
+@pytest.fixture
+def spider(cluster: Cluster | DockerStack, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The id of a connection to the cluster's first login node, for hooks and operators in this process."""
+    return set_connection(monkeypatch, "spider", native.ssh_connection(cluster))
+
+
+@pytest.fixture(scope="session")
+def airflow(run_folder: Path) -> Iterator[Airflow]:
+    """A running Airflow with the project's DAGs and those of tests/e2e/dags, and no connections yet."""
+    dags = run_folder / "dags"
+    dags.mkdir(exist_ok=True)
+    for name, folder in (("project", paths.PROJECT / "dags"), ("tests", Path(__file__).parent / "e2e" / "dags")):
+        (dags / name).symlink_to(folder)
+    standalone = Airflow(run_folder / "airflow", dags=dags)
+    standalone.start(["picas_word_count"])
+    yield standalone
+    standalone.stop()
+
+
+def set_connection(monkeypatch: pytest.MonkeyPatch, conn_id: str, fields: dict[str, Any]) -> str:
+    """Make a connection known to Airflow's code in this process; returns its id."""
+    monkeypatch.setenv(f"AIRFLOW_CONN_{conn_id.upper()}", json.dumps(fields))
+    return conn_id
