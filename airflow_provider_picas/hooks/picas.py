@@ -1,4 +1,4 @@
-"""Hooks for a PiCaS pool: ``PicasHook`` for tasks, ``PicasAsyncHook`` for triggers. Both drive the operations of ``couchdb.pool``."""
+"""Hooks for a PiCaS pool: ``PicasHook`` for tasks, ``PicasAsyncHook`` for triggers, over the operations of ``couchdb.pool``."""
 
 from __future__ import annotations
 
@@ -97,7 +97,9 @@ class PicasHook(HttpHook):
         """The operations that this hook drives."""
         return Pool(self.settings)
 
-    def get_conn(self, headers: dict[Any, Any] | None = None, extra_options: dict[str, Any] | None = None) -> requests.Session:
+    def get_conn(
+        self, headers: dict[Any, Any] | None = None, extra_options: dict[str, Any] | None = None
+    ) -> requests.Session:
         """The session of this thread: one for all requests, so that the password is checked once."""
         settings = self.settings
         self.base_url = settings.url
@@ -110,7 +112,7 @@ class PicasHook(HttpHook):
             session.trust_env = False  # ~/.netrc would win over the connection
             session.headers["User-Agent"] = _USER_AGENT
             if settings.login:
-                session.auth = (settings.login.encode(), settings.password.encode())
+                session.auth = requests.auth.HTTPBasicAuth(settings.login.encode(), settings.password.encode())
             session = self._configure_session_from_mount_adapters(session)
             self._sessions.session = session
         return session

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import posixpath
-import socket
 import time
 from functools import cached_property
 from types import TracebackType
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import paramiko
 from airflow.providers.common.compat.sdk import BaseHook
-from airflow.providers.ssh.hooks.ssh import SSHHook
 
 from airflow_provider_picas.operation import drive
 from airflow_provider_picas.slurm import remote, submission
-from airflow_provider_picas.slurm.remote import Command, Operation, Output, Pause, RemoteError, Send, Step, UnreachableError
+from airflow_provider_picas.slurm.remote import (
+    Command,
+    Operation,
+    Output,
+    RemoteError,
+    Send,
+    Step,
+    UnreachableError,
+)
+
+if TYPE_CHECKING:
+    import paramiko
+    from airflow.providers.ssh.hooks.ssh import SSHHook
 
 Result = TypeVar("Result")
 
@@ -53,6 +62,8 @@ class SlurmHook(BaseHook):
     @cached_property
     def ssh(self) -> SSHHook:
         """Airflow's SSH hook: it reads the connection's fields."""
+        from airflow.providers.ssh.hooks.ssh import SSHHook
+
         return SSHHook(ssh_conn_id=self.ssh_conn_id)
 
     @property
@@ -68,6 +79,8 @@ class SlurmHook(BaseHook):
         return self._client
 
     def _connect(self) -> paramiko.SSHClient:
+        import paramiko
+
         place = self.place
         try:
             return self.ssh.get_conn()
@@ -113,6 +126,8 @@ class SlurmHook(BaseHook):
         return Output(0)
 
     def _run(self, command: Command) -> Output:
+        import paramiko
+
         marker = remote.new_marker()
         self.log.debug("On %s: %s", self.place, command.text)
         try:
@@ -136,12 +151,14 @@ class SlurmHook(BaseHook):
             raise type(error)(f"{self.place}: {error}") from None
 
     def _send(self, step: Send) -> Output:
+        import paramiko
+
         try:
             if self._sftp is None:
                 self._sftp = self.get_conn().open_sftp()
             for file in step.files:
                 _write(self._sftp, file)
-        except (paramiko.SSHException, EOFError, socket.timeout, ConnectionError) as error:
+        except (TimeoutError, paramiko.SSHException, EOFError, ConnectionError) as error:
             self.close()
             raise UnreachableError(
                 f"Files could not be sent to {self.place} by SFTP: {error or type(error).__name__}."

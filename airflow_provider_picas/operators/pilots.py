@@ -116,7 +116,9 @@ class PicasSubmitPilotsOperator(BaseOperator):
         options, pilots = self.sbatch or {}, self._pilots()
 
         def commands(folder: str, key: str) -> list[list[str]]:
-            return [sbatch.command_line(submission.job_name(key, 0), options, pilots, f"{folder}/{SCRIPT_FILE}", script)]
+            return [
+                sbatch.command_line(submission.job_name(key, 0), options, pilots, f"{folder}/{SCRIPT_FILE}", script)
+            ]
 
         def files(folder: str, key: str) -> list[RemoteFile]:
             return [
@@ -140,7 +142,9 @@ class PicasSubmitPilotsOperator(BaseOperator):
     def _settings(self) -> Settings:
         try:
             batch = Batch.parse(self.batch)
-            settings = PicasHook(self.picas_conn_id, database=self.database or (batch.database if batch else None)).settings
+            settings = PicasHook(
+                self.picas_conn_id, database=self.database or (batch.database if batch else None)
+            ).settings
             _ = settings.database_path  # raises when no database is named
         except (ValueError, CouchDBError) as error:
             raise AirflowFailException(str(error)) from None
@@ -169,7 +173,8 @@ class PicasSubmitPilotsOperator(BaseOperator):
             content = path.read_bytes()
         except OSError as error:
             raise AirflowFailException(
-                f"The script {self.script!r} cannot be read at {path} ({error.strerror}). Relative paths start beside the DAG file."
+                f"The script {self.script!r} cannot be read at {path} ({error.strerror})."
+                " Relative paths start beside the DAG file."
             ) from None
         if path.suffix == ".j2":
             content = self.render_template(content.decode(), context).encode()

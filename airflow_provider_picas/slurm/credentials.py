@@ -13,4 +13,4 @@ def picasconfig(url: str, database: str, login: str | None, password: str) -> by
         "PICAS_USERNAME": login or "",
         "PICAS_PASSWORD": password,
     }
-    return "".join(f"{name} = {ascii(value)}\n" for name, value in values.items()).encode()
+    return "".join(f"{name} = {value!a}\n" for name, value in values.items()).encode()

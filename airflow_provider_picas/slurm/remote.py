@@ -103,3 +103,11 @@ def unwrap(stdout: str, stderr: str, marker: str) -> Output:
         raise UnreachableError("The connection to the cluster broke before the command had ended.")
     body = stdout[start.end() - 1 :][: end.start()]
     return Output(int(end.group(1)), body.removeprefix("\n"), stderr)
+
+
+def ok(step: Step, failure: str) -> Generator[Step, Output, Output]:
+    """Carry out a step that has to succeed. Raises RemoteError, which says ``failure`` and what the cluster said."""
+    output = yield step
+    if output.code != 0:
+        raise RemoteError(f"{failure} on the cluster: {output.said}.")
+    return output

@@ -34,7 +34,9 @@ def options_to_arguments(options: Mapping[str, Any]) -> list[str]:
     for given, value in options.items():
         name = str(given).strip().lstrip("-").replace("_", "-")
         if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
-            raise OptionError(f"{given!r:.80} is no name of an sbatch option; write the long name, such as 'cpus-per-task'.")
+            raise OptionError(
+                f"{given!r:.80} is no name of an sbatch option; write the long name, such as 'cpus-per-task'."
+            )
         if name in OWNED:
             raise OptionError(f"The sbatch option {name!r} cannot be set: {OWNED[name]}.")
         if value is None or value is False:
@@ -46,7 +48,9 @@ def options_to_arguments(options: Mapping[str, Any]) -> list[str]:
             raise OptionError(f"The sbatch option {name!r} is {value!r:.80}; it takes a text, a number or true.")
         text = str(value)
         if not text or not text.isprintable():
-            raise OptionError(f"The sbatch option {name!r} is {text!r:.80}: empty, or with characters that do not print.")
+            raise OptionError(
+                f"The sbatch option {name!r} is {text!r:.80}: empty, or with characters that do not print."
+            )
         arguments.append(f"--{name}={text}")
     return arguments
 

@@ -101,7 +101,7 @@ class Completeness:
 
     @property
     def complete(self) -> bool:
-        """done + error >= the number pushed."""
+        """Whether done + error >= the number pushed."""
         return self.counts.finished >= self.total
 
     @property

@@ -112,7 +112,9 @@ def _json_fault(value: Any, path: str = "") -> str | None:
         bad_key = next((key for key in value if not isinstance(key, str)), None)
         if bad_key is not None:
             return f"{path or 'it'} has the key {bad_key!r:.80}, which is no text"
-        parts: Iterator[tuple[str, Any]] = ((f"{path}.{key}" if path else str(key), item) for key, item in value.items())
+        parts: Iterator[tuple[str, Any]] = (
+            (f"{path}.{key}" if path else str(key), item) for key, item in value.items()
+        )
     elif isinstance(value, list | tuple):
         parts = ((f"{path}[{place}]", item) for place, item in enumerate(value))
     else:
@@ -125,12 +127,12 @@ def _json_fault(value: Any, path: str = "") -> str | None:
 
 def is_resend(present: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     """Whether a document that is there already was written by an earlier try of the same push, for the same input."""
-    return present.get("push") == wanted["push"] and present.get("ordinal") == wanted["ordinal"]
+    return bool(present.get("push") == wanted["push"] and present.get("ordinal") == wanted["ordinal"])
 
 
 def is_duplicate(present: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     """Whether two inputs of one push have the same id."""
-    return present.get("push") == wanted["push"] and present.get("ordinal") != wanted["ordinal"]
+    return bool(present.get("push") == wanted["push"] and present.get("ordinal") != wanted["ordinal"])
 
 
 def attempt(document: Mapping[str, Any], reason: str) -> dict[str, Any]:

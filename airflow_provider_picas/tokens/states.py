@@ -107,11 +107,12 @@ def parse_int(value: Any) -> float:
     digits = re.match(r"[0-9a-fA-F]+" if prefix else r"[0-9]+", rest)
     if digits is None:
         return math.nan
-    number = _float(int(digits.group(), 16 if prefix else 10))
+    # float() of digits, as int() refuses more than 4,300 of them.
+    number = _float(int(digits.group(), 16)) if prefix else float(digits.group())
     return -number if sign == "-" else number
 
 
-_JS_SPACE = "\t\n\v\f\r \u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000\ufeff"
+_JS_SPACE = "\t\n\v\f\r \u00a0\u1680\u2028\u2029\u202f\u205f\u3000\ufeff" + "".join(map(chr, range(0x2000, 0x200B)))
 
 
 def _equals_zero(value: Any) -> bool:
@@ -130,7 +131,7 @@ def _float(value: float) -> float:
     try:
         return float(value)
     except OverflowError:  # an integer beyond the range of a double is Infinity in JavaScript
-        return math.copysign(math.inf, value)
+        return math.inf if value > 0 else -math.inf
 
 
 def _string_to_number(text: str) -> float:

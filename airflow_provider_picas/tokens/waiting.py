@@ -10,7 +10,7 @@ from airflow_provider_picas.tokens.counts import Completeness, ErrorBudget
 from airflow_provider_picas.tokens.text import sample
 
 SETTLE_SECONDS = 10.0
-"""An error counts once it has stood for so long: the PiCaS client's ``RunActor`` saves a failed token and scrubs it a moment later."""
+"""An error counts once it has stood for so long: the PiCaS client's pilots save a failed token and scrub it a moment later."""
 
 
 class Outcome(StrEnum):
@@ -68,8 +68,8 @@ def explain(
     if outcome is Outcome.TOO_MANY_ERRORS:
         named = f": {sample(in_error, total=counts.error)}" if in_error else ""
         return (
-            f"{counts.error:,} of {completeness.total:,} tokens of {where} are in error, and {budget.allowed(completeness.total):,}"
-            f" may be{named}. Clear the push task to run just these again."
+            f"{counts.error:,} of {completeness.total:,} tokens of {where} are in error, and"
+            f" {budget.allowed(completeness.total):,} may be{named}. Clear the push task to run just these again."
         )
     if outcome is Outcome.LOST:
         parts = []

@@ -42,7 +42,7 @@ class PicasTokenStateTrigger(BaseTrigger):
         max_errors: float,
         deadline: float,
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.picas_conn_id = picas_conn_id
         self.database = database
         self.batch = batch
@@ -106,6 +106,6 @@ class PicasTokenStateTrigger(BaseTrigger):
         return Completeness(counts, self.expected)
 
     def _event(self, outcome: Outcome, completeness: Completeness) -> TriggerEvent:
-        return TriggerEvent(
+        return TriggerEvent(  # type: ignore[no-untyped-call]
             {"outcome": str(outcome), "counts": completeness.counts.as_dict(), "expected": completeness.expected}
         )

@@ -1,0 +1,301 @@
+"""The sbatch calls of one submission: files in its folder on the cluster, which say what was called and what came of it.
+
+``command.<i>`` is the i-th call, ``started.<i>`` its lock (a folder, which only one can make), ``out.<i>``, ``err.<i>`` and
+``code.<i>`` what sbatch answered. When they do not tell whether there is a job, Slurm is asked by its name.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from airflow_provider_picas.slurm import sbatch
+from airflow_provider_picas.slurm.remote import Command, Operation, Pause, RemoteError, UnreachableError, ok, quote
+
+SUBMIT_SCRIPT = "submit.sh"
+ANSWER_WAIT = 40.0  # seconds that a try waits for sbatch's answer; sbatch itself gives up after MessageTimeout, 10 s
+SBATCH_LIMIT = 120  # seconds after which an sbatch that still tries is ended
+SETTLE_WAIT = 600.0  # seconds that a try waits for a controller that does not answer
+ASK_EVERY = 2.0  # seconds between two questions
+MARGIN = 5.0  # seconds on top of MessageTimeout until a job that nobody has seen does not exist
+
+# What sbatch says when it does not know whether the job was made. All else is a refusal.
+_UNCERTAIN = re.compile(
+    r"timed? ?out|contact slurm controller|zero bytes|communication|connection (?:refused|reset|failure)"
+    r"|transport endpoint|unexpected message|socket|resource temporarily unavailable|in standby mode",
+    re.IGNORECASE,
+)
+
+
+class SubmissionRefusedError(RemoteError):
+    """sbatch refused, for a reason that trying again will not mend; the message holds its own words."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """What the folder tells of one sbatch call."""
+
+    started: bool
+    code: int | None
+    age: int  #: seconds since it was started
+    stdout: str
+    stderr: str
+
+    @property
+    def job_id(self) -> str | None:
+        """The job that it made, if that is known."""
+        return sbatch.job_id(self.stdout) if self.code == 0 else None
+
+    @property
+    def uncertain(self) -> bool:
+        """Whether there may be a job that the folder does not know of."""
+        if not self.started or self.job_id:
+            return False
+        return self.code is None or self.code == 0 or self.code > 123 or bool(_UNCERTAIN.search(self.stderr))
+
+    @property
+    def refused(self) -> bool:
+        """Whether sbatch said no."""
+        return self.started and not self.job_id and not self.uncertain
+
+    @property
+    def may_be_running(self) -> bool:
+        """Whether sbatch may be under way yet, perhaps from another login node."""
+        return self.started and self.code is None and self.age < SBATCH_LIMIT + 10
+
+
+@dataclass(frozen=True)
+class Record:
+    """What the folder of a submission tells. ``since``: seconds since 1970 by the login node's clock."""
+
+    since: int
+    acknowledged: bool
+    calls: tuple[Call, ...]
+
+    @property
+    def job_ids(self) -> tuple[str, ...]:
+        """The jobs that are known."""
+        return tuple(call.job_id for call in self.calls if call.job_id)
+
+    @property
+    def open(self) -> list[int]:
+        """Numbers of the calls whose job is not known."""
+        return [number for number, call in enumerate(self.calls) if not call.job_id]
+
+    @property
+    def refused(self) -> bool:
+        """Whether sbatch said no to any of them."""
+        return any(call.refused for call in self.calls)
+
+
+def job_name(key: str, call: int) -> str:
+    """The name of the jobs of the n-th sbatch call of a submission, from 0."""
+    return key if call == 0 else f"{key}-{call}"
+
+
+def job_names(key: str, calls: int) -> list[str]:
+    """The names of all jobs of a submission."""
+    return [job_name(key, number) for number in range(max(1, calls))]
+
+
+def submit_script(folder: str, workdir: str, environment: Mapping[str, str], python_path: str | None) -> str:
+    """The script that runs each ``command.<i>`` of the folder once, whoever starts it and however often."""
+    lines = ["#!/bin/bash", "# Runs each command.<i> once, whoever starts this and however often."]
+    lines += [f"export {name}={quote(value)}" for name, value in environment.items()]
+    if python_path is not None:
+        lines.append(f'export PYTHONPATH={quote(python_path)}"${{PYTHONPATH:+:$PYTHONPATH}}"')
+    lines.append(f"""cd -- {quote(folder)} || exit
+i=0
+while [ -e command.$i ]; do
+  if mkdir started.$i 2>/dev/null; then
+    command=$(cat command.$i)
+    (cd -- {quote(workdir)} && eval "exec timeout --kill-after=5 {SBATCH_LIMIT} $command") </dev/null >out.$i 2>err.$i
+    echo $? >code.$i.new && mv code.$i.new code.$i
+  fi
+  i=$((i+1))
+done""")
+    return "\n".join(lines) + "\n"
+
+
+READ = """
+echo "since $(stat -c %Y made 2>/dev/null || stat -c %Y .)"
+[ -e acknowledged ] && echo acknowledged
+i=0
+while [ -e command.$i ]; do
+  age=0; [ -d started.$i ] && age=$(($(date +%s) - $(stat -c %Y started.$i)))
+  echo "call $([ -d started.$i ] && echo yes || echo no) $(cat code.$i 2>/dev/null || echo -) $age"
+  echo "out $(head -c 20000 out.$i 2>/dev/null | base64 -w0)"
+  echo "err $(head -c 20000 err.$i 2>/dev/null | base64 -w0)"
+  i=$((i+1))
+done
+true"""
+"""Shell text that prints what the folder it runs in tells, for ``parse_record``."""
+
+
+def parse_record(lines: Sequence[str]) -> Record:
+    """Read what ``READ`` printed."""
+    since, acknowledged = 0, False
+    calls: list[Call] = []
+    parts: list[str] = []
+    for line in lines:
+        word, _, rest = line.partition(" ")
+        if word == "since":
+            since = int(rest)
+        elif word == "acknowledged":
+            acknowledged = True
+        elif word == "call":
+            parts = rest.split()
+        elif word == "out":
+            parts.append(_decoded(rest))
+        elif word == "err":
+            started, code, age, out = parts
+            calls.append(Call(started == "yes", int(code) if code.isdigit() else None, int(age), out, _decoded(rest)))
+    return Record(since, acknowledged, tuple(calls))
+
+
+def _decoded(text: str) -> str:
+    return base64.b64decode(text).decode("utf-8", "replace")
+
+
+def read(folder: str) -> Operation[Record]:
+    """What the folder tells now."""
+    output = yield from ok(
+        Command(f"cd -- {quote(folder)} || exit 4\n{READ}"), "The submission's folder cannot be read"
+    )
+    return parse_record(output.stdout.splitlines())
+
+
+def settle(folder: str, key: str) -> Operation[Record]:
+    """Run the calls that were not run yet, and find out what became of each.
+
+    Raises SubmissionRefusedError with sbatch's own words; UnreachableError when nothing is known, in which case the next try
+    finds out.
+    """
+    record = yield from _start(folder)
+    waited = 0.0  # seconds, without the time that the questions took: so at least
+    none_since: float | None = None  # when Slurm first said that there is no such job
+    resubmitted = False
+    while record.open and not record.refused:
+        found = yield from find_jobs(key, record)
+        if found is None or any(record.calls[number].may_be_running for number in record.open):
+            none_since = None  # a controller that does not answer may be holding the request back
+        elif not found.keys() & set(record.open):
+            none_since = waited if none_since is None else none_since
+            # A job may still appear a while after Slurm has said that there is none.
+            if waited - none_since >= (yield from _message_timeout()) + MARGIN:
+                record = yield from _start_again(folder, record)
+                resubmitted, none_since = True, None
+                continue
+        if found and (yield from _write_down(folder, record, found)):
+            record = yield from read(folder)
+            continue
+        if waited >= SETTLE_WAIT:
+            raise UnreachableError(
+                f"sbatch gave no clear answer for {key}, and Slurm's controller does not answer since. The next try finds out"
+                " whether the jobs exist; nothing is submitted twice."
+            )
+        yield Pause(ASK_EVERY)
+        waited += ASK_EVERY
+        record = yield from read(folder)
+    if record.refused:
+        raise SubmissionRefusedError(_refusal(record))
+    if resubmitted:
+        yield from _cancel_others(key, record)
+    return record
+
+
+def acknowledge(folder: str) -> Operation[None]:
+    """Note that the operator has reported the submission."""
+    yield from ok(Command(f": >{quote(f'{folder}/acknowledged')}"), "The submission could not be acknowledged")
+
+
+def active(key: str, calls: int) -> Operation[bool]:
+    """Whether a job of the submission waits or runs. Raises UnreachableError when Slurm does not answer: unknown is not ended."""
+    output = yield Command(f"squeue --noheader --all --name={quote(','.join(job_names(key, calls)))} --format='%F|%T'")
+    if output.code != 0:
+        raise UnreachableError(f"squeue does not tell whether the pilots of {key} still run: {output.said}")
+    return bool(output.stdout.strip())
+
+
+def find_jobs(key: str, record: Record) -> Operation[dict[int, str] | None]:
+    """Jobs that bear the submission's names, by number of the call; None when Slurm does not answer.
+
+    Of two with the same name the earlier one counts.
+    """
+    names = {name: number for number, name in enumerate(job_names(key, len(record.calls)))}
+    listed = quote(",".join(names))
+    text = f"""
+squeue --noheader --all --states=all --name={listed} --format='%F|%j' || exit 5
+since=$(date -d @{record.since - 60} +%Y-%m-%dT%H:%M:%S)
+sacct --noheader --parsable2 --allocations --starttime="$since" --name={listed} --format=JobID,JobName 2>/dev/null || true"""
+    output = yield Command(text)
+    if output.code != 0:
+        return None
+    found: dict[int, str] = {}
+    for line in output.stdout.splitlines():
+        job, _, name = line.strip().partition("|")
+        number, base = names.get(name), re.match(r"[0-9]+", job)
+        if number is not None and base and int(base.group()) < int(found.get(number, "9" * 30)):
+            found[number] = base.group()
+    return found
+
+
+def _start(folder: str) -> Operation[Record]:
+    """Start the script and wait a while for sbatch's answers. It outlives the connection."""
+    text = f"""
+cd -- {quote(folder)} || exit 3
+setsid -f bash ./{SUBMIT_SCRIPT} </dev/null >/dev/null 2>&1
+t=0
+while [ $t -lt {int(ANSWER_WAIT * 5)} ]; do
+  i=0; missing=
+  while [ -e command.$i ]; do [ -e code.$i ] || missing=1; i=$((i+1)); done
+  [ -n "$missing" ] || break
+  sleep 0.2; t=$((t+1))
+done
+{READ}"""
+    output = yield from ok(Command(text, timeout=ANSWER_WAIT + 30), "The submission could not be started")
+    return parse_record(output.stdout.splitlines())
+
+
+def _refusal(record: Record) -> str:
+    call = next(call for call in record.calls if call.refused)
+    said = " ".join(line.removeprefix("sbatch: ").removeprefix("error: ") for line in call.stderr.strip().splitlines())
+    also = f" Job {', '.join(record.job_ids)} of it was accepted: cancel it, or let it run." if record.job_ids else ""
+    return f"sbatch refused the pilots: {said or call.stdout.strip() or f'exit code {call.code}'}{also}"
+
+
+def _message_timeout() -> Operation[float]:
+    """Slurm's MessageTimeout in seconds: how long sbatch waits for the controller."""
+    output = yield Command("scontrol show config | sed -n 's/^MessageTimeout *= *\\([0-9]*\\).*/\\1/p'")
+    return float(output.stdout.strip()) if output.stdout.strip().isdigit() else 60.0
+
+
+def _write_down(folder: str, record: Record, found: Mapping[int, str]) -> Operation[bool]:
+    """Write down the ids of jobs that were found by name; whether there was any to write."""
+    news = {number: found[number] for number in record.open if number in found}
+    for number, job in news.items():
+        text = f"cd -- {quote(folder)} && echo {quote(job)} >out.{number} && echo 0 >code.{number}"
+        yield from ok(Command(text), "The job's id could not be written down")
+    return bool(news)
+
+
+def _start_again(folder: str, record: Record) -> Operation[Record]:
+    """Unlock the calls that made no job, and run them. Of two tries only one succeeds in moving a lock away."""
+    for number in record.open:
+        yield Command(
+            f"cd -- {quote(folder)} && mv -T -- started.{number} given-up.{number}.$$ 2>/dev/null"
+            f" && rm -f -- code.{number} out.{number} err.{number}"
+        )
+    return (yield from _start(folder))
+
+
+def _cancel_others(key: str, record: Record) -> Operation[None]:
+    """Should a job have appeared after all, the one that is not on record is cancelled."""
+    for number, call in enumerate(record.calls):
+        name, keep = quote(job_name(key, number)), quote(str(call.job_id))
+        yield Command(
+            f"squeue --noheader --all --name={name} --format=%F | sort -u | grep -vx {keep}"
+            ' | while read -r job; do scancel "$job"; done'
+        )

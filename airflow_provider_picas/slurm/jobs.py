@@ -1,0 +1,169 @@
+"""What Slurm tells of jobs: rows of squeue and sacct, and what they mean for the tokens that the jobs hold."""
+
+from __future__ import annotations
+
+import calendar
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+
+from airflow_provider_picas.slurm.remote import Command, Operation, UnreachableError, quote
+
+_SQUEUE = "%i|%F|%K|%A|%T|%r|%S|%M|%C|%N|%j"
+_SACCT = "JobID,JobIDRaw,State,ExitCode,Reason,Start,End,ElapsedRaw,AllocCPUS,NodeList,JobName"
+_STEPS = "JobID,TotalCPU,MaxRSS"
+
+
+class Life(Enum):
+    """What a job's state means: UNKNOWN is never success and never death."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    ENDED = "ended"
+    UNKNOWN = "unknown"
+
+
+_WAITING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
+_RUNNING = {"RUNNING", "COMPLETING", "SUSPENDED", "STAGE_OUT", "SIGNALING", "STOPPED", "RESIZING"}
+_ENDED = {
+    "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "BOOT_FAIL", "DEADLINE",
+    "LAUNCH_FAILED", "RECONFIG_FAIL", "REVOKED",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job, or one task of an array. Times are seconds since 1970 by the cluster's clock, 0 when unknown."""
+
+    id: str  #: ``123``, or ``123_4`` for a task: what the PiCaS client writes as ``slurm_job_id``
+    state: str  #: Slurm's word, such as TIMEOUT
+    exit_code: str = ""  #: ``<code>:<signal>``
+    reason: str = ""
+    node: str = ""
+    started: int = 0
+    ended: int = 0
+    elapsed: int = 0  #: seconds
+    cpus: int = 0
+    cpu_seconds: float = 0.0  #: that the job's processes used
+
+    @property
+    def life(self) -> Life:
+        """What the state means."""
+        if self.state in _WAITING:
+            return Life.WAITING
+        if self.state in _RUNNING:
+            return Life.RUNNING
+        return Life.ENDED if self.state in _ENDED else Life.UNKNOWN
+
+    @property
+    def cause(self) -> str:
+        """Why it ended, for people: the state, and what it adds."""
+        code, _, signal = self.exit_code.partition(":")
+        if self.state in ("COMPLETED", "FAILED") and (code not in ("", "0") or signal not in ("", "0")):
+            return f"{self.state}, {f'signal {signal}' if signal not in ('', '0') else f'exit code {code}'}"
+        return self.state
+
+
+def look(names: Sequence[str], since: int) -> Operation[dict[str, Job]]:
+    """All jobs with these names by id, in one command: squeue for what is there, sacct for what has ended.
+
+    ``since``: seconds since 1970, before the first of them. Raises UnreachableError when squeue does not answer; a site without
+    accounting shows ended jobs until MinJobAge only.
+    """
+    listed = quote(",".join(names))
+    start = f"$(date -d @{since - 300} +%Y-%m-%dT%H:%M:%S)"
+    text = f"""
+squeue --noheader --all --array --states=all --name={listed} --format={quote("Q|" + _SQUEUE)} || exit 5
+account() {{ sacct --noheader --parsable2 --array --starttime={start} --name={listed} "$@" 2>/dev/null; }}
+account --allocations --format={_SACCT} | sed 's/^/A|/'
+account --format={_STEPS} | sed 's/^/S|/'
+date +%z"""
+    output = yield Command(text)
+    if output.code != 0:
+        raise UnreachableError(f"squeue does not answer: {output.said}")
+    return parse(output.stdout.splitlines())
+
+
+def parse(lines: Iterable[str]) -> dict[str, Job]:
+    """The jobs in the answer of ``look``. squeue's word is newer than sacct's, but for a job that sacct knows to have ended."""
+    queued: dict[str, Job] = {}
+    accounted: dict[str, Job] = {}
+    cpu: dict[str, float] = {}
+    offset = 0
+    lines = list(lines)
+    if lines and (zone := re.fullmatch(r"([+-])([0-9]{2})([0-9]{2})", lines[-1].strip())):
+        offset = (int(zone[2]) * 3600 + int(zone[3]) * 60) * (-1 if zone[1] == "-" else 1)
+    for line in lines:
+        kind, *cells = line.rstrip("\n").split("|")
+        if kind == "Q" and len(cells) >= 11:
+            for job in _queued(cells, offset):
+                queued[job.id] = job
+        elif kind == "A" and len(cells) >= 11:
+            for job in _accounted(cells, offset):
+                accounted[job.id] = job
+        elif kind == "S" and len(cells) >= 2 and "." in cells[0]:
+            step_of = cells[0].partition(".")[0]
+            cpu[step_of] = max(cpu.get(step_of, 0.0), _clock(cells[1]))
+    jobs = dict(accounted)
+    for name, job in queued.items():
+        known = accounted.get(name)
+        if known is None or known.life is not Life.ENDED or known.started < job.started:
+            jobs[name] = job
+    return {name: replace(job, cpu_seconds=cpu.get(name, 0.0)) for name, job in jobs.items()}
+
+
+def _queued(cells: Sequence[str], offset: int) -> Iterable[Job]:
+    identifier, base, task, _, state, reason, start, elapsed, cpus, node, *_ = cells
+    for name in _task_ids(identifier, base, task):
+        yield Job(
+            id=name, state=state.strip(), reason=reason, node=node, started=_time(start, offset),
+            elapsed=int(_clock(elapsed)), cpus=int(cpus) if cpus.isdigit() else 0,
+        )  # fmt: skip
+
+
+def _accounted(cells: Sequence[str], offset: int) -> Iterable[Job]:
+    identifier, _, state, code, reason, start, end, elapsed, cpus, node, *_ = cells
+    word = state.split()[0] if state.split() else ""  # "CANCELLED by 1000"
+    base, _, task = identifier.partition("_")
+    for name in _task_ids(identifier, base, task or "N/A"):
+        yield Job(
+            id=name, state=word, exit_code=code, reason=reason, node=node, started=_time(start, offset),
+            ended=_time(end, offset), elapsed=int(elapsed) if elapsed.isdigit() else 0,
+            cpus=int(cpus) if cpus.isdigit() else 0,
+        )  # fmt: skip
+
+
+def _task_ids(identifier: str, base: str, task: str) -> list[str]:
+    """``123_4``, or each task of ``123_[0-3,7%2]``: a just submitted array is one row."""
+    if match := re.search(r"\[([^\]]*)\]", identifier):
+        tasks: list[str] = []
+        for part in match.group(1).partition("%")[0].split(","):
+            first, dash, last = part.partition("-")
+            last, _, step = last.partition(":")
+            if not first.isdigit() or (dash and not last.isdigit()):
+                return [base]
+            tasks += [str(n) for n in range(int(first), int(last) + 1, int(step or 1))] if dash else [first]
+        return [f"{base}_{n}" for n in tasks]
+    return [f"{base}_{task}"] if task.isdigit() else [base]
+
+
+def _time(text: str, offset: int) -> int:
+    """A local time of the cluster as seconds since 1970; 0 for Unknown, N/A, None."""
+    match = re.fullmatch(r"([0-9]{4})-([0-9]{2})-([0-9]{2})T([0-9]{2}):([0-9]{2}):([0-9]{2})", text.strip())
+    if not match:
+        return 0
+    return calendar.timegm((*map(int, match.groups()), 0, 0, 0)) - offset
+
+
+def _clock(text: str) -> float:
+    """``[days-][hours:]minutes:seconds[.fraction]`` as seconds; 0 for anything else."""
+    days, dash, rest = text.strip().rpartition("-")
+    parts = rest.split(":")
+    try:
+        seconds = float(parts[-1])
+        for place, part in enumerate(reversed(parts[:-1]), start=1):
+            seconds += int(part) * 60**place
+        return seconds + (int(days) * 86_400 if dash else 0)
+    except ValueError:
+        return 0.0

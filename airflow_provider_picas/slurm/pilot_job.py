@@ -1,0 +1,39 @@
+"""The batch script that starts our own pilot on a node."""
+
+from __future__ import annotations
+
+from airflow_provider_picas.slurm.remote import quote
+
+PILOT_FILE = "picas_pilot.py"
+CONFIG_FILE = "pilot.json"
+
+EX_CONFIG = 78  # what the script ends with when the node, or the setup, is not as it must be; see docs/pilot.md
+
+WARNING = "B:TERM@20"
+"""``--signal``: the pilot gets SIGTERM 20 seconds (Slurm: up to 80) before the wall-clock ends, and gives its tokens back."""
+
+_PYTHONS = ("python3", *(f"python3.{minor}" for minor in range(14, 5, -1)), "/usr/libexec/platform-python")
+
+
+def batch_script(folder: str, setup: str | None) -> bytes:
+    """The script: the author's setup, then the pilot in place of the shell, so that Slurm's signals reach it.
+
+    A command of the setup that fails ends the job: said once, not by every token. That is a trap and not ``set -e``, under which
+    the functions of many module systems end the shell.
+    """
+    lines = ["#!/bin/bash", "# Made by airflow-provider-picas."]
+    if setup and setup.strip():
+        failed = (
+            f'echo "The setup failed with code $?, so this pilot takes no token: $BASH_COMMAND" >&2; exit {EX_CONFIG}'
+        )
+        lines += [f"trap {quote(failed)} ERR", setup.rstrip("\n"), "trap - ERR"]
+    old = "import sys; sys.exit(sys.version_info < (3, 6))"
+    lines += [
+        f"for python in {' '.join(_PYTHONS)}; do",
+        f'  command -v "$python" >/dev/null && "$python" -I -c {quote(old)} 2>/dev/null || continue',
+        f'  exec "$python" -I {quote(f"{folder}/{PILOT_FILE}", f"{folder}/{CONFIG_FILE}")}',
+        "done",
+        'echo "There is no Python 3.6 or newer on $(hostname). Load one in the setup, such as: module load Python" >&2',
+        f"exit {EX_CONFIG}",
+    ]
+    return ("\n".join(lines) + "\n").encode()
