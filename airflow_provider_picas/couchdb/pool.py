@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 from airflow_provider_picas.couchdb import errors
-from airflow_provider_picas.couchdb.protocol import Operation, Request, json_body
+from airflow_provider_picas.couchdb.protocol import Answer, Operation, Request, json_body
 from airflow_provider_picas.couchdb.settings import Settings
 from airflow_provider_picas.tokens import counts, documents, ids, views
 from airflow_provider_picas.tokens.push import Action, OnExisting, PushReport, action_for
@@ -71,7 +71,9 @@ class Pool:
     def view_request(self, view: str, design_document: str | None = None, **query: Any) -> Request:
         """A query of a view. Query values are encoded as JSON, but for those that CouchDB wants bare."""
         design = design_document or self.settings.design_document
-        params = {name: value if name == "update" else json.dumps(value) for name, value in query.items() if value is not None}
+        params = {
+            name: value if name == "update" else json.dumps(value) for name, value in query.items() if value is not None
+        }
         return Request("GET", self.path("_design", design, "_view", view), params)
 
     # -- the server and the database ----------------------------------------------------------------------------------
@@ -161,46 +163,52 @@ class Pool:
                     break
         return counts.from_rows(rows)
 
-    def _range(self, batch: str | None, after: str | None) -> dict[str, Any]:
+    def _range(self, batch: str | None, after: str | None, limit: int) -> dict[str, Any]:
+        """The keys of a page. It begins at the last row of the page before, which may be gone: skipping it could skip another."""
         start, end = ids.id_range(batch) if batch is not None else (None, None)
-        query: dict[str, Any] = {"reduce": False, "startkey": start, "endkey": end}
-        if after is not None:
-            query.update(startkey=after, skip=1)
-        return query
+        if after is None:
+            return {"startkey": start, "endkey": end, "limit": limit}
+        return {"startkey": after, "endkey": end, "limit": limit + 1}
+
+    def _page(
+        self, answer: Answer, batch: str | None, after: str | None, limit: int
+    ) -> tuple[list[dict[str, Any]], str | None]:
+        """The rows of a page, and where the next one begins, or None at the end."""
+        rows = answer.json()["rows"]
+        full = len(rows) == (limit if after is None else limit + 1)
+        found = [row for row in rows if row["id"] != after and (batch is None or ids.in_batch(row["id"], batch))]
+        return found, rows[-1]["key"] if full else None
 
     def ids(
         self, state: State, batch: str | None = None, *, after: str | None = None, limit: int = PAGE
     ) -> Operation[tuple[list[str], str | None]]:
         """A page of the ids in a state, and where the next page begins (``after``), or None at the end."""
-        answer = yield self.view_request(state, limit=limit, **self._range(batch, after))
-        rows = answer.json()["rows"]
-        found = [row["id"] for row in rows if batch is None or ids.in_batch(row["id"], batch)]
-        return found, rows[-1]["key"] if len(rows) == limit else None
+        answer = yield self.view_request(state, reduce=False, **self._range(batch, after, limit))
+        rows, after = self._page(answer, batch, after, limit)
+        return [row["id"] for row in rows], after
 
     def tokens(
         self, state: State, batch: str | None = None, *, after: str | None = None, limit: int = PAGE
     ) -> Operation[tuple[list[Document], str | None]]:
         """A page of the tokens in a state, and where the next page begins (``after``), or None at the end."""
-        request = self.view_request(state, limit=limit, include_docs=True, **self._range(batch, after))
-        answer = yield request
-        rows = answer.json()["rows"]
-        found = [row["doc"] for row in rows if row.get("doc") and (batch is None or ids.in_batch(row["id"], batch))]
-        return found, rows[-1]["key"] if len(rows) == limit else None
+        answer = yield self.view_request(state, reduce=False, include_docs=True, **self._range(batch, after, limit))
+        rows, after = self._page(answer, batch, after, limit)
+        return [row["doc"] for row in rows if row.get("doc")], after
 
     def batch_documents(
-        self, batch: str, *, after: str | None = None, limit: int = PAGE
+        self, batch: str | None, *, after: str | None = None, limit: int = PAGE
     ) -> Operation[tuple[list[Document], str | None]]:
-        """A page of all documents of a batch, whatever their state, and where the next page begins."""
-        query = {name: value for name, value in self._range(batch, after).items() if name != "reduce"}
-        params = {name: json.dumps(value) for name, value in {**query, "limit": limit}.items()}
-        answer = yield Request("GET", self.path("_all_docs"), {**params, "include_docs": "true"})
-        rows = answer.json()["rows"]
-        return [row["doc"] for row in rows], rows[-1]["key"] if len(rows) == limit else None
+        """A page of all documents of a batch, or of the pool, whatever their state, and where the next page begins."""
+        query = {**self._range(batch, after, limit), "include_docs": True}
+        params = {name: json.dumps(value) for name, value in query.items() if value is not None}
+        answer = yield Request("GET", self.path("_all_docs"), params)
+        rows, after = self._page(answer, batch, after, limit)
+        return [row["doc"] for row in rows if row.get("doc")], after
 
     def stateless(self, batch: str | None = None, *, limit: int = PAGE) -> Operation[list[str]]:
         """Ids of tokens in no state, at most ``limit`` of them; none where the provider's views are not deployed."""
         try:
-            request = self.view_request("stateless", views.PROVIDER, limit=limit, **self._range(batch, None))
+            request = self.view_request("stateless", views.PROVIDER, reduce=False, **self._range(batch, None, limit))
             answer = yield request
         except errors.NotFoundError as error:
             if not _view_is_missing(error):
@@ -276,7 +284,9 @@ class Pool:
 
     # -- push ---------------------------------------------------------------------------------------------------------
 
-    def push(self, tokens: Sequence[Document], encoded: Sequence[bytes], on_existing: OnExisting) -> Operation[PushReport]:
+    def push(
+        self, tokens: Sequence[Document], encoded: Sequence[bytes], on_existing: OnExisting
+    ) -> Operation[PushReport]:
         """Write a request's worth of new tokens, each once, whatever was written before.
 
         A conflict with the same push and ordinal is a resend. A lost answer is asked for by writing again: what was written
@@ -318,7 +328,11 @@ class Pool:
         return [Row(row["id"], row.get("rev"), row.get("error"), row.get("reason")) for row in answer.json()]
 
     def _settle(
-        self, conflicts: list[str], waiting: Mapping[str, tuple[Document, bytes]], on_existing: OnExisting, report: PushReport
+        self,
+        conflicts: list[str],
+        waiting: Mapping[str, tuple[Document, bytes]],
+        on_existing: OnExisting,
+        report: PushReport,
     ) -> Operation[list[str]]:
         """Look at the tokens that were there already and do what ``on_existing`` says; the ids that are settled."""
         present = yield from self.fetch(conflicts)
