@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import hashlib
 import importlib.util
 import json
@@ -70,24 +71,30 @@ def install() -> Path:
     """
     target = paths.NODE_MODULES
     target.mkdir(parents=True, exist_ok=True)
-    for source in SOURCE.iterdir():
-        if source.is_file():
-            shutil.copy2(source, target / source.name)
-    stamp = target / "installed"
-    digest = hashlib.sha256((SOURCE / "package-lock.json").read_bytes()).hexdigest()
-    if not (stamp.exists() and stamp.read_text() == digest):
-        node_program = node()
-        npm = subprocess.run(
-            [*_npm(node_program), "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"],
-            cwd=target,
-            env={**os.environ, "PATH": f"{node_program.parent}{os.pathsep}{os.environ.get('PATH', '')}"},
-            capture_output=True,
-            text=True,
-        )
-        if npm.returncode != 0:
-            raise StackError(f"npm could not install the embedded CouchDB server in {target}:\n{npm.stderr.strip()}")
-        stamp.write_text(digest)
+    with (target / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two test runs may start at once
+        for source in SOURCE.iterdir():
+            if source.is_file():
+                shutil.copy2(source, target / source.name)
+        stamp = target / "installed"
+        digest = hashlib.sha256((SOURCE / "package-lock.json").read_bytes()).hexdigest()
+        if not (stamp.exists() and stamp.read_text() == digest):
+            _install_packages(target)
+            stamp.write_text(digest)
     return target / "server.js"
+
+
+def _install_packages(target: Path) -> None:
+    node_program = node()
+    npm = subprocess.run(
+        [*_npm(node_program), "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"],
+        cwd=target,
+        env={**os.environ, "PATH": f"{node_program.parent}{os.pathsep}{os.environ.get('PATH', '')}"},
+        capture_output=True,
+        text=True,
+    )
+    if npm.returncode != 0:
+        raise StackError(f"npm could not install the embedded CouchDB server in {target}:\n{npm.stderr.strip()}")
 
 
 class CouchDBAdmin:

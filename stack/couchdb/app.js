@@ -13,10 +13,11 @@ const { findRoutes } = require('./find');
 const { jsonObject, multipleQueries, requestParameters } = require('./parameters');
 
 const VERSION = '3.5.0'; // of CouchDB: what this server behaves like
+const VENDOR = 'embedded server of airflow-provider-picas';
 
 function serverRoutes(app, databases, authentication) {
   app.get('/', (req, res) => {
-    res.json({ couchdb: 'Welcome', version: VERSION, features: [], vendor: { name: 'embedded server of airflow-provider-picas' } });
+    res.json({ couchdb: 'Welcome', version: VERSION, features: [], vendor: { name: VENDOR } });
   });
   app.get('/_up', (req, res) => res.json({ status: 'ok' }));
   app.get('/_uuids', (req, res) => {
@@ -115,7 +116,9 @@ function databaseRoutes(databases) {
   bulkRoutes(router);
   router.get('/_changes', answerChanges);
   router.post('/_changes', jsonBody, answerChanges);
-  router.post('/_revs_diff', jsonBody, async (req, res) => res.json(await req.database.pouch.revsDiff(jsonObject(req.body))));
+  router.post('/_revs_diff', jsonBody, async (req, res) => {
+    res.json(await req.database.pouch.revsDiff(jsonObject(req.body)));
+  });
   documentRoutes(router);
   return router;
 }

@@ -1,6 +1,6 @@
 'use strict';
-// Who asks, and what they may do: server admins of the configuration, users of `_users`, basic and cookie authentication,
-// and `_security` of each database.
+// Who asks, and what they may do: server admins of the configuration, users of `_users`, basic and cookie
+// authentication, and `_security` of each database.
 
 const crypto = require('node:crypto');
 const { promisify } = require('node:util');

@@ -1,6 +1,6 @@
 'use strict';
-// The databases of the server, each a PouchDB in LevelDB, and what PouchDB has no place for: the list of databases, their
-// _security and their _local documents. Those live in one more LevelDB, `registry`.
+// The databases of the server, each a PouchDB in LevelDB, and what PouchDB has no place for: the list of databases,
+// their _security and their _local documents. Those live in one more LevelDB, `registry`.
 
 const crypto = require('node:crypto');
 const { EventEmitter } = require('node:events');
@@ -61,14 +61,17 @@ class Databases {
 
   async create(name) {
     if (!LEGAL_NAME.test(name) && !SYSTEM.includes(name)) {
-      throw new CouchError(400, 'illegal_database_name', `Name: '${name}'. Only lowercase characters (a-z), digits (0-9), `
-        + 'and any of the characters _, $, (, ), +, -, and / are allowed. Must begin with a letter.');
+      throw new CouchError(400, 'illegal_database_name', `Name: '${name}'. Only lowercase characters (a-z), `
+        + 'digits (0-9), and any of the characters _, $, (, ), +, -, and / are allowed. Must begin with a letter.');
     }
     if (this.#open.has(name)) {
       throw new CouchError(412, 'file_exists', 'The database could not be created, the file already exists.');
     }
     const record = {
-      name, instance: crypto.randomBytes(8).toString('hex'), created: Math.floor(Date.now() / 1000), security: ADMINS_ONLY,
+      name,
+      instance: crypto.randomBytes(8).toString('hex'),
+      created: Math.floor(Date.now() / 1000), // seconds since 1970
+      security: ADMINS_ONLY,
     };
     const database = this.#attach(record);
     await database.info(); // waits until its files are there
@@ -155,9 +158,9 @@ class Database extends EventEmitter {
   /** All design documents, by name without `_design/`. */
   async designDocuments() {
     if (this.#designDocuments === null) {
-      const read = this.pouch.allDocs({ startkey: '_design/', endkey: '_design0', inclusive_end: false, include_docs: true })
+      const range = { startkey: '_design/', endkey: '_design0', inclusive_end: false };
+      this.#designDocuments = this.pouch.allDocs({ ...range, include_docs: true })
         .then(({ rows }) => new Map(rows.map(({ id, doc }) => [id.slice('_design/'.length), doc])));
-      this.#designDocuments = read;
     }
     return this.#designDocuments;
   }

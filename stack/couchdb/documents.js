@@ -116,7 +116,8 @@ async function changeAttachments(req, res, status, change) {
   if (before && rev === undefined) throw conflict();
   if (!before && rev !== undefined) throw conflict();
   const doc = before ?? { _id: id };
-  sendWritten(req, res, await writeDocument(database, user, { ...doc, _attachments: change(doc._attachments ?? {}) }), status);
+  const changed = { ...doc, _attachments: change(doc._attachments ?? {}) };
+  sendWritten(req, res, await writeDocument(database, user, changed), status);
 }
 
 async function putAttachment(req, res) {
@@ -169,12 +170,14 @@ async function bulkGet(req, res) {
 async function allDocuments(database, query) {
   const { keys: given, skip = 0, limit = Infinity, update_seq: sequence = false, ...options } = query;
   const keys = given && query.descending ? [...given].reverse() : given;
-  const asked = keys ? { ...options, keys, descending: false } : { ...options, skip, ...(limit < Infinity && { limit }) };
-  const { total_rows: total, rows } = await database.pouch.allDocs(asked);
+  const page = { skip, ...(limit < Infinity && { limit }) };
+  const asked = keys ? { ...options, keys, descending: false } : { ...options, ...page };
+  const found = await database.pouch.allDocs(asked);
+  const rows = keys ? found.rows.slice(skip, skip + limit) : found.rows;
   return {
-    total_rows: total,
+    total_rows: found.total_rows,
     offset: keys ? null : skip,
-    rows: (keys ? rows.slice(skip, skip + limit) : rows).map(({ doc, ...row }) => (query.include_docs ? { ...row, doc } : row)),
+    rows: rows.map(({ doc, ...row }) => (query.include_docs ? { ...row, doc } : row)),
     ...(sequence && { update_seq: database.sequence(await database.updateSequence()) }),
   };
 }

@@ -14,7 +14,9 @@ function findRoutes(router) {
     const { docs, warning } = await req.database.pouch.find(req.body);
     res.json({ docs, bookmark: 'nil', ...(warning && { warning }) });
   });
-  router.post('/_explain', jsonBody, async (req, res) => res.json(await req.database.pouch.explain(jsonObject(req.body))));
+  router.post('/_explain', jsonBody, async (req, res) => {
+    res.json(await req.database.pouch.explain(jsonObject(req.body)));
+  });
   router.get('/_index', async (req, res) => res.json(await req.database.pouch.getIndexes()));
   router.post('/_index', jsonBody, async (req, res) => {
     requireAdmin(req.user, req.database);

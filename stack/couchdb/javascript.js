@@ -12,7 +12,8 @@ function sum(values) {
 
 /** The context in which functions of `designDocument` run; `extra` are further globals, such as emit. */
 function context(designDocument, extra = {}) {
-  const globals = vm.createContext({ log, sum, isArray: Array.isArray, toJSON: (value) => JSON.stringify(value), ...extra });
+  const toJSON = (value) => JSON.stringify(value);
+  const globals = vm.createContext({ log, sum, isArray: Array.isArray, toJSON, ...extra });
   const modules = new Map();
   globals.require = (path) => {
     if (!modules.has(path)) {
@@ -34,7 +35,8 @@ function compile(source, globals, what) {
   try {
     compiled = vm.runInContext(`(${String(source).trim().replace(/;+$/, '')}\n)`, globals);
   } catch (error) {
-    throw new CouchError(400, 'compilation_error', `Compilation of the ${what} failed: ${error.name}: ${error.message} (${source})`);
+    throw new CouchError(400, 'compilation_error',
+      `Compilation of the ${what} failed: ${error.name}: ${error.message} (${source})`);
   }
   if (typeof compiled !== 'function') {
     throw new CouchError(400, 'compilation_error', `Expression does not eval to a function. (${source})`);

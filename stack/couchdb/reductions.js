@@ -24,7 +24,8 @@ function stats(values) {
   const numbers = values.map((value) => {
     if (typeof value === 'number') return { sum: value, count: 1, min: value, max: value, sumsqr: value * value };
     if (value && typeof value.sumsqr === 'number') return value;
-    throw new CouchError(500, 'invalid_value', 'The _stats function requires that map values be numbers or arrays of numbers');
+    throw new CouchError(500, 'invalid_value',
+      'The _stats function requires that map values be numbers or arrays of numbers');
   });
   return numbers.reduce((a, b) => ({
     sum: a.sum + b.sum,

@@ -1,6 +1,6 @@
 'use strict';
-// The views of a database. An index lives in memory: it is built at its first query and follows the changes from then on.
-// That is right for the tens of thousands of documents of a demo; CouchDB keeps its indexes on disk.
+// The views of a database. An index lives in memory: it is built at its first query and follows the changes from then
+// on. That is right for the tens of thousands of documents of a demo; CouchDB keeps its indexes on disk.
 
 const { compareIds, compareKeys } = require('./collation');
 const { CouchError, notFound, queryError } = require('./errors');
@@ -44,7 +44,8 @@ class Index {
   #rowsOf = new Map(); // document id -> [[view, row], ...]
 
   constructor(designDocument) {
-    this.views = new Map(compileViews(designDocument).map((view) => [view.name, { ...view, rows: new SortedRows(view.reduce) }]));
+    this.views = new Map(compileViews(designDocument).map((view) => (
+      [view.name, { ...view, rows: new SortedRows(view.reduce) }])));
   }
 
   /** Bring the index up to date. One update runs at a time. */
@@ -178,7 +179,8 @@ class Views {
     for (const row of rows) {
       const linked = typeof row.value?._id === 'string' ? row.value._id : row.id;
       const rev = linked === row.id ? undefined : row.value._rev;
-      row.doc = await this.#database.pouch.get(linked, { conflicts, attachments, ...(rev && { rev }) }).catch((error) => {
+      const options = { conflicts, attachments, ...(rev && { rev }) };
+      row.doc = await this.#database.pouch.get(linked, options).catch((error) => {
         if (error.status === 404) return null;
         throw error;
       });

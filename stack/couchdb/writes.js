@@ -10,8 +10,8 @@ const { compile, context } = require('./javascript');
 const { compileViews } = require('./views');
 
 const LARGEST = 8000000; // bytes of JSON of one document: CouchDB's max_document_size
-const SPECIAL = ['_id', '_rev', '_deleted', '_attachments', '_revisions', '_revs_info', '_conflicts', '_deleted_conflicts',
-  '_local_seq'];
+const SPECIAL = ['_id', '_rev', '_deleted', '_attachments', '_revisions', '_revs_info', '_conflicts',
+  '_deleted_conflicts', '_local_seq'];
 const REVISION = /^\d+-[0-9a-zA-Z]+$/;
 
 const isLocal = (id) => id.startsWith('_local/');
@@ -60,7 +60,7 @@ function checkAttachments(attachments) {
   }
 }
 
-/** The document with its attachment stubs filled in from the revision it replaces; raises 412 for one that is not there. */
+/** The document with its attachment stubs filled in from the revision it replaces; raises 412 if that has none. */
 async function withAttachments(database, { _attachments: given = {}, ...doc }) {
   const attachments = {};
   for (const [name, attachment] of Object.entries(given)) {
@@ -107,7 +107,7 @@ async function prepared(database, user, doc) {
   return database.name === '_users' && !isDesign(doc._id) ? withHashedPassword(doc) : doc;
 }
 
-/** Write each document. Returns one result a document, in their order: {ok, id, rev}, or the CouchError that refused it.
+/** Write each document. Returns one result a document, in order: {ok, id, rev}, or the CouchError that refused it.
  *
  * Raises for what fails the whole request: what is no document, a document too large, a missing attachment stub (then,
  * as in CouchDB, the other documents may have been written).
