@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
+import time
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
 from stack import processes
@@ -62,11 +65,13 @@ def descendants(pids: Collection[int]) -> set[int]:
     return found
 
 
-def signal_all(pids: Iterable[int], number: int) -> None:
-    """Send a signal to each of these that still exists, except this process."""
-    for pid in pids:
-        if pid != os.getpid() and processes.alive(pid):
-            try:
-                os.kill(pid, number)
-            except ProcessLookupError:
-                continue
+def kill(find: Callable[[], Iterable[int]]) -> None:
+    """SIGKILL, in this order, for the processes that ``find`` names, until it names none: some may just be forking."""
+    deadline = time.monotonic() + 10
+    while left := [pid for pid in find() if pid != os.getpid() and processes.alive(pid)]:
+        if time.monotonic() > deadline:
+            raise processes.StackError(f"Processes {left} do not end although they were killed: are their disks gone?")
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)

@@ -78,9 +78,6 @@ class Cluster:
         if "slurmctld" in self._daemons and self._daemons["slurmctld"].poll() is None:
             self.continue_controller()
             self._cancel_jobs()
-        # Parts first that others need last, so that none hangs in saying farewell to what is gone.
-        for name in reversed(list(self._daemons)):
-            self._daemons[name].terminate()
         processes.end([daemon.pid for daemon in self._daemons.values()], seconds=3)
         for daemon in self._daemons.values():
             daemon.wait()
@@ -89,15 +86,9 @@ class Cluster:
 
     def clean_up(self) -> None:
         """End whatever is left of the cluster in this folder, whoever started it, and remove its sockets."""
-        while left := self._leftovers():  # more than once, for what is just being forked
-            pids.signal_all(left, signal.SIGKILL)
-            processes.wait_for(
-                lambda: not any(map(processes.alive, left)),
-                what=f"A process in {self.folder} that was killed",
-                seconds=10,
-            )
+        pids.kill(self._leftovers)
         link = self.folder / "site"
-        if link.is_symlink():
+        if link.is_symlink() and (link / "folder").resolve() == self.folder:
             shutil.rmtree(link.readlink(), ignore_errors=True)
             link.unlink()
 
@@ -129,7 +120,8 @@ class Cluster:
 
     def kill_node(self, name: str) -> None:
         """Like pulling the plug: slurmd, its slurmstepds and all processes of their jobs, at once."""
-        self._kill(f"slurmd-{name}", self._jobs(name))
+        self._kill(f"slurmd-{name}")
+        pids.kill(lambda: self._jobs(name))
 
     def kill_slurmd(self, name: str) -> None:
         """SIGKILL for slurmd alone; the node's jobs run on."""
@@ -160,8 +152,9 @@ class Cluster:
         self.start_controller()
 
     def stop_sshd(self, index: int) -> None:
-        """Take a login node away: no new connections, and the old ones end."""
-        self._kill(f"login{index}", self._sshds(f"login{index}.log"))
+        """Take a login node away: no new connections, and the old ones end, but not the commands they started."""
+        self._kill(f"login{index}")
+        pids.kill(lambda: self._sshds(f"login{index}.log"))
 
     def start_sshd(self, index: int, *, options: Iterable[str] = ()) -> None:
         """Start the sshd of a login node; ``options`` override its configuration, as in ``["MaxStartups=1:100:1"]``."""
@@ -181,23 +174,23 @@ class Cluster:
 
     # ---- how
 
-    def _leftovers(self) -> set[int]:
+    def _leftovers(self) -> list[int]:
         marked = pids.with_environment(**{processes.MARK: str(self.folder)})
-        left = marked | self._sshds("login") | self._jobs(*self._spools())
-        return {pid for pid in left if pid != os.getpid() and processes.alive(pid)}
+        return [*self._jobs(*self._spools()), *self._sshds("login"), *marked]
 
     def _sshds(self, login: str) -> set[int]:
         """The sshd processes of a login node: the listener, and those of each connection, also of dead listeners."""
         return pids.writing_to(self.folder, f"log/{login}", "sshd")
 
-    def _jobs(self, *nodes: str) -> set[int]:
-        """The slurmstepds and jobs' processes on these compute nodes."""
-        found = set()
+    def _jobs(self, *nodes: str) -> list[int]:
+        """The slurmstepds and jobs' processes on these compute nodes, those that could report to Slurm first."""
+        steps: set[int] = set()
+        others: set[int] = set()
         for node in nodes:
-            found |= pids.descendants(pids.writing_to(self.folder, f"log/{node}.log", "slurmstepd"))
+            steps |= pids.writing_to(self.folder, f"log/{node}.log", "slurmstepd")
             if (self.folder / "site").is_symlink():
-                found |= pids.with_environment(SLURM_CONF=self._slurm_conf, SLURMD_NODENAME=node)
-        return found
+                others |= pids.with_environment(SLURM_CONF=self._slurm_conf, SLURMD_NODENAME=node)
+        return [*steps, *((pids.descendants(steps) | others) - steps)]
 
     def _spools(self) -> list[str]:
         """Names of the nodes of the cluster that was here last, which may have had more of them."""
@@ -284,7 +277,7 @@ class Cluster:
         return f"""\
 cat <<'BANNER'
 *******************************************************************
-* Welcome to {slurm.NAME}. This is a login node: no computing here, please. *
+   Welcome to {slurm.NAME}. This is a login node: no computing here.
 *******************************************************************
 BANNER
 {exports}
@@ -350,9 +343,9 @@ BANNER
 
         self._wait(f"slurmd-{node}", up)
 
-    def _kill(self, name: str, others: Iterable[int] = ()) -> None:
+    def _kill(self, name: str) -> None:
         daemon = self._daemons.pop(name)
-        pids.signal_all([daemon.pid, *others], signal.SIGKILL)
+        daemon.kill()
         daemon.wait()
 
     def _cancel_jobs(self) -> None:
