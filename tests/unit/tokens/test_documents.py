@@ -1,0 +1,185 @@
+"""New tokens, what authors may put in them, and how tokens change when they are given back."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_provider_picas.tokens import documents
+from airflow_provider_picas.tokens.documents import BadTokenError, encode, errored, new_token, scrubbed
+from airflow_provider_picas.tokens.states import State, state_of
+from tests.odd_tokens import odd_tokens
+
+
+def new(**fields: Any) -> dict[str, Any]:
+    return new_token(fields, batch="b", push="p", ordinal=7)
+
+
+def test_a_new_token_is_what_picas_expects() -> None:
+    assert new(input="x", priority=3) == {
+        "_id": "b:00000007",
+        "type": "token",
+        "lock": 0,
+        "done": 0,
+        "hostname": "",
+        "scrub_count": 0,
+        "exit_code": "",
+        "batch": "b",
+        "push": "p",
+        "ordinal": 7,
+        "input": "x",
+        "priority": 3,
+    }
+    assert new_token({}, batch="b", push="p", ordinal=7, key="genome-5")["_id"] == "b:genome-5"
+    assert state_of(new()) is State.TODO
+    assert documents.is_token(new())
+
+
+@pytest.mark.parametrize("field", ["_id", "_rev", "_x", "_"])
+def test_fields_of_couchdb_are_refused(field: str) -> None:
+    with pytest.raises(BadTokenError, match=rf"Token 7 has the field '{field}': CouchDB owns"):
+        new(**{field: "x"})
+
+
+@pytest.mark.parametrize("field", sorted(documents.OWNED_FIELDS))
+def test_owned_fields_are_refused(field: str) -> None:
+    with pytest.raises(BadTokenError, match=rf"Token 7 has the field '{field}', which PiCaS or this provider"):
+        new(**{field: "x"})
+
+
+def test_a_field_that_is_no_text_is_refused() -> None:
+    with pytest.raises(BadTokenError, match="no text: 5"):
+        new_token({5: "x"}, batch="b", push="p", ordinal=7)  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize(
+    ("value", "fault"),
+    [
+        (float("nan"), "input is nan"),
+        (float("inf"), "input is inf"),
+        ({"a": [1, {"b": float("-inf")}]}, r"input.a\[1\].b is -inf"),
+        (b"bytes", "input is of type bytes"),
+        ({1, 2}, "input is of type set"),
+        ([object()], r"input\[0\] is of type object"),
+        ("\ud800", "lone surrogate"),
+        ({"a": "x\udfff"}, "input.a holds a lone surrogate"),
+        (complex(1, 2), "type complex"),
+    ],
+)
+def test_what_is_no_json_is_named_by_its_path(value: Any, fault: str) -> None:
+    with pytest.raises(BadTokenError, match=f"Token 7 is not JSON: .*{fault}"):
+        encode(new(input=value))
+
+
+def test_a_value_that_holds_itself_is_no_json() -> None:
+    loop: list[Any] = []
+    loop.append(loop)
+    with pytest.raises(BadTokenError, match="Token 7 is not JSON"):
+        encode(new(input=loop))
+
+
+def test_a_key_that_is_a_lone_surrogate_is_no_json() -> None:
+    with pytest.raises(BadTokenError, match="Token 7 is not JSON"):
+        encode(new(input={"\ud800": 1}))
+
+
+def test_nesting_that_python_cannot_write_is_no_json() -> None:
+    deep: Any = 0
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(BadTokenError, match="Token 7 is not JSON"):
+        encode(new(input=deep))
+
+
+def test_a_token_that_is_too_large_is_refused_with_its_size() -> None:
+    frame = len(encode(new(input="")))
+    assert len(encode(new(input="x" * (documents.MAX_BYTES - frame)))) == documents.MAX_BYTES
+    with pytest.raises(BadTokenError, match=r"Token 7 has 8,000,001 bytes; CouchDB takes 8,000,000"):
+        encode(new(input="x" * (documents.MAX_BYTES - frame + 1)))
+    with pytest.raises(BadTokenError, match="bytes"):
+        encode(new(input="é" * (documents.MAX_BYTES // 2)))
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+JSON = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), TEXT),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(TEXT, inner, max_size=3)),
+)
+
+
+@given(JSON)
+def test_what_is_json_is_encoded_as_it_is(value: Any) -> None:
+    assert json.loads(encode(new(input=value)))["input"] == value
+
+
+def test_tuples_and_other_mappings_are_json() -> None:
+    assert json.loads(encode(new(input=(1, OrderedDict(a=2)))))["input"] == [1, {"a": 2}]
+
+
+def test_a_resend_has_the_same_push_and_ordinal() -> None:
+    wanted = new()
+    assert documents.is_resend({"push": "p", "ordinal": 7}, wanted)
+    assert not documents.is_resend({"push": "p", "ordinal": 8}, wanted)
+    assert not documents.is_resend({"push": "q", "ordinal": 7}, wanted)
+    assert documents.is_duplicate({"push": "p", "ordinal": 8}, wanted)
+    assert not documents.is_duplicate({"push": "q", "ordinal": 8}, wanted)
+    assert not documents.is_duplicate({}, wanted)
+
+
+def test_a_scrub_keeps_the_attempt_and_carries_the_rest() -> None:
+    token = {
+        **new(input="x"), "_rev": "3-a", "_attachments": {"log": {"stub": True}}, "lock": 5, "done": 6, "exit_code": 3,
+        "hostname": "wn1", "slurm_job_id": "77_1", "pilot": "pl", "claim": "c", "output": "o",
+        "error": [{"time": 1, "message": "m1"}, {"message": "m2"}],
+    }  # fmt: skip
+    again = scrubbed(token, "because")
+    assert state_of(again) is State.TODO
+    assert again["scrub_count"] == 1
+    assert again["attempts"] == [
+        {"lock": 5, "done": 6, "exit_code": 3, "hostname": "wn1", "slurm_job_id": "77_1", "pilot": "pl",
+         "error": '{"message": "m2"}', "reason": "because"}
+    ]  # fmt: skip
+    assert not {"slurm_job_id", "pilot", "claim"} & set(again)
+    assert (again["_rev"], again["_attachments"], again["input"], again["error"]) == (
+        "3-a",
+        {"log": {"stub": True}},
+        "x",
+        [],
+    )
+    assert token["lock"] == 5  # the document given is left alone
+
+
+def test_a_token_given_back_unstarted_is_not_counted() -> None:
+    again = scrubbed({**new(), "lock": 5, "pilot": "pl", "scrub_count": 2}, "drained", counted=False)
+    assert (state_of(again), again["scrub_count"], "attempts" in again) == (State.TODO, 2, False)
+
+
+def test_attempts_are_capped_and_the_oldest_go() -> None:
+    token = new()
+    for number in range(documents.MAX_ATTEMPTS + 3):
+        token = scrubbed({**token, "lock": 5, "done": 6, "exit_code": number}, f"try {number}")
+    assert [attempt["reason"] for attempt in token["attempts"]] == [f"try {number}" for number in range(3, 13)]
+    assert token["scrub_count"] == 13
+
+
+def test_a_long_error_is_cut() -> None:
+    again = scrubbed({**new(), "lock": 5, "done": 6, "error": ["x" * 100_000]}, "r")
+    assert len(again["attempts"][0]["error"]) == 2_000
+
+
+def test_every_odd_token_can_be_scrubbed_and_failed() -> None:
+    for token in odd_tokens(3_000):
+        assert state_of(scrubbed(token, "r")) is State.TODO
+        assert state_of(errored(token, "m", 5)) is State.ERROR
+
+
+@pytest.mark.parametrize("strange", [None, "x", 5, {"a": 1}, []])
+def test_strange_fields_do_not_stop_a_scrub(strange: Any) -> None:
+    again = scrubbed({**new(), "lock": 5, "attempts": strange, "scrub_count": strange, "error": strange}, "r")
+    assert again["scrub_count"] == (6 if strange == 5 else 1)
+    assert len(again["attempts"]) == 1

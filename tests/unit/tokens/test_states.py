@@ -1,0 +1,151 @@
+"""The table of states, read as Python and run as the views' JavaScript."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from airflow_provider_picas.tokens import states, views
+from airflow_provider_picas.tokens.states import State, state_of
+from stack.couchdb import node
+from tests.odd_tokens import ABSENT, odd_tokens, token
+
+# Runs all views over each line of documents, and answers with one line: for each document the names of the views of Monitor
+# that emit a row, the keys of overview_total, the state in the key of counts, and whether stateless emits.
+RUN_VIEWS = """
+const views = JSON.parse(process.argv[1]);
+let rows;
+const emit = (key, value) => rows.push([key, value]);
+const compiled = views.map(([name, source]) => [name, eval(`(${source})`)]);
+const rowsOf = (map, doc) => { rows = []; map(doc); return rows; };
+require('readline').createInterface({ input: process.stdin }).on('line', (line) => {
+  const answers = JSON.parse(line).map((doc) => Object.fromEntries(compiled.map(([name, map]) => [name, rowsOf(map, doc)])));
+  process.stdout.write(JSON.stringify(answers) + '\\n');
+});
+"""
+
+ViewRows = dict[str, list[list[Any]]]
+
+
+@pytest.fixture(scope="module")
+def run_views() -> Iterator[Callable[[list[dict[str, Any]]], list[ViewRows]]]:
+    """Runs the views' JavaScript over documents, in Node."""
+    functions = [
+        (f"{design}/{name}", view["map"])
+        for design, document in views.design_documents().items()
+        for name, view in document["views"].items()
+    ]
+    argv = [str(node()), "-e", RUN_VIEWS, json.dumps(functions)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        stdin, stdout = process.stdin, process.stdout
+
+        def run(documents: list[dict[str, Any]]) -> list[ViewRows]:
+            stdin.write(json.dumps(documents) + "\n")
+            stdin.flush()
+            answers: list[ViewRows] = json.loads(stdout.readline())
+            return answers
+
+        yield run
+        stdin.close()
+
+
+def agree(documents: list[dict[str, Any]], answers: list[ViewRows]) -> None:
+    """What Python says of each document is what each of the views says."""
+    for document, rows in zip(documents, answers, strict=True):
+        expected = state_of(document)
+        shown = f"{document!r:.300}"
+        assert [state for state in State if rows[f"Monitor/{state}"]] == ([expected] if expected else []), shown
+        assert [key for key, _ in rows["Monitor/overview_total"]] == ([expected] if expected else []), shown
+        assert [key for key, _ in rows["airflow-picas-1/counts"]] == [[None, expected]], shown
+        assert bool(rows["airflow-picas-1/stateless"]) == (expected is None), shown
+        assert bool(rows["airflow-picas-1/todo"]) == (expected is State.TODO), shown
+
+
+def test_python_and_javascript_agree_on_odd_tokens(run_views: Callable[..., list[ViewRows]]) -> None:
+    documents = list(odd_tokens(10_000))
+    agree(documents, run_views(documents))
+    found = Counter(state_of(document) for document in documents)
+    assert all(found[state] > 100 for state in (*State, None)), found
+
+
+NUMBERS = st.one_of(
+    st.integers(),
+    st.integers(-2, 2),
+    st.integers(1_700_000_000, 1_800_000_000),
+    st.floats(allow_nan=False, allow_infinity=False),
+)
+TEXTS = st.one_of(
+    st.text(max_size=6),
+    st.from_regex(r"[ \t\n\u00a0]?[+-]?(0x|0b|0o)?[0-9a-fA-F]{0,4}[.]?[0-9]{0,2}(e[+-]?[0-9])?[ \n]?", fullmatch=True),
+    NUMBERS.map(str),
+)
+VALUES = st.recursive(
+    st.one_of(st.none(), st.booleans(), NUMBERS, TEXTS),
+    lambda inner: st.one_of(st.lists(inner, max_size=2), st.dictionaries(st.text(max_size=3), inner, max_size=2)),
+    max_leaves=4,
+)
+TIMES = st.one_of(st.just(0), st.just(1_763_820_000), st.just(ABSENT), VALUES)
+TOKENS = st.builds(token, st.text(max_size=5), TIMES, TIMES, st.one_of(st.just(ABSENT), VALUES))
+
+
+@settings(max_examples=30, deadline=None)
+@given(documents=st.lists(TOKENS, min_size=40, max_size=80))
+def test_python_and_javascript_agree_on_generated_tokens(
+    run_views: Callable[..., list[ViewRows]], documents: list[dict[str, Any]]
+) -> None:
+    agree(documents, run_views(documents))
+
+
+@settings(max_examples=300, deadline=None)
+@given(document=TOKENS)
+def test_at_most_one_state_fits(document: dict[str, Any]) -> None:
+    fitting = [
+        state
+        for state, conditions in states.CONDITIONS.items()
+        if all(condition.holds(document) for condition in conditions)
+    ]
+    assert fitting == ([state_of(document)] if state_of(document) else [])
+
+
+@pytest.mark.parametrize(
+    "kind", ["token", ["token"], [["token"]], "Token", "token ", None, True, 0, {}, ["token", "token"]]
+)
+def test_python_and_javascript_agree_on_what_is_a_token(run_views: Callable[..., list[ViewRows]], kind: Any) -> None:
+    from airflow_provider_picas.tokens.documents import is_token
+
+    document = {**token("x", 0, 0, ""), "type": kind}
+    (rows,) = run_views([document])
+    assert bool(rows["airflow-picas-1/counts"]) == is_token(document)
+
+
+@pytest.mark.parametrize(
+    ("lock", "done", "exit_code", "state"),
+    [
+        (0, 0, "", State.TODO),
+        (5, 0, "", State.LOCKED),
+        (5, 6, 0, State.DONE),
+        (5, 6, "0", State.DONE),
+        (5, 6, 1, State.ERROR),
+        (5, 6, "", State.ERROR),
+        (99, 99, ABSENT, State.ERROR),
+        (5, 6, None, State.ERROR),
+        (5, 6, 0.5, State.DONE),  # parseInt cuts
+        (5, 6, 5e-7, State.ERROR),  # parseInt("5e-7") is 5
+        (0, 6, 0, None),
+        (-1, 0, "", None),
+        (5, -6, 0, None),
+        (None, 0, "", None),
+        (ABSENT, ABSENT, ABSENT, None),
+    ],
+)
+def test_state_of(lock: Any, done: Any, exit_code: Any, state: State | None) -> None:
+    assert state_of(token("x", lock, done, exit_code)) is state
