@@ -33,7 +33,9 @@ class Settings:
     def database_path(self) -> str:
         """The database's path below ``url``, quoted (names may hold ``/`` and ``+``)."""
         if not self.database:
-            raise SettingsError("No database is named: fill in the connection's database, or the operator's `database`.")
+            raise SettingsError(
+                "No database is named: fill in the connection's database, or the operator's `database`."
+            )
         return "/" + quote(self.database, safe="")
 
     @property
@@ -63,7 +65,10 @@ def from_connection(
 
     if not host:
         raise wrong("it has no host. Give the database server's URL, such as https://picas.surfsara.nl:6984.")
-    address = urlsplit(host if "://" in host else f"https://{host}")
+    try:
+        address = urlsplit(host if "://" in host else f"https://{host}")
+    except ValueError as error:
+        raise wrong(f"its host is no URL ({error}).") from None
     if address.scheme not in ("http", "https") or not address.hostname:
         raise wrong("its host is no http or https URL, such as https://picas.surfsara.nl:6984.")
     if address.username or address.password:
@@ -78,7 +83,9 @@ def from_connection(
         raise wrong(f"unknown extra field {', '.join(map(repr, unknown))}. Known are {', '.join(EXTRAS)}.")
     chosen = database or schema or ""
     if chosen and not re.fullmatch(r"[a-z][a-z0-9_$()+/-]*", chosen):
-        raise wrong(f"{chosen!r:.80} is no name of a CouchDB database (small letters, digits and _$()+-/, first a letter).")
+        raise wrong(
+            f"{chosen!r:.80} is no name of a CouchDB database (small letters, digits and _$()+-/, first a letter)."
+        )
     return Settings(
         url=f"{address.scheme}://{name}{f':{port}' if port else ''}{address.path.rstrip('/')}",
         database=chosen,
