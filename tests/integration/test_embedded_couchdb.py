@@ -783,7 +783,7 @@ class TestProcess:
         server.create_database("pool")
         server.create_user("anna", "secret")
         server.stop()
-        assert process.returncode == 0, "SIGTERM ends it in good order, even with a feed open"
+        assert process.returncode == 0, "SIGTERM ends it in good order"
         assert processes.marked(tmp_path) == []
         with CouchDB(tmp_path) as again:  # another object on the same folder: same password, another port
             assert again.password == server.password
