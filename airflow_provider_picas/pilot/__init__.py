@@ -1,4 +1,5 @@
-"""The pilot: one file that the submit operator ships to the cluster. It stands alone and is never imported."""
+"""The pilot: one file that the submit operator ships to the cluster. It imports nothing of this package; what it decides about a
+token (``Change``, ``reap``) the package uses too, so that there is one rule."""
 
 from __future__ import annotations
 

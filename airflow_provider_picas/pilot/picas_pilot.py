@@ -6,8 +6,8 @@
 It stands alone on a cluster's node: Python 3.6 or newer, standard library only. ``docs/pilot.md`` of
 airflow-provider-picas says what it promises to the command and how it speaks with the database.
 
-Threads: the main one watches (signals, lease, wall-clock); ``Claimer`` fetches tokens, one slot a token runs them, ``Reporter``
-writes results, ``Lease`` says that this pilot lives. They meet in ``Pilot``, under its one lock.
+Threads: the main one (``Pilot``) watches signals, lease and wall-clock; ``Claimer`` fetches tokens, each ``Slot`` runs one
+at a time, ``Reporter`` writes results, ``Lease`` says that this pilot lives. They share ``Work``.
 """
 
 import ast
@@ -22,7 +22,6 @@ import os
 import random
 import re
 import select
-import shlex
 import shutil
 import signal
 import socket
@@ -35,21 +34,26 @@ import threading
 import time
 import traceback
 import uuid
+from contextlib import suppress
 from email.utils import parsedate_to_datetime
-from typing import Any, Callable, Deque, Dict, Iterable, List, NamedTuple, Optional, Sequence, Set, Tuple, Union
+from typing import Any, Callable, Deque, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple, Union
 from urllib.parse import quote, urlencode, urlsplit
 
 Doc = Dict[str, Any]
 
-# What the pilot exits with. Those of sysexits.h where there is one.
+# What the pilot exits with: those of sysexits.h where there is one.
 EX_OK = 0
+EX_USAGE = 64
 EX_UNAVAILABLE = 69  # the database did not answer for as long as ``outage`` says
-EX_IOERR = 74  # the scratch folder cannot be written
+EX_SOFTWARE = 70  # a fault in this program
+EX_IOERR = 74  # the scratch folder cannot be written, or no process be started
 EX_TEMPFAIL = 75  # results could not be sent; they are in the submission's folder
 EX_NOPERM = 77  # the database refuses the credentials, or its certificate does not verify
 EX_CONFIG = 78  # pilot.json, picasconfig.py, the database or its views are not as they must be
 
-EXIT_BAD_OUTPUT = 65  # exit code of a token whose command ended with 0 and left no valid JSON in its output file
+EXIT_BAD_OUTPUT = (
+    65  # exit code of a token whose command ended with 0 and left something in its output file that is no JSON
+)
 EXIT_TIME_LIMIT = 124  # exit code of a token that exceeded its time limit, as of timeout(1)
 
 DESIGN = "_design/airflow-picas-1/_view/"
@@ -60,10 +64,11 @@ GATHER = 0.25  # seconds for which results of short tokens are gathered into one
 SHORT = 0.5  # seconds below which a token is short
 STALE = 10.0  # seconds after which a claimed token that has not been started is given back
 STOP_WITHIN = 9.0  # seconds from a signal to the end
-BULK_BYTES = 16000000  # bytes of JSON in one request, roughly
+TERM_GRACE = 3.0  # seconds of those that commands get between SIGTERM and SIGKILL
+BULK_BYTES = 16_000_000  # of logs in one request, roughly
 MAX_ATTEMPTS = 10  # earlier attempts that a token keeps, and their logs
-FIELD_BYTES = 64 * 1024
-FIELDS_BYTES = 512 * 1024
+FIELD_BYTES = 64 * 1024  # largest value in the command's environment
+FIELDS_BYTES = 512 * 1024  # of all values together
 PROGRESS_BYTES = 4096
 JOB_ID_FIELDS = ("slurm_job_id", "dirac_job_id", "wms_job_id", "cream_job_id", "pbs_job_id")
 
@@ -79,14 +84,18 @@ class Failed(Exception):
 class Unreachable(Exception):
     """No useful answer: no connection, a server error, or credentials refused for the time being. Try again later."""
 
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
+
 
 def log(message: str) -> None:
-    """One line in the job's log."""
-    line = message.encode("utf-8", "backslashreplace").decode("utf-8").replace("\n", "\n    ")
-    try:
-        print(time.strftime("%Y-%m-%dT%H:%M:%S%z"), line, flush=True)
-    except (OSError, ValueError):
-        pass  # a full disk below the job's log must not end the pilot
+    """One entry in the job's log. Token content in it is foreign: control characters are escaped."""
+    clean = "".join(char if char.isprintable() else "\n    " if char == "\n" else ascii(char)[1:-1] for char in message)
+    with suppress(OSError, ValueError):  # a full disk below the job's log must not end the pilot
+        line = f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {clean}\n"
+        sys.stdout.buffer.write(line.encode("utf-8", "backslashreplace"))
+        sys.stdout.flush()
 
 
 def number(value: Any, default: float = 0) -> float:
@@ -94,38 +103,43 @@ def number(value: Any, default: float = 0) -> float:
     return value if isinstance(value, (int, float)) and not isinstance(value, bool) else default
 
 
-# --- configuration ---------------------------------------------------------------------------------------------------
+def list_or_empty(value: Any) -> List[Any]:
+    """A JSON value if it is a list."""
+    return value if isinstance(value, list) else []
+
+
+# --- configuration --------------------------------------------------------------------------------------------------
 
 
 class Config(NamedTuple):
-    """What ``pilot.json`` may say: it holds no secret. Times are seconds. The same table, in words, is in docs/pilot.md."""
+    """What ``pilot.json`` may say; it holds no secret. Times are seconds. docs/pilot.md has the same table."""
 
     command: Union[str, List[str]]  # text for /bin/sh -c, or a list of arguments
     submission: str  # key of the submission
     database: Optional[str] = None  # None: what picasconfig.py names
     batch: Optional[str] = None  # None: the whole pool
     classes: Optional[List[str]] = None  # resource classes "<cores>/<gpu>/<time>"; None: any
-    credentials: Optional[str] = None  # folder of picasconfig.py; None: "credentials" beside pilot.json; "existing": PYTHONPATH
+    credentials: Optional[str] = None  # picasconfig.py's folder; None: "credentials"; "existing": on PYTHONPATH
     tls_verify: bool = True
     ca_file: Optional[str] = None
     files: List[str] = []  # names of files beside pilot.json that the command finds in its folder
     lease: float = 120  # for so long the pilot is believed to live after it was last heard
     slots: int = 1  # tokens that run at the same time
     max_retries: int = 0  # how often a failed token is run again; a token's own max_retries wins
-    max_scrubs: int = 3  # how often a token is given back because its pilot fell silent, before it is an error
+    max_scrubs: int = 3  # how often a token is given back because its pilot died, before it is an error
     time_limit: Optional[float] = None  # for one token; a token's own time_limit wins
-    kill_after: float = 10  # between SIGTERM and SIGKILL
+    kill_after: float = 10  # between SIGTERM and SIGKILL at the time limit
     no_retry_exit_codes: List[int] = []
     stop_exit_codes: List[int] = []  # the token is given back, and the pilot stops
     wait_for_work: float = 0  # how long to wait for tokens when none are left
-    log_bytes: int = 1000000  # of stdout and of stderr, each, that are kept: the last ones
-    output_bytes: int = 1000000  # largest JSON that a command may leave as output
-    max_claim: int = 50  # tokens claimed in one request, at most
+    log_bytes: int = 1_000_000  # of stdout and of stderr, each, that are kept: the last ones
+    output_bytes: int = 1_000_000  # largest JSON that a command may leave as output
+    max_claim: int = 50  # tokens claimed in one request for one slot, at most
     outage: float = 900  # how long the pilot waits for a database that does not answer
     margin: float = 30  # what must be left of the wall-clock after a token is expected to end
 
 
-def _is_number(least: float, whole: bool = False) -> Callable[[Any], bool]:
+def _at_least(least: float, whole: bool = False) -> Callable[[Any], bool]:
     kinds = (int,) if whole else (int, float)
     return lambda value: isinstance(value, kinds) and not isinstance(value, bool) and least <= value < float("inf")
 
@@ -138,31 +152,42 @@ def _list_of(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, list) and all(check(item) for item in value)
 
 
-_CHECKS = {
+def _is_small(value: Any) -> bool:
+    return _at_least(0, whole=True)(value) and value < MAX_ATTEMPTS
+
+
+_TEXT = (_is_text, "a text")
+_SECONDS = (_at_least(0), "a number of seconds")
+_BYTES = (_at_least(0, whole=True), "a number of bytes")
+_COUNT = (_at_least(1, whole=True), "a whole number, at least 1")
+_SMALL = (_is_small, "a whole number from 0 to 9")
+_CODES = (_list_of(_at_least(0, whole=True)), "a list of whole numbers")
+
+_CHECKS: Dict[str, Tuple[Callable[[Any], bool], str]] = {
     "command": (lambda v: _is_text(v) or (bool(v) and _list_of(_is_text)(v)), "a text or a list of texts"),
-    "submission": (_is_text, "a text"),
-    "database": (_is_text, "a text"),
-    "batch": (_is_text, "a text"),
+    "submission": _TEXT,
+    "database": _TEXT,
+    "batch": _TEXT,
     "classes": (lambda v: bool(v) and _list_of(_is_text)(v), "a list of texts"),
     "credentials": (_is_text, "a folder, or 'existing'"),
     "tls_verify": (lambda v: isinstance(v, bool), "true or false"),
     "ca_file": (_is_text, "a file"),
     "files": (_list_of(lambda v: _is_text(v) and "/" not in v and v not in (".", "..")), "a list of file names"),
-    "lease": (_is_number(2), "a number of seconds, at least 2"),
-    "slots": (_is_number(1, whole=True), "a whole number, at least 1"),
-    "max_retries": (lambda v: _is_number(0, whole=True)(v) and v < MAX_ATTEMPTS, "a whole number from 0 to 9"),
-    "max_scrubs": (lambda v: _is_number(0, whole=True)(v) and v < MAX_ATTEMPTS, "a whole number from 0 to 9"),
-    "time_limit": (_is_number(0.001), "a number of seconds above 0"),
-    "kill_after": (_is_number(0), "a number of seconds"),
-    "no_retry_exit_codes": (_list_of(_is_number(0, whole=True)), "a list of whole numbers"),
-    "stop_exit_codes": (_list_of(_is_number(0, whole=True)), "a list of whole numbers"),
-    "wait_for_work": (_is_number(0), "a number of seconds"),
-    "log_bytes": (_is_number(0, whole=True), "a number of bytes"),
-    "output_bytes": (_is_number(0, whole=True), "a number of bytes"),
-    "max_claim": (_is_number(1, whole=True), "a whole number, at least 1"),
-    "outage": (_is_number(0), "a number of seconds"),
-    "margin": (_is_number(0), "a number of seconds"),
-}  # type: Dict[str, Tuple[Callable[[Any], bool], str]]
+    "lease": (_at_least(2), "a number of seconds, at least 2"),
+    "slots": _COUNT,
+    "max_retries": _SMALL,
+    "max_scrubs": _SMALL,
+    "time_limit": (_at_least(0.001), "a number of seconds above 0"),
+    "kill_after": _SECONDS,
+    "no_retry_exit_codes": _CODES,
+    "stop_exit_codes": _CODES,
+    "wait_for_work": _SECONDS,
+    "log_bytes": _BYTES,
+    "output_bytes": _BYTES,
+    "max_claim": _COUNT,
+    "outage": _SECONDS,
+    "margin": _SECONDS,
+}
 
 
 def parse_config(text: str) -> Config:
@@ -170,24 +195,24 @@ def parse_config(text: str) -> Config:
     try:
         values = json.loads(text)
     except ValueError as error:
-        raise Failed("pilot.json is no JSON: {}.".format(error), EX_CONFIG)
+        raise Failed(f"pilot.json is no JSON: {error}.", EX_CONFIG) from None
     if not isinstance(values, dict):
         raise Failed("pilot.json must hold one JSON object.", EX_CONFIG)
+    for name in ("command", "submission"):
+        if name not in values:
+            raise Failed(f"pilot.json lacks {name!r}.", EX_CONFIG)
     defaults = Config(command="", submission="")._asdict()
     for name, value in values.items():
         if name not in _CHECKS:
-            raise Failed("pilot.json has a key that this pilot does not know: {!r}.".format(name), EX_CONFIG)
+            raise Failed(f"pilot.json has a key that this pilot does not know: {name!r}.", EX_CONFIG)
         check, wanted = _CHECKS[name]
         if not (value is None and defaults[name] is None) and not check(value):
-            raise Failed("pilot.json: {!r} must be {}, not {!r:.100}.".format(name, wanted, value), EX_CONFIG)
-    for name in ("command", "submission"):
-        if name not in values:
-            raise Failed("pilot.json lacks {!r}.".format(name), EX_CONFIG)
+            raise Failed(f"pilot.json: {name!r} must be {wanted}, not {value!r:.100}.", EX_CONFIG)
     return Config(**values)
 
 
 class Access(NamedTuple):
-    """How to reach the database. Its password is never logged nor handed to a command."""
+    """How to reach the database. The password is never logged nor handed to a command."""
 
     url: str
     database: str
@@ -197,69 +222,67 @@ class Access(NamedTuple):
 
 
 def read_access(folder: str, config: Config) -> Access:
-    """The credentials in ``picasconfig.py``, read as literals: nothing in the file is executed. Raises Failed."""
+    """The credentials in ``picasconfig.py``; nothing in it is executed. ``folder`` is pilot.json's. Raises Failed."""
     if config.credentials == "existing":
         places = [place for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place]
+        where = "on PYTHONPATH"
     else:
         places = [os.path.join(folder, os.path.expanduser(config.credentials or "credentials"))]
-    for place in places:
-        path = os.path.join(place, "picasconfig.py")
-        if os.path.isfile(path):
-            break
-    else:
-        where = "on PYTHONPATH" if config.credentials == "existing" else "in {}".format(places[0])
-        raise Failed("There is no picasconfig.py {}.".format(where), EX_CONFIG)
+        where = f"in {places[0]}"
+    found = [place for place in places if os.path.isfile(os.path.join(place, "picasconfig.py"))]
+    if not found:
+        raise Failed(f"There is no picasconfig.py {where}.", EX_CONFIG)
+    path = os.path.join(found[0], "picasconfig.py")
     try:
         with open(path, encoding="utf-8") as file:
             values = parse_picasconfig(file.read())
         if os.stat(path).st_mode & 0o077:
-            log("Others may read {}, which holds a password: chmod 600 it.".format(path))
+            log(f"Others may read {path}, which holds a password: chmod 600 it.")
     except (OSError, ValueError) as error:
-        raise Failed("{} cannot be read: {}.".format(path, error), EX_CONFIG)
-    database = config.database or values.get("PICAS_DATABASE", "")
-    for name, value in (("PICAS_HOST_URL", values.get("PICAS_HOST_URL")), ("PICAS_DATABASE", database)):
-        if not value:
-            raise Failed("{} does not set {} to a text.".format(path, name), EX_CONFIG)
-    names = ("PICAS_HOST_URL", "PICAS_USERNAME", "PICAS_PASSWORD")
-    url, username, password = (values.get(name, "") for name in names)
-    return Access(url, database, username, password, place)
+        raise Failed(f"{path} cannot be read: {error}.", EX_CONFIG) from None
+    if config.database:
+        values["PICAS_DATABASE"] = config.database
+    for name in ("PICAS_HOST_URL", "PICAS_DATABASE"):
+        if not values.get(name):
+            raise Failed(f"{path} does not set {name} to a text.", EX_CONFIG)
+    login, password = values.get("PICAS_USERNAME", ""), values.get("PICAS_PASSWORD", "")
+    return Access(values["PICAS_HOST_URL"], values["PICAS_DATABASE"], login, password, found[0])
 
 
 def parse_picasconfig(text: str) -> Dict[str, str]:
-    """The assignments of text literals to ``PICAS_…`` names. Raises ValueError (SyntaxError becomes one)."""
+    """The assignments of text literals to ``PICAS_…`` names. Raises ValueError, without the text: it holds a password."""
     try:
         tree = ast.parse(text)
     except SyntaxError as error:
-        raise ValueError("line {} is no Python".format(error.lineno))  # the text itself may hold the password
+        raise ValueError(f"line {error.lineno} is no Python") from None
     values = {}
     for node in tree.body:
-        if isinstance(node, ast.Assign):
-            for target in node.targets:
-                if isinstance(target, ast.Name) and target.id.startswith("PICAS_"):
-                    try:
-                        value = ast.literal_eval(node.value)
-                    except ValueError:
-                        raise ValueError("{} is no plain text between quotes".format(target.id))
-                    if isinstance(value, str):
-                        values[target.id] = value
+        targets = node.targets if isinstance(node, ast.Assign) else []
+        names = [target.id for target in targets if isinstance(target, ast.Name) and target.id.startswith("PICAS_")]
+        for name in names:
+            try:
+                value = ast.literal_eval(node.value)  # type: ignore[attr-defined]
+            except ValueError:
+                raise ValueError(f"{name} is no plain text between quotes") from None
+            if isinstance(value, str):
+                values[name] = value
     return values
 
 
-# --- the database ----------------------------------------------------------------------------------------------------
+# --- the database ---------------------------------------------------------------------------------------------------
 
 
 class Clock:
-    """The database's clock, from the ``Date`` of its answers. A node's own may be wrong. Also: when it was last heard."""
+    """The database's clock, from the ``Date`` of its answers: a node's own may be wrong. And when it last answered."""
 
     def __init__(self) -> None:
         self._offset = time.time() - time.monotonic()
         self._heard = False
-        self.last_answer = time.monotonic()
+        self._last_answer = time.monotonic()
 
     def hear(self, date: Optional[str]) -> None:
         """Take the ``Date`` of a useful answer."""
-        now = time.monotonic()
-        self.last_answer = now
+        now = self._last_answer = time.monotonic()
         try:
             seen = parsedate_to_datetime(date or "").timestamp() + 0.5 - now  # the header has whole seconds
         except (TypeError, ValueError, IndexError):
@@ -273,37 +296,33 @@ class Clock:
 
     def silence(self) -> float:
         """Seconds since the last useful answer."""
-        return time.monotonic() - self.last_answer
+        return time.monotonic() - self._last_answer
 
 
 class Database:
-    """One keep-alive connection to one CouchDB database; a thread has its own."""
+    """One keep-alive connection to one CouchDB database; each thread has its own."""
 
     def __init__(self, access: Access, config: Config, clock: Clock, timeout: float = 60) -> None:
         parts = urlsplit(access.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise Failed("PICAS_HOST_URL must be http(s)://host:port.", EX_CONFIG)
-        self.place = "{}://{}:{}/{}".format(
-            parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}[parts.scheme], access.database
-        )
+        port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+        self.place = f"{parts.scheme}://{parts.hostname}:{port}/{access.database}"
         self._prefix = parts.path.rstrip("/") + "/" + quote(access.database, safe="")
+        self._clock = clock
+        self._connection = http.client.HTTPConnection(parts.hostname, port, timeout=timeout)
         if parts.scheme == "https":
             context = ssl.create_default_context(cafile=os.path.expanduser(config.ca_file) if config.ca_file else None)
             if not config.tls_verify:
                 context.check_hostname = False
                 context.verify_mode = ssl.CERT_NONE
-            self._connection = http.client.HTTPSConnection(
-                parts.hostname, parts.port, timeout=timeout, context=context
-            )  # type: http.client.HTTPConnection
-        else:
-            self._connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=timeout)
+            self._connection = http.client.HTTPSConnection(parts.hostname, port, timeout=timeout, context=context)
         self._headers = {"Accept": "application/json", "Content-Type": "application/json", "User-Agent": "picas-pilot"}
         if access.username:
-            login = "{}:{}".format(access.username, access.password).encode("utf-8")
+            login = f"{access.username}:{access.password}".encode()
             self._headers["Authorization"] = "Basic " + base64.b64encode(login).decode("ascii")
-        self._clock = clock
 
-    def request(self, method: str, path: str, body: Any = None, query: Optional[Dict[str, Any]] = None) -> Tuple[int, Any]:
+    def request(self, method: str, path: str, body: Any = None, query: Optional[Doc] = None) -> Tuple[int, Any]:
         """Status and JSON of one request; values of ``query`` are sent as JSON.
 
         Raises Unreachable when the answer is of no use: then a write may have been carried out or not.
@@ -312,72 +331,57 @@ class Database:
         if query:
             url += "?" + urlencode({name: json.dumps(value) for name, value in query.items()})
         data = None if body is None else json.dumps(body, allow_nan=False, separators=(",", ":")).encode("ascii")
-        reused = self._connection.sock is not None
-        try:
-            status, date, answer = self._send(method, url, data)
-        except (ConnectionError, http.client.HTTPException) as error:
-            if not reused or method != "GET":
-                raise Unreachable(self._describe(error))
-            try:  # a server closes idle connections
-                status, date, answer = self._send(method, url, data)
-            except (OSError, http.client.HTTPException) as again:
-                raise Unreachable(self._describe(again))
-        except OSError as error:
-            raise Unreachable(self._describe(error))
-        except ValueError as error:  # ssl.CertificateError is one in Python 3.6
-            raise Failed("The certificate of {} does not verify: {}.".format(self.place, error), EX_NOPERM)
-        return self._read(status, date, answer)
+        # A server closes idle connections: a read on one that was used before is worth a second try at once.
+        tries = 2 if method == "GET" and self._connection.sock is not None else 1
+        while True:
+            try:
+                self._connection.request(method, url, data, self._headers)
+                response = self._connection.getresponse()
+                return self._useful(response.status, response.getheader("Date"), response.read())
+            except (OSError, ValueError, http.client.HTTPException) as error:
+                self._connection.close()
+                if "CERTIFICATE_VERIFY_FAILED" in str(error) or isinstance(error, ssl.CertificateError):
+                    raise Failed(f"The certificate of {self.place} does not verify: {error}.", EX_NOPERM) from None
+                tries -= 1
+                if not tries:
+                    message = f"{self.place} does not answer ({type(error).__name__}: {error})"
+                    raise Unreachable(message) from None
 
-    def _send(self, method: str, url: str, data: Optional[bytes]) -> Tuple[int, Optional[str], bytes]:
-        try:
-            self._connection.request(method, url, data, self._headers)
-            response = self._connection.getresponse()
-            return response.status, response.getheader("Date"), response.read()
-        except BaseException as error:
-            self._connection.close()
-            if "CERTIFICATE_VERIFY_FAILED" in str(error):
-                raise ValueError(str(error))
-            raise
-
-    def _describe(self, error: Exception) -> str:
-        return "{} does not answer ({}: {})".format(self.place, type(error).__name__, error)
-
-    def _read(self, status: int, date: Optional[str], answer: bytes) -> Tuple[int, Any]:
+    def _useful(self, status: int, date: Optional[str], answer: bytes) -> Tuple[int, Any]:
         try:
             data = json.loads(answer.decode("utf-8"))
         except ValueError:
             if status == 413:  # a proxy's own page
                 return status, {}
-            raise Unreachable("{} answers HTTP {} without JSON".format(self.place, status))
-        said = "{} {}: {}".format(status, data.get("error"), data.get("reason")) if isinstance(data, dict) else status
-        gone = status == 404 and isinstance(data, dict) and data.get("reason") in ("Database does not exist.", "no_db_file")
-        if status >= 500 or status in (401, 403, 408, 429) or gone:
-            raise Unreachable("{} answers {}".format(self.place, said))
+            raise Unreachable(f"{self.place} answers HTTP {status} without JSON", status) from None
+        told = data if isinstance(data, dict) else {}
+        no_database = status == 404 and told.get("reason") in ("Database does not exist.", "no_db_file")
+        if status >= 500 or status in (401, 403, 408, 429) or no_database:
+            raise Unreachable(f"{self.place} answers {status} {told.get('error')}: {told.get('reason')}", status)
         self._clock.hear(date)
         return status, data
 
-    def get(self, document: str) -> Optional[Doc]:
-        """A document by its quoted path, or None."""
-        status, doc = self.request("GET", document)
+    def get(self, path: str) -> Optional[Doc]:
+        """The document at a quoted path, or None."""
+        status, doc = self.request("GET", path)
         return doc if status == 200 else None
+
+    def _rows_of(self, ids: Sequence[str], **query: Any) -> List[Doc]:
+        status, answer = self.request("POST", "_all_docs", {"keys": list(ids)}, query)
+        if status != 200:
+            raise Unreachable(f"{self.place} answers {status} to _all_docs", status)
+        return list(answer["rows"])
 
     def read(self, ids: Sequence[str]) -> Dict[str, Optional[Doc]]:
         """Documents by id; None for what is missing or deleted."""
-        status, answer = self.request("POST", "_all_docs", {"keys": list(ids)}, {"include_docs": True})
-        if status != 200:
-            raise Unreachable("{} answers {} to _all_docs".format(self.place, status))
-        return {row["key"]: row.get("doc") for row in answer["rows"]}
+        return {row["key"]: row.get("doc") for row in self._rows_of(ids, include_docs=True)}
 
     def revisions(self, ids: Sequence[str]) -> Dict[str, Optional[str]]:
-        """Current revisions by id; None for what is missing or deleted."""
-        status, answer = self.request("POST", "_all_docs", {"keys": list(ids)})
-        if status != 200:
-            raise Unreachable("{} answers {} to _all_docs".format(self.place, status))
-        alive = {row["key"]: row["value"] for row in answer["rows"] if row.get("value")}
-        return {name: None if alive.get(name, {"deleted": True}).get("deleted") else alive[name]["rev"] for name in ids}
+        """Current revisions by id."""
+        return {row["key"]: (row.get("value") or {}).get("rev") for row in self._rows_of(ids)}
 
     def bulk(self, docs: Sequence[Doc]) -> Tuple[int, Dict[str, Doc]]:
-        """``_bulk_docs``: the status, and the row of each document. 4xx: none of the rows is known."""
+        """``_bulk_docs``: the status, and the row of each document; no rows when the request was refused as a whole."""
         status, rows = self.request("POST", "_bulk_docs", {"docs": list(docs)})
         return status, {row["id"]: row for row in rows if "id" in row} if status in (201, 202) else {}
 
@@ -388,14 +392,18 @@ class Database:
         if status == 409:  # CouchDB overwrites, others want the revision
             status, _ = self.request("PUT", path, dict(doc, _rev=(self.get(path) or {}).get("_rev")))
         if status not in (201, 202):
-            raise Unreachable("{} answers {} to a write of {}".format(self.place, status, path))
+            raise Unreachable(f"{self.place} answers {status} to a write of {path}", status)
 
     def rows(self, view: str, **query: Any) -> List[Doc]:
-        """Rows of a view, not reduced. Raises Failed if there is no such view."""
+        """Rows of a view. Raises Failed if there is no such view."""
         status, answer = self.request("GET", view, query=query)
         if status != 200:
-            raise Failed("{} has no view {}: deploy the design documents.".format(self.place, view), EX_CONFIG)
+            raise Failed(f"{self.place} has no view {view}: deploy the design documents.", EX_CONFIG)
         return list(answer["rows"])
+
+    def documents(self, view: str, **query: Any) -> List[Doc]:
+        """The documents of a view's rows, as they are now."""
+        return [row["doc"] for row in self.rows(view, include_docs=True, **query) if row.get("doc")]
 
 
 class Backoff:
@@ -411,16 +419,16 @@ class Backoff:
         return min(self._longest, self._first * 2.0 ** min(self.tries - 1, 20)) * random.uniform(0.5, 1.5)
 
 
-# --- tokens: pure functions of a document ------------------------------------------------------------------------------
+# --- tokens: pure functions of a document ---------------------------------------------------------------------------
 
 
-def is_todo(doc: Optional[Doc]) -> bool:
+def is_todo(doc: Doc) -> bool:
     """Whether a document is a token that nobody holds, as the views ask."""
-    return bool(doc) and doc.get("type") == "token" and _zero(doc.get("lock")) and _zero(doc.get("done"))  # type: ignore
+    return doc.get("type") == "token" and _is_zero(doc.get("lock")) and _is_zero(doc.get("done"))
 
 
-def _zero(value: Any) -> bool:
-    return value == 0 or (isinstance(value, str) and value.strip() in ("", "0"))
+def _is_zero(value: Any) -> bool:
+    return bool(value == 0) or (isinstance(value, str) and value.strip() in ("", "0"))
 
 
 def class_name(doc: Doc) -> str:
@@ -437,13 +445,12 @@ def class_name(doc: Doc) -> str:
 
 
 def attempts_by_kind(doc: Doc) -> Dict[str, int]:
-    """Earlier attempts since the token was last reset by a person or a push: how many "failed", "reaped", "given back".
+    """Attempts since the token was last reset by a push or a person: how many "failed", were "given back", or "reaped".
 
-    The kind is what stands before the colon in an attempt's ``reason``. What is unknown counts as reaped.
+    The kind is what stands before the colon in an attempt's ``reason``; any other word says why it was reaped.
     """
-    counts = collections.Counter()  # type: Dict[str, int]
-    attempts = doc.get("attempts")
-    for attempt in reversed(attempts if isinstance(attempts, list) else []):
+    counts: Dict[str, int] = collections.Counter()
+    for attempt in reversed(list_or_empty(doc.get("attempts"))):
         kind = str(attempt.get("reason", "")).split(":")[0] if isinstance(attempt, dict) else ""
         if kind in ("pushed again", "reset"):
             break
@@ -451,18 +458,23 @@ def attempts_by_kind(doc: Doc) -> Dict[str, int]:
     return counts
 
 
+_LOG_NAME = re.compile(r"attempt-([0-9]{1,9})\.(?:out|err)$")
+
+
+def log_number(name: str) -> int:
+    """The number of the attempt whose log is attached under this name; 0 for another attachment."""
+    match = _LOG_NAME.match(name)
+    return int(match.group(1)) if match else 0
+
+
 def attempt_number(doc: Doc) -> int:
     """The number of the token's next attempt, from 1: above all that it has a record or a log of."""
-    attempts = doc.get("attempts")
-    logs = [int(name.split("-")[1].split(".")[0]) for name in doc.get("_attachments") or {} if _LOG.match(name)]
-    return max([len(attempts) if isinstance(attempts, list) else 0] + logs) + 1
-
-
-_LOG = re.compile(r"attempt-[0-9]{1,9}\.(out|err)$")
+    logs = [log_number(name) for name in doc.get("_attachments") or {}]
+    return max([len(list_or_empty(doc.get("attempts"))), *logs]) + 1
 
 
 def held_by_pilot(doc: Doc) -> bool:
-    """Whether a locked token is held by a pilot of this kind: the claim carries the time of its lock.
+    """Whether a locked token is held by a pilot of this kind: its claim carries the time of its lock.
 
     A token that was reset by hand and locked by a PiCaS client may still carry the fields ``pilot`` and ``claim``.
     """
@@ -474,72 +486,85 @@ class Token:
 
     def __init__(self, doc: Doc) -> None:
         self.doc = doc
-        self.id = doc["_id"]  # type: str
-        self.claim = doc["claim"]  # type: str
+        self.id: str = doc["_id"]
+        self.claim: str = doc["claim"]
         self.attempt = attempt_number(doc)
         self.taken = time.monotonic()
         self.lost = False
 
 
 class Change:
-    """What is to be written into a token that was claimed, as data: it can be applied to a later revision, or kept in a file."""
+    """What is to be written into a claimed token, as data: it fits a later revision too, and can be kept in a file."""
 
-    def __init__(self, kind: str, token: str, claim: str, lock: Any, **parts: Any) -> None:
-        self.kind = kind  # done, failed (final), retried, given back, scrubbed, released (was never started)
-        self.token = token
-        self.claim = claim
-        self.lock = lock
-        self.set = parts.pop("set")  # type: Doc
-        self.unset = list(parts.pop("unset", ()))  # type: List[str]
-        self.error = parts.pop("error", None)  # type: Optional[Doc]  # appended to the token's list
-        self.attempt = parts.pop("attempt", None)  # type: Optional[Doc]  # appended; scrub_count grows by 1
-        self.number = parts.pop("number", 0)  # type: int  # of the attempt: logs of much earlier ones are dropped
-        self.attachments = parts.pop("attachments", {})  # type: Dict[str, Doc]
-        self.doc = None  # type: Optional[Doc]  # latest known revision of the token
+    def __init__(
+        self,
+        kind: str,  # done, failed (for good), retried, given back, scrubbed (reaped), released (never started)
+        token: str,
+        claim: str,
+        lock: Any,
+        set: Doc,
+        unset: Sequence[str] = (),
+        error: Optional[Doc] = None,  # appended to the token's list
+        attempt: Optional[Doc] = None,  # appended to the token's list; scrub_count grows by 1
+        number: int = 0,  # of the attempt: logs of much earlier ones are dropped
+        attachments: Optional[Dict[str, Doc]] = None,
+    ) -> None:
+        self.kind, self.token, self.claim, self.lock = kind, token, claim, lock
+        self.set, self.unset, self.error, self.attempt = set, list(unset), error, attempt
+        self.number, self.attachments = number, attachments or {}
+        self.doc: Optional[Doc] = None  # latest known revision of the token
 
-    def apply(self, doc: Doc) -> Doc:
-        """The token with this change."""
+    @classmethod
+    def of(cls, kind: str, doc: Doc, **parts: Any) -> "Change":
+        """A change of a token as this pilot, or a dead one, claimed it."""
+        change = cls(kind, doc["_id"], doc["claim"], doc["lock"], **parts)
+        change.doc = doc
+        return change
+
+    def apply(self) -> Doc:
+        """The latest known revision with this change."""
+        doc = self.doc or {}
         new = {name: value for name, value in doc.items() if name not in self.unset}
         new.update(self.set)
         if self.error is not None:
-            errors = doc.get("error")
-            new["error"] = (errors if isinstance(errors, list) else [])[-19:] + [self.error]
+            new["error"] = [*list_or_empty(doc.get("error"))[-19:], self.error]
         if self.attempt is not None:
-            attempts = doc.get("attempts")
-            new["attempts"] = (attempts if isinstance(attempts, list) else [])[1 - MAX_ATTEMPTS :] + [self.attempt]
+            new["attempts"] = [*list_or_empty(doc.get("attempts"))[1 - MAX_ATTEMPTS :], self.attempt]
             new["scrub_count"] = int(number(doc.get("scrub_count"))) + 1
             if "error" in new:
                 new["error"] = []  # the last one is in the attempt
-        stubs = {name: stub for name, stub in (doc.get("_attachments") or {}).items() if not self._outdated(name)}
-        stubs.update(self.attachments)
-        if stubs or "_attachments" in doc:
-            new["_attachments"] = stubs
+        if "_attachments" in doc or self.attachments:
+            oldest = self.number - MAX_ATTEMPTS
+            kept = {name: stub for name, stub in (doc.get("_attachments") or {}).items() if self._keeps(name, oldest)}
+            new["_attachments"] = dict(kept, **self.attachments)
         return new
 
-    def _outdated(self, name: str) -> bool:
-        return bool(_LOG.match(name)) and int(name.split("-")[1].split(".")[0]) <= self.number - 1 - MAX_ATTEMPTS
+    @staticmethod
+    def _keeps(name: str, oldest: int) -> bool:
+        return not 0 < log_number(name) < oldest
 
     def verdict(self, doc: Optional[Doc]) -> str:
-        """What the current document says of this change: it "landed" already, may be applied ("apply"), or is "refused"."""
+        """What the current document says of this change: it "landed", may be applied ("apply"), or is "refused"."""
         if not doc:
             return "refused"
-        attempts = doc.get("attempts")
-        if self.attempt is not None and isinstance(attempts, list) and self.attempt in attempts:
+        if self.attempt is not None and self.attempt in list_or_empty(doc.get("attempts")):
             return "landed"
         if doc.get("claim") != self.claim:
-            # Given back already, by this change or by somebody who reaped it: either is what is wanted.
-            return "landed" if self.set.get("lock") == 0 and is_todo(doc) and "claim" not in doc else "refused"
-        if self.set.get("done") and doc.get("done") == self.set["done"] and doc.get("lock") == self.set.get("lock", self.lock):
+            # Given back already, by this change or by somebody who reaped the token: either is what is wanted.
+            given_back = is_todo(doc) and "claim" not in doc and self.set.get("lock") == 0
+            return "landed" if given_back else "refused"
+        if self.set.get("done") and all(doc.get(name) == self.set[name] for name in ("done", "exit_code")):
             return "landed"
-        return "apply" if doc.get("lock") == self.lock and _zero(doc.get("done")) else "refused"
+        return "apply" if doc.get("lock") == self.lock and _is_zero(doc.get("done")) else "refused"
 
     def shrink(self) -> bool:
-        """Make a change smaller that the database refuses as it is; False if nothing is left to leave out."""
+        """Leave out a part of a change that the database refuses as it is; False if there is nothing to leave out."""
         if self.attachments:
             self.attachments = {}
             return True
         if "output" in self.set:
             del self.set["output"]
+            self.kind = "failed"
             self.set["exit_code"] = EXIT_BAD_OUTPUT
             self.error = {"time": self.set.get("done"), "message": "The database refuses the token with its output."}
             return True
@@ -551,8 +576,9 @@ class Change:
 
     @classmethod
     def from_json(cls, values: Doc) -> "Change":
-        """The change in a file. Raises ValueError, KeyError or TypeError if it holds none."""
-        if not all(isinstance(values.get(name), str) for name in ("kind", "token", "claim")):
+        """The change in a file. Raises ValueError or TypeError if it holds none."""
+        texts = all(isinstance(values.get(name), str) for name in ("kind", "token", "claim"))
+        if not texts or not isinstance(values.get("set"), dict):
             raise ValueError("no change of a token")
         return cls(**values)
 
@@ -560,27 +586,26 @@ class Change:
 def release(token: Token) -> Change:
     """Give back a token that was never started: this does not count as an attempt."""
     back = {"lock": 0, "done": 0, "hostname": ""}
-    return Change("released", token.id, token.claim, token.doc["lock"], set=back, unset=("pilot", "claim") + JOB_ID_FIELDS)
+    return Change.of("released", token.doc, set=back, unset=("pilot", "claim", *JOB_ID_FIELDS))
 
 
-def scrub(doc: Doc, kind: str, reason: str, now: int, **known: Any) -> Change:
+def scrub(kind: str, doc: Doc, reason: str, now: int, known: Doc, **parts: Any) -> Change:
     """Give back a token that was started; ``known`` are further fields of the attempt."""
-    attempt = {name: doc[name] for name in ("lock", "hostname", "pilot", "claim") + JOB_ID_FIELDS if doc.get(name)}
+    fields = ("lock", "hostname", "pilot", "claim", *JOB_ID_FIELDS)
+    attempt = {name: doc[name] for name in fields if doc.get(name)}
     attempt.update(known, done=now, reason=reason)
     back = {"lock": 0, "done": 0, "hostname": "", "exit_code": ""}
-    unset = ("pilot", "claim") + JOB_ID_FIELDS
-    return Change(kind, doc["_id"], doc["claim"], doc["lock"], set=back, unset=unset, attempt=attempt)
+    return Change.of(kind, doc, set=back, unset=("pilot", "claim", *JOB_ID_FIELDS), attempt=attempt, **parts)
 
 
 def reap(doc: Doc, cause: str, max_scrubs: int, now: int) -> Change:
     """Give back the token of a dead pilot, or put it in error when that has happened too often."""
     deaths = attempts_by_kind(doc)["reaped"]
     if deaths < max_scrubs:
-        return scrub(doc, "scrubbed", "reaped: " + cause, now, error=cause)
-    message = "Given up: {} of its pilots died or fell silent, the last one because {}.".format(deaths + 1, cause)
+        return scrub("scrubbed", doc, "reaped: " + cause, now, {"error": cause})
+    message = f"Given up: {deaths + 1} pilots died or fell silent while they held it; the last time: {cause}."
     final = {"lock": 99, "done": 99, "exit_code": ""}  # as the PiCaS client's Task.error()
-    error = {"time": now, "message": message}
-    return Change("failed", doc["_id"], doc["claim"], doc["lock"], set=final, unset=("pilot", "claim"), error=error)
+    return Change.of("failed", doc, set=final, unset=("pilot",), error={"time": now, "message": message})
 
 
 class Ended(NamedTuple):
@@ -598,96 +623,97 @@ class Ended(NamedTuple):
 
 def conclude(token: Token, ended: Ended, config: Config, now: int) -> Change:
     """What to write into a token whose command has ended."""
-    doc = token.doc
-    common = {"attachments": _logs(token.attempt, ended), "number": token.attempt}
-    spent = {"seconds": round(ended.seconds, 3)}
+    doc, kinds = token.doc, attempts_by_kind(token.doc)
+    parts: Doc = {"number": token.attempt, "attachments": _logs(token.attempt, ended)}
+    known: Doc = {"seconds": round(ended.seconds, 3)}
     if ended.how not in ("exit", "time limit"):
-        change = scrub(doc, "given back", "given back: " + ended.how, now, error=ended.how, **spent)
-        return _with(change, **common)
-    code, message = ended.code, None  # type: int, Optional[str]
-    if ended.how == "time limit":
-        code, message = EXIT_TIME_LIMIT, "stopped at its time limit after {:.1f} s".format(ended.seconds)
-    elif code == 0 and ended.fault:
-        code, message = EXIT_BAD_OUTPUT, ended.fault
-    elif code != 0:
-        last = ended.err.decode("utf-8", "replace").strip().rpartition("\n")[2][-300:]
-        message = "exit code {}{}".format(code, ": " + last if last else "")
-    if code in config.stop_exit_codes and attempts_by_kind(doc)["given back"] < max(1, config.max_scrubs):
-        reason = "given back: exit code {} stops the pilot".format(code)
-        return _with(scrub(doc, "given back", reason, now, exit_code=code, error=message, **spent), **common)
-    retries = min(int(number(doc.get("max_retries"), config.max_retries)), MAX_ATTEMPTS - 1)
-    if code != 0 and code not in config.no_retry_exit_codes and attempts_by_kind(doc)["failed"] < retries:
-        reason = "failed: {}".format(message)
-        return _with(scrub(doc, "retried", reason, now, exit_code=code, error=message, **spent), **common)
-    final = dict(spent, done=now, exit_code=code)  # type: Doc
+        return scrub("given back", doc, f"given back: {ended.how}", now, dict(known, error=ended.how), **parts)
+    code, message = _judge(ended)
+    failed = dict(known, exit_code=code, error=message)
+    if code in config.stop_exit_codes and kinds["given back"] < max(1, config.max_scrubs):
+        return scrub("given back", doc, f"given back: exit code {code} stops the pilot", now, failed, **parts)
+    retries = min(number(doc.get("max_retries"), config.max_retries), MAX_ATTEMPTS - 1)
+    if code != 0 and code not in config.no_retry_exit_codes and kinds["failed"] < retries:
+        return scrub("retried", doc, f"failed: {message}", now, failed, **parts)
+    final: Doc = dict(known, done=now, exit_code=code)
     if ended.has_output:
         final["output"] = ended.output
-    error = {"time": now, "message": message} if message else None
-    kind = "failed" if code else "done"
-    return Change(kind, token.id, token.claim, doc["lock"], set=final, unset=("pilot",), error=error, **common)
+    if message:
+        parts["error"] = {"time": now, "message": message}
+    return Change.of("failed" if code else "done", doc, set=final, unset=("pilot",), **parts)
 
 
-def _with(change: Change, attachments: Dict[str, Doc], number: int) -> Change:
-    change.attachments, change.number = attachments, number
-    return change
+def _judge(ended: Ended) -> Tuple[int, str]:
+    """The token's exit code, and what was wrong."""
+    if ended.how == "time limit":
+        return EXIT_TIME_LIMIT, f"stopped at its time limit after {ended.seconds:.1f} s"
+    if ended.code == 0:
+        return (EXIT_BAD_OUTPUT, ended.fault) if ended.fault else (0, "")
+    last = ended.err.decode("utf-8", "replace").strip().rpartition("\n")[2][-300:]
+    return ended.code, f"exit code {ended.code}" + (f": {last}" if last else "")
 
 
 def _logs(attempt: int, ended: Ended) -> Dict[str, Doc]:
     return {
-        "attempt-{}.{}".format(attempt, name): {
-            "content_type": "text/plain",
-            "data": base64.b64encode(data).decode("ascii"),
-        }
+        f"attempt-{attempt}.{name}": {"content_type": "text/plain", "data": base64.b64encode(data).decode("ascii")}
         for name, data in (("out", ended.out), ("err", ended.err))
         if data
     }
 
 
-def command_environment(doc: Doc, base: Dict[str, str], own: Dict[str, str], credentials: str) -> Dict[str, str]:
-    """The environment of the command: the job's, without credentials, and the token's scalar fields.
+# --- what the command sees ------------------------------------------------------------------------------------------
 
-    A value that does not fit is left out and named in ``PICAS_OMITTED``; it is in the token's file.
-    """
-    env = {name: value for name, value in base.items() if name not in _HIDDEN and not name.startswith("PICAS_FIELD_")}
-    hidden = os.path.realpath(credentials)
-    paths = [path for path in env.get("PYTHONPATH", "").split(os.pathsep) if path and os.path.realpath(path) != hidden]
-    env.pop("PYTHONPATH", None)
-    if paths:
-        env["PYTHONPATH"] = os.pathsep.join(paths)
-    fields = {}  # type: Dict[str, List[Any]]
-    for name in sorted(doc):
-        if re.match(r"[A-Za-z0-9][A-Za-z0-9_]*$", name) and name != "input":
-            fields.setdefault("PICAS_FIELD_" + name.upper(), []).append(doc[name])
-    # Names that differ in case alone are ambiguous: neither is set.
-    wanted = [(name, values[0]) for name, values in sorted(fields.items()) if len(values) == 1]
-    if isinstance(doc.get("input"), (dict, list)):
-        wanted.insert(0, ("PICAS_INPUT", json.dumps(doc["input"], separators=(",", ":"))))
-    else:
-        wanted.insert(0, ("PICAS_INPUT", doc.get("input")))
-    left, omitted = FIELDS_BYTES, []
-    for name, value in wanted:
-        if isinstance(value, (dict, list)) or value is None:
-            continue
-        text = value if isinstance(value, str) else json.dumps(value)
-        size = len(text.encode("utf-8", "surrogatepass"))
-        if "\0" in text or size > FIELD_BYTES or size > left or not _encodable(text):
-            omitted.append(name)
-        else:
-            env[name] = text
-            left -= size
-    if omitted:
-        env["PICAS_OMITTED"] = " ".join(omitted)[:FIELD_BYTES]
-    env.update(own)
-    return env
-
-
+# Never handed on from the job's environment.
 _HIDDEN = {"PICAS_HOST_URL", "PICAS_USERNAME", "PICAS_PASSWORD", "PICAS_INPUT", "PICAS_OMITTED"}
 
 
-def _encodable(text: str) -> bool:
+def job_environment(base: Dict[str, str], credentials: str) -> Dict[str, str]:
+    """The job's environment without credentials; ``credentials`` is the folder that is dropped from PYTHONPATH."""
+    env = {name: value for name, value in base.items() if name not in _HIDDEN and not name.startswith("PICAS_FIELD_")}
+    hidden = os.path.realpath(credentials)
+    paths = [path for path in env.pop("PYTHONPATH", "").split(os.pathsep) if path and os.path.realpath(path) != hidden]
+    if paths:
+        env["PYTHONPATH"] = os.pathsep.join(paths)
+    return env
+
+
+def token_environment(doc: Doc) -> Dict[str, str]:
+    """``PICAS_TOKEN_ID``, ``PICAS_INPUT`` and the scalar fields as ``PICAS_FIELD_<NAME>``.
+
+    What does not fit into an environment is named in ``PICAS_OMITTED``; the token's file has it.
+    """
+    fields: Dict[str, List[Any]] = collections.defaultdict(list)
+    for name in doc:
+        if name != "input" and re.match(r"[A-Za-z0-9][A-Za-z0-9_]*$", name):
+            fields["PICAS_FIELD_" + name.upper()].append(doc[name])
+    given = doc.get("input")
+    nested = isinstance(given, (dict, list))
+    wanted = [
+        ("PICAS_TOKEN_ID", doc["_id"]),
+        ("PICAS_INPUT", json.dumps(given, separators=(",", ":")) if nested else given),
+        # Names that differ in case alone are ambiguous: neither is set.
+        *((name, values[0]) for name, values in sorted(fields.items()) if len(values) == 1),
+    ]
+    env: Dict[str, str] = {}
+    omitted, left = [], FIELDS_BYTES
+    for name, value in wanted:
+        if value is None or isinstance(value, (dict, list)):
+            continue
+        text = value if isinstance(value, str) else json.dumps(value)
+        size = len(text.encode("utf-8", "surrogatepass"))
+        if size <= min(FIELD_BYTES, left) and _fits_environment(text):
+            env[name] = text
+            left -= size
+        else:
+            omitted.append(name)
+    if omitted:
+        env["PICAS_OMITTED"] = " ".join(omitted)[:FIELD_BYTES]
+    return env
+
+
+def _fits_environment(text: str) -> bool:
     try:
-        os.fsencode(text)
-        return True
+        return b"\0" not in os.fsencode(text)
     except UnicodeEncodeError:
         return False
 
@@ -698,16 +724,19 @@ def read_json(path: str, most: int) -> Tuple[Any, bool, Optional[str]]:
     try:
         # A command may leave a pipe or a device there, which must not hang the pilot.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                return None, False, f"{name} is no regular file"
+            with open(descriptor, "rb", closefd=False) as file:
+                data = file.read(most + 1)
+        finally:
+            os.close(descriptor)
     except FileNotFoundError:
         return None, False, None
     except OSError as error:
-        return None, False, "{} cannot be read: {}".format(name, error.strerror)
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            return None, False, "{} is no regular file".format(name)
-        data = file.read(most + 1)
+        return None, False, f"{name} cannot be read: {error.strerror}"
     if len(data) > most:
-        return None, False, "{} has more than {:,} bytes: store large results elsewhere".format(name, most)
+        return None, False, f"{name} has more than {most:,} bytes: store large results elsewhere"
     if not data.strip():
         return None, False, None
     try:
@@ -715,10 +744,84 @@ def read_json(path: str, most: int) -> Tuple[Any, bool, Optional[str]]:
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")  # NaN and lone surrogates are no JSON
         return value, True, None
     except (ValueError, RecursionError) as error:
-        return None, False, "{} is no JSON: {:.200}".format(name, str(error))
+        return None, False, f"{name} is no JSON: {error!s:.200}"
 
 
-# --- running a command -------------------------------------------------------------------------------------------------
+# --- running a command ----------------------------------------------------------------------------------------------
+
+
+class Processes:
+    """This process's children: those that it started, and those that its commands left behind."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._started: Set[int] = set()
+
+    def become_subreaper(self) -> None:
+        """Make this process the parent of what its commands leave behind, so that it is found. Best effort."""
+        try:
+            ctypes.CDLL(None, use_errno=True).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER, Linux alone
+        except (OSError, AttributeError):
+            log("No child subreaper here: what leaves its command's session may stay until the job ends.")
+
+    def start(self, argv: Sequence[str], **options: Any) -> "subprocess.Popen[bytes]":
+        """Start a process that ``end_orphans`` leaves alone until ``ended`` is called. Raises OSError."""
+        with self._lock:
+            process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, **options)
+            self._started.add(process.pid)
+        return process
+
+    def ended(self, process: "subprocess.Popen[bytes]") -> None:
+        """To be called before the process is waited for."""
+        with self._lock:
+            self._started.discard(process.pid)
+            process.wait()
+
+    def end_orphans(self, mark: bytes) -> None:
+        """Kill processes that left their command's session, known by ``mark`` in their environment; reap what ended."""
+        deadline = time.monotonic() + 2
+        while time.monotonic() < deadline:
+            # A killed one's children become ours in turn: until none is left.
+            orphans = [pid for pid in self._orphans() if _has_mark(pid, mark)]
+            if not orphans:
+                return
+            for pid in orphans:
+                with suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
+                    os.waitpid(pid, 0)
+
+    def _orphans(self) -> List[int]:
+        orphans = []
+        with self._lock:
+            for pid in _children():
+                if pid not in self._started:
+                    with suppress(ChildProcessError):
+                        if os.waitpid(pid, os.WNOHANG)[0] == 0:
+                            orphans.append(pid)
+        return orphans
+
+
+def _children() -> Set[int]:
+    found: Set[int] = set()
+    for task in os.listdir("/proc/self/task") if os.path.isdir("/proc/self/task") else []:
+        # The thread may have ended meanwhile, or the kernel does not tell.
+        with suppress(OSError, ValueError), open(f"/proc/self/task/{task}/children") as file:
+            found.update(int(pid) for pid in file.read().split())
+    return found
+
+
+def _has_mark(pid: int, mark: bytes) -> bool:
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            return mark in file.read().split(b"\0")
+    except OSError:
+        return False
+
+
+def signal_group(pid: int, what: int) -> None:
+    """Send a signal to a command and all that stayed in its process group."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, what)
 
 
 class Tail:
@@ -726,57 +829,65 @@ class Tail:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._chunks = collections.deque()  # type: Deque[bytes]
+        self._chunks: Deque[bytes] = collections.deque()
         self._kept = 0
-        self.total = 0
+        self._total = 0
 
     def add(self, data: bytes) -> None:
         """Take the next bytes."""
-        self.total += len(data)
         self._chunks.append(data)
+        self._total += len(data)
         self._kept += len(data)
         while self._chunks and self._kept - len(self._chunks[0]) >= self._most:
             self._kept -= len(self._chunks.popleft())
 
+    def read(self, descriptor: int) -> bool:
+        """Take what can be read now, at most a few pipes full; False at the end of the stream."""
+        for _ in range(16):
+            try:
+                data = os.read(descriptor, 65536)
+            except BlockingIOError:
+                return True
+            if not data:
+                return False
+            self.add(data)
+        return True
+
     def value(self) -> bytes:
-        """What is kept, with a first line that says how much is not."""
+        """What is kept, after a line that says how much is not."""
         data = b"".join(self._chunks)
-        if self.total <= self._most:
+        if self._total <= self._most or not self._most:
             return data
-        data = data[len(data) - self._most :]
-        return "[{:,} bytes left out]\n".format(self.total - len(data)).encode("ascii") + data if data else b""
+        return f"[{self._total - self._most:,} bytes left out]\n".encode("ascii") + data[-self._most :]
 
 
 class Run:
     """One attempt: a command with a folder, a session and an environment of its own."""
 
-    def __init__(self, token: Token, folder: str, files: str, config: Config, credentials: str) -> None:
+    def __init__(self, token: Token, folder: str, files: str, config: Config, processes: Processes) -> None:
         self.token = token
         self.folder = folder
         self.started = time.monotonic()
         self._files = files
         self._config = config
-        self._paths = {
-            "PICAS_TOKEN_FILE": os.path.join(folder, "token.json"),
-            "PICAS_OUTPUT_FILE": os.path.join(folder, "output.json"),
-            "PICAS_PROGRESS_FILE": os.path.join(folder, "progress.json"),
-        }
-        self._own = dict(self._paths, PICAS_TOKEN_ID=token.id, PICAS_ATTEMPT=str(token.attempt))
-        self._credentials = credentials
-        self._stop = None  # type: Optional[Tuple[str, float]]  # why, and the seconds until SIGKILL
+        self._processes = processes
+        self._token_file = os.path.join(folder, "token.json")
+        self._output_file = os.path.join(folder, "output.json")
+        self._progress_file = os.path.join(folder, "progress.json")
+        self._stop: Optional[Tuple[str, float]] = None  # why, and the seconds until SIGKILL
 
     def prepare(self) -> None:
         """Make the folder: the token as JSON, and links to the submission's files. Raises OSError."""
         os.mkdir(self.folder, 0o700)
-        with open(self._paths["PICAS_TOKEN_FILE"], "w") as file:
+        with open(self._token_file, "w") as file:
             json.dump(self.token.doc, file)
         for name in self._config.files:
             os.symlink(os.path.join(self._files, name), os.path.join(self.folder, name))
 
     def stop(self, why: str, grace: float) -> None:
         """End the command: SIGTERM now, SIGKILL after ``grace`` seconds. From any thread; the first reason stands."""
-        if self._stop is None or grace < self._stop[1]:
-            self._stop = (self._stop[0] if self._stop else why, grace)
+        first = self._stop
+        self._stop = (why, grace) if first is None else (first[0], min(first[1], grace))
 
     @property
     def stopped(self) -> Optional[str]:
@@ -785,92 +896,80 @@ class Run:
 
     def progress(self) -> Any:
         """What the command says of its progress, or None."""
-        return read_json(self._paths["PICAS_PROGRESS_FILE"], PROGRESS_BYTES)[0]
+        return read_json(self._progress_file, PROGRESS_BYTES)[0]
 
-    def execute(self) -> Ended:
+    def execute(self, env: Dict[str, str]) -> Ended:
         """Run the command to its end, and end all that it leaves behind. Raises OSError if no process can be made."""
         self.started = time.monotonic()
         try:
-            process = self._start()
-        except (FileNotFoundError, PermissionError, NotADirectoryError) as error:
-            code = 126 if isinstance(error, PermissionError) else 127
-            return Ended("exit", code, 0.0, err="{}\n".format(error).encode("utf-8", "replace"))
+            process = self._start(env)
         except OSError as error:
-            if error.errno != errno.ENOEXEC:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ENOEXEC):
                 raise
-            return Ended("exit", 126, 0.0, err="{}\n".format(error).encode("utf-8", "replace"))
+            code = 127 if error.errno in (errno.ENOENT, errno.ENOTDIR) else 126
+            return Ended("exit", code, 0.0, err=f"{error}\n".encode("utf-8", "replace"))
         out, err = Tail(self._config.log_bytes), Tail(self._config.log_bytes)
-        how = self._watch(process, {process.stdout.fileno(): out, process.stderr.fileno(): err})  # type: ignore
-        code = process.wait()
-        process.stdout.close()  # type: ignore
-        process.stderr.close()  # type: ignore
+        with process:
+            pipes = (process.stdout, out), (process.stderr, err)
+            how = self._watch(process.pid, {pipe.fileno(): tail for pipe, tail in pipes if pipe is not None})
+            self._processes.ended(process)
         seconds = time.monotonic() - self.started
-        output, has_output, fault = read_json(self._paths["PICAS_OUTPUT_FILE"], self._config.output_bytes)
-        code = 128 - code if code < 0 else code
-        return Ended(how, code, seconds, out.value(), err.value(), output, has_output, fault)
+        code = process.returncode if process.returncode >= 0 else 128 - process.returncode  # as a shell says it
+        result = read_json(self._output_file, self._config.output_bytes)
+        return Ended(how, code, seconds, out.value(), err.value(), *result)
 
-    def _start(self) -> "subprocess.Popen[bytes]":
+    def _start(self, env: Dict[str, str]) -> "subprocess.Popen[bytes]":
         command = self._config.command
-        argv = ["/bin/sh", "-c", command] if isinstance(command, str) else command
-        if not isinstance(command, str) and "/" in argv[0] and not os.path.isabs(argv[0]):
-            argv = [os.path.join(self.folder, argv[0])] + argv[1:]
-        doc, base = self.token.doc, dict(os.environ)
+        argv = ["/bin/sh", "-c", command] if isinstance(command, str) else list(command)
+        own = {
+            "PICAS_TOKEN_FILE": self._token_file,
+            "PICAS_OUTPUT_FILE": self._output_file,
+            "PICAS_PROGRESS_FILE": self._progress_file,
+            "PICAS_ATTEMPT": str(self.token.attempt),
+        }
+        options: Doc = {"cwd": self.folder, "stderr": subprocess.PIPE, "start_new_session": True}
         try:
-            return self._popen(argv, command_environment(doc, base, self._own, self._credentials))
+            environment = dict(env, **token_environment(self.token.doc), **own)
+            return self._processes.start(argv, env=environment, **options)
         except OSError as error:
             if error.errno != errno.E2BIG:
                 raise
-            # The job's environment leaves no room for the fields.
-            own = dict(self._own, PICAS_OMITTED="ALL")
-            return self._popen(argv, command_environment({}, base, own, self._credentials))
+            # The job's environment leaves no room for the token's fields.
+            own.update(token_environment({"_id": self.token.id}), PICAS_OMITTED="PICAS_INPUT PICAS_FIELD_*")
+            return self._processes.start(argv, env=dict(env, **own), **options)
 
-    def _popen(self, argv: List[str], env: Dict[str, str]) -> "subprocess.Popen[bytes]":
-        return subprocess.Popen(
-            argv,
-            cwd=self.folder,
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        )
-
-    def _watch(self, process: "subprocess.Popen[bytes]", tails: Dict[int, Tail]) -> str:
-        """Read what the command prints until it has ended; returns how. Its zombie is left, so that its pid stays its own."""
+    def _watch(self, pid: int, tails: Dict[int, Tail]) -> str:
+        """Read what the command prints until it has ended; returns how. Its zombie is left, so that the pid stays its own."""
         limit = number(self.token.doc.get("time_limit"), self._config.time_limit or 0)
-        deadline = self.started + limit if limit > 0 else None
-        how, kill_at = "exit", None  # type: str, Optional[float]
-        poll, open_pipes, nap = select.poll(), set(tails), 0.0005
+        how, kill_at = "exit", None
+        poll, pipes, nap = select.poll(), set(tails), 0.0005
         for descriptor in tails:
             os.set_blocking(descriptor, False)
             poll.register(descriptor, select.POLLIN)
-        while True:
-            if open_pipes:
+        while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            if pipes:
                 for descriptor, _ in poll.poll(100):
-                    if not _read_available(descriptor, tails[descriptor]):
+                    if not tails[descriptor].read(descriptor):
                         poll.unregister(descriptor)
-                        open_pipes.discard(descriptor)
-                        nap = 0.0005
-            else:
+                        pipes.discard(descriptor)
+            else:  # it has closed them: most end right then
                 time.sleep(nap)
                 nap = min(nap * 2, 0.05)
-            if os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
-                break
             now = time.monotonic()
+            if self._stop is None and 0 < limit < now - self.started:
+                self.stop("time limit", self._config.kill_after)
             if self._stop is not None:
-                how = self._stop[0]
-                kill_at = self._terminate(process.pid, kill_at, now, self._stop[1])
-            elif deadline is not None and now > deadline:
-                how = "time limit"
-                kill_at = self._terminate(process.pid, kill_at, now, self._config.kill_after)
-        signal_group(process.pid, signal.SIGKILL)
-        end_orphans(self._paths["PICAS_TOKEN_FILE"])
-        for descriptor in open_pipes:
-            _read_available(descriptor, tails[descriptor])
+                how, grace = self._stop
+                kill_at = self._terminate(pid, kill_at, now, grace)
+        signal_group(pid, signal.SIGKILL)
+        self._processes.end_orphans(b"PICAS_TOKEN_FILE=" + os.fsencode(self._token_file))
+        for descriptor in pipes:
+            tails[descriptor].read(descriptor)
         return how
 
     @staticmethod
     def _terminate(pid: int, kill_at: Optional[float], now: float, grace: float) -> float:
+        """SIGTERM the first time, SIGKILL when it is due; returns when that is."""
         if kill_at is None and grace > 0:
             signal_group(pid, signal.SIGTERM)
         kill_at = now + grace if kill_at is None else min(kill_at, now + grace)
@@ -879,92 +978,24 @@ class Run:
         return kill_at
 
 
-def _read_available(descriptor: int, tail: Tail) -> bool:
-    """Read what is there, at most a few pipes full; False at the end of the stream."""
-    for _ in range(16):
-        try:
-            data = os.read(descriptor, 65536)
-        except BlockingIOError:
-            return True
-        if not data:
-            return False
-        tail.add(data)
-    return True
-
-
-def signal_group(pid: int, what: int) -> None:
-    """Send a signal to a command and all that stayed in its process group."""
-    try:
-        os.killpg(pid, what)
-    except (ProcessLookupError, PermissionError):
-        pass
-
-
-def become_subreaper() -> None:
-    """Make this process the parent of what its commands leave behind, so that it is found. Linux alone knows how."""
-    try:
-        ctypes.CDLL(None, use_errno=True).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
-    except (OSError, AttributeError):
-        log("This system has no child subreaper: processes that leave their command's session may stay until the job ends.")
-
-
-def children() -> Set[int]:
-    """Pids of this process's children."""
-    found = set()  # type: Set[int]
-    try:
-        for task in os.listdir("/proc/self/task"):
-            with open("/proc/self/task/{}/children".format(task)) as file:
-                found.update(int(pid) for pid in file.read().split())
-    except (OSError, ValueError):
-        pass  # a thread that ended meanwhile, or a kernel that does not tell
-    return found
-
-
-def end_orphans(mark: str) -> None:
-    """Kill processes that left their command's session, known by the path of their token's file in their environment."""
-    wanted = b"PICAS_TOKEN_FILE=" + os.fsencode(mark)
-    deadline = time.monotonic() + 2
-    while time.monotonic() < deadline:
-        orphans = [pid for pid in children() if _is_orphan(pid, wanted)]
-        if not orphans:
-            return
-        for pid in orphans:
-            try:
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
-            except (ProcessLookupError, ChildProcessError, PermissionError):
-                pass
-
-
-def _is_orphan(pid: int, mark: bytes) -> bool:
-    # The command itself is a zombie by now, whose environment is empty.
-    try:
-        with open("/proc/{}/environ".format(pid), "rb") as file:
-            return mark in file.read().split(b"\0")
-    except OSError:
-        return False
-
-
 def remove_tree(path: str) -> None:
     """Remove a scratch folder, also when its owner made parts of it read-only."""
     shutil.rmtree(path, ignore_errors=True)
     if not os.path.lexists(path):
         return
-    for folder, _, _ in os.walk(path):  # from the top down: a folder is made readable before it is listed
-        try:
-            os.chmod(folder, 0o700)
-            for name in os.listdir(folder):
-                inner = os.path.join(folder, name)
-                if os.path.isdir(inner) and not os.path.islink(inner):
-                    os.chmod(inner, 0o700)
-        except OSError:
-            continue
+    with suppress(OSError):
+        os.chmod(path, 0o700)
+    for folder, inner, _ in os.walk(path):
+        for name in inner:  # before os.walk lists them
+            with suppress(OSError):
+                if not os.path.islink(os.path.join(folder, name)):
+                    os.chmod(os.path.join(folder, name), 0o700)
     shutil.rmtree(path, ignore_errors=True)
     if os.path.lexists(path):
-        log("The scratch folder {} cannot be removed.".format(path))
+        log(f"The scratch folder {path} cannot be removed.")
 
 
-# --- claiming ------------------------------------------------------------------------------------------------------------
+# --- claiming, and giving back what dead pilots hold ----------------------------------------------------------------
 
 
 class Identity(NamedTuple):
@@ -975,20 +1006,32 @@ class Identity(NamedTuple):
     job: Optional[str]  # as the PiCaS client writes it: ARRAYJOB_TASK in an array
 
     @classmethod
-    def here(cls, environ: Dict[str, str]) -> "Identity":
+    def here(cls) -> "Identity":
         """The identity of a new pilot in this process. A requeued job is another pilot."""
-        job = environ.get("SLURM_JOB_ID")
-        if environ.get("SLURM_ARRAY_JOB_ID") and environ.get("SLURM_ARRAY_TASK_ID"):
-            job = "{}_{}".format(environ["SLURM_ARRAY_JOB_ID"], environ["SLURM_ARRAY_TASK_ID"])
+        job = os.environ.get("SLURM_JOB_ID")
+        array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+        if array and task:
+            job = f"{array}_{task}"
         hostname = socket.gethostname()
-        name = re.sub(r"[^A-Za-z0-9._-]", "-", "{}-{}".format(job or os.getpid(), hostname.split(".")[0]))
-        return cls("{}-{}".format(name[:80], uuid.uuid4().hex[:8]), hostname, job)
+        name = re.sub(r"[^A-Za-z0-9._-]", "-", f"{job or os.getpid()}-{hostname.split('.')[0]}")
+        return cls(f"{name[:80]}-{uuid.uuid4().hex[:8]}", hostname, job)
+
+
+def lease_path(pilot: str) -> str:
+    """Path of a pilot's lease."""
+    return "_local/" + quote(f"picas-pilot-{pilot}", safe="")
+
+
+def batch_range(batch: Optional[str]) -> Doc:
+    """Limits of a batch's ids in a view that is sorted by id."""
+    return {} if batch is None else {"startkey": batch + ":", "endkey": batch + ":\ufff0"}
 
 
 class Claims:
     """Finds tokens in state todo and claims them. Used by one thread."""
 
     HEADS_LAST = 1.0  # seconds for which the best priorities are taken as known
+    MOST_CLASSES = 50
 
     def __init__(self, database: Database, config: Config, me: Identity, clock: Clock, cluster: bool) -> None:
         self._database = database
@@ -996,81 +1039,79 @@ class Claims:
         self._me = me
         self._clock = clock
         self._cluster = cluster
-        self._heads = []  # type: List[Tuple[float, str]]
-        self._heads_at = None  # type: Optional[float]
+        self._heads: List[Tuple[float, str]] = []  # priority (negated) and class
+        self._heads_until = 0.0
         self._own_views = True
-        self.in_flight = []  # type: List[Token]  # a claim has been sent and its answer has not been read
+        self.in_flight: List[Token] = []  # a claim was sent and its answer has not been read
         self.seen = 0  # candidates that the last take found, whether or not they could be claimed
         self.unfit = 0  # of those: tokens that would not fit into the wall-clock
 
     def take(self, wanted: int, fits: Callable[[Doc], bool], alone: bool) -> List[Token]:
         """Claim at most ``wanted`` tokens.
 
-        ``alone``: the pilot has no unstarted tokens, so it may claim one whose pilot died before. Such a token may kill
-        this pilot too; it is claimed by itself, so that others do not suffer. Raises Unreachable; then ``in_flight`` holds
-        those that may have been claimed.
+        ``alone``: the pilot has no unstarted tokens, so it may claim one whose pilot died. Such a token may kill this pilot
+        too: it is claimed by itself, so that others do not suffer. Raises Unreachable; ``in_flight`` then holds those that
+        may have been claimed.
         """
         docs = [doc for doc in self._find(wanted) if is_todo(doc)]
-        self.seen = len(docs)
         fitting = [doc for doc in docs if fits(doc)]
-        self.unfit = len(docs) - len(fitting)
+        self.seen, self.unfit = len(docs), len(docs) - len(fitting)
         suspects = [doc for doc in fitting if attempts_by_kind(doc)["reaped"]]
-        clean = [doc for doc in fitting if not attempts_by_kind(doc)["reaped"]][:wanted]
+        clean = [doc for doc in fitting if doc not in suspects][:wanted]
         return self._claim(clean or (suspects[:1] if alone else []))
 
     def _find(self, wanted: int) -> List[Doc]:
         if self._own_views:
             try:
-                known = self._heads_at is not None and time.monotonic() - self._heads_at < self.HEADS_LAST
-                found = self._find_by_priority(wanted) if known and self._heads else []
+                found = self._find_by_priority(wanted) if time.monotonic() < self._heads_until else []
                 if not found:
-                    self._refresh_heads()
+                    self._heads, self._heads_until = self._read_heads(), time.monotonic() + self.HEADS_LAST
                     found = self._find_by_priority(wanted)
                 return found
             except Failed as error:
-                log("{} Tokens are taken from Monitor/todo instead, by priority only among those seen.".format(error))
+                log(f"{error} Monitor/todo is used instead: priorities count only among the tokens seen.")
                 self._own_views = False
         return self._find_in_monitor(wanted)
 
-    def _refresh_heads(self) -> None:
-        """The best priority (negated) of each class."""
-        batch, view = self._config.batch or "", DESIGN + "todo"
-        heads = []  # type: List[Tuple[float, str]]
+    def _read_heads(self) -> List[Tuple[float, str]]:
+        """The best priority (negated) of each class, best first."""
+        batch = self._config.batch or ""
+        start: List[Any] = [batch]
+        heads: List[Tuple[float, str]] = []
         if self._config.classes is None:
-            start = [batch]  # type: List[Any]
-            while len(heads) < 50:
-                rows = self._database.rows(view, reduce=False, startkey=start, endkey=[batch, {}], limit=1)
+            while len(heads) < self.MOST_CLASSES:
+                rows = self._first(start, [batch, {}])
                 if not rows:
                     break
-                _, name, priority, _ = rows[0]["key"]
-                heads.append((priority, name))
-                start = [batch, name, {}]
+                heads.append((rows[0]["key"][2], rows[0]["key"][1]))
+                start = [batch, rows[0]["key"][1], {}]
         else:
             for name in self._config.classes:
-                rows = self._database.rows(view, reduce=False, startkey=[batch, name], endkey=[batch, name, {}], limit=1)
-                if rows:
-                    heads.append((rows[0]["key"][2], name))
+                rows = self._first([batch, name], [batch, name, {}])
+                heads += [(row["key"][2], name) for row in rows]
         random.shuffle(heads)
-        self._heads, self._heads_at = sorted(heads, key=lambda head: head[0]), time.monotonic()
+        return sorted(heads, key=lambda head: head[0])
+
+    def _first(self, start: List[Any], end: List[Any]) -> List[Doc]:
+        return self._database.rows(DESIGN + "todo", reduce=False, startkey=start, endkey=end, limit=1)
 
     def _find_by_priority(self, wanted: int) -> List[Doc]:
         """Start at a random number within the best priority, and wrap around: pilots seldom meet."""
-        batch, found = self._config.batch or "", []  # type: str, List[Doc]
+        found: List[Doc] = []
         for priority, name in self._heads:
-            head = [batch, name, priority]
-            start = head + [random.randrange(2 ** 31)]
+            head = [self._config.batch or "", name, priority]
+            start = [*head, random.randrange(2**31)]
             limit = max(wanted, 5) - len(found)
-            rows = self._documents(startkey=start, endkey=head + [{}], limit=limit)
-            if len(rows) < limit:
-                rows += self._documents(startkey=head, endkey=start, inclusive_end=False, limit=limit - len(rows))
-            found += rows
+            found += self._todo(limit, startkey=start, endkey=[*head, {}])
+            limit = max(wanted, 5) - len(found)
+            if limit > 0:
+                found += self._todo(limit, startkey=head, endkey=start, inclusive_end=False)
             if len(found) >= wanted:
                 break
         return found
 
-    def _documents(self, **query: Any) -> List[Doc]:
-        rows = self._database.rows(DESIGN + "todo", reduce=False, include_docs=True, **query)
-        return [row["doc"] for row in rows if row.get("doc")]
+    def _todo(self, limit: int, **limits: Any) -> List[Doc]:
+        return self._database.documents(DESIGN + "todo", reduce=False, limit=limit, **limits)
 
     def _find_in_monitor(self, wanted: int) -> List[Doc]:
         """For a pool that has PiCaS's own views alone: a random choice of the first rows."""
@@ -1085,23 +1126,22 @@ class Claims:
         if not docs:
             return []
         lock = int(self._clock.now())
-        tokens = []
-        for doc in docs:
-            new = dict(doc, lock=lock, hostname=self._me.hostname, pilot=self._me.pilot)
-            new["claim"] = "{}-{}".format(uuid.uuid4().hex[:16], lock)
-            if self._me.job:
-                new["slurm_job_id"] = self._me.job
-            tokens.append(Token(new))
-        self.in_flight = tokens
+        who: Doc = {"lock": lock, "hostname": self._me.hostname, "pilot": self._me.pilot}
+        if self._me.job:
+            who["slurm_job_id"] = self._me.job
+        # The claim carries the time of the lock: see held_by_pilot.
+        self.in_flight = tokens = [Token(dict(doc, **who, claim=f"{uuid.uuid4().hex[:16]}-{lock}")) for doc in docs]
         status, rows = self._database.bulk([token.doc for token in tokens])
         if status != 201:
-            # 202: not written by a quorum, so no claim. 4xx: unknown. Both are given back.
-            raise Unreachable("{} answers {} to a claim".format(self._database.place, status))
-        self.in_flight = []
+            # 202: not written by a quorum, so no claim. 4xx: some may be written. All are given back.
+            raise Unreachable(f"{self._database.place} answers {status} to a claim", status)
         mine = [token for token in tokens if rows.get(token.id, {}).get("rev")]
         for token in mine:
             token.doc["_rev"] = rows[token.id]["rev"]
-        return [token for token in mine if self._stands(token)] if self._cluster else mine
+        if self._cluster:
+            mine = [token for token in mine if self._stands(token)]
+        self.in_flight = []
+        return mine
 
     def _stands(self, token: Token) -> bool:
         """In a cluster two nodes may both accept a claim: one revision wins, everywhere the same; the other is removed."""
@@ -1110,16 +1150,8 @@ class Claims:
         if status != 200 or doc.get("claim") != token.claim:
             return False
         for revision in doc.get("_conflicts", []):
-            self._database.request("DELETE", "{}?rev={}".format(path, quote(revision)))
+            self._database.request("DELETE", f"{path}?rev={quote(revision)}")
         return True
-
-
-def batch_range(batch: Optional[str]) -> Dict[str, str]:
-    """Limits of a batch's ids in a view that is sorted by id."""
-    return {} if batch is None else {"startkey": batch + ":", "endkey": batch + ":\ufff0"}
-
-
-# --- giving back what dead pilots hold ---------------------------------------------------------------------------------
 
 
 class Reaper:
@@ -1132,68 +1164,57 @@ class Reaper:
         self._config = config
         self._me = me
         self._clock = clock
-        self._alive_until = {}  # type: Dict[str, float]
+        self._alive_until: Dict[str, float] = {}
 
     def reap(self) -> Tuple[int, bool]:
-        """Give back the tokens of dead pilots. How many, and whether living pilots hold tokens. Raises Unreachable."""
+        """Give back the tokens of dead pilots. How many, and whether living pilots hold others. Raises Unreachable."""
         docs = [doc for doc in self._locked() if held_by_pilot(doc) and doc["pilot"] != self._me.pilot]
-        # The tokens are read before the leases: a pilot that claims renews first, so an expired lease covers them.
-        causes = {}  # type: Dict[str, Optional[str]]
-        for pilot in {doc["pilot"] for doc in docs}:
-            oldest = min(number(doc.get("lock")) for doc in docs if doc["pilot"] == pilot)
-            causes[pilot] = self._death(pilot, oldest)
-        changes = []
+        # The tokens are read before the leases: a pilot renews before it claims, so an expired lease covers them.
+        oldest: Dict[str, float] = {}
         for doc in docs:
-            cause = causes[doc["pilot"]]
-            if cause:
-                change = reap(doc, cause, self._config.max_scrubs, int(self._clock.now()))
-                change.doc = doc
-                changes.append(change)
-        if not changes:
-            return 0, bool(docs)
-        _, rows = self._database.bulk([change.apply(change.doc) for change in changes if change.doc])
+            oldest[doc["pilot"]] = min(number(doc["lock"]), oldest.get(doc["pilot"], float("inf")))
+        causes = {pilot: self._death(pilot, lock) for pilot, lock in oldest.items()}
+        now = int(self._clock.now())
+        dead = [(doc, causes[doc["pilot"]]) for doc in docs]
+        changes = [reap(doc, cause, self._config.max_scrubs, now) for doc, cause in dead if cause]
+        rows = self._database.bulk([change.apply() for change in changes])[1] if changes else {}
         reaped = [change for change in changes if rows.get(change.token, {}).get("rev")]
         for change in reaped:
-            log("Reaped {}: {}.".format(change.token, change.attempt["reason"] if change.attempt else change.error))
+            why = change.attempt["reason"] if change.attempt else (change.error or {}).get("message")
+            log(f"{change.token}: {why}")
         return len(reaped), len(reaped) < len(docs)
 
     def _locked(self) -> List[Doc]:
-        query = {"include_docs": True, "limit": self.MOST}
+        query = {"limit": self.MOST}
         if self._config.batch is not None:
-            try:
+            with suppress(Failed):  # no such view: see Monitor
                 key = [self._config.batch, "locked"]
-                rows = self._database.rows(DESIGN + "counts", reduce=False, key=key, **query)
-                return [row["doc"] for row in rows if row.get("doc")]
-            except Failed:
-                pass
-        rows = self._database.rows(MONITOR + "locked", **dict(query, **batch_range(self._config.batch)))
-        return [row["doc"] for row in rows if row.get("doc")]
+                return self._database.documents(DESIGN + "counts", reduce=False, key=key, **query)
+        with suppress(Failed):
+            return self._database.documents(MONITOR + "locked", **batch_range(self._config.batch), **query)
+        return []
 
     def _death(self, pilot: str, lock: float) -> Optional[str]:
         """Why a pilot counts as dead, or None. A lease is read again only when it would have expired."""
         now = self._clock.now()
         if now <= self._alive_until.get(pilot, 0):
             return None
-        lease = self._database.get("_local/" + quote(lease_name(pilot), safe=""))
+        lease = self._database.get(lease_path(pilot))
         if lease is None:
             # A pilot writes its lease before it claims: somebody has removed it.
-            return "pilot {} has no lease".format(pilot) if now > lock + 2 * self._config.lease else None
-        where = "pilot {} (job {} on {})".format(pilot, lease.get("job"), lease.get("hostname"))
+            return f"pilot {pilot} has no lease" if now > lock + 2 * self._config.lease else None
+        who = f"pilot {pilot} (job {lease.get('job')} on {lease.get('hostname')})"
         if lease.get("ended"):
-            return where + " has ended"
-        until = number(lease.get("renewed")) + number(lease.get("lease"), self._config.lease) + 1
+            return f"{who} has ended"
+        renewed = number(lease.get("renewed"))
+        until = renewed + number(lease.get("lease"), self._config.lease) + 1
         if now > until:
-            return where + " was not heard for {:.0f} s".format(now - number(lease.get("renewed")))
+            return f"{who} was not heard for {now - renewed:.0f} s"
         self._alive_until[pilot] = until
         return None
 
 
-def lease_name(pilot: str) -> str:
-    """Name of a pilot's ``_local`` document."""
-    return "picas-pilot-" + pilot
-
-
-# --- what could not be sent ----------------------------------------------------------------------------------------------
+# --- reporting ------------------------------------------------------------------------------------------------------
 
 
 class Outbox:
@@ -1210,26 +1231,27 @@ class Outbox:
         name = quote(change.token, safe="")
         if len(name) > 150:
             name = name[:100] + hashlib.sha256(change.token.encode("utf-8")).hexdigest()
-        path = os.path.join(folder, "{}-{}.json".format(name, quote(change.claim, safe="")))
         descriptor, temporary = tempfile.mkstemp(prefix=".", dir=folder)
         try:
-            with os.fdopen(descriptor, "w") as file:
+            with open(descriptor, "w") as file:
                 json.dump({"format": 1, "database": self._place, "change": change.to_json()}, file)
                 file.flush()
                 os.fsync(descriptor)
-            os.rename(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
+            os.rename(temporary, os.path.join(folder, f"{name}-{quote(change.claim, safe='')}.json"))
+        except OSError:
+            with suppress(OSError):
+                os.unlink(temporary)
             raise
 
     def send(self, database: Database) -> int:
-        """Send what earlier pilots could not; returns how many tokens were written. Raises Unreachable."""
-        folder = os.path.join(self._folder, "unsent")
-        sent = 0
-        for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
+        """Send what earlier pilots could not; returns how many tokens show it now. Raises Unreachable."""
+        folder, sent = os.path.join(self._folder, "unsent"), 0
+        try:
+            names = sorted(name for name in os.listdir(folder) if name.endswith(".json") and not name.startswith("."))
+        except OSError:
+            return 0
+        for name in names:
             path = os.path.join(folder, name)
-            if name.startswith(".") or not name.endswith(".json"):
-                continue
             try:
                 with open(path) as file:
                     content = json.load(file)
@@ -1239,37 +1261,30 @@ class Outbox:
             except FileNotFoundError:
                 continue  # another pilot sent it
             except (OSError, ValueError, KeyError, TypeError) as error:
-                log("{} holds no result: {}.".format(path, error))
+                log(f"{path} holds no result: {error}.")
                 continue
             verdict = self._send_one(database, change)
-            log("Kept result of {} from an earlier pilot: {}.".format(change.token, verdict))
-            try:
+            log(f"A result of {change.token} that an earlier pilot could not send: {verdict}.")
+            with suppress(OSError):
                 if verdict == "refused":
-                    os.makedirs(os.path.join(self._folder, "refused"), mode=0o700, exist_ok=True)
-                    os.rename(path, os.path.join(self._folder, "refused", name))
-                else:
-                    os.unlink(path)
-            except FileNotFoundError:
-                pass
+                    self.keep(change, "refused")
+                os.unlink(path)
             sent += verdict == "landed"
         return sent
 
     @staticmethod
     def _send_one(database: Database, change: Change) -> str:
         for _ in range(10):
-            doc = database.read([change.token])[change.token]
-            verdict = change.verdict(doc)
-            if verdict != "apply" or doc is None:
+            change.doc = database.read([change.token])[change.token]
+            verdict = change.verdict(change.doc)
+            if verdict != "apply":
                 return verdict
-            status, rows = database.bulk([change.apply(doc)])
+            _, rows = database.bulk([change.apply()])
             if rows.get(change.token, {}).get("rev"):
                 return "landed"
             if not rows and not change.shrink():
-                return "refused"
+                break
         return "refused"
-
-
-# --- threads -------------------------------------------------------------------------------------------------------------
 
 
 class Reporter(threading.Thread):
@@ -1281,14 +1296,13 @@ class Reporter(threading.Thread):
         self._outbox = outbox
         self._settled = settled
         self._changed = threading.Condition()
-        self._queue = collections.deque()  # type: Deque[Change]
-        self._sending = {}  # type: Dict[str, Change]
+        self._queue: Deque[Change] = collections.deque()
+        self._sending: Dict[str, Change] = {}  # by claim
         self._closed = False
         self.gather = 0.0  # seconds
 
-    def put(self, change: Change, doc: Optional[Doc] = None) -> None:
-        """Write this change; ``doc`` is the latest known revision of its token."""
-        change.doc = doc
+    def put(self, change: Change) -> None:
+        """Write this change, as soon as may be."""
         with self._changed:
             self._queue.append(change)
             self._changed.notify_all()
@@ -1298,119 +1312,256 @@ class Reporter(threading.Thread):
         with self._changed:
             return len(self._queue) + len(self._sending)
 
-    def close(self, deadline: float) -> List[Change]:
-        """Stop when all is written, or at ``deadline`` (monotonic). What is not known to be written by then."""
+    def close(self) -> List[Change]:
+        """Stop. Returns what is not known to be written."""
         with self._changed:
-            self.gather = 0.0
-            while self._queue or self._sending:
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    break
-                self._changed.wait(min(left, 1.0))
             self._closed = True
             self._changed.notify_all()
-            return list(self._sending.values()) + list(self._queue)
+            return [*self._sending.values(), *self._queue]
 
     def run(self) -> None:
         """Write until closed."""
         while not self._closed:
             with self._changed:
-                while not self._queue and not self._closed:
-                    self._changed.wait(1.0)
-            if self.gather:
-                time.sleep(self.gather)
-            with self._changed:
-                size = 0
-                while self._queue and len(self._sending) < 100 and size < BULK_BYTES:
-                    change = self._queue.popleft()
-                    size += sum(len(item["data"]) for item in change.attachments.values())
-                    # Changes of one token are written one after the other; its key is its claim.
-                    self._sending[change.claim] = change
+                self._changed.wait_for(lambda: bool(self._queue) or self._closed)
+            time.sleep(self.gather)
+            self._fill()
             try:
                 self._send()
             except Exception:  # a fault of this program must not lose results: they stay, and are tried again
                 log("The reporter failed:\n" + traceback.format_exc())
                 time.sleep(5)
 
+    def _fill(self) -> None:
+        size = 0
+        with self._changed:
+            while self._queue and len(self._sending) < 200 and size < BULK_BYTES and not self._closed:
+                change = self._queue.popleft()
+                size += sum(len(attachment["data"]) for attachment in change.attachments.values())
+                self._sending[change.claim] = change
+
     def _send(self) -> None:
         backoff, alone = Backoff(), False
         while self._sending and not self._closed:
+            before = len(self._sending)
             # One at a time after a whole request was refused: the fault is in one of them.
             changes = list(self._sending.values())[: 1 if alone else None]
             try:
-                self._read_missing(changes)
-                changes = [change for change in changes if change.claim in self._sending]
-                if not changes:
-                    continue
-                status, rows = self._database.bulk([change.apply(change.doc) for change in changes if change.doc])
+                alone = self._send_once(changes, alone)
             except Unreachable as error:
                 if backoff.tries == 0:
-                    log("{}; {} results wait.".format(error, len(self._sending)))
-                self._sleep(backoff.pause())
-                continue
-            if backoff.tries:
-                log("The database answers again.")
+                    log(f"{error}; {len(self._sending)} results wait.")
+            if len(self._sending) < before:
                 backoff = Backoff()
-            if not rows:
-                if not alone:
-                    alone = True
-                elif not changes[0].shrink():
-                    self._settle(changes[0], "refused")
-                else:
-                    log("The database refuses the result of {} ({}): sent with less.".format(changes[0].token, status))
-                for change in changes:
-                    change.doc = None  # some may have been written
-                continue
-            for change in changes:
-                row = rows.get(change.token, {})
-                if row.get("rev"):
-                    self._settle(change, "landed")
-                elif row.get("error") == "forbidden":
-                    log("The database forbids the result of {}: {}.".format(change.token, row.get("reason")))
-                    self._settle(change, "refused")
-                else:
-                    change.doc = None
+            elif not self._closed:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._closed, backoff.pause())
 
-    def _read_missing(self, changes: List[Change]) -> None:
-        """Read tokens again after a conflict, and settle those that show the change already or belong to others now."""
-        missing = [change for change in changes if change.doc is None]
-        docs = self._database.read([change.token for change in missing]) if missing else {}
-        for change in missing:
-            doc = docs.get(change.token)
-            verdict = change.verdict(doc)
-            if verdict == "apply":
-                change.doc = doc
+    def _send_once(self, changes: List[Change], alone: bool) -> bool:
+        """Try to write these; returns whether to go on one by one."""
+        for change, verdict in self._judge_again([change for change in changes if change.doc is None]):
+            self._settle(change, verdict)
+            changes.remove(change)
+        if not changes:
+            return alone
+        status, rows = self._database.bulk([change.apply() for change in changes])
+        if not rows and alone:
+            log(f"The database refuses the result of {changes[0].token} ({status}).")
+            if not changes[0].shrink():
+                self._settle(changes[0], "refused")
+        for change in changes:
+            row = rows.get(change.token, {})
+            if row.get("rev"):
+                self._settle(change, "landed")
+            elif row.get("error") == "forbidden":
+                log(f"The database forbids the result of {change.token}: {row.get('reason')}.")
+                self._settle(change, "refused")
             else:
-                self._settle(change, verdict)
+                change.doc = None  # a conflict, or it may have been written: read again
+        return alone or not rows
+
+    def _judge_again(self, changes: List[Change]) -> List[Tuple[Change, str]]:
+        """Read tokens again. Those that show the change already, or belong to others now, with the verdict."""
+        docs = self._database.read([change.token for change in changes]) if changes else {}
+        settled = []
+        for change in changes:
+            verdict = change.verdict(docs.get(change.token))
+            if verdict == "apply":
+                change.doc = docs[change.token]
+            else:
+                settled.append((change, verdict))
+        return settled
 
     def _settle(self, change: Change, verdict: str) -> None:
         if verdict == "refused" and change.kind != "released":
             try:
                 self._outbox.keep(change, "refused")
             except OSError as error:
-                log("The refused result of {} cannot be kept: {}.".format(change.token, error))
+                log(f"The refused result of {change.token} cannot be kept: {error}.")
+        with self._changed:
+            self._sending.pop(change.claim, None)
         self._settled(change, verdict)
-        with self._changed:
-            del self._sending[change.claim]
-            self._changed.notify_all()
 
-    def _sleep(self, seconds: float) -> None:
-        with self._changed:
-            if not self._closed:
-                self._changed.wait_for(lambda: self._closed, seconds)
+
+# --- what the threads share -----------------------------------------------------------------------------------------
+
+GO, DRAIN, STOP = 0, 1, 2  # claim and run; finish what runs; kill what runs
+
+
+class Work:
+    """The tokens that the pilot holds, how long they take, and whether to go on. All threads use it, under its lock."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self.changed = threading.Condition()
+        self.ready: Deque[Token] = collections.deque()  # claimed, not started
+        self.runs: Dict[str, Run] = {}  # by claim
+        self.level = GO
+        self.why = ""
+        self.code = EX_OK
+        self.stopping = threading.Event()  # set when what runs is to be killed
+        self.counts: Dict[str, int] = collections.Counter()
+        self._seconds: Deque[float] = collections.deque(maxlen=50)
+        self._mean: Optional[float] = None
+
+    def stop(self, level: int, why: str, code: int = EX_OK) -> None:
+        """Drain or stop. A stop goes before a drain, else the first reason stands."""
+        with self.changed:
+            if level <= self.level:
+                return
+            log(f"{'Stops' if level == STOP else 'Takes no more tokens'}: {why}.")
+            self.level, self.why, self.code = level, why, self.code or code
+            if level == STOP:
+                self.stopping.set()
+            self.changed.notify_all()
+
+    def wait(self, seconds: float, whole: bool = False) -> None:
+        """Until something changes; with ``whole`` all of the time, unless the pilot is to end."""
+        deadline = time.monotonic() + seconds
+        with self.changed:
+            while self.level == GO:
+                left = deadline - time.monotonic()
+                if left <= 0 or (self.changed.wait(left) and not whole):
+                    return
+
+    def add(self, tokens: List[Token]) -> None:
+        """Tokens that were claimed."""
+        with self.changed:
+            self.ready.extend(tokens)
+            self.changed.notify_all()
+
+    def next_run(self, make: Callable[[Token], Run]) -> Optional[Run]:
+        """The next token, made into a run; None when no more are to be started. Waits."""
+        with self.changed:
+            while not self.ready and self.level == GO:
+                self.changed.wait()
+            if self.level != GO:
+                return None
+            run = make(self.ready.popleft())
+            self.runs[run.token.claim] = run
+            return run
+
+    def finish(self, run: Run, change: Optional[Change], reporter: Reporter) -> None:
+        """A run has ended: from here on its token is the reporter's."""
+        with self.changed:
+            if change is not None:
+                reporter.put(change)
+            del self.runs[run.token.claim]
+            self.changed.notify_all()
+
+    def learn(self, seconds: float) -> float:
+        """How long a command took; returns the moving mean."""
+        with self.changed:
+            self._seconds.append(seconds)
+            self._mean = seconds if self._mean is None else 0.7 * self._mean + 0.3 * seconds
+            return self._mean
+
+    def expected(self) -> float:
+        """Seconds that nine of ten tokens needed lately, 0 if none has ended."""
+        with self.changed:
+            seen = sorted(self._seconds)
+        return seen[int(0.9 * (len(seen) - 1))] if seen else 0.0
+
+    def wanted(self) -> Tuple[int, bool]:
+        """How many tokens to claim now, and whether there are no unstarted ones. Short tokens are fetched ahead."""
+        slots, now = self._config.slots, time.monotonic()
+        with self.changed:
+            ready, running = len(self.ready), [now - run.started for run in self.runs.values()]
+            mean = self._mean
+        free = max(0, slots - len(running) - ready)
+        if mean is None or mean > WORK_A_CLAIM or (len(running) >= slots and min(running) > max(1.0, 2 * mean)):
+            return free, not ready  # the next ones may be as long: none is claimed before it can start
+        target = min(self._config.max_claim, int(WORK_A_CLAIM / max(mean, 0.001))) * slots
+        return (target - ready if ready <= target // 3 else free), not ready
+
+    def stale(self, all_of_them: bool) -> List[Token]:
+        """Take out the tokens that wait behind longer work, or all that were not started."""
+        now = time.monotonic()
+        with self.changed:
+            stale = [token for token in self.ready if all_of_them or now - token.taken > STALE]
+            for token in stale:
+                self.ready.remove(token)
+        return stale
+
+    def held(self) -> List[Token]:
+        """Tokens that are claimed and not yet the reporter's."""
+        with self.changed:
+            return [*self.ready, *(run.token for run in self.runs.values())]
+
+    def lose(self, token: Token, how: str) -> None:
+        """Stop work on a token that somebody else has taken: its result would be refused."""
+        with self.changed:
+            run = self.runs.get(token.claim)
+            if token in self.ready:
+                self.ready.remove(token)
+            elif run is None:
+                return
+            else:
+                run.stop("lost", 0)
+            token.lost = True
+            self.counts["lost"] += 1
+        log(f"Token {token.id} {how}: work on it stops.")
+
+    def settled(self, change: Change, verdict: str) -> None:
+        """Called by the reporter for each change that was written, or refused."""
+        with self.changed:
+            if verdict == "landed":
+                self.counts[change.kind] += 1
+            elif change.kind != "released":
+                self.counts["refused"] += 1
+                log(f"The result of {change.token} is refused: the token was taken away or deleted.")
+            self.changed.notify_all()
+
+    def activity(self) -> Doc:
+        """What the pilot does, for its lease."""
+        with self.changed:
+            runs = list(self.runs.values())
+            state = ("working" if runs else "idle", "draining", "stopping")[self.level]
+            counts = {name.replace(" ", "_"): count for name, count in self.counts.items() if count}
+            waiting = len(self.ready)
+        running: Dict[str, Doc] = {}
+        for run in runs:
+            running[run.token.id] = {"seconds": int(time.monotonic() - run.started)}
+            progress = run.progress()
+            if progress is not None:
+                running[run.token.id]["progress"] = progress
+        return {"state": state, "running": running, "waiting": waiting, "counts": counts}
+
+
+# --- threads --------------------------------------------------------------------------------------------------------
 
 
 class Lease(threading.Thread):
     """Renews the pilot's lease by the database's clock, sees the drain flag, and tokens that were taken away."""
 
-    def __init__(self, database: Database, config: Config, me: Identity, clock: Clock, pilot: "Pilot") -> None:
+    def __init__(self, database: Database, config: Config, me: Identity, clock: Clock, work: Work) -> None:
         super().__init__(name="lease", daemon=True)
         self._database = database
         self._config = config
         self._me = me
         self._clock = clock
-        self._pilot = pilot
-        self._renewed_at = None  # type: Optional[float]
+        self._work = work
+        self._renewed_at: Optional[float] = None
         self._ended = threading.Event()
 
     def valid(self) -> bool:
@@ -1430,44 +1581,47 @@ class Lease(threading.Thread):
             "lease": self._config.lease,
             "ended": ended,
         }
-        lease.update(self._pilot.activity())
-        self._database.put_local(lease_name(self._me.pilot), lease)
+        self._database.put_local(f"picas-pilot-{self._me.pilot}", dict(lease, **self._work.activity()))
         self._renewed_at = started
 
     def run(self) -> None:
         """Renew every third of a lease, more often while the database does not answer."""
-        backoff = Backoff(0.5, self._config.lease / 10)
-        pause = self._config.lease / 3 * random.uniform(0.5, 1)  # pilots that start together spread out
+        third = self._config.lease / 3
+        backoff, pause = Backoff(0.5, third), third * random.uniform(0.5, 1)  # those that start together spread out
         while not self._ended.wait(pause):
             try:
                 self.renew()
                 self._look()
-                backoff = Backoff(0.5, self._config.lease / 10)
-                pause = self._config.lease / 3
+                backoff, pause = Backoff(0.5, third), third
             except Unreachable as error:
                 if backoff.tries == 0:
-                    log("The lease cannot be renewed: {}.".format(error))
+                    log(f"The lease cannot be renewed: {error}.")
                 pause = backoff.pause()
             except Exception:
                 log("The lease's thread failed:\n" + traceback.format_exc())
                 pause = backoff.pause()
 
     def _look(self) -> None:
-        flag = self._database.get("_local/" + quote("picas-submission-" + self._config.submission, safe=""))
+        flag = self._database.get("_local/" + quote(f"picas-submission-{self._config.submission}", safe=""))
         if flag and flag.get("drain"):
-            self._pilot.stop(DRAIN, "its submission is drained")
-        tokens = {token.id: token for token in self._pilot.held()}
-        if not tokens:
-            return
-        changed = [name for name, rev in self._database.revisions(list(tokens)).items() if rev != tokens[name].doc["_rev"]]
+            self._work.stop(DRAIN, "its submission is drained")
+        tokens = {token.id: token for token in self._work.held()}
+        revisions = self._database.revisions(list(tokens)) if tokens else {}
+        changed = [name for name, revision in revisions.items() if revision != tokens[name].doc["_rev"]]
         for name, doc in (self._database.read(changed) if changed else {}).items():
             token = tokens[name]
             if not doc or doc.get("claim") != token.claim or doc.get("lock") != token.doc["lock"]:
-                self._pilot.lose(token, "was deleted" if not doc else "was given to another or reset")
+                self._work.lose(token, "was deleted" if not doc else "was given to another or reset")
 
-    def end(self) -> None:
-        """Stop renewing."""
+    def end(self, clean: bool) -> None:
+        """Stop renewing; ``clean``: nothing is left unsent, so say that the pilot has ended."""
         self._ended.set()
+        self.join(2)
+        try:
+            if clean and not self.is_alive():  # the connection is the thread's
+                self.renew(ended=True)
+        except Unreachable as error:
+            log(f"The end of this pilot could not be told: {error}.")
 
 
 class WallClock(threading.Thread):
@@ -1475,15 +1629,14 @@ class WallClock(threading.Thread):
 
     EVERY = 300  # seconds
 
-    def __init__(self, clock: Clock, environ: Dict[str, str]) -> None:
+    def __init__(self, clock: Clock, processes: Processes) -> None:
         super().__init__(name="wall-clock", daemon=True)
         self._clock = clock
-        self._job = environ.get("SLURM_JOB_ID")
-        self._end = None  # type: Optional[float]
-        given = environ.get("SLURM_JOB_END_TIME", "")
-        if given.isdigit():
-            self._end = float(given)
-        self.asked = threading.Event()  # set when Slurm has answered once, or there is none
+        self._processes = processes
+        self._job = os.environ.get("SLURM_JOB_ID")
+        given = os.environ.get("SLURM_JOB_END_TIME", "")
+        self._end = float(given) if given.isdigit() else None
+        self.asked = threading.Event()  # set when Slurm has been asked once, or there is none
 
     def remaining(self) -> Optional[float]:
         """Seconds until the job ends, by the database's clock; None if unknown or without limit."""
@@ -1492,478 +1645,376 @@ class WallClock(threading.Thread):
     def run(self) -> None:
         """Ask until the pilot ends."""
         while self._job:
-            end = self._ask()
+            end = self._ask("scontrol", "show", "job", self._job)
+            if end is None:
+                end = self._ask("squeue", "-h", "-j", self._job, "-o", "EndTime=%e")
             if end is not None:
                 self._end = end
-            elif not self.asked.is_set():
-                log("Slurm does not say when this job ends." if self._end is None else "Slurm did not answer.")
+            elif self._end is None and not self.asked.is_set():
+                log("Slurm does not say when this job ends.")
             self.asked.set()
             time.sleep(self.EVERY)
         self.asked.set()
 
-    def _ask(self) -> Optional[float]:
-        commands = (["scontrol", "show", "job", str(self._job)], ["squeue", "-h", "-j", str(self._job), "-o", "EndTime=%e"])
-        for command in commands:
-            try:
-                answer = subprocess.check_output(command, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL, timeout=20)
-            except (OSError, subprocess.SubprocessError):
-                continue
-            end = parse_end_time(answer.decode("utf-8", "replace"))
-            if end is not None:
-                return end
-        return None
+    def _ask(self, *argv: str) -> Optional[float]:
+        try:
+            process = self._processes.start(argv, stderr=subprocess.DEVNULL)
+        except OSError:
+            return None
+        killer = threading.Timer(20, process.kill)  # the controller may hang
+        killer.start()
+        answer = process.stdout.read() if process.stdout else b""
+        killer.cancel()
+        self._processes.ended(process)
+        return parse_end_time(answer.decode("utf-8", "replace"))
 
 
 def parse_end_time(text: str) -> Optional[float]:
-    """``EndTime=`` of scontrol's answer, in seconds since 1970; None if there is none ("Unknown", "N/A")."""
+    """``EndTime=`` in Slurm's answer, in seconds since 1970; None if there is none ("Unknown", "N/A")."""
     found = re.search(r"\bEndTime=(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)", text)
     return time.mktime(time.strptime(found.group(1), "%Y-%m-%dT%H:%M:%S")) if found else None
 
 
-# --- the pilot -----------------------------------------------------------------------------------------------------------
+class Slot(threading.Thread):
+    """Runs tokens, one after the other."""
 
-GO, DRAIN, STOP = 0, 1, 2  # claim and run; finish what runs; kill what runs
+    def __init__(self, pilot: "Pilot", name: int) -> None:
+        super().__init__(name=f"slot-{name}", daemon=True)
+        self._pilot = pilot
+        self._number = name
+        self._tokens = 0
+
+    def run(self) -> None:
+        """Until no more are to be started."""
+        pilot, work = self._pilot, self._pilot.work
+        while True:
+            run = work.next_run(self._make)
+            if run is None:
+                return
+            change: Optional[Change] = release(run.token)
+            try:
+                change = self._attempt(run)
+            except Exception:
+                log(f"Running {run.token.id} failed:\n{traceback.format_exc()}")
+                work.stop(DRAIN, "there is a fault in the pilot", EX_SOFTWARE)
+            finally:
+                work.finish(run, change, pilot.reporter)
+                remove_tree(run.folder)
+
+    def _make(self, token: Token) -> Run:
+        pilot = self._pilot
+        self._tokens += 1
+        folder = os.path.join(pilot.scratch, f"{self._number}-{self._tokens}")
+        return Run(token, folder, pilot.files, pilot.config, pilot.processes)
+
+    def _attempt(self, run: Run) -> Optional[Change]:
+        """What to write into the token, or None if somebody else has it."""
+        pilot, work = self._pilot, self._pilot.work
+        if not pilot.lease.valid() or work.stopping.is_set():
+            return release(run.token)
+        try:
+            run.prepare()
+            ended = run.execute(pilot.environment)
+        except OSError as error:
+            # The node's fault, not the token's: others may do better.
+            work.stop(DRAIN, f"this node cannot run commands in {run.folder}: {error}", EX_IOERR)
+            return release(run.token)
+        if run.token.lost:
+            return None
+        if ended.how == "exit" and ended.code in (137, 143):
+            # Slurm signals pilot and command together: was it meant for both?
+            work.stopping.wait(1.0)
+            if work.stopping.is_set():
+                ended = ended._replace(how=work.why)
+        change = conclude(run.token, ended, pilot.config, int(pilot.clock.now()))
+        self._tell(ended, change)
+        return change
+
+    def _tell(self, ended: Ended, change: Change) -> None:
+        pilot = self._pilot
+        if ended.how == "exit":
+            pilot.reporter.gather = GATHER if pilot.work.learn(ended.seconds) < SHORT else 0.0
+            if change.kind != "done" and ended.code in pilot.config.stop_exit_codes:
+                pilot.work.stop(DRAIN, f"{change.token} ended with exit code {ended.code}", ended.code)
+        if change.kind != "done" or ended.seconds >= 1:
+            why = (change.error or {}).get("message") or (change.attempt or {}).get("error", "")
+            log(f"{change.token} {change.kind} after {ended.seconds:.1f} s" + (f": {why}" if why else ""))
+
+
+class Claimer(threading.Thread):
+    """Keeps the slots in work; reaps when there is none, and says when nothing is left."""
+
+    def __init__(self, pilot: "Pilot", claims: Claims, reaper: Reaper, outbox: Outbox, database: Database) -> None:
+        super().__init__(name="claimer", daemon=True)
+        self._pilot = pilot
+        self._claims = claims
+        self._reaper = reaper
+        self._outbox = outbox
+        self._database = database
+        self._idle_since: Optional[float] = None
+        self._next_reap = 0.0
+        self._living = False  # whether living pilots hold tokens
+
+    def run(self) -> None:
+        """Claim until the pilot is to end."""
+        work, backoff = self._pilot.work, Backoff()
+        self._pilot.wall_clock.asked.wait(5)
+        while work.level == GO:
+            try:
+                self._step()
+                backoff = Backoff()
+            except Unreachable as error:
+                self.release_in_flight()
+                if backoff.tries == 0:
+                    log(f"{error}; waiting to claim.")
+                work.wait(backoff.pause(), whole=True)
+            except Failed as error:
+                work.stop(DRAIN, str(error), error.code)
+            except Exception:
+                log("The claimer failed:\n" + traceback.format_exc())
+                work.stop(DRAIN, "there is a fault in the pilot", EX_SOFTWARE)
+
+    def release_in_flight(self) -> None:
+        """Whether these were claimed is unknown: give them back if so."""
+        in_flight, self._claims.in_flight = self._claims.in_flight, []
+        for token in in_flight:
+            self._pilot.reporter.put(release(token))
+
+    def _step(self) -> None:
+        work = self._pilot.work
+        wanted, alone = work.wanted()
+        if not wanted or not self._pilot.lease.valid():
+            work.wait(0.5)
+            return
+        tokens = self._claims.take(wanted, self._pilot.fits, alone)
+        if tokens:
+            work.add(tokens)
+            self._idle_since = None
+        elif self._claims.seen > self._claims.unfit:
+            work.wait(random.uniform(0.01, 0.1), whole=True)  # others were quicker, or a suspect waits to be alone
+        else:
+            self._find_nothing(work)
+
+    def _find_nothing(self, work: Work) -> None:
+        with work.changed:
+            busy = bool(work.runs or work.ready or self._pilot.reporter.pending())
+        if self._claims.unfit and not busy:
+            work.stop(DRAIN, "no token fits into the rest of its wall-clock")
+            return
+        now, lease = time.monotonic(), self._pilot.config.lease
+        if busy:
+            self._idle_since = None
+        elif self._idle_since is None:
+            self._idle_since, self._next_reap = now, now
+        idle = 0.0 if self._idle_since is None else now - self._idle_since
+        if now >= self._next_reap:
+            # What was not sent goes first: a token whose result is known must not be run again.
+            sent = self._outbox.send(self._database)
+            reaped, self._living = self._reaper.reap()
+            if sent or reaped:
+                return
+            self._next_reap = now + min(5.0, lease / 3, 5.0 if busy else 0.3 + idle)
+        lingers = self._living and idle <= lease + 3
+        if not busy and idle >= self._pilot.config.wait_for_work and not lingers:
+            work.stop(DRAIN, "nothing is left to do")
+            return
+        work.wait(random.uniform(0.5, 1) * min(3.0, 0.2 + idle, lease / 6))
+
+
+# --- the pilot ------------------------------------------------------------------------------------------------------
 
 
 class Pilot:
-    """Holds the parts together: which tokens are held, which run, and when to stop."""
+    """Starts the parts, watches, and ends them in good order."""
 
     def __init__(self, folder: str, config: Config) -> None:
+        """``folder`` is the submission's. Raises Failed."""
+        self.config = config
+        self.clock = Clock()
+        self.work = Work(config)
+        self.processes = Processes()
+        self.wall_clock = WallClock(self.clock, self.processes)
         self._folder = folder
-        self._config = config
+        self._me = Identity.here()
         self._access = read_access(folder, config)
-        self._clock = Clock()
-        self._me = Identity.here(dict(os.environ))
-        self._wall_clock = WallClock(self._clock, dict(os.environ))
-        self._lease = Lease(self._connect(max(1.0, min(30.0, config.lease / 4))), config, self._me, self._clock, self)
-        database = self._connect()
-        self._outbox = Outbox(folder, database.place)
-        self._reporter = Reporter(database, self._outbox, self._settled)
-        self._database = self._connect()  # the claimer's
-        self._changed = threading.Condition()
-        self._ready = collections.deque()  # type: Deque[Token]  # claimed, not started
-        self._runs = {}  # type: Dict[str, Run]  # by claim
-        self._level = GO
-        self._stopping = threading.Event()  # set when what runs is to be killed
-        self._why = ""
-        self._code = EX_OK
-        self._signal = None  # type: Optional[int]
-        self._durations = collections.deque(maxlen=50)  # type: Deque[float]
-        self._mean = None  # type: Optional[float]
-        self._counts = collections.Counter()  # type: Dict[str, int]
-        self._attempts = 0
-        self._scratch = ""
-
-    def _connect(self, timeout: float = 60) -> Database:
-        return Database(self._access, self._config, self._clock, timeout)
-
-    # -- the main thread
+        self._database = Database(self._access, config, self.clock)  # this thread's, then the claimer's
+        self._outbox = Outbox(folder, self._database.place)
+        self.reporter = Reporter(Database(self._access, config, self.clock), self._outbox, self.work.settled)
+        quick = Database(self._access, config, self.clock, timeout=max(1.0, min(30.0, config.lease / 4)))
+        self.lease = Lease(quick, config, self._me, self.clock, self.work)
+        self.environment = job_environment(dict(os.environ), self._access.folder)
+        self.scratch = self.files = ""
+        self._signal: Optional[int] = None
 
     def run(self) -> int:
         """Work until there is nothing left to do; returns what to exit with. Raises Failed before any token is claimed."""
         for name in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP):
             signal.signal(name, self._on_signal)
-        become_subreaper()
-        claims = self._open_pool()
-        if claims is None:
-            return self._code
-        self._make_scratch()
+        self.processes.become_subreaper()
+        self.wall_clock.start()
+        info = self._open_pool()
+        if info is None:
+            return EX_OK
         try:
+            self._make_scratch()
             self._check_command()
-            log("Pilot {} of submission {} works on {}.".format(self._me.pilot, self._config.submission, self._what()))
-            claimer = threading.Thread(target=self._claim_until_done, args=(claims,), name="claimer", daemon=True)
-            slots = [
-                threading.Thread(target=self._run_tokens, name="slot-{}".format(slot), daemon=True)
-                for slot in range(self._config.slots)
-            ]
-            for thread in [self._lease, self._reporter, claimer] + slots:
+            what = f"batch {self.config.batch}" if self.config.batch else "all batches"
+            log(f"Pilot {self._me.pilot} of submission {self.config.submission} on {self._database.place}, {what}.")
+            parts = (self._database, self.config, self._me, self.clock)
+            cluster = number((info.get("cluster") or {}).get("n"), 1) > 1
+            claimer = Claimer(self, Claims(*parts, cluster=cluster), Reaper(*parts), self._outbox, self._database)
+            slots = [Slot(self, name) for name in range(self.config.slots)]
+            for thread in (self.lease, self.reporter, claimer, *slots):
                 thread.start()
-            self._watch()
-            self._finish(claimer, claims)
+            while self.work.level == GO or self.work.runs:
+                time.sleep(0.1)
+                self._watch()
+            return self._finish(claimer)
         finally:
-            remove_tree(self._scratch)
-        return self._code
+            remove_tree(self.scratch)
 
-    def _what(self) -> str:
-        return "{}, {}".format(self._outbox_place(), "batch " + self._config.batch if self._config.batch else "all batches")
-
-    def _outbox_place(self) -> str:
-        return self._database.place
-
-    def _open_pool(self) -> Optional[Claims]:
-        """Wait for the database, learn what it is, and register. None if told to stop meanwhile. Raises Failed."""
-        backoff = Backoff()
-        self._wall_clock.start()
-        while not self._signal:
-            try:
-                status, info = self._database.request("GET", "")
-                if status != 200:
-                    raise Unreachable("{} answers {}".format(self._database.place, status))
-                self._lease.renew()
-                cluster = number((info.get("cluster") or {}).get("n"), 1) > 1
-                self._outbox.send(self._database)
-                return Claims(self._database, self._config, self._me, self._clock, cluster)
-            except Unreachable as error:
-                if re.search(" answers 40[134] ", str(error)):
-                    code = EX_CONFIG if " answers 404 " in str(error) else EX_NOPERM
-                    raise Failed("{}. Check the credentials in {}.".format(error, self._access.folder), code)
-                if backoff.tries == 0:
-                    log("{}; waiting.".format(error))
-                if self._clock.silence() > self._config.outage:
-                    raise Failed("{}, for {:.0f} s.".format(error, self._config.outage), EX_UNAVAILABLE)
-            self._sleep_unless_signalled(backoff.pause())
-        return None
-
-    def _sleep_unless_signalled(self, seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        while not self._signal and time.monotonic() < deadline:
-            time.sleep(0.1)
-
-    def _make_scratch(self) -> None:
-        try:
-            self._scratch = tempfile.mkdtemp(prefix="picas-")
-            files = os.path.join(self._scratch, "files")
-            os.mkdir(files)
-            for name in self._config.files:
-                shutil.copy(os.path.join(self._folder, name), files)  # once a node, not once a token
-        except (OSError, shutil.Error) as error:
-            remove_tree(self._scratch)
-            raise Failed("The scratch folder below {} cannot be made: {}.".format(tempfile.gettempdir(), error), EX_IOERR)
-
-    def _check_command(self) -> None:
-        """Say once, not once a token, that the command cannot be run. Raises Failed; the code is the shell's."""
-        command = self._config.command
-        word = command[0] if isinstance(command, list) else ""
-        if isinstance(command, str):
-            first = re.match(r"\s*([A-Za-z0-9._/+-]+)(\s|$)", command)
-            word = first.group(1) if first else ""  # anything else is for the shell to judge
-        if not word:
-            return
-        files = os.path.join(self._scratch, "files")
-        finds = ["/bin/sh", "-c", 'command -v "$1" >/dev/null', "sh", word]
-        path = os.path.join(files, word)
-        if "/" in word and not os.path.exists(path):
-            raise Failed("The command {} does not exist: list it in files, or give its full path.".format(word), 127)
-        if "/" in word and not (os.access(path, os.X_OK) and os.path.isfile(path)):
-            raise Failed("The command {} is not executable: chmod +x it.".format(word), 126)
-        if "/" not in word and subprocess.call(finds, cwd=files, stdin=subprocess.DEVNULL):
-            raise Failed("There is no command {} here. Load its module in the setup, or give its path.".format(word), 127)
+    def fits(self, doc: Doc) -> bool:
+        """Whether a token is expected to end before the job does."""
+        remaining = self.wall_clock.remaining()
+        if remaining is None:
+            return True
+        own = number(doc.get("time")) * 60
+        return (own if own > 0 else self.work.expected()) + self.config.margin < remaining
 
     def _on_signal(self, signum: int, _frame: Any) -> None:
         self._signal = self._signal or signum
 
+    def _open_pool(self) -> Optional[Doc]:
+        """Wait for the database and register. What it says of itself, or None if told to stop meanwhile. Raises Failed."""
+        backoff = Backoff()
+        while not self._signal:
+            try:
+                _, info = self._database.request("GET", "")
+                self.lease.renew()
+                self._outbox.send(self._database)
+                return dict(info)
+            except Unreachable as error:
+                if error.status in (401, 403):
+                    raise Failed(f"{error}. Check the login in {self._access.folder}.", EX_NOPERM) from None
+                if error.status == 404:
+                    raise Failed(f"{error} Check the name in {self._access.folder}.", EX_CONFIG) from None
+                if self.clock.silence() > self.config.outage:
+                    raise Failed(f"{error}, for {self.clock.silence():.0f} s.", EX_UNAVAILABLE) from None
+                if backoff.tries == 0:
+                    log(f"{error}; waiting.")
+            until = time.monotonic() + backoff.pause()
+            while not self._signal and time.monotonic() < until:
+                time.sleep(0.1)
+        return None
+
+    def _make_scratch(self) -> None:
+        """A folder on the node, with the submission's files: they are copied once a node, not once a token."""
+        base = os.environ.get("TMPDIR") or "/tmp"
+        try:
+            self.scratch = tempfile.mkdtemp(prefix="picas-", dir=base)
+            self.files = os.path.join(self.scratch, "files")
+            os.mkdir(self.files)
+            for name in self.config.files:
+                shutil.copy(os.path.join(self._folder, name), self.files)
+        except (OSError, shutil.Error) as error:
+            raise Failed(f"The scratch folder below {base} cannot be made: {error}.", EX_IOERR) from None
+
+    def _check_command(self) -> None:
+        """Say once, not once a token, that the command cannot be run. Raises Failed; the code is the shell's."""
+        command = self.config.command
+        # Anything but a plain word at the beginning is for the shell to judge.
+        first = re.match(r"\s*([A-Za-z0-9._/+-]+)(\s|$)", command) if isinstance(command, str) else None
+        word = command[0] if isinstance(command, list) else first.group(1) if first else ":"
+        path = os.path.join(self.files, word)
+        if "/" not in word:
+            look = self.processes.start(
+                ["/bin/sh", "-c", 'command -v "$1"', "sh", word], cwd=self.files, env=self.environment
+            )
+            self.processes.ended(look)
+            if look.returncode:
+                raise Failed(f"There is no command {word} here: load its module in the setup, or give its path.", 127)
+        elif not os.path.exists(path):
+            raise Failed(f"The command {word} does not exist: list it in files, or give its full path.", 127)
+        elif not os.access(path, os.X_OK) or os.path.isdir(path):
+            raise Failed(f"The command {word} is not executable: chmod +x it.", 126)
+
     def _watch(self) -> None:
-        """Until no more is to be started and nothing runs."""
-        while True:
-            self._stopping.wait(0.1) if not self._stopping.is_set() else time.sleep(0.1)
-            if self._signal:
-                self.stop(STOP, "told to by " + signal.Signals(self._signal).name)
-            remaining = self._wall_clock.remaining()
-            if remaining is not None and remaining < STOP_WITHIN:
-                self.stop(STOP, "the job's wall-clock ends")
-            if self._clock.silence() > max(self._config.outage, self._config.lease):
-                self.stop(STOP, "the database has not answered for {:.0f} s".format(self._clock.silence()), EX_UNAVAILABLE)
-            self._release_stale()
-            with self._changed:
-                runs = list(self._runs.values())
-            if runs and not self._lease.valid():
-                if not runs[0].stopped:
-                    log("The lease is lost: the database was not reached for {:g} s. Work stops.".format(self._config.lease))
-                for run in runs:
-                    run.stop("the pilot lost its lease", 0)
-            if self._level == STOP:
-                for run in runs:
-                    run.stop(self._why, 3)
-            if self._level != GO and not runs:
-                return
+        """Ten times a second: what has to be stopped or given back?"""
+        work, remaining, silence = self.work, self.wall_clock.remaining(), self.clock.silence()
+        if self._signal:
+            work.stop(STOP, f"told to by {signal.Signals(self._signal).name}")
+        elif remaining is not None and remaining < STOP_WITHIN:
+            work.stop(STOP, "the job's wall-clock ends")
+        elif silence > max(self.config.outage, self.config.lease):
+            work.stop(STOP, f"the database has not answered for {silence:.0f} s", EX_UNAVAILABLE)
+        valid = self.lease.valid()
+        for token in work.stale(all_of_them=work.level != GO or not valid):
+            self.reporter.put(release(token))
+        with work.changed:
+            runs = list(work.runs.values())
+        for run in runs:
+            if work.level == STOP:
+                run.stop(work.why, TERM_GRACE)
+            elif not valid:
+                if not run.stopped:
+                    log(f"The lease of {self.config.lease:g} s is lost: work on {run.token.id} stops.")
+                run.stop("the pilot lost its lease", 0)
 
-    def _release_stale(self) -> None:
-        """Give back what was claimed and waits behind longer work, or can no longer be started."""
-        with self._changed:
-            go = self._level == GO and self._lease.valid()
-            stale = [token for token in self._ready if not go or time.monotonic() - token.taken > STALE]
-            for token in stale:
-                self._ready.remove(token)
-        for token in stale:
-            if not token.lost:
-                self._reporter.put(release(token), token.doc)
-
-    def _finish(self, claimer: threading.Thread, claims: Claims) -> None:
-        deadline = time.monotonic() + self._config.outage
-        if self._level == STOP:
-            deadline = time.monotonic() + max(1.0, STOP_WITHIN - 4.5)  # commands had up to 4 s to end
-        remaining = self._wall_clock.remaining()
-        if remaining is not None:
-            deadline = min(deadline, time.monotonic() + max(2.0, remaining - 2))
-        claimer.join(max(0.0, min(5.0, deadline - time.monotonic() - 1)))
+    def _finish(self, claimer: Claimer) -> int:
+        """Report what is left, or keep it in files. Returns the exit code."""
+        work, started = self.work, time.monotonic()
+        claimer.join(2)
         if claimer.is_alive():
-            for token in list(claims.in_flight):
-                self._reporter.put(release(token), token.doc)
-        self._release_stale()
-        unsent = self._reporter.close(deadline)
+            claimer.release_in_flight()
+        for token in work.stale(all_of_them=True):
+            self.reporter.put(release(token))
+        self.reporter.gather = 0.0
+        while self.reporter.pending() and time.monotonic() < self._deadline(started):
+            time.sleep(0.02)
+        unsent = self.reporter.close()
         for change in unsent:
             try:
                 self._outbox.keep(change)
             except OSError as error:
-                log("The result of {} is lost: it could neither be sent nor kept in a file: {}.".format(change.token, error))
-        self._lease.end()
+                log(f"The result of {change.token} is lost: it could be neither sent nor kept in a file: {error}.")
+        self.lease.end(clean=not unsent)
+        counts = ", ".join(f"{count} {kind}" for kind, count in sorted(work.counts.items()) if count)
+        log(f"Ended: {work.why}. Tokens: {counts or 'none'}.")
         if unsent:
-            log("{} results could not be sent; they are in {}/unsent.".format(len(unsent), self._folder))
-            self._code = self._code if self._code > EX_OK and self._code != EX_UNAVAILABLE else EX_TEMPFAIL
-        else:
-            try:
-                self._lease.renew(ended=True)
-            except Unreachable as error:
-                log("The end of this pilot could not be told: {}.".format(error))
-        log("Ended: {}. {}".format(self._why, self._summary()))
+            log(f"{len(unsent)} results could not be sent; they are in {self._folder}/unsent.")
+            return EX_TEMPFAIL
+        return work.code
 
-    def _summary(self) -> str:
-        names = ("done", "failed", "retried", "given back", "released", "refused", "lost")
-        counts = ", ".join("{} {}".format(self._counts[name], name) for name in names if self._counts[name])
-        return "Tokens: {}.".format(counts or "none")
-
-    # -- from any thread
-
-    def stop(self, level: int, why: str, code: int = EX_OK) -> None:
-        """Drain or stop; a stop goes before a drain, else the first reason stands."""
-        with self._changed:
-            if level <= self._level:
-                return
-            log("{}: {}.".format("Stops" if level == STOP else "Takes no more tokens", why))
-            self._level, self._why, self._code = level, why, self._code or code
-            if level == STOP:
-                self._stopping.set()
-            self._changed.notify_all()
-
-    def held(self) -> List[Token]:
-        """Tokens that are claimed and not yet given to the reporter."""
-        with self._changed:
-            return list(self._ready) + [run.token for run in self._runs.values()]
-
-    def lose(self, token: Token, how: str) -> None:
-        """Stop work on a token that somebody else has taken: its result would be refused."""
-        with self._changed:
-            run = self._runs.get(token.claim)
-            if token not in self._ready and run is None:
-                return
-            token.lost = True
-            if token in self._ready:
-                self._ready.remove(token)
-            elif run is not None:
-                run.stop("lost", 0)
-            self._counts["lost"] += 1
-        log("Token {} {}: work on it stops.".format(token.id, how))
-
-    def activity(self) -> Doc:
-        """What the pilot does, for its lease."""
-        with self._changed:
-            runs = list(self._runs.values())
-            state = ("idle" if not runs else "working", "draining", "stopping")[self._level]
-            activity = {"state": state, "waiting": len(self._ready)}  # type: Doc
-            activity["counts"] = {name.replace(" ", "_"): count for name, count in self._counts.items() if count}
-        running = {}
-        for run in runs:
-            running[run.token.id] = {"seconds": int(time.monotonic() - run.started)}
-            progress = run.progress()
-            if progress is not None:
-                running[run.token.id]["progress"] = progress
-        activity["running"] = running
-        return activity
-
-    def _settled(self, change: Change, verdict: str) -> None:
-        """Called by the reporter for each change that is written, or refused."""
-        with self._changed:
-            if verdict == "landed":
-                self._counts[change.kind] += 1
-            elif change.kind != "released":
-                self._counts["refused"] += 1
-                log("The result of {} is refused: it was taken away, or changed by somebody else.".format(change.token))
-            self._changed.notify_all()
-
-    # -- the claimer's thread
-
-    def _claim_until_done(self, claims: Claims) -> None:
-        try:
-            self._wall_clock.asked.wait(5)
-            self._claim_tokens(claims, Reaper(self._database, self._config, self._me, self._clock))
-        except Failed as error:
-            log(str(error))
-            self.stop(DRAIN, "it cannot claim", error.code)
-        except Exception:
-            log("The claimer failed:\n" + traceback.format_exc())
-            self.stop(DRAIN, "of a fault in the pilot", 70)
-
-    def _claim_tokens(self, claims: Claims, reaper: Reaper) -> None:
-        backoff = Backoff()
-        idle_since = None  # type: Optional[float]
-        next_reap, living = 0.0, False
-        while self._level == GO:
-            wanted, alone = self._wanted()
-            if not wanted or not self._lease.valid():
-                self._wait(0.5)
-                continue
-            try:
-                tokens = claims.take(wanted, self._fits, alone)
-                if tokens:
-                    self._take(tokens)
-                    idle_since, backoff = None, Backoff()
-                    continue
-                if claims.seen > claims.unfit:  # others were quicker, or what is left must be claimed alone
-                    self._wait(random.uniform(0.01, 0.1))
-                    continue
-                busy = self._busy()
-                if claims.unfit and not busy:
-                    self.stop(DRAIN, "no token fits into the rest of its wall-clock")
-                    return
-                now = time.monotonic()
-                if busy or idle_since is None:
-                    idle_since, next_reap = now, next_reap if busy else now
-                if now >= next_reap:
-                    found = self._outbox.send(self._database)
-                    reaped, living = reaper.reap()
-                    if found or reaped:
-                        continue
-                    next_reap = now + min(5.0, self._config.lease / 3, 5.0 if busy else 0.3 + now - idle_since)
-                idle = now - idle_since
-                if not busy and idle >= self._config.wait_for_work and not (living and idle <= self._config.lease + 3):
-                    self.stop(DRAIN, "nothing is left to do")
-                    return
-                self._wait(random.uniform(0.5, 1) * min(3.0, 0.2 + idle, self._config.lease / 6))
-                backoff = Backoff()
-            except Unreachable as error:
-                for token in claims.in_flight:  # whether they were claimed is unknown
-                    self._reporter.put(release(token), token.doc)
-                claims.in_flight = []
-                if backoff.tries == 0:
-                    log("{}; waiting to claim.".format(error))
-                self._wait(backoff.pause(), whole=True)
-
-    def _wanted(self) -> Tuple[int, bool]:
-        """How many tokens to claim now, and whether the pilot has no unstarted ones: short tokens are fetched ahead."""
-        with self._changed:
-            ready = len(self._ready)
-            free = self._config.slots - len(self._runs) - ready
-            if self._mean is None or self._mean > WORK_A_CLAIM:
-                return max(0, free), not ready
-            target = int(WORK_A_CLAIM * self._config.slots / max(self._mean, 0.001))
-            target = max(1, min(self._config.max_claim * self._config.slots, target))
-            if target <= self._config.slots:
-                return max(0, free), not ready
-            return (target - ready if ready <= target // 3 else 0), not ready
-
-    def _fits(self, doc: Doc) -> bool:
-        """Whether a token is expected to end before the job does."""
-        remaining = self._wall_clock.remaining()
-        if remaining is None:
-            return True
-        estimate = number(doc.get("time")) * 60
-        if estimate <= 0 and self._durations:
-            with self._changed:
-                seen = sorted(self._durations)
-            estimate = seen[int(0.9 * (len(seen) - 1))]
-        return estimate + self._config.margin < remaining
-
-    def _take(self, tokens: List[Token]) -> None:
-        with self._changed:
-            self._ready.extend(tokens)
-            self._changed.notify_all()
-
-    def _busy(self) -> bool:
-        with self._changed:
-            return bool(self._runs or self._ready) or self._reporter.pending() > 0
-
-    def _wait(self, seconds: float, whole: bool = False) -> None:
-        """Until something changes, or all of the time unless the pilot is to stop."""
-        deadline = time.monotonic() + seconds
-        with self._changed:
-            while self._level == GO:
-                left = deadline - time.monotonic()
-                if left <= 0 or (self._changed.wait(left) and not whole):
-                    return
-
-    # -- a slot's thread
-
-    def _run_tokens(self) -> None:
-        while True:
-            with self._changed:
-                while not self._ready and self._level == GO:
-                    self._changed.wait(1.0)
-                if self._level != GO:
-                    return
-                token = self._ready.popleft()
-                self._attempts += 1
-                folder = os.path.join(self._scratch, str(self._attempts))
-                run = Run(token, folder, os.path.join(self._scratch, "files"), self._config, self._access.folder)
-                self._runs[token.claim] = run
-            change = None
-            try:
-                change = self._attempt(run)
-            except Exception:
-                log("Running {} failed:\n{}".format(token.id, traceback.format_exc()))
-                self.stop(DRAIN, "of a fault in the pilot", 70)
-                change = release(token)
-            finally:
-                if change is not None:
-                    self._reporter.put(change, token.doc)
-                with self._changed:
-                    del self._runs[token.claim]
-                    self._changed.notify_all()
-                remove_tree(folder)
-
-    def _attempt(self, run: Run) -> Optional[Change]:
-        token = run.token
-        if not self._lease.valid() or self._level == STOP:
-            return release(token)
-        try:
-            run.prepare()
-            ended = run.execute()
-        except OSError as error:
-            # The node's fault, not the token's: others may do better.
-            self.stop(DRAIN, "the scratch folder {} is of no use: {}".format(run.folder, error), EX_IOERR)
-            return release(token)
-        if token.lost:
-            return None
-        if ended.how == "exit" and ended.code in (137, 143):
-            # Slurm signals pilot and command together: was it meant for both?
-            self._stopping.wait(1.0)
-            if self._signal or self._stopping.is_set():
-                ended = ended._replace(how="told to stop")
-        change = conclude(token, ended, self._config, int(self._clock.now()))
-        self._learn(ended, change)
-        return change
-
-    def _learn(self, ended: Ended, change: Change) -> None:
-        with self._changed:
-            if ended.how == "exit":
-                self._durations.append(ended.seconds)
-                self._mean = ended.seconds if self._mean is None else 0.7 * self._mean + 0.3 * ended.seconds
-                self._reporter.gather = GATHER if self._mean < SHORT else 0.0
-        if change.kind != "done" or ended.seconds >= 1:
-            message = change.error["message"] if change.error else (change.attempt or {}).get("error", "")
-            log("{} {} after {:.1f} s. {}".format(change.token, change.kind, ended.seconds, message))
-        if change.kind != "done" and ended.code in self._config.stop_exit_codes and ended.how == "exit":
-            self.stop(DRAIN, "exit code {} of {}".format(ended.code, change.token), ended.code)
+    def _deadline(self, started: float) -> float:
+        """Until when (monotonic) results may be sent; a signal may come in the meantime."""
+        if self._signal or self.work.level == STOP:
+            # Commands had TERM_GRACE of the time to end.
+            return started + STOP_WITHIN - TERM_GRACE - 2.0
+        remaining = self.wall_clock.remaining()
+        return min(
+            started + self.config.outage, float("inf") if remaining is None else time.monotonic() + remaining - 3
+        )
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run a pilot with the configuration in the named file."""
     if len(arguments) != 1:
         log("Usage: picas_pilot.py pilot.json")
-        return 64
+        return EX_USAGE
+    path = os.path.abspath(arguments[0])
     try:
-        path = os.path.abspath(arguments[0])
         try:
             with open(path, encoding="utf-8") as file:
                 text = file.read()
         except (OSError, ValueError) as error:
-            raise Failed("{} cannot be read: {}.".format(path, error), EX_CONFIG)
+            raise Failed(f"{path} cannot be read: {error}.", EX_CONFIG) from None
         return Pilot(os.path.dirname(path), parse_config(text)).run()
     except Failed as error:
-        log("The pilot cannot work: {}".format(error))
+        log(f"The pilot cannot work. {error}")
         return error.code
 
 
 if __name__ == "__main__":
-    code = main(sys.argv[1:])
+    exit_code = main(sys.argv[1:])
     sys.stdout.flush()
-    os._exit(code)  # threads may hang in a request: nothing waits for them
+    os._exit(exit_code)  # threads may hang in a request: nothing waits for them
