@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 from airflow.providers.common.compat.sdk import BaseHook
 
 from airflow_provider_picas.operation import drive
-from airflow_provider_picas.slurm import remote, submission
+from airflow_provider_picas.slurm import jobs, remote, submission
 from airflow_provider_picas.slurm.remote import (
     Command,
     Operation,
@@ -116,6 +116,10 @@ class SlurmHook(BaseHook):
     def submit(self, plan: submission.Plan) -> submission.Submission:
         """Submit pilots, or adopt what an earlier try has submitted."""
         return self.do(submission.submit(plan))
+
+    def count_pilots(self) -> tuple[int, int]:
+        """How many pilots of this package wait, and how many run, for the connection's user."""
+        return self.do(jobs.count_pilots())
 
     def _carry_out(self, step: Step) -> Output:
         if isinstance(step, Command):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -10,60 +11,92 @@ from typing import Any
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, BaseOperator, Context
 
+from airflow_provider_picas import pilot as pilot_program
 from airflow_provider_picas.couchdb.errors import CouchDBError
-from airflow_provider_picas.couchdb.settings import Settings
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.slurm import SlurmHook
 from airflow_provider_picas.operators.instance import submission_key
-from airflow_provider_picas.slurm import credentials, sbatch, submission
+from airflow_provider_picas.pilot import picas_pilot
+from airflow_provider_picas.slurm import arrays, credentials, pilot_job, sbatch, submission
+from airflow_provider_picas.slurm.arrays import Array
 from airflow_provider_picas.slurm.remote import RemoteError, RemoteFile, quote
+from airflow_provider_picas.slurm.sbatch import OptionError
 from airflow_provider_picas.slurm.submission import SubmissionRefusedError
 from airflow_provider_picas.tokens.batch import Batch
 
 SCRIPT_FILE = "pilot.sh"
-"""Name of the script in the submission's folder."""
+"""Name of the batch script in the submission's folder."""
+
+CA_FILE = "ca.pem"
+MAX_FILE_BYTES = 100_000_000  # of all that is sent: larger data belong on the cluster's own storage
 
 
 class PicasSubmitPilotsOperator(BaseOperator):
     """Submit pilots to a Slurm cluster over SSH. A retry finds what an earlier try has submitted, and submits nothing.
 
-    ``script`` is an unmodified PiCaS pilot script. Such pilots take any token of the pool, whatever the batch: the views of
-    the PiCaS client know no batches.
+    Give either ``command``, which our own pilot runs for each token, or ``script``, an unmodified PiCaS pilot script. The
+    pilots of a script take any token of the pool, whatever the batch: the views of the PiCaS client know no batches.
 
+    :param command: what a pilot runs for each token: text for a shell, or a list of arguments. It gets the token by the variables
+        ``PICAS_INPUT``, ``PICAS_TOKEN_ID``, ``PICAS_FIELD_<NAME>`` and the file ``PICAS_TOKEN_FILE``; see docs/pilot.md.
+    :param setup: shell text that the job runs once before the pilot, such as ``module load Python``.
+    :param files: files that the command finds in its folder; relative paths are looked up beside the DAG file.
+    :param pilot: options of our pilot, such as ``{"lease": 120, "slots": 2, "max_retries": 1}``; see docs/pilot.md.
     :param script: an sbatch script. A relative path is looked up beside the DAG file. It is sent byte for byte; only a file
         whose name ends in ``.j2`` is rendered. It finds ``picasconfig.py`` by PYTHONPATH.
-    :param pilots: how many, as a job array. None: what the script's own ``#SBATCH --array`` says, or one job.
+    :param pilots: how many, as a job array; ``"auto"``: as many as the waiting tokens are worth. None: what the script's own
+        ``#SBATCH --array`` says, or one job. With ``resource_classes``, for each class.
+    :param tokens_per_pilot: with ``"auto"``: one pilot for so many waiting tokens.
+    :param max_pilots: cap on the pilots of this package that wait or run for this user of the cluster.
+    :param max_queued: cap on those of them that wait.
+    :param max_running: cap on the pilots of each array that run at once.
+    :param resource_classes: submit one array for each resource class of the waiting tokens (their fields ``cores``, ``gpu`` and
+        ``time``), whose pilots take tokens of this class alone. A mapping adds sbatch options to a class (``"4//60"``).
     :param sbatch: options of sbatch by their long names, such as ``{"time": "00:30:00", "cpus-per-task": 1}``. They are given on
         the command line; what is left out stays the script's.
     :param env: variables in sbatch's environment, which Slurm hands to the job. No secrets: Slurm keeps environments.
-    :param batch: the push operator's output: its database is the pool of the pilots.
+    :param batch: the push operator's output: its database is the pool of the pilots, and our own pilots take its tokens alone.
     :param workdir: folder on the cluster where sbatch runs, absolute or below the home. Default: the submission's own folder.
     :param remote_folder: folder on the cluster for submissions, absolute or below the home. It must exist. Default:
         ``picas-pilots`` in the home, which is made.
+    :param credentials: ``"send"``: the connection's credentials go to the cluster as a file that only the user can read.
+        ``"existing"``: the pilots find a ``picasconfig.py`` of your own by PYTHONPATH, which ``setup`` or ``env`` may set.
     :param dry_run: submit nothing; log the script and the command.
     :param ssh_conn_id: a connection of type ``ssh`` to a login node.
-    :param picas_conn_id: a connection of type ``picas``; its credentials go to the cluster as a file that only the user can read.
+    :param picas_conn_id: a connection of type ``picas``.
     :param database: another database than the batch's or the connection's.
 
     Returns ``{"ssh_conn_id", "submission", "folder", "job_ids", "submitted"}``: the submission's key is also the jobs' name.
+    When there is no token to run, or no room under a cap, nothing is submitted and the submission is None.
     """
 
     template_fields: Sequence[str] = (
-        "script", "pilots", "sbatch", "env", "batch", "workdir", "remote_folder", "dry_run", "ssh_conn_id", "picas_conn_id",
-        "database",
+        "command", "setup", "files", "pilot", "script", "pilots", "tokens_per_pilot", "max_pilots", "max_queued", "max_running",
+        "resource_classes", "sbatch", "env", "batch", "workdir", "remote_folder", "credentials", "dry_run", "ssh_conn_id",
+        "picas_conn_id", "database",
     )  # fmt: skip
     ui_color = "#e6dcf2"
 
     def __init__(
         self,
         *,
-        script: str,
+        command: str | Sequence[str] | None = None,
+        setup: str | None = None,
+        files: Sequence[str] = (),
+        pilot: Mapping[str, Any] | None = None,
+        script: str | None = None,
         pilots: int | str | None = None,
+        tokens_per_pilot: float | str = 10,
+        max_pilots: int | str | None = None,
+        max_queued: int | str | None = None,
+        max_running: int | str | None = None,
+        resource_classes: bool | Mapping[str, Mapping[str, Any]] = False,
         sbatch: Mapping[str, Any] | None = None,
         env: Mapping[str, str] | None = None,
         batch: str | Mapping[str, Any] | None = None,
         workdir: str | None = None,
         remote_folder: str | None = None,
+        credentials: str = "send",
         dry_run: bool | str = False,
         ssh_conn_id: str = "ssh_default",
         picas_conn_id: str = PicasHook.default_conn_name,
@@ -71,32 +104,58 @@ class PicasSubmitPilotsOperator(BaseOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.command = command
+        self.setup = setup
+        self.files = files
+        self.pilot = pilot
         self.script = script
         self.pilots = pilots
+        self.tokens_per_pilot = tokens_per_pilot
+        self.max_pilots = max_pilots
+        self.max_queued = max_queued
+        self.max_running = max_running
+        self.resource_classes = resource_classes
         self.sbatch = sbatch
         self.env = env
         self.batch = batch
         self.workdir = workdir
         self.remote_folder = remote_folder
-        self.dry_run = dry_run  # type: ignore[method-assign, assignment]  # Airflow's method of that name is never called on a task
+        self.credentials = credentials
+        # Airflow's method of this name is never called on a task.
+        self.dry_run = dry_run  # type: ignore[method-assign, assignment]
         self.ssh_conn_id = ssh_conn_id
         self.picas_conn_id = picas_conn_id
         self.database = database
 
     def execute(self, context: Context) -> dict[str, Any] | None:
-        script = self._read_script(context)
-        plan = self._plan(context, script)
-        if str(self.dry_run).lower() in ("true", "1", "yes"):
-            self._show(plan, script)
-            return None
-        self._tell_about(script)
         try:
+            self._check()
+            batch = Batch.parse(self.batch)
+            picas = PicasHook(self.picas_conn_id, database=self.database or (batch.database if batch else None))
+            job = self._job(context, picas, batch)
             with SlurmHook(self.ssh_conn_id) as slurm:
-                done = slurm.submit(plan)
-        except SubmissionRefusedError as error:
+                wanted = self._arrays(picas, slurm, batch)
+                plan = self._plan(context, job, wanted)
+                if _is_true(self.dry_run):
+                    self._show(plan, job)
+                    return None
+                done = slurm.submit(plan) if wanted else None
+        except (SubmissionRefusedError, OptionError, ValueError) as error:
             raise AirflowFailException(str(error)) from None
-        except RemoteError as error:
+        except (RemoteError, CouchDBError) as error:
             raise AirflowException(str(error)) from None
+        return self._report(done)
+
+    def _report(self, done: submission.Submission | None) -> dict[str, Any]:
+        if done is None:
+            self.log.info("Nothing was submitted: there is no token to run, or no room under a cap.")
+            return {
+                "ssh_conn_id": self.ssh_conn_id,
+                "submission": None,
+                "folder": None,
+                "job_ids": [],
+                "submitted": None,
+            }
         jobs = ", ".join(done.job_ids)
         if done.adopted:
             self.log.info("Submission %s stands already: job %s. Nothing was submitted.", done.key, jobs)
@@ -110,96 +169,300 @@ class PicasSubmitPilotsOperator(BaseOperator):
             "submitted": datetime.fromtimestamp(done.submitted, UTC).isoformat(),
         }
 
-    def _plan(self, context: Context, script: bytes) -> submission.Plan:
-        settings = self._settings()
-        config = credentials.picasconfig(settings.url, settings.database, settings.login, settings.password)
-        options, pilots = self.sbatch or {}, self._pilots()
+    def _check(self) -> None:
+        if (self.command is None) == (self.script is None):
+            raise ValueError("Give either `command`, for our own pilot, or `script`, for a PiCaS pilot of yours.")
+        if self.credentials not in ("send", "existing"):
+            raise ValueError(f"credentials is {self.credentials!r:.80}; it is 'send' or 'existing'.")
+        ours = [name for name in ("setup", "files", "pilot", "resource_classes") if getattr(self, name)]
+        if self.script is not None and ours:
+            raise ValueError(f"{', '.join(map(repr, ours))} belong to `command`: a `script` does that itself.")
 
-        def commands(folder: str, key: str) -> list[list[str]]:
-            return [
-                sbatch.command_line(submission.job_name(key, 0), options, pilots, f"{folder}/{SCRIPT_FILE}", script)
-            ]
+    # -- what is sent -------------------------------------------------------------------------------------------------
 
-        def files(folder: str, key: str) -> list[RemoteFile]:
-            return [
-                RemoteFile(f"{folder}/{SCRIPT_FILE}", script, 0o700),
-                RemoteFile(f"{folder}/{submission.CREDENTIALS}/{credentials.FILE}", config),
-            ]
+    def _job(self, context: Context, picas: PicasHook, batch: Batch | None) -> _Job:
+        settings = picas.settings
+        _ = settings.database_path  # raises when no database is named
+        secrets: dict[str, bytes] = {}
+        if self.credentials == "send":
+            config = (settings.url, settings.database, settings.login, settings.password)
+            secrets[credentials.FILE] = credentials.picasconfig(*config)
+        if self.script is not None:
+            script = self._read(self.script, context, "The script")
+            sbatch.check_script(script, self.script)
+            self._tell_about(script, batch)
+            return _PicasScript(secrets, script)
+        files = {Path(name.removesuffix(".j2")).name: self._read(name, context, "The file") for name in self.files}
+        if sum(map(len, files.values())) > MAX_FILE_BYTES:
+            raise ValueError(
+                f"`files` hold more than {MAX_FILE_BYTES:,} bytes. Put large data on the cluster's own storage."
+            )
+        executable = {Path(name).name for name in self.files if _is_executable(self._path(name))}
+        options: dict[str, Any] = {
+            "command": self.command if isinstance(self.command, str) else list(self.command or ()),
+            "database": settings.database,
+            "batch": batch.id if batch else None,
+            "files": sorted(files),
+            **(self.pilot or {}),
+        }
+        if self.credentials == "existing":
+            options["credentials"] = "existing"
+        if settings.verify is False:
+            options["tls_verify"] = False
+        elif isinstance(settings.verify, str):
+            secrets[CA_FILE] = self._read(settings.verify, context, "The CA file")
+        job = _OwnPilot(secrets, self.setup, options, files, executable)
+        job.check()
+        return job
 
+    def _read(self, name: str, context: Context, what: str) -> bytes:
+        path = self._path(name)
         try:
-            commands("", "")  # a bad option is found before anything is sent
-        except sbatch.OptionError as error:
-            raise AirflowFailException(str(error)) from None
-        return submission.Plan(
-            base_key=submission_key(context),
-            files=files,
-            commands=commands,
-            folder=self.remote_folder,
-            workdir=self.workdir,
-            environment=self._environment(),
-        )
+            content = path.read_bytes()
+        except OSError as error:
+            raise ValueError(
+                f"{what} {name!r:.200} cannot be read at {path} ({error.strerror})."
+                " Relative paths start beside the DAG file."
+            ) from None
+        return self.render_template(content.decode(), context).encode() if path.suffix == ".j2" else content
 
-    def _settings(self) -> Settings:
-        try:
-            batch = Batch.parse(self.batch)
-            settings = PicasHook(
-                self.picas_conn_id, database=self.database or (batch.database if batch else None)
-            ).settings
-            _ = settings.database_path  # raises when no database is named
-        except (ValueError, CouchDBError) as error:
-            raise AirflowFailException(str(error)) from None
-        return settings
-
-    def _pilots(self) -> int | None:
-        if self.pilots is None or self.pilots == "":
-            return None
-        try:
-            return int(self.pilots)  # a template renders to text
-        except (TypeError, ValueError):
-            raise AirflowFailException(f"`pilots` is {self.pilots!r:.80}; it takes a whole number from 1.") from None
+    def _path(self, name: str) -> Path:
+        path = Path(name)
+        return path if path.is_absolute() else Path(self.dag.folder) / path
 
     def _environment(self) -> dict[str, str]:
         environment = {str(name): str(value) for name, value in (self.env or {}).items()}
         for name, value in environment.items():
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or "\0" in value:
-                raise AirflowFailException(f"{name!r:.80} in `env` is no name of a variable, or its value holds a NUL.")
+                raise ValueError(f"{name!r:.80} in `env` is no name of a variable, or its value holds a NUL.")
         return environment
 
-    def _read_script(self, context: Context) -> bytes:
-        path = Path(self.script)
-        if not path.is_absolute():
-            path = Path(self.dag.folder) / path
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise AirflowFailException(
-                f"The script {self.script!r} cannot be read at {path} ({error.strerror})."
-                " Relative paths start beside the DAG file."
-            ) from None
-        if path.suffix == ".j2":
-            content = self.render_template(content.decode(), context).encode()
-        try:
-            sbatch.check_script(content, str(path))
-        except sbatch.OptionError as error:
-            raise AirflowFailException(str(error)) from None
-        return content
-
-    def _tell_about(self, script: bytes) -> None:
-        batch = Batch.parse(self.batch)
+    def _tell_about(self, script: bytes, batch: Batch | None) -> None:
         if batch:
             self.log.info(
                 "The pilots of %s are PiCaS client pilots: they take any token of the pool, not only those of batch %s.",
                 self.script, batch.id,
             )  # fmt: skip
-        export = {**sbatch.directives(script)}.get("export")
+        export = sbatch.directives(script).get("export")
         if export and not export.upper().startswith("ALL"):
             self.log.warning(
                 "The script says #SBATCH --export=%s, so PYTHONPATH does not reach it, and it will not find picasconfig.py."
                 " Use --export=ALL, or leave it out.", export,
             )  # fmt: skip
 
-    def _show(self, plan: submission.Plan, script: bytes) -> None:
+    # -- how many -----------------------------------------------------------------------------------------------------
+
+    def _arrays(self, picas: PicasHook, slurm: SlurmHook, batch: Batch | None) -> list[Array]:
+        """The sbatch calls to make; none when there is nothing to run or no room."""
+        options = dict(self.sbatch or {})
+        fixed = None if self.pilots in (None, "", "auto") else _whole(self.pilots, "pilots")
+        if fixed is None and self.pilots != "auto" and self.command is not None:
+            fixed = 1
+        # A mapping, true, or what a template made of it.
+        classes = isinstance(self.resource_classes, Mapping) or _is_true(self.resource_classes)
+        if fixed is None and self.pilots != "auto" and not classes:
+            return [Array(None, options)]
+        todo: dict[str, int] = {}
+        if classes or self.pilots == "auto":
+            todo = picas.todo_by_class(batch.id if batch else None)
+        wanted = {name: self._wanted(number, fixed) for name, number in todo.items()} if classes else {}
+        if not classes:
+            wanted = {"": self._wanted(sum(todo.values()), fixed) if self.pilots == "auto" else fixed or 0}
+        granted = arrays.share(wanted, self._room(slurm))
+        if sum(granted.values()) < sum(wanted.values()):
+            self.log.info("Of %d pilots wanted, there is room for %d.", sum(wanted.values()), sum(granted.values()))
+        if not classes:
+            return [Array(number, options) for number in granted.values()]
+        return [array for name, number in granted.items() if (array := self._class_array(name, number, options))]
+
+    def _class_array(self, name: str, number: int, options: Mapping[str, Any]) -> Array | None:
+        extra = self.resource_classes.get(name, {}) if isinstance(self.resource_classes, Mapping) else {}
+        try:
+            return Array(number, {**arrays.class_options(name, options), **extra}, (name,))
+        except OptionError as error:
+            self.log.warning("%s No pilots are submitted for them.", error)
+            return None
+
+    def _wanted(self, tokens: int, fixed: int | None) -> int:
+        if fixed is not None:
+            return fixed if tokens else 0
+        per_pilot = float(self.tokens_per_pilot)
+        if not per_pilot > 0:
+            raise ValueError(f"tokens_per_pilot is {self.tokens_per_pilot!r:.80}; it takes a number above 0.")
+        return arrays.pilots_for(tokens, per_pilot, _optional(self.max_pilots, "max_pilots"))
+
+    def _room(self, slurm: SlurmHook) -> int | None:
+        """How many pilots may be added under the caps; None without any."""
+        most, queued = _optional(self.max_pilots, "max_pilots"), _optional(self.max_queued, "max_queued")
+        if most is None and queued is None:
+            return None
+        waiting, running = slurm.count_pilots()
+        room = [most - waiting - running] if most is not None else []
+        room += [queued - waiting] if queued is not None else []
+        return max(0, min(room))
+
+    # -- the submission -----------------------------------------------------------------------------------------------
+
+    def _plan(self, context: Context, job: _Job, wanted: Sequence[Array]) -> submission.Plan:
+        running = _optional(self.max_running, "max_running")
+
+        def commands(folder: str, key: str) -> list[list[str]]:
+            return [
+                sbatch.command_line(
+                    submission.job_name(key, number),
+                    job.options(array.options, folder),
+                    array.pilots,
+                    f"{folder}/{job.script_name(number)}",
+                    job.script(folder, number),
+                    running,
+                )
+                for number, array in enumerate(wanted)
+            ]
+
+        commands("", "")  # a bad option is found before anything is sent
+        return submission.Plan(
+            base_key=submission_key(context),
+            files=lambda folder, key: job.all_files(folder, key, wanted),
+            commands=commands,
+            folder=self.remote_folder,
+            workdir=self.workdir,
+            environment=self._environment(),
+            python_path=self.credentials == "send" and self.script is not None,
+        )
+
+    def _show(self, plan: submission.Plan, job: _Job) -> None:
         key, folder = f"{plan.base_key}.<n>", f"<remote folder>/{plan.base_key}.<n>"
-        self.log.info("Dry run, nothing is submitted. The script:\n%s", script.decode("utf-8", "replace"))
-        for command in plan.commands(folder, key):
+        commands = plan.commands(folder, key)
+        self.log.info("Dry run, nothing is submitted.")
+        for number, command in enumerate(commands):
+            self.log.info("The script %s:\n%s", number + 1, job.script(folder, number).decode("utf-8", "replace"))
             self.log.info("The command, in %s:\n%s", plan.workdir or folder, quote(*command))
+
+
+class _Job:
+    """What the pilots' jobs are made of: a script, and the files that go with it."""
+
+    def __init__(self, secrets: Mapping[str, bytes]) -> None:
+        self.secrets = secrets
+
+    def script_name(self, number: int) -> str:
+        """Name of the batch script of the n-th sbatch call."""
+        return SCRIPT_FILE
+
+    def script(self, folder: str, number: int) -> bytes:
+        """The batch script of the n-th sbatch call."""
+        raise NotImplementedError
+
+    def options(self, given: Mapping[str, Any], folder: str) -> Mapping[str, Any]:
+        """The sbatch options, with what this kind of job adds."""
+        return given
+
+    def all_files(self, folder: str, key: str, wanted: Sequence[Array]) -> list[RemoteFile]:
+        """The files to send."""
+        secrets = f"{folder}/{submission.CREDENTIALS}"
+        return [RemoteFile(f"{secrets}/{name}", content) for name, content in self.secrets.items()]
+
+
+class _PicasScript(_Job):
+    """The author's own script."""
+
+    def __init__(self, secrets: Mapping[str, bytes], script: bytes) -> None:
+        super().__init__(secrets)
+        self._script = script
+
+    def script(self, folder: str, number: int) -> bytes:
+        return self._script
+
+    def all_files(self, folder: str, key: str, wanted: Sequence[Array]) -> list[RemoteFile]:
+        return [*super().all_files(folder, key, wanted), RemoteFile(f"{folder}/{SCRIPT_FILE}", self._script, 0o700)]
+
+
+class _OwnPilot(_Job):
+    """Our own pilot. Each sbatch call has a configuration of its own: they differ by resource class."""
+
+    def __init__(
+        self,
+        secrets: Mapping[str, bytes],
+        setup: str | None,
+        options: Mapping[str, Any],
+        files: Mapping[str, bytes],
+        executable: set[str],
+    ) -> None:
+        super().__init__(secrets)
+        self._setup = setup
+        self._options = options
+        self._files = files
+        self._executable = executable
+
+    def check(self) -> None:
+        """Raises ValueError for options that the pilot does not know or take."""
+        try:
+            picas_pilot.parse_config(self._config("", "key", None).decode())
+        except picas_pilot.Failed as error:
+            raise ValueError(f"`pilot`: {error}") from None
+        taken = {SCRIPT_FILE, pilot_job.CONFIG_FILE, pilot_job.PILOT_FILE, submission.CREDENTIALS, "submit.sh"}
+        if clash := taken & set(self._files):
+            raise ValueError(
+                f"{', '.join(sorted(clash))} in `files` is a name that the submission uses itself. Rename it."
+            )
+
+    def _config(self, folder: str, key: str, array: Array | None) -> bytes:
+        config = {
+            **self._options,
+            "submission": key,
+            "classes": list(array.classes) if array and array.classes else None,
+        }
+        if CA_FILE in self.secrets:
+            config["ca_file"] = f"{folder}/{submission.CREDENTIALS}/{CA_FILE}"
+        try:
+            return json.dumps(config, indent=1).encode()
+        except TypeError as error:
+            raise ValueError(f"`pilot` holds something that is no JSON: {error}.") from None
+
+    def script_name(self, number: int) -> str:
+        return SCRIPT_FILE if number == 0 else f"pilot-{number}.sh"
+
+    def script(self, folder: str, number: int) -> bytes:
+        return pilot_job.batch_script(folder, _config_name(number), self._setup)
+
+    def options(self, given: Mapping[str, Any], folder: str) -> Mapping[str, Any]:
+        names = {str(name).replace("_", "-") for name in given}
+        defaults = {"signal": pilot_job.WARNING, "output": f"{folder}/{pilot_job.LOG_FILE}"}
+        return {**{name: value for name, value in defaults.items() if name not in names}, **given}
+
+    def all_files(self, folder: str, key: str, wanted: Sequence[Array]) -> list[RemoteFile]:
+        own = [RemoteFile(f"{folder}/{pilot_job.PILOT_FILE}", pilot_program.FILE.read_bytes(), 0o600)]
+        for number, array in enumerate(wanted):
+            own.append(RemoteFile(f"{folder}/{self.script_name(number)}", self.script(folder, number), 0o700))
+            own.append(RemoteFile(f"{folder}/{_config_name(number)}", self._config(folder, key, array)))
+        for name, content in self._files.items():
+            own.append(RemoteFile(f"{folder}/{name}", content, 0o700 if name in self._executable else 0o600))
+        return [*super().all_files(folder, key, wanted), *own]
+
+
+def _config_name(number: int) -> str:
+    return pilot_job.CONFIG_FILE if number == 0 else f"pilot-{number}.json"
+
+
+def _is_true(value: Any) -> bool:
+    """A flag that a template may have rendered to text."""
+    return str(value).strip().lower() in ("true", "1", "yes")
+
+
+def _is_executable(path: Path) -> bool:
+    return bool(path.stat().st_mode & 0o100)
+
+
+def _optional(value: Any, name: str) -> int | None:
+    return None if value in (None, "", "None") else _whole(value, name)
+
+
+def _whole(value: Any, name: str) -> int:
+    """A whole number from 1; templates render to text."""
+    try:
+        number = int(value)
+    except (TypeError, ValueError):
+        number = 0
+    if number < 1 or isinstance(value, bool) or (isinstance(value, float) and value != number):
+        raise ValueError(f"{name} is {value!r:.80}; it takes a whole number from 1.")
+    return number

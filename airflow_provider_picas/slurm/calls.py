@@ -21,6 +21,8 @@ SETTLE_WAIT = 600.0  # seconds that a try waits for a controller that does not a
 ASK_EVERY = 2.0  # seconds between two questions
 MARGIN = 5.0  # seconds on top of MessageTimeout until a job that nobody has seen does not exist
 
+_NOT_RUN = (126, 127)  # exit codes of `timeout` when there is no sbatch, or it is no program
+
 # What sbatch says when it does not know whether the job was made. All else is a refusal.
 _UNCERTAIN = re.compile(
     r"timed? ?out|contact slurm controller|zero bytes|communication|connection (?:refused|reset|failure)"
@@ -51,7 +53,7 @@ class Call:
     @property
     def uncertain(self) -> bool:
         """Whether there may be a job that the folder does not know of."""
-        if not self.started or self.job_id:
+        if not self.started or self.job_id or self.code in _NOT_RUN:
             return False
         return self.code is None or self.code == 0 or self.code > 123 or bool(_UNCERTAIN.search(self.stderr))
 

@@ -65,17 +65,18 @@ class Job:
         return self.state
 
 
-def look(names: Sequence[str], since: int) -> Operation[dict[str, Job]]:
-    """All jobs with these names by id, in one command: squeue for what is there, sacct for what has ended.
+def look(key: str, folder: str, since: int) -> Operation[dict[str, Job]]:
+    """All jobs of a submission by id, in one command: squeue for what is there, sacct for what has ended.
 
     ``since``: seconds since 1970, before the first of them. Raises UnreachableError when squeue does not answer; a site without
     accounting shows ended jobs until MinJobAge only.
     """
-    listed = quote(",".join(names))
-    start = f"$(date -d @{since - 300} +%Y-%m-%dT%H:%M:%S)"
     text = f"""
-squeue --noheader --all --array --states=all --name={listed} --format={quote("Q|" + _SQUEUE)} || exit 5
-account() {{ sacct --noheader --parsable2 --array --starttime={start} --name={listed} "$@" 2>/dev/null; }}
+names={quote(key)}; i=1
+while [ -e {quote(folder)}/command.$i ]; do names=$names,{quote(key)}-$i; i=$((i+1)); done
+since=$(date -d @{since - 300} +%Y-%m-%dT%H:%M:%S)
+squeue --noheader --all --array --states=all --name="$names" --format={quote("Q|" + _SQUEUE)} || exit 5
+account() {{ sacct --noheader --parsable2 --array --starttime="$since" --name="$names" "$@" 2>/dev/null; }}
 account --allocations --format={_SACCT} | sed 's/^/A|/'
 account --format={_STEPS} | sed 's/^/S|/'
 date +%z"""
@@ -83,6 +84,18 @@ date +%z"""
     if output.code != 0:
         raise UnreachableError(f"squeue does not answer: {output.said}")
     return parse(output.stdout.splitlines())
+
+
+def count_pilots() -> Operation[tuple[int, int]]:
+    """How many pilots of this package wait, and how many run, for the user who asks: their job names begin with ``picas-``."""
+    output = yield Command("squeue --noheader --array --user=\"$(id -un)\" --format='%T|%j' || exit 5")
+    if output.code != 0:
+        raise UnreachableError(f"squeue does not answer: {output.said}")
+    states = [
+        state for state, _, name in (line.partition("|") for line in output.stdout.split()) if name.startswith("picas-")
+    ]
+    waiting = sum(state in _WAITING for state in states)
+    return waiting, len(states) - waiting
 
 
 def parse(lines: Iterable[str]) -> dict[str, Job]:

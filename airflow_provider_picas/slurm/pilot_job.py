@@ -6,6 +6,8 @@ from airflow_provider_picas.slurm.remote import quote
 
 PILOT_FILE = "picas_pilot.py"
 CONFIG_FILE = "pilot.json"
+LOG_FILE = "pilot-%A_%a.log"
+"""Name of a pilot's log, as sbatch writes it: job and task of the array."""
 
 EX_CONFIG = 78  # what the script ends with when the node, or the setup, is not as it must be; see docs/pilot.md
 
@@ -15,7 +17,7 @@ WARNING = "B:TERM@20"
 _PYTHONS = ("python3", *(f"python3.{minor}" for minor in range(14, 5, -1)), "/usr/libexec/platform-python")
 
 
-def batch_script(folder: str, setup: str | None) -> bytes:
+def batch_script(folder: str, config: str, setup: str | None) -> bytes:
     """The script: the author's setup, then the pilot in place of the shell, so that Slurm's signals reach it.
 
     A command of the setup that fails ends the job: said once, not by every token. That is a trap and not ``set -e``, under which
@@ -31,7 +33,7 @@ def batch_script(folder: str, setup: str | None) -> bytes:
     lines += [
         f"for python in {' '.join(_PYTHONS)}; do",
         f'  command -v "$python" >/dev/null && "$python" -I -c {quote(old)} 2>/dev/null || continue',
-        f'  exec "$python" -I {quote(f"{folder}/{PILOT_FILE}", f"{folder}/{CONFIG_FILE}")}',
+        f'  exec "$python" -I {quote(f"{folder}/{PILOT_FILE}", f"{folder}/{config}")}',
         "done",
         'echo "There is no Python 3.6 or newer on $(hostname). Load one in the setup, such as: module load Python" >&2',
         f"exit {EX_CONFIG}",

@@ -98,7 +98,7 @@ def unwrap(stdout: str, stderr: str, marker: str) -> Output:
     if start is None:
         said = " ".join((stderr.strip() or stdout.strip())[-300:].split()) or "nothing"
         raise RemoteError(f"The login shell on the cluster ended before it ran a command. It said: {said}")
-    end = re.search(rf"\n{marker} ([0-9]+)$", stdout[start.end() - 1 :], re.MULTILINE)
+    end = re.search(rf"\n{marker} ([0-9]+)\n", stdout[start.end() - 1 :])
     if end is None:
         raise UnreachableError("The connection to the cluster broke before the command had ended.")
     body = stdout[start.end() - 1 :][: end.start()]

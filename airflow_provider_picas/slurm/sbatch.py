@@ -68,7 +68,7 @@ def directives(script: bytes) -> dict[str, str | None]:
     As sbatch does, lines count up to the first command. Short options are kept under their letter.
     """
     found: dict[str, str | None] = {}
-    for line in script.decode("utf-8", "replace").splitlines():
+    for line in script.decode("utf-8", "replace").split("\n"):
         stripped = line.strip()
         if stripped and not stripped.startswith("#"):
             break
@@ -101,16 +101,24 @@ def check_script(script: bytes, name: str) -> None:
 
 
 def command_line(
-    key: str, options: Mapping[str, Any], pilots: int | None, script_path: str, script: bytes
+    key: str,
+    options: Mapping[str, Any],
+    pilots: int | None,
+    script_path: str,
+    script: bytes,
+    max_running: int | None = None,
 ) -> list[str]:
-    """The whole sbatch command. Pilots are not requeued unless the script or the DAG asks for it: a requeued copy may
-    run beside the first one, when its node was only thought dead."""
+    """The whole sbatch command; at most ``max_running`` of the pilots run at once.
+
+    Pilots are not requeued unless the script or the DAG asks for it: a requeued copy may run beside the first one, when its node
+    was only thought dead.
+    """
     arguments = options_to_arguments(options)
     given = {argument.partition("=")[0] for argument in arguments} | {f"--{name}" for name in directives(script)}
     if not given & {"--requeue", "--no-requeue"}:
         arguments.append("--no-requeue")
     if pilots is not None:
-        arguments.append(array(pilots))
+        arguments.append(array(pilots) + (f"%{max_running}" if max_running else ""))
     return ["sbatch", "--parsable", f"--job-name={key}", *arguments, script_path]
 
 

@@ -1,0 +1,181 @@
+"""Looking after the pilots of a submission: what Slurm says of them, and the tokens of those that are dead.
+
+An operation across both sides: its steps are requests to CouchDB and steps on the cluster; who drives it has both hooks.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from airflow_provider_picas.couchdb import errors
+from airflow_provider_picas.couchdb.pool import Document, Pool
+from airflow_provider_picas.couchdb.protocol import Answer, Request, json_body
+from airflow_provider_picas.pilot.picas_pilot import Change, held_by_pilot, reap
+from airflow_provider_picas.slurm import jobs as slurm_jobs
+from airflow_provider_picas.slurm.jobs import Job, Life
+from airflow_provider_picas.slurm.remote import Command, Output, RemoteError, Step, ok, quote
+from airflow_provider_picas.tokens import documents, leases
+from airflow_provider_picas.tokens.leases import Judgement, Lease
+from airflow_provider_picas.tokens.states import State
+
+Result = TypeVar("Result")
+Operation = Generator[Request | Step, Any, Result]
+"""Yields requests to CouchDB and steps on the cluster, receives answers and outputs."""
+
+UNSENT_FILES = 100  # results that one round sends
+UNSENT_BYTES = 20_000_000  # of them, together, at most
+
+
+@dataclass(frozen=True)
+class Watched:
+    """The submission whose pilots are looked after."""
+
+    key: str
+    folder: str
+    since: int  #: seconds since 1970: before its first job
+
+
+@dataclass
+class News:
+    """What one look found. ``jobs`` is None when Slurm did not answer; then ``outage`` says why."""
+
+    jobs: dict[str, Job] | None = None
+    outage: str | None = None
+    reaped: list[tuple[str, str]] = field(default_factory=list)  #: token id, cause
+    given_up: list[tuple[str, str]] = field(default_factory=list)  #: token id, cause: scrubbed too often, now in error
+    sent: int = 0  #: results that pilots had left in the submission's folder
+    locked: int = 0  #: tokens that somebody holds, after all this
+
+    @property
+    def pilots_left(self) -> bool | None:
+        """Whether a pilot waits or runs; None when that is not known."""
+        if self.jobs is None:
+            return None
+        return any(job.life is not Life.ENDED for job in self.jobs.values())
+
+
+def look_after(
+    pool: Pool, batch: str | None, watched: Watched | None, *, max_scrubs: int, max_lock_age: float | None
+) -> Operation[News]:
+    """Look at the jobs and at the locked tokens; send what pilots left unsent; give back the tokens of dead pilots.
+
+    An outage of the cluster is told in the news. While it lasts no lease is judged: a result may lie in the submission's folder.
+    """
+    news = News()
+    if watched is not None:
+        try:
+            news.jobs = yield from slurm_jobs.look(watched.key, watched.folder, watched.since)
+        except RemoteError as error:
+            news.outage = str(error)
+    dead, locked = yield from _dead(pool, batch, watched, news, max_lock_age)
+    if dead and watched is not None and news.outage is None:
+        try:
+            news.sent = yield from send_unsent(pool, watched.folder)
+        except RemoteError as error:
+            news.outage = str(error)
+        if news.sent:
+            dead, locked = yield from _dead(pool, batch, watched, news, max_lock_age)
+    if dead and news.outage is None:
+        yield from _reap(pool, dead, max_scrubs, news)
+    news.locked = locked - len(news.reaped) - len(news.given_up)
+    return news
+
+
+def _dead(
+    pool: Pool, batch: str | None, watched: Watched | None, news: News, max_lock_age: float | None
+) -> Operation[tuple[list[tuple[Document, str]], int]]:
+    """Locked tokens whose pilots are dead, each with the cause; and the number of all locked tokens."""
+    locked: list[Document] = []
+    after: str | None = None
+    while True:
+        found, after = yield from pool.tokens(State.LOCKED, batch, after=after)
+        locked += found
+        if after is None:
+            break
+    if not locked:
+        return [], 0
+    # The leases are read after the tokens: a pilot renews before it claims, so an expired lease covers its tokens.
+    known, now = yield from read_leases(pool, leases.holders(locked))
+    judgement = Judgement(now, known, watched.key if watched else None, news.jobs, max_lock_age)
+    dead = [(token, cause) for token in locked if (cause := judgement.death(token))]
+    return dead, len(locked)
+
+
+def read_leases(pool: Pool, pilots: Sequence[str]) -> Operation[tuple[dict[str, Lease], float]]:
+    """The leases of some pilots, and the database's time."""
+    body = json_body({"keys": [leases.document_id(pilot) for pilot in pilots]})
+    answer: Answer = yield Request("POST", pool.path("_local_docs"), {"include_docs": "true"}, body)
+    found = [row["doc"] for row in answer.json()["rows"] if row.get("doc")]
+    if answer.time is None:
+        raise errors.UnavailableError("CouchDB's answer has no Date header; a proxy may have taken it out.")
+    return {lease.pilot: lease for lease in map(Lease.parse, found)}, float(answer.time)
+
+
+def _reap(pool: Pool, dead: Sequence[tuple[Document, str]], max_scrubs: int, news: News) -> Operation[None]:
+    """Give the tokens back, or put them in error when that was done too often. A token that moved on meanwhile stays."""
+    _, now = yield from read_leases(pool, [])
+    changed = [(token, cause, _given_back(token, cause, max_scrubs, int(now))) for token, cause in dead]
+    rows = yield from pool.write([documents.encode(new) for _, _, new in changed])
+    for (token, cause, new), row in zip(changed, rows, strict=True):
+        if row.error is None:
+            (news.given_up if new["done"] else news.reaped).append((token["_id"], cause))
+
+
+def _given_back(token: Document, cause: str, max_scrubs: int, now: int) -> Document:
+    if not held_by_pilot(token):
+        # A PiCaS client's: it has no claim, and its revision is fence enough.
+        count = token.get("scrub_count")
+        if isinstance(count, int) and count >= max_scrubs:
+            return documents.errored(token, f"Given up after {count} scrubs, the last one because {cause}.", now)
+        return documents.scrubbed(token, f"reaped: {cause}")
+    changed: Document = reap(token, cause, max_scrubs, now).apply()
+    return changed
+
+
+def send_unsent(pool: Pool, folder: str) -> Operation[int]:
+    """Send the results that pilots of the submission could not send; how many were written."""
+    text = f"""
+cd -- {quote(folder)}/unsent 2>/dev/null || exit 0
+bytes=0
+for file in $(ls | grep '[.]json$' | head -n {UNSENT_FILES}); do
+  bytes=$((bytes + $(stat -c %s "$file" || echo 0)))
+  [ $bytes -le {UNSENT_BYTES} ] || break
+  echo "$file $(base64 -w0 "$file")"
+done"""
+    output: Output = yield from ok(Command(text), "Unsent results cannot be read")
+    sent = 0
+    for line in output.stdout.splitlines():
+        name, _, encoded = line.partition(" ")
+        try:
+            content = json.loads(base64.b64decode(encoded))
+            change = Change.from_json(content["change"])
+        except (ValueError, KeyError, TypeError):
+            continue  # no result: it stays where a person can look at it
+        verdict = yield from _send(pool, change)
+        sent += verdict == "landed"
+        path, refused = quote(f"{folder}/unsent/{name}"), quote(f"{folder}/refused")
+        away = f"mkdir -p -m 700 {refused} && mv -- {path} {refused}/" if verdict == "refused" else f"rm -f -- {path}"
+        yield Command(away)
+    return sent
+
+
+def _send(pool: Pool, change: Change) -> Operation[str]:
+    """Write one result against the revision that its pilot claimed: landed, or refused because the token moved on."""
+    for _ in range(10):
+        found: Mapping[str, Document] = yield from pool.fetch([change.token])
+        document = found.get(change.token)
+        verdict: str = change.verdict(document)
+        if verdict != "apply" or document is None:
+            return verdict
+        change.doc = document
+        try:
+            rows = yield from pool.write([documents.encode(change.apply())])
+        except errors.UnavailableError:
+            continue  # written or not: the next look tells
+        if rows[0].error is None:
+            return "landed"
+    return "refused"

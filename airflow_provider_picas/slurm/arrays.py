@@ -1,0 +1,86 @@
+"""How many pilots of which kind: job arrays for the resource classes of the tokens that wait."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from airflow_provider_picas.slurm.sbatch import OptionError
+
+ANY = "//"
+"""The resource class of tokens that ask for nothing."""
+
+
+@dataclass(frozen=True)
+class Array:
+    """One sbatch call. ``pilots`` None: the script says how many. ``classes`` None: the pilots take tokens of any class."""
+
+    pilots: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    classes: tuple[str, ...] | None = None
+
+
+def class_options(resource_class: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The sbatch options of pilots for a class ``"<cores>/<gpu>/<time>"``, on top of those that the DAG gives.
+
+    Cores become ``cpus-per-task``, gpu ``gres`` (``1`` or ``a100:1``), and ``time`` (minutes that one token needs) the least
+    wall-clock. Raises OptionError for what is none of these: classes are made from tokens, so they are foreign.
+    """
+    match = re.fullmatch(r"([0-9]{0,5})/((?:[A-Za-z0-9_]{1,40}(?::[0-9]{1,3})?)?)/([0-9]{0,6})(?:\.0)?", resource_class)
+    if not match:
+        raise OptionError(f"Tokens ask for cores/gpu/time {resource_class!r:.100}, which is nothing that sbatch knows.")
+    cores, gpu, minutes = match.groups()
+    result = {str(name).replace("_", "-"): value for name, value in options.items()}
+    if cores and int(cores):
+        result["cpus-per-task"] = int(cores)
+    if gpu and gpu != "0":
+        result["gres"] = f"gpu:{gpu}"
+    if minutes and int(minutes):
+        given = minutes_of(str(result["time"])) if result.get("time") else 0.0
+        result["time"] = result["time"] if given >= int(minutes) + _START else int(minutes) + _START
+    return result
+
+
+_START = 5  # minutes beside those of a token: setup, the first claim, the margin at the end
+
+
+def minutes_of(text: str) -> float:
+    """Slurm's times as minutes: ``minutes``, ``minutes:seconds``, ``hours:minutes:seconds``, ``days-hours[:minutes[:seconds]]``.
+
+    Infinity for ``UNLIMITED``. Raises OptionError for anything else.
+    """
+    if text.strip().upper() in ("UNLIMITED", "INFINITE"):
+        return math.inf
+    match = re.fullmatch(r"(?:([0-9]+)-)?([0-9]+)(?::([0-9]+))?(?::([0-9]+))?", text.strip())
+    if not match:
+        raise OptionError(f"The sbatch option 'time' is {text!r:.80}, which is no time of Slurm's, such as 01:30:00.")
+    days, first, second, third = (int(part) if part else 0 for part in match.groups())
+    if match[1] is not None:
+        return days * 1440 + first * 60 + second + third / 60
+    if match[4] is not None:
+        return first * 60 + second + third / 60
+    return first + second / 60
+
+
+def pilots_for(tokens: int, tokens_per_pilot: float, most: int | None) -> int:
+    """How many pilots so many waiting tokens are worth, at most ``most``."""
+    wanted = math.ceil(tokens / tokens_per_pilot)
+    return wanted if most is None else min(wanted, most)
+
+
+def share(wanted: Mapping[str, int], room: int | None) -> dict[str, int]:
+    """Cut numbers of pilots down to what there is room for: in proportion, and at least one for each class while that fits."""
+    total = sum(wanted.values())
+    if room is None or total <= room:
+        return {name: number for name, number in wanted.items() if number}
+    left = max(0, room)
+    result: dict[str, int] = {}
+    for name, number in sorted(wanted.items(), key=lambda item: item[1]):
+        given = min(number, max(1, round(number * room / total)) if left else 0, left)
+        if given:
+            result[name] = given
+            left -= given
+    return result

@@ -1,0 +1,102 @@
+"""Leases of pilots, and which locked tokens have lost theirs.
+
+A pilot keeps one ``_local/picas-pilot-<id>`` document; see ``docs/architecture.md`` and ``docs/pilot.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from airflow_provider_picas.pilot.picas_pilot import held_by_pilot, number
+from airflow_provider_picas.slurm.jobs import Job, Life
+
+GRACE = 1.0  # second on top of a lease: the database's clock has whole seconds
+SKEW = 30  # seconds that the clocks of cluster and database may differ, where both are compared
+NO_LEASE = 240.0  # seconds after which a token counts as orphaned whose pilot has no lease document at all
+
+
+@dataclass(frozen=True)
+class Lease:
+    """What a pilot last said of itself. ``renewed``: seconds since 1970 by the database's clock; ``lease``: seconds."""
+
+    pilot: str
+    submission: str
+    job: str | None
+    hostname: str
+    renewed: float
+    lease: float
+    ended: bool
+
+    @classmethod
+    def parse(cls, document: Mapping[str, Any]) -> Lease:
+        """The lease in a document."""
+        return cls(
+            pilot=str(document.get("pilot", "")),
+            submission=str(document.get("submission", "")),
+            job=document.get("job"),
+            hostname=str(document.get("hostname", "")),
+            renewed=number(document.get("renewed")),
+            lease=number(document.get("lease"), NO_LEASE / 2),
+            ended=bool(document.get("ended")),
+        )
+
+
+def document_id(pilot: str) -> str:
+    """The id of a pilot's lease document."""
+    return f"_local/picas-pilot-{pilot}"
+
+
+def holders(locked: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The pilots with a lease that hold these tokens, each once."""
+    return sorted({str(token["pilot"]) for token in locked if held_by_pilot(dict(token))})
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What is known when locked tokens are looked at.
+
+    ``jobs`` are those of the submission ``key``, or None when Slurm does not answer. Only they are judged by Slurm: others share
+    the pool, and job ids are used again. ``now`` is the database's clock.
+    """
+
+    now: float
+    leases: Mapping[str, Lease]
+    key: str | None = None
+    jobs: Mapping[str, Job] | None = None
+    max_lock_age: float | None = None  #: seconds; for pilots without leases
+
+    def death(self, token: Mapping[str, Any]) -> str | None:
+        """Why the pilot that holds a locked token counts as dead, or None while it does not."""
+        lock = number(token.get("lock"))
+        if held_by_pilot(dict(token)):
+            return self._lost_lease(str(token["pilot"]), lock)
+        return self._dead_client(token, lock)
+
+    def _lost_lease(self, pilot: str, lock: float) -> str | None:
+        lease = self.leases.get(pilot)
+        if lease is None:
+            return f"pilot {pilot} has no lease" if self.now > lock + NO_LEASE else None
+        where = f"pilot {pilot} (job {lease.job} on {lease.hostname})"
+        if lease.ended:
+            return f"{where} has ended"
+        job = (self.jobs or {}).get(lease.job or "")
+        if job is not None and lease.submission == self.key:
+            if job.life is Life.ENDED:
+                return f"{where} has ended: {job.cause}"
+            if job.started > lock + SKEW:
+                return f"{where} was requeued and started again"
+        if self.now > lease.renewed + lease.lease + GRACE:
+            return f"{where} was not heard for {self.now - lease.renewed:.0f} s"
+        return None
+
+    def _dead_client(self, token: Mapping[str, Any], lock: float) -> str | None:
+        """PiCaS client pilots have no lease. One of this submission has ended when its job has; the time of the lock must fit,
+        since another cluster may use the same job id."""
+        job = (self.jobs or {}).get(str(token.get("slurm_job_id")))
+        if job and job.life is Life.ENDED and job.started and job.started - SKEW <= lock <= job.ended + SKEW:
+            return f"job {job.id} on {job.node or token.get('hostname')} has ended: {job.cause}"
+        if self.max_lock_age is not None and self.now > lock + self.max_lock_age:
+            return f"it was locked for {self.now - lock:.0f} s"
+        return None
