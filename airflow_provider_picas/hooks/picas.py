@@ -6,29 +6,32 @@ import asyncio
 import itertools
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import requests
 from airflow.providers.common.compat.connection import get_async_connection, get_async_extra_dejson
 from airflow.providers.http.hooks.http import HttpHook
 
-from airflow_provider_picas import __version__
-from airflow_provider_picas.couchdb import errors, protocol
+from airflow_provider_picas import __version__, pattern
+from airflow_provider_picas.couchdb import edits, errors, protocol
 from airflow_provider_picas.couchdb.pool import PAGE, Deployment, Document, Pool
 from airflow_provider_picas.couchdb.protocol import Answer, Operation, Request
 from airflow_provider_picas.couchdb.settings import EXTRAS, Settings, from_connection
 from airflow_provider_picas.operation import drive, drive_async
 from airflow_provider_picas.tokens import documents
+from airflow_provider_picas.tokens.causes import error_text
 from airflow_provider_picas.tokens.counts import Counts
 from airflow_provider_picas.tokens.push import OnExisting, PushReport
+from airflow_provider_picas.tokens.selection import EditReport, Selection, UnknownBatchError
 from airflow_provider_picas.tokens.states import State
 
 if TYPE_CHECKING:
     import aiohttp
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 PUSH_CONNECTIONS = 4
@@ -36,6 +39,9 @@ PUSH_CONNECTIONS = 4
 
 REQUEST_BYTES = 4_000_000
 """A request of a push is sent when it has a page of tokens or this many bytes."""
+
+CHUNK = 1 << 16
+"""Bytes of an attachment that are read at once."""
 
 _USER_AGENT = f"airflow-provider-picas/{__version__}"
 
@@ -139,9 +145,10 @@ class PicasHook(HttpHook):
 
     def do(self, operation: Operation[Result]) -> Result:
         """Drive an operation to its end and return its result."""
-        return drive(operation, self._send)
+        return drive(operation, self.send)
 
-    def _send(self, request: Request) -> Answer:
+    def send(self, request: Request) -> Answer:
+        """Send one request, again if that is safe and may help; its answer. Raises CouchDBError."""
         for attempt in itertools.count(1):
             retry_after = None
             try:
@@ -179,6 +186,10 @@ class PicasHook(HttpHook):
     def count(self, batch: str | None = None) -> Counts:
         """Tokens by state, of a batch or of the whole pool."""
         return self.do(self.pool.count(batch))
+
+    def todo_by_class(self, batch: str | None = None) -> dict[str, int]:
+        """Tokens that wait, by resource class. Raises NotFoundError where the provider's views are not deployed."""
+        return self.do(self.pool.todo_by_class(batch))
 
     def get(self, token_id: str) -> Document:
         """One token. Raises NotFoundError."""
@@ -255,6 +266,213 @@ class PicasHook(HttpHook):
                 raise
         return report
 
+    # -- tokens that are in the pool already --------------------------------------------------------------------------
+
+    def select(self, selection: Selection) -> Iterator[Document]:
+        """The selected tokens, read page by page. Raises PatternError."""
+        judge = self._judge(selection)
+        for tokens in _pages_of(self._candidates(selection)):
+            yield from (token for token, objection in zip(tokens, judge(tokens), strict=True) if objection is None)
+
+    def reset(
+        self, selection: Selection, *, reason: str = "reset", keep_logs: bool = False, dry_run: bool = False
+    ) -> EditReport:
+        """Give the selected tokens back: todo again, the attempt kept in ``attempts``. Raises PatternError.
+
+        Tokens that pilots take or finish meanwhile are left. ``keep_logs`` copies the logs of foreign pilots under the
+        attempt's name. ``dry_run`` only reports what would be done.
+        """
+        if not reason.startswith("reset"):
+            reason = f"reset: {reason}"  # the pilot counts attempts from the last reset
+        judge = self._judge(selection)
+
+        def change(tokens: Sequence[Document]) -> Operation[EditReport]:
+            return edits.reset(self.pool, tokens, judge, reason=reason, keep_logs=keep_logs)
+
+        return self._edit(selection, judge, change, dry_run)
+
+    def update(self, selection: Selection, fields: Mapping[str, Any], *, dry_run: bool = False) -> EditReport:
+        """Set fields of the selected tokens. Raises BadTokenError for fields of PiCaS or the provider, and PatternError."""
+        documents.check_update(fields)
+        of_selection = self._judge(selection)
+
+        def judge(tokens: Sequence[Document]) -> list[str | None]:
+            objections = zip(tokens, of_selection(tokens), strict=True)
+            return [
+                why or ("has these values already" if fields.items() <= t.items() else None) for t, why in objections
+            ]
+
+        return self._edit(selection, judge, lambda tokens: edits.update(self.pool, tokens, judge, fields), dry_run)
+
+    def delete(self, tokens: Iterable[tuple[str, str]]) -> EditReport:
+        """Delete tokens, given by id and revision; one that has changed since is left."""
+        report = EditReport()
+        revisions = (edits.Revision(token_id, rev) for token_id, rev in tokens)
+        for part in self._side_by_side(lambda page: self.do(edits.delete(self.pool, page)), _pages_of(revisions)):
+            report.add(part)
+        return report
+
+    def restore(self, tokens: Iterable[Document]) -> EditReport:
+        """Write archived tokens (``archive.restored``) as they were; those that are in the pool are left."""
+        report = EditReport()
+        for part in self._side_by_side(lambda page: self.do(edits.restore(self.pool, page)), _pages_of(tokens, 100)):
+            report.add(part)
+        return report
+
+    def with_attachments(self, tokens: Iterable[Document]) -> Iterator[Document]:
+        """The tokens, in any order, with the data of their attachments in them; those that are gone meanwhile are left out."""
+
+        def fetch(token: Document) -> Document | None:
+            try:
+                return self.do(edits.with_attachments(self.pool, token))
+            except errors.NotFoundError:
+                return None
+
+        return (token for token in self._side_by_side(fetch, tokens) if token is not None)
+
+    def download(self, token: Document, name: str, file: BinaryIO, limit: int | None = None) -> int:
+        """Write an attachment of a token to a file, as it comes; its size in bytes. ``limit``: only so many at its end are kept.
+
+        Raises NotFoundError when the token has changed since it was read and CouchDB has forgotten that revision.
+        """
+        request = edits.attachment(self.pool, token["_id"], name, token.get("_rev"))
+        start = file.tell()
+        for attempt in itertools.count(1):
+            file.seek(start)
+            file.truncate()
+            try:
+                return self._download_once(request, file, limit)
+            except errors.UnavailableError as error:
+                if not protocol.worth_repeating(request, error, attempt):
+                    raise
+                self.log.warning("%s Trying again.", error)
+                time.sleep(protocol.wait_before(attempt + 1))
+        raise AssertionError("not reached")
+
+    def _download_once(self, request: Request, file: BinaryIO, limit: int | None) -> int:
+        settings = self.settings
+        try:
+            with self.get_conn().get(
+                settings.url + request.target,
+                timeout=(settings.connect_timeout, settings.read_timeout),
+                allow_redirects=False,
+                stream=True,
+            ) as response:
+                if response.status_code >= 400:
+                    protocol.check(settings, self.picas_conn_id, request, _answer(response))
+                size, tail = 0, b""
+                for chunk in response.iter_content(CHUNK):
+                    size += len(chunk)
+                    if limit is None:
+                        file.write(chunk)
+                    else:
+                        tail = (tail + chunk)[-limit:]
+                file.write(tail)
+                return size
+        except requests.exceptions.RequestException as error:
+            raise protocol.unreachable(settings, self.picas_conn_id, _cause(error)) from None
+
+    def batches(self) -> dict[str, Counts]:
+        """The batches of the pool, each with its counts. Raises NotFoundError where the provider's views are not deployed."""
+        return self.do(edits.batches(self.pool))
+
+    def count_existing(self, batch: str | None) -> Counts:
+        """``count``. Raises UnknownBatchError for a batch without tokens."""
+        counts = self.count(batch)
+        if batch is not None and not counts.total:
+            raise UnknownBatchError(
+                f"There is no token of batch {batch!r} in {self.settings.place}. Check the name of the batch and the database;"
+                " or its tokens were deleted."
+            )
+        return counts
+
+    def now(self) -> int:
+        """The database's time, in seconds since 1970."""
+        return self.do(edits.clock(self.pool))
+
+    def _judge(self, selection: Selection) -> edits.Judge:
+        now = self.now()
+        if selection.error_pattern:
+            pattern.check(selection.error_pattern)
+
+        def judge(tokens: Sequence[Document]) -> list[str | None]:
+            matches = [True] * len(tokens)
+            if selection.error_pattern and tokens:
+                matches = pattern.search(selection.error_pattern, [error_text(token) for token in tokens])
+            return [selection.objection(token, now, match) for token, match in zip(tokens, matches, strict=True)]
+
+        return judge
+
+    def _candidates(self, selection: Selection) -> Iterator[Document]:
+        """The tokens that may be selected."""
+        if selection.ids is not None:
+            for ids in _pages_of(selection.ids):
+                yield from self.do(self.pool.fetch(ids)).values()
+        elif selection.states is None:
+            yield from self._all_tokens(selection.batch)
+        else:
+            for state in selection.ordered_states:
+                yield from self.tokens(state, selection.batch)
+
+    def _all_tokens(self, batch: str | None) -> Iterator[Document]:
+        found = self._pages(lambda after: self.pool.batch_documents(batch, after=after))
+        return (token for token in found if not token["_id"].startswith("_"))
+
+    def _edit(
+        self,
+        selection: Selection,
+        judge: edits.Judge,
+        change: Callable[[Sequence[Document]], Operation[EditReport]],
+        dry_run: bool,
+    ) -> EditReport:
+        def edit(tokens: Sequence[Document]) -> EditReport:
+            return edits.preview(tokens, judge) if dry_run else self.do(change(tokens))
+
+        def fetch_and_edit(ids: Sequence[str]) -> EditReport:
+            tokens = self.do(self.pool.fetch(ids))
+            report = edit(list(tokens.values()))
+            for token_id in ids:
+                if token_id not in tokens:
+                    report.leave("is not in the pool", token_id)
+            return report
+
+        report = EditReport()
+        counts = self.count_existing(selection.batch)
+        if selection.worth_reading_all(counts):
+            parts = self._side_by_side(edit, _pages_of(self._all_tokens(selection.batch)))
+        else:
+            report.add(selection.others(counts))
+            parts = self._side_by_side(fetch_and_edit, _pages_of(self._candidate_ids(selection)))
+        for part in parts:
+            report.add(part)
+        return report
+
+    def _candidate_ids(self, selection: Selection) -> Iterable[str]:
+        """The ids of the tokens that may be selected. Many at a time: each query brings the index of the views up to date."""
+        if selection.ids is not None:
+            return selection.ids
+        return itertools.chain.from_iterable(
+            self._pages(lambda after, state=state: self.pool.ids(state, selection.batch, after=after, limit=20 * PAGE))  # type: ignore[misc]
+            for state in selection.ordered_states
+        )
+
+    def _side_by_side(self, work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        """Work on items in a few threads, as they come; results in the order in which they are ready."""
+        under_way: set[Future[Result]] = set()
+        with ThreadPoolExecutor(PUSH_CONNECTIONS, thread_name_prefix="picas") as workers:
+            try:
+                for item in items:
+                    if len(under_way) >= 2 * PUSH_CONNECTIONS:
+                        finished, under_way = wait(under_way, return_when=FIRST_COMPLETED)
+                        yield from (future.result() for future in finished)
+                    under_way.add(workers.submit(work, item))
+                while under_way:
+                    finished, under_way = wait(under_way, return_when=FIRST_COMPLETED)
+                    yield from (future.result() for future in finished)
+            except BaseException:
+                workers.shutdown(wait=True, cancel_futures=True)
+                raise
+
 
 class PicasAsyncHook:
     """A PiCaS pool, from a trigger: the same operations over one aiohttp session.
@@ -306,9 +524,10 @@ class PicasAsyncHook:
 
     async def do(self, operation: Operation[Result]) -> Result:
         """Drive an operation to its end and return its result."""
-        return await drive_async(operation, self._send)
+        return await drive_async(operation, self.send)
 
-    async def _send(self, request: Request) -> Answer:
+    async def send(self, request: Request) -> Answer:
+        """Send one request, again if that is safe and may help; its answer. Raises CouchDBError."""
         for attempt in itertools.count(1):
             retry_after = None
             try:
@@ -394,6 +613,12 @@ def requests_of(tokens: Iterable[Document]) -> Iterator[tuple[list[Document], li
         size += len(text)
     if some:
         yield some, encoded
+
+
+def _pages_of(items: Iterable[Item], size: int = PAGE) -> Iterator[list[Item]]:
+    iterator = iter(items)
+    while page := list(itertools.islice(iterator, size)):
+        yield page
 
 
 def _settings(connection: Any, conn_id: str, database: str | None, extra: Mapping[str, Any] | None = None) -> Settings:

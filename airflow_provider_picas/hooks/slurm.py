@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import posixpath
 import time
 from functools import cached_property
 from types import TracebackType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow.providers.common.compat.sdk import BaseHook
 
-from airflow_provider_picas.operation import drive
+from airflow_provider_picas.operation import drive, drive_async
 from airflow_provider_picas.slurm import jobs, remote, submission
 from airflow_provider_picas.slurm.remote import (
     Command,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
+CONNECT_TIMEOUT = 30.0  # seconds, from a trigger; from a task it is the connection's
 _LARGEST_OUTPUT = 16_000_000  # bytes; more is no answer of a Slurm command
 
 
@@ -107,11 +109,11 @@ class SlurmHook(BaseHook):
 
     def do(self, operation: Operation[Result]) -> Result:
         """Carry out an operation's steps and return its result."""
-        return drive(operation, self._carry_out)
+        return drive(operation, self.perform)
 
     def run(self, text: str, timeout: float = 60.0) -> Output:
         """Run shell text under the login profile. ``timeout`` in seconds. Values in it are quoted with ``remote.quote``."""
-        return self._carry_out(Command(text, timeout))
+        return self.perform(Command(text, timeout))
 
     def submit(self, plan: submission.Plan) -> submission.Submission:
         """Submit pilots, or adopt what an earlier try has submitted."""
@@ -121,7 +123,8 @@ class SlurmHook(BaseHook):
         """How many pilots of this package wait, and how many run, for the connection's user."""
         return self.do(jobs.count_pilots())
 
-    def _carry_out(self, step: Step) -> Output:
+    def perform(self, step: Step) -> Output:
+        """Carry out one step. Raises RemoteError."""
         if isinstance(step, Command):
             return self._run(step)
         if isinstance(step, Send):
@@ -170,6 +173,94 @@ class SlurmHook(BaseHook):
         except OSError as error:
             return Output(1, stderr=f"{file.path}: {error}")
         return Output(0)
+
+
+class SlurmAsyncHook:
+    """Slurm's commands on a login node, from a trigger: one asyncssh connection, opened when it is first needed.
+
+    Use it as an asynchronous context manager. Parameters and errors as for ``SlurmHook``.
+    """
+
+    def __init__(self, ssh_conn_id: str = "ssh_default") -> None:
+        self.ssh_conn_id = ssh_conn_id
+        self._connection: Any = None
+        self._lock = asyncio.Lock()
+
+    async def __aenter__(self) -> SlurmAsyncHook:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection; the next step opens another."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+            await connection.wait_closed()
+
+    @property
+    def place(self) -> str:
+        """The cluster as errors name it."""
+        return f"the cluster of connection {self.ssh_conn_id!r}"
+
+    async def do(self, operation: Operation[Result]) -> Result:
+        """Carry out an operation's steps and return its result."""
+        return await drive_async(operation, self.perform)
+
+    async def perform(self, step: Step) -> Output:
+        """Carry out one step. Raises RemoteError."""
+        if isinstance(step, Command):
+            return await self._run(step)
+        if isinstance(step, Send):
+            raise RemoteError("Triggers send no files.")
+        await asyncio.sleep(step.seconds)
+        return Output(0)
+
+    async def _connect(self) -> Any:
+        import asyncssh
+        from airflow.providers.ssh.hooks.ssh import SSHHookAsync
+
+        async with self._lock:
+            if self._connection is None:
+                try:
+                    self._connection = await asyncio.wait_for(
+                        SSHHookAsync(self.ssh_conn_id).get_conn(), CONNECT_TIMEOUT
+                    )
+                except asyncssh.HostKeyNotVerifiable as error:
+                    raise RemoteError(f"The SSH host key of {self.place} is not the expected one ({error}).") from None
+                except asyncssh.PermissionDenied as error:
+                    raise RemoteError(f"{self.place} refuses the login ({error}).") from None
+                except (OSError, asyncssh.Error, TimeoutError) as error:
+                    raise UnreachableError(
+                        f"{self.place} cannot be reached: {error or type(error).__name__}."
+                    ) from None
+            return self._connection
+
+    async def _run(self, command: Command) -> Output:
+        import asyncssh
+
+        marker = remote.new_marker()
+        connection = await self._connect()
+        try:
+            result = await connection.run(
+                remote.wrap(command.text, marker),
+                timeout=command.timeout,
+                check=False,
+                stdin=asyncssh.DEVNULL,
+                encoding=None,
+            )
+        except TimeoutError:
+            raise UnreachableError(f"A command on {self.place} did not end within {command.timeout:g} s.") from None
+        except (OSError, asyncssh.Error) as error:
+            await self.close()
+            raise UnreachableError(f"The connection to {self.place} broke: {error or type(error).__name__}.") from None
+        stdout, stderr = (bytes(text or b"").decode("utf-8", "replace") for text in (result.stdout, result.stderr))
+        try:
+            return remote.unwrap(stdout, stderr, marker)
+        except RemoteError as error:
+            await self.close()
+            raise type(error)(f"{self.place}: {error}") from None
 
 
 def _write(sftp: paramiko.SFTPClient, file: remote.RemoteFile) -> None:
