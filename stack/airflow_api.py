@@ -87,6 +87,15 @@ class AirflowApi:
         body = {"logical_date": None, "conf": dict(conf or {})}
         return str(self.request("POST", f"dags/{dag_id}/dagRuns", body)["dag_run_id"])
 
+    def unpause(self, dag_id: str) -> None:
+        """Let the scheduler start runs of this DAG."""
+        self.request("PATCH", f"dags/{dag_id}", {"is_paused": False})
+
+    def runs(self, dag_id: str) -> list[dict[str, Any]]:
+        """All runs of the DAG, by hand or scheduled, up to 100."""
+        runs: list[dict[str, Any]] = self.request("GET", f"dags/{dag_id}/dagRuns", query={"limit": 100})["dag_runs"]
+        return runs
+
     def run(self, dag_id: str, run_id: str) -> dict[str, Any]:
         run: dict[str, Any] = self.request("GET", f"dags/{dag_id}/dagRuns/{quote(run_id)}")
         return run
@@ -150,10 +159,10 @@ class AirflowApi:
         self.request("POST", f"dags/{dag_id}/clearTaskInstances", body)
 
     def log(self, dag_id: str, run_id: str, task_id: str, attempt: int = 1, map_index: int = -1) -> str:
-        """The log of one attempt, one event a line with all of its fields, as text."""
+        """The log of one attempt as text: time, level and event, and what was raised."""
         path = f"dags/{dag_id}/dagRuns/{quote(run_id)}/taskInstances/{task_id}/logs/{attempt}"
         content = self.request("GET", path, query={"full_content": "true", "map_index": map_index})["content"]
-        return "\n".join(line if isinstance(line, str) else json.dumps(line) for line in content)
+        return "\n".join(line if isinstance(line, str) else readable(line) for line in content)
 
     def xcom(self, dag_id: str, run_id: str, task_id: str, key: str = "return_value") -> Any:
         """What the task returned, or pushed under another key."""
@@ -183,6 +192,16 @@ class AirflowApi:
         known = self.request("GET", f"connections/{quote(conn_id)}")
         answer = self.request("POST", "connections/test", {**known, "connection_id": conn_id})
         return bool(answer["status"]), str(answer["message"])
+
+
+def readable(event: Mapping[str, Any]) -> str:
+    """One event of a task's log."""
+    text = f"{str(event.get('timestamp', ''))[11:23]} {event.get('level', ''):<7} {event.get('event')}"
+    for error in event.get("error_detail") or ():
+        places = [f"{frame['filename']}:{frame['lineno']} in {frame['name']}" for frame in error.get("frames", [])]
+        text += "".join(f"\n    {place}" for place in places[-4:])
+        text += f"\n    {error['exc_type']}: {error['exc_value']}"
+    return text
 
 
 def quote(part: str) -> str:

@@ -203,7 +203,7 @@ def tell_failure(api: AirflowApi, run_id: str) -> None:
     for task in api.tasks(DAG, run_id):
         if task["state"] == "failed":
             log = api.log(DAG, run_id, task["task_id"], task["try_number"])
-            print(f"\nTask {task['task_id']} failed. The end of its log:\n{log[-3000:]}", file=sys.stderr)
+            print(f"\nTask {task['task_id']} failed. The end of its log:\n{log[-2500:]}", file=sys.stderr)
 
 
 def show_results(stack: Stack, pool: Pool, report: Mapping[str, Any]) -> bool:

@@ -140,7 +140,7 @@ def airflow(run_folder: Path) -> Iterator[Airflow]:
     for name, folder in (("project", paths.PROJECT / "dags"), ("tests", Path(__file__).parent / "e2e" / "dags")):
         (dags / name).symlink_to(folder)
     standalone = Airflow(run_folder / "airflow", dags=dags)
-    standalone.start(["picas_word_count"])
+    standalone.start(["picas_word_count", "wait_scheduled"])
     yield standalone
     standalone.stop()
 

@@ -1,0 +1,68 @@
+"""The sensor in a real Airflow: its three ways to wait, and a run that the scheduler has started."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime
+
+import pytest
+
+from stack import native, processes
+from stack.airflow import Airflow
+from stack.airflow_api import AirflowApi
+from stack.couchdb import CouchDBAdmin
+from stack.pool import Pool
+
+
+@pytest.fixture
+def api(airflow: Airflow, pool: Pool) -> AirflowApi:
+    """Airflow with a connection to the pool of this test."""
+    airflow.api.add_connection("picas_default", **native.picas_connection(pool))
+    return airflow.api
+
+
+def finish(couchdb: CouchDBAdmin, pool: Pool, exit_codes: list[int]) -> None:
+    """Write results into the tokens, one after the other, as pilots do."""
+    for token, exit_code in zip(pool.tokens(), exit_codes, strict=True):
+        now = int(time.time())
+        result = {**token, "lock": now, "done": now, "exit_code": exit_code}
+        status, answer = couchdb.request("PUT", f"/{pool.database}/{token['_id']}", result)
+        assert status == 201, answer
+
+
+@pytest.mark.parametrize(
+    ("dag_id", "waiting"),
+    [("wait_deferrable", "deferred"), ("wait_poke", "running"), ("wait_reschedule", "up_for_reschedule")],
+)
+def test_waits_until_all_tokens_have_finished(
+    api: AirflowApi, couchdb: CouchDBAdmin, pool: Pool, dag_id: str, waiting: str
+) -> None:
+    run = api.trigger(dag_id)
+    api.wait_for_task(dag_id, run, "wait", [waiting])
+    finish(couchdb, pool, [0, 0, 0])
+    finished = time.time()
+    wait = api.wait_for_task(dag_id, run, "wait", ["success", "failed"])
+    assert wait["state"] == "success"
+    assert api.xcom(dag_id, run, "wait") == {"todo": 0, "locked": 0, "done": 3, "error": 0}
+    assert datetime.fromisoformat(wait["end_date"]).timestamp() - finished < 30
+
+
+def test_errors_fail_it_and_are_named(api: AirflowApi, couchdb: CouchDBAdmin, pool: Pool) -> None:
+    run = api.trigger("wait_deferrable")
+    api.wait_for_task("wait_deferrable", run, "wait", ["deferred"])
+    finish(couchdb, pool, [0, 7, 0])
+    assert api.wait_for_run("wait_deferrable", run)["state"] == "failed"
+    in_error = next(token["_id"] for token in pool.tokens() if token["exit_code"] == 7)
+    assert in_error in api.log("wait_deferrable", run, "wait")
+
+
+def test_a_run_that_the_scheduler_starts(api: AirflowApi, couchdb: CouchDBAdmin, pool: Pool) -> None:
+    dag_id = "wait_scheduled"
+    assert api.runs(dag_id) == []
+    api.unpause(dag_id)
+    processes.wait_for(lambda: api.runs(dag_id), what="The scheduled run", seconds=60)
+    (run,) = api.runs(dag_id)
+    assert run["run_type"] == "scheduled"
+    api.wait_for_task(dag_id, run["dag_run_id"], "wait", ["deferred"])
+    finish(couchdb, pool, [0, 0, 0])
+    assert api.wait_for_run(dag_id, run["dag_run_id"])["state"] == "success"
