@@ -1,0 +1,273 @@
+"""Changing tokens that are in a pool already: reset, set fields, delete, and what goes with it. Operations, as in ``pool``.
+
+Every change is written against the revision that was looked at. What has changed meanwhile is read and judged again, so
+that a token that a pilot has taken, or finished, is never overwritten.
+"""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from airflow_provider_picas.couchdb import errors
+from airflow_provider_picas.couchdb.pool import Document, Pool
+from airflow_provider_picas.couchdb.protocol import Operation, Request, json_body
+from airflow_provider_picas.tokens import attachments, documents, views
+from airflow_provider_picas.tokens.counts import Counts, from_rows
+from airflow_provider_picas.tokens.selection import EditReport
+
+WRITE_BYTES = 4_000_000
+"""A request holds so many bytes of documents, or one document."""
+
+_TRIES = 10  # a token that changes at each try; the backoff lies in the requests
+
+Judge = Callable[[Sequence[Document]], Sequence[str | None]]
+"""Says of each token why it is to be left as it is, or None."""
+
+GONE = "was deleted meanwhile"
+
+
+@dataclass(frozen=True)
+class Revision:
+    """A token as it was at some time."""
+
+    id: str
+    rev: str
+
+
+def clock(pool: Pool) -> Operation[int]:
+    """The database's time, in seconds since 1970."""
+    answer = yield Request("GET", pool.path())
+    return answer.time if answer.time is not None else int(time.time())
+
+
+def preview(tokens: Sequence[Document], judge: Judge) -> EditReport:
+    """What a change of these tokens would report; nothing is written."""
+    report = EditReport()
+    for token, objection in zip(tokens, judge(tokens), strict=True):
+        if objection is None:
+            report.change(token["_id"])
+        else:
+            report.leave(objection, token["_id"])
+    return report
+
+
+def reset(
+    pool: Pool, tokens: Sequence[Document], judge: Judge, *, reason: str = "reset", keep_logs: bool = False
+) -> Operation[EditReport]:
+    """Give tokens back: todo again, the attempt kept in ``attempts``, attachments carried unchanged.
+
+    ``keep_logs`` copies the logs of foreign pilots under the attempt's name first: the next attempt would overwrite them.
+    """
+
+    def scrub(token: Document) -> Operation[Document]:
+        changed = documents.scrubbed(token, reason)
+        if keep_logs:
+            changed = yield from _with_copied_logs(pool, token, changed)
+        return changed
+
+    return (yield from _change(pool, tokens, judge, scrub))
+
+
+def update(pool: Pool, tokens: Sequence[Document], judge: Judge, fields: Mapping[str, Any]) -> Operation[EditReport]:
+    """Set fields of tokens."""
+
+    def with_fields(token: Document) -> Operation[Document]:
+        yield from ()
+        return {**token, **fields}
+
+    return (yield from _change(pool, tokens, judge, with_fields))
+
+
+def delete(pool: Pool, tokens: Sequence[Revision]) -> Operation[EditReport]:
+    """Delete tokens as they were looked at. One that has changed since is left."""
+    report = EditReport()
+    waiting = {token.id: token.rev for token in tokens}
+    for _ in range(_TRIES):
+        gone = [{"_id": token_id, "_rev": rev, "_deleted": True} for token_id, rev in waiting.items()]
+        try:
+            rows = yield from pool.write([json_body(document) for document in gone])
+        except errors.UnavailableError:
+            # Written or not: the next look tells.
+            present = yield from pool.fetch(list(waiting))
+            for token_id in [token_id for token_id in waiting if token_id not in present]:
+                del waiting[token_id]
+                report.change(token_id)
+        else:
+            for row in rows:
+                del waiting[row.id]
+                if row.error is None:
+                    report.change(row.id)
+                elif row.error == "conflict":
+                    report.leave("has changed since it was looked at", row.id)
+                else:
+                    raise _refused(pool, row.id, row.error, row.reason)
+        if not waiting:
+            return report
+    raise errors.UnavailableError(
+        f"{len(waiting)} tokens of {pool.settings.place} could not be deleted. Try again later."
+    )
+
+
+def restore(pool: Pool, tokens: Sequence[Document]) -> Operation[EditReport]:
+    """Write archived tokens as new documents, in the state that they were in. Those that are in the pool are left."""
+    report = EditReport()
+    for documents_of_request, body in _requests(tokens):
+        sent: set[str] = set()
+        for _ in range(_TRIES):
+            try:
+                rows = yield from pool.write(body)
+            except errors.UnavailableError:
+                sent.update(document["_id"] for document in documents_of_request)
+                yield Request("GET", pool.path())  # waits until the database is back
+                continue
+            present = yield from _same(
+                pool, [row.id for row in rows if row.error and row.id in sent], documents_of_request
+            )
+            for row in rows:
+                if row.error is None or row.id in present:
+                    report.change(row.id)
+                elif row.error == "conflict":
+                    report.leave("is in the pool already", row.id)
+                else:
+                    raise _refused(pool, row.id, row.error, row.reason)
+            break
+        else:
+            raise errors.UnavailableError(f"{pool.settings.place} takes no tokens at present. Try again later.")
+    return report
+
+
+def attachment(pool: Pool, token_id: str, name: str, rev: str | None = None) -> Request:
+    """The request for an attachment of a token, at some revision of it."""
+    return Request("GET", pool.path(token_id, name), {"rev": rev} if rev else {}, raw=True)
+
+
+def with_attachments(pool: Pool, token: Document) -> Operation[Document]:
+    """The token with the data of its attachments in it, at the revision that it has. Raises NotFoundError if that is gone."""
+    if not attachments.stubs_of(token):
+        return token
+    answer = yield Request("GET", pool.document_path(token["_id"]), {"attachments": "true", "rev": token["_rev"]})
+    document: Document = answer.json()
+    return document
+
+
+def batches(pool: Pool) -> Operation[dict[str, Counts]]:
+    """The batches of a pool, each with its counts. Raises NotFoundError where the provider's views are not deployed."""
+    answer = yield pool.view_request("counts", views.PROVIDER, group=True)
+    rows: dict[str, list[tuple[str | None, int]]] = {}
+    for row in answer.json()["rows"]:
+        batch, state = row["key"]
+        if batch is not None:
+            rows.setdefault(batch, []).append((state, row["value"]))
+    return {batch: from_rows(states) for batch, states in rows.items()}
+
+
+# -- writing ----------------------------------------------------------------------------------------------------------
+
+
+def _change(
+    pool: Pool, tokens: Sequence[Document], judge: Judge, make: Callable[[Document], Operation[Document]]
+) -> Operation[EditReport]:
+    """Write what ``make`` makes of the tokens that ``judge`` does not leave."""
+    report = EditReport()
+    again = ""
+    unanswered: dict[str, Document] = {}
+    for _ in range(_TRIES):
+        wanted = []
+        for token, objection in zip(tokens, judge(tokens), strict=True):
+            if token["_id"] in unanswered and _is(token, unanswered[token["_id"]]):
+                report.change(token["_id"])
+            elif objection is not None:
+                report.leave(again + objection, token["_id"])
+            else:
+                wanted.append((yield from make(token)))
+        conflicts, unanswered = yield from _write(pool, wanted, report)
+        unsettled = [*conflicts, *unanswered]
+        if not unsettled:
+            return report
+        present = yield from pool.fetch(unsettled)
+        for token_id in unsettled:
+            if token_id not in present:
+                report.leave(GONE, token_id)
+        tokens, again = list(present.values()), "meanwhile it "
+    for token in tokens:
+        report.leave("changes all the time", token["_id"])
+    return report
+
+
+def _write(
+    pool: Pool, tokens: Sequence[Document], report: EditReport
+) -> Operation[tuple[list[str], dict[str, Document]]]:
+    """Write tokens; the ids of those that had changed, and the tokens of which it is not known whether they were written."""
+    conflicts: list[str] = []
+    unanswered: dict[str, Document] = {}
+    for some, body in _requests(tokens):
+        try:
+            rows = yield from pool.write(body)
+        except errors.UnavailableError:
+            unanswered.update((token["_id"], token) for token in some)
+            continue
+        for row in rows:
+            if row.error is None:
+                report.change(row.id)
+            elif row.error == "conflict":
+                conflicts.append(row.id)
+            else:
+                raise _refused(pool, row.id, row.error, row.reason)
+    return conflicts, unanswered
+
+
+def _requests(tokens: Iterable[Document]) -> Iterator[tuple[list[Document], list[bytes]]]:
+    """Tokens, and the same encoded, in requests of at most some megabytes."""
+    some: list[Document] = []
+    body: list[bytes] = []
+    for token in tokens:
+        encoded = json_body(token)
+        if some and sum(map(len, body)) + len(encoded) > WRITE_BYTES:
+            yield some, body
+            some, body = [], []
+        some.append(token)
+        body.append(encoded)
+    if some:
+        yield some, body
+
+
+def _is(present: Mapping[str, Any], written: Mapping[str, Any]) -> bool:
+    """Whether a document is what was written, whatever revision and stubs CouchDB gave it."""
+    own = ("_rev", "_attachments")
+    return {k: v for k, v in present.items() if k not in own} == {k: v for k, v in written.items() if k not in own}
+
+
+def _same(pool: Pool, token_ids: Sequence[str], written: Sequence[Document]) -> Operation[set[str]]:
+    """Which of these tokens stand in the pool as they were written."""
+    if not token_ids:
+        return set()
+    present = yield from pool.fetch(token_ids)
+    by_id = {token["_id"]: token for token in written}
+    return {token_id for token_id, token in present.items() if _is(token, by_id[token_id])}
+
+
+def _with_copied_logs(pool: Pool, token: Document, changed: Document) -> Operation[Document]:
+    """The changed token with copies of the logs that the next attempt would overwrite, and without those out of date."""
+    copies: dict[str, Any] = {}
+    for copy, name in attachments.logs_to_copy(token).items():
+        try:
+            answer = yield attachment(pool, token["_id"], name, token["_rev"])
+        except errors.NotFoundError:
+            continue  # the token has changed: the write will be refused, and it is looked at again
+        copies[copy] = {"content_type": "text/plain", "data": base64.b64encode(answer.body).decode()}
+    if not copies:
+        return changed
+    kept = {name: stub for name, stub in token["_attachments"].items() if name not in attachments.outdated_logs(token)}
+    return {**changed, "_attachments": {**kept, **copies}}
+
+
+def _refused(pool: Pool, token_id: str, error: str, reason: str | None) -> errors.CouchDBError:
+    return errors.CouchDBError(
+        f"CouchDB refuses the change of token {token_id!r} in {pool.settings.place} ({error}: {(reason or '')[:500]}).",
+        error=error,
+        reason=reason or "",
+    )

@@ -1,0 +1,61 @@
+"""Regular expressions of authors: checked, and matched for a limited time, since one can take for ever."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+
+SECONDS = 10.0
+"""How long matching the texts of one page of tokens may take."""
+
+_LONGEST = 1_000  # characters of a pattern
+# A regular expression cannot be interrupted, a process can.
+_PROGRAM = """
+import json, re, sys
+asked = json.load(sys.stdin.buffer)
+search = re.compile(asked["pattern"]).search
+json.dump([search(text) is not None for text in asked["texts"]], sys.stdout)
+"""
+
+
+class PatternError(ValueError):
+    """A pattern that is no regular expression, or that takes too long."""
+
+
+def check(pattern: str) -> None:
+    """Raise PatternError for a pattern that is no regular expression."""
+    if not isinstance(pattern, str):
+        raise PatternError(f"The error pattern is a regular expression, so a text, not {pattern!r:.80}.")
+    if len(pattern) > _LONGEST:
+        raise PatternError(f"The error pattern has {len(pattern):,} characters; {_LONGEST:,} are taken.")
+    try:
+        re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise PatternError(
+            f"The error pattern {pattern!r:.200} is no regular expression of Python: {error}."
+            " To search for it as it is, put a backslash before each special character."
+        ) from None
+
+
+def search(pattern: str, texts: Sequence[str], seconds: float = SECONDS) -> list[bool]:
+    """For each text whether the pattern is found in it. Raises PatternError when that takes longer than ``seconds``."""
+    check(pattern)
+    asked = json.dumps({"pattern": pattern, "texts": list(texts)}).encode()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", "-S", "-c", _PROGRAM], input=asked, capture_output=True, timeout=seconds, check=True
+        )
+    except subprocess.TimeoutExpired:
+        raise PatternError(
+            f"The error pattern {pattern!r:.200} takes more than {seconds:g} s for {len(texts):,} tokens."
+            " Make it simpler: no repetition within a repetition, such as (a+)+."
+        ) from None
+    except subprocess.CalledProcessError as error:
+        raise PatternError(
+            f"The error pattern {pattern!r:.200} cannot be searched for: {error.stderr.decode(errors='replace')[-300:]}."
+        ) from None
+    found: list[bool] = json.loads(done.stdout)
+    return found

@@ -1,0 +1,112 @@
+"""The attachments of tokens: which are logs, and names under which they are safe on a disk."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from airflow_provider_picas.tokens import ids
+from airflow_provider_picas.tokens.documents import MAX_ATTEMPTS
+
+MAX_LOG_BYTES = 1_000_000
+"""A foreign pilot's log that is larger is not copied when its token is reset."""
+
+_NAME_LENGTH = 120  # characters of a file name
+_ATTEMPT_LOG = re.compile(r"attempt-([0-9]{1,9})\.(out|err)")
+_LOG = re.compile(r"\.(err|out|log)$|stderr|stdout", re.IGNORECASE)
+_RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)  # no file names on Windows
+
+
+def stubs_of(token: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The attachments of a token by name, as CouchDB describes them (``length``, ``content_type``, ``revpos``)."""
+    stubs = token.get("_attachments")
+    return {name: stub for name, stub in stubs.items() if isinstance(stub, dict)} if isinstance(stubs, dict) else {}
+
+
+def size(stub: Mapping[str, Any]) -> int:
+    """The size of an attachment in bytes."""
+    length = stub.get("length")
+    return length if isinstance(length, int) else 0
+
+
+def log_names(token: Mapping[str, Any]) -> list[str]:
+    """The names of a token's logs that are not empty, the latest first, and of those stderr first."""
+    stubs = {name: stub for name, stub in stubs_of(token).items() if _LOG.search(name) and size(stub)}
+    return sorted(stubs, key=lambda name: (-_revpos(stubs[name]), not re.search(r"err", name, re.IGNORECASE), name))
+
+
+def attempt_number(token: Mapping[str, Any]) -> int:
+    """The number of the attempt that is not in ``attempts`` yet, from 1: the pilot numbers its logs so."""
+    attempts = token.get("attempts")
+    logged = [int(match[1]) for name in stubs_of(token) if (match := _ATTEMPT_LOG.fullmatch(name))]
+    return max([len(attempts) if isinstance(attempts, list) else 0, *logged]) + 1
+
+
+def logs_to_copy(token: Mapping[str, Any]) -> dict[str, str]:
+    """The logs of a foreign pilot that the next attempt would overwrite: the name of the copy, and what it is a copy of.
+
+    The PiCaS examples attach ``logs_<id>.out`` and ``.err``. One that was attached before the latest copy was made has been
+    copied already. Those above ``MAX_LOG_BYTES`` are left out.
+    """
+    stubs, number = stubs_of(token), attempt_number(token)
+    copies = {}
+    for kind in ("out", "err"):
+        stub = stubs.get(name := f"logs_{token['_id']}.{kind}")
+        if stub is None or size(stub) > MAX_LOG_BYTES:
+            continue
+        kept = [_revpos(stubs[other]) for other in stubs if (m := _ATTEMPT_LOG.fullmatch(other)) and m[2] == kind]
+        if _revpos(stub) > max(kept, default=0):
+            copies[f"attempt-{number}.{kind}"] = name
+    return copies
+
+
+def outdated_logs(token: Mapping[str, Any]) -> list[str]:
+    """Logs of attempts so long ago that ``attempts`` will not name them any more."""
+    oldest = attempt_number(token) - MAX_ATTEMPTS
+    return [name for name in stubs_of(token) if (m := _ATTEMPT_LOG.fullmatch(name)) and int(m[1]) <= oldest]
+
+
+def file_names(names: Iterable[str]) -> dict[str, str]:
+    """A file name for each name of an attachment: one plain part of a path, and no two that differ by case only.
+
+    What had to be changed carries a digest of the name, so it is the same each time and meets no other.
+    """
+    plain = {name: _plain(name) for name in names}
+    clashes: dict[str, int] = {}
+    for file in plain.values():
+        clashes[file.lower()] = clashes.get(file.lower(), 0) + 1
+    return {
+        name: file if file == name and clashes[file.lower()] == 1 else _marked(file, name)
+        for name, file in plain.items()
+    }
+
+
+def folder_name(token_id: str, batch: str | None = None) -> str:
+    """The folder for a token's attachments: its key in the batch, or its id. No two differ by case only.
+
+    Capitals are marked by a digest: which other ids there are is not known.
+    """
+    name = token_id.removeprefix(f"{batch}:") if batch else token_id
+    plain = _plain(name)
+    return plain if plain == name and plain == plain.lower() else _marked(plain, name)
+
+
+def _plain(name: str) -> str:
+    kept = re.sub(r"[^A-Za-z0-9._-]", "_", name).lstrip(".").rstrip(".") or "_"
+    if _RESERVED.fullmatch(kept):
+        kept = f"_{kept}"
+    return kept if len(kept) <= _NAME_LENGTH else kept[:_NAME_LENGTH]
+
+
+def _marked(file: str, name: str) -> str:
+    """The file name with a digest before its ending."""
+    stem, dot, ending = file.rpartition(".")
+    if not stem or len(ending) > 10:
+        stem, dot, ending = file, "", ""
+    return f"{stem}-{ids.digest(name)}{dot}{ending}"
+
+
+def _revpos(stub: Mapping[str, Any]) -> int:
+    revpos = stub.get("revpos")
+    return revpos if isinstance(revpos, int) else 0

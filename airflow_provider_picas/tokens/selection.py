@@ -1,0 +1,233 @@
+"""Which tokens of a pool an operation is for, and why it leaves the others as they are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+from airflow_provider_picas.tokens import documents, ids
+from airflow_provider_picas.tokens.counts import Counts
+from airflow_provider_picas.tokens.states import State, state_of, to_number
+from airflow_provider_picas.tokens.text import one_line
+
+SAMPLE = 5
+"""Token ids that a report names for each reason; the rest is a number."""
+
+
+class UnknownBatchError(LookupError):
+    """A batch that has no tokens in the pool."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which tokens. All conditions hold together.
+
+    ``states`` None: all, those in no state included. ``ids``: only these. ``error_pattern``: searched in
+    ``causes.error_text``; whoever reads the tokens does the matching, since it may take for ever. ``older_than``: seconds
+    since the lock. ``min_scrubs``, ``max_scrubs``: given back at least, and fewer than, so many times.
+    """
+
+    batch: str | None = None
+    states: frozenset[State] | None = None
+    ids: tuple[str, ...] | None = None
+    error_pattern: str | None = None
+    older_than: float | None = None
+    min_scrubs: int = 0
+    max_scrubs: int | None = None
+
+    @classmethod
+    def parse(
+        cls,
+        batch: str | None = None,
+        *,
+        states: Any = None,
+        keys: Any = None,
+        error_pattern: str | None = None,
+        older_than: Any = None,
+        min_scrubs: Any = None,
+        max_scrubs: Any = None,
+    ) -> Selection:
+        """A selection from what an author wrote, or a template rendered. Empty texts and None are no condition.
+
+        ``keys`` are ids of tokens or, in a batch, the parts of them behind the batch. Raises ValueError.
+        """
+        return cls(
+            batch=batch,
+            states=_states(states),
+            ids=_ids(keys, batch),
+            error_pattern=error_pattern or None,
+            older_than=_seconds(older_than),
+            min_scrubs=_number("min_scrubs", min_scrubs) or 0,
+            max_scrubs=_number("max_scrubs", max_scrubs),
+        )
+
+    @property
+    def where(self) -> str:
+        """The batch, or the pool, as messages name it."""
+        return f"batch {self.batch}" if self.batch else "the pool"
+
+    @property
+    def ordered_states(self) -> list[State]:
+        """The states, in the order of a token's life."""
+        return [state for state in State if self.states is None or state in self.states]
+
+    def worth_reading_all(self, counts: Counts) -> bool:
+        """Whether it is faster to read all tokens of the batch, or pool, than to find the selected by views.
+
+        CouchDB 3.5 reads a range of documents twice to four times as fast as documents by id, or through a view.
+        """
+        if self.ids is not None:
+            return False
+        return self.states is None or 3 * sum(counts[state] for state in self.states) >= counts.total
+
+    def others(self, counts: Counts) -> EditReport:
+        """The tokens that are left because of their state, by the counts of the batch or pool."""
+        report = EditReport()
+        if self.states is not None and self.ids is None:
+            for state in [*State, None]:
+                number = counts.stateless if state is None else counts[state]
+                if number and state not in self.states:
+                    report.leave(in_state(state), tokens=number)
+        return report
+
+    def objection(self, token: Mapping[str, Any], now: float, matches: bool = True) -> str | None:
+        """Why a token is not among the selected, or None. ``now``: the database's time; ``matches``: it fits the pattern."""
+        state = state_of(token)
+        if not documents.is_token(token):
+            return "is no token"
+        if self.states is not None and state not in self.states:
+            return in_state(state)
+        if self.older_than is not None and not now - to_number(token.get("lock")) >= self.older_than:
+            return f"was locked less than {self.older_than:g} s ago"
+        scrubs = scrubs_of(token)
+        if scrubs < self.min_scrubs:
+            return f"was given back fewer than {self.min_scrubs} times"
+        if self.max_scrubs is not None and scrubs >= self.max_scrubs:
+            return f"was given back {self.max_scrubs} times or more"
+        return None if matches else "has another error"
+
+
+def in_state(state: State | None) -> str:
+    """The reason to leave a token that is in a state which is not asked for."""
+    return f"is {state}" if state else "is in no state"
+
+
+def scrubs_of(token: Mapping[str, Any]) -> int:
+    """How often a token was given back, which is the number of its earlier attempts."""
+    count = token.get("scrub_count")
+    return count if isinstance(count, int) and not isinstance(count, bool) else 0
+
+
+@dataclass
+class Left:
+    """Tokens that were left as they are for one reason: how many, and some of their ids."""
+
+    tokens: int = 0
+    ids: list[str] = field(default_factory=list)
+
+
+@dataclass
+class EditReport:
+    """What came of changing some tokens."""
+
+    changed: int = 0
+    changed_ids: list[str] = field(default_factory=list)  #: some of them
+    left: dict[str, Left] = field(default_factory=dict)  #: by the reason
+
+    def change(self, token_id: str) -> None:
+        """Count a token that was changed."""
+        self.changed += 1
+        if len(self.changed_ids) < SAMPLE:
+            self.changed_ids.append(token_id)
+
+    def leave(self, reason: str, token_id: str | None = None, tokens: int = 1) -> None:
+        """Count tokens that were left as they are."""
+        left = self.left.setdefault(reason, Left())
+        left.tokens += tokens
+        if token_id is not None and len(left.ids) < SAMPLE:
+            left.ids.append(token_id)
+
+    def add(self, other: EditReport) -> None:
+        """Add the report of a part."""
+        self.changed += other.changed
+        self.changed_ids = [*self.changed_ids, *other.changed_ids][:SAMPLE]
+        for reason, left in other.left.items():
+            mine = self.left.setdefault(reason, Left())
+            mine.tokens += left.tokens
+            mine.ids = [*mine.ids, *left.ids][:SAMPLE]
+
+    def lines(self, done: str) -> list[str]:
+        """The report for a log, one line a reason. ``done``: what happened to the changed ones, such as ``reset``."""
+        lines = [f"{self.changed:,} tokens {done}{_named(self.changed, self.changed_ids)}."]
+        by_number = sorted(self.left.items(), key=lambda item: -item[1].tokens)
+        lines += [f"{left.tokens:,} left: {reason}{_named(left.tokens, left.ids)}." for reason, left in by_number]
+        return lines
+
+    def left_dict(self) -> dict[str, dict[str, Any]]:
+        """Those that were left, for XCom."""
+        return {reason: {"tokens": left.tokens, "ids": left.ids} for reason, left in self.left.items()}
+
+
+def _named(tokens: int, sample: Sequence[str]) -> str:
+    if not sample:
+        return ""
+    return f" ({', '.join(one_line(token_id) for token_id in sample)}{', …' if tokens > len(sample) else ''})"
+
+
+def _states(value: Any) -> frozenset[State] | None:
+    if value is None or value == "":
+        return None
+    names = value.replace(",", " ").split() if isinstance(value, str) else value
+    if not isinstance(names, Iterable) or not names:
+        raise ValueError(f"`states` is {value!r:.80}; it takes some of {', '.join(State)}.")
+    try:
+        return frozenset(State(name) for name in names)
+    except ValueError:
+        raise ValueError(f"`states` is {value!r:.200}; it takes some of {', '.join(State)}.") from None
+
+
+def _ids(keys: Any, batch: str | None) -> tuple[str, ...] | None:
+    if keys is None or keys == "":
+        return None
+    if isinstance(keys, str):
+        keys = keys.split()
+    if isinstance(keys, Mapping) or not isinstance(keys, Iterable):
+        raise ValueError(f"`keys` is a list of keys, or ids, of tokens, not {keys!r:.200}.")
+    return tuple(dict.fromkeys(_token_id(key, batch) for key in keys))
+
+
+def _token_id(key: Any, batch: str | None) -> str:
+    if isinstance(key, str) and key and (batch is None or ids.in_batch(key, batch)):
+        return key
+    if batch is None:
+        raise ValueError(f"{key!r:.80} is no id of a token. Name a batch to give keys within it.")
+    return ids.token_id(batch, ids.token_key(key))
+
+
+def _seconds(value: Any) -> float | None:
+    if value is None or value == "":
+        return None
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError):
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"`older_than` is {value!r:.80}; it takes a number of seconds, or a timedelta.")
+    return seconds
+
+
+def _number(name: str, value: Any) -> int | None:
+    if value is None or value == "":
+        return None
+    try:
+        number = int(value)
+    except (TypeError, ValueError):
+        number = -1
+    if number < 0 or isinstance(value, bool | float):
+        raise ValueError(f"`{name}` is {value!r:.80}; it takes a whole number from 0.")
+    return number
