@@ -136,7 +136,8 @@ class Pool:
     def _count_pool(self) -> Operation[counts.Counts]:
         try:
             answer = yield self.view_request(views.OVERVIEW, group=True)
-            rows = [(row["key"], row["value"]) for row in answer.json()["rows"]]
+            # A pool's own overview may count more than states.
+            rows = [(row["key"], row["value"]) for row in answer.json()["rows"] if row["key"] in list(State)]
         except errors.NotFoundError as error:
             if not _view_is_missing(error):
                 raise

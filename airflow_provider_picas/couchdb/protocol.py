@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
@@ -106,10 +107,12 @@ def check(settings: Settings, conn_id: str, request: Request, answer: Answer) ->
                 f"{settings.place} is not available (HTTP {answer.status}). Try again later.", status=answer.status
             )
         raise _not_couchdb(settings, conn_id, answer)
-    raise _error(settings, conn_id, answer.status, str(told.get("error", "")), str(told.get("reason", "")))
+    raise _error(settings, conn_id, request, answer.status, str(told.get("error", "")), str(told.get("reason", "")))
 
 
-def _error(settings: Settings, conn_id: str, status: int, error: str, reason: str) -> errors.CouchDBError:
+def _error(
+    settings: Settings, conn_id: str, request: Request, status: int, error: str, reason: str
+) -> errors.CouchDBError:
     said = f"({status} {error}: {reason[:500]})"
     details: dict[str, Any] = {"status": status, "error": error, "reason": reason}
     if status == 401:
@@ -126,6 +129,11 @@ def _error(settings: Settings, conn_id: str, status: int, error: str, reason: st
     if status == 404:
         if reason == "Database does not exist.":
             message = f"There is no database {settings.place} {said}. Check the database of connection {conn_id!r}."
+        elif view := re.search(r"/_design/([^/]+)/_view/([^/?]+)", request.path):
+            message = (
+                f"There is no view {view[2]!r} in design document {view[1]!r} of {settings.place} {said}."
+                " Create the views with PicasHook.deploy_views, a push, or PiCaS's create_views.py."
+            )
         else:
             message = f"Not found in {settings.place} {said}."
         return errors.NotFoundError(message, **details)
@@ -149,13 +157,21 @@ def _not_couchdb(settings: Settings, conn_id: str, answer: Answer) -> errors.Not
     )
 
 
-def unreachable(settings: Settings, conn_id: str, cause: str, *, certificate: bool = False) -> errors.CouchDBError:
-    """The error for a request that got no answer. ``cause`` is what the library below says."""
-    if certificate:
+def tls_failed(settings: Settings, conn_id: str, cause: str) -> errors.CouchDBError:
+    """The error for a TLS connection that was not made, or broke. ``cause`` is what the library below says."""
+    if "CERTIFICATE_VERIFY_FAILED" in cause:
         return errors.CouchDBError(
             f"The certificate of {settings.url} does not verify ({cause}). If it is your own authority's, give its file as"
             f" 'ca_file' in connection {conn_id!r}."
         )
+    return errors.UnavailableError(
+        f"{settings.url} does not answer by TLS ({cause}). If its server does not speak TLS, begin the host of connection"
+        f" {conn_id!r} with http://."
+    )
+
+
+def unreachable(settings: Settings, conn_id: str, cause: str) -> errors.CouchDBError:
+    """The error for a request that got no answer. ``cause`` is what the library below says."""
     return errors.UnavailableError(
         f"{settings.url} does not answer ({cause}). Check host and port of connection {conn_id!r}, and that the server runs."
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import itertools
 import threading
 import time
@@ -113,6 +114,8 @@ class PicasHook(HttpHook):
         self.merged_extra = {"timeout": (settings.connect_timeout, settings.read_timeout), **(extra_options or {})}
         session: requests.Session | None = getattr(self._sessions, "session", None)
         if session is None:
+            if isinstance(settings.verify, str):
+                _ssl(settings, self.picas_conn_id)  # names a file that cannot be read; requests does not
             session = requests.Session()
             session.verify = settings.verify
             session.trust_env = False  # ~/.netrc would win over the connection
@@ -176,7 +179,7 @@ class PicasHook(HttpHook):
                 allow_redirects=False,
             )
         except requests.exceptions.SSLError as error:
-            raise protocol.unreachable(settings, self.picas_conn_id, _cause(error), certificate=True) from None
+            raise protocol.tls_failed(settings, self.picas_conn_id, _cause(error)) from None
         except requests.exceptions.RequestException as error:
             raise protocol.unreachable(settings, self.picas_conn_id, _cause(error)) from None
         return _answer(response)
@@ -458,6 +461,7 @@ class PicasHook(HttpHook):
 
     def _side_by_side(self, work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         """Work on items in a few threads, as they come; results in the order in which they are ready."""
+        _ = self.pool  # looks the connection up, once and here
         under_way: set[Future[Result]] = set()
         with ThreadPoolExecutor(PUSH_CONNECTIONS, thread_name_prefix="picas") as workers:
             try:
@@ -490,11 +494,14 @@ class PicasAsyncHook:
         import aiohttp
 
         settings = await self._look_up()
-        auth = aiohttp.BasicAuth(settings.login, settings.password, "utf-8") if settings.login else None
+        headers = {"User-Agent": _USER_AGENT}
+        if settings.login:
+            login = f"{settings.login}:{settings.password}".encode()
+            headers["Authorization"] = f"Basic {base64.b64encode(login).decode()}"
+        context = await asyncio.to_thread(_ssl, settings, self.picas_conn_id)
         self._session = aiohttp.ClientSession(
-            auth=auth,
-            headers={"User-Agent": _USER_AGENT},
-            connector=aiohttp.TCPConnector(ssl=await asyncio.to_thread(_ssl, settings.verify), limit=16),
+            headers=headers,
+            connector=aiohttp.TCPConnector(ssl=context, limit=16),
             auto_decompress=True,
         )
         return self
@@ -564,7 +571,7 @@ class PicasAsyncHook:
                 headers = {name.lower(): value for name, value in response.headers.items()}
                 return Answer(response.status, headers, body)
         except (aiohttp.ClientSSLError, aiohttp.ClientConnectorCertificateError) as error:
-            raise protocol.unreachable(settings, self.picas_conn_id, str(error), certificate=True) from None
+            raise protocol.tls_failed(settings, self.picas_conn_id, str(error)) from None
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise protocol.unreachable(settings, self.picas_conn_id, str(error) or type(error).__name__) from None
 
@@ -645,9 +652,8 @@ def _cause(error: Exception) -> str:
     """The innermost reason that requests and urllib3 give, in one line."""
     reason: Any = error
     for _ in range(5):
-        inner = getattr(reason, "reason", None) or next(
-            (item for item in getattr(reason, "args", ()) if isinstance(item, Exception)), None
-        )
+        parts = (getattr(reason, "reason", None), *getattr(reason, "args", ()))
+        inner = next((part for part in parts if isinstance(part, Exception)), None)
         if inner is None:
             break
         reason = inner
@@ -655,12 +661,20 @@ def _cause(error: Exception) -> str:
     return text.rpartition(">: ")[2][:300] or type(error).__name__
 
 
-def _ssl(verify: bool | str) -> Any:
+def _ssl(settings: Settings, conn_id: str) -> Any:
+    """The TLS context, or False for one that verifies nothing. Raises SettingsError for a CA file that cannot be read."""
     import ssl
 
-    if verify is False:
+    if settings.verify is False:
         return False
-    return ssl.create_default_context(cafile=verify if isinstance(verify, str) else _certifi())
+    if settings.verify is True:
+        return ssl.create_default_context(cafile=_certifi())
+    try:
+        return ssl.create_default_context(cafile=settings.verify)
+    except OSError as error:
+        raise errors.SettingsError(
+            f"Connection {conn_id!r}: its 'ca_file' {settings.verify!r} is no file of certificates ({error})."
+        ) from None
 
 
 def _certifi() -> str:

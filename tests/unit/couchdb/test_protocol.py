@@ -47,6 +47,11 @@ def test_errors_of_couchdb(status: int, error: str, reason: str, kind: type[erro
     assert "s3cret" not in str(caught.value)
 
 
+def test_a_view_that_is_missing_is_named() -> None:
+    with pytest.raises(errors.NotFoundError, match="There is no view 'todo' in design document 'Monitor' of pool on"):
+        check(answer(404, {"error": "not_found", "reason": "missing"}), Request("GET", "/pool/_design/Monitor/_view/todo"))
+
+
 @pytest.mark.parametrize("status", [200, 201, 202, 304])
 def test_what_is_no_error_is_passed_on(status: int) -> None:
     told = answer(status, {"ok": True})
@@ -112,7 +117,7 @@ def test_a_server_that_is_busy_is_asked_five_times(attempt: int, again: bool) ->
         errors.ConflictError("x", status=409),
         errors.UnauthorizedError("x", status=401),
         errors.NotCouchDBError("x"),
-        protocol.unreachable(POOL, "my_pool", "certificate verify failed", certificate=True),
+        protocol.tls_failed(POOL, "my_pool", "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed"),
     ],
 )
 def test_other_errors_are_not_repeated(error: errors.CouchDBError) -> None:
