@@ -9,6 +9,7 @@ import base64
 import json
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, TypeVar
 
 from airflow_provider_picas.couchdb import errors
@@ -37,6 +38,27 @@ class Watched:
     key: str
     folder: str
     since: int  #: seconds since 1970: before its first job
+    ssh_conn_id: str
+    calls: int = 1  #: sbatch calls of one round
+
+    @classmethod
+    def parse(cls, value: Any) -> Watched | None:
+        """A submission from the output of the operator that submits pilots; None for None, and where nothing was submitted.
+
+        Raises ValueError for anything else.
+        """
+        if value is None or value == "":
+            return None
+        try:
+            if value["submission"] is None:
+                return None
+            since = int(datetime.fromisoformat(value["submitted"]).timestamp())
+            calls = max(1, len(value["job_ids"]))
+            return cls(str(value["submission"]), str(value["folder"]), since, str(value["ssh_conn_id"]), calls)
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(
+                f"`pilots` is the output of the operator that submits pilots, not {value!r:.200}."
+            ) from None
 
 
 @dataclass

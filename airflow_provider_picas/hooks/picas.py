@@ -20,12 +20,14 @@ from airflow_provider_picas import __version__, pattern
 from airflow_provider_picas.couchdb import edits, errors, protocol
 from airflow_provider_picas.couchdb.pool import PAGE, Deployment, Document, Pool
 from airflow_provider_picas.couchdb.protocol import Answer, Operation, Request
+from airflow_provider_picas.couchdb.push import push, requests_of
 from airflow_provider_picas.couchdb.settings import EXTRAS, Settings, from_connection
+from airflow_provider_picas.keylog import KeyLog
 from airflow_provider_picas.operation import drive, drive_async
 from airflow_provider_picas.tokens import documents
 from airflow_provider_picas.tokens.causes import error_text
 from airflow_provider_picas.tokens.counts import Counts
-from airflow_provider_picas.tokens.push import OnExisting, PushReport
+from airflow_provider_picas.tokens.push import DuplicateTokenError, OnExisting, PushReport
 from airflow_provider_picas.tokens.selection import EditReport, Selection, UnknownBatchError
 from airflow_provider_picas.tokens.states import State
 
@@ -37,9 +39,6 @@ Result = TypeVar("Result")
 
 PUSH_CONNECTIONS = 4
 """Requests of a push that are under way at once (measured on CouchDB 3.5.0: more are no faster)."""
-
-REQUEST_BYTES = 4_000_000
-"""A request of a push is sent when it has a page of tokens or this many bytes."""
 
 CHUNK = 1 << 16
 """Bytes of an attachment that are read at once."""
@@ -237,36 +236,27 @@ class PicasHook(HttpHook):
         tokens: Iterable[Document],
         *,
         on_existing: OnExisting | str = OnExisting.RESET,
+        numbered: bool = False,
         progress: Callable[[PushReport], None] | None = None,
     ) -> PushReport:
         """Write new tokens (``documents.new_token``), each once, several requests at a time.
 
-        ``tokens`` is read as it is sent: memory does not grow with their number. ``progress`` is told after each request.
-        When an input is bad, what was sent before it stays written; running the push again writes nothing twice.
+        ``tokens`` is read as it is sent: memory does not grow with their number. ``numbered``: their ids are made from their
+        ordinals, so no two are the same. ``progress`` is told after each request. When an input is bad, what was sent before it
+        stays written; running the push again writes nothing twice. Raises DuplicateTokenError at the end, and what
+        ``couchdb.push`` says.
         """
-        report = PushReport()
-        existing = OnExisting(on_existing)
-        under_way: set[Future[PushReport]] = set()
-
-        def collect(finished: Iterable[Future[PushReport]]) -> None:
-            for future in finished:
-                report.add(future.result())
-            if progress:
-                progress(report)
-
-        with ThreadPoolExecutor(PUSH_CONNECTIONS, thread_name_prefix="picas-push") as senders:
-            try:
-                for some, encoded in requests_of(tokens):
-                    if len(under_way) >= 2 * PUSH_CONNECTIONS:
-                        finished, under_way = wait(under_way, return_when=FIRST_COMPLETED)
-                        collect(finished)
-                    under_way.add(senders.submit(lambda a, b: self.do(self.pool.push(a, b, existing)), some, encoded))
-                while under_way:
-                    finished, under_way = wait(under_way, return_when=FIRST_COMPLETED)
-                    collect(finished)
-            except BaseException:
-                senders.shutdown(wait=True, cancel_futures=True)
-                raise
+        existing, report = OnExisting(on_existing), PushReport()
+        with KeyLog() as keys:
+            for part in self._side_by_side(
+                lambda request: self.do(push(self.pool, request, existing)),
+                requests_of(tokens) if numbered else keys.noted(requests_of(tokens)),
+            ):
+                report.add(part)
+                if progress:
+                    progress(report)
+            if report.written < report.tokens and (places := keys.duplicate()):
+                raise DuplicateTokenError(*places)
         return report
 
     # -- tokens that are in the pool already --------------------------------------------------------------------------
@@ -596,30 +586,6 @@ class PicasAsyncHook:
     async def deploy_views(self) -> Deployment:
         """Write the design documents that the pool lacks, if the login may."""
         return await self.do(self.pool.deploy())
-
-    async def push(self, tokens: Iterable[Document], *, on_existing: OnExisting | str = OnExisting.RESET) -> PushReport:
-        """Write new tokens (``documents.new_token``), each once, one request after the other."""
-        report = PushReport()
-        for some, encoded in requests_of(tokens):
-            report.add(await self.do(self.pool.push(some, encoded, OnExisting(on_existing))))
-        return report
-
-
-def requests_of(tokens: Iterable[Document]) -> Iterator[tuple[list[Document], list[bytes]]]:
-    """Tokens in requests of at most a page and at most some megabytes, each with its tokens' JSON."""
-    some: list[Document] = []
-    encoded: list[bytes] = []
-    size = 0
-    for token in tokens:
-        text = documents.encode(token)
-        if some and (len(some) == PAGE or size + len(text) > REQUEST_BYTES):
-            yield some, encoded
-            some, encoded, size = [], [], 0
-        some.append(token)
-        encoded.append(text)
-        size += len(text)
-    if some:
-        yield some, encoded
 
 
 def _pages_of(items: Iterable[Item], size: int = PAGE) -> Iterator[list[Item]]:

@@ -219,13 +219,12 @@ class SlurmAsyncHook:
 
     async def _connect(self) -> Any:
         import asyncssh
-        from airflow.providers.ssh.hooks.ssh import SSHHookAsync
 
         async with self._lock:
             if self._connection is None:
                 try:
                     self._connection = await asyncio.wait_for(
-                        SSHHookAsync(self.ssh_conn_id).get_conn(), CONNECT_TIMEOUT
+                        _ssh_connection(self.ssh_conn_id), CONNECT_TIMEOUT
                     )
                 except asyncssh.HostKeyNotVerifiable as error:
                     raise RemoteError(f"The SSH host key of {self.place} is not the expected one ({error}).") from None
@@ -261,6 +260,12 @@ class SlurmAsyncHook:
         except RemoteError as error:
             await self.close()
             raise type(error)(f"{self.place}: {error}") from None
+
+
+async def _ssh_connection(ssh_conn_id: str) -> Any:
+    from airflow.providers.ssh.hooks.ssh import SSHHookAsync
+
+    return await SSHHookAsync(ssh_conn_id).get_conn()  # type: ignore[no-untyped-call]
 
 
 def _write(sftp: paramiko.SFTPClient, file: remote.RemoteFile) -> None:

@@ -20,6 +20,9 @@ from airflow.providers.common.compat.sdk import (
 
 from airflow_provider_picas.couchdb.errors import CouchDBError
 from airflow_provider_picas.hooks.picas import PicasHook
+from airflow_provider_picas.hooks.submission import WatchedSubmission
+from airflow_provider_picas.reaping import Watched
+from airflow_provider_picas.stopping import How
 from airflow_provider_picas.tokens import waiting
 from airflow_provider_picas.tokens.batch import Batch
 from airflow_provider_picas.tokens.counts import Completeness, Counts, ErrorBudget
@@ -38,6 +41,15 @@ class PicasTokenStateSensor(BaseSensorOperator):
 
     :param batch: the push operator's output, or the name of a batch. None: the whole pool, whose tokens are those that it has.
     :param max_errors: how many tokens may end in error: a number, or a fraction below 1. More fail the task.
+    :param pilots: the output of the operator that submits pilots. They are looked after: the tokens of those that have died are
+        given back, and when none is left while tokens wait, the task fails, with the ends of the pilots' logs.
+    :param resubmit: submit the same pilots again when none is left, so often, as long as they finish tokens.
+    :param max_scrubs: how often the token of a dead pilot is given back until it is an error.
+    :param max_lock_age: seconds after which a token is given back that is held by a pilot without a lease, as the PiCaS client's
+        are, unless it is one of ``pilots``. Default: never.
+    :param pilots_interval: seconds between two looks at the pilots. Default: 5 to 60, longer while nothing changes.
+    :param on_kill: what happens to the pilots when a person marks the waiting task failed: ``cancel`` (the default), ``drain`` or
+        ``leave``. When it is cleared or marked a success they are left alone. Needs ``deferrable`` and Airflow 3.3.
     :param picas_conn_id: a connection of type ``picas``.
     :param database: another database than the batch's or the connection's.
     :param deferrable: wait in the triggerer. Default: ``[operators] default_deferrable``.
@@ -45,14 +57,22 @@ class PicasTokenStateSensor(BaseSensorOperator):
     Returns the counts by state. ``poke_interval``, ``timeout``, ``mode`` and ``soft_fail`` are those of every sensor.
     """
 
-    template_fields: Sequence[str] = ("batch", "max_errors", "picas_conn_id", "database")
+    template_fields: Sequence[str] = (
+        "batch", "max_errors", "pilots", "resubmit", "max_scrubs", "max_lock_age", "picas_conn_id", "database",
+    )  # fmt: skip
     ui_color = "#d7ecf5"
 
     def __init__(
         self,
         *,
         batch: str | Mapping[str, Any] | None = None,
-        max_errors: float = 0,
+        max_errors: float | str = 0,
+        pilots: Mapping[str, Any] | None = None,
+        resubmit: int | str = 0,
+        max_scrubs: int | str = 3,
+        max_lock_age: float | str | None = None,
+        pilots_interval: float | None = None,
+        on_kill: str = How.CANCEL,
         picas_conn_id: str = PicasHook.default_conn_name,
         database: str | None = None,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
@@ -61,6 +81,12 @@ class PicasTokenStateSensor(BaseSensorOperator):
         super().__init__(**kwargs)
         self.batch = batch
         self.max_errors = max_errors
+        self.pilots = pilots
+        self.resubmit = resubmit
+        self.max_scrubs = max_scrubs
+        self.max_lock_age = max_lock_age
+        self.pilots_interval = pilots_interval
+        self.on_kill_how = How(on_kill)
         self.picas_conn_id = picas_conn_id
         self.database = database
         self.deferrable = deferrable
@@ -72,6 +98,9 @@ class PicasTokenStateSensor(BaseSensorOperator):
         result = self.poke(context)
         if result:
             return result.xcom_value
+        self._defer(time.time() + self.timeout)
+
+    def _defer(self, deadline: float) -> NoReturn:
         batch = self._batch()
         trigger = PicasTokenStateTrigger(
             picas_conn_id=self.picas_conn_id,
@@ -79,35 +108,90 @@ class PicasTokenStateSensor(BaseSensorOperator):
             batch=batch.id if batch else None,
             expected=batch.tokens if batch else None,
             max_errors=self._budget().limit,
-            deadline=time.time() + self.timeout,
+            deadline=deadline,
+            pilots=self.pilots,
+            max_scrubs=int(self.max_scrubs),
+            max_lock_age=self._max_lock_age(),
+            pilots_interval=self.pilots_interval,
+            on_kill_how=str(self.on_kill_how),
         )
-        self.defer(trigger=trigger, method_name="execute_complete", timeout=timedelta(seconds=self.timeout) + _MARGIN)
+        left = timedelta(seconds=max(1, deadline - time.time()))
+        self.defer(
+            trigger=trigger, method_name="execute_complete", kwargs={"deadline": deadline}, timeout=left + _MARGIN
+        )
+        raise AssertionError("defer raises")
 
-    def execute_complete(self, context: Context, event: Mapping[str, Any]) -> dict[str, int]:
+    def execute_complete(self, context: Context, event: Mapping[str, Any], deadline: float) -> dict[str, int]:
         """What the trigger found out; its counts are the task's result."""
         outcome = Outcome(event["outcome"])
         batch = self._batch()
         completeness = Completeness(Counts(**event["counts"]), event["expected"])
-        if outcome is not Outcome.COMPLETE:
-            self._fail(outcome, completeness, self._hook(batch), batch)
-        self.log.info("%s", waiting.explain(outcome, completeness, self._budget(), where=self._where(batch)))
-        return completeness.counts.as_dict()
+        if outcome is Outcome.NO_PILOTS and self._submit_again(completeness, batch):
+            self._defer(deadline)
+        return self._conclude(context, outcome, completeness, batch)
 
     def poke(self, context: Context) -> PokeReturnValue:
         batch = self._batch()
         hook = self._hook(batch)
+        nobody_left = self._look_after(hook, batch)
         completeness = self._look(hook, batch)
         verdict = waiting.judge(completeness, self._budget())
         if verdict.settling:
             time.sleep(waiting.SETTLE_SECONDS)
             completeness = self._look(hook, batch)
             verdict = waiting.judge(completeness, self._budget())
-        if not verdict.over:
+        outcome = verdict.outcome
+        if not verdict.over and nobody_left and completeness.counts.todo:
+            if not self.deferrable and self._submit_again(completeness, batch):
+                return PokeReturnValue(False)
+            outcome = Outcome.NO_PILOTS if not self.deferrable else outcome
+        if outcome is Outcome.WAITING:
             return PokeReturnValue(False)
-        if verdict.outcome is not Outcome.COMPLETE:
-            self._fail(verdict.outcome, completeness, hook, batch)
-        self.log.info("%s", waiting.explain(verdict.outcome, completeness, self._budget(), where=self._where(batch)))
-        return PokeReturnValue(True, completeness.counts.as_dict())
+        return PokeReturnValue(True, self._conclude(context, outcome, completeness, batch))
+
+    def _conclude(
+        self, context: Context, outcome: Outcome, completeness: Completeness, batch: Batch | None
+    ) -> dict[str, int]:
+        """End the wait: figures to XCom, credentials off the cluster, then success or failure."""
+        hook = self._hook(batch)
+        watched = self._watched()
+        tails = ""
+        if watched is not None:
+            with WatchedSubmission(watched, hook, batch.id if batch else None) as submitted:
+                if figures := submitted.end(completeness.counts.finished):
+                    context["ti"].xcom_push(key="figures", value=figures)
+                if outcome is Outcome.NO_PILOTS:
+                    tails = submitted.log_tails()
+        if outcome is not Outcome.COMPLETE:
+            self._fail(outcome, completeness, hook, batch, tails)
+        self.log.info("%s", waiting.explain(outcome, completeness, self._budget(), where=self._where(batch)))
+        return completeness.counts.as_dict()
+
+    def _look_after(self, hook: PicasHook, batch: Batch | None) -> bool:
+        """Look after the pilots once, in a task. Whether none is left."""
+        watched = self._watched()
+        if watched is None or self.deferrable:
+            return False
+        with WatchedSubmission(watched, hook, batch.id if batch else None) as submitted:
+            for _ in range(2):  # what was just submitted may show a moment later
+                news = submitted.look(int(self.max_scrubs), self._max_lock_age())
+                if news.outage:
+                    self.log.warning("%s The wait goes on.", news.outage)
+                if news.pilots_left is not False or not news.jobs or news.locked:
+                    return False
+                time.sleep(2)
+        return True
+
+    def _submit_again(self, completeness: Completeness, batch: Batch | None) -> bool:
+        """Submit the same pilots again, if that is wanted and worth it; whether it was done."""
+        watched = self._watched()
+        if watched is None or not int(self.resubmit):
+            return False
+        with WatchedSubmission(watched, self._hook(batch), batch.id if batch else None) as submitted:
+            why_not = submitted.resubmit(int(self.resubmit), completeness.counts.finished)
+        if why_not:
+            self.log.warning("No more pilots are submitted. %s", why_not)
+        return why_not is None
 
     def _look(self, hook: PicasHook, batch: Batch | None) -> Completeness:
         counts = hook.count(batch.id if batch else None)
@@ -116,7 +200,9 @@ class PicasTokenStateSensor(BaseSensorOperator):
             self._last_counts = counts
         return Completeness(counts, batch.tokens if batch else None)
 
-    def _fail(self, outcome: Outcome, completeness: Completeness, hook: PicasHook, batch: Batch | None) -> NoReturn:
+    def _fail(
+        self, outcome: Outcome, completeness: Completeness, hook: PicasHook, batch: Batch | None, tails: str
+    ) -> NoReturn:
         name = batch.id if batch else None
         samples: dict[str, list[str]] = {}
         try:
@@ -129,6 +215,8 @@ class PicasTokenStateSensor(BaseSensorOperator):
         except CouchDBError as error:
             self.log.warning("The tokens cannot be named: %s", error)
         text = waiting.explain(outcome, completeness, self._budget(), where=self._where(batch), **samples)
+        if tails:
+            self.log.error("The ends of the pilots' logs:\n%s", tails)
         if self.soft_fail:
             raise AirflowSkipException(text)
         if outcome is Outcome.TIMED_OUT:
@@ -149,6 +237,15 @@ class PicasTokenStateSensor(BaseSensorOperator):
             return ErrorBudget(limit)
         except ValueError as error:
             raise AirflowFailException(str(error)) from None
+
+    def _watched(self) -> Watched | None:
+        try:
+            return Watched.parse(self.pilots)
+        except ValueError as error:
+            raise AirflowFailException(str(error)) from None
+
+    def _max_lock_age(self) -> float | None:
+        return None if self.max_lock_age in (None, "", "None") else float(self.max_lock_age)
 
     def _database(self, batch: Batch | None) -> str | None:
         return self.database or (batch.database if batch else None)

@@ -25,6 +25,10 @@ CREDENTIALS = "credentials"
 """Folder of a submission, 0700, with ``picasconfig.py``, 0600."""
 
 
+SENT = "credentials.sent"
+"""File of a submission that says that it came with credentials."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """What is to be submitted. The callables get the submission's folder and key, which are known only on the cluster."""
@@ -99,11 +103,34 @@ def submit(plan: Plan) -> Operation[Submission]:
     return latest.submission(record, adopted=adopted)
 
 
-def submit_more(folder: str, key: str, count: int) -> Operation[Record]:
+def rounds(folder: str, count: int) -> Operation[tuple[int, int]]:
+    """How often a submission of ``count`` sbatch calls was repeated, and how many tokens had finished when it last was."""
+    text = f"""
+cd -- {quote(folder)} || exit 4
+n=0; while [ -e command.$n ]; do n=$((n+1)); done
+printf '%s %s\n' $n "$(cat finished 2>/dev/null || echo -1)"
+"""
+    output = yield from ok(Command(text), "The submission's folder cannot be read")
+    commands, finished = output.stdout.split()
+    return int(commands) // max(1, count) - 1, int(finished)
+
+
+def had_credentials(folder: str) -> Operation[bool]:
+    """Whether credentials were sent with a submission; they may be gone by now."""
+    output = yield Command(f"[ -e {quote(folder)}/{SENT} ]")
+    return output.code == 0
+
+
+def submit_more(
+    folder: str, key: str, count: int, finished: int, files: Sequence[RemoteFile] = ()
+) -> Operation[Record]:
     """Repeat the first ``count`` sbatch calls of a submission, under new job names: more pilots of the same kind.
 
-    Doing it twice for the same round does nothing more: the round's calls are numbered, and run once.
+    ``finished`` tokens are noted, so that the next one can tell whether these pilots did anything; ``files`` are sent anew: the
+    credentials, which are gone by then.
     """
+    if files:
+        yield from ok(Send(files), "The submission's files could not be sent")
     old, new = f"s/--job-name={quote(key)}\\(-[0-9]*\\)\\{{0,1\\}}\\>/", f"--job-name={quote(key)}-$n/"
     text = f"""
 cd -- {quote(folder)} || exit 4
@@ -112,7 +139,8 @@ i=0
 while [ $i -lt {int(count)} ]; do
   sed "{old}{new}" command.$i >.command.$n && mv .command.$n command.$n
   i=$((i+1)); n=$((n+1))
-done"""
+done
+echo {int(finished)} >finished"""
     yield from ok(Command(text), "More pilots could not be prepared")
     return (yield from calls.settle(folder, key))
 

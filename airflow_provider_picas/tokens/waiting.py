@@ -21,6 +21,7 @@ class Outcome(StrEnum):
     TOO_MANY_ERRORS = "too_many_errors"  #: all finished, more in error than allowed
     LOST = "lost"  #: tokens are missing or in no state, so it will never be complete
     TIMED_OUT = "timed_out"
+    NO_PILOTS = "no_pilots"  #: tokens wait, and no pilot of the submission is left to take them
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,11 @@ def explain(
         return (
             f"{' and '.join(parts)} in {where}, so it will never be complete ({counts})."
             " Push them again by clearing the push task, or mend them in the database."
+        )
+    if outcome is Outcome.NO_PILOTS:
+        return (
+            f"{counts.todo:,} tokens of {where} wait, and no pilot is left to take them ({counts})."
+            " Look at the pilots' ends below; then clear the task that submits them, or set `resubmit`."
         )
     if outcome is Outcome.TIMED_OUT:
         return f"The tokens of {where} did not finish in time: {counts} of {completeness.total:,}."

@@ -1,4 +1,4 @@
-"""Operators on the pilots of a Slurm cluster."""
+"""The operator that submits pilots."""
 
 from __future__ import annotations
 
@@ -360,7 +360,8 @@ class _Job:
     def all_files(self, folder: str, key: str, wanted: Sequence[Array]) -> list[RemoteFile]:
         """The files to send."""
         secrets = f"{folder}/{submission.CREDENTIALS}"
-        return [RemoteFile(f"{secrets}/{name}", content) for name, content in self.secrets.items()]
+        files = [RemoteFile(f"{secrets}/{name}", content) for name, content in self.secrets.items()]
+        return [*files, RemoteFile(f"{folder}/{submission.SENT}", b"")] if files else []
 
 
 class _PicasScript(_Job):

@@ -1,0 +1,106 @@
+"""A submission under watch, with both hooks: what a task does about its pilots."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+from airflow_provider_picas import stopping
+from airflow_provider_picas.couchdb.protocol import Request
+from airflow_provider_picas.hooks.picas import PicasHook
+from airflow_provider_picas.hooks.slurm import SlurmHook
+from airflow_provider_picas.operation import drive
+from airflow_provider_picas.reaping import News, Operation, Result, Watched, look_after
+from airflow_provider_picas.slurm import credentials, jobs, logs, submission
+from airflow_provider_picas.slurm.figures import Figures, figures
+from airflow_provider_picas.slurm.remote import RemoteError, RemoteFile
+
+log = logging.getLogger(__name__)
+
+END_WAIT = 60.0  # seconds that pilots with nothing left to do have to end, before their credentials stay for now
+
+
+class WatchedSubmission:
+    """Acts on a submission with both hooks; the connection to the cluster is closed at the end of the ``with``."""
+
+    def __init__(self, watched: Watched, picas: PicasHook, batch: str | None) -> None:
+        self.watched = watched
+        self._picas = picas
+        self._batch = batch
+        self._slurm = SlurmHook(watched.ssh_conn_id)
+
+    def __enter__(self) -> WatchedSubmission:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._slurm.close()
+
+    def do(self, operation: Operation[Result]) -> Result:
+        """Drive an operation across both sides."""
+        return drive(
+            operation, lambda step: self._picas.send(step) if isinstance(step, Request) else self._slurm.perform(step)
+        )
+
+    def look(self, max_scrubs: int, max_lock_age: float | None) -> News:
+        """Look at jobs and locked tokens, and give back those of dead pilots."""
+        return self.do(
+            look_after(self._picas.pool, self._batch, self.watched, max_scrubs=max_scrubs, max_lock_age=max_lock_age)
+        )
+
+    def resubmit(self, most: int, finished: int) -> str | None:
+        """Submit the same pilots once more, unless that was done ``most`` times, or the last ones finished no token.
+
+        Why not, or None when it was done.
+        """
+        done, before = self.do(submission.rounds(self.watched.folder, self.watched.calls))
+        if done >= most:
+            return f"They were submitted again {done} times, as often as `resubmit` allows."
+        if finished <= before:
+            return "The pilots that were submitted again have finished no token."
+        settings = self._picas.settings
+        config = credentials.picasconfig(settings.url, settings.database, settings.login, settings.password)
+        path = f"{self.watched.folder}/{submission.CREDENTIALS}/{credentials.FILE}"
+        sent = self.do(submission.had_credentials(self.watched.folder))
+        files = [RemoteFile(path, config)] if sent else []
+        record = self.do(
+            submission.submit_more(self.watched.folder, self.watched.key, self.watched.calls, finished, files)
+        )
+        log.info("No pilot was left, so the same ones were submitted again: job %s.", ", ".join(record.job_ids))
+        return None
+
+    def figures(self, tokens: int) -> Figures:
+        """What the pilots cost, so far."""
+        found = self.do(jobs.look(self.watched.key, self.watched.folder, self.watched.since))
+        return figures(found.values(), tokens, time.time() - self.watched.since)
+
+    def log_tails(self) -> str:
+        """The ends of the newest logs."""
+        found = self.do(logs.news(self.watched.folder, {}))
+        return "\n".join(f"{item.name}:\n  " + "\n  ".join(item.lines) for item in found[:5])
+
+    def stop(self, how: stopping.How) -> News | None:
+        """Cancel or drain the pilots; what was found after a cancel."""
+        return self.do(stopping.stop(self._picas.pool, self._batch, self.watched, how))
+
+    def remove_credentials(self) -> bool:
+        """Remove the credentials from the cluster, unless pilots are left; whether that was done."""
+        return self.do(stopping.remove_credentials(self.watched))
+
+    def end(self, tokens: int) -> dict[str, Any] | None:
+        """What is done when the wait is over: log the figures, and remove the credentials once the pilots have ended.
+
+        The figures, or None when the cluster does not answer, which fails no wait.
+        """
+        try:
+            deadline = time.monotonic() + END_WAIT
+            while not (removed := self.remove_credentials()) and time.monotonic() < deadline:
+                time.sleep(3)
+            result = self.figures(tokens)
+        except RemoteError as error:
+            log.warning("The pilots' figures cannot be had: %s", error)
+            return None
+        if not removed:
+            log.warning("Pilots are left, so their credentials stay in %s. Cancel or drain them.", self.watched.folder)
+        log.info("The pilots of %s:\n%s", self.watched.key, result.table())
+        return result.as_dict()

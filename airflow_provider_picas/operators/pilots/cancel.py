@@ -1,0 +1,79 @@
+"""The operator that stops pilots."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, BaseOperator, Context
+
+from airflow_provider_picas.couchdb.errors import CouchDBError
+from airflow_provider_picas.hooks.picas import PicasHook
+from airflow_provider_picas.hooks.submission import WatchedSubmission
+from airflow_provider_picas.reaping import Watched
+from airflow_provider_picas.slurm.remote import RemoteError
+from airflow_provider_picas.stopping import How
+from airflow_provider_picas.tokens.batch import Batch
+from airflow_provider_picas.tokens.text import sample
+
+
+class PicasCancelPilotsOperator(BaseOperator):
+    """Stop the pilots of a submission. Usable as a teardown: where none is left, it only removes the credentials.
+
+    :param pilots: the output of the operator that submitted them.
+    :param how: ``cancel`` (the default): at once, and their tokens are given back; or ``drain``: our own pilots finish the
+        tokens in hand, then stop, and this task does not wait for them. PiCaS client pilots cannot be drained.
+    :param batch: the push operator's output, whose tokens are given back.
+    :param picas_conn_id: a connection of type ``picas``.
+    :param database: another database than the batch's or the connection's.
+
+    Returns the number of tokens that were given back for the pilots, which give back theirs themselves as a rule.
+    """
+
+    template_fields: Sequence[str] = ("pilots", "how", "batch", "picas_conn_id", "database")
+    ui_color = "#e6dcf2"
+
+    def __init__(
+        self,
+        *,
+        pilots: Mapping[str, Any],
+        how: str = How.CANCEL,
+        batch: str | Mapping[str, Any] | None = None,
+        picas_conn_id: str = PicasHook.default_conn_name,
+        database: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.pilots = pilots
+        self.how = how
+        self.batch = batch
+        self.picas_conn_id = picas_conn_id
+        self.database = database
+
+    def execute(self, context: Context) -> int:
+        try:
+            watched, batch, how = Watched.parse(self.pilots), Batch.parse(self.batch), How(self.how)
+        except ValueError as error:
+            raise AirflowFailException(str(error)) from None
+        if watched is None:
+            self.log.info("No pilots were submitted, so there are none to stop.")
+            return 0
+        hook = PicasHook(self.picas_conn_id, database=self.database or (batch.database if batch else None))
+        try:
+            with WatchedSubmission(watched, hook, batch.id if batch else None) as submitted:
+                return self._stop(submitted, how)
+        except (RemoteError, CouchDBError) as error:
+            raise AirflowException(str(error)) from None
+
+    def _stop(self, submitted: WatchedSubmission, how: How) -> int:
+        news = submitted.stop(how)
+        if how is How.DRAIN:
+            self.log.info("The pilots of %s will stop once they have finished what they hold.", submitted.watched.key)
+            return 0
+        given_back = [token for token, _ in news.reaped] if news else []
+        self.log.info("The pilots of %s were cancelled.", submitted.watched.key)
+        if given_back:
+            self.log.info("Given back for them: %s.", sample(given_back))
+        if not submitted.remove_credentials():
+            self.log.warning("Some have not ended yet; their credentials stay in %s.", submitted.watched.folder)
+        return len(given_back)

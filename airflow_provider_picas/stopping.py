@@ -1,0 +1,69 @@
+"""Stopping the pilots of a submission: cancel or drain them, give their tokens back, remove the credentials.
+
+Operations across both sides, as in ``reaping``.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from airflow_provider_picas.couchdb.pool import Pool
+from airflow_provider_picas.couchdb.protocol import Request, json_body
+from airflow_provider_picas.reaping import News, Operation, Watched, look_after
+from airflow_provider_picas.slurm.calls import job_names
+from airflow_provider_picas.slurm.remote import Command, Output, Pause, ok, quote
+from airflow_provider_picas.slurm.submission import CREDENTIALS
+
+CANCEL_WAIT = 40  # seconds that cancelled pilots have to give their tokens back: Slurm's KillWait is 30
+_MOST_CALLS = 200  # sbatch calls of one submission that a name list covers
+
+
+class How(StrEnum):
+    """How pilots are stopped."""
+
+    CANCEL = "cancel"  #: at once: scancel, and their tokens are given back
+    DRAIN = "drain"  #: they finish the tokens in hand, then stop
+    LEAVE = "leave"  #: not at all
+
+
+def stop(
+    pool: Pool, batch: str | None, watched: Watched, how: How, *, wait: float = CANCEL_WAIT
+) -> Operation[News | None]:
+    """Stop the pilots as ``how`` says. What was found after a cancel; None otherwise."""
+    if how is How.DRAIN:
+        yield from drain(pool, watched.key)
+    if how is How.CANCEL:
+        return (yield from cancel(pool, batch, watched, wait=wait))
+    return None
+
+
+def drain(pool: Pool, key: str) -> Operation[None]:
+    """Raise the flag that our own pilots see when they renew their leases."""
+    path = pool.document_path(f"_local/picas-submission-{key}")
+    yield Request("PUT", path, body=json_body({"drain": True}))
+
+
+def cancel(pool: Pool, batch: str | None, watched: Watched, *, wait: float = CANCEL_WAIT) -> Operation[News]:
+    """Cancel the jobs; give back the tokens that they did not give back themselves, once they have ended or ``wait`` is over."""
+    names = quote(",".join(job_names(watched.key, _MOST_CALLS)))
+    yield from ok(Command(f'scancel --user="$(id -un)" --name={names}'), "The pilots could not be cancelled")
+    waited = 0.0
+    while True:
+        # One look is one attempt for each token of theirs: the cancel is no fault of the tokens.
+        news: News = yield from look_after(pool, batch, watched, max_scrubs=10**6, max_lock_age=None)
+        if news.pilots_left is False or waited >= wait:
+            return news
+        yield Pause(2)
+        waited += 2
+
+
+def remove_credentials(watched: Watched) -> Operation[bool]:
+    """Remove the credentials from the submission's folder, unless pilots are left that may yet read them."""
+    names = quote(",".join(job_names(watched.key, _MOST_CALLS)))
+    folder = quote(f"{watched.folder}/{CREDENTIALS}")
+    text = f"""
+left=$(squeue --noheader --all --name={names} --format=%i) || exit 5
+[ -z "$left" ] || exit 6
+find {folder} -mindepth 1 -delete 2>/dev/null || true"""
+    output: Output = yield Command(text)
+    return output.code == 0
