@@ -12,8 +12,7 @@ from urllib.parse import quote
 from airflow_provider_picas.couchdb import errors
 from airflow_provider_picas.couchdb.protocol import Answer, Operation, Request, json_body
 from airflow_provider_picas.couchdb.settings import Settings
-from airflow_provider_picas.tokens import counts, documents, ids, views
-from airflow_provider_picas.tokens.push import Action, OnExisting, PushReport, action_for
+from airflow_provider_picas.tokens import counts, ids, views
 from airflow_provider_picas.tokens.states import State
 
 PAGE = 1_000
@@ -22,14 +21,6 @@ PAGE = 1_000
 _WRITE_TRIES = 10  # a token changed by others at each try; the backoff lies in the request
 
 Document = dict[str, Any]
-
-
-class DuplicateTokenError(ValueError):
-    """Two inputs of one push have the same id."""
-
-
-class TokenExistsError(ValueError):
-    """A token is in the pool already, and the push was told to fail then."""
 
 
 @dataclass
@@ -132,6 +123,13 @@ class Pool:
                 raise
             return (yield from self._count_range(batch))
         return counts.from_rows((row["key"][1], row["value"]) for row in answer.json()["rows"])
+
+    def todo_by_class(self, batch: str | None = None) -> Operation[dict[str, int]]:
+        """Tokens that wait, by resource class (``"<cores>/<gpu>/<time>"``). Needs the provider's views."""
+        name = batch if batch is not None else ""
+        query = {"startkey": [name], "endkey": [name, {}], "group_level": 2}
+        answer = yield self.view_request("todo", views.PROVIDER, **query)
+        return {row["key"][1]: row["value"] for row in answer.json()["rows"]}
 
     def _count_pool(self) -> Operation[counts.Counts]:
         try:
@@ -283,101 +281,6 @@ class Pool:
             return "written"
         raise errors.ConflictError(f"The design document {name!r} of {self.settings.place} changes all the time.")
 
-    # -- push ---------------------------------------------------------------------------------------------------------
-
-    def push(
-        self, tokens: Sequence[Document], encoded: Sequence[bytes], on_existing: OnExisting
-    ) -> Operation[PushReport]:
-        """Write a request's worth of new tokens, each once, whatever was written before.
-
-        A conflict with the same push and ordinal is a resend. A lost answer is asked for by writing again: what was written
-        then is such a conflict. Raises DuplicateTokenError and TokenExistsError, after the rest of the request was written.
-        """
-        report = PushReport()
-        waiting = {token["_id"]: (token, text) for token, text in zip(tokens, encoded, strict=True)}
-        if len(waiting) != len(tokens):
-            raise _duplicates_within(tokens)
-        for _ in range(_WRITE_TRIES):
-            rows = yield from self._write_again([text for _, text in waiting.values()])
-            conflicts = []
-            for row in rows:
-                if row.error is None:
-                    del waiting[row.id]
-                    report.written += 1
-                elif row.error == "conflict":
-                    conflicts.append(row.id)
-                else:
-                    raise errors.CouchDBError(
-                        f"CouchDB refuses token {row.id!r} in {self.settings.place} ({row.error}: {(row.reason or '')[:500]}).",
-                        error=row.error,
-                        reason=row.reason or "",
-                    )
-            if conflicts:
-                settled = yield from self._settle(conflicts, waiting, on_existing, report)
-                for token_id in settled:
-                    del waiting[token_id]
-            if not waiting:
-                return report
-        raise errors.ConflictError(
-            f"{len(waiting)} tokens of {self.settings.place} change all the time, {next(iter(waiting))!r} among them."
-        )
-
-    def _write_again(self, encoded: Sequence[bytes]) -> Operation[list[Row]]:
-        """``write`` for documents without a revision: sending them twice writes them once."""
-        body = b'{"docs":[' + b",".join(encoded) + b"]}"
-        answer = yield Request("POST", self.path("_bulk_docs"), body=body)
-        return [Row(row["id"], row.get("rev"), row.get("error"), row.get("reason")) for row in answer.json()]
-
-    def _settle(
-        self,
-        conflicts: list[str],
-        waiting: Mapping[str, tuple[Document, bytes]],
-        on_existing: OnExisting,
-        report: PushReport,
-    ) -> Operation[list[str]]:
-        """Look at the tokens that were there already and do what ``on_existing`` says; the ids that are settled."""
-        present = yield from self.fetch(conflicts)
-        settled, changes = [], []
-        for token_id in conflicts:
-            wanted = waiting[token_id][0]
-            if token_id not in present:
-                continue  # deleted meanwhile: it is written again
-            found = present[token_id]
-            action = action_for(found, wanted, on_existing)
-            if action is Action.DUPLICATE:
-                raise _duplicate(token_id, found["ordinal"], wanted["ordinal"])
-            if action is Action.REFUSE:
-                raise TokenExistsError(
-                    f"Token {token_id!r} is in {self.settings.place} already, pushed by {found.get('push', 'others')!r:.200}."
-                    " Give the batch another name, or set on_existing to keep, reset or replace."
-                )
-            if action is Action.KEEP:
-                report.keep(found, wanted)
-                settled.append(token_id)
-            elif action is Action.RESET:
-                changes.append((action, {**documents.scrubbed(found, "pushed again"), **_ownership(wanted)}))
-            else:
-                changes.append((action, {**wanted, "_rev": found["_rev"]}))
-        if changes:
-            # A row that conflicts is a token that moved on meanwhile: it stays unsettled and is looked at again.
-            try:
-                rows = yield from self.write([documents.encode(token) for _, token in changes])
-            except errors.UnavailableError:
-                return settled  # written or not: the next look tells
-            for (action, token), row in zip(changes, rows, strict=True):
-                if row.error is None:
-                    settled.append(token["_id"])
-                    if action is Action.RESET:
-                        report.reset += 1
-                    else:
-                        report.replaced += 1
-        return settled
-
-
-def _ownership(wanted: Mapping[str, Any]) -> Document:
-    """A token that is run again for a push belongs to that push."""
-    return {name: wanted[name] for name in ("batch", "push", "ordinal")}
-
 
 def _design_to_write(name: str, present: Document | None, wanted: Mapping[str, Any]) -> Document | None:
     if present is None:
@@ -392,20 +295,3 @@ def _design_to_write(name: str, present: Document | None, wanted: Mapping[str, A
 
 def _view_is_missing(error: errors.NotFoundError) -> bool:
     return error.reason != "Database does not exist."
-
-
-def _duplicates_within(tokens: Sequence[Document]) -> DuplicateTokenError:
-    first: dict[str, int] = {}
-    for token in tokens:
-        if token["_id"] in first:
-            return _duplicate(token["_id"], first[token["_id"]], token["ordinal"])
-        first[token["_id"]] = token["ordinal"]
-    raise AssertionError("there is no duplicate")
-
-
-def _duplicate(token_id: str, one: int, other: int) -> DuplicateTokenError:
-    one, other = sorted((one, other))
-    return DuplicateTokenError(
-        f"Inputs {one} and {other} (counted from 0) have the same token id {token_id!r}."
-        " Give each input a key of its own, or leave `key` out."
-    )

@@ -37,6 +37,7 @@ MAX_BYTES = 8_000_000
 """CouchDB's default ``max_document_size``, in bytes of JSON."""
 
 _ERROR_TEXT = 2_000  # characters of an error that an attempt keeps
+_ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"), ensure_ascii=False)  # json.dumps makes one a call
 
 
 class BadTokenError(ValueError):
@@ -53,7 +54,8 @@ def new_token(
 ) -> dict[str, Any]:
     """A token in state todo. ``fields`` are the author's; ``key`` is the part of the id behind the batch.
 
-    Raises BadTokenError for fields that are PiCaS's or the provider's, or that begin with an underscore.
+    Raises BadTokenError for fields that are PiCaS's or the provider's, or that begin with an underscore, and for a priority
+    that is no number: views would take it for 0.
     """
     for field in fields:
         if not isinstance(field, str):
@@ -67,6 +69,8 @@ def new_token(
             raise BadTokenError(
                 f"Token {ordinal} has the field {field!r}, which PiCaS or this provider fills in. Rename it."
             )
+    if "priority" in fields and type(fields["priority"]) not in (int, float):
+        raise BadTokenError(f"Token {ordinal} has the priority {fields['priority']!r:.80}, which is no number.")
     token_key = ids.ordinal_key(ordinal) if key is None else key
     return {
         "_id": ids.token_id(batch, token_key),
@@ -79,6 +83,21 @@ def new_token(
     }
 
 
+def check_update(fields: Mapping[str, Any]) -> None:
+    """Raise BadTokenError for fields that an author may not set in a token that is in the pool, or that are no JSON."""
+    if not isinstance(fields, Mapping) or not fields:
+        raise BadTokenError(
+            f"`fields` is a mapping of the fields to set, such as {{'priority': 5}}, not {fields!r:.200}."
+        )
+    for field in fields:
+        if not isinstance(field, str) or not field or field.startswith("_"):
+            raise BadTokenError(f"{field!r:.80} cannot be set: names of fields are texts that do not begin with '_'.")
+        if field in OWNED_FIELDS:
+            raise BadTokenError(f"The field {field!r} cannot be set: PiCaS or this provider fills it in.")
+    if fault := _json_fault(fields):
+        raise BadTokenError(f"`fields` is not JSON: {fault}.")
+
+
 def encode(document: Mapping[str, Any]) -> bytes:
     """The document as JSON. Raises BadTokenError when it is no JSON, or too large for CouchDB.
 
@@ -86,7 +105,7 @@ def encode(document: Mapping[str, Any]) -> bytes:
     """
     name = document.get("ordinal", document.get("_id"))
     try:
-        text = json.dumps(document, allow_nan=False, separators=(",", ":"), ensure_ascii=False).encode()
+        text = _ENCODER.encode(document).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise BadTokenError(f"Token {name} is not JSON: {_json_fault(document) or error}.") from None
     if len(text) > MAX_BYTES:
@@ -125,14 +144,17 @@ def _json_fault(value: Any, path: str = "") -> str | None:
         return "it is nested too deeply"
 
 
-def is_resend(present: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    """Whether a document that is there already was written by an earlier try of the same push, for the same input."""
-    return bool(present.get("push") == wanted["push"] and present.get("ordinal") == wanted["ordinal"])
+def authors_fields(document: Mapping[str, Any]) -> dict[str, Any]:
+    """What the author of a token gave, attachments left out."""
+    return {
+        field: value for field, value in document.items() if field not in OWNED_FIELDS and not field.startswith("_")
+    }
 
 
-def is_duplicate(present: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    """Whether two inputs of one push have the same id."""
-    return bool(present.get("push") == wanted["push"] and present.get("ordinal") != wanted["ordinal"])
+def differs(present: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether a token in the pool lacks something that its author gives now. Attachments are not compared."""
+    missing = object()
+    return any(present.get(field, missing) != value for field, value in authors_fields(wanted).items())
 
 
 def attempt(document: Mapping[str, Any], reason: str) -> dict[str, Any]:

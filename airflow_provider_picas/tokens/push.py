@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
 from airflow_provider_picas.tokens import documents
 from airflow_provider_picas.tokens.states import State, state_of
+from airflow_provider_picas.tokens.text import sample
 
 SAMPLE = 20
 """How many token ids a report names; the rest is a number."""
+
+
+class DuplicateTokenError(ValueError):
+    """Two inputs of one push have the same id."""
+
+    def __init__(self, one: int, other: int, token_id: str | None = None) -> None:
+        """``one`` and ``other`` are their places, counted from 0."""
+        named = f" {token_id!r}" if token_id else ""
+        super().__init__(
+            f"Inputs {one:,} and {other:,} (counted from 0) have the same token id{named}."
+            " Give each input a key of its own, or leave `key` out."
+        )
 
 
 class OnExisting(StrEnum):
     """What a push does with a token that is in the pool already."""
 
     KEEP = "keep"  #: leave it as it is
-    RESET = "reset"  #: run it again if it is in error, else leave it
+    RESET = "reset"  #: run it again if it is in error, with what the input says now, else leave it
     REPLACE = "replace"  #: write it anew unless a pilot holds it
     FAIL = "fail"  #: fail if it was pushed by another task instance
 
@@ -30,36 +43,46 @@ class Action(StrEnum):
     RESET = "reset"
     REPLACE = "replace"
     REFUSE = "refuse"
-    DUPLICATE = "duplicate"
 
 
 def action_for(present: Mapping[str, Any], wanted: Mapping[str, Any], on_existing: OnExisting) -> Action:
     """What to do with ``present``, the document that has the id of ``wanted``."""
-    if documents.is_duplicate(present, wanted):
-        return Action.DUPLICATE
+    own = present.get("push") == wanted["push"]
     if on_existing is OnExisting.FAIL:
-        return Action.KEEP if documents.is_resend(present, wanted) else Action.REFUSE
+        return Action.KEEP if own else Action.REFUSE
     state = state_of(present)
     if on_existing is OnExisting.RESET and state is State.ERROR:
         return Action.RESET
     if on_existing is OnExisting.REPLACE and state is not State.LOCKED:
-        # A resend that nobody has touched is what was wanted already.
-        same = documents.is_resend(present, wanted) and state is State.TODO
+        # One's own that nobody has touched is what was wanted already.
+        same = own and state is State.TODO and not documents.differs(present, wanted)
         return Action.KEEP if same else Action.REPLACE
     return Action.KEEP
 
 
+def run_again(present: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """The token in error, todo again: it belongs to the push that runs it again, and has what the input says now."""
+    again = {**documents.scrubbed(present, "pushed again"), **documents.authors_fields(wanted)}
+    again.update({name: wanted[name] for name in ("batch", "push", "ordinal")})
+    if "_attachments" in wanted:
+        again["_attachments"] = {**present.get("_attachments", {}), **wanted["_attachments"]}
+    return again
+
+
 @dataclass
 class PushReport:
-    """What a push did. Numbers of tokens, and a few ids of those that were done already."""
+    """What a push did. Numbers of tokens, and some ids of those that a reader should know of."""
 
     written: int = 0  #: new in the pool
     reset: int = 0  #: were in error, run again
     replaced: int = 0  #: written anew
     kept: int = 0  #: left as they were
-    done_before: int = 0  #: of those kept: done already
-    done_before_ids: list[str] = field(default_factory=list)  #: some of them
+    done: int = 0  #: of those kept: done already
     earlier: int = 0  #: of those kept: pushed by another task instance
+    done_before: int = 0  #: of those kept: pushed by another task instance, and done already
+    differing: int = 0  #: of those kept: with other fields than the input has now
+    done_before_ids: list[str] = field(default_factory=list)  #: some of them
+    differing_ids: list[str] = field(default_factory=list)  #: some of them
 
     @property
     def tokens(self) -> int:
@@ -68,23 +91,41 @@ class PushReport:
 
     def add(self, other: PushReport) -> None:
         """Add the report of a part of the push."""
-        for name in ("written", "reset", "replaced", "kept", "done_before", "earlier"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.done_before_ids = [*self.done_before_ids, *other.done_before_ids][:SAMPLE]
+        for each in fields(self):
+            mine, others = getattr(self, each.name), getattr(other, each.name)
+            setattr(self, each.name, mine + others if isinstance(mine, int) else [*mine, *others][:SAMPLE])
 
     def keep(self, present: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
         """Count a token that stays as it is."""
+        token_id = str(present["_id"])
+        done, earlier = state_of(present) is State.DONE, present.get("push") != wanted["push"]
         self.kept += 1
-        self.earlier += not documents.is_resend(present, wanted)
-        if state_of(present) is State.DONE:
+        self.done += done
+        self.earlier += earlier
+        if done and earlier:
             self.done_before += 1
-            if len(self.done_before_ids) < SAMPLE:
-                self.done_before_ids.append(str(present["_id"]))
+            self.done_before_ids = [*self.done_before_ids, token_id][:SAMPLE]
+        if documents.differs(present, wanted):
+            self.differing += 1
+            self.differing_ids = [*self.differing_ids, token_id][:SAMPLE]
 
     def __str__(self) -> str:
-        parts = [f"{self.written} written", f"{self.reset} reset", f"{self.replaced} replaced", f"{self.kept} kept"]
-        text = ", ".join(part for part in parts if not part.startswith("0 ")) or "nothing to do"
+        named = ("written", "reset", "replaced", "kept")
+        parts = [f"{getattr(self, name):,} {name}" for name in named if getattr(self, name)]
+        return (", ".join(parts) or "nothing to do") + (f" ({self.done:,} of them done already)" if self.done else "")
+
+    def remarks(self) -> list[str]:
+        """What somebody should know who takes all tokens of the push for new ones."""
+        remarks = []
         if self.done_before:
-            text += f" ({self.done_before} were done already: {', '.join(self.done_before_ids[:3])}"
-            text += ", …)" if self.done_before > 3 else ")"
-        return text
+            named = sample(self.done_before_ids, total=self.done_before)
+            remarks.append(
+                f"{self.done_before:,} tokens were done already in an earlier run, which pushed them to the same batch: {named}."
+            )
+        if self.differing:
+            named = sample(self.differing_ids, total=self.differing)
+            remarks.append(
+                f"{self.differing:,} tokens stay as they are although their input has changed: {named}."
+                " on_existing='replace' writes those anew that no pilot holds."
+            )
+        return remarks

@@ -7,13 +7,14 @@ from typing import Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException, BaseOperator, Context
 
-from airflow_provider_picas.couchdb.pool import Deployment, Document, DuplicateTokenError, TokenExistsError
+from airflow_provider_picas.couchdb.pool import Deployment, Document
+from airflow_provider_picas.couchdb.push import TokenExistsError
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.operators.instance import push_id
 from airflow_provider_picas.tokens import documents, ids
 from airflow_provider_picas.tokens.batch import Batch
 from airflow_provider_picas.tokens.documents import BadTokenError
-from airflow_provider_picas.tokens.push import OnExisting
+from airflow_provider_picas.tokens.push import DuplicateTokenError, OnExisting
 
 ON_EMPTY = ("skip", "fail", "succeed")
 
@@ -91,7 +92,9 @@ class PicasPushTokensOperator(BaseOperator):
         if self.on_empty == "fail":
             raise AirflowFailException("There is nothing to push, and on_empty is 'fail'.")
         if self.on_empty == "skip":
-            raise AirflowSkipException("There is nothing to push. Set on_empty to 'succeed' or 'fail' for another outcome.")
+            raise AirflowSkipException(
+                "There is nothing to push. Set on_empty to 'succeed' or 'fail' for another outcome."
+            )
 
     def _report(self, deployed: Deployment, hook: PicasHook) -> None:
         if deployed.written:
@@ -111,13 +114,17 @@ class PicasPushTokensOperator(BaseOperator):
     def _fields(self) -> Iterator[Mapping[str, Any]]:
         if self.inputs is not None:
             if isinstance(self.inputs, str | bytes | Mapping):
-                raise BadTokenError(f"`inputs` is a list or another iterable, one token each, not {self.inputs!r:.200}.")
+                raise BadTokenError(
+                    f"`inputs` is a list or another iterable, one token each, not {self.inputs!r:.200}."
+                )
             for value in self.inputs:
                 yield {"input": value}
             return
         for ordinal, fields in enumerate(self.tokens or ()):
             if not isinstance(fields, Mapping):
-                raise BadTokenError(f"Token {ordinal} is no mapping of fields: {fields!r:.200}. Use `inputs` for plain values.")
+                raise BadTokenError(
+                    f"Token {ordinal} is no mapping of fields: {fields!r:.200}. Use `inputs` for plain values."
+                )
             yield fields
 
     def _key_of(self, fields: Mapping[str, Any], ordinal: int) -> str | None:

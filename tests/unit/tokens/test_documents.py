@@ -121,14 +121,19 @@ def test_tuples_and_other_mappings_are_json() -> None:
     assert json.loads(encode(new(input=(1, OrderedDict(a=2)))))["input"] == [1, {"a": 2}]
 
 
-def test_a_resend_has_the_same_push_and_ordinal() -> None:
-    wanted = new()
-    assert documents.is_resend({"push": "p", "ordinal": 7}, wanted)
-    assert not documents.is_resend({"push": "p", "ordinal": 8}, wanted)
-    assert not documents.is_resend({"push": "q", "ordinal": 7}, wanted)
-    assert documents.is_duplicate({"push": "p", "ordinal": 8}, wanted)
-    assert not documents.is_duplicate({"push": "q", "ordinal": 8}, wanted)
-    assert not documents.is_duplicate({}, wanted)
+def test_a_token_differs_when_its_author_gives_other_fields_now() -> None:
+    wanted = new(input="x", priority=3)
+    for same in ({}, {"lock": 5}, {"output": "o"}, {"push": "q", "ordinal": 8}, {"progress": 1}):
+        assert not documents.differs({**wanted, **same}, wanted)
+    assert documents.differs({**wanted, "input": "y"}, wanted)
+    assert documents.differs({"_id": "b:1", "priority": 3}, wanted)
+
+
+@pytest.mark.parametrize("priority", ["5", None, True, [5]])
+def test_a_priority_that_is_no_number_is_refused(priority: Any) -> None:
+    with pytest.raises(BadTokenError, match="Token 7 has the priority .* no number"):
+        new(priority=priority)
+    assert new(priority=-1.5)["priority"] == -1.5
 
 
 def test_a_scrub_keeps_the_attempt_and_carries_the_rest() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_picas.tokens.documents import new_token
-from airflow_provider_picas.tokens.push import Action, OnExisting, PushReport, action_for
+from airflow_provider_picas.tokens.push import Action, OnExisting, PushReport, action_for, run_again
 
 TODO: dict[str, Any] = {"lock": 0, "done": 0}
 LOCKED: dict[str, Any] = {"lock": 5, "done": 0}
@@ -42,8 +42,23 @@ def test_actions(push: str, on_existing: str, actions: list[Action]) -> None:
 
 
 @pytest.mark.parametrize("on_existing", list(OnExisting))
-def test_another_ordinal_of_the_same_push_is_a_duplicate(on_existing: OnExisting) -> None:
-    assert action_for(wanted(ordinal=4), wanted(), on_existing) is Action.DUPLICATE
+def test_an_input_that_has_another_place_than_in_an_earlier_try_is_the_same_token(on_existing: OnExisting) -> None:
+    assert action_for(wanted(ordinal=4), wanted(), on_existing) is KEEP
+
+
+def test_a_token_of_ones_own_is_replaced_when_its_input_has_changed() -> None:
+    assert action_for({**wanted(), "input": "y"}, wanted(), OnExisting.REPLACE) is REPLACE
+    assert action_for({**wanted(), "output": "y"}, wanted(), OnExisting.REPLACE) is KEEP
+
+
+def test_a_token_that_runs_again_has_what_the_input_says_now_and_keeps_its_logs() -> None:
+    logs, config = {"logs.err": {"stub": True}}, {"config": {"data": "eA=="}}
+    found = {**wanted("earlier", 7), **ERROR, "_rev": "3-a", "input": "y", "extra": 1, "_attachments": logs}
+    again = run_again(found, {**wanted(), "_attachments": config})
+    assert (again["push"], again["ordinal"], again["input"], again["extra"]) == ("p", 3, "x", 1)
+    assert (again["_rev"], again["lock"], again["scrub_count"], len(again["attempts"])) == ("3-a", 0, 1, 1)
+    assert again["_attachments"] == {**logs, **config}
+    assert run_again(found, wanted())["_attachments"] == logs
 
 
 @pytest.mark.parametrize("on_existing", ["keep", "reset"])
@@ -54,11 +69,27 @@ def test_tokens_of_the_picas_client_are_kept(on_existing: str) -> None:
 def test_a_report_adds_up_and_names_what_was_done_before() -> None:
     report, part = PushReport(written=2), PushReport(written=1, reset=1)
     for number in range(30):
-        part.keep({"_id": f"b:{number}", **DONE, "push": "earlier", "ordinal": number}, wanted(ordinal=number))
-    part.keep({"_id": "b:todo", **TODO, "push": "p", "ordinal": 3}, wanted())
+        part.keep({**wanted("earlier", number), "_id": f"b:{number}", **DONE}, wanted(ordinal=number))
+    part.keep({**wanted(), "_id": "b:own", **DONE}, wanted())
+    part.keep({**wanted(), "_id": "b:todo", **TODO}, wanted())
     report.add(part)
-    assert (report.tokens, report.kept, report.done_before, report.earlier) == (35, 31, 30, 30)
+    assert (report.tokens, report.kept, report.done, report.done_before, report.earlier) == (36, 32, 31, 30, 30)
     assert report.done_before_ids == [f"b:{number}" for number in range(20)]
-    assert "3 written, 1 reset, 31 kept (30 were done already: b:0, b:1, b:2, …)" in str(report)
+    assert str(report) == "3 written, 1 reset, 32 kept (31 of them done already)"
+    (remark,) = report.remarks()
+    assert remark.startswith("30 tokens were done already in an earlier run")
+    assert "b:0, b:1, b:2, b:3, b:4 and 25 more" in remark
+
+
+def test_a_report_names_what_stays_although_its_input_has_changed() -> None:
+    report = PushReport()
+    report.keep({**wanted(), "_id": "b:1", "input": "y"}, wanted())
+    report.keep({**wanted(), "_id": "b:2", "output": "y"}, wanted())
+    assert (report.kept, report.differing, report.differing_ids) == (2, 1, ["b:1"])
+    assert "1 tokens stay as they are although their input has changed: b:1" in report.remarks()[0]
+
+
+def test_a_report_says_little_when_there_is_little_to_say() -> None:
     assert str(PushReport()) == "nothing to do"
-    assert str(PushReport(written=20)) == "20 written"
+    assert str(PushReport(written=2_000)) == "2,000 written"
+    assert PushReport(written=2_000).remarks() == []

@@ -1,0 +1,144 @@
+"""Writing new tokens, each once, whatever was written before. Operations, as in ``pool``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from airflow_provider_picas.couchdb import errors
+from airflow_provider_picas.couchdb.pool import Document, Pool
+from airflow_provider_picas.couchdb.protocol import Answer, Operation, Request
+from airflow_provider_picas.tokens import documents
+from airflow_provider_picas.tokens.push import (
+    Action,
+    DuplicateTokenError,
+    OnExisting,
+    PushReport,
+    action_for,
+    run_again,
+)
+
+REQUEST_TOKENS = 1_000
+"""A request of a push has at most so many tokens (measured on CouchDB 3.5.0: 500 to 2,000 are fastest)."""
+
+REQUEST_BYTES = 4_000_000
+"""A request of a push has at most so many bytes of tokens, or one token."""
+
+_TRIES = 10  # a token changed by others at each try; the backoff lies in the requests
+
+
+class TokenExistsError(ValueError):
+    """A token is in the pool already, and the push was told to fail then."""
+
+
+def requests_of(tokens: Iterable[Document]) -> Iterator[dict[str, bytes]]:
+    """New tokens in requests: encoded, by id. Raises BadTokenError, and DuplicateTokenError for two within a request."""
+    request: dict[str, bytes] = {}
+    size = 0
+    for token in tokens:
+        text = documents.encode(token)
+        if request and (len(request) == REQUEST_TOKENS or size + len(text) > REQUEST_BYTES):
+            yield request
+            request, size = {}, 0
+        if (token_id := token["_id"]) in request:
+            raise DuplicateTokenError(json.loads(request[token_id])["ordinal"], token["ordinal"], token_id)
+        request[token_id] = text
+        size += len(text)
+    if request:
+        yield request
+
+
+def push(pool: Pool, tokens: Mapping[str, bytes], on_existing: OnExisting) -> Operation[PushReport]:
+    """Write a request's worth of new tokens, encoded, by id.
+
+    A conflict with one's own push is a resend. A lost answer is asked for by writing again: what was written then is such a
+    conflict. Raises TokenExistsError, after the rest of the request was written, and ForbiddenError when the login may only
+    read.
+    """
+    report = PushReport()
+    waiting = dict(tokens)
+    for _ in range(_TRIES):
+        answer = yield _bulk_write(pool, waiting.values(), repeatable=True)
+        conflicts = _read(pool, answer, waiting, report)
+        if conflicts:
+            yield from _settle(pool, conflicts, waiting, on_existing, report)
+        if not waiting:
+            return report
+    raise errors.ConflictError(
+        f"{len(waiting)} tokens of {pool.settings.place} change all the time, {next(iter(waiting))!r} among them."
+    )
+
+
+def _bulk_write(pool: Pool, encoded: Iterable[bytes], *, repeatable: bool) -> Request:
+    """Documents without a revision may be sent again: that writes them once."""
+    body = b'{"docs":[' + b",".join(encoded) + b"]}"
+    return Request("POST", pool.path("_bulk_docs"), body=body, repeatable=repeatable)
+
+
+def _read(pool: Pool, answer: Answer, waiting: dict[str, bytes], report: PushReport) -> list[str]:
+    """Read every row: what was written waits no longer. The ids that conflict are returned; any other error is raised."""
+    before, conflicts = len(waiting), []
+    for row in answer.json():
+        if "error" not in row:
+            del waiting[row["id"]]
+        elif row["error"] == "conflict":
+            conflicts.append(row["id"])
+        else:
+            raise _refusal(pool, row)
+    report.written += before - len(waiting)
+    return conflicts
+
+
+def _refusal(pool: Pool, row: Mapping[str, str]) -> errors.CouchDBError:
+    error, reason, place = row["error"], row.get("reason", ""), pool.settings.place
+    said = f"({error}: {reason[:500]})"
+    if error in ("forbidden", "unauthorized"):
+        who = pool.settings.login or "Nobody"
+        return errors.ForbiddenError(
+            f"{who} may not write token {row['id']!r} to {place} {said}. Ask who keeps the database for the right to write.",
+            error=error,
+            reason=reason,
+        )
+    return errors.CouchDBError(f"CouchDB refuses token {row['id']!r} in {place} {said}.", error=error, reason=reason)
+
+
+def _settle(
+    pool: Pool,
+    conflicts: Sequence[str],
+    waiting: dict[str, bytes],
+    on_existing: OnExisting,
+    report: PushReport,
+) -> Operation[None]:
+    """Look at the tokens that were there already and do what ``on_existing`` says. What is settled waits no longer."""
+    present = yield from pool.fetch(conflicts)  # one that is not there was deleted meanwhile: it is written again
+    changes: list[tuple[Action, Document]] = []
+    for token_id, found in present.items():
+        wanted = json.loads(waiting[token_id])
+        action = action_for(found, wanted, on_existing)
+        if action is Action.REFUSE:
+            raise TokenExistsError(
+                f"Token {token_id!r} is in {pool.settings.place} already, pushed by {found.get('push', 'others')!r:.200}."
+                " Give the batch another name, or set on_existing to keep, reset or replace."
+            )
+        if action is Action.KEEP:
+            report.keep(found, wanted)
+            del waiting[token_id]
+        elif action is Action.RESET:
+            changes.append((action, run_again(found, wanted)))
+        else:
+            changes.append((action, {**wanted, "_rev": found["_rev"]}))
+    if not changes:
+        return
+    try:
+        answer = yield _bulk_write(pool, [documents.encode(token) for _, token in changes], repeatable=False)
+        rows = answer.json()
+    except errors.UnavailableError:
+        return  # written or not: the next look tells
+    for (action, token), row in zip(changes, rows, strict=True):
+        # A row that conflicts is a token that moved on meanwhile: it is looked at again.
+        if "error" not in row:
+            del waiting[token["_id"]]
+            report.reset += action is Action.RESET
+            report.replaced += action is Action.REPLACE
+        elif row["error"] != "conflict":
+            raise _refusal(pool, row)
