@@ -28,7 +28,7 @@ from airflow_provider_picas.tokens import documents
 from airflow_provider_picas.tokens.causes import error_text
 from airflow_provider_picas.tokens.counts import Counts
 from airflow_provider_picas.tokens.push import DuplicateTokenError, OnExisting, PushReport
-from airflow_provider_picas.tokens.selection import EditReport, Selection, UnknownBatchError
+from airflow_provider_picas.tokens.selection import EditReport, Selection, UnknownBatchError, last_news
 from airflow_provider_picas.tokens.states import State
 
 if TYPE_CHECKING:
@@ -248,7 +248,7 @@ class PicasHook(HttpHook):
         """
         existing, report = OnExisting(on_existing), PushReport()
         with KeyLog() as keys:
-            for part in self._side_by_side(
+            for part in self.side_by_side(
                 lambda request: self.do(push(self.pool, request, existing)),
                 requests_of(tokens) if numbered else keys.noted(requests_of(tokens)),
             ):
@@ -301,14 +301,14 @@ class PicasHook(HttpHook):
         """Delete tokens, given by id and revision; one that has changed since is left."""
         report = EditReport()
         revisions = (edits.Revision(token_id, rev) for token_id, rev in tokens)
-        for part in self._side_by_side(lambda page: self.do(edits.delete(self.pool, page)), _pages_of(revisions)):
+        for part in self.side_by_side(lambda page: self.do(edits.delete(self.pool, page)), _pages_of(revisions)):
             report.add(part)
         return report
 
     def restore(self, tokens: Iterable[Document]) -> EditReport:
         """Write archived tokens (``archive.restored``) as they were; those that are in the pool are left."""
         report = EditReport()
-        for part in self._side_by_side(lambda page: self.do(edits.restore(self.pool, page)), _pages_of(tokens, 100)):
+        for part in self.side_by_side(lambda page: self.do(edits.restore(self.pool, page)), _pages_of(tokens, 100)):
             report.add(part)
         return report
 
@@ -321,7 +321,7 @@ class PicasHook(HttpHook):
             except errors.NotFoundError:
                 return None
 
-        return (token for token in self._side_by_side(fetch, tokens) if token is not None)
+        return (token for token in self.side_by_side(fetch, tokens) if token is not None)
 
     def download(self, token: Document, name: str, file: BinaryIO, limit: int | None = None) -> int:
         """Write an attachment of a token to a file, as it comes; its size in bytes. ``limit``: only so many at its end are kept.
@@ -379,6 +379,20 @@ class PicasHook(HttpHook):
             )
         return counts
 
+    def unfinished(self, batch: str, seconds: float) -> str | None:
+        """Why a batch has not been finished for so many seconds, or None."""
+        counts = self.count_existing(batch)
+        if counts.finished < counts.total:
+            return f"it has not finished ({counts})"
+        now = self.now()
+        for token in self.batch_documents(batch):
+            news = last_news(token)
+            if news is None:
+                return f"token {token['_id']} does not say when it ended"
+            if now - news < seconds:
+                return f"token {token['_id']} ended {now - news:.0f} s ago, less than {seconds:g} s"
+        return None
+
     def now(self) -> int:
         """The database's time, in seconds since 1970."""
         return self.do(edits.clock(self.pool))
@@ -432,10 +446,10 @@ class PicasHook(HttpHook):
         report = EditReport()
         counts = self.count_existing(selection.batch)
         if selection.worth_reading_all(counts):
-            parts = self._side_by_side(edit, _pages_of(self._all_tokens(selection.batch)))
+            parts = self.side_by_side(edit, _pages_of(self._all_tokens(selection.batch)))
         else:
             report.add(selection.others(counts))
-            parts = self._side_by_side(fetch_and_edit, _pages_of(self._candidate_ids(selection)))
+            parts = self.side_by_side(fetch_and_edit, _pages_of(self._candidate_ids(selection)))
         for part in parts:
             report.add(part)
         return report
@@ -449,7 +463,7 @@ class PicasHook(HttpHook):
             for state in selection.ordered_states
         )
 
-    def _side_by_side(self, work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    def side_by_side(self, work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         """Work on items in a few threads, as they come; results in the order in which they are ready."""
         _ = self.pool  # looks the connection up, once and here
         under_way: set[Future[Result]] = set()

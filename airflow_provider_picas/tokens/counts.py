@@ -70,6 +70,18 @@ class ErrorBudget:
         if self.limit > 1 and self.limit != int(self.limit):
             raise ValueError(f"max_errors is {self.limit}: above 1 it is a number of tokens, so a whole one.")
 
+    @classmethod
+    def parse(cls, value: Any) -> ErrorBudget:
+        """A budget from what an author wrote, or a template rendered. Raises ValueError."""
+        if isinstance(value, str):
+            try:
+                value = float(value) if "." in value else int(value)
+            except ValueError:
+                raise ValueError(
+                    f"max_errors is a number of tokens or a fraction below 1, not {value!r:.80}."
+                ) from None
+        return cls(value)
+
     def allowed(self, total: int) -> int:
         """The number of errors that are still within the budget, of ``total`` tokens."""
         if isinstance(self.limit, float) and self.limit < 1:

@@ -16,6 +16,8 @@ from airflow_provider_picas.tokens.text import one_line
 SAMPLE = 5
 """Token ids that a report names for each reason; the rest is a number."""
 
+_FIRST_TIME = 1_000_000_000  # 2001: what is before is no time
+
 
 class UnknownBatchError(LookupError):
     """A batch that has no tokens in the pool."""
@@ -119,6 +121,18 @@ def scrubs_of(token: Mapping[str, Any]) -> int:
     """How often a token was given back, which is the number of its earlier attempts."""
     count = token.get("scrub_count")
     return count if isinstance(count, int) and not isinstance(count, bool) else 0
+
+
+def last_news(token: Mapping[str, Any]) -> float | None:
+    """When a token was last claimed, ended or in error, in seconds since 1970; None if it does not say.
+
+    ``Task.error`` of the PiCaS client writes 99 for lock and done, and the time with the error.
+    """
+    errors = token.get("error")
+    last = errors[-1] if isinstance(errors, list) and errors else None
+    times = [token.get("lock"), token.get("done"), last.get("time") if isinstance(last, Mapping) else None]
+    known = [time for time in map(to_number, times) if time >= _FIRST_TIME]
+    return max(known, default=None)
 
 
 @dataclass

@@ -1,0 +1,98 @@
+"""Files that operators write and read: on a disk, or in an object store by Airflow's ``ObjectStoragePath``."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from airflow.providers.common.compat.sdk import AirflowException, ObjectStoragePath
+
+LOCAL = ("", "file", "local")
+
+
+class FileError(AirflowException):
+    """A file that cannot be written, or read; the message says which and why."""
+
+
+def path_of(path: Any) -> Any:
+    """The path that an author gave: a local path, or a URL such as ``s3://connection@bucket/folder``."""
+    if isinstance(path, str | os.PathLike) and str(path) and "\0" not in str(path):
+        return path if isinstance(path, ObjectStoragePath) else ObjectStoragePath(str(path))
+    raise FileError(f"{path!r:.200} is no path.")
+
+
+def is_local(path: Any) -> bool:
+    """Whether a path is on a disk of this machine."""
+    return path.protocol in LOCAL
+
+
+@contextmanager
+def whole_file(path: Any) -> Iterator[BinaryIO]:
+    """A file to write that is under its name only when it is complete, and safe on the disk.
+
+    It is written beside, with a name that begins with a dot, and renamed; for an object store it is written here first and
+    sent. What was there under the name before is replaced then. Raises FileError, and leaves nothing behind.
+    """
+    path = path_of(path)
+    try:
+        if is_local(path):
+            with _beside(Path(path.path)) as file:
+                yield file
+        else:
+            with tempfile.NamedTemporaryFile(prefix="picas-") as file:
+                yield cast(BinaryIO, file)
+                file.flush()
+                _send(file.name, path)
+    except OSError as error:
+        raise FileError(
+            f"{path} cannot be written ({error.strerror or error}). Nothing is there under that name that was not before."
+            " Check that the folder can be written, and that there is room."
+        ) from error
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[BinaryIO]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.part")
+    try:
+        with part.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            part.unlink()
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename last over a crash of the machine."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _send(file: str, path: Any) -> None:
+    """Copy a file to a store, and move it to its name when it is whole: not every store shows a file only then."""
+    part = path.parent / f"{path.name}.{secrets.token_hex(4)}.part"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    size = os.path.getsize(file)
+    try:
+        path.fs.put_file(file, part.path)
+        arrived = path.fs.info(part.path)["size"]
+        if arrived != size:
+            raise OSError(f"{arrived:,} of {size:,} bytes arrived")
+        path.fs.mv(part.path, path.path)
+    except BaseException:
+        with suppress(Exception):
+            path.fs.rm_file(part.path)
+        raise

@@ -1,0 +1,252 @@
+"""The operator that collects what tokens brought: results, attachments, and why some failed."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+from airflow.providers.common.compat.sdk import AirflowFailException, Context
+
+from airflow_provider_picas.couchdb.errors import NotFoundError
+from airflow_provider_picas.couchdb.pool import Document
+from airflow_provider_picas.hooks.picas import PicasHook
+from airflow_provider_picas.operators.files import path_of, whole_file
+from airflow_provider_picas.operators.results import format_of, write_rows
+from airflow_provider_picas.operators.tokens.selecting import SelectingOperator
+from airflow_provider_picas.tokens import attachments, waiting
+from airflow_provider_picas.tokens.batch import Batch
+from airflow_provider_picas.tokens.causes import Groups
+from airflow_provider_picas.tokens.counts import Completeness, Counts, ErrorBudget
+from airflow_provider_picas.tokens.results import Row, json_line, parse_fields, row_of
+from airflow_provider_picas.tokens.selection import Selection
+from airflow_provider_picas.tokens.states import State, state_of
+from airflow_provider_picas.tokens.text import one_line, sample
+from airflow_provider_picas.tokens.waiting import Outcome
+
+MAX_XCOM_BYTES = 48_000
+"""Results that take more, as JSON, do not go to XCom unless asked: databases hold 64 kB and up, and XCom is no storage."""
+
+MAX_ATTACHMENT_BYTES = 100_000_000
+"""Attachments that are larger are not downloaded unless asked."""
+
+_GROUPS = 10  # causes that the summary names
+_TAIL = 1_000  # characters of a log in the summary
+
+
+class PicasCollectTokensOperator(SelectingOperator):
+    """Collect the results of tokens. Takes all parameters of ``SelectingOperator``, and:
+
+    :param states: which states. Default: ``done`` and ``error``.
+    :param fields: fields of the tokens to collect, besides ``id``, ``state``, ``exit_code``, ``lock`` and ``done`` (seconds since
+        1970). A path, such as ``output.words``, reaches into a mapping. Default: ``output``.
+    :param path: a file, local or in an object store, which is there only once it is whole. Without it, the rows go to XCom.
+    :param file_format: ``jsonl``, ``csv`` or ``parquet``. Default: by the ending of ``path``. In CSV a text that a spreadsheet
+        would take for a formula gets an apostrophe before it; Parquet needs the extra ``parquet``.
+    :param max_xcom_bytes: fail rather than put more bytes of rows into XCom.
+    :param attachments: a folder, local or in an object store, for the attachments of the tokens, each token's in a folder of its
+        own. Names that are not safe, or differ by case only, are changed and get a digest.
+    :param attachment_names: only attachments of such names, such as ``*.csv``.
+    :param max_attachment_bytes: leave out attachments that are larger; they are named in log and output.
+    :param max_errors: fail, after collecting, if the batch is not complete or has more tokens in error: as the sensor's.
+
+    Why tokens are in error is logged, and returned, by cause: with ids, and the end of the log of one of the tokens.
+
+    Returns ``{"database", "batch", "tokens", "counts", "collected", "rows" or "path", "errors", "attachments"}``.
+    """
+
+    template_fields: Sequence[str] = (
+        *SelectingOperator.template_fields, "fields", "path", "file_format", "max_xcom_bytes", "attachments",
+        "attachment_names", "max_attachment_bytes", "max_errors",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        *,
+        states: Any = ("done", "error"),
+        fields: str | Sequence[str] = ("output",),
+        path: str | None = None,
+        file_format: str | None = None,
+        max_xcom_bytes: int | str = MAX_XCOM_BYTES,
+        attachments: str | None = None,
+        attachment_names: str | None = None,
+        max_attachment_bytes: int | str = MAX_ATTACHMENT_BYTES,
+        max_errors: float | str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(states=states, **kwargs)
+        self.fields = fields
+        self.path = path
+        self.file_format = file_format
+        self.max_xcom_bytes = max_xcom_bytes
+        self.attachments = attachments
+        self.attachment_names = attachment_names
+        self.max_attachment_bytes = max_attachment_bytes
+        self.max_errors = max_errors
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        with self._author_errors():
+            batch = self._batch()
+            selection = self._selection(batch)
+            fields = parse_fields(self.fields)
+            budget = None if self.max_errors in (None, "") else ErrorBudget.parse(self.max_errors)
+            file_format = format_of(str(self.path), self.file_format) if self.path else ""
+            hook = self._hook(batch)
+            counts = hook.count_existing(selection.batch)
+            failed = _Failed(hook)
+            rows = (row_of(token, fields) for token in failed.watch(hook.select(selection)))
+            if self.path:
+                collected = write_rows(rows, self.path, file_format, fields)
+                result: dict[str, Any] = {"collected": collected, "path": self.path}
+                self.log.info("%s: %d results are in %s.", selection.where.capitalize(), collected, self.path)
+            else:
+                found = self._for_xcom(rows, selection)
+                result = {"collected": len(found), "rows": found}
+            if selection.states is not None and State.ERROR not in selection.states and counts.error:
+                failed.add(hook.tokens(State.ERROR, selection.batch))
+            result["errors"] = failed.summary()
+            result["attachments"] = self._download(hook, selection) if self.attachments else None
+        self._tell_errors(result["errors"], failed.tokens)
+        output = self._output(batch, hook, counts=counts.as_dict(), **result)
+        if budget is not None:
+            self._judge(context, output, counts, batch, budget)
+        return output
+
+    def _for_xcom(self, rows: Iterator[Row], selection: Selection) -> list[Row]:
+        limit, size = int(self.max_xcom_bytes), 0
+        found: list[Row] = []
+        for row in rows:
+            size += len(json_line(row).encode("utf-8", "surrogatepass"))
+            if size > limit:
+                raise AirflowFailException(
+                    f"The results of {selection.where} take more than {limit:,} bytes, from row {len(found) + 1} on, which is too"
+                    " much for XCom. Give `path`, such as path='/data/results.jsonl', collect fewer `fields`, or raise"
+                    " max_xcom_bytes."
+                )
+            found.append(row)
+        return found
+
+    def _download(self, hook: PicasHook, selection: Selection) -> dict[str, Any]:
+        folder = path_of(self.attachments)
+        limit, pattern = int(self.max_attachment_bytes), self.attachment_names or "*"
+
+        def save(token: Document) -> _Saved:
+            saved = _Saved()
+            stubs = attachments.stubs_of(token)
+            for name, file_name in attachments.file_names(stubs).items():
+                if not fnmatchcase(name, pattern):
+                    continue
+                if attachments.size(stubs[name]) > limit:
+                    saved.too_large.append(f"{token['_id']}/{name}")
+                    continue
+                with whole_file(folder / attachments.folder_name(token["_id"], selection.batch) / file_name) as file:
+                    saved.bytes += hook.download(token, name, file)
+                saved.files += 1
+            return saved
+
+        total = _Saved()
+        for saved in hook.side_by_side(save, hook.select(selection)):
+            total.add(saved)
+        self.log.info("%d attachments, %d bytes, are in %s.", total.files, total.bytes, folder)
+        if total.too_large:
+            self.log.warning(
+                "%d attachments are larger than %d bytes and were left: %s.",
+                len(total.too_large), limit, sample(total.too_large),
+            )  # fmt: skip
+        return {
+            "folder": str(folder),
+            "files": total.files,
+            "bytes": total.bytes,
+            "too_large": {"attachments": len(total.too_large), "names": total.too_large[:5]},
+        }
+
+    def _tell_errors(self, groups: Sequence[Mapping[str, Any]], tokens: int) -> None:
+        if groups:
+            self.log.info("%d tokens are in error. By cause:", tokens)
+        for group in groups:
+            self.log.info(
+                "%8d  %s (%s)", group["tokens"], one_line(group["cause"]), sample(group["ids"], total=group["tokens"])
+            )
+            if group["log"]:
+                self.log.info(
+                    "The end of %s of %s:\n%s", group["log"]["name"], group["log"]["id"], group["log"]["tail"]
+                )
+
+    def _judge(
+        self, context: Context, output: dict[str, Any], counts: Counts, batch: Batch | None, budget: ErrorBudget
+    ) -> None:
+        completeness = Completeness(counts, batch.tokens if batch else None)
+        outcome = waiting.judge(completeness, budget).outcome
+        if outcome is Outcome.COMPLETE:
+            return
+        context["ti"].xcom_push(key="return_value", value=output)  # a failed task still tells what there is
+        where = f"batch {batch.id}" if batch else "the pool"
+        if outcome is Outcome.WAITING:
+            raise AirflowFailException(
+                f"The tokens of {where} have not all finished: {counts} of {completeness.total:,}."
+            )
+        raise AirflowFailException(waiting.explain(outcome, completeness, budget, where=where))
+
+
+@dataclass
+class _Saved:
+    """Attachments that were downloaded."""
+
+    files: int = 0
+    bytes: int = 0
+    too_large: list[str] = field(default_factory=list)
+
+    def add(self, other: _Saved) -> None:
+        self.files += other.files
+        self.bytes += other.bytes
+        self.too_large += other.too_large
+
+
+class _Failed:
+    """The tokens in error by cause, and one of each cause, whose log is shown."""
+
+    def __init__(self, hook: PicasHook) -> None:
+        self._hook = hook
+        self._groups = Groups()
+        self._examples: dict[str, Document] = {}
+        self.tokens = 0
+
+    def watch(self, tokens: Iterator[Document]) -> Iterator[Document]:
+        """The tokens, after a look at each."""
+        for token in tokens:
+            if state_of(token) is State.ERROR:
+                self.tokens += 1
+                if self._groups.add(token):
+                    kept = {name: token.get(name) for name in ("_id", "_rev", "_attachments")}
+                    self._examples[token["_id"]] = kept
+            yield token
+
+    def add(self, tokens: Iterator[Document]) -> None:
+        """Look at tokens."""
+        for _ in self.watch(tokens):
+            pass
+
+    def summary(self) -> list[dict[str, Any]]:
+        """The largest groups, for XCom."""
+        return [
+            {
+                "cause": group.cause,
+                "tokens": group.tokens,
+                "ids": group.ids,
+                "log": self._log(self._examples[group.ids[0]]),
+            }
+            for group in self._groups.largest(_GROUPS)
+        ]
+
+    def _log(self, token: Document) -> dict[str, str] | None:
+        for name in attachments.log_names(token)[:1]:
+            file = io.BytesIO()
+            try:
+                self._hook.download(token, name, file, limit=4 * _TAIL)
+            except NotFoundError:
+                return None  # it was run again meanwhile
+            text = file.getvalue().decode("utf-8", "replace").strip()
+            return {"id": token["_id"], "name": name, "tail": text[-_TAIL:]}
+        return None

@@ -1,0 +1,163 @@
+"""The operator that deletes tokens, into an archive if wanted, and the one that brings them back."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import timedelta
+from typing import Any, BinaryIO, cast
+
+from airflow.providers.common.compat.sdk import (
+    AirflowFailException,
+    AirflowSkipException,
+    BaseOperator,
+    Context,
+)
+
+from airflow_provider_picas.couchdb.pool import Document
+from airflow_provider_picas.hooks.picas import PicasHook
+from airflow_provider_picas.operators.files import FileError, path_of, whole_file
+from airflow_provider_picas.operators.tokens.selecting import SelectingOperator
+from airflow_provider_picas.tokens import archive
+from airflow_provider_picas.tokens.archive import BadArchiveError
+from airflow_provider_picas.tokens.selection import Selection
+from airflow_provider_picas.tokens.states import State, state_of
+
+
+class PicasDeleteTokensOperator(SelectingOperator):
+    """Delete tokens, after writing them to an archive if wanted. Takes all parameters of ``SelectingOperator``, and:
+
+    :param states: which states. Default: all but ``locked``, whose pilots would lose their work.
+    :param archive: a folder, local or in an object store. The tokens go to a new file in it, with their attachments; it is
+        complete before the first token is deleted. ``PicasRestoreTokensOperator`` brings them back.
+    :param finished_for: skip unless the whole batch has finished, so many seconds ago or longer.
+
+    What changed after it was archived, or looked at, is not deleted.
+
+    Returns ``{"database", "batch", "tokens", "archive", "archived", "deleted", "left"}``; ``archive`` is the file's path.
+    """
+
+    template_fields: Sequence[str] = (*SelectingOperator.template_fields, "archive", "finished_for")
+
+    def __init__(
+        self, *, archive: str | None = None, finished_for: float | str | timedelta | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.archive = archive
+        self.finished_for = finished_for
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        with self._author_errors():
+            batch = self._batch()
+            selection = self._selection(batch)
+            hook = self._hook(batch)
+            counts = hook.count_existing(selection.batch)
+            self._skip_unfinished(hook, selection)
+            path, archived = None, 0
+            if self.archive is not None:
+                path, archived = self._write(hook.with_attachments(self._chosen(hook, selection)), hook, selection)
+                self.log.info("%s: %d tokens are in the archive %s.", selection.where.capitalize(), archived, path)
+                revisions = ((token["_id"], token["_rev"]) for token in read(path)) if path else iter(())
+            else:
+                revisions = ((token["_id"], token["_rev"]) for token in self._chosen(hook, selection))
+            report = hook.delete(revisions)
+        if self.states in (None, "") and counts.locked:
+            report.leave("is locked", tokens=counts.locked)
+        self._tell(report, "deleted", hook, selection)
+        return self._output(
+            batch, hook, archive=path, archived=archived, deleted=report.changed, left=report.left_dict()
+        )
+
+    def _chosen(self, hook: PicasHook, selection: Selection) -> Iterator[Document]:
+        """The tokens to delete: none that is locked, unless that was asked for."""
+        asked = selection.states is not None
+        return (token for token in hook.select(selection) if asked or state_of(token) is not State.LOCKED)
+
+    def _skip_unfinished(self, hook: PicasHook, selection: Selection) -> None:
+        if self.finished_for in (None, ""):
+            return
+        if selection.batch is None:
+            raise ValueError("`finished_for` is for a batch, and there is none.")
+        seconds = Selection.parse(older_than=self.finished_for).older_than or 0
+        if objection := hook.unfinished(selection.batch, seconds):
+            raise AirflowSkipException(f"Batch {selection.batch} is left: {objection}.")
+
+    def _write(self, tokens: Iterable[Document], hook: PicasHook, selection: Selection) -> tuple[str | None, int]:
+        """Write an archive; its path and the number of tokens. None if there are no tokens."""
+        tokens = iter(tokens)
+        first = next(tokens, None)
+        if first is None:
+            return None, 0
+        if not self.archive:
+            raise AirflowFailException("`archive` is empty; it takes the path of a folder. Nothing was deleted.")
+        stem = f"{selection.batch or hook.settings.database.replace('/', '_')}-{hook.now()}"
+        folder = path_of(self.archive)
+        # An archive is never overwritten: after a failure half-way, it may hold what is nowhere else.
+        number, path = 0, folder / f"{stem}{archive.SUFFIX}"
+        while path.exists():
+            number += 1
+            path = folder / f"{stem}-{number}{archive.SUFFIX}"
+        written = 1
+        with (
+            whole_file(path) as file,
+            gzip.GzipFile(fileobj=file, mode="wb", filename="", mtime=0, compresslevel=6) as packed,
+        ):
+            packed.write(archive.line_of(first))
+            for written, token in enumerate(tokens, 2):  # noqa: B007
+                packed.write(archive.line_of(token))
+        return str(path), written
+
+
+class PicasRestoreTokensOperator(BaseOperator):
+    """Bring back the tokens of an archive: their ids, fields, attempts, attachments and states are as they were.
+
+    Tokens that are in the pool are left as they are. A token that was locked is locked again, although no pilot has it.
+
+    :param archive: path of a file that ``PicasDeleteTokensOperator`` wrote: its output's ``archive``.
+    :param picas_conn_id: a connection of type ``picas``.
+    :param database: another database than the connection's.
+
+    Returns ``{"database", "restored", "left"}``.
+    """
+
+    template_fields: Sequence[str] = ("archive", "picas_conn_id", "database")
+    ui_color = "#d7ecf5"
+
+    def __init__(
+        self,
+        *,
+        archive: str,
+        picas_conn_id: str = PicasHook.default_conn_name,
+        database: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.archive = archive
+        self.picas_conn_id = picas_conn_id
+        self.database = database
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        hook = PicasHook(self.picas_conn_id, database=self.database)
+        try:
+            report = hook.restore(archive.restored(token) for token in read(self.archive))
+        except BadArchiveError as error:
+            raise AirflowFailException(f"{error} What stood before it is in the pool.") from None
+        self.log.info("From %s to %s:", self.archive, hook.settings.place)
+        for line in report.lines("restored"):
+            self.log.info("  %s", line)
+        return {"database": hook.settings.database, "restored": report.changed, "left": report.left_dict()}
+
+
+def read(path: str) -> Iterator[Document]:
+    """The tokens of an archive, one after the other. Raises BadArchiveError, and FileError if it cannot be read."""
+    place = path_of(path)
+    number = 0
+    try:
+        with place.open("rb") as file, gzip.open(cast(BinaryIO, file), "rb") as lines:
+            for number, line in enumerate(lines, 1):
+                yield archive.token_of(line, number, str(path))
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise BadArchiveError(f"{path} is no whole gzip file: after line {number} it breaks off ({error}).") from None
+    except OSError as error:
+        raise FileError(f"{path} cannot be read ({error.strerror or error}).") from error

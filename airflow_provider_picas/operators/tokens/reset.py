@@ -1,0 +1,57 @@
+"""The operator that gives tokens back, so that pilots run them again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from airflow.providers.common.compat.sdk import Context
+
+from airflow_provider_picas.operators.tokens.selecting import SelectingOperator, is_true
+
+
+class PicasResetTokensOperator(SelectingOperator):
+    """Give tokens back: todo again, to be run by any pilot. Takes all parameters of ``SelectingOperator``, and:
+
+    :param states: which states. Default: ``error``. Of ``locked`` give back only those whose pilots are dead, by ``older_than``:
+        what a pilot that lives still brings for such a token is refused.
+    :param max_scrubs: leave tokens that were given back so many times already.
+    :param keep_logs: copy the logs of pilots of the PiCaS client (``logs_<id>.out`` and ``.err``) under the attempt's name, since
+        the next attempt overwrites them.
+    :param reason: why; it is kept with the attempt.
+    :param dry_run: change nothing; say what would be done.
+
+    The attempt that ends (times, exit code, host, job, error) is kept in the token's ``attempts``, and attachments stay as they
+    are. A token that a pilot takes or finishes meanwhile is left to it.
+
+    Returns ``{"database", "batch", "tokens", "reset", "ids", "left"}``, which can be given on as a batch: ``reset`` is the number
+    of tokens, ``ids`` are some of them, ``left`` says by reason how many were left, and some of their ids.
+    """
+
+    template_fields: Sequence[str] = (*SelectingOperator.template_fields, "keep_logs", "reason", "dry_run")
+
+    def __init__(
+        self,
+        *,
+        states: Any = "error",
+        keep_logs: bool | str = False,
+        reason: str = "",
+        dry_run: bool | str = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(states=states, **kwargs)
+        self.keep_logs = keep_logs
+        self.reason = reason
+        self.dry_run = dry_run  # type: ignore[method-assign, assignment]  # Airflow's method of that name is never called on a task
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        dry_run = is_true(self.dry_run)
+        with self._author_errors():
+            batch = self._batch()
+            selection = self._selection(batch)
+            hook = self._hook(batch)
+            report = hook.reset(
+                selection, reason=self.reason or "reset", keep_logs=is_true(self.keep_logs), dry_run=dry_run
+            )
+        self._tell(report, "would be reset" if dry_run else "reset", hook, selection)
+        return self._output(batch, hook, reset=report.changed, ids=report.changed_ids, left=report.left_dict())

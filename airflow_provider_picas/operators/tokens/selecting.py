@@ -1,0 +1,111 @@
+"""What the operators that work on chosen tokens of a pool have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+from airflow.providers.common.compat.sdk import AirflowFailException, BaseOperator
+
+from airflow_provider_picas.hooks.picas import PicasHook
+from airflow_provider_picas.pattern import PatternError
+from airflow_provider_picas.tokens.batch import Batch
+from airflow_provider_picas.tokens.selection import EditReport, Selection, UnknownBatchError
+
+
+class SelectingOperator(BaseOperator):
+    """Base of operators on chosen tokens. All conditions hold together.
+
+    :param batch: the push operator's output, or the name of a batch.
+    :param whole_pool: without a batch, mean all tokens of the pool. A template that rendered to nothing does not.
+    :param states: some of ``todo``, ``locked``, ``done``, ``error``: a list, or a text with commas.
+    :param keys: only these tokens: their keys in the batch, or their ids.
+    :param error_pattern: a regular expression that is searched in the token's errors, which are read as ``exit code <n>`` and
+        then the exception and message of each error, on lines of their own.
+    :param older_than: only tokens that were locked so many seconds ago, or longer.
+    :param min_scrubs: only tokens that were given back so many times, or more.
+    :param max_scrubs: only tokens that were given back fewer times than this.
+    :param picas_conn_id: a connection of type ``picas``.
+    :param database: another database than the batch's or the connection's.
+    """
+
+    template_fields: Sequence[str] = (
+        "batch", "whole_pool", "states", "keys", "error_pattern", "older_than", "min_scrubs", "max_scrubs", "picas_conn_id",
+        "database",
+    )  # fmt: skip
+    ui_color = "#d7ecf5"
+
+    def __init__(
+        self,
+        *,
+        batch: str | Mapping[str, Any] | None = None,
+        whole_pool: bool | str = False,
+        states: str | Iterable[str] | None = None,
+        keys: str | Iterable[str | int] | None = None,
+        error_pattern: str | None = None,
+        older_than: float | str | timedelta | None = None,
+        min_scrubs: int | str | None = None,
+        max_scrubs: int | str | None = None,
+        picas_conn_id: str = PicasHook.default_conn_name,
+        database: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.batch = batch
+        self.whole_pool = whole_pool
+        self.states = states
+        self.keys = keys
+        self.error_pattern = error_pattern
+        self.older_than = older_than
+        self.min_scrubs = min_scrubs
+        self.max_scrubs = max_scrubs
+        self.picas_conn_id = picas_conn_id
+        self.database = database
+
+    @contextmanager
+    def _author_errors(self) -> Iterator[None]:
+        """What the author got wrong fails the task at once: another try would do the same."""
+        try:
+            yield
+        except (PatternError, UnknownBatchError, ValueError) as error:
+            raise AirflowFailException(str(error)) from error
+
+    def _batch(self) -> Batch | None:
+        batch = Batch.parse(self.batch)
+        if batch is None and not is_true(self.whole_pool):
+            raise ValueError(
+                "There is no batch: `batch` is empty. Give the push operator's output, or the name of a batch; to mean all"
+                " tokens of the pool, set whole_pool=True."
+            )
+        return batch
+
+    def _selection(self, batch: Batch | None) -> Selection:
+        return Selection.parse(
+            batch.id if batch else None,
+            states=self.states,
+            keys=self.keys,
+            error_pattern=self.error_pattern,
+            older_than=self.older_than,
+            min_scrubs=self.min_scrubs,
+            max_scrubs=self.max_scrubs,
+        )
+
+    def _hook(self, batch: Batch | None) -> PicasHook:
+        return PicasHook(self.picas_conn_id, database=self.database or (batch.database if batch else None))
+
+    def _tell(self, report: EditReport, what: str, hook: PicasHook, selection: Selection) -> None:
+        self.log.info("%s in %s:", selection.where.capitalize(), hook.settings.place)
+        for line in report.lines(what):
+            self.log.info("  %s", line)
+
+    def _output(self, batch: Batch | None, hook: PicasHook, **more: Any) -> dict[str, Any]:
+        """A result that can be given on as a batch."""
+        tokens = batch.tokens if batch else None
+        return {"database": hook.settings.database, "batch": batch.id if batch else None, "tokens": tokens, **more}
+
+
+def is_true(value: Any) -> bool:
+    """Whether a switch is on; templates render it to text."""
+    return str(value).strip().lower() in ("true", "1", "yes", "on")
