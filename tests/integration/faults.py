@@ -1,0 +1,210 @@
+"""What goes wrong between a client and a server: a proxy that hurts some requests, hosts that are silent, certificates."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import enum
+import http.client
+import ipaddress
+import socket
+import ssl
+import threading
+import urllib.parse
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+_HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length"}
+
+
+class Fault(enum.Enum):
+    """What happens to a request, but for statuses, which the proxy answers itself."""
+
+    DROP = "the connection breaks before the server has seen the request"
+    LOSE = "the server has done it, and the connection breaks before its answer"
+    CUT = "the connection breaks in the middle of the server's answer"
+
+
+class Proxy:
+    """An HTTP proxy in front of a server, on a port of its own. Without faults it passes everything on.
+
+    ``requests`` are those that came, as ``"<method> <path and query>"``; ``headers`` theirs, with names in small letters;
+    ``connections`` is the number of those that clients made.
+    """
+
+    def __init__(self, url: str, tls: ssl.SSLContext | None = None) -> None:
+        self.requests: list[str] = []
+        self.headers: list[dict[str, str]] = []
+        self.connections = 0
+        self._faults: list[tuple[Fault | int, Callable[[str], bool]]] = []
+        self._lock = threading.Lock()
+        self._broken_after: int | None = None
+        self._server = _Server(self, url)
+        if tls:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
+        self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self) -> Proxy:
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def hurt(self, *faults: Fault | int, on: str = "") -> None:
+        """Do this to the coming requests that hold ``on``, one fault each. A number is the status of an error."""
+        with self._lock:
+            self._faults += [(fault, lambda request: on in request) for fault in faults]
+
+    def break_after(self, requests: int | None) -> None:
+        """Drop every connection after so many more requests; None: no longer."""
+        with self._lock:
+            self._broken_after = None if requests is None else len(self.requests) + requests
+
+    def fault_of(self, request: str) -> Fault | int | None:
+        """Note a request, and say what is to happen to it."""
+        with self._lock:
+            self.requests.append(request)
+            if self._broken_after is not None and len(self.requests) > self._broken_after:
+                return Fault.DROP
+            for place, (fault, matches) in enumerate(self._faults):
+                if matches(request):
+                    del self._faults[place]
+                    return fault
+            return None
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, proxy: Proxy, url: str) -> None:
+        self.proxy = proxy
+        self.upstream = urllib.parse.urlsplit(url)
+        super().__init__(("127.0.0.1", 0), _Handler)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def setup(self) -> None:
+        self.server.proxy.connections += 1
+        super().setup()
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+    def relay(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        proxy, upstream = self.server.proxy, self.server.upstream
+        proxy.headers.append({name.lower(): value for name, value in self.headers.items()})
+        fault = proxy.fault_of(f"{self.command} {self.path}")
+        if fault is Fault.DROP:
+            return self.break_off()
+        if isinstance(fault, int):
+            text = b'{"error":"injected","reason":"by the proxy"}'
+            return self.answer(fault, [("Content-Type", "application/json")], text)
+        connection = http.client.HTTPConnection(str(upstream.hostname), upstream.port, timeout=60)
+        headers = {name: value for name, value in self.headers.items() if name.lower() not in _HOP_BY_HOP}
+        try:
+            connection.request(self.command, self.path, body or None, headers)
+            response = connection.getresponse()
+            content = response.read()
+        except (OSError, http.client.HTTPException):
+            return self.break_off()  # the server is away, and so are we
+        finally:
+            connection.close()
+        if fault is Fault.LOSE:
+            return self.break_off()
+        kept = [(name, value) for name, value in response.getheaders() if name.lower() not in _HOP_BY_HOP]
+        self.answer(response.status, kept, content, cut=fault is Fault.CUT)
+
+    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = relay
+
+    def answer(self, status: int, headers: list[tuple[str, str]], content: bytes, *, cut: bool = False) -> None:
+        self.send_response_only(status)
+        for name, value in headers:
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content[: len(content) // 2] if cut else content)
+        if cut:
+            self.break_off()
+
+    def break_off(self) -> None:
+        self.close_connection = True
+        with contextlib.suppress(OSError):
+            self.wfile.flush()
+            socket.socket.shutdown(self.connection, socket.SHUT_RDWR)  # of TLS, too: with no farewell
+
+
+@contextlib.contextmanager
+def silent_host(*, accepts: bool) -> Iterator[str]:
+    """The URL of a host that takes connections and says nothing, or (``accepts`` false) does not even take them."""
+    with socket.socket() as listener, contextlib.ExitStack() as waiting:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(50 if accepts else 0)
+        if not accepts:  # a full queue: the kernel drops what comes then
+            for _ in range(3):
+                other = waiting.enter_context(socket.socket())
+                other.setblocking(False)
+                with contextlib.suppress(BlockingIOError):
+                    other.connect(listener.getsockname())
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+@contextlib.contextmanager
+def html_site(status: int = 200) -> Iterator[str]:
+    """The URL of a site that answers everything with a page, as a login portal does."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            content = b"<!DOCTYPE html>\n<html><head><title>Please sign in</title></head></html>"
+            self.send_response(status)
+            self.send_header("Content-Type", "text/html; charset=utf-8")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_POST = do_PUT = do_GET
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def self_signed(folder: Path) -> tuple[ssl.SSLContext, Path]:
+    """A server's TLS context with a certificate for 127.0.0.1 that is its own authority, and the file of that certificate."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    ca_file, key_file = folder / "ca.pem", folder / "key.pem"
+    ca_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    plain = serialization.NoEncryption()
+    key_file.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(ca_file, key_file)
+    return context, ca_file
