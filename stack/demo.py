@@ -26,7 +26,6 @@ from stack.progress import Progress
 
 DAG = "picas_word_count"
 DATABASE = "picas_demo"
-FOLDER = paths.RUN / "demo"
 RUN_SECONDS = 600.0
 LOOK_SECONDS = 0.2  # between two looks at the tokens
 LOOKS = 3  # at the tokens for each look at the tasks, which costs Airflow more
@@ -61,12 +60,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python3 -m stack.demo", description=__doc__)
     parser.add_argument("--stack", choices=("native", "docker"), default="native")
     parser.add_argument("--limit", type=int, help="count only so many files")
+    parser.add_argument("--folder", type=Path, default=paths.RUN / "demo", help="where to run; default: %(default)s")
     arguments = parser.parse_args()
     interrupt_once()
     try:
         install.check_python()
-        with only_one(paths.RUN / "demo.lock") as announce:
-            stack = make_stack(arguments.stack)
+        folder = arguments.folder.resolve()
+        with only_one(folder.with_suffix(".lock")) as announce:
+            stack = make_stack(arguments.stack, folder)
             return demo(stack, {"limit": arguments.limit} if arguments.limit else {}, announce)
     except StackError as error:
         print(f"\n{error}", file=sys.stderr)
@@ -112,17 +113,17 @@ def only_one(path: Path) -> Iterator[Callable[[str], None]]:
             announce("")
 
 
-def make_stack(kind: str) -> Stack:
+def make_stack(kind: str, folder: Path) -> Stack:
     """Install what this kind of stack needs, and make one, not started. Raises StackError."""
     if kind == "docker":
         from stack.contained import ContainedStack
 
-        return ContainedStack(paths.RUN / "demo-docker", database=DATABASE)
+        return ContainedStack(folder, database=DATABASE)
     print("Installing what is not there yet", flush=True)
     install.install()
     from stack.native import NativeStack
 
-    return NativeStack(FOLDER, dags=paths.PROJECT / "dags")
+    return NativeStack(folder, dags=paths.PROJECT / "dags")
 
 
 def demo(stack: Stack, conf: Mapping[str, object], announce: Callable[[str], None]) -> int:

@@ -38,7 +38,7 @@ class NativeStack:
     def __init__(self, folder: Path, *, dags: Path) -> None:
         self.folder = folder
         self.couchdb = CouchDB(folder / "couchdb")
-        self.cluster = Cluster(folder / "cluster")
+        self.cluster = Cluster(folder / "cluster", cpus=2)  # so that 4 pilots take both nodes
         self.airflow = Airflow(folder / "airflow", dags=dags)
 
     @property

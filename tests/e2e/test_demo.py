@@ -1,0 +1,117 @@
+"""``make demo``, as a person runs it, in a folder of its own: what it prints, how it ends, and what it leaves behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from stack import native, paths, processes
+
+SECONDS = 240  # for any step on a busy machine
+
+
+class Demo:
+    """One demo, its output in a file."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.output = folder.with_suffix(".txt")
+        with self.output.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "stack.demo", "--folder", str(folder), "--limit", "60"],
+                cwd=paths.PROJECT,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    def text(self) -> str:
+        return self.output.read_text()
+
+    def wait_for(self, text: str) -> None:
+        processes.wait_for(lambda: text in self.text(), what=f"{text!r}", seconds=SECONDS, process=self.process,
+                           log=self.output)  # fmt: skip
+
+    def end(self) -> int:
+        return self.process.wait(timeout=SECONDS)
+
+
+@pytest.fixture
+def folder(run_folder: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    path = run_folder / request.node.name
+    yield path
+    native.sweep(path)
+
+
+def left_behind(folder: Path) -> dict[int, bytes]:
+    """Processes that have to do with a folder, by what they were started with, in, or have open."""
+    places = [str(folder).encode()]
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid() and processes.alive(int(entry.name)):
+            try:
+                files = [os.fsencode(os.readlink(file)) for file in (entry / "cwd", *(entry / "fd").iterdir())]
+                command = (entry / "cmdline").read_bytes()
+                known = [command, (entry / "environ").read_bytes(), *files]
+            except OSError:
+                continue
+            if any(place in what for place in places for what in known):
+                found[int(entry.name)] = command
+    return found
+
+
+def test_ends_by_itself_with_the_right_results(folder: Path) -> None:
+    demo = Demo(folder)
+    demo.wait_for("Triggered")
+    assert left_behind(folder), "the stack was not found while it ran"
+    assert demo.end() == 0, demo.text()
+    for text in ("All 60 files agree", "trigger to first claimed token", "to the sensor's success"):
+        assert text in demo.text()
+    assert not left_behind(folder)
+
+
+def test_a_second_start_says_where_the_first_is(folder: Path) -> None:
+    first = Demo(folder)
+    try:
+        first.wait_for("ready after")
+        second = Demo(folder)
+        assert second.end() == 1
+        address = next(word for word in first.text().split() if word.startswith("http://127.0.0.1:"))
+        assert f"A demo is running already. Airflow is at {address}" in second.text()
+        assert first.process.poll() is None, "the second start has ended the first"
+    finally:
+        first.process.send_signal(signal.SIGINT)
+    assert first.end() == 130
+    assert not left_behind(folder)
+
+
+@pytest.mark.parametrize("moment", ["Starting", "Triggered"])
+def test_sigterm_leaves_nothing(folder: Path, moment: str) -> None:
+    demo = Demo(folder)
+    demo.wait_for(moment)
+    time.sleep(1)
+    demo.process.terminate()
+    assert demo.end() == 130
+    assert not left_behind(folder)
+
+
+def test_a_start_ends_what_a_killed_one_left(folder: Path) -> None:
+    killed = Demo(folder)
+    killed.wait_for("Triggered")
+    killed.process.kill()
+    killed.end()
+    left = left_behind(folder)
+    assert left
+    demo = Demo(folder)
+    demo.wait_for("ready after")
+    assert not [pid for pid in left if processes.alive(pid)]
+    demo.process.terminate()
+    demo.end()
+    assert not left_behind(folder)
