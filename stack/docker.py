@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -116,12 +117,14 @@ class DockerStack:
     def start(self, services: Iterable[str] = (*COUCHDB, *CLUSTER, *AIRFLOW)) -> None:
         """Build the images if need be, start these services and those they depend on, and wait until all are healthy.
 
-        Raises StackError, with nothing left running, when one is not. May be called again for more services.
+        What an earlier stack in this folder left behind is removed first. May be called again for more services.
+        Raises StackError, with nothing left running, when a service does not become healthy.
         """
-        if not self.environment_file.exists() or not self.host_key:
+        if not self.host_key:
+            self.stop()
             self.prepare()
         try:
-            self._compose("up", "--build", "--detach", "--wait", *services)
+            self._compose("up", "--detach", "--wait", *services)
         except BaseException:
             self.stop()
             raise
@@ -130,15 +133,14 @@ class DockerStack:
         """Remove all containers, with their networks and volumes. The folder stays, with home and logs."""
         if not self.environment_file.exists():
             return
-        processes.log_path(self.folder, "docker").parent.mkdir(exist_ok=True)
-        with processes.log_path(self.folder, "docker").open("ab") as log:
-            for arguments in (["logs", "--no-color", "--timestamps"], ["down", "--volumes", "--timeout", "5"]):
-                subprocess.run(self.command(*arguments), stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False)
+        for arguments in (["logs", "--no-color", "--timestamps"], ["down", "--volumes", "--timeout", "5"]):
+            with suppress(StackError):  # to end as much as can be ended; the log has what Docker said
+                self._compose(*arguments)
 
     def run(self, *argv: str, service: str = "login1", timeout: float = 30) -> subprocess.CompletedProcess[str]:
-        """Run a command on the cluster, as after a login; the output is text, the exit code not checked."""
+        """Run a command in the home, as after a login; the output is text, the exit code not checked."""
         login = ["exec", "-T", "--user", self.user, "--workdir", str(self.home), service]
-        words = [*login, "bash", "-lc", 'exec "$@"', "bash", *argv]
+        words = [*login, "bash", "-c", 'source /etc/profile >/dev/null && exec "$@"', "bash", *argv]
         return subprocess.run(self.command(*words), capture_output=True, text=True, timeout=timeout, check=False)
 
     def __enter__(self) -> DockerStack:
@@ -188,7 +190,7 @@ class DockerStack:
 
 
 def _end_of(log: Path) -> str:
-    return f"The end of {log}:\n{processes.tail(log)}"
+    return f"The end of {log}, where the containers' own logs follow:\n{processes.tail(log)}"
 
 
 def _free_ports(count: int) -> list[int]:
@@ -214,7 +216,7 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     stack = DockerStack(Path(arguments[0]))
     stack.prepare()
-    print(f"{' '.join(stack.command('up', '--build', '--wait'))}\n")
+    print(f"{' '.join(stack.command('up', '--wait'))}\n")
     print(f"Airflow  {stack.airflow_url}  admin / {stack.airflow_passwords[ADMIN]}")
     print(f"CouchDB  {stack.couchdb.url}  {stack.couchdb.admin} / {stack.couchdb.password}")
     for host, port in stack.logins:
