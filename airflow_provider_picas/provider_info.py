@@ -31,6 +31,16 @@ CONN_FIELDS: dict[str, dict[str, Any]] = {
         "description": "Default 10 seconds.",
         "schema": {"type": ["number", "null"], "minimum": 0},
     },
+    "web_ui": {
+        "label": "Web page of the pool",
+        "description": "Where tasks link to. Default: Fauxton, CouchDB's own page, on the same server.",
+        "schema": {"type": ["string", "null"], "format": "url"},
+    },
+    "monitoring_url": {
+        "label": "Monitoring page",
+        "description": "Where tasks link to, such as a dashboard of the cluster.",
+        "schema": {"type": ["string", "null"], "format": "url"},
+    },
     "read_timeout": {
         "label": "Read time-out (s)",
         "description": "Default 60 seconds. A large pool's first index takes longer to build.",
@@ -61,6 +71,10 @@ def get_provider_info() -> dict[str, Any]:
         "operators": modules("operators.tokens", "operators.pilots"),
         "sensors": modules("sensors.tokens"),
         "triggers": modules("triggers.tokens"),
+        "extra-links": [
+            "airflow_provider_picas.links.PicasPoolLink",
+            "airflow_provider_picas.links.PicasMonitoringLink",
+        ],
         "connection-types": [
             {
                 "connection-type": "picas",

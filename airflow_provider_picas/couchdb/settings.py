@@ -28,6 +28,8 @@ class Settings:
     design_document: str = views.MONITOR
     connect_timeout: float = CONNECT_TIMEOUT
     read_timeout: float = READ_TIMEOUT
+    web_ui: str | None = None  #: page of the pool for people; None: Fauxton on the same server
+    monitoring_url: str | None = None
 
     @property
     def database_path(self) -> str:
@@ -95,6 +97,8 @@ def from_connection(
         design_document=str(extra.get("design_document") or views.MONITOR),
         connect_timeout=_seconds(extra, "connect_timeout", CONNECT_TIMEOUT, wrong),
         read_timeout=_seconds(extra, "read_timeout", READ_TIMEOUT, wrong),
+        web_ui=_web_page(extra, "web_ui", wrong),
+        monitoring_url=_web_page(extra, "monitoring_url", wrong),
     )
 
 
@@ -120,3 +124,12 @@ def _seconds(extra: Mapping[str, Any], name: str, default: float, wrong: Any) ->
     if not 0 < seconds < 86_400:
         raise wrong(f"its extra {name!r} is {value!r:.80}: a number of seconds.")
     return seconds
+
+
+def _web_page(extra: Mapping[str, Any], name: str, wrong: Any) -> str | None:
+    value = extra.get(name)
+    if not value:
+        return None
+    if urlsplit(str(value)).scheme not in ("http", "https"):
+        raise wrong(f"its extra {name!r} is {value!r:.80}: the address of a web page, with http or https.")
+    return str(value)

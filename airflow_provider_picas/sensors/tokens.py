@@ -21,6 +21,7 @@ from airflow.providers.common.compat.sdk import (
 from airflow_provider_picas.couchdb.errors import CouchDBError
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.submission import WatchedSubmission
+from airflow_provider_picas.links import PicasMonitoringLink, PicasPoolLink, push_links
 from airflow_provider_picas.reaping import Watched
 from airflow_provider_picas.stopping import How
 from airflow_provider_picas.tokens import waiting
@@ -60,6 +61,7 @@ class PicasTokenStateSensor(BaseSensorOperator):
     template_fields: Sequence[str] = (
         "batch", "max_errors", "pilots", "resubmit", "max_scrubs", "max_lock_age", "picas_conn_id", "database",
     )  # fmt: skip
+    operator_extra_links = (PicasPoolLink(), PicasMonitoringLink())
     ui_color = "#d7ecf5"
 
     def __init__(
@@ -133,6 +135,8 @@ class PicasTokenStateSensor(BaseSensorOperator):
     def poke(self, context: Context) -> PokeReturnValue:
         batch = self._batch()
         hook = self._hook(batch)
+        if self._last_counts is None:
+            push_links(context, hook.settings)
         nobody_left = self._look_after(hook, batch)
         completeness = self._look(hook, batch)
         verdict = waiting.judge(completeness, self._budget())
@@ -159,7 +163,7 @@ class PicasTokenStateSensor(BaseSensorOperator):
         if watched is not None:
             with WatchedSubmission(watched, hook, batch.id if batch else None) as submitted:
                 if figures := submitted.end(completeness.counts.finished):
-                    context["ti"].xcom_push(key="figures", value=figures)
+                    context["ti"].xcom_push("figures", figures)
                 if outcome is Outcome.NO_PILOTS:
                     tails = submitted.log_tails()
         if outcome is not Outcome.COMPLETE:

@@ -40,7 +40,7 @@ class Counts:
     def as_dict(self) -> dict[str, int]:
         """The counts by name, for XCom, events and logs; ``stateless`` only if there are any."""
         counts = {field.name: int(getattr(self, field.name)) for field in fields(self)}
-        return counts if self.stateless else {state: counts[state] for state in State}
+        return counts if self.stateless else {str(state): counts[state] for state in State}
 
 
 def from_rows(rows: Iterable[tuple[str | None, int]]) -> Counts:

@@ -15,6 +15,7 @@ from airflow_provider_picas import pilot as pilot_program
 from airflow_provider_picas.couchdb.errors import CouchDBError
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.slurm import SlurmHook
+from airflow_provider_picas.links import PicasMonitoringLink, PicasPoolLink, push_links
 from airflow_provider_picas.operators.instance import submission_key
 from airflow_provider_picas.pilot import picas_pilot
 from airflow_provider_picas.slurm import arrays, credentials, pilot_job, sbatch, submission
@@ -75,6 +76,7 @@ class PicasSubmitPilotsOperator(BaseOperator):
         "resource_classes", "sbatch", "env", "batch", "workdir", "remote_folder", "credentials", "dry_run", "ssh_conn_id",
         "picas_conn_id", "database",
     )  # fmt: skip
+    operator_extra_links = (PicasPoolLink(), PicasMonitoringLink())
     ui_color = "#e6dcf2"
 
     def __init__(
@@ -133,6 +135,7 @@ class PicasSubmitPilotsOperator(BaseOperator):
             batch = Batch.parse(self.batch)
             picas = PicasHook(self.picas_conn_id, database=self.database or (batch.database if batch else None))
             job = self._job(context, picas, batch)
+            push_links(context, picas.settings)
             with SlurmHook(self.ssh_conn_id) as slurm:
                 wanted = self._arrays(picas, slurm, batch)
                 plan = self._plan(context, job, wanted)

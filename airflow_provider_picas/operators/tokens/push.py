@@ -10,6 +10,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSki
 from airflow_provider_picas.couchdb.pool import Deployment, Document
 from airflow_provider_picas.couchdb.push import TokenExistsError
 from airflow_provider_picas.hooks.picas import PicasHook
+from airflow_provider_picas.links import PicasMonitoringLink, PicasPoolLink, push_links
 from airflow_provider_picas.operators.instance import push_id
 from airflow_provider_picas.tokens import documents, ids
 from airflow_provider_picas.tokens.batch import Batch
@@ -40,6 +41,7 @@ class PicasPushTokensOperator(BaseOperator):
     template_fields: Sequence[str] = (
         "inputs", "tokens", "key", "batch", "on_existing", "on_empty", "picas_conn_id", "database",
     )  # fmt: skip
+    operator_extra_links = (PicasPoolLink(), PicasMonitoringLink())
     ui_color = "#d7ecf5"
 
     def __init__(
@@ -75,6 +77,7 @@ class PicasPushTokensOperator(BaseOperator):
         if self.on_existing not in list(OnExisting):
             raise AirflowFailException(f"on_existing is {self.on_existing!r}; it is one of {', '.join(OnExisting)}.")
         hook = PicasHook(self.picas_conn_id, database=self.database)
+        push_links(context, hook.settings)
         push = push_id(context)
         batch = ids.batch_id(self.batch) if self.batch else push
         if self.deploy_views:

@@ -1,0 +1,49 @@
+"""Links from a task to the pool's own web page and to a monitoring page."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from airflow.providers.common.compat.sdk import BaseOperatorLink, XCom
+
+from airflow_provider_picas.couchdb.settings import Settings
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import BaseOperator, TaskInstanceKey
+
+POOL_KEY = "picas_pool_url"
+MONITORING_KEY = "picas_monitoring_url"
+
+
+def push_links(context: Any, settings: Settings) -> None:
+    """Put the addresses into XCom, where the UI finds them: links are computed where the connection is not known."""
+    ti = context["ti"]
+    ti.xcom_push(POOL_KEY, pool_url(settings))
+    if settings.monitoring_url:
+        ti.xcom_push(MONITORING_KEY, settings.monitoring_url)
+
+
+def pool_url(settings: Settings) -> str:
+    """The pool in Fauxton, CouchDB's web page, or what the connection's extra ``web_ui`` names."""
+    return settings.web_ui or f"{settings.url}/_utils/#database/{quote(settings.database, safe='')}/_all_docs"
+
+
+class PicasPoolLink(BaseOperatorLink):
+    """The pool's web page."""
+
+    name = "Token pool"
+
+    def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
+        """The address that the task stored."""
+        return str(XCom.get_value(ti_key=ti_key, key=POOL_KEY) or "")
+
+
+class PicasMonitoringLink(BaseOperatorLink):
+    """The monitoring page that the connection's extra ``monitoring_url`` names."""
+
+    name = "Monitoring"
+
+    def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
+        """The address that the task stored, if the connection has one."""
+        return str(XCom.get_value(ti_key=ti_key, key=MONITORING_KEY) or "")
