@@ -1,0 +1,82 @@
+"""A whole run in one call: push tokens, submit pilots, wait, collect."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from airflow.providers.common.compat.sdk import TriggerRule, task_group
+
+from airflow_provider_picas.hooks.picas import PicasHook
+from airflow_provider_picas.operators.pilots import PicasSubmitPilotsOperator
+from airflow_provider_picas.operators.tokens import PicasCollectTokensOperator, PicasPushTokensOperator
+from airflow_provider_picas.sensors.tokens import PicasTokenStateSensor
+
+
+@task_group(group_id="picas_run")
+def picas_run(
+    *,
+    inputs: Any = None,
+    tokens: Any = None,
+    key: Any = None,
+    batch: str | None = None,
+    on_existing: str = "reset",
+    command: str | Sequence[str] | None = None,
+    setup: str | None = None,
+    files: Sequence[str] = (),
+    pilot: Mapping[str, Any] | None = None,
+    script: str | None = None,
+    pilots: int | str | None = None,
+    sbatch: Mapping[str, Any] | None = None,
+    env: Mapping[str, str] | None = None,
+    max_errors: float | str = 0,
+    fields: str | Sequence[str] = ("output",),
+    path: str | None = None,
+    attachments: str | None = None,
+    ssh_conn_id: str = "ssh_default",
+    picas_conn_id: str = PicasHook.default_conn_name,
+    database: str | None = None,
+) -> Any:
+    """Tasks ``push``, ``pilots``, ``wait`` and ``collect``; returns the output of ``collect``.
+
+    The parameters are those of the operators, and all of them may be templates, outputs of tasks, or be mapped:
+    ``picas_run.partial(command="./count.sh").expand(inputs=[["a", "b"], ["c"]])`` makes two runs side by side. For any other
+    parameter of an operator, write the four tasks out.
+
+    ``collect`` also runs when the wait has failed, says why tokens are in error, and fails then too.
+    """
+    picas: dict[str, Any] = {"picas_conn_id": picas_conn_id, "database": database}
+    push = PicasPushTokensOperator(
+        task_id="push", inputs=inputs, tokens=tokens, key=key, batch=batch, on_existing=on_existing, **picas
+    )
+    pushed: Any = push.output
+    submit = PicasSubmitPilotsOperator(
+        task_id="pilots",
+        batch=pushed,
+        command=command,
+        setup=setup,
+        files=files,
+        pilot=pilot,
+        script=script,
+        pilots=pilots,
+        sbatch=sbatch,
+        env=env,
+        ssh_conn_id=ssh_conn_id,
+        **picas,
+    )
+    submitted: Any = submit.output
+    wait = PicasTokenStateSensor(
+        task_id="wait", batch=pushed, pilots=submitted, max_errors=max_errors, deferrable=True, **picas
+    )
+    collect = PicasCollectTokensOperator(
+        task_id="collect",
+        batch=pushed,
+        fields=fields,
+        path=path,
+        attachments=attachments,
+        max_errors=max_errors,
+        trigger_rule=TriggerRule.NONE_SKIPPED,
+        **picas,
+    )
+    push >> submit >> wait >> collect
+    return collect.output

@@ -1,0 +1,61 @@
+"""Archive and delete the batches that finished long ago, so that the pool stays small.
+
+Each batch goes to a file of its own in the folder that the Airflow Variable ``picas_archive`` names (a path that the workers
+share, or a URL such as ``s3://connection@bucket/folder``), and is deleted once that file is complete. PicasRestoreTokensOperator
+brings a batch back. Only batches that this provider pushed are touched, and only whole ones: a batch with one token waiting,
+running, or finished lately stays.
+"""
+
+from datetime import datetime
+
+from airflow.sdk import Param, dag, task
+
+from airflow_provider_picas.hooks.picas import PicasHook
+from airflow_provider_picas.operators.tokens import PicasDeleteTokensOperator
+
+DAY = 24 * 60 * 60  # seconds
+MOST_BATCHES = 500  # of one run; the next takes the others
+
+
+@task
+def old_batches(params=None):
+    """The batches that finished so long ago."""
+    hook = PicasHook(params["picas_conn_id"], database=params["database"])
+    old = []
+    for batch, counts in hook.batches().items():
+        if counts.finished < counts.total or len(old) == MOST_BATCHES:
+            continue
+        objection = hook.unfinished(batch, params["days"] * DAY)
+        print(f"{batch}: {objection or 'is archived'}")
+        if objection is None:
+            old.append(batch)
+    return old
+
+
+@dag(
+    schedule="@daily",
+    start_date=datetime(2026, 1, 1),
+    catchup=False,
+    max_active_runs=1,
+    is_paused_upon_creation=True,
+    params={
+        "days": Param(90, type="number", minimum=0, description="Batches that finished so many days ago, or longer."),
+        "picas_conn_id": Param("picas_default", type="string", description="Connection to the pool."),
+        "database": Param(None, type=["null", "string"], description="Another database than the connection's."),
+    },
+    tags=["picas"],
+    doc_md=__doc__,
+)
+def picas_archive_batches():
+    PicasDeleteTokensOperator.partial(
+        task_id="archive",
+        archive="{{ var.value.picas_archive }}",
+        states=["done", "error"],
+        finished_for="{{ params.days * 86400 }}",
+        picas_conn_id="{{ params.picas_conn_id }}",
+        database="{{ params.database or '' }}",
+        max_active_tis_per_dagrun=2,
+    ).expand(batch=old_batches())
+
+
+picas_archive_batches()
