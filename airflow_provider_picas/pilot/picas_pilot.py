@@ -36,7 +36,7 @@ import traceback
 import uuid
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
-from typing import Any, Callable, Deque, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple, Union
+from typing import Any, Callable, Deque, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple, Union
 from urllib.parse import quote, urlencode, urlsplit
 
 Doc = Dict[str, Any]
@@ -331,8 +331,7 @@ class Database:
         if query:
             url += "?" + urlencode({name: json.dumps(value) for name, value in query.items()})
         data = None if body is None else json.dumps(body, allow_nan=False, separators=(",", ":")).encode("ascii")
-        # A server closes idle connections: a read on one that was used before is worth a second try at once.
-        tries = 2 if method == "GET" and self._connection.sock is not None else 1
+        tries = 3 if method == "GET" or path == "_all_docs" else 1  # what only reads can be asked again at once
         while True:
             try:
                 self._connection.request(method, url, data, self._headers)
@@ -343,9 +342,10 @@ class Database:
                 if "CERTIFICATE_VERIFY_FAILED" in str(error) or isinstance(error, ssl.CertificateError):
                     raise Failed(f"The certificate of {self.place} does not verify: {error}.", EX_NOPERM) from None
                 tries -= 1
-                if not tries:
+                if not tries or isinstance(error, socket.timeout):
                     message = f"{self.place} does not answer ({type(error).__name__}: {error})"
                     raise Unreachable(message) from None
+                time.sleep(random.uniform(0, 0.1))
 
     def _useful(self, status: int, date: Optional[str], answer: bytes) -> Tuple[int, Any]:
         try:
@@ -1043,35 +1043,61 @@ class Claims:
         self._heads_until = 0.0
         self._own_views = True
         self.in_flight: List[Token] = []  # a claim was sent and its answer has not been read
-        self.seen = 0  # candidates that the last take found, whether or not they could be claimed
-        self.unfit = 0  # of those: tokens that would not fit into the wall-clock
+        # Of the candidates that the last take found: not claimed because
+        self.contested = 0  # others were quicker, or enough were claimed
+        self.unfit = 0  # they would not fit into the wall-clock
+        self.deferred = 0  # their pilots died, and this one is not alone with them
 
-    def take(self, wanted: int, fits: Callable[[Doc], bool], alone: bool) -> List[Token]:
+    def take(self, wanted: int, fits: Callable[[Doc], bool], deaths: int) -> List[Token]:
         """Claim at most ``wanted`` tokens.
 
-        ``alone``: the pilot has no unstarted tokens, so it may claim one whose pilot died. Such a token may kill this pilot
-        too: it is claimed by itself, so that others do not suffer. Raises Unreachable; ``in_flight`` then holds those that
-        may have been claimed.
+        A token whose pilots have died may kill this one too. It is claimed by itself, so that others do not suffer, and
+        only if no more than ``deaths`` pilots died with it. Raises Unreachable; ``in_flight`` then holds those that may
+        have been claimed.
         """
-        docs = [doc for doc in self._find(wanted) if is_todo(doc)]
-        fitting = [doc for doc in docs if fits(doc)]
-        self.seen, self.unfit = len(docs), len(docs) - len(fitting)
-        suspects = [doc for doc in fitting if attempts_by_kind(doc)["reaped"]]
-        clean = [doc for doc in fitting if doc not in suspects][:wanted]
-        return self._claim(clean or (suspects[:1] if alone else []))
+        self.contested = self.unfit = self.deferred = 0
+        clean: List[Doc] = []
+        suspects: List[Doc] = []
+        for docs in self._find(wanted):
+            for doc in filter(is_todo, docs):
+                died = attempts_by_kind(doc)["reaped"]
+                if not fits(doc):
+                    self.unfit += 1
+                elif not died:
+                    clean.append(doc)
+                elif died <= deaths:
+                    suspects.append(doc)
+                else:
+                    self.deferred += 1
+            if len(clean) >= wanted:
+                break
+        tokens = self._claim(clean[:wanted] or suspects[:1])
+        self.contested = len(clean) + len(suspects) - len(tokens)
+        return tokens
 
-    def _find(self, wanted: int) -> List[Doc]:
+    def _find(self, wanted: int) -> Iterator[List[Doc]]:
+        """Candidates, best priority first."""
         if self._own_views:
             try:
-                found = self._find_by_priority(wanted) if time.monotonic() < self._heads_until else []
-                if not found:
-                    self._heads, self._heads_until = self._read_heads(), time.monotonic() + self.HEADS_LAST
-                    found = self._find_by_priority(wanted)
-                return found
+                yield from self._find_by_priority(wanted)
+                return
             except Failed as error:
                 log(f"{error} Monitor/todo is used instead: priorities count only among the tokens seen.")
                 self._own_views = False
-        return self._find_in_monitor(wanted)
+        yield self._find_in_monitor(wanted)
+
+    def _find_by_priority(self, wanted: int) -> Iterator[List[Doc]]:
+        while True:
+            found, fresh = False, time.monotonic() >= self._heads_until
+            if fresh:
+                self._heads, self._heads_until = self._read_heads(), time.monotonic() + self.HEADS_LAST
+            for head in self._heads:
+                docs = self._find_at(head, wanted)
+                found = found or bool(docs)
+                yield docs
+            if found or fresh:
+                return
+            self._heads_until = 0.0  # what was best is gone
 
     def _read_heads(self) -> List[Tuple[float, str]]:
         """The best priority (negated) of each class, best first."""
@@ -1095,19 +1121,13 @@ class Claims:
     def _first(self, start: List[Any], end: List[Any]) -> List[Doc]:
         return self._database.rows(DESIGN + "todo", reduce=False, startkey=start, endkey=end, limit=1)
 
-    def _find_by_priority(self, wanted: int) -> List[Doc]:
-        """Start at a random number within the best priority, and wrap around: pilots seldom meet."""
-        found: List[Doc] = []
-        for priority, name in self._heads:
-            head = [self._config.batch or "", name, priority]
-            start = [*head, random.randrange(2**31)]
-            limit = max(wanted, 5) - len(found)
-            found += self._todo(limit, startkey=start, endkey=[*head, {}])
-            limit = max(wanted, 5) - len(found)
-            if limit > 0:
-                found += self._todo(limit, startkey=head, endkey=start, inclusive_end=False)
-            if len(found) >= wanted:
-                break
+    def _find_at(self, head: Tuple[float, str], wanted: int) -> List[Doc]:
+        """Start at a random number within the class and priority, and wrap around: pilots seldom meet."""
+        key = [self._config.batch or "", head[1], head[0]]
+        start, limit = [*key, random.randrange(2**31)], max(wanted, 5)
+        found = self._todo(limit, startkey=start, endkey=[*key, {}])
+        if len(found) < limit:
+            found += self._todo(limit - len(found), startkey=key, endkey=start, inclusive_end=False)
         return found
 
     def _todo(self, limit: int, **limits: Any) -> List[Doc]:
@@ -1131,16 +1151,30 @@ class Claims:
             who["slurm_job_id"] = self._me.job
         # The claim carries the time of the lock: see held_by_pilot.
         self.in_flight = tokens = [Token(dict(doc, **who, claim=f"{uuid.uuid4().hex[:16]}-{lock}")) for doc in docs]
-        status, rows = self._database.bulk([token.doc for token in tokens])
-        if status != 201:
-            # 202: not written by a quorum, so no claim. 4xx: some may be written. All are given back.
-            raise Unreachable(f"{self._database.place} answers {status} to a claim", status)
-        mine = [token for token in tokens if rows.get(token.id, {}).get("rev")]
-        for token in mine:
-            token.doc["_rev"] = rows[token.id]["rev"]
-        if self._cluster:
-            mine = [token for token in mine if self._stands(token)]
-        self.in_flight = []
+        try:
+            status, rows = self._database.bulk([token.doc for token in tokens])
+        except Unreachable:
+            mine = self._landed(tokens)
+        else:
+            if status != 201:
+                # 202: not written by a quorum, so no claim. 4xx: some may be written. All are given back.
+                raise Unreachable(f"{self._database.place} answers {status} to a claim", status)
+            mine = [token for token in tokens if rows.get(token.id, {}).get("rev")]
+            for token in mine:
+                token.doc["_rev"] = rows[token.id]["rev"]
+            self.in_flight = []
+        return [token for token in mine if self._stands(token)] if self._cluster else mine
+
+    def _landed(self, tokens: List[Token]) -> List[Token]:
+        """The claims that were carried out although the answer was lost. The others stay in flight: they may yet be."""
+        docs = self._database.read([token.id for token in tokens])
+        mine = []
+        for token in tokens:
+            doc = docs.get(token.id) or {}
+            if doc.get("claim") == token.claim:
+                token.doc["_rev"] = doc["_rev"]
+                mine.append(token)
+        self.in_flight = [token for token in tokens if token not in mine]
         return mine
 
     def _stands(self, token: Token) -> bool:
@@ -1482,17 +1516,27 @@ class Work:
             seen = sorted(self._seconds)
         return seen[int(0.9 * (len(seen) - 1))] if seen else 0.0
 
-    def wanted(self) -> Tuple[int, bool]:
-        """How many tokens to claim now, and whether there are no unstarted ones. Short tokens are fetched ahead."""
+    def wanted(self) -> int:
+        """How many tokens to claim now. Short ones are fetched ahead."""
         slots, now = self._config.slots, time.monotonic()
         with self.changed:
             ready, running = len(self.ready), [now - run.started for run in self.runs.values()]
             mean = self._mean
         free = max(0, slots - len(running) - ready)
         if mean is None or mean > WORK_A_CLAIM or (len(running) >= slots and min(running) > max(1.0, 2 * mean)):
-            return free, not ready  # the next ones may be as long: none is claimed before it can start
+            return free  # the next ones may be as long: none is claimed before it can start
         target = min(self._config.max_claim, int(WORK_A_CLAIM / max(mean, 0.001))) * slots
-        return (target - ready if ready <= target // 3 else free), not ready
+        return target - ready if ready <= target // 3 else free
+
+    def deaths_allowed(self, pending: int) -> int:
+        """How many pilots may have died with a token that is claimed now; ``pending`` results would be lost with this one.
+
+        After one death, which may have been the node's, a token may run beside others; after more, all by itself.
+        """
+        with self.changed:
+            if self.ready or pending or len(self.runs) >= self._config.slots:
+                return 0
+            return 1 if self.runs else MAX_ATTEMPTS
 
     def stale(self, all_of_them: bool) -> List[Token]:
         """Take out the tokens that wait behind longer work, or all that were not started."""
@@ -1757,12 +1801,12 @@ class Claimer(threading.Thread):
 
     def run(self) -> None:
         """Claim until the pilot is to end."""
-        work, backoff = self._pilot.work, Backoff()
+        work, backoff = self._pilot.work, Backoff(longest=5.0)
         self._pilot.wall_clock.asked.wait(5)
         while work.level == GO:
             try:
                 self._step()
-                backoff = Backoff()
+                backoff = Backoff(longest=5.0)
             except Unreachable as error:
                 self.release_in_flight()
                 if backoff.tries == 0:
@@ -1781,17 +1825,20 @@ class Claimer(threading.Thread):
             self._pilot.reporter.put(release(token))
 
     def _step(self) -> None:
-        work = self._pilot.work
-        wanted, alone = work.wanted()
+        work, claims = self._pilot.work, self._claims
+        wanted = work.wanted()
         if not wanted or not self._pilot.lease.valid():
             work.wait(0.5)
             return
-        tokens = self._claims.take(wanted, self._pilot.fits, alone)
+        tokens = claims.take(wanted, self._pilot.fits, work.deaths_allowed(self._pilot.reporter.pending()))
+        self.release_in_flight()
         if tokens:
             work.add(tokens)
             self._idle_since = None
-        elif self._claims.seen > self._claims.unfit:
-            work.wait(random.uniform(0.01, 0.1), whole=True)  # others were quicker, or a suspect waits to be alone
+        elif claims.contested:
+            work.wait(random.uniform(0.01, 0.1), whole=True)
+        elif claims.deferred:
+            work.wait(2.0)
         else:
             self._find_nothing(work)
 
