@@ -75,6 +75,9 @@ def get_provider_info() -> dict[str, Any]:
             "airflow_provider_picas.links.PicasPoolLink",
             "airflow_provider_picas.links.PicasMonitoringLink",
         ],
+        "task-decorators": [
+            {"name": "picas_tokens", "class-name": "airflow_provider_picas.decorators.tokens.picas_tokens_task"}
+        ],
         "connection-types": [
             {
                 "connection-type": "picas",

@@ -249,14 +249,15 @@ class Pool:
 
     # -- views --------------------------------------------------------------------------------------------------------
 
-    def deploy(self) -> Operation[Deployment]:
-        """Write the design documents that the pool lacks.
+    def deploy(self, conditions: Mapping[str, str] | None = None) -> Operation[Deployment]:
+        """Write the design documents that the pool lacks; ``conditions`` are further ones, by name (``views.monitor``).
 
-        The provider's own is replaced when it differs. In ``Monitor``, which others use too, only missing views are added:
+        The provider's own is replaced when it differs. In the others, which pilots use too, only missing views are added:
         a changed design document is indexed anew, and queries wait meanwhile.
         """
         result = Deployment()
-        for name, wanted in views.design_documents().items():
+        further = {name: views.monitor(condition) for name, condition in (conditions or {}).items()}
+        for name, wanted in {**further, **views.design_documents()}.items():
             outcome = yield from self._deploy_one(name, wanted)
             getattr(result, outcome).append(name)
         return result

@@ -9,6 +9,7 @@ from airflow_provider_picas.couchdb import errors
 from airflow_provider_picas.couchdb.pool import Document, Pool
 from airflow_provider_picas.couchdb.protocol import Answer, Operation, Request
 from airflow_provider_picas.tokens import documents
+from airflow_provider_picas.tokens.documents import BadTokenError
 from airflow_provider_picas.tokens.push import (
     Action,
     DuplicateTokenError,
@@ -32,20 +33,29 @@ class TokenExistsError(ValueError):
 
 
 def requests_of(tokens: Iterable[Document]) -> Iterator[dict[str, bytes]]:
-    """New tokens in requests: encoded, by id. Raises BadTokenError, and DuplicateTokenError for two within a request."""
+    """New tokens in requests: encoded, by id.
+
+    Raises BadTokenError, and DuplicateTokenError for two within a request, when what came before has been yielded.
+    """
     request: dict[str, bytes] = {}
     size = 0
-    for token in tokens:
-        text = documents.encode(token)
-        if request and (len(request) == REQUEST_TOKENS or size + len(text) > REQUEST_BYTES):
-            yield request
-            request, size = {}, 0
-        if (token_id := token["_id"]) in request:
-            raise DuplicateTokenError(json.loads(request[token_id])["ordinal"], token["ordinal"], token_id)
-        request[token_id] = text
-        size += len(text)
+    fault: ValueError | None = None
+    try:
+        for token in tokens:
+            text = documents.encode(token)
+            if request and (len(request) == REQUEST_TOKENS or size + len(text) > REQUEST_BYTES):
+                yield request
+                request, size = {}, 0
+            if (token_id := token["_id"]) in request:
+                raise DuplicateTokenError(json.loads(request[token_id])["ordinal"], token["ordinal"], token_id)
+            request[token_id] = text
+            size += len(text)
+    except (BadTokenError, DuplicateTokenError) as error:
+        fault = error
     if request:
         yield request
+    if fault:
+        raise fault
 
 
 def push(pool: Pool, tokens: Mapping[str, bytes], on_existing: OnExisting) -> Operation[PushReport]:

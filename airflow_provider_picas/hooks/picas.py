@@ -27,6 +27,7 @@ from airflow_provider_picas.operation import drive, drive_async
 from airflow_provider_picas.tokens import documents
 from airflow_provider_picas.tokens.causes import error_text
 from airflow_provider_picas.tokens.counts import Counts
+from airflow_provider_picas.tokens.documents import BadTokenError
 from airflow_provider_picas.tokens.push import DuplicateTokenError, OnExisting, PushReport
 from airflow_provider_picas.tokens.selection import EditReport, Selection, UnknownBatchError, last_news
 from airflow_provider_picas.tokens.states import State
@@ -227,9 +228,13 @@ class PicasHook(HttpHook):
         """Some of a batch's tokens that were pushed and are gone; reads all that are left."""
         return self.do(self.pool.missing(batch, expected, limit=limit))
 
-    def deploy_views(self) -> Deployment:
-        """Write the design documents that the pool lacks, if the login may."""
-        return self.do(self.pool.deploy())
+    def deploy_views(self, design_documents: Mapping[str, str] | None = None) -> Deployment:
+        """Write the design documents that the pool lacks, if the login may.
+
+        ``design_documents``: further ones, with PiCaS's views of the tokens for which a JavaScript condition holds, by name:
+        ``{"SingleCore": "doc.cores == 1"}``.
+        """
+        return self.do(self.pool.deploy(design_documents))
 
     def push(
         self,
@@ -242,19 +247,28 @@ class PicasHook(HttpHook):
         """Write new tokens (``documents.new_token``), each once, several requests at a time.
 
         ``tokens`` is read as it is sent: memory does not grow with their number. ``numbered``: their ids are made from their
-        ordinals, so no two are the same. ``progress`` is told after each request. When an input is bad, what was sent before it
-        stays written; running the push again writes nothing twice. Raises DuplicateTokenError at the end, and what
-        ``couchdb.push`` says.
+        ordinals, so no two are the same. ``progress`` is told after each request. When an input is bad, those before it are
+        written before BadTokenError is raised; running the push again writes nothing twice. Raises DuplicateTokenError, mostly
+        at the end, and what ``couchdb.push`` says.
         """
         existing, report = OnExisting(on_existing), PushReport()
+        fault: ValueError | None = None
+
+        def until_fault() -> Iterator[Mapping[str, bytes]]:
+            nonlocal fault
+            try:
+                yield from requests_of(tokens)
+            except (BadTokenError, DuplicateTokenError) as error:
+                fault = error
+
         with KeyLog() as keys:
-            for part in self.side_by_side(
-                lambda request: self.do(push(self.pool, request, existing)),
-                requests_of(tokens) if numbered else keys.noted(requests_of(tokens)),
-            ):
+            requests = until_fault() if numbered else keys.noted(until_fault())
+            for part in self.side_by_side(lambda request: self.do(push(self.pool, request, existing)), requests):
                 report.add(part)
                 if progress:
                     progress(report)
+            if fault:
+                raise fault
             if report.written < report.tokens and (places := keys.duplicate()):
                 raise DuplicateTokenError(*places)
         return report

@@ -2,58 +2,87 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException, BaseOperator, Context
+from airflow.providers.common.compat.sdk import (
+    AirflowFailException,
+    AirflowSkipException,
+    BaseOperator,
+    Context,
+    determine_kwargs,
+)
 
 from airflow_provider_picas.couchdb.pool import Deployment, Document
 from airflow_provider_picas.couchdb.push import TokenExistsError
 from airflow_provider_picas.hooks.picas import PicasHook
-from airflow_provider_picas.links import PicasMonitoringLink, PicasPoolLink, push_links
 from airflow_provider_picas.operators.instance import push_id
+from airflow_provider_picas.operators.tokens import source
+from airflow_provider_picas.operators.tokens.source import Attachments, Fields, Keys, Source
 from airflow_provider_picas.tokens import documents, ids
 from airflow_provider_picas.tokens.batch import Batch
 from airflow_provider_picas.tokens.documents import BadTokenError
-from airflow_provider_picas.tokens.push import DuplicateTokenError, OnExisting
+from airflow_provider_picas.tokens.push import DuplicateTokenError, OnExisting, PushReport
 
 ON_EMPTY = ("skip", "fail", "succeed")
+
+PROGRESS_SECONDS = 10.0
+"""Time between two lines in the task log that tell how far a push is."""
+
+Items = Iterable[Any] | Callable[..., Any] | str | os.PathLike[str]
 
 
 class PicasPushTokensOperator(BaseOperator):
     """Push tokens into a pool, each once, however often the task runs.
 
-    :param inputs: one token each; the value becomes the token's field ``input``.
-    :param tokens: instead of ``inputs``: mappings with any further fields, such as ``input`` and ``priority``.
-    :param key: name of a field, or a function of a token's fields, whose value becomes part of the token's id. Without it,
-        tokens are numbered.
+    Whatever ``inputs`` or ``tokens`` is, it is read as it is sent, so memory does not grow with the number of tokens: a list,
+    another task's output, a function that returns or yields them (it is called when the task runs, with those of Airflow's
+    context variables that it has parameters for), or the path of a file: JSON Lines (``.jsonl``, ``.ndjson``) or CSV with a
+    header (``.csv``), also with ``.gz``; local, or any URL of Airflow's ``ObjectStoragePath``, such as
+    ``s3://connection@bucket/file.csv``. A line that is no whole one fails the task and is named; the lines before it are pushed,
+    and another run continues there.
+
+    :param inputs: one token each; the value (a line's JSON, or a row as a mapping) becomes the token's field ``input``.
+    :param tokens: instead of ``inputs``: mappings with any further fields. ``priority`` is a number: this provider's pilots take
+        tokens with a higher one first (default 0); pilots of the PiCaS client take no notice.
+    :param key: name of a field (of the token or of its ``input``), or a function of a token's fields, whose value becomes part of
+        the token's id, so that the same input has the same id. Without it, tokens are numbered.
+    :param attachments: name of a field, or a function of a token's fields, with the files to attach: a mapping of names to paths
+        or bytes. The field itself is not pushed. A token holds 8 MB of JSON, so some 6 MB of files.
     :param batch: a name for the batch. Default: one made from the task instance, so that each run has its own.
-    :param on_existing: what to do with a token that is in the pool already: ``reset`` (the default: run it again if it is in
-        error, so that clearing the task runs just what failed), ``keep``, ``replace``, or ``fail``.
+    :param on_existing: what to do with a token that is in the pool already: ``reset`` (the default: run it again, with the fields
+        that it has now, if it is in error, so that clearing the task runs just what failed), ``keep``, ``replace`` (write it anew
+        unless a pilot holds it), or ``fail`` (if it is another task's).
     :param on_empty: what to do when there is nothing to push: ``skip`` (the default), ``fail`` or ``succeed``.
     :param deploy_views: create the views that the pool lacks, if the login may.
+    :param design_documents: further design documents to create, with PiCaS's views of the tokens for which a JavaScript condition
+        holds: ``{"SingleCore": "doc.cores == 1"}``, for example, for the autopilot of the PiCaS client.
     :param picas_conn_id: a connection of type ``picas``.
     :param database: another database than the connection's.
 
-    Returns ``{"database", "batch", "tokens"}``, where ``tokens`` is their number.
+    Returns ``{"database", "batch", "tokens", "done_before"}``: ``tokens`` is their number, and ``done_before`` how many of them
+    were done already in an earlier run, which pushed them to a batch of the same name. The log names some of these.
     """
 
     template_fields: Sequence[str] = (
-        "inputs", "tokens", "key", "batch", "on_existing", "on_empty", "picas_conn_id", "database",
+        "inputs", "tokens", "key", "attachments", "batch", "on_existing", "on_empty", "picas_conn_id", "database",
     )  # fmt: skip
-    operator_extra_links = (PicasPoolLink(), PicasMonitoringLink())
     ui_color = "#d7ecf5"
 
     def __init__(
         self,
         *,
-        inputs: Iterable[Any] | None = None,
-        tokens: Iterable[Mapping[str, Any]] | None = None,
-        key: str | Callable[[Mapping[str, Any]], str | int] | None = None,
+        inputs: Items | None = None,
+        tokens: Items | None = None,
+        key: str | Callable[[Fields], str | int] | None = None,
+        attachments: str | Callable[[Fields], Mapping[str, Any]] | None = None,
         batch: str | None = None,
         on_existing: str = "reset",
         on_empty: str = "skip",
         deploy_views: bool = True,
+        design_documents: Mapping[str, str] | None = None,
         picas_conn_id: str = PicasHook.default_conn_name,
         database: str | None = None,
         **kwargs: Any,
@@ -62,34 +91,68 @@ class PicasPushTokensOperator(BaseOperator):
         self.inputs = inputs
         self.tokens = tokens
         self.key = key
+        self.attachments = attachments
         self.batch = batch
         self.on_existing = on_existing
         self.on_empty = on_empty
         self.deploy_views = deploy_views
+        self.design_documents = design_documents
         self.picas_conn_id = picas_conn_id
         self.database = database
 
     def execute(self, context: Context) -> dict[str, Any]:
-        if (self.inputs is None) == (self.tokens is None):
-            raise AirflowFailException("Give either `inputs` or `tokens`.")
         if self.on_empty not in ON_EMPTY:
             raise AirflowFailException(f"on_empty is {self.on_empty!r}; it is one of {', '.join(ON_EMPTY)}.")
         if self.on_existing not in list(OnExisting):
             raise AirflowFailException(f"on_existing is {self.on_existing!r}; it is one of {', '.join(OnExisting)}.")
         hook = PicasHook(self.picas_conn_id, database=self.database)
-        push_links(context, hook.settings)
         push = push_id(context)
         batch = ids.batch_id(self.batch) if self.batch else push
-        if self.deploy_views:
-            self._report(hook.deploy_views(), hook)
         try:
-            report = hook.push(self._documents(batch, push), on_existing=self.on_existing)
-        except (BadTokenError, DuplicateTokenError, TokenExistsError) as error:
+            given = self._source(context)
+        except BadTokenError as error:
             raise AirflowFailException(str(error)) from None
-        self.log.info("Batch %s in %s: %s.", batch, hook.settings.place, report)
+        if self.deploy_views:
+            self._tell_deployed(hook.deploy_views(self.design_documents), hook)
+        progress = Progress(self.log)
+        try:
+            report = hook.push(
+                self._documents(given, batch, push),
+                on_existing=self.on_existing,
+                numbered=self.key is None,
+                progress=progress.tell,
+            )
+        except BadTokenError as error:
+            raise AirflowFailException(
+                f"{given.where}{error} The {progress.report.tokens:,} tokens before it are pushed; another run writes none twice."
+            ) from None
+        except (DuplicateTokenError, TokenExistsError) as error:
+            raise AirflowFailException(str(error)) from None
+        self.log.info("Batch %s in %s: %s, %s.", batch, hook.settings.place, report, progress.pace())
+        for remark in report.remarks():
+            self.log.warning("%s", remark)
         if not report.tokens:
             self._nothing()
-        return Batch(batch, hook.settings.database, report.tokens).as_dict()
+        output = Batch(batch, hook.settings.database, report.tokens).as_dict()
+        return {**output, "done_before": report.done_before}
+
+    def _source(self, context: Context) -> Source:
+        """What is to be pushed. Raises BadTokenError."""
+        if (self.inputs is None) == (self.tokens is None):
+            raise AirflowFailException("Give either `inputs` or `tokens`.")
+        given = self.inputs if self.tokens is None else self.tokens
+        if callable(given):
+            given = given(**determine_kwargs(given, (), context))
+        return Source(given, source.input_fields if self.tokens is None else source.token_fields)
+
+    def _documents(self, given: Source, batch: str, push: str) -> Iterator[Document]:
+        key = Keys(self.key) if self.key is not None else None
+        attach = Attachments(self.attachments) if self.attachments is not None else None
+        for ordinal, fields in enumerate(given):
+            key_of_token = key(fields, ordinal) if key else None
+            if attach:
+                fields = attach(fields, ordinal)
+            yield documents.new_token(fields, batch=batch, push=push, ordinal=ordinal, key=key_of_token)
 
     def _nothing(self) -> None:
         if self.on_empty == "fail":
@@ -99,7 +162,7 @@ class PicasPushTokensOperator(BaseOperator):
                 "There is nothing to push. Set on_empty to 'succeed' or 'fail' for another outcome."
             )
 
-    def _report(self, deployed: Deployment, hook: PicasHook) -> None:
+    def _tell_deployed(self, deployed: Deployment, hook: PicasHook) -> None:
         if deployed.written:
             self.log.info("Wrote the design documents %s to %s.", ", ".join(deployed.written), hook.settings.place)
         if deployed.refused:
@@ -109,37 +172,23 @@ class PicasPushTokensOperator(BaseOperator):
                 hook.settings.login or "Nobody", ", ".join(deployed.refused), hook.settings.place,
             )  # fmt: skip
 
-    def _documents(self, batch: str, push: str) -> Iterator[Document]:
-        for ordinal, fields in enumerate(self._fields()):
-            key = self._key_of(fields, ordinal)
-            yield documents.new_token(fields, batch=batch, push=push, ordinal=ordinal, key=key)
 
-    def _fields(self) -> Iterator[Mapping[str, Any]]:
-        if self.inputs is not None:
-            if isinstance(self.inputs, str | bytes | Mapping):
-                raise BadTokenError(
-                    f"`inputs` is a list or another iterable, one token each, not {self.inputs!r:.200}."
-                )
-            for value in self.inputs:
-                yield {"input": value}
-            return
-        for ordinal, fields in enumerate(self.tokens or ()):
-            if not isinstance(fields, Mapping):
-                raise BadTokenError(
-                    f"Token {ordinal} is no mapping of fields: {fields!r:.200}. Use `inputs` for plain values."
-                )
-            yield fields
+class Progress:
+    """Tells in the task log how far a push is, now and then."""
 
-    def _key_of(self, fields: Mapping[str, Any], ordinal: int) -> str | None:
-        if self.key is None:
-            return None
-        if callable(self.key):
-            value: Any = self.key(fields)
-        elif self.key in fields:
-            value = fields[self.key]
-        else:
-            raise BadTokenError(f"Token {ordinal} has no field {self.key!r}, which is to be its key.")
-        try:
-            return ids.token_key(value)
-        except ValueError as error:
-            raise BadTokenError(f"Token {ordinal}: {error}") from None
+    def __init__(self, log: Any) -> None:
+        self.report = PushReport()
+        self._log = log
+        self._started = self._told = time.monotonic()
+
+    def tell(self, report: PushReport) -> None:
+        """The push is so far now."""
+        self.report = report
+        if time.monotonic() - self._told >= PROGRESS_SECONDS:
+            self._told = time.monotonic()
+            self._log.info("So far %s, %s.", report, self.pace())
+
+    def pace(self) -> str:
+        """The time that it has taken, and the tokens a second."""
+        seconds = time.monotonic() - self._started
+        return f"in {seconds:.1f} s ({self.report.tokens / max(seconds, 0.001):,.0f} tokens/s)"

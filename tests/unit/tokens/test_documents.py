@@ -131,7 +131,7 @@ def test_a_token_differs_when_its_author_gives_other_fields_now() -> None:
 
 @pytest.mark.parametrize("priority", ["5", None, True, [5]])
 def test_a_priority_that_is_no_number_is_refused(priority: Any) -> None:
-    with pytest.raises(BadTokenError, match="Token 7 has the priority .* no number"):
+    with pytest.raises(BadTokenError, match=r"Token 7 has the priority .* no number"):
         new(priority=priority)
     assert new(priority=-1.5)["priority"] == -1.5
 

@@ -1,0 +1,55 @@
+"""``@task.picas_tokens``: a function that yields tokens, as a task that pushes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+from airflow.providers.common.compat.sdk import (
+    Context,
+    DecoratedOperator,
+    TaskDecorator,
+    determine_kwargs,
+    task_decorator_factory,
+)
+
+from airflow_provider_picas.operators.tokens import PicasPushTokensOperator
+from airflow_provider_picas.operators.tokens.source import Source, any_fields
+
+
+class _PicasTokensDecoratedOperator(DecoratedOperator, PicasPushTokensOperator):
+    """Pushes what a function yields or returns: fields of tokens where they are mappings, else inputs."""
+
+    custom_operator_name = "@task.picas_tokens"
+    template_fields: Sequence[str] = (
+        *DecoratedOperator.template_fields,
+        *(name for name in PicasPushTokensOperator.template_fields if name not in ("inputs", "tokens")),
+    )
+
+    def __init__(
+        self,
+        *,
+        python_callable: Callable[..., Any],
+        op_args: Collection[Any] | None = None,
+        op_kwargs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if given := sorted({"inputs", "tokens"} & set(kwargs)):
+            raise TypeError(f"@task.picas_tokens takes no `{given[0]}`: it pushes what the function yields.")
+        super().__init__(python_callable=python_callable, op_args=op_args, op_kwargs=op_kwargs, **kwargs)
+
+    def _source(self, context: Context) -> Source:
+        known: dict[str, Any] = {**context, **self.op_kwargs}
+        wanted = determine_kwargs(self.python_callable, self.op_args, known)
+        return Source(self.python_callable(*self.op_args, **wanted), any_fields)
+
+
+def picas_tokens_task(python_callable: Callable[..., Any] | None = None, **kwargs: Any) -> TaskDecorator:
+    """Make a task of a function that yields tokens: mappings of their fields, or plain values for their ``input``.
+
+    It may also return a list of them, or the path of a file. ``kwargs`` are those of ``PicasPushTokensOperator``, but for
+    ``inputs`` and ``tokens``.
+    """
+    return task_decorator_factory(
+        python_callable=python_callable, decorated_operator_class=_PicasTokensDecoratedOperator, **kwargs
+    )

@@ -1,0 +1,159 @@
+"""What a push is given, as fields of tokens, one after the other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache
+from typing import Any
+
+from airflow_provider_picas.operators.files import FileError, path_of
+from airflow_provider_picas.tokens import ids, inputs
+from airflow_provider_picas.tokens.documents import MAX_BYTES, BadTokenError
+from airflow_provider_picas.tokens.inputs import Lines
+
+Fields = Mapping[str, Any]
+
+READERS: dict[str, Callable[[Lines], Iterator[Any]]] = {
+    ".jsonl": inputs.json_lines,
+    ".ndjson": inputs.json_lines,
+    ".csv": inputs.csv_rows,
+}
+"""How files are read, by the end of their names; ``.gz`` may follow."""
+
+
+class Source:
+    """Inputs or fields of tokens, read as they are asked for: the items of an iterable, or the lines of a file.
+
+    ``where`` is what is being read, for messages: a file and its line, or nothing. ``to_fields`` makes a token's fields of an
+    item and its place.
+    """
+
+    def __init__(self, given: Any, to_fields: Callable[[Any, int], Fields]) -> None:
+        """Raises BadTokenError for what is neither; a file is not opened yet."""
+        self._to_fields = to_fields
+        self._path: Any = None
+        self._lines: Lines | None = None
+        if isinstance(given, str | os.PathLike):
+            self._path = _path(given)
+        elif isinstance(given, Mapping | bytes) or not isinstance(given, Iterable):
+            raise BadTokenError(
+                f"Tokens come from a list or another iterable, or a file of them, not from {given!r:.200}."
+            )
+        else:
+            self._items: Iterable[Any] = given
+
+    @property
+    def where(self) -> str:
+        """``"<file>, line <number>: "``, or nothing for what is no file."""
+        return f"{self._path}, line {self._lines.record:,}: " if self._lines else ""
+
+    def __iter__(self) -> Iterator[Fields]:
+        for place, item in enumerate(self._items if self._path is None else self._rows()):
+            yield self._to_fields(item, place)
+
+    def _rows(self) -> Iterator[Any]:
+        try:
+            file = self._path.open("rb", compression="gzip" if self._path.name.endswith(".gz") else None)
+        except FileNotFoundError:
+            raise BadTokenError(f"There is no file {self._path}.") from None
+        with file:
+            self._lines = Lines(file)
+            yield from _reader(self._path)(self._lines)
+
+
+def input_fields(value: Any, place: int) -> Fields:
+    """A token whose ``input`` is the value."""
+    return {"input": value}
+
+
+def token_fields(fields: Any, place: int) -> Fields:
+    """A token with these fields."""
+    if not isinstance(fields, Mapping):
+        raise BadTokenError(f"Token {place} is no mapping of fields: {fields!r:.200}. Use `inputs` for plain values.")
+    return fields
+
+
+def any_fields(item: Any, place: int) -> Fields:
+    """A token with these fields, or with this ``input``."""
+    return item if isinstance(item, Mapping) else input_fields(item, place)
+
+
+class Keys:
+    """The keys of tokens: the value of a field, or of a function of the fields."""
+
+    def __init__(self, key: str | Callable[[Fields], Any]) -> None:
+        self._key = key
+
+    def __call__(self, fields: Fields, place: int) -> str:
+        try:
+            value = self._key(fields) if callable(self._key) else inputs.find_key(fields, self._key)
+        except KeyError:
+            if callable(self._key):
+                raise
+            raise BadTokenError(f"Token {place} has no field {self._key!r}, which is to be its key.") from None
+        try:
+            return ids.token_key(value)
+        except ValueError as error:
+            raise BadTokenError(f"Token {place}: {error}") from None
+
+
+class Attachments:
+    """The files of tokens: names and paths, or bytes, in a field, which is taken out, or from a function of the fields."""
+
+    def __init__(self, files: str | Callable[[Fields], Any]) -> None:
+        self._files = files
+        self._content = lru_cache(maxsize=4)(_content)  # often all tokens get the same few files
+
+    def __call__(self, fields: Fields, place: int) -> Fields:
+        """The fields with ``_attachments``, if there are any."""
+        if callable(self._files):
+            files, rest = self._files(fields), dict(fields)
+        else:
+            rest = {name: value for name, value in fields.items() if name != self._files}
+            files = fields.get(self._files)
+        if not files:
+            return rest
+        if not isinstance(files, Mapping):
+            raise BadTokenError(
+                f"Token {place}: attachments are a mapping of names to paths or bytes, not {files!r:.200}."
+            )
+        try:
+            attached = {name: inputs.inline_attachment(name, self._content(content)) for name, content in files.items()}
+        except (BadTokenError, FileError) as error:
+            raise BadTokenError(f"Token {place}: {error}") from None
+        return {**rest, "_attachments": attached}
+
+
+def _path(given: str | os.PathLike[str]) -> Any:
+    try:
+        path = path_of(given)
+        if _reader(path):
+            return path
+    except (FileError, ValueError) as error:  # ObjectStoragePath raises ValueError for an unknown protocol
+        raise BadTokenError(f"{str(given)!r:.200} is no path of a file of inputs: {error}") from None
+    raise BadTokenError(
+        f"{str(given)!r:.200} is taken for the path of a file of inputs, but does not end in {', '.join(READERS)}, or one of"
+        " these and .gz. A list from another task is given as `inputs=task.output`, not as a template in a text."
+    )
+
+
+def _reader(path: Any) -> Any:
+    return READERS.get(os.path.splitext(str(path.name).removesuffix(".gz"))[1])
+
+
+def _content(file: Any) -> bytes:
+    """What is attached: bytes, or a file's content."""
+    if isinstance(file, bytes):
+        return file
+    path = path_of(file)
+    try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise BadTokenError(f"The attachment {path} has {size:,} bytes, and a token holds {MAX_BYTES:,} in all.")
+        content: bytes = path.read_bytes()
+        return content
+    except FileNotFoundError:
+        raise BadTokenError(f"There is no file {path} to attach.") from None
+    except IsADirectoryError:
+        raise BadTokenError(f"{path}, which is to be attached, is a folder.") from None

@@ -1,0 +1,154 @@
+"""Inputs of a push: files of JSON Lines or CSV, read line by line, and what is attached to tokens.
+
+Faults are BadTokenErrors. They do not name the line: ``Lines.record`` has it, also for what is found out later about a token.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import gzip
+import json
+import mimetypes
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+from airflow_provider_picas.tokens.documents import MAX_BYTES, BadTokenError
+
+NUMBERS = ("priority", "cores", "gpu", "time", "max_retries", "time_limit")
+"""Columns of a CSV file whose cells are numbers where they look like one, and left out where they are empty."""
+
+
+class BinaryFile(Protocol):
+    """What is asked of an open file."""
+
+    def readline(self, size: int, /) -> bytes:
+        """A line with its end, or ``size`` bytes of it."""
+
+
+class Lines:
+    """The lines of a UTF-8 file. ``record`` is the line, counted from 1, where the record at hand begins."""
+
+    def __init__(self, file: BinaryFile) -> None:
+        self._file = file
+        self._read = 0
+        self.record = 0
+
+    def begin_record(self) -> None:
+        """The next line is the first one of a record."""
+        self.record = self._read + 1
+
+    def __iter__(self) -> Iterator[str]:
+        while line := self._next():
+            self._read += 1
+            if len(line) > MAX_BYTES:
+                raise BadTokenError(
+                    f"The line is longer than {MAX_BYTES:,} bytes, which is more than a token can hold."
+                )
+            try:
+                yield line.decode("utf-8-sig" if self._read == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise BadTokenError(f"The line is no UTF-8 text ({error.reason} at byte {error.start}).") from None
+
+    def _next(self) -> bytes:
+        try:
+            return self._file.readline(MAX_BYTES + 1)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise BadTokenError(f"The compressed file cannot be read on ({error}). It may be half-written.") from None
+
+
+def json_lines(lines: Lines) -> Iterator[Any]:
+    """The values of a file of JSON Lines. Blank lines are passed over."""
+    lines.begin_record()
+    for line in lines:
+        if not line.isspace():
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise BadTokenError(f"The line is no JSON ({error}). It may be half-written.") from None
+            if isinstance(value, int | float) and not line.endswith("\n"):
+                raise BadTokenError(
+                    "The file ends with a number and no line end: it may be half-written. If it is complete, add a line end."
+                )
+            yield value
+        lines.begin_record()
+
+
+def csv_rows(lines: Lines) -> Iterator[dict[str, Any]]:
+    """The rows of a CSV file with a header, as mappings. Cells are text, but for those of the columns in ``NUMBERS``."""
+    csv.field_size_limit(max(csv.field_size_limit(), MAX_BYTES))
+    rows = _csv_records(lines)
+    header = next(rows, None)
+    if header is None:
+        raise BadTokenError("The file is empty: a CSV file begins with a line of column names.")
+    _check_header(header)
+    for row in rows:
+        if len(row) != len(header):
+            raise BadTokenError(f"The row has {len(row)} cells and the header {len(header)}. It may be half-written.")
+        yield {
+            name: number(cell) if name in NUMBERS else cell
+            for name, cell in zip(header, row, strict=True)
+            if cell or name not in NUMBERS
+        }
+
+
+def number(text: str) -> int | float | str:
+    """The number that a text is, or the text."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _csv_records(lines: Lines) -> Iterator[list[str]]:
+    reader = csv.reader(_ended(lines), strict=True)
+    while True:
+        lines.begin_record()
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise BadTokenError(f"The row is no CSV ({error}). It may be half-written.") from None
+        if row:
+            yield row
+
+
+def _ended(lines: Lines) -> Iterator[str]:
+    """The lines; the last one must have an end, since nothing else tells a whole cell from half of it."""
+    for line in lines:
+        if not line.endswith(("\n", "\r")):
+            raise BadTokenError(
+                "The file does not end with a line end: it may be half-written. If it is complete, add a line end."
+            )
+        yield line
+
+
+def _check_header(header: list[str]) -> None:
+    if len(header) == 1 and any(separator in header[0] for separator in ";\t"):
+        raise BadTokenError(f"The header has one column, {header[0]!r:.80}. Columns are separated by commas.")
+    twice = next((name for name in header if header.count(name) > 1), None)
+    if twice is not None or "" in header:
+        raise BadTokenError(f"The header has {f'two columns {twice!r:.80}' if twice else 'a column without a name'}.")
+
+
+def inline_attachment(name: Any, content: bytes) -> dict[str, str]:
+    """A file as CouchDB takes it within a document. Its content type is guessed from the name."""
+    if not isinstance(name, str) or not name or name.startswith("_"):
+        raise BadTokenError(
+            f"An attachment cannot be called {name!r:.80}: its name is a text that does not begin with '_'."
+        )
+    guessed, encoding = mimetypes.guess_type(name)
+    content_type = guessed if guessed and not encoding else "application/octet-stream"
+    return {"content_type": content_type, "data": base64.b64encode(content).decode()}
+
+
+def find_key(fields: Mapping[str, Any], name: str) -> Any:
+    """The field that is to be a token's key: one of its own, or one of its ``input``. Raises KeyError."""
+    for place in (fields, fields.get("input")):
+        if isinstance(place, Mapping) and name in place:
+            return place[name]
+    raise KeyError(name)
