@@ -112,9 +112,14 @@ class Pool:
     # -- counts -------------------------------------------------------------------------------------------------------
 
     def count(self, batch: str | None = None) -> Operation[counts.Counts]:
-        """Tokens by state, of a batch or of the whole pool. One request where the provider's views are deployed."""
+        """Tokens by state, of a batch or of the whole pool. One request where the provider's views are deployed.
+
+        With another design document than ``Monitor``, only the tokens in its views are counted.
+        """
         if batch is None:
             return (yield from self._count_pool())
+        if self.settings.design_document != views.MONITOR:
+            return (yield from self._count_range(batch))
         try:
             request = self.view_request("counts", views.PROVIDER, group=True, startkey=[batch], endkey=[batch, {}])
             answer = yield request
@@ -143,6 +148,8 @@ class Pool:
             for state in State:
                 answer = yield self.view_request(state, limit=0)
                 rows.append((str(state), answer.json()["total_rows"]))
+        if self.settings.design_document != views.MONITOR:
+            return counts.from_rows((key, int(value)) for key, value in rows)
         try:
             answer = yield self.view_request("stateless", views.PROVIDER, group=False)
             stateless = sum(row["value"] for row in answer.json()["rows"])
@@ -151,7 +158,7 @@ class Pool:
         return counts.from_rows([*((key, int(value)) for key, value in rows), (None, stateless)])
 
     def _count_range(self, batch: str) -> Operation[counts.Counts]:
-        """The batch as a key range of ``Monitor``: slower, but it needs no view of the provider's."""
+        """The batch as a key range of PiCaS's views: slower, but it needs no view of the provider's."""
         rows: list[tuple[str | None, int]] = []
         for state in State:
             after: str | None = None

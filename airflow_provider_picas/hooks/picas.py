@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
@@ -53,6 +54,8 @@ class PicasHook(HttpHook):
     :param picas_conn_id: a connection of type ``picas``: host (URL of the CouchDB server), database, login, password; extras
         ``verify``, ``ca_file``, ``design_document``, ``connect_timeout`` and ``read_timeout`` (seconds).
     :param database: another database than the connection's.
+    :param design_document: another design document with PiCaS's views than the connection's, such as ``SingleCore``: then only the
+        tokens in its views are counted and read.
     :param method: HTTP method of ``run()``, which is ``HttpHook``'s, for anything that has no method here.
 
     Methods raise the errors of ``airflow_provider_picas.couchdb.errors``. Requests that are safe to repeat are sent again
@@ -65,11 +68,17 @@ class PicasHook(HttpHook):
     hook_name = "PiCaS"
 
     def __init__(
-        self, picas_conn_id: str = default_conn_name, *, database: str | None = None, method: str = "GET"
+        self,
+        picas_conn_id: str = default_conn_name,
+        *,
+        database: str | None = None,
+        design_document: str | None = None,
+        method: str = "GET",
     ) -> None:
         super().__init__(method=method, http_conn_id=picas_conn_id)
         self.picas_conn_id = picas_conn_id
         self.database = database
+        self.design_document = design_document
         self._sessions = threading.local()
 
     @classmethod
@@ -97,7 +106,8 @@ class PicasHook(HttpHook):
     @cached_property
     def settings(self) -> Settings:
         """The connection's fields, looked up once."""
-        return _settings(self.get_connection(self.picas_conn_id), self.picas_conn_id, self.database)
+        found = _settings(self.get_connection(self.picas_conn_id), self.picas_conn_id, self.database)
+        return replace(found, design_document=self.design_document) if self.design_document else found
 
     @cached_property
     def pool(self) -> Pool:
