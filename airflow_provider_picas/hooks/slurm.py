@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import posixpath
+import random
 import time
 from functools import cached_property
 from types import TracebackType
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-CONNECT_TIMEOUT = 30.0  # seconds, from a trigger; from a task it is the connection's
+CONNECT_TIMEOUT = 30.0  # seconds; from a task the connection's extra ``conn_timeout`` may name another
+CONNECT_TRIES = 3  # of a task, for a login node that does not answer
 _LARGEST_OUTPUT = 16_000_000  # bytes; more is no answer of a Slurm command
 
 
@@ -66,7 +68,13 @@ class SlurmHook(BaseHook):
         """Airflow's SSH hook: it reads the connection's fields."""
         from airflow.providers.ssh.hooks.ssh import SSHHook
 
-        return SSHHook(ssh_conn_id=self.ssh_conn_id)
+        try:
+            hook = SSHHook(ssh_conn_id=self.ssh_conn_id)
+        except ValueError as error:
+            raise RemoteError(f"Connection {self.ssh_conn_id!r} cannot be used: {error}") from None
+        hook.conn_timeout = hook.conn_timeout or int(CONNECT_TIMEOUT)  # without, the kernel waits for minutes
+        hook.conn_retry_attempts = 1  # it would try a wrong key three times, too, and sites shut such accounts out
+        return hook
 
     @property
     def place(self) -> str:
@@ -81,6 +89,15 @@ class SlurmHook(BaseHook):
         return self._client
 
     def _connect(self) -> paramiko.SSHClient:
+        for _ in range(CONNECT_TRIES - 1):
+            try:
+                return self._connect_once()
+            except UnreachableError as error:
+                self.log.warning("%s Trying again.", error)
+                time.sleep(random.uniform(1, 3))
+        return self._connect_once()
+
+    def _connect_once(self) -> paramiko.SSHClient:
         import paramiko
 
         place = self.place
@@ -101,7 +118,7 @@ class SlurmHook(BaseHook):
                     f"The SSH host key of {place} is unknown ({error}). Put it in the connection's extra 'host_key' as"
                     " '<type> <base64>', as `ssh-keyscan` prints it, after comparing it with what the site tells."
                 ) from None
-            raise UnreachableError(f"{place} cannot be reached: {error}") from None
+            raise UnreachableError(f"{place} cannot be reached: {error}.") from None
         except (OSError, EOFError) as error:
             raise UnreachableError(
                 f"{place} cannot be reached ({error or type(error).__name__}). Check host and port, and that the site is up."
@@ -160,18 +177,22 @@ class SlurmHook(BaseHook):
     def _send(self, step: Send) -> Output:
         import paramiko
 
+        connection, path = self.get_conn(), "SFTP"
         try:
             if self._sftp is None:
-                self._sftp = self.get_conn().open_sftp()
+                self._sftp = connection.open_sftp()
             for file in step.files:
+                path = file.path
                 _write(self._sftp, file)
-        except (TimeoutError, paramiko.SSHException, EOFError, ConnectionError) as error:
+        except (paramiko.SSHException, EOFError, OSError) as error:
+            transport = connection.get_transport()
+            # An OSError is what the server says of a file, but for those of a connection that is gone.
+            if isinstance(error, OSError) and transport is not None and transport.is_active():
+                return Output(1, stderr=f"{path}: {error}")
             self.close()
             raise UnreachableError(
                 f"Files could not be sent to {self.place} by SFTP: {error or type(error).__name__}."
             ) from None
-        except OSError as error:
-            return Output(1, stderr=f"{file.path}: {error}")
         return Output(0)
 
 

@@ -49,7 +49,9 @@ def test_errors_of_couchdb(status: int, error: str, reason: str, kind: type[erro
 
 def test_a_view_that_is_missing_is_named() -> None:
     with pytest.raises(errors.NotFoundError, match="There is no view 'todo' in design document 'Monitor' of pool on"):
-        check(answer(404, {"error": "not_found", "reason": "missing"}), Request("GET", "/pool/_design/Monitor/_view/todo"))
+        check(
+            answer(404, {"error": "not_found", "reason": "missing"}), Request("GET", "/pool/_design/Monitor/_view/todo")
+        )
 
 
 @pytest.mark.parametrize("status", [200, 201, 202, 304])
