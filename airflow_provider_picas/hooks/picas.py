@@ -54,8 +54,8 @@ class PicasHook(HttpHook):
     :param picas_conn_id: a connection of type ``picas``: host (URL of the CouchDB server), database, login, password; extras
         ``verify``, ``ca_file``, ``design_document``, ``connect_timeout`` and ``read_timeout`` (seconds).
     :param database: another database than the connection's.
-    :param design_document: another design document with PiCaS's views than the connection's, such as ``SingleCore``: then only the
-        tokens in its views are counted and read.
+    :param design_document: another design document with PiCaS's views than the connection's, such as ``SingleCore``: then
+        only the tokens in its views are counted and read.
     :param method: HTTP method of ``run()``, which is ``HttpHook``'s, for anything that has no method here.
 
     Methods raise the errors of ``airflow_provider_picas.couchdb.errors``. Requests that are safe to repeat are sent again

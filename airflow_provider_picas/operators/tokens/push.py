@@ -124,7 +124,8 @@ class PicasPushTokensOperator(BaseOperator):
             )
         except BadTokenError as error:
             raise AirflowFailException(
-                f"{given.where}{error} What comes before it is pushed ({progress.report.tokens:,} tokens); another run writes nothing twice."
+                f"{given.where}{error} What comes before it is pushed ({progress.report.tokens:,} tokens); another run"
+                " writes nothing twice."
             ) from None
         except (DuplicateTokenError, TokenExistsError) as error:
             raise AirflowFailException(str(error)) from None
