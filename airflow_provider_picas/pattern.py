@@ -16,7 +16,7 @@ _LONGEST = 1_000  # characters of a pattern
 _PROGRAM = """
 import json, re, sys
 asked = json.load(sys.stdin.buffer)
-search = re.compile(asked["pattern"]).search
+search = re.compile(asked["pattern"], re.MULTILINE).search
 json.dump([search(text) is not None for text in asked["texts"]], sys.stdout)
 """
 
@@ -32,7 +32,7 @@ def check(pattern: str) -> None:
     if len(pattern) > _LONGEST:
         raise PatternError(f"The error pattern has {len(pattern):,} characters; {_LONGEST:,} are taken.")
     try:
-        re.compile(pattern)
+        re.compile(pattern, re.MULTILINE)
     except (re.error, RecursionError, OverflowError) as error:
         raise PatternError(
             f"The error pattern {pattern!r:.200} is no regular expression of Python: {error}."
@@ -41,7 +41,10 @@ def check(pattern: str) -> None:
 
 
 def search(pattern: str, texts: Sequence[str], seconds: float = SECONDS) -> list[bool]:
-    """For each text whether the pattern is found in it. Raises PatternError when that takes longer than ``seconds``."""
+    """For each text whether the pattern is found in it; ``^`` and ``$`` match at each line.
+
+    Raises PatternError when that takes longer than ``seconds``.
+    """
     check(pattern)
     asked = json.dumps({"pattern": pattern, "texts": list(texts)}).encode()
     try:

@@ -12,8 +12,8 @@ from airflow_provider_picas.pattern import PatternError
 
 def test_search() -> None:
     texts = ["exit code 1\nNo such file: é", "killed", "", "line\nend\ud800"]
-    assert pattern.search(r"No such|^end", texts) == [True, False, False, False]
-    assert pattern.search(r"(?m)^end", texts) == [False, False, False, True]
+    assert pattern.search(r"No such|^end", texts) == [True, False, False, True]
+    assert pattern.search(r"exit code 1$", texts) == [True, False, False, False]
     assert pattern.search(r"x", []) == []
 
 
