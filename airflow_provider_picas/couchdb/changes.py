@@ -1,0 +1,153 @@
+"""Following a pool: what has changed since when, and the counts of many batches at once. Operations, as in ``pool``."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from airflow_provider_picas.couchdb import errors
+from airflow_provider_picas.couchdb.pool import Pool
+from airflow_provider_picas.couchdb.protocol import Operation, Request, json_body
+from airflow_provider_picas.tokens import counts, views
+from airflow_provider_picas.tokens.counts import Counts
+
+PAGE = 1_000
+"""Rows of an answer at most."""
+
+FEW = 32  # batches that are asked for one by one; more may be cheaper as a part of all
+ROWS_OF_ONE = 10  # rows of a scan that take as long as asking for one batch (CouchDB 3.5.0: 0.1 and 1.4 ms)
+QUERIES = 200  # batches in one request: it is answered as a whole
+
+NO_BATCH = ""
+"""Stands for the tokens that have no batch, where batches are told apart."""
+
+
+@dataclass(frozen=True)
+class Changes:
+    """One answer of the feed. ``since``: where it stands then, to go on from. ``more``: the answer was full."""
+
+    since: str
+    ids: tuple[str, ...]
+    more: bool
+
+    @property
+    def batches(self) -> set[str]:
+        """What the rows touch, by the prefix of their ids."""
+        return {
+            document_id.partition(":")[0] if ":" in document_id else NO_BATCH
+            for document_id in self.ids
+            if not document_id.startswith("_")
+        }
+
+    @property
+    def design(self) -> bool:
+        """Whether a design document has changed, so that counts may have, too."""
+        return any(document_id.startswith("_design/") for document_id in self.ids)
+
+
+def changes(
+    pool: Pool, since: str, *, heartbeat: float | None = None, timeout: float | None = None
+) -> Operation[Changes]:
+    """What has changed after ``since`` (an earlier answer's, or ``now``); at once, or as soon as there is anything.
+
+    ``heartbeat``: wait for ever, with a sign of life every so many seconds. ``timeout``: wait so many seconds at most. It is not
+    asked again when the answer is lost: the caller knows best how long it has waited.
+    """
+    params = {"since": since, "limit": str(PAGE)}
+    read_timeout = None
+    if heartbeat is not None:
+        params |= {"feed": "longpoll", "heartbeat": str(int(heartbeat * 1000))}
+        read_timeout = 3 * heartbeat
+    elif timeout is not None:
+        params |= {"feed": "longpoll", "timeout": str(max(1, int(timeout * 1000)))}
+        read_timeout = timeout + 15
+    answer = yield Request("GET", pool.path("_changes"), params, repeatable=False, read_timeout=read_timeout)
+    told = answer.json()
+    rows = told["results"]
+    return Changes(str(told["last_seq"]), tuple(row["id"] for row in rows), more=len(rows) >= PAGE)
+
+
+def birth(pool: Pool) -> Operation[str]:
+    """When the database was made, as its server tells, in whole seconds: another one of the same name has another."""
+    info: Mapping[str, Any] = yield from pool.info()
+    return str(info.get("instance_start_time", ""))
+
+
+def counts_of(pool: Pool, batches: Collection[str]) -> Operation[dict[str, Counts]]:
+    """The counts of some batches; all zero for one that has no tokens."""
+    found: dict[str, Counts] = {}
+    try:
+        if len(batches) > FEW:
+            found = yield from _scan(pool, set(batches))
+        missing = [batch for batch in batches if batch not in found]
+        for start in range(0, len(missing), QUERIES):
+            found |= yield from _ask(pool, missing[start : start + QUERIES])
+    except errors.NotFoundError as error:
+        if error.reason == "Database does not exist.":
+            raise
+        # The provider's views are not deployed.
+        for batch in batches:
+            found[batch] = yield from pool.count(None if batch == NO_BATCH else batch)
+    return found
+
+
+def _key(batch: str) -> str | None:
+    return None if batch == NO_BATCH else batch
+
+
+def _ask(pool: Pool, batches: Collection[str]) -> Operation[dict[str, Counts]]:
+    queries = [{"group": True, "startkey": [_key(batch)], "endkey": [_key(batch), {}]} for batch in batches]
+    path = pool.path("_design", views.PROVIDER, "_view", "counts", "queries")
+    answer = yield Request("POST", path, body=json_body({"queries": queries}))
+    results = answer.json()["results"]
+    return {
+        batch: counts.from_rows((row["key"][1], row["value"]) for row in result["rows"])
+        for batch, result in zip(batches, results, strict=True)
+    }
+
+
+def _scan(pool: Pool, batches: set[str]) -> Operation[dict[str, Counts]]:
+    """The counts of those batches that are among the first of the pool: faster than asking for each, if there are few others."""
+    limit = ROWS_OF_ONE * len(batches)
+    answer = yield pool.view_request("counts", views.PROVIDER, group=True, limit=limit)
+    rows = answer.json()["rows"]
+    told: dict[str, list[tuple[str | None, int]]] = {}
+    for row in rows:
+        batch, state = row["key"]
+        name = NO_BATCH if batch is None else batch
+        if name in batches:
+            told.setdefault(name, []).append((state, row["value"]))
+    if len(rows) < limit:
+        return {batch: counts.from_rows(told.get(batch, [])) for batch in batches}
+    last = rows[-1]["key"][0]  # the page may end in the middle of its states
+    told.pop(NO_BATCH if last is None else last, None)
+    return {batch: counts.from_rows(states) for batch, states in told.items()}
+
+
+def index_progress(pool: Pool) -> Operation[str | None]:
+    """Which index of the pool is being built, and how far it is if the login may know; None when none is."""
+    for design in dict.fromkeys((views.PROVIDER, pool.settings.design_document)):
+        try:
+            answer = yield Request("GET", pool.path("_design", design, "_info"), repeatable=False)
+        except errors.NotFoundError:
+            continue
+        if answer.json().get("view_index", {}).get("updater_running"):
+            percent = yield from _percent(pool, design)
+            return f"{design} of {pool.settings.place}" + ("" if percent is None else f", {percent} % so far")
+    return None
+
+
+def _percent(pool: Pool, design: str) -> Operation[int | None]:
+    try:
+        answer = yield Request("GET", "/_active_tasks", repeatable=False)
+    except errors.CouchDBError:
+        return None  # only the server's admin may ask
+    progress = [
+        int(task.get("progress", 0))
+        for task in answer.json()
+        if task.get("type") == "indexer"
+        and task.get("design_document") == f"_design/{design}"
+        and pool.settings.database in str(task.get("database"))
+    ]
+    return sum(progress) // len(progress) if progress else None

@@ -1,0 +1,421 @@
+"""One feed a pool: all waits of a process on a pool share one long poll of its changes, and each gets only its own news.
+
+The poll tells which batches were touched, and wakes a look at the counts of just those that somebody waits for. A look brings
+the database work, so the next one waits a multiple of the time that it took. After an outage the feed goes on from where it was,
+and all counts are read again; so they are now and then, whatever the feed said.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import random
+import time
+from abc import abstractmethod
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+from weakref import WeakKeyDictionary
+
+from airflow_provider_picas.couchdb import changes, errors
+from airflow_provider_picas.couchdb.changes import NO_BATCH, Changes
+from airflow_provider_picas.couchdb.protocol import Operation
+from airflow_provider_picas.hooks.picas import PicasAsyncHook
+from airflow_provider_picas.tokens.counts import Counts
+
+log = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+HEARTBEAT = 20.0  # seconds between the signs of life of a poll that has nothing to tell
+READ_AGAIN = 1_800.0  # seconds after which all counts are read, whatever the feed said
+GRACE = 300.0  # seconds that a pool may be away, deleted or closed to us before its waits fail
+GATHER = 0.05  # seconds after a wake-up: tokens finish in bursts, and one look does for all of them
+SHORTEST_PAUSE = 0.1  # seconds between two looks
+LONGEST_PAUSE = 30.0
+LOAD = 3.0  # a pause is so many times as long as the look before it took
+PATIENCE = 5.0  # seconds that a look may take until it is asked whether an index is being built
+SAY_AGAIN = 60.0  # seconds between two notices of an index that is being built
+SHORTEST_POLL = 5.0  # seconds: a poll that lasted longer before it broke was cut by something in between
+BROKEN_POLLS = 3  # in a row that may break sooner, while the server answers otherwise
+FIRST_RECONNECT, LONGEST_RECONNECT = 1.0, 30.0  # seconds, with jitter
+
+
+@dataclass(frozen=True)
+class News:
+    """The newest counts of what is waited for, or None if they are what they were; and what is worth a line in the log."""
+
+    counts: Counts | None
+    notices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Touched:
+    """Batches that have changed, with their counts, in which all changes up to ``position`` are contained.
+
+    ``NO_BATCH`` stands for the tokens without a batch.
+    """
+
+    position: str
+    counts: Mapping[str, Counts]
+    notices: tuple[str, ...] = ()
+
+
+class Subscription(Generic[Item]):
+    """News for one wait: an asynchronous iterator, which may be cancelled while it waits and asked again."""
+
+    def __init__(self) -> None:
+        self._ready = asyncio.Event()
+        self._failure: Exception | None = None
+        self._notices: list[str] = []
+
+    def __aiter__(self) -> Subscription[Item]:
+        return self
+
+    async def __anext__(self) -> Item:
+        await self._ready.wait()
+        self._ready.clear()
+        if self._failure is not None:
+            self._ready.set()  # it stays so
+            raise self._failure
+        notices, self._notices = tuple(self._notices), []
+        return self._take(notices)
+
+    @abstractmethod
+    def _take(self, notices: tuple[str, ...]) -> Item: ...
+
+    def notify(self, text: str) -> None:
+        """Add a notice."""
+        self._notices.append(text)
+        self._ready.set()
+
+    def fail(self, error: Exception) -> None:
+        """End it: the iterator raises this."""
+        self._failure = error
+        self._ready.set()
+
+
+class CountsSubscription(Subscription[News]):
+    """The counts of one batch, or of the whole pool: first the present ones, then each time that they differ."""
+
+    def __init__(self, batch: str | None) -> None:
+        super().__init__()
+        self.batch = batch
+        self._known: Counts | None = None
+        self._new: Counts | None = None
+
+    def put(self, counts: Counts) -> None:
+        """Give it the newest counts."""
+        if counts != self._known:
+            self._known = self._new = counts
+            self._ready.set()
+
+    def _take(self, notices: tuple[str, ...]) -> News:
+        counts, self._new = self._new, None
+        return News(counts, notices)
+
+
+class TouchedSubscription(Subscription[Touched]):
+    """All batches that are touched from now on; first, with no counts, where the feed stands."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._position = ""
+        self._counts: dict[str, Counts] = {}
+
+    def put(self, position: str, counts: Mapping[str, Counts]) -> None:
+        """Give it the newest counts. What has not been fetched yet is replaced."""
+        self._position = position
+        self._counts |= counts
+        self._ready.set()
+
+    def _take(self, notices: tuple[str, ...]) -> Touched:
+        counts, self._counts = self._counts, {}
+        return Touched(self._position, counts, notices)
+
+
+class Feed:
+    """What changes in a pool, for all who wait for it on this event loop. Made by ``feed_for``; runs while it has subscribers."""
+
+    def __init__(self, picas_conn_id: str, database: str | None) -> None:
+        self.picas_conn_id = picas_conn_id
+        self.database = database
+        self.looks = 0  #: how often counts were asked for, for those who measure
+        self._waits: dict[str | None, set[CountsSubscription]] = {}
+        self._followers: set[TouchedSubscription] = set()
+        self._touched: set[str | None] = set()  #: what to look at next; None is the whole pool
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._since: str | None = None
+        self._birth: str | None = None
+        self._longest_poll: float | None = None  #: seconds; None: nothing is known to cut long polls
+        self._broken_polls = 0  #: in a row
+        self._away_since: float | None = None
+        self._noticed_index = -SAY_AGAIN
+
+    # -- subscribers --------------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def subscribe(self, batch: str | None) -> AsyncIterator[CountsSubscription]:
+        """The counts of a batch, or with None of the whole pool. The iterator raises CouchDBError when the pool stays away."""
+        subscription = CountsSubscription(batch)
+        self._waits.setdefault(batch, set()).add(subscription)
+        self._touch({batch})
+        self._start()
+        try:
+            yield subscription
+        finally:
+            self._waits[batch].discard(subscription)
+            if not self._waits[batch]:
+                del self._waits[batch]
+            await self._stop_if_unused()
+
+    @asynccontextmanager
+    async def follow(self) -> AsyncIterator[TouchedSubscription]:
+        """All batches that are touched from now on. The iterator raises CouchDBError when the pool stays away."""
+        subscription = TouchedSubscription()
+        self._followers.add(subscription)
+        self._start()
+        if self._since is not None:
+            subscription.put(self._since, {})
+        try:
+            yield subscription
+        finally:
+            self._followers.discard(subscription)
+            await self._stop_if_unused()
+
+    def _start(self) -> None:
+        if self._task is None:
+            # In a context of its own: what it logs is not of the task whose wait came first.
+            self._task = asyncio.create_task(self._run(), name=f"{self}", context=contextvars.Context())
+
+    async def _stop_if_unused(self) -> None:
+        if self._waits or self._followers or self._task is None:
+            return
+        self._forget()
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    def _forget(self) -> None:
+        feeds = _feeds.get(asyncio.get_running_loop(), {})
+        if feeds.get((self.picas_conn_id, self.database)) is self:
+            del feeds[self.picas_conn_id, self.database]
+
+    def _subscriptions(self) -> Iterable[Subscription[News] | Subscription[Touched]]:
+        for waits in list(self._waits.values()):
+            yield from waits
+        yield from list(self._followers)
+
+    def _notify(self, text: str) -> None:
+        log.info("%s: %s", self, text)
+        for subscription in self._subscriptions():
+            subscription.notify(text)
+
+    def __str__(self) -> str:
+        return f"feed of {self.database or 'the database'} ({self.picas_conn_id})"
+
+    # -- outages ------------------------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        try:
+            pause = FIRST_RECONNECT
+            while True:
+                begin = time.monotonic()
+                try:
+                    async with PicasAsyncHook(self.picas_conn_id, database=self.database) as hook:
+                        await self._follow_pool(hook)
+                except errors.CouchDBError as error:
+                    self._note_outage(error)
+                if time.monotonic() - begin > LONGEST_RECONNECT:
+                    pause = FIRST_RECONNECT
+                await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+                pause = min(LONGEST_RECONNECT, pause * 2)
+        except Exception as error:
+            # Nobody awaits this task. Those who wait learn it, and who comes later begins with a new feed.
+            log.warning("%s ends: %s", self, error)
+            self._forget()
+            for subscription in self._subscriptions():
+                subscription.fail(error)
+
+    def _note_outage(self, error: errors.CouchDBError) -> None:
+        """Say it once, and raise it when the grace time is over."""
+        now = time.monotonic()
+        self._longest_poll, self._broken_polls = None, 0
+        if self._away_since is None:
+            self._away_since = now
+            self._notify(f"{error} The wait goes on, for {GRACE / 60:g} minutes at most.")
+        elif now - self._away_since > GRACE:
+            raise error
+
+    def _note_answer(self) -> None:
+        if self._away_since is not None:
+            self._away_since = None
+            self._notify("The database answers again.")
+
+    async def _follow_pool(self, hook: PicasAsyncHook) -> None:
+        """Listen and look until one of them fails."""
+        await self._check_birth(hook)
+        if self._since is None:
+            self._since = await hook.do(hook.pool.sequence())
+        for follower in self._followers:
+            follower.put(self._since, {})
+        self._touch(self._waits)
+        tasks = {asyncio.create_task(self._listen(hook)), asyncio.create_task(self._keep_looking(hook))}
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            done.pop().result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _check_birth(self, hook: PicasAsyncHook) -> None:
+        """Begin anew if the pool was deleted and made again: where its feed stood means nothing there."""
+        birth = await hook.do(changes.birth(hook.pool))
+        if self._birth is not None and birth != self._birth:
+            self._notify("The database was deleted and made anew. Its tokens are counted from the start.")
+            self._since = await hook.do(hook.pool.sequence())
+            self._touch(self._waits)
+        self._birth = birth
+
+    # -- listening ----------------------------------------------------------------------------------------------------
+
+    async def _listen(self, hook: PicasAsyncHook) -> None:
+        while True:
+            news = await self._poll(hook)
+            if news is None:
+                await asyncio.sleep(SHORTEST_PAUSE)
+                continue
+            self._since = news.since
+            if news.design:
+                self._touch(self._waits)
+            batches = news.batches
+            if batches:
+                self._touch({*batches, None})
+            if not news.more:
+                await asyncio.sleep(GATHER)
+
+    async def _poll(self, hook: PicasAsyncHook) -> Changes | None:
+        """The next changes; None if the poll ended without any, as it does when the pool is deleted. Nothing is lost by that."""
+        since = self._since or "now"
+        begin = time.monotonic()
+        try:
+            if self._longest_poll is None:
+                news = await hook.do(changes.changes(hook.pool, since, heartbeat=HEARTBEAT))
+            else:
+                news = await hook.do(changes.changes(hook.pool, since, timeout=self._longest_poll))
+        except errors.UnavailableError:
+            lasted = time.monotonic() - begin
+            await self._check_birth(hook)  # raises when the server or the pool is gone
+            if lasted >= SHORTEST_POLL:
+                # A proxy has had enough, or keeps the signs of life back: ask for answers that come in time.
+                self._longest_poll = max(SHORTEST_POLL, 0.8 * lasted)
+            elif self._broken_polls >= BROKEN_POLLS:
+                raise
+            self._broken_polls += 1
+            return None
+        self._broken_polls = 0
+        if not news.ids:
+            await self._check_birth(hook)
+            return None
+        return news
+
+    def _touch(self, batches: Iterable[str | None]) -> None:
+        """Look at those that somebody waits for."""
+        wanted = {batch for batch in batches if batch in self._waits or (self._followers and batch is not None)}
+        if wanted:
+            self._touched |= wanted
+            self._wake.set()
+
+    # -- looking ------------------------------------------------------------------------------------------------------
+
+    async def _keep_looking(self, hook: PicasAsyncHook) -> None:
+        while True:
+            try:
+                await asyncio.wait_for(self._wake.wait(), READ_AGAIN * random.uniform(0.8, 1.0))
+            except TimeoutError:
+                await self._check_birth(hook)
+                self._touch(self._waits)
+            await asyncio.sleep(GATHER)
+            self._wake.clear()
+            begin = time.monotonic()
+            await self._look(hook)
+            self._note_answer()
+            took = time.monotonic() - begin
+            await asyncio.sleep(min(LONGEST_PAUSE, max(SHORTEST_PAUSE, LOAD * took)))
+
+    async def _look(self, hook: PicasAsyncHook) -> None:
+        """Ask for the counts of what was touched, and hand them out."""
+        position = self._since or ""
+        touched, self._touched = self._touched, set()
+        batches = sorted(batch for batch in touched if batch is not None)
+        found: dict[str, Counts] = {}
+        whole: Counts | None = None
+        try:
+            self.looks += 1
+            if batches:
+                found = await self._ask(hook, lambda: changes.counts_of(hook.pool, batches))
+            if self._followers and NO_BATCH not in found and not all(counts.total for counts in found.values()):
+                # Ids of tokens without a batch may look as if they had one.
+                found |= await self._ask(hook, lambda: changes.counts_of(hook.pool, [NO_BATCH]))
+            if None in touched:
+                whole = await self._ask(hook, hook.pool.count)
+        except BaseException:
+            self._touched |= touched
+            self._wake.set()
+            raise
+        self._hand_out(position, found, whole)
+
+    def _hand_out(self, position: str, found: Mapping[str, Counts], whole: Counts | None) -> None:
+        for batch, counts in found.items():
+            for wait in self._waits.get(batch, ()):
+                wait.put(counts)
+        if whole is not None:
+            for wait in self._waits.get(None, ()):
+                wait.put(whole)
+        if found:
+            for follower in self._followers:
+                follower.put(position, found)
+
+    async def _ask(self, hook: PicasAsyncHook, operation: Callable[[], Operation[Result]]) -> Result:
+        """The result of an operation; as long as an index is being built, however long that takes."""
+        while True:
+            task = asyncio.create_task(hook.do(operation()))
+            try:
+                while not (await asyncio.wait({task}, timeout=PATIENCE))[0]:
+                    await self._note_index(hook)
+                return task.result()
+            except errors.UnavailableError:
+                if not await self._note_index(hook):
+                    raise
+            finally:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+
+    async def _note_index(self, hook: PicasAsyncHook) -> bool:
+        """Say that an index is being built, if one is, and how far it is."""
+        building = await hook.do(changes.index_progress(hook.pool))
+        if building is not None and time.monotonic() - self._noticed_index >= SAY_AGAIN:
+            self._noticed_index = time.monotonic()
+            self._notify(f"CouchDB is building the index of {building}. Counts come when it is done.")
+        return building is not None
+
+
+_feeds: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, str | None], Feed]] = WeakKeyDictionary()
+
+
+def feed_for(picas_conn_id: str, database: str | None = None) -> Feed:
+    """The feed of a pool on the running event loop, the same one for all who ask while it has subscribers."""
+    feeds = _feeds.setdefault(asyncio.get_running_loop(), {})
+    key = (picas_conn_id, database)
+    if key not in feeds:
+        feeds[key] = Feed(picas_conn_id, database)
+    return feeds[key]
+
+
+def open_feeds() -> int:
+    """How many feeds the running event loop has."""
+    return len(_feeds.get(asyncio.get_running_loop(), {}))

@@ -1,0 +1,450 @@
+"""One feed a pool: who gets which news, and what it goes through."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from airflow_provider_picas.couchdb import changes, errors
+from airflow_provider_picas.hooks.picas import PicasAsyncHook, PicasHook
+from airflow_provider_picas.tokens import documents
+from airflow_provider_picas.tokens.counts import Counts
+from airflow_provider_picas.triggers import feed
+from airflow_provider_picas.triggers.feed import CountsSubscription, feed_for, open_feeds
+from stack import native
+from stack.couchdb import CouchDBAdmin
+from stack.pool import Pool
+from tests.conftest import set_connection
+
+SOON = 10.0  # seconds
+
+
+@pytest.fixture
+def hook(picas_default: str) -> PicasHook:
+    """The pool, with all views."""
+    hook = PicasHook(picas_default)
+    hook.deploy_views()
+    return hook
+
+
+def push(hook: PicasHook, batch: str, number: int, start: int = 0) -> None:
+    """Write some tokens."""
+    hook.push(
+        documents.new_token({"input": n}, batch=batch, push=batch, ordinal=n) for n in range(start, start + number)
+    )
+
+
+def finish(hook: PicasHook, batch: str, number: int = 1, exit_code: int = 0) -> None:
+    """Finish so many tokens of a batch, as a pilot does."""
+    now = int(time.time())
+    some = list(hook.tokens("todo", batch))[:number]
+    done = [{**token, "lock": now, "done": now, "exit_code": exit_code} for token in some]
+    hook.do(hook.pool.write([documents.encode(token) for token in done]))
+
+
+class Reader:
+    """Reads a subscription, and keeps what it has told."""
+
+    def __init__(self, news: CountsSubscription) -> None:
+        self.news = news
+        self.counts: Counts | None = None
+        self.notices: list[str] = []
+
+    async def read(self) -> None:
+        """One piece of news."""
+        item = await anext(self.news)
+        self.counts = item.counts or self.counts
+        self.notices += item.notices
+
+    async def until(self, wanted: Counts, seconds: float = SOON) -> None:
+        """Wait for these counts."""
+        async with asyncio.timeout(seconds):
+            while self.counts != wanted:
+                await self.read()
+
+    async def noticed(self, text: str, seconds: float = SOON) -> str:
+        """Wait for a notice that holds the text."""
+        async with asyncio.timeout(seconds):
+            while not (found := [notice for notice in self.notices if text in notice]):
+                await self.read()
+        return found[0]
+
+
+@asynccontextmanager
+async def waiting(batch: str | None = "a", conn_id: str = "picas_default") -> AsyncIterator[Reader]:
+    """A wait for a batch."""
+    async with feed_for(conn_id).subscribe(batch) as news:
+        yield Reader(news)
+
+
+def test_present_state_first_then_each_change(hook: PicasHook) -> None:
+    push(hook, "a", 2)
+
+    async def wait() -> None:
+        async with waiting() as news:
+            await news.until(Counts(todo=2))
+            finish(hook, "a")
+            await news.until(Counts(todo=1, done=1))
+            finish(hook, "a", exit_code=1)
+            await news.until(Counts(done=1, error=1))
+
+    asyncio.run(wait())
+
+
+def test_each_wait_gets_only_its_own_news(hook: PicasHook) -> None:
+    push(hook, "a", 1)
+    push(hook, "b", 1)
+
+    async def wait() -> None:
+        async with waiting("a") as a, waiting("b") as b, waiting(None) as whole:
+            await a.until(Counts(todo=1))
+            await b.until(Counts(todo=1))
+            await whole.until(Counts(todo=2))
+            finish(hook, "a")
+            await a.until(Counts(done=1))
+            await whole.until(Counts(todo=1, done=1))
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(b.read(), 1)
+
+    asyncio.run(wait())
+
+
+def test_one_feed_for_all_waits_on_a_pool_and_none_after_them(hook: PicasHook) -> None:
+    push(hook, "a", 1)
+
+    async def wait() -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            for _ in range(5):
+                news = await stack.enter_async_context(waiting())
+                await news.until(Counts(todo=1))
+            assert open_feeds() == 1
+        assert open_feeds() == 0
+        assert [task for task in asyncio.all_tasks() if task is not asyncio.current_task()] == []
+
+    asyncio.run(wait())
+
+
+def test_only_touched_batches_are_asked_for(hook: PicasHook, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+    real = changes.counts_of
+    monkeypatch.setattr(changes, "counts_of", lambda pool, batches: asked.append(list(batches)) or real(pool, batches))
+    push(hook, "a", 1)
+    push(hook, "b", 1)
+
+    async def wait() -> None:
+        async with waiting("a") as a, waiting("b") as b:
+            await a.until(Counts(todo=1))
+            await b.until(Counts(todo=1))
+            asked.clear()
+            push(hook, "c", 1)  # nobody waits for it
+            finish(hook, "a")
+            await a.until(Counts(done=1))
+            await asyncio.sleep(0.5)
+        assert {batch for batches in asked for batch in batches} == {"a"}
+
+    asyncio.run(wait())
+
+
+@pytest.mark.parametrize("number", [3, 100])
+def test_counts_of_many_batches_are_those_of_each(hook: PicasHook, number: int) -> None:
+    names = [f"batch-{n:03d}" for n in range(number)]
+    tokens = [
+        documents.new_token({"input": 0}, batch=batch, push=batch, ordinal=n)
+        for batch in names[1:]  # the first one has none
+        for n in range(2)
+    ]
+    hook.push(tokens)
+    hook.do(hook.pool.put({"_id": "foreign", "type": "token", "lock": 0, "done": 0, "exit_code": ""}))
+    finish(hook, names[-1])
+
+    async def ask() -> dict[str, Counts]:
+        async with PicasAsyncHook("picas_default") as asynchronous:
+            return await asynchronous.do(changes.counts_of(asynchronous.pool, [*names, changes.NO_BATCH]))
+
+    found = asyncio.run(ask())
+    expected = {batch: Counts(todo=2) for batch in names} | {names[0]: Counts(), names[-1]: Counts(todo=1, done=1)}
+    assert found == {**expected, changes.NO_BATCH: Counts(todo=1)}
+
+
+def test_a_scan_that_ends_too_early_is_completed(hook: PicasHook, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(changes, "FEW", 2)
+    monkeypatch.setattr(changes, "ROWS_OF_ONE", 1)
+    for batch in "abcdefgh":
+        push(hook, batch, 2)
+        finish(hook, batch)
+    found = hook.do(changes.counts_of(hook.pool, list("abcdefgh")))
+    assert found == {batch: Counts(todo=1, done=1) for batch in "abcdefgh"}
+
+
+def test_a_pool_with_monitor_only(pool: Pool, picas_default: str, couchdb: CouchDBAdmin) -> None:
+    hook = PicasHook(picas_default)
+    hook.deploy_views()
+    _, design = couchdb.request("GET", f"/{pool.database}/_design/airflow-picas-1")
+    couchdb.request("DELETE", f"/{pool.database}/_design/airflow-picas-1?rev={design['_rev']}")
+    push(hook, "a", 2)
+
+    async def wait() -> None:
+        async with waiting() as news:
+            await news.until(Counts(todo=2))
+            finish(hook, "a")
+            await news.until(Counts(todo=1, done=1))
+
+    asyncio.run(wait())
+
+
+def test_a_batch_without_tokens_has_counts(hook: PicasHook) -> None:
+    async def wait() -> None:
+        async with waiting("none") as news:
+            await news.until(Counts())
+
+    asyncio.run(wait())
+
+
+def test_a_replaced_design_document_is_noticed(hook: PicasHook, pool: Pool, couchdb: CouchDBAdmin) -> None:
+    """Somebody replaces the views by ones that count otherwise: the counts are read again at once."""
+    push(hook, "a", 1)
+    path = f"/{pool.database}/_design/airflow-picas-1"
+
+    async def wait() -> None:
+        async with waiting() as news:
+            await news.until(Counts(todo=1))
+            _, design = couchdb.request("GET", path)
+            design["views"]["counts"]["map"] = "function (doc) { emit([doc.batch, 'done'], null); }"
+            assert couchdb.request("PUT", path, design)[0] == 201
+            await news.until(Counts(done=1))
+
+    asyncio.run(wait())
+
+
+def test_a_pool_that_is_deleted_and_made_anew(hook: PicasHook, pool: Pool, couchdb: CouchDBAdmin) -> None:
+    push(hook, "a", 3)
+
+    async def wait() -> None:
+        async with waiting() as news:
+            await news.until(Counts(todo=3))
+            couchdb.delete_database(pool.database)
+            assert "no database" in await news.noticed("The wait goes on")
+            await asyncio.sleep(1.1)  # CouchDB tells the time of birth in seconds
+            couchdb.create_database(pool.database, members=[pool.user], admins=[pool.user])
+            hook.deploy_views()
+            push(hook, "a", 1)
+            await news.until(Counts(todo=1), 20)
+            await news.noticed("made anew")
+            finish(hook, "a")  # and the feed goes on
+            await news.until(Counts(done=1))
+
+    asyncio.run(wait())
+
+
+def test_a_pool_that_stays_away_fails_the_waits_with_the_reason(
+    hook: PicasHook, pool: Pool, couchdb: CouchDBAdmin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed, "GRACE", 2.0)
+    push(hook, "a", 1)
+
+    async def wait() -> None:
+        async with waiting() as news:
+            await news.until(Counts(todo=1))
+            couchdb.delete_database(pool.database)
+            with pytest.raises(errors.NotFoundError, match="There is no database"):
+                await news.until(Counts(done=1), 20)
+            assert open_feeds() == 0  # who comes later begins anew
+
+    try:
+        asyncio.run(wait())
+    finally:
+        couchdb.create_database(pool.database)
+
+
+def test_credentials_that_stop_working_fail_it_after_a_while(
+    hook: PicasHook, pool: Pool, couchdb: CouchDBAdmin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed, "GRACE", 2.0)
+    monkeypatch.setattr(feed, "HEARTBEAT", 1.0)
+    push(hook, "a", 1)
+
+    async def wait() -> None:
+        async with waiting() as news:
+            await news.until(Counts(todo=1))
+            couchdb.delete_user(pool.user)
+            push_as_admin(couchdb, pool)  # ends the poll; the next one is refused
+            with pytest.raises(errors.UnauthorizedError, match="refuses login"):
+                await news.until(Counts(done=1), 60)
+
+    asyncio.run(wait())
+
+
+def push_as_admin(couchdb: CouchDBAdmin, pool: Pool) -> None:
+    """Write a token into batch a."""
+    token = documents.new_token({"input": 0}, batch="a", push="other", ordinal=0, key=secrets.token_hex(4))
+    assert couchdb.request("PUT", f"/{pool.database}/{token['_id']}", token)[0] == 201
+
+
+# -- the way to the server ---------------------------------------------------------------------------------------------
+
+
+class Tunnel:
+    """A TCP proxy on a port of its own, in the test's event loop. ``longest``: seconds after which it cuts a connection."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._host, _, port = pool.url.rpartition("/")[2].partition(":")
+        self._port = int(port)
+        self.longest: float | None = None
+        self.cut_answers_at: int | None = None  #: bytes of an answer that still pass
+        self.connections: set[asyncio.StreamWriter] = set()
+        self.requests: list[str] = []
+        self._server: asyncio.Server | None = None
+        self.port = 0
+
+    async def start(self) -> None:
+        """Accept connections, on the port of the last time."""
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def stop(self) -> None:
+        """Refuse connections, and break those that there are."""
+        if self._server:
+            self._server.close()
+        for writer in list(self.connections):
+            writer.transport.abort()
+        await asyncio.sleep(0)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        upstream_reader, upstream = await asyncio.open_connection(self._host, self._port)
+        self.connections |= {writer, upstream}
+
+        async def relay(source: asyncio.StreamReader, target: asyncio.StreamWriter, answer: bool) -> None:
+            with contextlib.suppress(OSError):
+                while chunk := await source.read(65536):
+                    if not answer:
+                        self.requests.append(chunk.partition(b"\r\n")[0].decode())
+                    if answer and self.cut_answers_at is not None:
+                        target.write(chunk[: self.cut_answers_at])
+                        await target.drain()
+                        return
+                    target.write(chunk)
+                    await target.drain()
+
+        tasks = [
+            asyncio.create_task(relay(reader, upstream, False)),
+            asyncio.create_task(relay(upstream_reader, writer, True)),
+        ]
+        await asyncio.wait(tasks, timeout=self.longest, return_when=asyncio.FIRST_COMPLETED)
+        for end in (writer, upstream):
+            end.transport.abort()
+            self.connections.discard(end)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@pytest.fixture
+def through_tunnel(
+    hook: PicasHook, pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Callable[[Tunnel], Awaitable[None]]], None]:
+    """Runs a coroutine function with a tunnel in front of the pool, of which the connection ``tunnel`` knows."""
+
+    async def main(work: Callable[[Tunnel], Awaitable[None]]) -> None:
+        tunnel = Tunnel(pool)
+        await tunnel.start()
+        fields = {**native.picas_connection(pool), "host": f"http://127.0.0.1:{tunnel.port}"}
+        set_connection(monkeypatch, "tunnel", fields)
+        try:
+            await work(tunnel)
+        finally:
+            await tunnel.stop()
+
+    return lambda work: asyncio.run(main(work))
+
+
+def polls(tunnel: Tunnel) -> list[str]:
+    """The long polls among the requests."""
+    return [request for request in tunnel.requests if "feed=longpoll" in request]
+
+
+def test_an_outage_loses_nothing(hook: PicasHook, through_tunnel: Any) -> None:
+    push(hook, "a", 2)
+
+    async def wait(tunnel: Tunnel) -> None:
+        async with waiting(conn_id="tunnel") as news:
+            await news.until(Counts(todo=2))
+            await tunnel.stop()
+            assert "does not answer" in await news.noticed("The wait goes on")
+            await asyncio.to_thread(finish, hook, "a", 2)
+            await tunnel.start()
+            await news.until(Counts(done=2), 40)
+            await news.noticed("answers again")
+
+    through_tunnel(wait)
+
+
+def test_a_proxy_that_cuts_long_polls(hook: PicasHook, through_tunnel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The polls become short enough, no outage is told, and changes are still noticed at once."""
+    monkeypatch.setattr(feed, "SHORTEST_POLL", 1.0)
+    push(hook, "a", 1)
+
+    async def wait(tunnel: Tunnel) -> None:
+        tunnel.longest = 2.0
+        async with waiting(conn_id="tunnel") as news:
+            await news.until(Counts(todo=1))
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(news.read(), 6)
+            assert "timeout=" in polls(tunnel)[-1]
+            begin = time.monotonic()
+            await asyncio.to_thread(finish, hook, "a")
+            await news.until(Counts(done=1))
+            assert time.monotonic() - begin < 2
+
+    through_tunnel(wait)
+
+
+def test_half_a_row(hook: PicasHook, through_tunnel: Any) -> None:
+    """An answer that breaks off is an outage like any other."""
+    push(hook, "a", 1)
+
+    async def wait(tunnel: Tunnel) -> None:
+        async with waiting(conn_id="tunnel") as news:
+            await news.until(Counts(todo=1))
+            tunnel.cut_answers_at = 300  # behind the headers
+            await asyncio.to_thread(finish, hook, "a")
+            await news.noticed("The wait goes on")
+            tunnel.cut_answers_at = None
+            await news.until(Counts(done=1), 40)
+
+    through_tunnel(wait)
+
+
+def test_an_idle_wait_asks_nothing(hook: PicasHook, through_tunnel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feed, "HEARTBEAT", 0.5)
+    push(hook, "a", 1)
+
+    async def wait(tunnel: Tunnel) -> None:
+        async with waiting(conn_id="tunnel") as news:
+            await news.until(Counts(todo=1))
+            await asyncio.sleep(0.5)
+            before = len(tunnel.requests)
+            await asyncio.sleep(5)
+            assert len(tunnel.requests) == before
+
+    through_tunnel(wait)
+
+
+def test_an_index_that_is_being_built_is_told(pool: Pool, picas_default: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feed, "PATIENCE", 0.1)
+    hook = PicasHook(picas_default)
+    push(hook, "a", 10_000)
+    hook.deploy_views()
+
+    async def wait() -> None:
+        async with waiting() as news:
+            assert pool.database in await news.noticed("building the index", 60)
+            await news.until(Counts(todo=10_000), 60)
+
+    asyncio.run(wait())
