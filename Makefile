@@ -10,13 +10,18 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 VENV   := .stack/airflow/bin
 
 unexport PYTHONDONTWRITEBYTECODE
-.PHONY: demo test lint format install pins clean python
+.PHONY: demo test bench lint format install pins clean python
 
 demo: python
 	@exec $(PYTHON) -m stack.demo --stack $(STACK)
 
 test: install lint
 	$(VENV)/pytest $(TESTS) $(ARGS)
+
+# On the CouchDB that PICAS_TEST_COUCHDB_URL names, else the embedded one. ARGS=--keep rewrites benchmarks/results.*
+bench: python
+	@$(PYTHON) -m stack.install airflow picas
+	$(VENV)/python -m benchmarks $(ARGS)
 
 lint: python
 	@$(PYTHON) -m stack.install airflow

@@ -1,0 +1,50 @@
+"""The memory of a push, which must not grow with the number of tokens. Also a program: ``python -m benchmarks.memory NUMBER``."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from airflow_provider_picas.operators.tokens import PicasPushTokensOperator
+from benchmarks.measure import Goal, Result
+from benchmarks.push import inputs
+from benchmarks.server import CONN_ID, Server, context
+
+FEW, MANY = 1_000, 1_000_000
+
+
+def run(server: Server, pairs: int) -> Iterator[Result]:
+    """The peak memory of a process that pushes few tokens, and of one that pushes many, with keys of their own."""
+    few, many = _peak(server, FEW), _peak(server, MANY)
+    yield Result(
+        f"peak memory of a push, {MANY:,} tokens more than {FEW:,}",
+        {f"{FEW:,}": f"{few:.0f} MB", f"{MANY:,}": f"{many:.0f} MB"},
+        many - few,
+        Goal(50),
+        unit="MB",
+    )
+
+
+def _peak(server: Server, number: int) -> float:
+    with server.pool():
+        program = [sys.executable, "-m", "benchmarks.memory", str(number)]
+        answer = subprocess.run(program, capture_output=True, text=True, check=True)
+    return float(answer.stdout.split()[-1])
+
+
+def push(number: int) -> float:
+    """Push so many tokens; the most memory that this process has had, in MB."""
+    operator = PicasPushTokensOperator(
+        task_id="push", inputs=lambda: inputs(number), key="input", picas_conn_id=CONN_ID, deploy_views=False
+    )
+    if operator.execute(context())["tokens"] != number:
+        raise RuntimeError(f"{number} tokens were not pushed.")
+    match = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(match[1]) / 1_000 if match else 0.0
+
+
+if __name__ == "__main__":
+    print(push(int(sys.argv[1])))
