@@ -145,6 +145,12 @@ def attachment(pool: Pool, token_id: str, name: str, rev: str | None = None) -> 
     return Request("GET", pool.path(token_id, name), {"rev": rev} if rev else {}, raw=True)
 
 
+def attachment_in_document(pool: Pool, token: Document, name: str) -> Operation[bytes]:
+    """An attachment whose name cannot stand in a URL; all others of the token come with it."""
+    whole = yield from with_attachments(pool, token)
+    return base64.b64decode(whole["_attachments"][name]["data"])
+
+
 def with_attachments(pool: Pool, token: Document) -> Operation[Document]:
     """The token with the data of its attachments in it, at the revision that it has. Raises NotFoundError if that is gone."""
     if not attachments.stubs_of(token):

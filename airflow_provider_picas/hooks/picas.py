@@ -25,7 +25,7 @@ from airflow_provider_picas.couchdb.push import push, requests_of
 from airflow_provider_picas.couchdb.settings import EXTRAS, Settings, from_connection
 from airflow_provider_picas.keylog import KeyLog
 from airflow_provider_picas.operation import drive, drive_async
-from airflow_provider_picas.tokens import documents
+from airflow_provider_picas.tokens import attachments, documents
 from airflow_provider_picas.tokens.causes import error_text
 from airflow_provider_picas.tokens.counts import Counts
 from airflow_provider_picas.tokens.documents import BadTokenError
@@ -352,13 +352,22 @@ class PicasHook(HttpHook):
 
         Raises NotFoundError when the token has changed since it was read and CouchDB has forgotten that revision.
         """
-        request = edits.attachment(self.pool, token["_id"], name, token.get("_rev"))
+        expected = attachments.size(attachments.stubs_of(token).get(name, {}))
+        if name in (".", ".."):  # in a URL it would name something else
+            content = self.do(edits.attachment_in_document(self.pool, token, name))
+            return file.write(content if limit is None else content[-limit:])
+        request = edits.attachment(self.pool, token["_id"], name, token["_rev"])
         start = file.tell()
         for attempt in itertools.count(1):
             file.seek(start)
             file.truncate()
             try:
-                return self._download_once(request, file, limit)
+                size = self._download_once(request, file, limit)
+                if size == expected:
+                    return size
+                raise errors.UnavailableError(
+                    f"Attachment {name!r:.80} of {token['_id']!r:.200} has {expected:,} bytes, and {size:,} came."
+                )
             except errors.UnavailableError as error:
                 if not protocol.worth_repeating(request, error, attempt):
                     raise

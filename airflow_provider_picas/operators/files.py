@@ -21,8 +21,10 @@ class FileError(AirflowException):
 
 def path_of(path: Any) -> Any:
     """The path that an author gave: a local path, or a URL such as ``s3://connection@bucket/folder``."""
+    if isinstance(path, ObjectStoragePath):
+        return path
     if isinstance(path, str | os.PathLike) and str(path) and "\0" not in str(path):
-        return path if isinstance(path, ObjectStoragePath) else ObjectStoragePath(str(path))
+        return ObjectStoragePath(str(path))
     raise FileError(f"{path!r:.200} is no path.")
 
 
