@@ -1,0 +1,78 @@
+"""Setting fields of tokens in a real pool."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException
+
+from airflow_provider_picas.hooks.picas import PicasHook
+from airflow_provider_picas.operators.tokens import PicasUpdateTokensOperator
+from airflow_provider_picas.tokens.documents import OWNED_FIELDS
+from airflow_provider_picas.tokens.states import State
+from tests.integration import lives
+from tests.integration.tasks import context
+
+MIXED = {State.TODO: 3, State.LOCKED: 1, State.DONE: 1, State.ERROR: 1}
+
+
+@pytest.fixture
+def hook(picas_default: str) -> PicasHook:
+    return PicasHook(picas_default)
+
+
+def update(**arguments: Any) -> dict[str, Any]:
+    return PicasUpdateTokensOperator(task_id="update", **{"batch": "b", **arguments}).execute(context("update"))
+
+
+def test_fields_of_waiting_tokens_are_set(hook: PicasHook) -> None:
+    ids = lives.fill(hook, MIXED)
+    lives.attach(hook, ids[0], data=b"kept")
+    before = {token["_id"]: token for token in hook.batch_documents("b")}
+    output = update(fields={"priority": 5, "input": {"a": [1]}})
+    assert output["updated"] == 3
+    assert {reason: left["tokens"] for reason, left in output["left"].items()} == {
+        "is locked": 1,
+        "is done": 1,
+        "is error": 1,
+    }
+    for token in hook.batch_documents("b"):
+        was = before[token["_id"]]
+        wanted = {**was, "priority": 5, "input": {"a": [1]}, "_rev": token["_rev"]} if token["_id"] in ids[:3] else was
+        assert token == wanted
+    assert lives.attached(hook, ids[0]) == {"data": b"kept"}
+
+
+def test_what_is_set_already_is_not_written_again(hook: PicasHook) -> None:
+    ids = lives.fill(hook, {State.TODO: 2})
+    lives.change(hook, ids[0], priority=5)
+    revisions = [hook.get(token_id)["_rev"] for token_id in ids]
+    assert update(fields={"priority": 5})["left"] == {"has these values already": {"tokens": 1, "ids": [ids[0]]}}
+    assert [hook.get(token_id)["_rev"] == rev for token_id, rev in zip(ids, revisions, strict=True)] == [True, False]
+
+
+def test_chosen_tokens(hook: PicasHook) -> None:
+    ids = lives.fill(hook, MIXED)
+    assert update(fields={"time_limit": 60}, states="error", error_pattern="no such file")["ids"] == [ids[5]]
+    assert update(fields={"time_limit": 60}, keys=["00000001"])["ids"] == [ids[1]]
+    assert [token["_id"] for token in hook.batch_documents("b") if "time_limit" in token] == [ids[1], ids[5]]
+
+
+def test_a_dry_run_changes_nothing(hook: PicasHook) -> None:
+    lives.fill(hook, MIXED)
+    before = list(hook.batch_documents("b"))
+    assert update(fields={"priority": 5}, dry_run=True)["updated"] == 3
+    assert list(hook.batch_documents("b")) == before
+
+
+@pytest.mark.parametrize("field", sorted(OWNED_FIELDS | {"_id", "_rev", "_attachments", "_deleted", ""}))
+def test_fields_of_picas_and_of_the_provider_are_refused(picas_default: str, field: str) -> None:
+    with pytest.raises(AirflowFailException, match="cannot be set"):
+        update(fields={"priority": 1, field: 1})
+
+
+@pytest.mark.parametrize("fields", [{}, None, ["priority"], "priority=5", {"a": float("nan")}, {"a": object()}, {5: 1}])
+def test_what_cannot_be_set(picas_default: str, fields: Any) -> None:
+    with pytest.raises(AirflowFailException):
+        update(fields=fields)
