@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from airflow_provider_picas.tokens.counts import Completeness, ErrorBudget
+from airflow_provider_picas.tokens.counts import Completeness, Counts, ErrorBudget
 from airflow_provider_picas.tokens.text import sample
 
 SETTLE_SECONDS = 10.0
@@ -18,10 +19,65 @@ class Outcome(StrEnum):
 
     WAITING = "waiting"
     COMPLETE = "complete"  #: all tokens done, or in error within the budget
-    TOO_MANY_ERRORS = "too_many_errors"  #: all finished, more in error than allowed
+    ENOUGH = "enough"  #: as many tokens done as were asked for; others may not have finished
+    TOO_MANY_ERRORS = "too_many_errors"  #: more in error than allowed; all finished, unless it is to fail fast
+    TOO_FEW_DONE = "too_few_done"  #: fewer tokens done than were asked for, and no more to come
     LOST = "lost"  #: tokens are missing or in no state, so it will never be complete
+    NO_PROGRESS = "no_progress"  #: no token has finished for too long
     TIMED_OUT = "timed_out"
     NO_PILOTS = "no_pilots"  #: tokens wait, and no pilot of the submission is left to take them
+
+    @property
+    def success(self) -> bool:
+        """Whether the next task may go on."""
+        return self in (Outcome.COMPLETE, Outcome.ENOUGH)
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """How many tokens must be done to go on: a whole number, or a fraction of all, above 0 and at most 1 (``1.0`` is all)."""
+
+    limit: float
+
+    def __post_init__(self) -> None:
+        number = isinstance(self.limit, int | float) and not isinstance(self.limit, bool)
+        whole = number and math.isfinite(self.limit) and self.limit == int(self.limit) and self.limit >= 1
+        if not whole and not (number and 0 < self.limit <= 1):
+            raise ValueError(
+                f"success_threshold is a number of tokens from 1 or a fraction up to 1.0, not {self.limit!r:.80}."
+            )
+
+    def needed(self, total: int) -> int:
+        """The number of tokens that must be done, of ``total``."""
+        if isinstance(self.limit, float) and self.limit <= 1:
+            return math.ceil(round(self.limit * total, 6))
+        return int(self.limit)
+
+    def reached(self, completeness: Completeness) -> bool:
+        """Whether enough are done."""
+        return completeness.counts.done >= self.needed(completeness.total)
+
+    def possible(self, completeness: Completeness) -> bool:
+        """Whether enough may be done yet, if no token in error is given back."""
+        return completeness.total - completeness.counts.error >= self.needed(completeness.total)
+
+
+class Progress:
+    """When a token last finished, by the clock of whoever asks. ``limit``: seconds that may pass without; None: for ever."""
+
+    def __init__(self, limit: float | None) -> None:
+        self.limit = limit
+        self._finished = -1
+        self._since = 0.0
+
+    def note(self, counts: Counts, now: float) -> None:
+        """Tell it what was counted at ``now`` (seconds). Fewer than before, after a reset, is a new start."""
+        if counts.finished != self._finished:
+            self._finished, self._since = counts.finished, now
+
+    def left(self, now: float) -> float:
+        """Seconds until it has been too long."""
+        return math.inf if self.limit is None else self._since + self.limit - now
 
 
 @dataclass(frozen=True)
@@ -37,19 +93,32 @@ class Verdict:
         return self.outcome is not Outcome.WAITING
 
 
-def judge(completeness: Completeness, budget: ErrorBudget) -> Verdict:
+def judge(
+    completeness: Completeness, budget: ErrorBudget, *, fail_fast: bool = False, threshold: Threshold | None = None
+) -> Verdict:
     """How a wait stands, from the counts alone.
 
-    Missing tokens and tokens in no state decide only when all others have finished: their results are wanted all the same.
+    ``fail_fast``: do not wait for the others once the error budget is spent, or ``threshold`` cannot be reached. Missing tokens
+    and tokens in no state decide only when all others have finished: their results are wanted all the same.
     """
     counts = completeness.counts
+    if threshold is not None and threshold.reached(completeness):
+        return Verdict(Outcome.COMPLETE if completeness.complete and not counts.stateless else Outcome.ENOUGH)
+    failure = _failure(completeness, budget, threshold)
+    if fail_fast and failure is not None and counts.error:
+        return Verdict(failure, settling=True)
     if completeness.complete and not counts.stateless:
-        spent = budget.spent(counts, completeness.total)
-        outcome = Outcome.TOO_MANY_ERRORS if spent else Outcome.COMPLETE
-        return Verdict(outcome, settling=counts.error > 0)
+        return Verdict(failure or Outcome.COMPLETE, settling=counts.error > 0)
     if completeness.stuck or (completeness.complete and counts.stateless and not counts.todo and not counts.locked):
         return Verdict(Outcome.LOST, settling=counts.error > 0)
     return Verdict(Outcome.WAITING)
+
+
+def _failure(completeness: Completeness, budget: ErrorBudget, threshold: Threshold | None) -> Outcome | None:
+    """What it will be, unless tokens in error are given back. With a threshold, errors alone do not matter."""
+    if threshold is not None:
+        return None if threshold.possible(completeness) else Outcome.TOO_FEW_DONE
+    return Outcome.TOO_MANY_ERRORS if budget.spent(completeness.counts, completeness.total) else None
 
 
 def explain(
@@ -58,6 +127,8 @@ def explain(
     budget: ErrorBudget,
     *,
     where: str,
+    threshold: Threshold | None = None,
+    no_progress: float | None = None,
     in_error: Sequence[str] = (),
     stateless: Sequence[str] = (),
     missing: Sequence[str] = (),
@@ -72,18 +143,22 @@ def explain(
             f"{counts.error:,} of {completeness.total:,} tokens of {where} are in error, and"
             f" {budget.allowed(completeness.total):,} may be{named}. Clear the push task to run just these again."
         )
-    if outcome is Outcome.LOST:
-        parts = []
-        if completeness.missing:
-            named = f" ({sample(missing, total=completeness.missing)})" if missing else ""
-            parts.append(f"{completeness.missing:,} tokens that were pushed are gone{named}")
-        if counts.stateless:
-            named = f" ({sample(stateless, total=counts.stateless)})" if stateless else ""
-            parts.append(f"{counts.stateless:,} tokens are in no state{named}")
+    if outcome is Outcome.ENOUGH:
+        return f"{counts.done:,} tokens of {where} are done, which is enough to go on ({counts})."
+    if outcome is Outcome.TOO_FEW_DONE:
+        needed = threshold.needed(completeness.total) if threshold else completeness.total
+        named = f" In error are {sample(in_error, total=counts.error)}." if in_error else ""
         return (
-            f"{' and '.join(parts)} in {where}, so it will never be complete ({counts})."
-            " Push them again by clearing the push task, or mend them in the database."
+            f"{counts.done:,} of {completeness.total:,} tokens of {where} are done, and {needed:,} must be ({counts}).{named}"
+            " Clear the push task to run those in error again."
         )
+    if outcome is Outcome.NO_PROGRESS:
+        return (
+            f"No token of {where} has finished for {(no_progress or 0) / 60:,.0f} minutes: {counts} of {completeness.total:,}."
+            " Look at the pilots: do they wait in the queue, or hang?"
+        )
+    if outcome is Outcome.LOST:
+        return _explain_lost(completeness, where, stateless, missing)
     if outcome is Outcome.NO_PILOTS:
         return (
             f"{counts.todo:,} tokens of {where} wait, and no pilot is left to take them ({counts})."
@@ -92,3 +167,18 @@ def explain(
     if outcome is Outcome.TIMED_OUT:
         return f"The tokens of {where} did not finish in time: {counts} of {completeness.total:,}."
     return f"{where}: {counts} of {completeness.total:,}."
+
+
+def _explain_lost(completeness: Completeness, where: str, stateless: Sequence[str], missing: Sequence[str]) -> str:
+    counts = completeness.counts
+    parts = []
+    if completeness.missing:
+        named = f" ({sample(missing, total=completeness.missing)})" if missing else ""
+        parts.append(f"{completeness.missing:,} tokens that were pushed are gone{named}")
+    if counts.stateless:
+        named = f" ({sample(stateless, total=counts.stateless)})" if stateless else ""
+        parts.append(f"{counts.stateless:,} tokens are in no state{named}")
+    return (
+        f"{' and '.join(parts)} in {where}, so it will never be complete ({counts})."
+        " Push them again by clearing the push task, or mend them in the database."
+    )

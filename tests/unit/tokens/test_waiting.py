@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from airflow_provider_picas.tokens.counts import Completeness, Counts, ErrorBudget
-from airflow_provider_picas.tokens.waiting import Outcome, explain, judge
+from airflow_provider_picas.tokens.waiting import Outcome, Progress, Threshold, explain, judge
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,67 @@ def test_judge(found: Counts, expected: int | None, limit: float, outcome: Outco
     verdict = judge(Completeness(found, expected), ErrorBudget(limit))
     assert (verdict.outcome, verdict.settling) == (outcome, settling)
     assert verdict.over == (outcome is not Outcome.WAITING)
+
+
+@pytest.mark.parametrize(
+    ("found", "limit", "outcome", "settling"),
+    [
+        (Counts(error=2, todo=8), 1, Outcome.TOO_MANY_ERRORS, True),
+        (Counts(error=1, todo=9), 1, Outcome.WAITING, False),
+        (Counts(error=2, locked=8), 0.1, Outcome.TOO_MANY_ERRORS, True),
+        (Counts(error=1, done=9), 1, Outcome.COMPLETE, True),
+        (Counts(done=9), 0, Outcome.LOST, False),
+    ],
+)
+def test_fail_fast(found: Counts, limit: float, outcome: Outcome, settling: bool) -> None:
+    verdict = judge(Completeness(found, 10), ErrorBudget(limit), fail_fast=True)
+    assert (verdict.outcome, verdict.settling) == (outcome, settling)
+
+
+@pytest.mark.parametrize(
+    ("found", "limit", "fast", "outcome"),
+    [
+        (Counts(done=8, todo=2), 8, False, Outcome.ENOUGH),
+        (Counts(done=7, error=3), 7, False, Outcome.COMPLETE),  # errors do not matter then
+        (Counts(done=8, locked=2), 0.8, False, Outcome.ENOUGH),
+        (Counts(done=7, todo=3), 0.75, False, Outcome.WAITING),
+        (Counts(done=7, error=3), 0.75, False, Outcome.TOO_FEW_DONE),
+        (Counts(done=5, error=3, todo=2), 0.75, False, Outcome.WAITING),
+        (Counts(done=5, error=3, todo=2), 0.75, True, Outcome.TOO_FEW_DONE),
+        (Counts(done=5, error=2, todo=3), 0.75, True, Outcome.WAITING),  # may still be reached
+        (Counts(done=9, todo=1), 1.0, False, Outcome.WAITING),
+        (Counts(done=1, todo=9), 1, False, Outcome.ENOUGH),
+        (Counts(done=8), 8, False, Outcome.ENOUGH),  # two are gone, and not needed
+        (Counts(done=7), 8, False, Outcome.LOST),
+        (Counts(done=7, stateless=3), 7, False, Outcome.ENOUGH),
+    ],
+)
+def test_success_threshold(found: Counts, limit: float, fast: bool, outcome: Outcome) -> None:
+    verdict = judge(Completeness(found, 10), ErrorBudget(0), fail_fast=fast, threshold=Threshold(limit))
+    assert verdict.outcome is outcome
+
+
+@pytest.mark.parametrize("limit", [0, -1, 0.0, 1.5, 2.5, True, "3", float("nan"), float("inf")])
+def test_no_threshold(limit: float) -> None:
+    with pytest.raises(ValueError, match="success_threshold"):
+        Threshold(limit)
+
+
+def test_a_fraction_is_not_rounded_down() -> None:
+    assert Threshold(0.29).needed(100) == 29
+    assert Threshold(0.291).needed(100) == 30
+    assert Threshold(1.0).needed(7) == 7
+    assert Threshold(1).needed(7) == 1
+
+
+def test_progress_is_a_token_that_finishes() -> None:
+    progress = Progress(60)
+    progress.note(Counts(todo=10), 1_000)
+    progress.note(Counts(todo=9, locked=1), 1_050)  # a claim is none
+    assert progress.left(1_050) == 10
+    progress.note(Counts(todo=9, error=1), 1_055)
+    assert progress.left(1_055) == 60
+    assert Progress(None).left(1e12) == float("inf")
 
 
 def said(outcome: Outcome, found: Counts, expected: int | None = 10, **samples: list[str]) -> str:
