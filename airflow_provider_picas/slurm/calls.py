@@ -55,7 +55,9 @@ class Call:
         """Whether there may be a job that the folder does not know of."""
         if not self.started or self.job_id or self.code in _NOT_RUN:
             return False
-        return self.code is None or self.code == 0 or self.code > 123 or bool(_UNCERTAIN.search(self.stderr))
+        # From 124: `timeout` or a signal has ended it. sbatch itself ends with 1, or 255 for an option that it does not take.
+        cut_off = self.code is None or self.code == 0 or 124 <= self.code < 255
+        return cut_off or bool(_UNCERTAIN.search(self.stderr))
 
     @property
     def refused(self) -> bool:
