@@ -81,8 +81,8 @@ class NativeStack:
         self.couchdb.create_user(user, password)
         self.couchdb.create_database(database, members=[user], admins=[user])  # of the database: it makes the views
         pool = Pool(self.couchdb.url, database, user, password)
-        self.api.add_connection("picas_default", **picas_connection(pool))
-        self.api.add_connection("spider", **ssh_connection(self.cluster))
+        self.airflow.connect("picas_default", **picas_connection(pool))
+        self.airflow.connect("spider", **ssh_connection(self.cluster))
         return pool
 
     def count(self, files: Iterable[str]) -> dict[str, tuple[int, int]]:

@@ -17,7 +17,7 @@ from stack.pool import Pool
 @pytest.fixture
 def api(airflow: Airflow, pool: Pool) -> AirflowApi:
     """Airflow with a connection to the pool of this test."""
-    airflow.api.add_connection("picas_default", **native.picas_connection(pool))
+    airflow.connect("picas_default", **native.picas_connection(pool))
     return airflow.api
 
 
