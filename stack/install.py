@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import fcntl
 import hashlib
+import importlib.util
 import os
 import re
 import shutil
@@ -29,6 +30,11 @@ AIRFLOW_PINS = paths.PROJECT / "stack" / "requirements-airflow-3.3.txt"
 PICAS_PINS = paths.PROJECT / "stack" / "requirements-picas.txt"
 LOG = paths.HOME / "log" / "install.log"
 CACHE = paths.HOME / "cache"
+CACHES = {
+    "PIP_CACHE_DIR": str(CACHE / "pip"),
+    "UV_CACHE_DIR": str(CACHE / "uv"),
+    "npm_config_cache": str(CACHE / "npm"),
+}
 OLDEST_PYTHON = (3, 11)
 
 
@@ -60,6 +66,7 @@ def couchdb() -> None:
     """The embedded CouchDB-compatible server."""
     from stack import couchdb as part
 
+    os.environ.setdefault("npm_config_cache", CACHES["npm_config_cache"])
     timed("CouchDB", part.install)
 
 
@@ -174,9 +181,7 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
 def environ(more: Mapping[str, str] | None = None) -> dict[str, str]:
     """This process's environment, with caches below ``.stack``, so that nothing of the person's home is touched."""
     env = {
-        "PIP_CACHE_DIR": str(CACHE / "pip"),
-        "UV_CACHE_DIR": str(CACHE / "uv"),
-        "npm_config_cache": str(CACHE / "npm"),
+        **CACHES,
         **os.environ,
         "UV_PYTHON_DOWNLOADS": "never",
         "PIP_REQUIRE_VIRTUALENV": "0",
@@ -243,12 +248,10 @@ def bootstrap_pip() -> list[str]:
 
 
 def find_pip_wheels() -> Iterator[Path]:
-    try:
-        import ensurepip
-
-        yield from sorted((Path(ensurepip.__file__).parent / "_bundled").glob("pip-*.whl"))
-    except ImportError:
-        pass
+    """Wheels of pip itself: ensurepip's, where there is one, and Debian's."""
+    ensurepip = importlib.util.find_spec("ensurepip")
+    if ensurepip is not None and ensurepip.origin is not None:
+        yield from sorted((Path(ensurepip.origin).parent / "_bundled").glob("pip-*.whl"))
     for prefix in (Path("/usr"), paths.HOME / "bootstrap" / "usr"):
         yield from sorted((prefix / "share" / "python-wheels").glob("pip-*.whl"))
 
