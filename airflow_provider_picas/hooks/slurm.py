@@ -66,11 +66,12 @@ class SlurmHook(BaseHook):
     @cached_property
     def ssh(self) -> SSHHook:
         """Airflow's SSH hook: it reads the connection's fields."""
+        import paramiko
         from airflow.providers.ssh.hooks.ssh import SSHHook
 
         try:
             hook = SSHHook(ssh_conn_id=self.ssh_conn_id)
-        except ValueError as error:
+        except (ValueError, paramiko.SSHException) as error:  # such as a host key that is none
             raise RemoteError(f"Connection {self.ssh_conn_id!r} cannot be used: {error}") from None
         hook.conn_timeout = hook.conn_timeout or int(CONNECT_TIMEOUT)  # without, the kernel waits for minutes
         hook.conn_retry_attempts = 1  # it would try a wrong key three times, too, and sites shut such accounts out
