@@ -1254,9 +1254,9 @@ class Reaper:
 class Outbox:
     """Files in the submission's folder: ``unsent/`` for the next pilot or the wait to send, ``refused/`` as a record."""
 
-    def __init__(self, folder: str, place: str) -> None:
+    def __init__(self, folder: str, database: str) -> None:
         self._folder = folder
-        self._place = place
+        self._database = database
 
     def keep(self, change: Change, kind: str = "unsent") -> None:
         """Write a change to a file of its own. Raises OSError."""
@@ -1268,7 +1268,7 @@ class Outbox:
         descriptor, temporary = tempfile.mkstemp(prefix=".", dir=folder)
         try:
             with open(descriptor, "w") as file:
-                json.dump({"format": 1, "database": self._place, "change": change.to_json()}, file)
+                json.dump({"format": 1, "database": self._database, "change": change.to_json()}, file)
                 file.flush()
                 os.fsync(descriptor)
             os.rename(temporary, os.path.join(folder, f"{name}-{quote(change.claim, safe='')}.json"))
@@ -1290,7 +1290,7 @@ class Outbox:
                 with open(path) as file:
                     content = json.load(file)
                 change = Change.from_json(content["change"])
-                if content["database"] != self._place:
+                if content["database"] != self._database:
                     continue
             except FileNotFoundError:
                 continue  # another pilot sent it
@@ -1885,7 +1885,7 @@ class Pilot:
         self._me = Identity.here()
         self._access = read_access(folder, config)
         self._database = Database(self._access, config, self.clock)  # this thread's, then the claimer's
-        self._outbox = Outbox(folder, self._database.place)
+        self._outbox = Outbox(folder, self._access.database)
         self.reporter = Reporter(Database(self._access, config, self.clock), self._outbox, self.work.settled)
         quick = Database(self._access, config, self.clock, timeout=max(1.0, min(30.0, config.lease / 4)))
         self.lease = Lease(quick, config, self._me, self.clock, self.work)
