@@ -17,7 +17,7 @@ from airflow_provider_picas.couchdb.pool import Document, Pool
 from airflow_provider_picas.couchdb.protocol import Answer, Request, json_body
 from airflow_provider_picas.pilot.picas_pilot import Change, held_by_pilot, reap
 from airflow_provider_picas.slurm import jobs as slurm_jobs
-from airflow_provider_picas.slurm.jobs import Job, Life
+from airflow_provider_picas.slurm.jobs import Job, Life, Look
 from airflow_provider_picas.slurm.remote import Command, Output, RemoteError, Step, ok, quote
 from airflow_provider_picas.tokens import documents, leases
 from airflow_provider_picas.tokens.leases import Judgement, Lease
@@ -63,14 +63,21 @@ class Watched:
 
 @dataclass
 class News:
-    """What one look found. ``jobs`` is None when Slurm did not answer; then ``outage`` says why."""
+    """What one look found. ``slurm`` is None when it did not answer; then ``outage`` says why. ``before``: the database's clock
+    before it was asked."""
 
-    jobs: dict[str, Job] | None = None
+    slurm: Look | None = None
+    before: float = 0.0
     outage: str | None = None
     reaped: list[tuple[str, str]] = field(default_factory=list)  #: token id, cause
     given_up: list[tuple[str, str]] = field(default_factory=list)  #: token id, cause: scrubbed too often, now in error
     sent: int = 0  #: results that pilots had left in the submission's folder
     locked: int = 0  #: tokens that somebody holds, after all this
+
+    @property
+    def jobs(self) -> dict[str, Job] | None:
+        """The submission's jobs by id; None when Slurm did not answer."""
+        return self.slurm.jobs if self.slurm else None
 
     @property
     def pilots_left(self) -> bool | None:
@@ -89,8 +96,9 @@ def look_after(
     """
     news = News()
     if watched is not None:
+        _, news.before = yield from read_leases(pool, [])
         try:
-            news.jobs = yield from slurm_jobs.look(watched.key, watched.folder, watched.since)
+            news.slurm = yield from slurm_jobs.look(watched.key, watched.folder, watched.since)
         except RemoteError as error:
             news.outage = str(error)
     dead, locked = yield from _dead(pool, batch, watched, news, max_lock_age)
@@ -122,7 +130,7 @@ def _dead(
         return [], 0
     # The leases are read after the tokens: a pilot renews before it claims, so an expired lease covers its tokens.
     known, now = yield from read_leases(pool, leases.holders(locked))
-    judgement = Judgement(now, known, watched.key if watched else None, news.jobs, max_lock_age)
+    judgement = Judgement(now, known, watched.key if watched else None, news.slurm, news.before, max_lock_age)
     dead = [(token, cause) for token in locked if (cause := judgement.death(token))]
     return dead, len(locked)
 

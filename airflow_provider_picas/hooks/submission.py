@@ -72,7 +72,7 @@ class WatchedSubmission:
     def figures(self, tokens: int) -> Figures:
         """What the pilots cost, so far."""
         found = self.do(jobs.look(self.watched.key, self.watched.folder, self.watched.since))
-        return figures(found.values(), tokens, time.time() - self.watched.since)
+        return figures(found.jobs.values(), tokens, time.time() - self.watched.since)
 
     def log_tails(self) -> str:
         """The ends of the newest logs."""

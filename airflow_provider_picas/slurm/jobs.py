@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import calendar
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -65,21 +64,41 @@ class Job:
         return self.state
 
 
-def look(key: str, folder: str, since: int) -> Operation[dict[str, Job]]:
-    """All jobs of a submission by id, in one command: squeue for what is there, sacct for what has ended.
+@dataclass(frozen=True)
+class Look:
+    """What Slurm told of a submission's jobs, by id. ``at``: seconds since 1970 by the cluster's clock, before it was asked.
 
-    ``since``: seconds since 1970, before the first of them. Raises UnreachableError when squeue does not answer; a site without
-    accounting shows ended jobs until MinJobAge only.
+    ``unaccounted`` is what sacct said when it failed. Ended jobs are then known until MinJobAge only.
+    """
+
+    jobs: dict[str, Job]
+    at: int
+    unaccounted: str | None = None
+
+
+def look(key: str, folder: str, since: int) -> Operation[Look]:
+    """All jobs of a submission, in one command: squeue for what is there, sacct for what has ended.
+
+    ``since``: seconds since 1970, before the first of them. Raises UnreachableError when squeue does not answer.
     """
     text = f"""
 names={quote(key)}; i=1
 while [ -e {quote(folder)}/command.$i ]; do names=$names,{quote(key)}-$i; i=$((i+1)); done
 since=$(date -d @{since - 300} +%Y-%m-%dT%H:%M:%S)
+export SLURM_TIME_FORMAT=%s
+date '+T|%s'
 squeue --noheader --all --array --states=all --name="$names" --format={quote("Q|" + _SQUEUE)} || exit 5
-account() {{ sacct --noheader --parsable2 --array --starttime="$since" --name="$names" "$@" 2>/dev/null; }}
-account --allocations --format={_SACCT} | sed 's/^/A|/'
-account --format={_STEPS} | sed 's/^/S|/'
-date +%z"""
+account() {{
+  kind=$1; shift
+  if rows=$(sacct --noheader --parsable2 --array --starttime="$since" --name="$names" "$@" 2>&1); then
+    [ -z "$rows" ] || printf '%s\n' "$rows" | sed "s/^/$kind|/"
+  else
+    printf '%s\n' "$rows" | tail -n 1 | sed 's/^/E|/'
+    return 1
+  fi
+}}
+account A --allocations --format={_SACCT} && account S --format={_STEPS}
+true"""
     output = yield Command(text)
     if output.code != 0:
         raise UnreachableError(f"squeue does not answer: {output.said}")
@@ -98,51 +117,46 @@ def count_pilots() -> Operation[tuple[int, int]]:
     return waiting, len(states) - waiting
 
 
-def parse(lines: Iterable[str]) -> dict[str, Job]:
-    """The jobs in the answer of ``look``. squeue's word is newer than sacct's, but for a job that sacct knows to have ended."""
-    queued: dict[str, Job] = {}
-    accounted: dict[str, Job] = {}
-    cpu: dict[str, float] = {}
-    offset = 0
-    lines = list(lines)
-    if lines and (zone := re.fullmatch(r"([+-])([0-9]{2})([0-9]{2})", lines[-1].strip())):
-        offset = (int(zone[2]) * 3600 + int(zone[3]) * 60) * (-1 if zone[1] == "-" else 1)
+def parse(lines: Iterable[str]) -> Look:
+    """The answer of ``look``. squeue's word is newer than sacct's, but for a job that sacct knows to have ended."""
+    rows: dict[str, list[list[str]]] = {kind: [] for kind in "TQASE"}
     for line in lines:
         kind, *cells = line.rstrip("\n").split("|")
-        if kind == "Q" and len(cells) >= 11:
-            for job in _queued(cells, offset):
-                queued[job.id] = job
-        elif kind == "A" and len(cells) >= 11:
-            for job in _accounted(cells, offset):
-                accounted[job.id] = job
-        elif kind == "S" and len(cells) >= 2 and "." in cells[0]:
-            step_of = cells[0].partition(".")[0]
-            cpu[step_of] = max(cpu.get(step_of, 0.0), _clock(cells[1]))
-    jobs = dict(accounted)
-    for name, job in queued.items():
-        known = accounted.get(name)
+        if kind in rows:
+            rows[kind].append(cells)
+    jobs = {job.id: job for cells in rows["A"] if len(cells) >= 11 for job in _accounted(cells)}
+    for job in (job for cells in rows["Q"] if len(cells) >= 11 for job in _queued(cells)):
+        known = jobs.get(job.id)
         if known is None or known.life is not Life.ENDED or known.started < job.started:
-            jobs[name] = job
-    return {name: replace(job, cpu_seconds=cpu.get(name, 0.0)) for name, job in jobs.items()}
+            jobs[job.id] = job
+    for identifier, cpu, *_ in rows["S"]:
+        base, step, _ = identifier.partition(".")
+        if step and base in jobs:
+            jobs[base] = replace(jobs[base], cpu_seconds=max(jobs[base].cpu_seconds, _clock(cpu)))
+    return Look(
+        jobs,
+        at=int(rows["T"][0][0]) if rows["T"] else 0,
+        unaccounted="|".join(rows["E"][0]) or "no reason given" if rows["E"] else None,
+    )
 
 
-def _queued(cells: Sequence[str], offset: int) -> Iterable[Job]:
+def _queued(cells: Sequence[str]) -> Iterable[Job]:
     identifier, base, task, _, state, reason, start, elapsed, cpus, node, *_ = cells
     for name in _task_ids(identifier, base, task):
         yield Job(
-            id=name, state=state.strip(), reason=reason, node=node, started=_time(start, offset),
+            id=name, state=state.strip(), reason=reason, node=node, started=_time(start),
             elapsed=int(_clock(elapsed)), cpus=int(cpus) if cpus.isdigit() else 0,
         )  # fmt: skip
 
 
-def _accounted(cells: Sequence[str], offset: int) -> Iterable[Job]:
+def _accounted(cells: Sequence[str]) -> Iterable[Job]:
     identifier, _, state, code, reason, start, end, elapsed, cpus, node, *_ = cells
     word = state.split()[0] if state.split() else ""  # "CANCELLED by 1000"
     base, _, task = identifier.partition("_")
     for name in _task_ids(identifier, base, task or "N/A"):
         yield Job(
-            id=name, state=word, exit_code=code, reason=reason, node=node, started=_time(start, offset),
-            ended=_time(end, offset), elapsed=int(elapsed) if elapsed.isdigit() else 0,
+            id=name, state=word, exit_code=code, reason=reason, node=node, started=_time(start),
+            ended=_time(end), elapsed=int(elapsed) if elapsed.isdigit() else 0,
             cpus=int(cpus) if cpus.isdigit() else 0,
         )  # fmt: skip
 
@@ -161,12 +175,9 @@ def _task_ids(identifier: str, base: str, task: str) -> list[str]:
     return [f"{base}_{task}"] if task.isdigit() else [base]
 
 
-def _time(text: str, offset: int) -> int:
-    """A local time of the cluster as seconds since 1970; 0 for Unknown, N/A, None."""
-    match = re.fullmatch(r"([0-9]{4})-([0-9]{2})-([0-9]{2})T([0-9]{2}):([0-9]{2}):([0-9]{2})", text.strip())
-    if not match:
-        return 0
-    return calendar.timegm((*map(int, match.groups()), 0, 0, 0)) - offset
+def _time(text: str) -> int:
+    """Seconds since 1970; 0 for Unknown, N/A, None."""
+    return int(text) if text.strip().isdigit() else 0
 
 
 def _clock(text: str) -> float:

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from airflow_provider_picas.pilot.picas_pilot import held_by_pilot, number
-from airflow_provider_picas.slurm.jobs import Job, Life
+from airflow_provider_picas.slurm.jobs import Job, Life, Look
 
 GRACE = 1.0  # second on top of a lease: the database's clock has whole seconds
-SKEW = 30  # seconds that the clocks of cluster and database may differ, where both are compared
+ROUNDING = 2.0  # seconds between two times that are whole seconds each, until one counts as later
+SKEW = 30.0  # seconds that the clocks of a node and of the cluster may differ
 NO_LEASE = 240.0  # seconds after which a token counts as orphaned whose pilot has no lease document at all
 
 
@@ -57,14 +58,16 @@ def holders(locked: Sequence[Mapping[str, Any]]) -> list[str]:
 class Judgement:
     """What is known when locked tokens are looked at.
 
-    ``jobs`` are those of the submission ``key``, or None when Slurm does not answer. Only they are judged by Slurm: others share
-    the pool, and job ids are used again. ``now`` is the database's clock.
+    ``slurm`` is what it told of the jobs of the submission ``key``, or None when it does not answer. Only they are judged by
+    Slurm: others share the pool, and job ids are used again. ``now`` is the database's clock, and ``before`` what that was
+    before Slurm was asked, so that its times, by the cluster's clock, can be compared with the tokens'.
     """
 
     now: float
     leases: Mapping[str, Lease]
     key: str | None = None
-    jobs: Mapping[str, Job] | None = None
+    slurm: Look | None = None
+    before: float = 0.0
     max_lock_age: float | None = None  #: seconds; for pilots without leases
 
     def death(self, token: Mapping[str, Any]) -> str | None:
@@ -81,20 +84,31 @@ class Judgement:
         where = f"pilot {pilot} (job {lease.job} on {lease.hostname})"
         if lease.ended:
             return f"{where} has ended"
-        job = (self.jobs or {}).get(lease.job or "")
+        job = self._job(lease.job)
         if job is not None and lease.submission == self.key:
             if job.life is Life.ENDED:
                 return f"{where} has ended: {job.cause}"
-            if job.started > lock + SKEW:
-                return f"{where} was requeued and started again"
+            if lock + ROUNDING < self._latest_start(job):
+                return f"{where} was requeued"
         if self.now > lease.renewed + lease.lease + GRACE:
             return f"{where} was not heard for {self.now - lease.renewed:.0f} s"
         return None
 
+    def _job(self, identifier: Any) -> Job | None:
+        return self.slurm.jobs.get(str(identifier)) if self.slurm else None
+
+    def _latest_start(self, job: Job) -> float:
+        """When the job was last started, or that it is yet to be: what was locked before is another copy's. At the earliest, by
+        the database's clock; 0 when unknown."""
+        assert self.slurm is not None
+        if job.life is Life.WAITING:
+            return self.before
+        return self.before + job.started - self.slurm.at if job.started and job.life is Life.RUNNING else 0.0
+
     def _dead_client(self, token: Mapping[str, Any], lock: float) -> str | None:
-        """PiCaS client pilots have no lease. One of this submission has ended when its job has; the time of the lock must fit,
-        since another cluster may use the same job id."""
-        job = (self.jobs or {}).get(str(token.get("slurm_job_id")))
+        """PiCaS client pilots have no lease. One of this submission has ended when its job has; the time of the lock, which is
+        the node's, must fit, since another cluster may use the same job id."""
+        job = self._job(token.get("slurm_job_id"))
         if job and job.life is Life.ENDED and job.started and job.started - SKEW <= lock <= job.ended + SKEW:
             return f"job {job.id} on {job.node or token.get('hostname')} has ended: {job.cause}"
         if self.max_lock_age is not None and self.now > lock + self.max_lock_age:
