@@ -125,6 +125,27 @@ def _scan(pool: Pool, batches: set[str]) -> Operation[dict[str, Counts]]:
     return {batch: counts.from_rows(states) for batch, states in told.items()}
 
 
+def idle(pool: Pool, wait: str, finished: int) -> Operation[float]:
+    """Seconds since the wait of this name was first told that so many tokens have finished, by the database's clock.
+
+    The pool remembers it in a local document, which wakes nobody. Raises ForbiddenError for a login that may only read.
+    """
+    answer = yield Request("GET", pool.path())
+    now = answer.time
+    if now is None:
+        return 0.0
+    name = f"_local/picas-wait-{wait}"
+    try:
+        known = yield from pool.get(name)
+        if known.get("finished") == finished:
+            return float(now - known["since"])
+    except errors.NotFoundError as error:
+        if error.reason == "Database does not exist.":
+            raise
+    yield from pool.put({"_id": name, "finished": finished, "since": now})
+    return 0.0
+
+
 def index_progress(pool: Pool) -> Operation[str | None]:
     """Which index of the pool is being built, and how far it is if the login may know; None when none is."""
     for design in dict.fromkeys((views.PROVIDER, pool.settings.design_document)):

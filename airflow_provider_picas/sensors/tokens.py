@@ -18,17 +18,19 @@ from airflow.providers.common.compat.sdk import (
     conf,
 )
 
-from airflow_provider_picas.couchdb.errors import CouchDBError
+from airflow_provider_picas.couchdb import changes
+from airflow_provider_picas.couchdb.errors import CouchDBError, ForbiddenError
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.submission import WatchedSubmission
 from airflow_provider_picas.links import PicasMonitoringLink, PicasPoolLink, push_links
+from airflow_provider_picas.operators.instance import push_id
 from airflow_provider_picas.reaping import Watched
 from airflow_provider_picas.stopping import How
-from airflow_provider_picas.tokens import waiting
+from airflow_provider_picas.tokens import ids, waiting
 from airflow_provider_picas.tokens.batch import Batch
 from airflow_provider_picas.tokens.counts import Completeness, Counts, ErrorBudget
 from airflow_provider_picas.tokens.states import State
-from airflow_provider_picas.tokens.waiting import Outcome
+from airflow_provider_picas.tokens.waiting import Outcome, Progress, Threshold, Verdict
 from airflow_provider_picas.triggers.tokens import PicasTokenStateTrigger
 
 _SAMPLE = 5  # ids that a message names
@@ -42,6 +44,10 @@ class PicasTokenStateSensor(BaseSensorOperator):
 
     :param batch: the push operator's output, or the name of a batch. None: the whole pool, whose tokens are those that it has.
     :param max_errors: how many tokens may end in error: a number, or a fraction below 1. More fail the task.
+    :param fail_fast: fail as soon as more tokens are in error than may be. Default: when all have finished.
+    :param success_threshold: go on as soon as so many tokens are done: a number, or a fraction (``1.0`` is all). Tokens in error
+        do not matter then, unless too few are left to reach it.
+    :param no_progress: seconds, or a timedelta, without a token that finishes after which the task fails. Default: never.
     :param pilots: the output of the operator that submits pilots. They are looked after: the tokens of those that have died are
         given back, and when none is left while tokens wait, the task fails, with the ends of the pilots' logs.
     :param resubmit: submit the same pilots again when none is left, so often, as long as they finish tokens.
@@ -59,7 +65,8 @@ class PicasTokenStateSensor(BaseSensorOperator):
     """
 
     template_fields: Sequence[str] = (
-        "batch", "max_errors", "pilots", "resubmit", "max_scrubs", "max_lock_age", "picas_conn_id", "database",
+        "batch", "max_errors", "success_threshold", "pilots", "resubmit", "max_scrubs", "max_lock_age", "picas_conn_id",
+        "database",
     )  # fmt: skip
     operator_extra_links = (PicasPoolLink(), PicasMonitoringLink())
     ui_color = "#d7ecf5"
@@ -69,6 +76,9 @@ class PicasTokenStateSensor(BaseSensorOperator):
         *,
         batch: str | Mapping[str, Any] | None = None,
         max_errors: float | str = 0,
+        fail_fast: bool = False,
+        success_threshold: float | str | None = None,
+        no_progress: float | timedelta | None = None,
         pilots: Mapping[str, Any] | None = None,
         resubmit: int | str = 0,
         max_scrubs: int | str = 3,
@@ -83,6 +93,9 @@ class PicasTokenStateSensor(BaseSensorOperator):
         super().__init__(**kwargs)
         self.batch = batch
         self.max_errors = max_errors
+        self.fail_fast = fail_fast
+        self.success_threshold = success_threshold
+        self.no_progress = no_progress.total_seconds() if isinstance(no_progress, timedelta) else no_progress
         self.pilots = pilots
         self.resubmit = resubmit
         self.max_scrubs = max_scrubs
@@ -93,6 +106,7 @@ class PicasTokenStateSensor(BaseSensorOperator):
         self.database = database
         self.deferrable = deferrable
         self._last_counts: Counts | None = None
+        self._progress = Progress(self.no_progress)
 
     def execute(self, context: Context) -> Any:
         if not self.deferrable:
@@ -116,6 +130,9 @@ class PicasTokenStateSensor(BaseSensorOperator):
             max_lock_age=self._max_lock_age(),
             pilots_interval=self.pilots_interval,
             on_kill_how=str(self.on_kill_how),
+            fail_fast=self.fail_fast,
+            success_threshold=None if (threshold := self._threshold()) is None else threshold.limit,
+            no_progress=self.no_progress,
         )
         left = timedelta(seconds=max(1, deadline - time.time()))
         self.defer(
@@ -127,6 +144,10 @@ class PicasTokenStateSensor(BaseSensorOperator):
         """What the trigger found out; its counts are the task's result."""
         outcome = Outcome(event["outcome"])
         batch = self._batch()
+        if outcome is Outcome.AWAY:
+            if self.soft_fail:
+                raise AirflowSkipException(event["reason"])
+            raise CouchDBError(event["reason"])
         completeness = Completeness(Counts(**event["counts"]), event["expected"])
         if outcome is Outcome.NO_PILOTS and self._submit_again(completeness, batch):
             self._defer(deadline)
@@ -139,16 +160,18 @@ class PicasTokenStateSensor(BaseSensorOperator):
             push_links(context, hook.settings)
         nobody_left = self._look_after(hook, batch)
         completeness = self._look(hook, batch)
-        verdict = waiting.judge(completeness, self._budget())
+        verdict = self._judge(completeness)
         if verdict.settling:
             time.sleep(waiting.SETTLE_SECONDS)
             completeness = self._look(hook, batch)
-            verdict = waiting.judge(completeness, self._budget())
+            verdict = self._judge(completeness)
         outcome = verdict.outcome
         if not verdict.over and nobody_left and completeness.counts.todo:
             if not self.deferrable and self._submit_again(completeness, batch):
                 return PokeReturnValue(False)
             outcome = Outcome.NO_PILOTS if not self.deferrable else outcome
+        if outcome is Outcome.WAITING and self._stalled(context, hook, completeness.counts):
+            outcome = Outcome.NO_PROGRESS
         if outcome is Outcome.WAITING:
             return PokeReturnValue(False)
         return PokeReturnValue(True, self._conclude(context, outcome, completeness, batch))
@@ -166,9 +189,9 @@ class PicasTokenStateSensor(BaseSensorOperator):
                     context["ti"].xcom_push("figures", figures)
                 if outcome is Outcome.NO_PILOTS:
                     tails = submitted.log_tails()
-        if outcome is not Outcome.COMPLETE:
+        if not outcome.success:
             self._fail(outcome, completeness, hook, batch, tails)
-        self.log.info("%s", waiting.explain(outcome, completeness, self._budget(), where=self._where(batch)))
+        self.log.info("%s", self._explain(outcome, completeness, batch))
         return completeness.counts.as_dict()
 
     def _look_after(self, hook: PicasHook, batch: Batch | None) -> bool:
@@ -210,7 +233,7 @@ class PicasTokenStateSensor(BaseSensorOperator):
         name = batch.id if batch else None
         samples: dict[str, list[str]] = {}
         try:
-            if outcome is Outcome.TOO_MANY_ERRORS:
+            if outcome in (Outcome.TOO_MANY_ERRORS, Outcome.TOO_FEW_DONE):
                 samples["in_error"] = list(islice(hook.token_ids(State.ERROR, name), _SAMPLE))
             if outcome is Outcome.LOST:
                 samples["stateless"] = hook.stateless_ids(name, _SAMPLE)
@@ -218,7 +241,7 @@ class PicasTokenStateSensor(BaseSensorOperator):
                     samples["missing"] = hook.missing(name, completeness.expected)
         except CouchDBError as error:
             self.log.warning("The tokens cannot be named: %s", error)
-        text = waiting.explain(outcome, completeness, self._budget(), where=self._where(batch), **samples)
+        text = self._explain(outcome, completeness, batch, **samples)
         if tails:
             self.log.error("The ends of the pilots' logs:\n%s", tails)
         if self.soft_fail:
@@ -226,6 +249,38 @@ class PicasTokenStateSensor(BaseSensorOperator):
         if outcome is Outcome.TIMED_OUT:
             raise AirflowSensorTimeout(text)
         raise AirflowFailException(text)
+
+    def _judge(self, completeness: Completeness) -> Verdict:
+        return waiting.judge(completeness, self._budget(), fail_fast=self.fail_fast, threshold=self._threshold())
+
+    def _explain(
+        self, outcome: Outcome, completeness: Completeness, batch: Batch | None, **samples: Sequence[str]
+    ) -> str:
+        return waiting.explain(
+            outcome,
+            completeness,
+            self._budget(),
+            where=self._where(batch),
+            threshold=self._threshold(),
+            no_progress=self.no_progress,
+            **samples,
+        )
+
+    def _stalled(self, context: Context, hook: PicasHook, counts: Counts) -> bool:
+        """Whether no token has finished for too long. Between the pokes of mode ``reschedule`` the pool remembers."""
+        if self.no_progress is None or self.deferrable:
+            return False
+        if self.mode == "reschedule":
+            ti = context["ti"]
+            name = ids.digest(push_id(context), str(ti.try_number))
+            try:
+                idle = hook.do(changes.idle(hook.pool, name, counts.finished))
+            except ForbiddenError as error:
+                self.log.warning("Whether there is progress is not known between pokes. %s", error)
+                return False
+            return idle >= self.no_progress
+        self._progress.note(counts, time.monotonic())
+        return self._progress.left(time.monotonic()) <= 0
 
     def _batch(self) -> Batch | None:
         try:
@@ -239,6 +294,17 @@ class PicasTokenStateSensor(BaseSensorOperator):
             if isinstance(limit, str):  # rendered from a template
                 limit = float(limit) if "." in limit else int(limit)
             return ErrorBudget(limit)
+        except ValueError as error:
+            raise AirflowFailException(str(error)) from None
+
+    def _threshold(self) -> Threshold | None:
+        limit: Any = self.success_threshold
+        if limit in (None, "", "None"):
+            return None
+        try:
+            if isinstance(limit, str):
+                limit = float(limit) if "." in limit else int(limit)
+            return Threshold(limit)
         except ValueError as error:
             raise AirflowFailException(str(error)) from None
 

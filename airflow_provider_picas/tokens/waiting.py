@@ -25,6 +25,7 @@ class Outcome(StrEnum):
     LOST = "lost"  #: tokens are missing or in no state, so it will never be complete
     NO_PROGRESS = "no_progress"  #: no token has finished for too long
     TIMED_OUT = "timed_out"
+    AWAY = "away"  #: the pool could not be asked for too long: gone, closed to us, or no answer
     NO_PILOTS = "no_pilots"  #: tokens wait, and no pilot of the submission is left to take them
 
     @property
@@ -166,6 +167,8 @@ def explain(
         )
     if outcome is Outcome.TIMED_OUT:
         return f"The tokens of {where} did not finish in time: {counts} of {completeness.total:,}."
+    if outcome is Outcome.AWAY:
+        return f"The tokens of {where} could not be counted."
     return f"{where}: {counts} of {completeness.total:,}."
 
 

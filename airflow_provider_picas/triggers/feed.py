@@ -92,6 +92,10 @@ class Subscription(Generic[Item]):
         self._notices.append(text)
         self._ready.set()
 
+    def wake(self) -> None:
+        """Let the iterator go on, with no news."""
+        self._ready.set()
+
     def fail(self, error: Exception) -> None:
         """End it: the iterator raises this."""
         self._failure = error

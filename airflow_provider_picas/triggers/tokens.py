@@ -1,12 +1,14 @@
-"""Trigger that waits for tokens: the pool's ``_changes`` feed is its alarm clock, counts decide, and pilots are looked after."""
+"""Trigger that waits for tokens: the pool's feed tells it the counts, these decide, and pilots are looked after."""
 
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from typing import Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
@@ -24,12 +26,11 @@ from airflow_provider_picas.stopping import How
 from airflow_provider_picas.tokens import waiting
 from airflow_provider_picas.tokens.counts import Completeness, Counts, ErrorBudget
 from airflow_provider_picas.tokens.text import sample
-from airflow_provider_picas.tokens.waiting import Outcome, Verdict
+from airflow_provider_picas.tokens.waiting import Outcome, Progress, Threshold, Verdict
+from airflow_provider_picas.triggers.feed import CountsSubscription, feed_for
+from airflow_provider_picas.triggers.feed import News as FeedNews
 
-DEBOUNCE = 0.3  # seconds: tokens finish in bursts, and one count does for all of them
-LONGEST_SLEEP = 60.0  # seconds without news until the counts are read all the same
-LOG_INTERVAL = 10.0  # seconds between two lines of counts
-GRACE = 300.0  # seconds that a pool may be away before the wait fails
+LOG_INTERVAL = 60.0  # seconds between two lines of counts
 
 FIRST_INTERVAL = 5.0  # seconds between two looks at the pilots while there is news of them
 LONGEST_INTERVAL = 60.0  # seconds, when nothing changes
@@ -38,7 +39,7 @@ GONE_AFTER = 60.0  # seconds that Slurm must know of no job of a submission unti
 
 _ARGUMENTS = (
     "picas_conn_id", "database", "batch", "expected", "max_errors", "deadline", "pilots", "max_scrubs", "max_lock_age",
-    "pilots_interval", "on_kill_how",
+    "pilots_interval", "on_kill_how", "fail_fast", "success_threshold", "no_progress",
 )  # fmt: skip
 
 
@@ -55,7 +56,15 @@ class PicasTokenStateTrigger(BaseTrigger):
     :param pilots_interval: seconds between two looks at the pilots; None: 5 to 60, longer while nothing changes.
     :param on_kill_how: what happens to the pilots when a person marks the task failed: cancel, drain or leave.
 
-    The event's payload is ``{"outcome", "counts", "expected"}``.
+    :param fail_fast: do not wait for the others once too many tokens are in error.
+    :param success_threshold: as for ``Threshold``: so many tokens done are enough.
+    :param no_progress: seconds without a token that finishes after which the wait is over; they begin anew in another triggerer.
+
+    The event's payload is ``{"outcome", "counts", "expected"}``, and ``"reason"`` if the pool stayed away.
+
+    Tokens that are added to a batch while it is waited for are counted, but not expected: the wait is over when as many have
+    finished as were pushed. With ``expected`` None all that are there at the time count, so that a batch with none is complete.
+    Deleted ones are missing, and fail it in the end.
     """
 
     def __init__(
@@ -71,6 +80,9 @@ class PicasTokenStateTrigger(BaseTrigger):
         max_lock_age: float | None = None,
         pilots_interval: float | None = None,
         on_kill_how: str = How.CANCEL,
+        fail_fast: bool = False,
+        success_threshold: float | None = None,
+        no_progress: float | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.picas_conn_id = picas_conn_id
@@ -84,8 +96,12 @@ class PicasTokenStateTrigger(BaseTrigger):
         self.max_lock_age = max_lock_age
         self.pilots_interval = pilots_interval
         self.on_kill_how = on_kill_how
-        self._logged: tuple[float, Counts | None] = (0.0, None)
-        self._nobody_left = asyncio.Event()
+        self.fail_fast = fail_fast
+        self.success_threshold = success_threshold
+        self.no_progress = no_progress
+        self._logged_at = -LOG_INTERVAL
+        self._nobody_left = False
+        self._news: CountsSubscription | None = None
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """The class's path and its arguments."""
@@ -94,86 +110,56 @@ class PicasTokenStateTrigger(BaseTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait; yield the event."""
         watched = Watched.parse(self.pilots)
-        looks = asyncio.create_task(self._watch_pilots(watched)) if watched else None
-        try:
-            async for event in self._wait():
-                yield event
-                return
-        finally:
-            if looks is not None:
-                looks.cancel()
-                await asyncio.gather(looks, return_exceptions=True)
-
-    async def _wait(self) -> AsyncIterator[TriggerEvent]:
-        completeness = Completeness(Counts(), self.expected)
-        away_since: float | None = None
-        while True:
+        async with feed_for(self.picas_conn_id, self.database).subscribe(self.batch) as news:
+            self._news = news
+            looks = asyncio.create_task(self._watch_pilots(watched)) if watched else None
             try:
-                async with PicasAsyncHook(self.picas_conn_id, database=self.database) as hook:
-                    async for completeness, verdict in self._watch(hook):
-                        away_since = None
-                        if verdict.over:
-                            yield self._event(verdict.outcome, completeness)
-                            return
-            except errors.UnavailableError as error:
-                now = time.monotonic()
-                away_since = away_since or now
-                if now - away_since > GRACE:
-                    raise
-                self.log.warning("%s The wait goes on.", error)
-            if time.time() >= self.deadline:
-                yield self._event(Outcome.TIMED_OUT, completeness)
-                return
-            await asyncio.sleep(random.uniform(1, 5))
+                event = await self._wait(news)
+            except errors.CouchDBError as error:
+                event = self._event(Outcome.AWAY, Completeness(Counts(), self.expected), str(error))
+            finally:
+                if looks is not None:
+                    looks.cancel()
+                    await asyncio.gather(looks, return_exceptions=True)
+        yield event
 
-    async def _watch(self, hook: PicasAsyncHook) -> AsyncIterator[tuple[Completeness, Verdict]]:
-        """How the wait stands, after each piece of news and now and then, until the deadline."""
+    async def _wait(self, news: CountsSubscription) -> TriggerEvent:
+        """Read news until the wait is over. Clocks that jump do not matter: the deadline is looked at once."""
+        deadline = time.monotonic() + self.deadline - time.time()
         budget = ErrorBudget(self.max_errors)
-        since = await hook.do(hook.pool.sequence())
+        threshold = None if self.success_threshold is None else Threshold(self.success_threshold)
+        progress = Progress(self.no_progress)
+        settling = _Settling()
+        completeness: Completeness | None = None
         while True:
-            completeness = await self._count(hook)
-            verdict = waiting.judge(completeness, budget)
-            if verdict.settling:
-                await asyncio.sleep(waiting.SETTLE_SECONDS)
-                completeness = await self._count(hook)
-                verdict = waiting.judge(completeness, budget)
-            if not verdict.over and self._nobody_left.is_set() and completeness.counts.todo:
-                verdict = Verdict(Outcome.NO_PILOTS)
-            yield completeness, verdict
-            left = self.deadline - time.time()
-            if left <= 0:
-                return
-            since = await self._next_change(hook, since, min(LONGEST_SLEEP, left))
+            now = time.monotonic()
+            verdict = Verdict(Outcome.WAITING)
+            if completeness is not None:
+                verdict = waiting.judge(completeness, budget, fail_fast=self.fail_fast, threshold=threshold)
+                if not verdict.over and self._nobody_left and completeness.counts.todo:
+                    verdict = Verdict(Outcome.NO_PILOTS)
+                if settling.over(verdict, now) or (verdict.over and now >= deadline):
+                    return self._event(verdict.outcome, completeness)
+                if progress.left(now) <= 0:
+                    return self._event(Outcome.NO_PROGRESS, completeness)
+            if now >= deadline:
+                return self._event(Outcome.TIMED_OUT, completeness or Completeness(Counts(), self.expected))
+            item = await _next(news, min(deadline - now, progress.left(now), settling.left(now)))
+            if item.counts is not None:
+                completeness = Completeness(item.counts, self.expected)
+                progress.note(item.counts, time.monotonic())
+            self._tell_news(item)
 
-    async def _next_change(self, hook: PicasAsyncHook, since: str, seconds: float) -> str:
-        """Wait for news of the pool, or that no pilot is left; where the feed stands then."""
-        change = asyncio.create_task(hook.do(hook.pool.changed(since, seconds)))
-        nobody = asyncio.create_task(
-            self._nobody_left.wait() if not self._nobody_left.is_set() else asyncio.sleep(seconds)
-        )
-        try:
-            await asyncio.wait({change, nobody}, return_when=asyncio.FIRST_COMPLETED)
-            if not change.done():
-                return since
-            await asyncio.sleep(DEBOUNCE)
-            return change.result()
-        finally:
-            for task in (change, nobody):
-                task.cancel()
-            await asyncio.gather(change, nobody, return_exceptions=True)
+    def _tell_news(self, news: FeedNews) -> None:
+        for notice in news.notices:
+            self.log.warning("%s", notice)
+        if news.counts is not None and time.monotonic() - self._logged_at >= LOG_INTERVAL:
+            self.log.info("%s: %s.", f"batch {self.batch}" if self.batch else "the pool", news.counts)
+            self._logged_at = time.monotonic()
 
-    async def _count(self, hook: PicasAsyncHook) -> Completeness:
-        counts = await hook.count(self.batch)
-        logged_at, logged = self._logged
-        if counts != logged and time.monotonic() - logged_at >= LOG_INTERVAL:
-            self.log.info("%s: %s.", f"batch {self.batch}" if self.batch else "the pool", counts)
-            self._logged = (time.monotonic(), counts)
-        return Completeness(counts, self.expected)
-
-    def _event(self, outcome: Outcome, completeness: Completeness) -> TriggerEvent:
-        return TriggerEvent(  # type: ignore[no-untyped-call]
-            {"outcome": str(outcome), "counts": completeness.counts.as_dict(), "expected": completeness.expected}
-        )
+    def _event(self, outcome: Outcome, completeness: Completeness, reason: str | None = None) -> TriggerEvent:
+        payload = {"outcome": str(outcome), "counts": completeness.counts.as_dict(), "expected": completeness.expected}
+        return TriggerEvent(payload | ({"reason": reason} if reason else {}))  # type: ignore[no-untyped-call]
 
     # -- pilots -------------------------------------------------------------------------------------------------------
 
@@ -201,7 +187,9 @@ class PicasTokenStateTrigger(BaseTrigger):
                     none_left_since = none_left_since if none_left_since is not None else now
                     # A job that was just submitted may show a moment later; one that Slurm says has ended, has.
                     if now - none_left_since >= (FIRST_INTERVAL if news.jobs else GONE_AFTER):
-                        self._nobody_left.set()
+                        self._nobody_left = True
+                        if self._news is not None:
+                            self._news.wake()
                 else:
                     none_left_since = None
                 if now - logs_at >= LOGS_INTERVAL:
@@ -273,3 +261,32 @@ class PicasTokenStateTrigger(BaseTrigger):
 
 def _causes(tokens: list[tuple[str, str]]) -> list[str]:
     return list(dict.fromkeys(cause for _, cause in tokens))
+
+
+@dataclass
+class _Settling:
+    """How long a verdict has stood that counts only if it still stands a while later."""
+
+    outcome: Outcome = Outcome.WAITING
+    since: float = 0.0
+
+    def over(self, verdict: Verdict, now: float) -> bool:
+        """Whether it is final."""
+        if verdict.outcome is not self.outcome:
+            self.outcome, self.since = verdict.outcome, now
+        if not verdict.over:
+            return False
+        return not verdict.settling or now - self.since >= waiting.SETTLE_SECONDS
+
+    def left(self, now: float) -> float:
+        """Seconds until it is."""
+        return math.inf if self.outcome is Outcome.WAITING else self.since + waiting.SETTLE_SECONDS - now
+
+
+async def _next(news: CountsSubscription, seconds: float) -> FeedNews:
+    """The next news; none when so many seconds have passed."""
+    try:
+        async with asyncio.timeout(max(0.0, seconds)):
+            return await anext(news)
+    except TimeoutError:
+        return FeedNews(None)

@@ -1,0 +1,231 @@
+"""The trigger and the sensor that wait for tokens, against a real pool: how each wait ends, and what its event says."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import types
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException, TaskDeferred
+
+from airflow_provider_picas.couchdb.errors import CouchDBError
+from airflow_provider_picas.hooks.picas import PicasHook
+from airflow_provider_picas.sensors.tokens import PicasTokenStateSensor
+from airflow_provider_picas.tokens import documents, waiting
+from airflow_provider_picas.triggers import feed
+from airflow_provider_picas.triggers.tokens import PicasTokenStateTrigger
+from stack.couchdb import CouchDBAdmin
+from stack.pool import Pool
+
+BATCH = "a"
+
+
+@pytest.fixture(autouse=True)
+def settle_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "SETTLE_SECONDS", 1.0)
+
+
+@pytest.fixture
+def hook(picas_default: str) -> PicasHook:
+    """A pool with a batch of four tokens."""
+    hook = PicasHook(picas_default)
+    hook.deploy_views()
+    hook.push(documents.new_token({"input": n}, batch=BATCH, push=BATCH, ordinal=n) for n in range(4))
+    return hook
+
+
+def finish(hook: PicasHook, number: int, exit_code: int = 0) -> None:
+    """Finish so many tokens, as a pilot does."""
+    now = int(time.time())
+    some = list(hook.tokens("todo", BATCH))[:number]
+    done = [{**token, "lock": now, "done": now, "exit_code": exit_code} for token in some]
+    hook.do(hook.pool.write([documents.encode(token) for token in done]))
+
+
+def trigger(**options: Any) -> PicasTokenStateTrigger:
+    """A trigger that waits for the batch, 30 seconds at most, made anew from what is stored of it."""
+    fields = {"picas_conn_id": "picas_default", "database": None, "batch": BATCH, "expected": 4, "max_errors": 0}
+    made = PicasTokenStateTrigger(**{**fields, "deadline": time.time() + 30, **options})
+    path, stored = made.serialize()
+    assert path.endswith(".PicasTokenStateTrigger")
+    return PicasTokenStateTrigger(**stored)
+
+
+def event(made: PicasTokenStateTrigger, meanwhile: Callable[[], None] = lambda: None) -> dict[str, Any]:
+    """The trigger's one event; ``meanwhile`` is done once it waits."""
+
+    async def run() -> dict[str, Any]:
+        events: list[Any] = []
+
+        async def read() -> None:
+            async for item in made.run():
+                events.append(item.payload)
+
+        reading = asyncio.create_task(read())
+        await asyncio.sleep(1)
+        await asyncio.to_thread(meanwhile)
+        async with asyncio.timeout(40):
+            await reading
+        assert len(events) == 1
+        assert feed.open_feeds() == 0
+        found: dict[str, Any] = events[0]
+        return found
+
+    return asyncio.run(run())
+
+
+def test_complete(hook: PicasHook) -> None:
+    found = event(trigger(), lambda: finish(hook, 4))
+    assert found == {
+        "outcome": "complete", "counts": {"todo": 0, "locked": 0, "done": 4, "error": 0}, "expected": 4,
+    }  # fmt: skip
+
+
+def test_the_deadline_is_the_triggers_own(hook: PicasHook) -> None:
+    found = event(trigger(deadline=time.time() + 2), lambda: finish(hook, 1))
+    assert (found["outcome"], found["counts"]["done"]) == ("timed_out", 1)
+
+
+def test_a_clock_that_jumps_ends_no_wait(hook: PicasHook, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = time.time
+
+    def jump_and_finish() -> None:
+        monkeypatch.setattr(time, "time", lambda: real() + 86_400)
+        finish(hook, 2)
+        time.sleep(1)
+        finish(hook, 2)
+
+    assert event(trigger(), jump_and_finish)["outcome"] == "complete"
+
+
+@pytest.mark.parametrize(("fail_fast", "outcome"), [(True, "too_many_errors"), (False, "timed_out")])
+def test_fail_fast(hook: PicasHook, fail_fast: bool, outcome: str) -> None:
+    made = trigger(fail_fast=fail_fast, deadline=time.time() + 5)
+    found = event(made, lambda: finish(hook, 1, exit_code=1))
+    assert (found["outcome"], found["counts"]["todo"]) == (outcome, 3)
+
+
+def test_an_error_that_is_taken_back_at_once_fails_nothing(hook: PicasHook) -> None:
+    def fail_and_scrub() -> None:
+        finish(hook, 1, exit_code=1)
+        time.sleep(0.5)
+        (token,) = hook.tokens("error", BATCH)
+        hook.do(hook.pool.write([documents.encode({**token, "lock": 0, "done": 0, "exit_code": ""})]))
+        time.sleep(1.5)
+        finish(hook, 4)
+
+    assert event(trigger(fail_fast=True), fail_and_scrub)["outcome"] == "complete"
+
+
+@pytest.mark.parametrize(
+    ("threshold", "outcome"), [(3, "enough"), (0.75, "enough"), (1.0, "timed_out"), (4, "timed_out")]
+)
+def test_success_threshold(hook: PicasHook, threshold: float, outcome: str) -> None:
+    made = trigger(success_threshold=threshold, deadline=time.time() + 5)
+    assert event(made, lambda: finish(hook, 3))["outcome"] == outcome
+
+
+def test_no_progress(hook: PicasHook) -> None:
+    begin = time.monotonic()
+    found = event(trigger(no_progress=4), lambda: finish(hook, 1))
+    assert (found["outcome"], found["counts"]["done"]) == ("no_progress", 1)
+    assert time.monotonic() - begin > 5  # the token that has finished began it anew
+
+
+def test_tokens_added_and_deleted_while_it_waits(hook: PicasHook) -> None:
+    def add() -> None:
+        hook.push([documents.new_token({"input": 9}, batch=BATCH, push="other", ordinal=9)])
+        finish(hook, 4)
+
+    found = event(trigger(), add)
+    assert (found["outcome"], found["counts"]["todo"]) == ("complete", 1)  # as many as were pushed
+
+    def delete() -> None:
+        (token,) = hook.tokens("todo", BATCH)
+        hook.delete([(token["_id"], token["_rev"])])
+
+    found = event(trigger(expected=5), delete)
+    assert found["outcome"] == "lost"
+
+
+def test_a_batch_without_tokens(hook: PicasHook) -> None:
+    assert event(trigger(batch="none", expected=0))["outcome"] == "complete"
+    assert event(trigger(batch="none", expected=None))["outcome"] == "complete"
+    assert event(trigger(batch="none", expected=1))["outcome"] == "lost"
+
+
+def test_a_pool_that_goes_away_is_told_as_the_reason(
+    hook: PicasHook, pool: Pool, couchdb: CouchDBAdmin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed, "GRACE", 1.0)
+    try:
+        found = event(trigger(), lambda: couchdb.delete_database(pool.database))
+    finally:
+        couchdb.create_database(pool.database)
+    assert found["outcome"] == "away"
+    sensor = PicasTokenStateSensor(task_id="wait", batch=BATCH, deferrable=True)
+    with pytest.raises(CouchDBError, match="There is no database"):
+        sensor.execute_complete(CONTEXT, found, deadline=time.time() + 30)
+
+
+# -- the sensor --------------------------------------------------------------------------------------------------------
+
+CONTEXT: Any = {
+    "ti": types.SimpleNamespace(
+        dag_id="d", run_id="r", task_id="wait", map_index=-1, try_number=1, xcom_push=lambda key, value: None
+    )
+}
+
+
+def sensor(**options: Any) -> PicasTokenStateSensor:
+    """A sensor in a process of its own, as after each reschedule."""
+    batch = {"database": None, "batch": BATCH, "tokens": 4}
+    return PicasTokenStateSensor(task_id="wait", batch=batch, **options)
+
+
+@pytest.mark.parametrize("mode", ["poke", "reschedule"])
+def test_no_progress_between_pokes(hook: PicasHook, mode: str) -> None:
+    one = sensor(mode=mode, no_progress=3)
+
+    def poke() -> bool:
+        nonlocal one
+        if mode == "reschedule":
+            one = sensor(mode=mode, no_progress=3)
+        return bool(one.poke(CONTEXT))
+
+    assert not poke()
+    time.sleep(2)
+    finish(hook, 1)
+    assert not poke()
+    time.sleep(2)
+    assert not poke()
+    time.sleep(2.2)
+    with pytest.raises(AirflowFailException, match="No token of batch a has finished"):
+        poke()
+
+
+def test_policies_of_a_sensor_that_pokes(hook: PicasHook) -> None:
+    finish(hook, 1, exit_code=1)
+    assert not sensor().poke(CONTEXT)
+    with pytest.raises(AirflowFailException, match=f"1 of 4 tokens of batch {BATCH} are in error.*{BATCH}:00000000"):
+        sensor(fail_fast=True).poke(CONTEXT)
+    with pytest.raises(AirflowSkipException):
+        sensor(fail_fast=True, soft_fail=True).poke(CONTEXT)
+    finish(hook, 2)
+    result = sensor(success_threshold="0.5").poke(CONTEXT)
+    assert result.xcom_value == {"todo": 1, "locked": 0, "done": 2, "error": 1}
+    with pytest.raises(AirflowFailException, match="success_threshold"):
+        sensor(success_threshold="1.5").poke(CONTEXT)
+
+
+def test_policies_reach_the_trigger(hook: PicasHook) -> None:
+    with pytest.raises(TaskDeferred) as deferred:
+        sensor(
+            deferrable=True, fail_fast=True, success_threshold="3", no_progress=60, poke_interval=1, timeout=100
+        ).execute(CONTEXT)
+    made = deferred.value.trigger
+    assert (made.fail_fast, made.success_threshold, made.no_progress, made.expected) == (True, 3, 60, 4)
+    assert made.deadline - time.time() == pytest.approx(100, abs=5)
