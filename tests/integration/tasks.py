@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 
@@ -15,6 +16,11 @@ class TaskInstance:
     run_id: str = "run1"
     map_index: int = -1
     xcoms: dict[str, Any] = field(default_factory=dict)
+    first_reschedule: datetime | None = None  #: when a rescheduled sensor looked first
+
+    def get_first_reschedule_date(self, context: Any) -> datetime | None:
+        """What rescheduled sensors measure their time-out by."""
+        return self.first_reschedule
 
     def xcom_push(self, key: str, value: Any) -> None:
         """Keep a value."""

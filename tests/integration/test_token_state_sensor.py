@@ -1,0 +1,326 @@
+"""The sensor on a real pool: poked, rescheduled and deferred."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import (
+    AirflowFailException,
+    AirflowSensorTimeout,
+    AirflowSkipException,
+    TaskDeferred,
+)
+from airflow.sdk.exceptions import AirflowRescheduleException
+
+from airflow_provider_picas.hooks.picas import PicasHook
+from airflow_provider_picas.sensors.tokens import PicasTokenStateSensor
+from airflow_provider_picas.tokens import waiting
+from airflow_provider_picas.tokens.documents import new_token
+from stack import native
+from stack.couchdb import CouchDB
+from stack.pool import Pool
+from tests.integration.faults import Proxy
+from tests.integration.tasks import context
+
+LIMIT = 30.0  # seconds that any wait may take
+DONE, ERROR, LOCKED, STATELESS = (5, 6, 0), (5, 6, 7), (5, 0, ""), (0, 6, 0)
+
+
+@pytest.fixture(autouse=True)
+def settle_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "SETTLE_SECONDS", 0.2)
+
+
+@pytest.fixture
+def batch(picas_default: str) -> dict[str, Any]:
+    """Ten tokens, as the push operator hands them on."""
+    hook = PicasHook()
+    hook.deploy_views()
+    hook.push(new_token({"input": n}, batch="b", push="p", ordinal=n) for n in range(10))
+    return {"database": hook.settings.database, "batch": "b", "tokens": 10}
+
+
+def put(ordinals: range | list[int], state: tuple[Any, Any, Any], hook: PicasHook | None = None) -> None:
+    """Bring tokens into a state, as pilots would."""
+    hook = hook or PicasHook()
+    for ordinal in ordinals:
+        token = hook.get(f"b:{ordinal:08d}")
+        token.update(lock=state[0], done=state[1], exit_code=state[2])
+        hook.do(hook.pool.put(token))
+
+
+def remove(ordinals: list[int]) -> None:
+    hook = PicasHook()
+    for ordinal in ordinals:
+        hook.do(hook.pool.put({**hook.get(f"b:{ordinal:08d}"), "_deleted": True}))
+
+
+def sensor(batch: Any, **arguments: Any) -> PicasTokenStateSensor:
+    return PicasTokenStateSensor(task_id="wait", batch=batch, **{"poke_interval": 0.05, "timeout": LIMIT, **arguments})
+
+
+async def first_event(trigger: Any) -> dict[str, Any]:
+    """Run a trigger as the triggerer does: made anew from what was stored of it."""
+    path, arguments = trigger.serialize()
+    module, _, name = path.rpartition(".")
+    made = getattr(import_module(module), name)(**json.loads(json.dumps(arguments)))
+    async for event in made.run():
+        payload: dict[str, Any] = json.loads(json.dumps(event.payload))
+        return payload
+    raise AssertionError("The trigger ended without an event.")
+
+
+def deferred(waits: PicasTokenStateSensor) -> TaskDeferred:
+    with pytest.raises(TaskDeferred) as caught:
+        waits.execute(context("wait"))
+    return caught.value
+
+
+def run_deferred(
+    waits: PicasTokenStateSensor,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> Any:
+    """Defer, do something while the trigger waits, and go on with its event."""
+    put_off = deferred(waits)
+
+    async def whole() -> dict[str, Any]:
+        event = asyncio.create_task(first_event(put_off.trigger))
+        await asyncio.to_thread(meanwhile)
+        return await asyncio.wait_for(event, LIMIT)
+
+    event = asyncio.run(whole())
+    return getattr(waits, put_off.method_name)(context("wait"), event, **(put_off.kwargs or {}))
+
+
+def run_poked(waits: PicasTokenStateSensor, meanwhile: Callable[[], None] = lambda: None) -> Any:
+    thread = threading.Thread(target=meanwhile)
+    thread.start()
+    try:
+        return waits.execute(context("wait"))
+    finally:
+        thread.join()
+
+
+MODES = pytest.mark.parametrize(
+    ("run", "deferrable"), [(run_poked, False), (run_deferred, True)], ids=["poke", "deferrable"]
+)
+pytestmark = pytest.mark.usefixtures("picas_default")
+
+
+@MODES
+class TestOutcome:
+    def test_all_done(self, batch: dict[str, Any], run: Callable[..., Any], deferrable: bool) -> None:
+        put(range(4), LOCKED)
+        counts = run(sensor(batch, deferrable=deferrable), lambda: put(range(10), DONE))
+        assert counts == {"todo": 0, "locked": 0, "done": 10, "error": 0}
+
+    @pytest.mark.parametrize("max_errors", [2, 0.2, "2", "0.25"])
+    def test_errors_within_the_budget(
+        self, batch: dict[str, Any], run: Callable[..., Any], deferrable: bool, max_errors: Any
+    ) -> None:
+        put([0, 1], ERROR)
+        counts = run(sensor(batch, deferrable=deferrable, max_errors=max_errors), lambda: put(range(2, 10), DONE))
+        assert counts == {"todo": 0, "locked": 0, "done": 8, "error": 2}
+
+    @pytest.mark.parametrize("max_errors", [0, 1, 0.1, "1"])
+    def test_too_many_errors_are_named(
+        self, batch: dict[str, Any], run: Callable[..., Any], deferrable: bool, max_errors: Any
+    ) -> None:
+        put([3, 7], ERROR)
+        with pytest.raises(
+            AirflowFailException, match=r"2 of 10 tokens .* are in error, and [01] may be: b:00000003, b:00000007"
+        ):
+            run(
+                sensor(batch, deferrable=deferrable, max_errors=max_errors),
+                lambda: put([0, 1, 2, 4, 5, 6, 8, 9], DONE),
+            )
+
+    def test_an_error_that_is_scrubbed_a_moment_later_is_none(
+        self, batch: dict[str, Any], run: Callable[..., Any], deferrable: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As the PiCaS client's RunActor does with max_scrub."""
+        monkeypatch.setattr(waiting, "SETTLE_SECONDS", 1.5)
+        put(range(9), DONE)
+
+        def fail_and_run_again() -> None:
+            put([9], ERROR)
+            put([9], (0, 0, ""))
+            time.sleep(2)  # longer than an error takes to count
+            put([9], DONE)
+
+        assert run(sensor(batch, deferrable=deferrable), fail_and_run_again)["done"] == 10
+
+    def test_tokens_that_are_gone_are_named(
+        self, batch: dict[str, Any], run: Callable[..., Any], deferrable: bool
+    ) -> None:
+        remove([2, 5])
+        waits = sensor(batch, deferrable=deferrable)
+        with pytest.raises(
+            AirflowFailException, match=r"2 tokens that were pushed are gone \(b:00000002, b:00000005\)"
+        ):
+            run(waits, lambda: put([0, 1, 3, 4, 6, 7, 8, 9], DONE))
+
+    def test_tokens_in_no_state_are_named(
+        self, batch: dict[str, Any], run: Callable[..., Any], deferrable: bool
+    ) -> None:
+        put([4], STATELESS)
+        waits = sensor(batch, deferrable=deferrable)
+        with pytest.raises(AirflowFailException, match=r"1 tokens are in no state \(b:00000004\)"):
+            run(waits, lambda: put([0, 1, 2, 3, 5, 6, 7, 8, 9], DONE))
+
+    def test_a_soft_fail_skips(self, batch: dict[str, Any], run: Callable[..., Any], deferrable: bool) -> None:
+        put([3], ERROR)
+        waits = sensor(batch, deferrable=deferrable, soft_fail=True)
+        with pytest.raises(AirflowSkipException, match="in error"):
+            run(waits, lambda: put([0, 1, 2, 4, 5, 6, 7, 8, 9], DONE))
+
+    def test_the_time_is_limited(self, batch: dict[str, Any], run: Callable[..., Any], deferrable: bool) -> None:
+        put(range(4), DONE)
+        begin = time.monotonic()
+        with pytest.raises(AirflowSensorTimeout):
+            run(sensor(batch, deferrable=deferrable, timeout=0.6))
+        assert time.monotonic() - begin < 10
+
+    def test_the_whole_pool(self, batch: dict[str, Any], run: Callable[..., Any], deferrable: bool) -> None:
+        PicasHook().push([new_token({}, batch="other", push="q", ordinal=0)])
+
+        def finish() -> None:
+            put(range(10), DONE)
+            hook = PicasHook()
+            hook.do(hook.pool.put({**hook.get("other:00000000"), "lock": 5, "done": 6, "exit_code": 0}))
+
+        assert run(sensor(None, deferrable=deferrable), finish)["done"] == 11
+
+
+class TestPoke:
+    def test_a_batch_is_given_by_its_name_too(self, batch: dict[str, Any]) -> None:
+        put(range(10), DONE)
+        assert sensor("b").execute(context("wait"))["done"] == 10
+
+    def test_the_log_shows_the_counts_as_they_change(
+        self, batch: dict[str, Any], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        waits = sensor(batch)
+        for _ in range(3):
+            assert not waits.poke(context("wait"))
+        put([0], LOCKED)
+        assert not waits.poke(context("wait"))
+        said = capsys.readouterr().out
+        assert said.count("10 todo, 0 locked, 0 done, 0 error") == 1
+        assert said.count("9 todo, 1 locked, 0 done, 0 error") == 1
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            ({"batch": 5}, "A batch is the output of the push operator"),
+            ({"max_errors": -1}, "max_errors is a number"),
+            ({"max_errors": "many"}, "many"),
+            ({"max_errors": 1.5}, "above 1 it is a number"),
+        ],
+    )
+    def test_what_makes_no_sense_is_told(self, batch: dict[str, Any], arguments: dict[str, Any], words: str) -> None:
+        with pytest.raises(AirflowFailException, match=words):
+            sensor(**{"batch": batch, **arguments}).execute(context("wait"))
+
+    def test_all_done_already_is_not_deferred(self, batch: dict[str, Any]) -> None:
+        put(range(10), DONE)
+        assert sensor(batch, deferrable=True).execute(context("wait"))["done"] == 10
+
+
+class TestReschedule:
+    def test_until_all_are_done(self, batch: dict[str, Any]) -> None:
+        for _ in range(2):
+            with pytest.raises(AirflowRescheduleException) as caught:
+                sensor(batch, mode="reschedule", poke_interval=45).execute(context("wait"))
+            left = caught.value.reschedule_date - datetime.now(UTC)
+            assert timedelta(seconds=40) < left <= timedelta(seconds=45)
+        put(range(10), DONE)
+        assert sensor(batch, mode="reschedule").execute(context("wait"))["done"] == 10
+
+    def test_the_time_is_counted_from_the_first_look(self, batch: dict[str, Any]) -> None:
+        hour_ago = datetime.now(UTC) - timedelta(hours=1)
+        with pytest.raises(AirflowSensorTimeout):
+            sensor(batch, mode="reschedule", timeout=60).execute(context("wait", first_reschedule=hour_ago))
+
+
+class TestTrigger:
+    def test_it_is_stored_without_the_password(self, batch: dict[str, Any], pool: Pool) -> None:
+        put_off = deferred(sensor(batch, deferrable=True, max_errors=0.2))
+        path, arguments = put_off.trigger.serialize()
+        assert path == "airflow_provider_picas.triggers.tokens.PicasTokenStateTrigger"
+        assert (arguments["batch"], arguments["expected"], arguments["max_errors"]) == ("b", 10, 0.2)
+        assert pool.password not in json.dumps(arguments)
+        assert put_off.timeout is not None
+        assert put_off.timeout > timedelta(seconds=LIMIT)  # the trigger keeps the time itself
+
+    def test_it_tells_what_it_last_saw_when_the_time_is_up(self, batch: dict[str, Any]) -> None:
+        put([0, 1, 2], DONE)
+        waits = sensor(batch, deferrable=True, timeout=0.5)
+        with pytest.raises(
+            AirflowSensorTimeout, match=r"did not finish in time: 7 todo, 0 locked, 3 done, 0 error of 10"
+        ):
+            run_deferred(waits)
+
+    def test_it_does_not_ask_while_nothing_happens(
+        self, batch: dict[str, Any], pool: Pool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with Proxy(pool.url) as proxy:
+            connection = {**native.picas_connection(pool), "host": proxy.url}
+            monkeypatch.setenv("AIRFLOW_CONN_PICAS_DEFAULT", json.dumps(connection))
+            put_off = deferred(sensor(batch, deferrable=True, timeout=3))
+            proxy.requests.clear()
+            assert asyncio.run(first_event(put_off.trigger))["outcome"] == "timed_out"
+        assert len(proxy.requests) < 12, proxy.requests
+
+    def test_two_waits_on_one_pool(self, batch: dict[str, Any]) -> None:
+        PicasHook().push([new_token({}, batch="c", push="q", ordinal=0)])
+        first, second = deferred(sensor(batch, deferrable=True)), deferred(sensor("c", deferrable=True))
+
+        async def both() -> list[dict[str, Any]]:
+            waits = [asyncio.create_task(first_event(put_off.trigger)) for put_off in (first, second)]
+            await asyncio.to_thread(put, range(10), DONE)
+            done = await asyncio.wait_for(waits[0], LIMIT)
+            assert not waits[1].done()
+            hook = PicasHook()
+            token = await asyncio.to_thread(hook.get, "c:00000000")
+            await asyncio.to_thread(hook.do, hook.pool.put({**token, "lock": 5, "done": 6, "exit_code": 0}))
+            return [done, await asyncio.wait_for(waits[1], LIMIT)]
+
+        assert [event["counts"]["done"] for event in asyncio.run(both())] == [10, 1]
+
+
+def test_a_database_that_is_killed_and_started_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a server of this test's own: kill -9, and back with its data a while later."""
+    with CouchDB(tmp_path / "couchdb") as server:
+        server.create_user("me", "s3cret")
+        server.create_database("pool", members=["me"], admins=["me"])
+        fields = {"conn_type": "picas", "host": server.url, "schema": "pool", "login": "me", "password": "s3cret"}
+        monkeypatch.setenv("AIRFLOW_CONN_PICAS_DEFAULT", json.dumps(fields))
+        hook = PicasHook()
+        hook.deploy_views()
+        hook.push(new_token({}, batch="b", push="p", ordinal=n) for n in range(10))
+        with Proxy(server.url) as proxy:
+            monkeypatch.setenv("AIRFLOW_CONN_PICAS_DEFAULT", json.dumps({**fields, "host": proxy.url}))
+            waits = sensor({"database": "pool", "batch": "b", "tokens": 10}, deferrable=True)
+
+            def restart() -> None:
+                while not any("_changes" in request and "longpoll" in request for request in proxy.requests):
+                    time.sleep(0.02)
+                put(range(5), DONE, hook)
+                server.kill()
+                asked = len(proxy.requests)
+                while len(proxy.requests) == asked:  # the trigger has noticed
+                    time.sleep(0.02)
+                server.start()
+                put(range(5, 10), DONE, hook)
+
+            assert run_deferred(waits, restart)["done"] == 10
