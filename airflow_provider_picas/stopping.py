@@ -46,7 +46,11 @@ def drain(pool: Pool, key: str) -> Operation[None]:
 def cancel(pool: Pool, batch: str | None, watched: Watched, *, wait: float = CANCEL_WAIT) -> Operation[News]:
     """Cancel the jobs; give back the tokens that they did not give back themselves, once they have ended or ``wait`` is over."""
     names = quote(",".join(job_names(watched.key, _MOST_CALLS)))
-    yield from ok(Command(f'scancel --user="$(id -un)" --name={names}'), "The pilots could not be cancelled")
+    # By id: unlike squeue, scancel takes a list of names for one name, and cancels nothing.
+    text = f"""
+jobs=$(squeue --noheader --all --name={names} --format=%F) || exit 5
+[ -z "$jobs" ] || scancel $(printf '%s\\n' "$jobs" | sort -u)"""
+    yield from ok(Command(text), "The pilots could not be cancelled")
     waited = 0.0
     while True:
         # One look is one attempt for each token of theirs: the cancel is no fault of the tokens.

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 
-from airflow_provider_picas.slurm.remote import Command, Operation, UnreachableError, quote
+from airflow_provider_picas.slurm.remote import Command, Operation, Output, UnreachableError, quote
 
-_SQUEUE = "%i|%F|%K|%A|%T|%r|%S|%M|%C|%N|%j"
-_SACCT = "JobID,JobIDRaw,State,ExitCode,Reason,Start,End,ElapsedRaw,AllocCPUS,NodeList,JobName"
-_STEPS = "JobID,TotalCPU,MaxRSS"
+_SQUEUE = "%i|%F|%K|%T|%r|%S|%M|%C|%N"
+_SACCT = "JobID,State,ExitCode,Reason,Start,End,ElapsedRaw,AllocCPUS,TotalCPU,NodeList"
 
 
 class Life(Enum):
@@ -76,14 +75,62 @@ class Look:
     unaccounted: str | None = None
 
 
+@dataclass(frozen=True)
+class LookAt(Command):
+    """The command that asks for the jobs of a submission. Whoever has several to carry out may ask ``together``."""
+
+    key: str = ""
+    folder: str = ""
+    since: int = 0  #: seconds since 1970, before the first of the jobs
+
+
 def look(key: str, folder: str, since: int) -> Operation[Look]:
     """All jobs of a submission, in one command: squeue for what is there, sacct for what has ended.
 
     ``since``: seconds since 1970, before the first of them. Raises UnreachableError when squeue does not answer.
     """
-    text = f"""
-names={quote(key)}; i=1
-while [ -e {quote(folder)}/command.$i ]; do names=$names,{quote(key)}-$i; i=$((i+1)); done
+    step = LookAt(_text([(key, folder)], since), key=key, folder=folder, since=since)
+    output = yield step
+    if output.code != 0:
+        raise UnreachableError(f"squeue does not answer: {output.said}")
+    return parse(output.stdout.splitlines())
+
+
+def together(steps: Sequence[LookAt]) -> Command:
+    """One command for several looks; ``apart`` divides its output among them."""
+    return Command(_text([(step.key, step.folder) for step in steps], min(step.since for step in steps)))
+
+
+def apart(output: Output, steps: Sequence[LookAt]) -> list[Output]:
+    """What each look would have got by itself, of the output of all ``together``."""
+    keys = {step.key for step in steps}
+    lines: dict[str, list[str]] = {key: [] for key in keys}
+    owners: dict[str, str] = {}  # of jobs, for the rows of their steps
+    for line in output.stdout.splitlines():
+        kind, _, rest = line.partition("|")
+        if kind in ("Q", "A"):
+            name = rest.rpartition("|")[2].strip()
+            key = name if name in keys else name.rpartition("-")[0]
+            if key in keys:
+                lines[key].append(line)
+                owners[rest.partition("|")[0]] = key
+        elif kind == "S":
+            owner = owners.get(rest.partition("|")[0].partition(".")[0])
+            if owner:
+                lines[owner].append(line)
+        else:
+            for of_key in lines.values():
+                of_key.append(line)
+    return [replace(output, stdout="\n".join(lines[step.key])) for step in steps]
+
+
+def _text(submissions: Iterable[tuple[str, str]], since: int) -> str:
+    listed = "\n".join(f"add {quote(key, folder)}" for key, folder in submissions)
+    return f"""
+names=
+add() {{ names=$names,$1; i=1; while [ -e "$2/command.$i" ]; do names=$names,$1-$i; i=$((i+1)); done; }}
+{listed}
+names=${{names#,}}
 since=$(date -d @{since - 300} +%Y-%m-%dT%H:%M:%S)
 export SLURM_TIME_FORMAT=%s
 date '+T|%s'
@@ -99,10 +146,6 @@ account() {{
 }}
 account A --allocations --format={_SACCT} && account S --format={_STEPS}
 true"""
-    output = yield Command(text)
-    if output.code != 0:
-        raise UnreachableError(f"squeue does not answer: {output.said}")
-    return parse(output.stdout.splitlines())
 
 
 def count_pilots() -> Operation[tuple[int, int]]:
@@ -119,20 +162,16 @@ def count_pilots() -> Operation[tuple[int, int]]:
 
 def parse(lines: Iterable[str]) -> Look:
     """The answer of ``look``. squeue's word is newer than sacct's, but for a job that sacct knows to have ended."""
-    rows: dict[str, list[list[str]]] = {kind: [] for kind in "TQASE"}
+    rows: dict[str, list[list[str]]] = {kind: [] for kind in "TQAE"}
     for line in lines:
         kind, *cells = line.rstrip("\n").split("|")
         if kind in rows:
             rows[kind].append(cells)
-    jobs = {job.id: job for cells in rows["A"] if len(cells) >= 11 for job in _accounted(cells)}
-    for job in (job for cells in rows["Q"] if len(cells) >= 11 for job in _queued(cells)):
+    jobs = {job.id: job for cells in rows["A"] if len(cells) == 10 for job in _accounted(cells)}
+    for job in (job for cells in rows["Q"] if len(cells) == 9 for job in _queued(cells)):
         known = jobs.get(job.id)
         if known is None or known.life is not Life.ENDED or known.started < job.started:
             jobs[job.id] = job
-    for identifier, cpu, *_ in rows["S"]:
-        base, step, _ = identifier.partition(".")
-        if step and base in jobs:
-            jobs[base] = replace(jobs[base], cpu_seconds=max(jobs[base].cpu_seconds, _clock(cpu)))
     return Look(
         jobs,
         at=int(rows["T"][0][0]) if rows["T"] else 0,
@@ -141,7 +180,7 @@ def parse(lines: Iterable[str]) -> Look:
 
 
 def _queued(cells: Sequence[str]) -> Iterable[Job]:
-    identifier, base, task, _, state, reason, start, elapsed, cpus, node, *_ = cells
+    identifier, base, task, state, reason, start, elapsed, cpus, node = cells
     for name in _task_ids(identifier, base, task):
         yield Job(
             id=name, state=state.strip(), reason=reason, node=node, started=_time(start),
@@ -150,14 +189,15 @@ def _queued(cells: Sequence[str]) -> Iterable[Job]:
 
 
 def _accounted(cells: Sequence[str]) -> Iterable[Job]:
-    identifier, _, state, code, reason, start, end, elapsed, cpus, node, *_ = cells
+    """Rows of jobs; those of their steps are left out."""
+    identifier, state, code, reason, start, end, elapsed, cpus, cpu, node = cells
     word = state.split()[0] if state.split() else ""  # "CANCELLED by 1000"
     base, _, task = identifier.partition("_")
-    for name in _task_ids(identifier, base, task or "N/A"):
+    for name in _task_ids(identifier, base, task or "N/A") if "." not in identifier else []:
         yield Job(
             id=name, state=word, exit_code=code, reason=reason, node=node, started=_time(start),
             ended=_time(end), elapsed=int(elapsed) if elapsed.isdigit() else 0,
-            cpus=int(cpus) if cpus.isdigit() else 0,
+            cpus=int(cpus) if cpus.isdigit() else 0, cpu_seconds=_clock(cpu),
         )  # fmt: skip
 
 
