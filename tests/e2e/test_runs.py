@@ -1,0 +1,142 @@
+"""Whole runs in a real Airflow: mapped side by side, rerun by clearing and by the shipped DAG, and archived."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_provider_picas.tokens.counts import of_documents
+from airflow_provider_picas.tokens.states import State, state_of
+from stack import native, processes
+from stack.airflow import Airflow
+from stack.airflow_api import AirflowApi, quote
+from stack.cluster import Cluster
+from stack.couchdb import CouchDBAdmin
+from stack.docker import DockerStack
+from stack.pool import Pool
+
+RERUN = "picas_rerun_failed"
+ARCHIVE = "picas_archive_batches"
+ENDED = ["success", "failed", "upstream_failed", "skipped"]
+
+
+@pytest.fixture
+def api(airflow: Airflow, pool: Pool) -> AirflowApi:
+    """Airflow with a connection to the pool of this test."""
+    airflow.connect("picas_default", **native.picas_connection(pool))
+    for dag_id in ("rerun_by_clearing", "runs_side_by_side", RERUN, ARCHIVE):
+        processes.wait_for(lambda dag_id=dag_id: airflow.api.has_dag(dag_id), what=f"DAG {dag_id}", seconds=60)
+    return airflow.api
+
+
+def finish(couchdb: CouchDBAdmin, pool: Pool, exit_code: int, *, every: int = 1, ago: int = 0) -> None:
+    """Write results into the tokens that wait, as pilots do: into each, or every so manieth."""
+    waiting = [token for token in pool.tokens() if state_of(token) is State.TODO]
+    for token in waiting[::every]:
+        ended = int(time.time()) - ago
+        result = {**token, "lock": ended, "done": ended, "exit_code": exit_code}
+        status, answer = couchdb.request("PUT", f"/{pool.database}/{token['_id']}", result)
+        assert status == 201, answer
+
+
+def states_of(api: AirflowApi, dag_id: str, run: str) -> dict[Any, str]:
+    return {
+        (task["task_id"], task["map_index"]) if task["map_index"] >= 0 else task["task_id"]: task["state"]
+        for task in api.tasks(dag_id, run)
+    }
+
+
+def mapped_xcom(api: AirflowApi, dag_id: str, run: str, task_id: str, map_index: int) -> Any:
+    path = f"dags/{dag_id}/dagRuns/{quote(run)}/taskInstances/{task_id}/xcomEntries/return_value"
+    return api.request("GET", path, query={"map_index": map_index, "deserialize": "false"})["value"]
+
+
+def test_clearing_the_push_runs_just_what_failed(api: AirflowApi, couchdb: CouchDBAdmin, pool: Pool) -> None:
+    dag_id = "rerun_by_clearing"
+    run = api.trigger(dag_id)
+    api.wait_for_task(dag_id, run, "wait", ["deferred"])
+    finish(couchdb, pool, 1, every=4)
+    finish(couchdb, pool, 0)
+    assert api.wait_for_run(dag_id, run)["state"] == "failed"
+    before = {token["_id"]: token for token in pool.tokens()}
+    failed = {token_id for token_id, token in before.items() if token["exit_code"] == 1}
+    assert len(failed) == 5
+
+    api.clear(dag_id, run, ["push"], downstream=True)
+    processes.wait_for(lambda: of_documents(pool.tokens()).todo == 5, what="The reset", seconds=60)
+    after = {token["_id"]: token for token in pool.tokens()}
+    assert {token_id for token_id in after if state_of(after[token_id]) is State.TODO} == failed
+    assert {i: after[i] for i in after if i not in failed} == {i: before[i] for i in before if i not in failed}
+    finish(couchdb, pool, 0)
+    assert api.wait_for_run(dag_id, run)["state"] == "success"
+
+
+def test_runs_side_by_side_and_the_failed_one_again(
+    api: AirflowApi, airflow: Airflow, cluster: Cluster | DockerStack, pool: Pool
+) -> None:
+    airflow.connect("spider", **native.ssh_connection(cluster))
+    dag_id = "runs_side_by_side"
+    run = api.trigger(dag_id)
+    assert api.wait_for_run(dag_id, run)["state"] == "failed"
+    states = states_of(api, dag_id, run)
+    assert {states["picas_run." + task, 0] for task in ("push", "pilots", "wait", "collect")} == {"success"}
+    assert [states["picas_run." + task, 1] for task in ("wait", "collect")] == ["failed", "failed"]
+    good, bad = (mapped_xcom(api, dag_id, run, "picas_run.collect", index) for index in (0, 1))
+    assert [(row["input"], row["output.name"]) for row in good["rows"]] == [("a", "a"), ("b", "b")]
+    assert [(row["input"], row["state"]) for row in bad["rows"]] == [("c", "done"), ("bad", "error")]
+    (group,) = bad["errors"]
+    assert (group["cause"], group["tokens"]) == ("exit code 3: no file <path>", 1)
+    assert group["log"]["tail"] == f"no file /data/{group['ids'][0]}"
+
+    before = {token["_id"]: token for token in pool.tokens()}
+    form = {"batch": bad["batch"], "error_pattern": "no file"}
+    rerun = api.trigger(RERUN, form)
+    assert api.wait_for_run(RERUN, rerun)["state"] == "success"
+    assert api.xcom(RERUN, rerun, "reset")["reset"] == 1
+    assert {token["_id"]: token for token in pool.tokens()} == before
+
+    command = 'echo "{}" > "$PICAS_OUTPUT_FILE"'
+    rerun = api.trigger(RERUN, {**form, "dry_run": False, "command": command, "pilots": 1})
+    assert api.wait_for_run(RERUN, rerun)["state"] == "success"
+    assert states_of(api, RERUN, rerun)["pilots"] == "success"
+    after = {token["_id"]: token for token in pool.tokens()}
+    assert {token_id for token_id in after if after[token_id] != before[token_id]} == set(group["ids"])
+    again = after[group["ids"][0]]
+    assert (state_of(again), again["output"], again["scrub_count"]) == (State.DONE, {}, 1)
+    assert again["attempts"][0]["exit_code"] == 3
+    assert rerun in again["attempts"][0]["reason"]
+
+
+def test_rerun_without_a_batch_fails_and_says_so(api: AirflowApi, pool: Pool) -> None:
+    rerun = api.trigger(RERUN, {})
+    assert api.wait_for_run(RERUN, rerun)["state"] == "failed"
+    assert "`batch` is empty" in api.log(RERUN, rerun, "reset")
+
+
+def test_old_batches_are_archived(api: AirflowApi, couchdb: CouchDBAdmin, pool: Pool, tmp_path: Path) -> None:
+    old, new = (api.trigger("rerun_by_clearing") for _ in range(2))
+    api.wait_for_task("rerun_by_clearing", old, "wait", ["deferred"])
+    api.wait_for_task("rerun_by_clearing", new, "wait", ["deferred"])
+    kept = api.xcom("rerun_by_clearing", new, "push")["batch"]
+    waiting = [token for token in pool.tokens() if token["batch"] != kept]
+    for token in waiting:
+        ended = int(time.time()) - 3 * 86_400
+        couchdb.request(
+            "PUT", f"/{pool.database}/{token['_id']}", {**token, "lock": ended, "done": ended, "exit_code": 0}
+        )
+    api.request("POST", "variables", {"key": "picas_archive", "value": str(tmp_path)})
+    try:
+        api.unpause(ARCHIVE)
+        run = api.trigger(ARCHIVE, {"days": 2})
+        assert api.wait_for_run(ARCHIVE, run)["state"] == "success"
+    finally:
+        api.request("DELETE", "variables/picas_archive")
+    output = mapped_xcom(api, ARCHIVE, run, "archive", 0)
+    assert (output["batch"], output["archived"], output["deleted"]) == (waiting[0]["batch"], 20, 20)
+    assert [file.name for file in tmp_path.iterdir()] == [Path(output["archive"]).name]
+    assert {token["batch"] for token in pool.tokens()} == {kept}
+    finish(couchdb, pool, 0)
+    api.wait_for_run("rerun_by_clearing", new)
