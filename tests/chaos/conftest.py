@@ -1,0 +1,34 @@
+"""Faults on the real parts. The cluster is a native one of these tests' own: only such a one can be hurt."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from stack import native
+from stack.cluster import Cluster
+from stack.pool import Pool
+from tests.chaos.run import Run
+
+for name in ("asyncssh", "paramiko"):
+    logging.getLogger(name).setLevel(logging.WARNING)
+
+
+@pytest.fixture(scope="session")
+def cluster(run_folder: Path) -> Iterator[Cluster]:
+    """Two nodes with room for many pilots. With this MessageTimeout a dead node is noticed after about 11 s."""
+    with Cluster(run_folder / "cluster", cpus=20, settings={"MessageTimeout": "3"}) as site:
+        native.install_picas(site.home)
+        yield site
+
+
+@pytest.fixture
+def run(cluster: Cluster, pool: Pool, picas_default: str, spider: str, request: pytest.FixtureRequest) -> Iterator[Run]:
+    """A run on an empty pool. Its jobs are gone when the test has ended."""
+    made = Run(cluster, pool, re.sub(r"\W+", "_", request.node.name))
+    yield made
+    made.close()

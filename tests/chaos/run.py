@@ -1,0 +1,245 @@
+"""A run under faults: tokens that are pushed, pilots, a wait as the triggerer has it, and what the commands wrote down."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from airflow.providers.common.compat.sdk import TaskDeferred
+
+from airflow_provider_picas.operators.pilots import PicasSubmitPilotsOperator
+from airflow_provider_picas.operators.tokens import PicasPushTokensOperator
+from airflow_provider_picas.sensors.tokens import PicasTokenStateSensor
+from airflow_provider_picas.tokens.states import State, state_of
+from airflow_provider_picas.triggers.tokens import PicasTokenStateTrigger
+from stack import processes
+from stack.cluster import Cluster
+from stack.pool import Pool
+from tests.integration.tasks import context
+
+LEASE = 15  # seconds, of pilots in these tests
+INTERVAL = 5.0  # seconds between two looks at the pilots
+PATIENCE = 120.0  # seconds to wait for anything
+
+
+@dataclass(frozen=True)
+class Line:
+    """What a command wrote down when it began, or ended well."""
+
+    ended: bool
+    token: str
+    at: float  #: seconds since 1970
+    job: str  #: as Slurm calls it: ``12_0``
+
+
+class Run:
+    """One batch of tokens and its pilots. Each command writes down when it begins and when it ends."""
+
+    def __init__(self, cluster: Cluster, pool: Pool, name: str) -> None:
+        self.cluster = cluster
+        self.pool = pool
+        self.name = name
+        self.file = cluster.home / f"runs-{pool.database}"
+        self.pushed: Any = None
+        self.submitted: Any = None
+        self._sensor: PicasTokenStateSensor | None = None
+        self._thread: threading.Thread | None = None
+        self._outcome: Any = None
+        self.context = context("wait", run_id=pool.database)
+
+    # -- the tasks ----------------------------------------------------------------------------------------------------
+
+    def push(self, tokens: int | Sequence[dict[str, Any]]) -> None:
+        """Push tokens: so many, or these."""
+        given = [{"input": ordinal} for ordinal in range(tokens)] if isinstance(tokens, int) else list(tokens)
+        push = PicasPushTokensOperator(task_id="push", tokens=given)
+        self.pushed = push.execute(context("push", run_id=self.pool.database))
+
+    def command(self, work: str) -> str:
+        """Shell text that does ``work`` between two notes."""
+        who = '"$PICAS_TOKEN_ID" "$(date +%s.%N)" "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"'
+        return f"echo begin {who} >> {self.file}; {work} || exit; echo end {who} >> {self.file}"
+
+    def submit_operator(self, work: str, pilots: int = 2, **arguments: Any) -> PicasSubmitPilotsOperator:
+        """The operator; ``pilot`` adds options to those of these tests."""
+        options = {"lease": LEASE, **arguments.pop("pilot", {})}
+        return PicasSubmitPilotsOperator(
+            task_id="pilots", command=self.command(work), batch=self.pushed, ssh_conn_id="spider", pilots=pilots,
+            pilot=options, **arguments,
+        )  # fmt: skip
+
+    def submit(self, work: str, pilots: int = 2, **arguments: Any) -> None:
+        """Submit pilots that do ``work`` for each token."""
+        operator = self.submit_operator(work, pilots, **arguments)
+        self.submitted = operator.execute(context("pilots", run_id=self.pool.database))
+
+    def wait(self, **arguments: Any) -> None:
+        """Begin to wait, in a thread with an event loop, as a triggerer does."""
+        self._sensor = PicasTokenStateSensor(
+            task_id="wait",
+            batch=self.pushed,
+            **{
+                "pilots": self.submitted,
+                "deferrable": True,
+                "timeout": 600,
+                "pilots_interval": INTERVAL,
+                **arguments,
+            },
+        )
+        self._thread = threading.Thread(target=self._wait, daemon=True)
+        self._thread.start()
+
+    def _wait(self) -> None:
+        assert self._sensor is not None
+        method: Callable[..., Any] = self._sensor.execute
+        arguments: dict[str, Any] = {}
+        while True:
+            try:
+                self._outcome = method(self.context, **arguments)
+                return
+            except TaskDeferred as deferred:
+                # The trigger travels through the database as JSON, and so does its event.
+                _, fields = deferred.trigger.serialize()
+                trigger = PicasTokenStateTrigger(**json.loads(json.dumps(fields)))
+                payload = asyncio.run(_first_event(trigger))
+                method = getattr(self._sensor, deferred.method_name)
+                arguments = {"event": json.loads(json.dumps(payload)), **(deferred.kwargs or {})}
+            except Exception as error:
+                self._outcome = error
+                return
+
+    def result(self, seconds: float = PATIENCE) -> dict[str, int]:
+        """What the wait returned; raises what it raised."""
+        assert self._thread is not None
+        self._thread.join(seconds)
+        assert not self._thread.is_alive(), f"the wait goes on after {seconds:g} s: {self.states()}; {self.jobs()}"
+        if isinstance(self._outcome, BaseException):
+            raise self._outcome
+        outcome: dict[str, int] = self._outcome
+        return outcome
+
+    # -- what there is ------------------------------------------------------------------------------------------------
+
+    def lines(self) -> list[Line]:
+        """What the commands wrote down so far."""
+        found = []
+        with suppress(FileNotFoundError):
+            for line in self.file.read_text().splitlines():
+                words = line.split()
+                if len(words) == 4:
+                    found.append(Line(words[0] == "end", words[1], float(words[2]), words[3]))
+        return found
+
+    def begun(self) -> Counter[str]:
+        """How often each token's command was begun."""
+        return Counter(line.token for line in self.lines() if not line.ended)
+
+    def ended(self) -> Counter[str]:
+        """How often each token's command ended well."""
+        return Counter(line.token for line in self.lines() if line.ended)
+
+    def next_claim(self, tokens: Sequence[str], since: float) -> float:
+        """Seconds from a time (since 1970) until all these tokens' commands had begun again. Raises StackError if they do not."""
+        first: dict[str, float] = {}
+
+        def all_claimed() -> bool:
+            for line in self.lines():
+                if line.token in tokens and not line.ended and line.at > since:
+                    first.setdefault(line.token, line.at)
+            return len(first) == len(tokens)
+
+        processes.wait_for(all_claimed, what=f"The next claim of {', '.join(tokens)}", seconds=PATIENCE)
+        return max(first.values()) - since
+
+    def states(self) -> Counter[State | None]:
+        """How many tokens are in each state."""
+        return Counter(state_of(token) for token in self.pool.tokens())
+
+    def held_by(self, job: str) -> list[str]:
+        """Ids of the tokens that the pilots of a job (``12_0``) hold and have begun."""
+        begun = self.begun()
+        return [
+            token["_id"]
+            for token in self.pool.tokens()
+            if state_of(token) is State.LOCKED and token.get("slurm_job_id") == job and begun[token["_id"]]
+        ]
+
+    def until(self, condition: Callable[[], object], what: str, seconds: float = PATIENCE) -> None:
+        """Wait for something to become true. Raises StackError."""
+        processes.wait_for(condition, what=what, seconds=seconds)
+
+    def running(self, tokens: int) -> None:
+        """Wait until so many tokens have been begun."""
+        self.until(lambda: len(self.begun()) >= tokens, f"The start of {tokens} tokens")
+
+    def job(self, task: int = 0) -> str:
+        """The n-th pilot of the array as Slurm calls it."""
+        return f"{self.submitted['job_ids'][0]}_{task}"
+
+    def jobs(self) -> str:
+        """What squeue says of the submission's jobs."""
+        return self.cluster.run("squeue", "--array", "--states=all", "--format=%i %T %N %j").stdout
+
+    def node_of(self, job: str) -> str:
+        """The node on which a job runs."""
+        return self.cluster.run("squeue", "--noheader", "--array", f"--jobs={job}", "--format=%N").stdout.strip()
+
+    def pids(self, job: str) -> list[int]:
+        """The processes of a job's pilots: one, but for requeued jobs."""
+        array, _, task = job.partition("_")
+        wanted = {f"SLURM_ARRAY_JOB_ID={array}".encode(), f"SLURM_ARRAY_TASK_ID={task}".encode()}
+        found = []
+        for entry in Path("/proc").iterdir():
+            with suppress(OSError):
+                words = (entry / "cmdline").read_bytes().split(b"\0") if entry.name.isdigit() else []
+                pilot = len(words) > 2 and words[2].endswith(b"/picas_pilot.py")
+                if pilot and wanted <= set((entry / "environ").read_bytes().split(b"\0")):
+                    found.append(int(entry.name))
+        return found
+
+    def kill_pilot(self, job: str) -> None:
+        """SIGKILL for the job's pilot."""
+        (pid,) = self.pids(job)
+        os.kill(pid, signal.SIGKILL)
+
+    def logs(self) -> str:
+        """The logs of all pilots."""
+        folder = Path(self.submitted["folder"])
+        return "\n".join(f"--- {path.name}\n{path.read_text()}" for path in sorted(folder.glob("pilot-*.log")))
+
+    def files(self, kind: str) -> list[Path]:
+        """Results in the submission's folder that were not sent (``unsent``), or ``refused``."""
+        return sorted((Path(self.submitted["folder"]) / kind).glob("*.json"))
+
+    # -- what must hold -----------------------------------------------------------------------------------------------
+
+    def check_done_once(self, died_with: Sequence[str] = ()) -> None:
+        """All tokens are done, and were run once; those with which a pilot died, at most once for each death."""
+        assert self.states() == {State.DONE: self.pushed["tokens"]}, self.logs()
+        allowed = Counter(died_with)
+        begun, ended = self.begun(), self.ended()
+        tokens = {token["_id"]: token for token in self.pool.tokens()}
+        for token, document in tokens.items():
+            assert begun[token] <= 1 + allowed[token], (token, begun[token], document, self.logs())
+            assert 1 <= ended[token] <= 1 + allowed[token], (token, document)
+            assert "pilot" not in document, document
+
+    def close(self) -> None:
+        """End what is left of it."""
+        if self.submitted and self.submitted["job_ids"]:
+            self.cluster.run("scancel", *self.submitted["job_ids"])
+
+
+async def _first_event(trigger: PicasTokenStateTrigger) -> Any:
+    async for event in trigger.run():
+        return event.payload
+    raise AssertionError("the trigger ended without an event")

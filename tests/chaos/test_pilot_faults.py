@@ -1,0 +1,218 @@
+"""A pilot, its node or its job dies: each token is done once, no result is lost, and the next claim comes soon.
+
+Slurm's time-outs are those of ``stack.cluster``: with a MessageTimeout of 3 s it notices a dead node after about 11 s.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from airflow_provider_picas.tokens.states import State
+from stack.cluster import Cluster
+from tests.chaos.run import INTERVAL, LEASE, Run
+
+SOON = 15.0  # seconds, for what Slurm tells at once
+BUSY = 5.0  # seconds on top of a lease
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What befell the pilot that held the long token. ``at``: seconds since 1970."""
+
+    token: str
+    job: str
+    at: float
+
+
+def push(run: Run) -> None:
+    """One long token, which is claimed first, and some short ones."""
+    run.push([{"input": 8, "priority": 1}, *[{"input": 1}] * 5])
+
+
+def long_token(run: Run) -> str:
+    return next(token["_id"] for token in run.pool.tokens() if token.get("priority"))
+
+
+def hurt(run: Run, fault: Callable[[str], object]) -> Fault:
+    """Let a fault befall the job of the pilot that runs the long token."""
+    long = long_token(run)
+    run.until(lambda: run.begun()[long], f"The start of {long}")
+    time.sleep(1)
+    job = next(line.job for line in run.lines() if line.token == long)
+    at = time.time()
+    fault(job)
+    return Fault(long, job, at)
+
+
+def claimed_again(run: Run, fault: Fault, what: str) -> float:
+    """Seconds from the fault to the next claim of the token, which are printed."""
+    seconds = run.next_claim([fault.token], fault.at)
+    print(f"\n{what}: the token was claimed again after {seconds:.1f} s (interval {INTERVAL:g} s, lease {LEASE} s)")
+    return seconds
+
+
+def test_sigkill_of_a_pilot(run: Run) -> None:
+    push(run)
+    run.submit("sleep $PICAS_INPUT")
+    run.wait()
+    fault = hurt(run, run.kill_pilot)
+    seconds = claimed_again(run, fault, "SIGKILL of a pilot")
+    assert run.result()["done"] == 6
+    run.check_done_once([fault.token])
+    assert seconds < LEASE + BUSY
+
+
+def test_scancel(run: Run, cluster: Cluster) -> None:
+    push(run)
+    run.submit("sleep $PICAS_INPUT")
+    run.wait()
+    fault = hurt(run, lambda job: cluster.run("scancel", job))
+    seconds = claimed_again(run, fault, "scancel")
+    assert run.result()["done"] == 6
+    run.check_done_once([fault.token])
+    assert seconds < SOON
+
+
+@contextmanager
+def mended(cluster: Cluster, node: str) -> Iterator[None]:
+    """Bring a node back in the end."""
+    try:
+        yield
+    finally:
+        cluster.start_node(node)
+
+
+def test_sigkill_of_slurmd(run: Run, cluster: Cluster) -> None:
+    """The pilot runs on, and Slurm has given it up: it must not go on to take tokens which the wait takes away again."""
+    run.push([{"input": 40, "priority": 1}, *[{"input": 1}] * 5])
+    run.submit("sleep $(($PICAS_ATTEMPT == 1 ? $PICAS_INPUT : 2))")
+    run.wait()
+    nodes: list[str] = []
+
+    def kill_slurmd(job: str) -> None:
+        nodes.append(run.node_of(job))
+        cluster.kill_slurmd(nodes[0])
+
+    fault = hurt(run, kill_slurmd)
+    with mended(cluster, nodes[0]):
+        seconds = claimed_again(run, fault, "SIGKILL of slurmd")
+        assert run.result()["done"] == 6
+        run.until(lambda: not run.pids(fault.job), "The end of the pilot that Slurm has given up", 40)
+    assert run.begun().total() == 7
+    run.check_done_once([fault.token])
+    assert seconds < LEASE + BUSY
+
+
+def test_a_node_unplugged(run: Run, cluster: Cluster) -> None:
+    push(run)
+    run.submit("sleep $PICAS_INPUT", sbatch={"exclusive": True})
+    run.wait()
+    nodes: list[str] = []
+
+    def unplug(job: str) -> None:
+        nodes.append(run.node_of(job))
+        cluster.kill_node(nodes[0])
+
+    fault = hurt(run, unplug)
+    with mended(cluster, nodes[0]):
+        seconds = claimed_again(run, fault, "A node unplugged")
+        assert run.result()["done"] == 6
+    run.check_done_once([fault.token])
+    assert seconds < LEASE + BUSY
+
+
+def test_a_node_set_down(run: Run, cluster: Cluster) -> None:
+    push(run)
+    run.submit("sleep $PICAS_INPUT", sbatch={"exclusive": True})
+    run.wait()
+    nodes: list[str] = []
+
+    def set_down(job: str) -> None:
+        nodes.append(run.node_of(job))
+        cluster.run("scontrol", "update", f"nodename={nodes[0]}", "state=down", "reason=test")
+
+    fault = hurt(run, set_down)
+    try:
+        seconds = claimed_again(run, fault, "scontrol update state=down")
+        assert run.result()["done"] == 6
+    finally:
+        cluster.run("scontrol", "update", f"nodename={nodes[0]}", "state=resume")
+    run.check_done_once([fault.token])
+    assert seconds < SOON
+
+
+def test_the_wall_clock_ends(run: Run) -> None:
+    """Nobody of the job is left then: the wait submits more pilots."""
+    run.push([{"input": 100}, {"input": 100}, {"input": 1, "priority": 1}])
+    run.submit("sleep $(($PICAS_ATTEMPT == 1 ? $PICAS_INPUT : 2))", sbatch={"time": 1})
+    run.wait(resubmit=1)
+    run.until(lambda: run.ended().total() == 1 and run.begun().total() == 3, "The start of all tokens")
+    held = [token for token, times in run.begun().items() if times > run.ended()[token]]
+    begun = next(line.at for line in run.lines())
+    seconds = run.next_claim(held, max(line.at for line in run.lines()))
+    print(
+        f"\nwall-clock end: both tokens were claimed again {seconds:.1f} s after they had been begun; the limit is 60 s"
+    )
+    assert run.result()["done"] == 3
+    run.check_done_once(held)
+    reasons = {token["attempts"][0]["reason"] for token in run.pool.tokens() if token.get("attempts")}
+    assert reasons <= {"given back: the job's wall-clock ends", "given back: told to by SIGTERM"}, reasons
+    assert begun
+
+
+def test_a_requeued_copy_on_another_node(run: Run, cluster: Cluster) -> None:
+    """Slurm loses sight of a node, and starts the job elsewhere; the first copy hangs a while and then reports its result."""
+    run.push([{"input": 6}, {"input": 1}])
+    work = 'sleep $PICAS_INPUT; echo "\\"$SLURMD_NODENAME\\"" > output.json'
+    run.submit(work, 1, pilot={"lease": 240}, sbatch={"requeue": True})
+    run.wait()
+    nodes: list[str] = []
+    first: list[int] = []
+
+    def lose_sight(job: str) -> None:
+        nodes.append(run.node_of(job))
+        first.extend(run.pids(job))
+        os.kill(first[0], signal.SIGSTOP)
+        cluster.kill_slurmd(nodes[0])
+
+    run.until(lambda: run.begun().total() > run.ended().total(), "A token at work")
+    token = run.lines()[-1].token
+    at = time.time()
+    lose_sight(run.job())
+    with mended(cluster, nodes[0]):
+        try:
+            seconds = run.next_claim([token], at)
+            print(f"\nrequeue: the token was claimed again after {seconds:.1f} s")
+            run.until(lambda: run.states()[State.DONE] == 2, "The second copy's result")
+        finally:
+            os.kill(first[0], signal.SIGCONT)
+        run.until(lambda: run.files("refused"), "The record of the first copy's result")
+        assert run.result()["done"] == 2
+    run.check_done_once([token])
+    document = next(document for document in run.pool.tokens() if document["_id"] == token)
+    assert document["output"] != nodes[0]
+    (refused,) = run.files("refused")
+    assert json.loads(refused.read_text())["change"]["token"] == token
+
+
+def test_the_last_pilot_dies_after_all_others_have_left(run: Run) -> None:
+    run.push([{"input": 25, "priority": 1}, {"input": 1}])
+    run.submit("sleep $(($PICAS_ATTEMPT == 1 ? $PICAS_INPUT : 1))", 2, pilot={"lease": 4})
+    run.wait(resubmit=1)
+    long = long_token(run)
+    run.until(lambda: run.begun()[long], "The start of the long token")
+    job = next(line.job for line in run.lines() if line.token == long)
+    other = run.job(1 if job.endswith("_0") else 0)
+    run.until(lambda: not run.pids(other), "The end of the other pilot")
+    at = time.time()
+    run.kill_pilot(job)
+    seconds = run.next_claim([long], at)
+    print(f"\nthe last pilot killed: the token was claimed by a new one after {seconds:.1f} s")
+    assert run.result()["done"] == 2
+    run.check_done_once([long])

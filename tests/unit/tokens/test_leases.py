@@ -1,0 +1,124 @@
+"""Which pilots count as dead."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from airflow_provider_picas.slurm.jobs import Job, Look
+from airflow_provider_picas.tokens import leases
+from airflow_provider_picas.tokens.leases import Judgement, Lease
+
+NOW = 10_000
+KEY = "picas-x.1"
+
+
+def lease(**fields: Any) -> Lease:
+    document = {
+        "pilot": "p1", "submission": KEY, "job": "12_0", "hostname": "n1", "renewed": NOW - 10, "lease": 60, "ended": False,
+    }  # fmt: skip
+    return Lease.parse({**document, **fields})
+
+
+def held(lock: int = NOW - 100, **fields: Any) -> dict[str, Any]:
+    return {"_id": "b:1", "pilot": "p1", "claim": f"abc-{lock}", "lock": lock, "slurm_job_id": "12_0", **fields}
+
+
+def slurm(ahead: float = 0, **jobs: Any) -> Look:
+    """What Slurm tells, with a clock that is so many seconds ahead of the database's."""
+    fields = {"started": int(NOW - 200 + ahead), **jobs}
+    return Look({"12_0": Job("12_0", fields.pop("state", "RUNNING"), **fields)}, at=int(NOW + ahead))
+
+
+def death(token: Mapping[str, Any], found: Lease | None = None, told: Look | None = None, **fields: Any) -> str | None:
+    known = {found.pilot: found} if found else {}
+    return Judgement(NOW, known, KEY, told, NOW - 1, **fields).death(token)
+
+
+def test_a_pilot_that_renews_its_lease_lives() -> None:
+    assert death(held(), lease()) is None
+    assert death(held(), lease(), slurm()) is None
+    assert death(held(), lease(renewed=NOW - 61), slurm()) is None  # whole seconds: a grace of one
+
+
+@pytest.mark.parametrize("told", [None, slurm()])
+def test_a_silent_pilot_is_dead_when_its_lease_is_over(told: Look | None) -> None:
+    cause = death(held(), lease(renewed=NOW - 62), told)
+    assert cause == "pilot p1 (job 12_0 on n1) was not heard for 62 s"
+
+
+def test_a_pilot_that_left_in_good_order_holds_nothing() -> None:
+    assert death(held(), lease(ended=True)) == "pilot p1 (job 12_0 on n1) has ended"
+
+
+def test_a_job_that_has_ended_is_believed_at_once() -> None:
+    assert death(held(), lease(), slurm(state="NODE_FAIL")) == "pilot p1 (job 12_0 on n1) has ended: NODE_FAIL"
+    told = slurm(state="FAILED", exit_code="0:9")
+    assert death(held(), lease(), told) == "pilot p1 (job 12_0 on n1) has ended: FAILED, signal 9"
+
+
+def test_slurm_does_not_judge_the_pilots_of_others() -> None:
+    """Other clusters share the pool, and job ids are used again."""
+    assert death(held(), lease(submission="picas-y.1"), slurm(state="FAILED")) is None
+    assert death(held(), lease(job="13_0"), slurm(state="FAILED")) is None
+    assert death(held(), lease(), slurm(state="UNKNOWN")) is None
+
+
+@pytest.mark.parametrize("ahead", [0, 3600, -3600])
+def test_what_was_locked_before_its_job_started_again_is_an_orphan(ahead: float) -> None:
+    """Whatever the cluster's clock says."""
+    restarted = slurm(ahead, started=int(NOW - 50 + ahead))
+    assert death(held(NOW - 100), lease(), restarted) == "pilot p1 (job 12_0 on n1) was requeued"
+    assert death(held(NOW - 40), lease(), restarted) is None
+    assert death(held(NOW - 100), lease(), slurm(ahead)) is None
+
+
+def test_a_job_that_waits_holds_nothing_but_what_it_claimed_since_the_look() -> None:
+    assert (
+        death(held(NOW - 100), lease(), slurm(state="PENDING", started=0)) == "pilot p1 (job 12_0 on n1) was requeued"
+    )
+    assert death(held(NOW), lease(), slurm(state="PENDING", started=0)) is None
+
+
+def test_a_pilot_without_a_lease_is_given_time() -> None:
+    assert death(held(NOW - int(leases.NO_LEASE))) is None
+    assert death(held(NOW - int(leases.NO_LEASE) - 1)) == "pilot p1 has no lease"
+
+
+def client(lock: int = NOW - 100, **fields: Any) -> dict[str, Any]:
+    """A token that a PiCaS client holds."""
+    return {"_id": "t", "lock": lock, "hostname": "n1", "slurm_job_id": "12_0", **fields}
+
+
+def test_the_picas_clients_pilots_die_with_their_jobs() -> None:
+    ended = slurm(state="TIMEOUT", started=int(NOW - 200), ended=int(NOW - 20), node="n7")
+    assert death(client(), told=ended) == "job 12_0 on n7 has ended: TIMEOUT"
+    assert death(client(), told=slurm()) is None
+    assert death(client(), told=None) is None
+    assert death(client(NOW - 500), told=ended) is None, "another cluster's job of the same id"
+    assert death(client(slurm_job_id="99"), told=ended) is None
+    assert death(client(slurm_job_id=None), told=ended) is None
+
+
+def test_pilots_without_leases_are_judged_by_age_if_that_is_wanted() -> None:
+    assert death(client()) is None
+    assert death(client(), max_lock_age=100) is None
+    assert death(client(), max_lock_age=99) == "it was locked for 100 s"
+    assert death(held(), lease(), max_lock_age=5) is None, "its lease counts"
+
+
+def test_a_token_that_was_reset_by_hand_and_locked_by_a_client_is_the_clients() -> None:
+    assert death(held(lock=NOW - 100, claim="abc-5000"), lease(ended=True)) is None
+
+
+def test_holders_are_named_once() -> None:
+    tokens = [held(), held(pilot="p0"), held(), client(), held(claim="abc-1")]
+    assert leases.holders(tokens) == ["p0", "p1"]
+    assert leases.document_id("p1") == "_local/picas-pilot-p1"
+
+
+def test_a_broken_lease_is_an_old_one() -> None:
+    broken = Lease.parse({"pilot": "p1", "renewed": "x", "lease": None})
+    assert death(held(), broken) == "pilot p1 (job None on ) was not heard for 10000 s"
