@@ -222,6 +222,11 @@ class SlurmAsyncHook:
             await connection.wait_closed()
 
     @property
+    def connected(self) -> bool:
+        """Whether there is a connection, as far as is known."""
+        return self._connection is not None
+
+    @property
     def place(self) -> str:
         """The cluster as errors name it."""
         return f"the cluster of connection {self.ssh_conn_id!r}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from airflow_provider_picas.slurm.remote import Command, Operation, Output, UnreachableError, quote
@@ -98,33 +98,26 @@ def look(key: str, folder: str, since: int) -> Operation[Look]:
 
 def together(steps: Sequence[LookAt]) -> Command:
     """One command for several looks; ``apart`` divides its output among them."""
-    return Command(_text([(step.key, step.folder) for step in steps], min(step.since for step in steps)))
+    since = min(step.since for step in steps)
+    return Command(_text([(step.key, step.folder) for step in steps], since, f"{_SQUEUE}|%j", f"{_SACCT},JobName"))
 
 
 def apart(output: Output, steps: Sequence[LookAt]) -> list[Output]:
-    """What each look would have got by itself, of the output of all ``together``."""
-    keys = {step.key for step in steps}
-    lines: dict[str, list[str]] = {key: [] for key in keys}
-    owners: dict[str, str] = {}  # of jobs, for the rows of their steps
+    """What each look would have got by itself, of the output of all ``together``: its rows end with the job's name."""
+    lines: dict[str, list[str]] = {step.key: [] for step in steps}
     for line in output.stdout.splitlines():
-        kind, _, rest = line.partition("|")
-        if kind in ("Q", "A"):
-            name = rest.rpartition("|")[2].strip()
-            key = name if name in keys else name.rpartition("-")[0]
-            if key in keys:
-                lines[key].append(line)
-                owners[rest.partition("|")[0]] = key
-        elif kind == "S":
-            owner = owners.get(rest.partition("|")[0].partition(".")[0])
-            if owner:
-                lines[owner].append(line)
+        if line.startswith(("Q|", "A|")):
+            row, _, name = line.rpartition("|")
+            key = name if name in lines else name.rpartition("-")[0]
+            if key in lines:
+                lines[key].append(row)
         else:
             for of_key in lines.values():
                 of_key.append(line)
     return [replace(output, stdout="\n".join(lines[step.key])) for step in steps]
 
 
-def _text(submissions: Iterable[tuple[str, str]], since: int) -> str:
+def _text(submissions: Iterable[tuple[str, str]], since: int, squeue: str = _SQUEUE, sacct: str = _SACCT) -> str:
     listed = "\n".join(f"add {quote(key, folder)}" for key, folder in submissions)
     return f"""
 names=
@@ -134,17 +127,12 @@ names=${{names#,}}
 since=$(date -d @{since - 300} +%Y-%m-%dT%H:%M:%S)
 export SLURM_TIME_FORMAT=%s
 date '+T|%s'
-squeue --noheader --all --array --states=all --name="$names" --format={quote("Q|" + _SQUEUE)} || exit 5
-account() {{
-  kind=$1; shift
-  if rows=$(sacct --noheader --parsable2 --array --starttime="$since" --name="$names" "$@" 2>&1); then
-    [ -z "$rows" ] || printf '%s\n' "$rows" | sed "s/^/$kind|/"
-  else
-    printf '%s\n' "$rows" | tail -n 1 | sed 's/^/E|/'
-    return 1
-  fi
-}}
-account A --allocations --format={_SACCT} && account S --format={_STEPS}
+squeue --noheader --all --array --states=all --name="$names" --format={quote("Q|" + squeue)} || exit 5
+if rows=$(sacct --noheader --parsable2 --starttime="$since" --name="$names" --format={sacct} 2>&1); then
+  [ -z "$rows" ] || printf '%s\n' "$rows" | sed 's/^/A|/'
+else
+  printf '%s\n' "$rows" | tail -n 1 | sed 's/^/E|/'
+fi
 true"""
 
 

@@ -17,7 +17,6 @@ from airflow_provider_picas import stopping
 from airflow_provider_picas.couchdb import errors
 from airflow_provider_picas.couchdb.protocol import Request
 from airflow_provider_picas.hooks.picas import PicasAsyncHook
-from airflow_provider_picas.hooks.slurm import SlurmAsyncHook
 from airflow_provider_picas.operation import drive_async
 from airflow_provider_picas.reaping import News, Watched, look_after
 from airflow_provider_picas.slurm import logs
@@ -27,6 +26,7 @@ from airflow_provider_picas.tokens import waiting
 from airflow_provider_picas.tokens.counts import Completeness, Counts, ErrorBudget
 from airflow_provider_picas.tokens.text import sample
 from airflow_provider_picas.tokens.waiting import Outcome, Progress, Threshold, Verdict
+from airflow_provider_picas.triggers.cluster import Cluster, cluster_for
 from airflow_provider_picas.triggers.feed import CountsSubscription, feed_for
 from airflow_provider_picas.triggers.feed import News as FeedNews
 
@@ -173,7 +173,7 @@ class PicasTokenStateTrigger(BaseTrigger):
         logs_at = 0.0
         async with AsyncExitStack() as stack:
             picas = await stack.enter_async_context(PicasAsyncHook(self.picas_conn_id, database=self.database))
-            slurm = await stack.enter_async_context(SlurmAsyncHook(watched.ssh_conn_id))
+            slurm = await stack.enter_async_context(cluster_for(watched.ssh_conn_id).use())
             while True:
                 news = await self._look(picas, slurm, watched)
                 if news.outage != outage:
@@ -201,7 +201,7 @@ class PicasTokenStateTrigger(BaseTrigger):
                 interval = min(LONGEST_INTERVAL, interval * 1.5) if quiet else FIRST_INTERVAL
                 await asyncio.sleep((self.pilots_interval or interval) * random.uniform(0.9, 1.0))
 
-    async def _look(self, picas: PicasAsyncHook, slurm: SlurmAsyncHook, watched: Watched) -> News:
+    async def _look(self, picas: PicasAsyncHook, slurm: Cluster, watched: Watched) -> News:
         try:
             return await drive_async(
                 look_after(picas.pool, self.batch, watched, max_scrubs=self.max_scrubs, max_lock_age=self.max_lock_age),
@@ -210,7 +210,7 @@ class PicasTokenStateTrigger(BaseTrigger):
         except errors.CouchDBError as error:
             return News(outage=str(error))
 
-    async def _show_logs(self, slurm: SlurmAsyncHook, watched: Watched, sizes: dict[str, int]) -> None:
+    async def _show_logs(self, slurm: Cluster, watched: Watched, sizes: dict[str, int]) -> None:
         try:
             for item in await slurm.do(logs.news(watched.folder, sizes)):
                 sizes[item.name] = item.size
@@ -236,7 +236,7 @@ class PicasTokenStateTrigger(BaseTrigger):
             return
         async with AsyncExitStack() as stack:
             picas = await stack.enter_async_context(PicasAsyncHook(self.picas_conn_id, database=self.database))
-            slurm = await stack.enter_async_context(SlurmAsyncHook(watched.ssh_conn_id))
+            slurm = await stack.enter_async_context(cluster_for(watched.ssh_conn_id).use())
             await drive_async(
                 stopping.stop(picas.pool, self.batch, watched, How(self.on_kill_how), wait=20),
                 lambda step: picas.send(step) if isinstance(step, Request) else slurm.perform(step),

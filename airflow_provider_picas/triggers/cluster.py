@@ -1,0 +1,134 @@
+"""One connection a cluster: all waits of a process on a cluster share an SSH connection, and one look at Slurm's jobs.
+
+sshd refuses many connections at once (``MaxStartups``), and squeue and sacct cost the whole site something. Looks that are asked
+for meanwhile are carried out together when the next one is due.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import random
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from weakref import WeakKeyDictionary
+
+from airflow_provider_picas.hooks.slurm import SlurmAsyncHook
+from airflow_provider_picas.operation import drive_async
+from airflow_provider_picas.slurm import jobs
+from airflow_provider_picas.slurm.jobs import LookAt
+from airflow_provider_picas.slurm.remote import Operation, Output, RemoteError, Result, Step
+
+SESSIONS = 4  # commands at once: sshd's MaxSessions is 10 a connection
+GATHER = 0.2  # seconds until a look begins: others may join it
+SHORTEST_PAUSE = 2.0  # seconds between two looks
+LOAD = 10.0  # a pause is so many times as long as the look before it took
+FIRST_RECONNECT, LONGEST_RECONNECT = 2.0, 120.0  # seconds, with jitter
+
+
+class Cluster:
+    """A login node, for all who watch pilots on this event loop. Made by ``cluster_for``; connected while it is used."""
+
+    def __init__(self, ssh_conn_id: str) -> None:
+        self.ssh_conn_id = ssh_conn_id
+        self.looks = 0  #: how often Slurm was asked, for those who measure
+        self._hook = SlurmAsyncHook(ssh_conn_id)
+        self._users = 0
+        self._sessions = asyncio.Semaphore(SESSIONS)
+        self._asked: dict[LookAt, list[asyncio.Future[Output]]] = {}
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._failure: RemoteError | None = None
+        self._retry_at = 0.0
+        self._pause = FIRST_RECONNECT
+
+    @asynccontextmanager
+    async def use(self) -> AsyncIterator[Cluster]:
+        """The connection is closed when the last one has left."""
+        self._users += 1
+        if self._task is None:
+            self._task = asyncio.create_task(self._keep_looking(), context=contextvars.Context())
+        try:
+            yield self
+        finally:
+            self._users -= 1
+            if not self._users:
+                await self._close()
+
+    async def _close(self) -> None:
+        clusters = _clusters.get(asyncio.get_running_loop(), {})
+        if clusters.get(self.ssh_conn_id) is self:
+            del clusters[self.ssh_conn_id]
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        await self._hook.close()
+
+    async def do(self, operation: Operation[Result]) -> Result:
+        """Carry out an operation's steps and return its result."""
+        return await drive_async(operation, self.perform)
+
+    async def perform(self, step: Step) -> Output:
+        """Carry out one step; looks at jobs together with those of others, and never begun before they were asked for.
+
+        Raises RemoteError.
+        """
+        if not isinstance(step, LookAt):
+            return await self._carry_out(step)
+        answer: asyncio.Future[Output] = asyncio.get_running_loop().create_future()
+        self._asked.setdefault(step, []).append(answer)
+        self._wake.set()
+        return await answer
+
+    async def _carry_out(self, step: Step) -> Output:
+        """Over the connection. While the cluster cannot be reached, it is tried now and then only."""
+        if self._failure is not None and time.monotonic() < self._retry_at:
+            raise self._failure
+        async with self._sessions:
+            try:
+                output = await self._hook.perform(step)
+            except RemoteError as error:
+                if not self._hook.connected:
+                    self._failure = error
+                    self._retry_at = time.monotonic() + self._pause * random.uniform(0.5, 1.0)
+                    self._pause = min(LONGEST_RECONNECT, self._pause * 2)
+                raise
+        self._failure, self._pause = None, FIRST_RECONNECT
+        return output
+
+    async def _keep_looking(self) -> None:
+        while True:
+            await self._wake.wait()
+            await asyncio.sleep(GATHER)
+            self._wake.clear()
+            asked, self._asked = self._asked, {}
+            begin = time.monotonic()
+            await self._look(asked)
+            took = time.monotonic() - begin
+            await asyncio.sleep(max(SHORTEST_PAUSE, LOAD * took) * random.uniform(0.9, 1.0))
+
+    async def _look(self, asked: dict[LookAt, list[asyncio.Future[Output]]]) -> None:
+        steps = list(asked)
+        try:
+            self.looks += 1
+            outputs = jobs.apart(await self._carry_out(jobs.together(steps)), steps)
+        except Exception as error:
+            for answer in (answer for answers in asked.values() for answer in answers if not answer.done()):
+                answer.set_exception(error)
+            return
+        for step, output in zip(steps, outputs, strict=True):
+            for answer in asked[step]:
+                if not answer.done():
+                    answer.set_result(output)
+
+
+_clusters: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, Cluster]] = WeakKeyDictionary()
+
+
+def cluster_for(ssh_conn_id: str) -> Cluster:
+    """The cluster of a connection on the running event loop, the same one for all who ask while somebody uses it."""
+    clusters = _clusters.setdefault(asyncio.get_running_loop(), {})
+    if ssh_conn_id not in clusters:
+        clusters[ssh_conn_id] = Cluster(ssh_conn_id)
+    return clusters[ssh_conn_id]
