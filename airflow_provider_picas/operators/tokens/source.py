@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
+from airflow.providers.common.compat.sdk import ObjectStoragePath
+
 from airflow_provider_picas.operators.files import FileError, path_of
 from airflow_provider_picas.tokens import ids, inputs
 from airflow_provider_picas.tokens.documents import MAX_BYTES, BadTokenError
@@ -34,7 +36,7 @@ class Source:
         self._to_fields = to_fields
         self._path: Any = None
         self._lines: Lines | None = None
-        if isinstance(given, str | os.PathLike):
+        if isinstance(given, str | os.PathLike | ObjectStoragePath):
             self._path = _path(given)
         elif isinstance(given, Mapping | bytes) or not isinstance(given, Iterable):
             raise BadTokenError(
@@ -125,7 +127,7 @@ class Attachments:
         return {**rest, "_attachments": attached}
 
 
-def _path(given: str | os.PathLike[str]) -> Any:
+def _path(given: Any) -> Any:
     try:
         path = path_of(given)
         if _reader(path):

@@ -1,0 +1,366 @@
+"""Pushing what is given as a file, a function or another task's output; in pools of other shapes; and what it tells."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+import urllib.parse
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException, ObjectStoragePath
+from airflow.sdk.io import attach
+
+from airflow_provider_picas.couchdb import errors, protocol
+from airflow_provider_picas.hooks.picas import PicasHook
+from airflow_provider_picas.operators.tokens import PicasPushTokensOperator, push
+from airflow_provider_picas.tokens.counts import Counts
+from airflow_provider_picas.tokens.states import State
+from stack import native, paths
+from stack.couchdb import CouchDBAdmin
+from stack.pool import Pool
+from tests.integration import lives
+from tests.integration.faults import Fault, Proxy
+from tests.integration.tasks import context
+
+Push = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(autouse=True)
+def _connection(picas_default: str) -> None:
+    """All tests push to ``pool``."""
+
+
+def run(task_id: str = "push", run_id: str = "run1", **arguments: Any) -> dict[str, Any]:
+    """Run the operator as one task instance, and return its output."""
+    output: dict[str, Any] = PicasPushTokensOperator(task_id=task_id, **arguments).execute(
+        context(task_id, run_id=run_id)
+    )
+    return output
+
+
+def pushed(pool: Pool, field: str = "input") -> list[Any]:
+    """A field of all tokens, in the order of their places."""
+    return [token.get(field) for token in sorted(pool.tokens(), key=lambda token: int(token["ordinal"]))]
+
+
+class TestFiles:
+    @pytest.mark.parametrize("name", ["inputs.jsonl", "inputs.ndjson", "inputs.jsonl.gz"])
+    @pytest.mark.parametrize("kind", [str, Path, ObjectStoragePath, "file://{}".format])
+    def test_json_lines(self, pool: Pool, tmp_path: Path, name: str, kind: Callable[[str], Any]) -> None:
+        content = b'{"a": 1}\n"x"\n\n3\n'
+        (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+        assert run(inputs=kind(str(tmp_path / name)))["tokens"] == 3
+        assert pushed(pool) == [{"a": 1}, "x", 3]
+
+    def test_csv(self, pool: Pool, tmp_path: Path) -> None:
+        (tmp_path / "t.csv").write_text("sample,priority\ns1,5\ns2,\n")
+        run(tokens=str(tmp_path / "t.csv"), key="sample", batch="b")
+        run("push2", inputs=str(tmp_path / "t.csv"), key="sample", batch="c")
+        hook = PicasHook()
+        assert (hook.get("b:s1")["priority"], hook.get("b:s1")["sample"]) == (5, "s1")
+        assert "priority" not in hook.get("b:s2")
+        assert hook.get("c:s1")["input"] == {"sample": "s1", "priority": 5}
+
+    def test_a_file_in_an_object_store(self, pool: Pool) -> None:
+        attach("memory", fs=fsspec.filesystem("memory"))
+        path = ObjectStoragePath("memory://bucket/inputs.csv")
+        path.write_bytes(b"a\n1\n2\n")
+        run(inputs="memory://bucket/inputs.csv")
+        assert pushed(pool) == [{"a": "1"}, {"a": "2"}]
+
+    @pytest.mark.parametrize(
+        ("name", "good", "half", "rest", "line"),
+        [
+            ("t.jsonl", '{"input": 1}\n' * 1_500, '{"input": 2, "pri', 'ority": 3}\n', 1_501),
+            ("t.csv", "input,priority\n" + "1,2\n" * 1_500, "1", "2,3\n", 1_502),
+            ("t.csv", "input,priority\n" + "1,2\n" * 1_500, "12,3", "4\n", 1_502),
+        ],
+    )
+    def test_a_half_written_file_is_pushed_up_to_there_and_later_from_there(
+        self, pool: Pool, tmp_path: Path, name: str, good: str, half: str, rest: str, line: int
+    ) -> None:
+        path = tmp_path / name
+        path.write_text(good + half)
+        with pytest.raises(AirflowFailException) as caught:
+            run(tokens=str(path))
+        assert str(caught.value).startswith(f"{path}, line {line:,}: ")
+        assert "half-written" in str(caught.value)
+        assert "What comes before it is pushed (1,500 tokens)" in str(caught.value)
+        before = {token["_id"]: token["_rev"] for token in pool.tokens()}
+        assert len(before) == 1_500
+        path.write_text(good + half + rest)
+        assert run(tokens=str(path))["tokens"] == 1_501
+        after = {token["_id"]: token["_rev"] for token in pool.tokens()}
+        assert len(after) == 1_501
+        assert before.items() <= after.items()
+
+    def test_a_bad_token_is_told_with_its_line(self, tmp_path: Path) -> None:
+        path = tmp_path / "t.jsonl"
+        path.write_text('{"input": 1}\n\n{"_rev": "1-a"}\n')
+        with pytest.raises(AirflowFailException, match=rf"{path}, line 3: Token 1 has the field '_rev'"):
+            run(tokens=path)
+        path.write_text('{"input": 1}\n{"input": NaN}\n')
+        with pytest.raises(AirflowFailException, match=rf"{path}, line 2: Token 1 is not JSON: input is nan"):
+            run(tokens=path)
+
+    def test_rows_of_two_megabytes(self, pool: Pool, tmp_path: Path) -> None:
+        (tmp_path / "t.csv").write_text("text\n" + f"{'x' * 2_000_000}\n" * 5)
+        run(inputs=str(tmp_path / "t.csv"))
+        assert [len(value["text"]) for value in pushed(pool)] == [2_000_000] * 5
+
+    @pytest.mark.parametrize(
+        ("given", "words"),
+        [
+            ("nowhere.jsonl", r"There is no file .*nowhere\.jsonl"),
+            ("inputs.txt", r"does not end in \.jsonl, \.ndjson, \.csv"),
+            ("['a', 'b']", r"inputs=task\.output"),
+            ("nosuch://bucket/t.csv", "no path of a file of inputs: .*nosuch"),
+            ({"a": 1}, "not from {'a': 1}"),
+            (b"bytes", "not from b'bytes'"),
+            (5, "not from 5"),
+        ],
+    )
+    def test_what_is_no_source_is_told(self, given: Any, words: str) -> None:
+        with pytest.raises(AirflowFailException, match=words):
+            run(inputs=given)
+
+
+class TestFunctions:
+    def test_a_function_is_called_when_the_task_runs(self, pool: Pool) -> None:
+        def observations(ti: Any) -> Iterator[str]:
+            yield from (f"{ti.run_id}-{number}" for number in range(3))
+
+        run(inputs=observations)
+        assert pushed(pool) == ["run1-0", "run1-1", "run1-2"]
+
+    def test_it_may_return_a_path(self, pool: Pool, tmp_path: Path) -> None:
+        (tmp_path / "t.jsonl").write_text('{"input": 7}\n')
+        run(tokens=lambda: tmp_path / "t.jsonl")
+        assert pushed(pool) == [7]
+
+    def test_it_is_read_as_it_is_sent(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        asked: list[int] = []
+        most: list[int] = []
+
+        def observations() -> Iterator[int]:
+            for number in range(40_000):
+                asked.append(number)
+                yield number
+
+        def tell(progress: push.Progress, report: Any) -> None:
+            most.append(len(asked) - report.tokens)
+
+        monkeypatch.setattr(push.Progress, "tell", tell)
+        run(inputs=observations)
+        assert max(most) < 15_000
+
+    def test_what_it_raises_is_raised(self, pool: Pool) -> None:
+        def observations() -> Iterator[int]:
+            yield from range(2_500)
+            raise ConnectionError("the source is away")
+
+        with pytest.raises(ConnectionError, match="the source is away"):
+            run(inputs=observations)
+        assert run(inputs=range(2_500))["tokens"] == 2_500
+        assert pushed(pool) == list(range(2_500))
+
+
+def test_memory_does_not_grow(picas_default: str) -> None:
+    def peak(number: int) -> float:
+        program = [sys.executable, "-m", "benchmarks.memory", str(number)]
+        environment = {**os.environ, "AIRFLOW_CONN_PICAS_BENCH": os.environ[f"AIRFLOW_CONN_{picas_default.upper()}"]}
+        answer = subprocess.run(program, cwd=paths.PROJECT, env=environment, capture_output=True, text=True, check=True)
+        return float(answer.stdout.split()[-1])
+
+    assert peak(40_000) - peak(1_000) < 50  # five times what is under way at once
+
+
+class TestExisting:
+    def test_what_an_earlier_run_has_done_is_named_and_not_counted_as_this_ones(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert run(inputs=["a", "b", "c"], key="input", batch="b")["done_before"] == 0
+        lives.change(PicasHook(), "b:a", **lives.LIVES[State.DONE])
+        lives.change(PicasHook(), "b:b", **lives.LIVES[State.ERROR])
+        again = run(inputs=["a", "b", "c", "d"], key="input", batch="b")
+        assert (again["tokens"], again["done_before"]) == (4, 0)  # its own
+        lives.change(PicasHook(), "b:b", **lives.LIVES[State.ERROR])
+        capsys.readouterr()
+        next_run = run(inputs=["a", "b", "c"], key="input", batch="b", run_id="run2")
+        assert (next_run["tokens"], next_run["done_before"]) == (3, 1)
+        said = capsys.readouterr().out
+        assert "1 tokens were done already in an earlier run" in said
+        assert "b:a" in said
+        assert PicasHook().get("b:b")["push"] != PicasHook().get("b:a")["push"]  # it runs again for the later run
+
+    def test_a_failed_token_runs_again_with_its_new_input(self, capsys: pytest.CaptureFixture[str]) -> None:
+        hook = PicasHook()
+        run(tokens=[{"name": "a", "input": 1}, {"name": "b", "input": 1}], key="name", batch="b")
+        lives.change(hook, "b:a", **lives.LIVES[State.ERROR])
+        lives.attach(hook, "b:a", **{"logs.err": b"boom"})
+        run(tokens=[{"name": "a", "input": 2}, {"name": "b", "input": 2}], key="name", batch="b")
+        token = hook.get("b:a")
+        assert (token["input"], token["attempts"][0]["exit_code"], hook.count("b")) == (2, 3, Counts(todo=2))
+        assert lives.attached(hook, "b:a") == {"logs.err": b"boom"}
+        assert hook.get("b:b")["input"] == 1
+        assert "1 tokens stay as they are although their input has changed: b:b" in capsys.readouterr().out
+
+    @pytest.mark.parametrize("on_existing", ["keep", "reset", "replace", "fail"])
+    def test_inputs_in_another_order_are_no_duplicates(self, pool: Pool, on_existing: str) -> None:
+        inputs = [f"x{number}" for number in range(2_500)]
+        first = run(inputs=inputs, key="input")
+        more = ["new", *reversed(inputs)]
+        assert run(inputs=more, key="input", on_existing=on_existing) == {**first, "tokens": 2_501}
+        assert sorted(token["input"] for token in pool.tokens()) == sorted(more)
+
+    def test_a_duplicate_is_found_also_in_the_tokens_of_an_earlier_run(self) -> None:
+        inputs = [f"x{number}" for number in range(1_500)]
+        run(inputs=inputs, key="input", batch="b")
+        with pytest.raises(AirflowFailException, match="Inputs 3 and 1,500 "):
+            run(inputs=[*inputs, "x3"], key="input", batch="b", run_id="run2")
+
+    def test_replacing_writes_new_inputs_unless_a_pilot_has_the_token(self) -> None:
+        hook = PicasHook()
+        run(inputs=[1, 1, 1, 1], batch="b")
+        lives.change(hook, "b:00000001", **lives.LIVES[State.LOCKED])
+        lives.change(hook, "b:00000002", **lives.LIVES[State.DONE])
+        run(inputs=[2, 2, 2, 1], batch="b", on_existing="replace")
+        assert [hook.get(f"b:{place:08d}")["input"] for place in range(4)] == [2, 1, 2, 1]
+        assert hook.count("b") == Counts(todo=3, locked=1)
+        assert hook.get("b:00000003")["_rev"].startswith("1-")
+
+
+class TestAttachments:
+    def test_files_are_attached(self, tmp_path: Path) -> None:
+        (tmp_path / "config.toml").write_bytes(b"a = 1")
+        files = {"config.toml": str(tmp_path / "config.toml"), "raw": b"\0\1"}
+        run(tokens=[{"input": 1, "files": files}, {"input": 2}], attachments="files", batch="b")
+        hook = PicasHook()
+        assert lives.attached(hook, "b:00000000") == {"config.toml": b"a = 1", "raw": b"\0\1"}
+        assert "files" not in hook.get("b:00000000")
+        assert "_attachments" not in hook.get("b:00000001")
+
+    def test_a_function_says_which(self, tmp_path: Path) -> None:
+        (tmp_path / "7.txt").write_bytes(b"seven")
+        run(inputs=[7], attachments=lambda fields: {"in.txt": tmp_path / f"{fields['input']}.txt"}, batch="b")
+        assert lives.attached(PicasHook(), "b:00000000") == {"in.txt": b"seven"}
+
+    @pytest.mark.parametrize(
+        ("files", "words"),
+        [
+            ({"a": "/nowhere/a"}, "Token 0: There is no file /nowhere/a to attach"),
+            ({"a": "/"}, "Token 0: /, which is to be attached, is a folder"),
+            ({"_a": b""}, "Token 0: An attachment cannot be called '_a'"),
+            ({"a": 5}, "Token 0: 5 is no path"),
+            (["a"], "Token 0: attachments are a mapping"),
+            ({"a": b"x" * 7_000_000}, r"Token 0 has 9,\d+,\d+ bytes"),
+        ],
+    )
+    def test_what_cannot_be_attached_is_told(self, files: Any, words: str) -> None:
+        with pytest.raises(AirflowFailException, match=words):
+            run(tokens=[{"files": files}], attachments="files")
+
+
+class TestProgress:
+    def test_the_log_tells_how_far_it_is_and_how_fast_it_was(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(push, "PROGRESS_SECONDS", 0.0)
+        run(inputs=range(3_000))
+        said = capsys.readouterr().out
+        assert said.count("So far ") == 3
+        assert "3,000 written, in " in said
+        assert "tokens/s)" in said
+
+    def test_mostly_it_is_silent(self, capsys: pytest.CaptureFixture[str]) -> None:
+        run(inputs=range(3_000))
+        assert "So far" not in capsys.readouterr().out
+
+
+class TestShapes:
+    def test_a_design_document_for_each_kind_of_token(self, pool: Pool) -> None:
+        run(
+            tokens=[{"cores": cores, "input": n} for n, cores in enumerate([1, 1, 4, 1])],
+            batch="b",
+            design_documents={"SingleCore": "doc.cores == 1", "MultiCore": "doc.cores == 4"},
+        )
+        single, multi = PicasHook(design_document="SingleCore"), PicasHook(design_document="MultiCore")
+        assert (single.count("b"), multi.count("b")) == (Counts(todo=3), Counts(todo=1))
+        assert (single.count(), multi.count(), PicasHook().count("b")) == (
+            Counts(todo=3),
+            Counts(todo=1),
+            Counts(todo=4),
+        )
+        assert list(multi.token_ids("todo")) == ["b:00000002"]
+        assert len(pool.get("_design/SingleCore/_view/overview_total?group=true")["rows"]) == 1
+
+    def test_a_pool_with_monitor_only(self, pool: Pool, couchdb: CouchDBAdmin) -> None:
+        run(inputs=range(1_500), batch="b")
+        run("other", inputs=range(7), batch="ba")
+        design = f"/{pool.database}/_design/airflow-picas-1"
+        rev = couchdb.request("GET", design)[1]["_rev"]
+        assert couchdb.request("DELETE", f"{design}?rev={rev}")[0] == 200
+        hook = PicasHook()
+        lives.change(hook, "b:00000000", **lives.LIVES[State.ERROR])
+        assert hook.count("b") == Counts(todo=1_499, error=1)
+        run(inputs=range(1_500), batch="b", deploy_views=False)
+        assert hook.count("b") == Counts(todo=1_500)
+
+    def test_a_login_that_may_only_read(self, pool: Pool, couchdb: CouchDBAdmin) -> None:
+        run(inputs=range(3), batch="b")
+        forbid = "function (doc, old, user) { if (user.roles.indexOf('_admin') < 0) throw({forbidden: 'read only'}); }"
+        design = {"_id": "_design/readonly", "validate_doc_update": forbid}
+        assert couchdb.request("PUT", f"/{pool.database}/_design/readonly", design)[0] == 201
+        security = {"admins": {"names": [], "roles": ["_admin"]}, "members": {"names": [pool.user], "roles": []}}
+        assert couchdb.request("PUT", f"/{pool.database}/_security", security)[0] == 200
+        hook = PicasHook()
+        assert (hook.count("b"), hook.count()) == (Counts(todo=3), Counts(todo=3))
+        with pytest.raises(errors.ForbiddenError, match=rf"{pool.user} may not write token .*read only.*Ask who keeps"):
+            run("push2", inputs=range(5))
+
+
+class TestFaults:
+    @pytest.fixture
+    def proxy(self, pool: Pool, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+        """Stands between the provider and the pool; repetitions follow at once."""
+        monkeypatch.setattr(protocol, "wait_before", lambda attempt, retry_after=None: 0.0)
+        with Proxy(pool.url) as proxy:
+            fields = {**native.picas_connection(pool), "host": proxy.url}
+            monkeypatch.setenv("AIRFLOW_CONN_PICAS_DEFAULT", json.dumps(fields))
+            yield proxy
+
+    @pytest.mark.parametrize("fault", [429, 500, 503, Fault.DROP, Fault.LOSE, Fault.CUT])
+    @pytest.mark.parametrize("on_existing", ["reset", "replace"])
+    def test_tokens_that_are_run_again_are_written_once_too(
+        self, pool: Pool, proxy: Proxy, fault: Fault | int, on_existing: str
+    ) -> None:
+        hook = PicasHook()
+        inputs = [f"x{number}" for number in range(300)]
+        run(inputs=inputs, key="input", batch="b")
+        rows = [{**token, **lives.LIVES[State.ERROR]} for token in hook.batch_documents("b")]
+        lives.write(hook, rows)
+        proxy.hurt(fault, fault, on="_bulk_docs")
+        proxy.hurt(fault, on="_all_docs")
+        assert run(inputs=[*inputs, "new"], key="input", batch="b", on_existing=on_existing)["tokens"] == 301
+        assert hook.count("b") == Counts(todo=301)
+        scrubs = {token["scrub_count"] for token in pool.tokens() if token["input"] != "new"}
+        assert scrubs == ({1} if on_existing == "reset" else {0})
+
+    def test_a_pool_that_is_deleted_meanwhile_is_named(self, pool: Pool, couchdb: CouchDBAdmin) -> None:
+        def observations() -> Iterator[int]:
+            yield from range(2_000)
+            couchdb.delete_database(pool.database)
+            yield from range(20_000)
+
+        try:
+            with pytest.raises(errors.NotFoundError, match=f"There is no database {pool.database}"):
+                run(inputs=observations)
+        finally:
+            couchdb.request("PUT", "/" + urllib.parse.quote(pool.database))

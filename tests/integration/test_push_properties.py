@@ -1,0 +1,111 @@
+"""Any sequence of pushes, with what pilots do in between, leaves every token once, in one state, and counts that add up."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from itertools import count
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, assume, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+
+from airflow_provider_picas.hooks.picas import PicasHook
+from airflow_provider_picas.tokens.documents import new_token
+from airflow_provider_picas.tokens.push import OnExisting, PushReport
+from airflow_provider_picas.tokens.states import State, state_of
+from tests.integration import lives
+
+KEYS = st.lists(st.sampled_from("abcdefghij"), unique=True, min_size=1)
+PUSHES = st.sampled_from(["p1", "p2"])
+_BATCHES = count()
+
+
+class Pushes(RuleBasedStateMachine):
+    """A batch, and what should be in it: for each token its state, who pushed it and what it holds."""
+
+    hook: PicasHook
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batch = f"b{next(_BATCHES)}"
+        self.states: dict[str, State] = {}
+        self.values: dict[str, int] = {}
+
+    @initialize()
+    def views(self) -> None:
+        self.hook.deploy_views()
+
+    def documents(self, keys: list[str], push: str, value: int) -> Iterator[dict[str, Any]]:
+        for ordinal, key in enumerate(keys):
+            yield new_token({"input": value}, batch=self.batch, push=push, ordinal=ordinal, key=key)
+
+    @rule(keys=KEYS, push=PUSHES, value=st.integers(0, 1), how=st.sampled_from(["keep", "reset", "replace"]))
+    def push(self, keys: list[str], push: str, value: int, how: str) -> None:
+        report = self.hook.push(self.documents(keys, push, value), on_existing=how)
+        assert report.tokens == len(keys)
+        assert report.written == len([key for key in keys if key not in self.states])
+        done = [key for key in keys if self.states.get(key) is State.DONE]
+        assert report.done == (0 if how == "replace" else len(done))
+        for key in keys:
+            self._pushed(key, value, OnExisting(how))
+
+    def _pushed(self, key: str, value: int, how: OnExisting) -> None:
+        state = self.states.get(key)
+        again = state is State.ERROR and how is OnExisting.RESET
+        anew = state is not State.LOCKED and how is OnExisting.REPLACE
+        if state is None or again or anew:
+            self.states[key], self.values[key] = State.TODO, value
+
+    @rule(keys=KEYS, value=st.integers(0, 1), how=st.sampled_from(["keep", "reset"]))
+    def two_tries_at_once(self, keys: list[str], value: int, how: str) -> None:
+        reports: list[PushReport] = []
+
+        def push() -> None:
+            reports.append(self.hook.push(self.documents(keys, "p1", value), on_existing=how))
+
+        tries = [threading.Thread(target=push) for _ in range(2)]
+        for each in tries:
+            each.start()
+        for each in tries:
+            each.join()
+        assert [report.tokens for report in reports] == [len(keys)] * 2
+        assert sum(report.written for report in reports) == len([key for key in keys if key not in self.states])
+        assert sum(report.reset for report in reports) == len(
+            [key for key in keys if how == "reset" and self.states.get(key) is State.ERROR]
+        )
+        for key in keys:
+            self._pushed(key, value, OnExisting(how))
+
+    @rule(key=st.sampled_from("abcdefghij"), state=st.sampled_from([State.LOCKED, State.DONE, State.ERROR]))
+    def a_pilot_works(self, key: str, state: State) -> None:
+        found = self.states.get(key)
+        assume(found is State.TODO or (found is State.LOCKED and state is not State.LOCKED))
+        lives.change(self.hook, f"{self.batch}:{key}", **lives.LIVES[state])
+        self.states[key] = state
+
+    @invariant()
+    def every_token_is_there_once_as_it_should_be(self) -> None:
+        found = {token["_id"].partition(":")[2]: token for token in self.hook.batch_documents(self.batch)}
+        assert {key: state_of(token) for key, token in found.items()} == self.states
+        assert {key: token["input"] for key, token in found.items()} == self.values
+
+    @invariant()
+    def counts_add_up(self) -> None:
+        counts = self.hook.count(self.batch)
+        for state in State:
+            assert counts[state] == list(self.states.values()).count(state)
+        assert counts.total == len(self.states)
+
+
+@pytest.mark.timeout(600)
+def test_any_sequence_of_pushes(picas_default: str) -> None:
+    Pushes.hook = PicasHook(picas_default)
+    run_state_machine_as_test(
+        Pushes,
+        settings=settings(
+            max_examples=25, stateful_step_count=15, deadline=None, suppress_health_check=list(HealthCheck)
+        ),
+    )
