@@ -1,0 +1,108 @@
+"""One connection and one look at Slurm for all waits on a cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from airflow_provider_picas.hooks.slurm import SlurmHook
+from airflow_provider_picas.slurm import jobs
+from airflow_provider_picas.slurm.jobs import Life, Look
+from airflow_provider_picas.slurm.remote import Command, RemoteError, UnreachableError
+from airflow_provider_picas.triggers import cluster as module
+from airflow_provider_picas.triggers.cluster import cluster_for
+from stack.cluster import Cluster
+from stack.docker import DockerStack
+
+NUMBER = 5
+
+
+@pytest.fixture
+def remote(spider: str) -> Iterator[SlurmHook]:
+    with SlurmHook(spider) as hook:
+        yield hook
+
+
+@pytest.fixture
+def keys(remote: SlurmHook) -> Iterator[list[str]]:
+    """Job names of several submissions; the last one has two sbatch calls. Their jobs are held."""
+    made = [f"picas-test-{secrets.token_hex(4)}.{number}" for number in range(NUMBER)]
+    names = [*made, f"{made[-1]}-1"]
+    for name in names:
+        assert remote.run(f"sbatch --hold --job-name={name} --wrap=true").code == 0
+    assert remote.run(f"mkdir -p {made[-1]} && touch {made[-1]}/command.0 {made[-1]}/command.1").code == 0
+    yield made
+    remote.run(f"for name in {' '.join(names)}; do scancel --name=$name; done; rm -r {made[-1]}")
+
+
+def test_looks_at_the_same_time_are_one(keys: list[str]) -> None:
+    async def look() -> None:
+        async with cluster_for("spider").use() as shared:
+            since = int(time.time()) - 60
+            found = await asyncio.gather(*(shared.do(jobs.look(key, key, since)) for key in keys for _ in range(3)))
+            assert shared.looks == 1
+            numbers = [len(item.jobs) for item in found]
+            assert numbers == [1] * 3 * (NUMBER - 1) + [2] * 3
+            assert {job.life for item in found for job in item.jobs.values()} == {Life.WAITING}
+            assert all(item.at >= since and item.unaccounted is None for item in found)
+            assert cluster_for("spider") is shared
+        assert cluster_for("spider") is not shared
+
+    asyncio.run(look())
+
+
+def test_a_look_is_what_it_would_be_alone(keys: list[str], remote: SlurmHook) -> None:
+    since = int(time.time()) - 60
+    alone = [remote.do(jobs.look(key, key, since)) for key in keys]
+
+    async def look() -> list[Look]:
+        async with cluster_for("spider").use() as shared:
+            return list(await asyncio.gather(*(shared.do(jobs.look(key, key, since)) for key in keys)))
+
+    assert [item.jobs for item in asyncio.run(look())] == [item.jobs for item in alone]
+
+
+def test_many_use_one_connection(remote: SlurmHook) -> None:
+    async def ask() -> set[str]:
+        async def one() -> str:
+            async with cluster_for("spider").use() as shared:
+                return (await shared.perform(Command("echo $SSH_CONNECTION; sleep 0.2"))).stdout
+
+        async with cluster_for("spider").use():
+            return set(await asyncio.gather(*(one() for _ in range(20))))
+
+    assert len(asyncio.run(ask())) == 1
+
+
+def test_a_cluster_that_is_away_is_tried_now_and_then(
+    remote: SlurmHook, cluster: Cluster | DockerStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FIRST_RECONNECT", 4.0)
+    remote.run("true")  # it is up
+
+    async def ask() -> None:
+        async with cluster_for("spider").use() as shared:
+            await shared.perform(Command("true"))
+            cluster.stop_sshd(0)
+            try:
+                with pytest.raises(UnreachableError):
+                    await shared.perform(Command("true"))
+                with pytest.raises(RemoteError):
+                    await shared.do(jobs.look("none", "none", 0))
+            finally:
+                cluster.start_sshd(0)
+            with pytest.raises(UnreachableError):
+                await shared.perform(Command("true"))  # not tried yet
+            async with asyncio.timeout(20):
+                while True:
+                    try:
+                        await shared.perform(Command("true"))
+                        break
+                    except RemoteError:
+                        await asyncio.sleep(0.5)
+
+    asyncio.run(ask())

@@ -1,0 +1,42 @@
+"""Several looks in one command, and its output divided among them."""
+
+from __future__ import annotations
+
+from airflow_provider_picas.slurm.jobs import LookAt, apart, together
+from airflow_provider_picas.slurm.remote import Output
+
+STEPS = [
+    LookAt("", key=key, folder=f"/home/me/my {key}", since=since)
+    for key, since in (("picas-a.1", 50), ("picas-b.1", 40))
+]
+OUTPUT = """T|1790000000
+Q|1|1|N/A|RUNNING|None|40|0:10|1|node1|picas-a.1
+Q|2|2|N/A|PENDING|Priority|N/A|0:00|1||picas-b.1-1
+Q|3|3|N/A|PENDING|Priority|N/A|0:00|1||picas-c.1
+A|1|RUNNING|0:0|None|40|Unknown|10|1|00:00:00|node1|picas-a.1
+A|1.batch|RUNNING|0:0||40|Unknown|10|1|00:00:00|node1|batch
+E|sacct: error: something"""
+
+
+def test_each_gets_its_own_rows_without_the_name() -> None:
+    first, second = (output.stdout.splitlines() for output in apart(Output(0, OUTPUT), STEPS))
+    assert first == [
+        "T|1790000000",
+        "Q|1|1|N/A|RUNNING|None|40|0:10|1|node1",
+        "A|1|RUNNING|0:0|None|40|Unknown|10|1|00:00:00|node1",
+        "E|sacct: error: something",
+    ]
+    assert second == ["T|1790000000", "Q|2|2|N/A|PENDING|Priority|N/A|0:00|1|", "E|sacct: error: something"]
+
+
+def test_a_failure_is_everybodys() -> None:
+    failed = Output(5, "T|1790000000", "squeue: error: Unable to contact slurm controller")
+    assert [(output.code, output.stderr) for output in apart(failed, STEPS)] == [(5, failed.stderr)] * 2
+
+
+def test_one_command_names_all_and_begins_with_the_earliest() -> None:
+    text = together(STEPS).text
+    assert "add picas-a.1 '/home/me/my picas-a.1'" in text
+    assert "add picas-b.1 '/home/me/my picas-b.1'" in text
+    assert "date -d @-260 " in text
+    assert (text.count("squeue "), text.count("sacct ")) == (1, 1)
