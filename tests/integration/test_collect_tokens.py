@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import json
 import os
 import re
@@ -21,11 +22,17 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 from airflow.sdk import ObjectStoragePath
 from airflow.sdk.io import attach
 
+from airflow_provider_picas.couchdb import errors, protocol
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.operators.files import FileError
 from airflow_provider_picas.operators.tokens import PicasCollectTokensOperator
 from airflow_provider_picas.tokens.states import State
+from stack import native
+from stack.couchdb import CouchDBAdmin
+from stack.pool import Pool
+from tests.conftest import set_connection
 from tests.integration import lives
+from tests.integration.faults import Fault, Proxy
 from tests.integration.tasks import context
 
 MIXED = {State.TODO: 1, State.LOCKED: 1, State.DONE: 3, State.ERROR: 2}
@@ -210,14 +217,40 @@ def test_attachments_by_name_and_of_foreign_tokens(hook: PicasHook, store: Objec
 def test_attachments_that_are_large_or_compressed_come_whole(hook: PicasHook, tmp_path: Path) -> None:
     (token_id,) = lives.fill(hook, {State.DONE: 1})
     text, noise = b"a line\n" * 300_000, os.urandom(1_000_000)
-    lives.attach(hook, token_id, text=text, noise=noise, packed=gzip.compress(text), empty=b"")
+    contents = {"text": text, "noise": noise, "packed": gzip.compress(text), "empty": b""}
+    lives.attach(hook, token_id, **contents)
     assert collect(attachments=str(tmp_path))["attachments"]["files"] == 4
-    assert files_below(tmp_path / "00000000") == {
-        "text": text,
-        "noise": noise,
-        "packed": gzip.compress(text),
-        "empty": b"",
-    }
+    assert files_below(tmp_path / "00000000") == contents
+
+
+@pytest.mark.parametrize("fault", [Fault.CUT, Fault.DROP, 503])
+def test_an_attachment_that_breaks_off_is_fetched_again(
+    hook: PicasHook,
+    pool: Pool,
+    couchdb: CouchDBAdmin,
+    fault: Fault | int,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr(protocol, "wait_before", lambda attempt, retry_after=None: 0.0)
+    (token_id,) = lives.fill(hook, {State.DONE: 1})
+    noise = os.urandom(300_000)
+    lives.attach(hook, token_id, noise=noise)
+    with Proxy(couchdb.url) as proxy:
+        set_connection(monkeypatch, "through_proxy", {**native.picas_connection(pool), "host": proxy.url})
+        proxy.hurt(fault, on="/noise")
+        collect(attachments=str(tmp_path), picas_conn_id="through_proxy")
+    assert files_below(tmp_path) == {"00000000/noise": noise}
+
+
+def test_an_attachment_of_another_size_is_not_taken(hook: PicasHook, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "wait_before", lambda attempt, retry_after=None: 0.0)
+    (token_id,) = lives.fill(hook, {State.DONE: 1})
+    lives.attach(hook, token_id, data=b"12345")
+    token = hook.get(token_id)
+    token["_attachments"]["data"]["length"] = 6
+    with pytest.raises(errors.UnavailableError, match="has 6 bytes, and 5 came"):
+        hook.download(token, "data", io.BytesIO())
 
 
 def test_a_full_disk_leaves_no_half_attachment(hook: PicasHook, tmp_path: Path) -> None:

@@ -48,6 +48,14 @@ def test_a_name_that_is_not_safe_is_changed(name: str) -> None:
     assert attachments.file_names([name, "other"])[name] == file
 
 
+def test_names_that_differ_by_case_only_are_both_changed() -> None:
+    files = attachments.file_names(["Log.txt", "log.txt", "other"])
+    assert files["other"] == "other"
+    assert files["Log.txt"].startswith("Log-")
+    assert files["log.txt"].startswith("log-")
+    assert len({file.lower() for file in files.values()}) == 3
+
+
 def test_names_that_are_safe_stay() -> None:
     names = ["logs_b:1.out", "attempt-1.err", "a.tar.gz", "Result.csv"]
     assert list(attachments.file_names(names).values()) == [attachments.file_names(names)["logs_b:1.out"], *names[1:]]
