@@ -230,13 +230,15 @@ def _requests(tokens: Iterable[Document]) -> Iterator[tuple[list[Document], list
     """Tokens, and the same encoded, in requests of at most some megabytes."""
     some: list[Document] = []
     body: list[bytes] = []
+    size = 0
     for token in tokens:
         encoded = json_body(token)
-        if some and sum(map(len, body)) + len(encoded) > WRITE_BYTES:
+        if some and size + len(encoded) > WRITE_BYTES:
             yield some, body
-            some, body = [], []
+            some, body, size = [], [], 0
         some.append(token)
         body.append(encoded)
+        size += len(encoded)
     if some:
         yield some, body
 

@@ -20,6 +20,8 @@ TRIES = 5
 TRIES_TO_CONNECT = 3
 """How often a server that does not answer at all is tried."""
 
+_ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False)  # json.dumps makes one a call
+
 RETRY_STATUSES = frozenset({429, 500, 502, 503, 504})
 _LONGEST_WAIT = 30.0  # seconds
 _BODY_SHOWN = 200  # characters of an answer that is no JSON
@@ -88,7 +90,7 @@ Operation = Generator[Request, Answer, Result]
 
 def json_body(value: Any) -> bytes:
     """A value as a request's body."""
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    return _ENCODER.encode(value).encode()
 
 
 def check(settings: Settings, conn_id: str, request: Request, answer: Answer) -> Answer:
