@@ -583,6 +583,12 @@ class Change:
         return cls(**values)
 
 
+def reaped_from(doc: Doc, claim: str) -> bool:
+    """Whether a token was taken away from the pilot of this claim because that one counted as dead."""
+    attempts = [attempt for attempt in list_or_empty(doc.get("attempts")) if isinstance(attempt, dict)]
+    return any(a.get("claim") == claim and str(a.get("reason")).startswith("reaped:") for a in attempts)
+
+
 def release(token: Token) -> Change:
     """Give back a token that was never started: this does not count as an attempt."""
     back = {"lock": 0, "done": 0, "hostname": ""}
@@ -1606,6 +1612,7 @@ class Lease(threading.Thread):
         self._clock = clock
         self._work = work
         self._renewed_at: Optional[float] = None
+        self._lapsed_at = 0.0  # when it was last renewed too late
         self._ended = threading.Event()
 
     def valid(self) -> bool:
@@ -1626,6 +1633,8 @@ class Lease(threading.Thread):
             "ended": ended,
         }
         self._database.put_local(f"picas-pilot-{self._me.pilot}", dict(lease, **self._work.activity()))
+        if self._renewed_at is not None and not self.valid():
+            self._lapsed_at = started
         self._renewed_at = started
 
     def run(self) -> None:
@@ -1656,6 +1665,9 @@ class Lease(threading.Thread):
             token = tokens[name]
             if not doc or doc.get("claim") != token.claim or doc.get("lock") != token.doc["lock"]:
                 self._work.lose(token, "was deleted" if not doc else "was given to another or reset")
+                if doc and self._lapsed_at < token.taken and reaped_from(doc, token.claim):
+                    # By the wait, whom Slurm has told that this job is no more: all that it took would be taken away.
+                    self._work.stop(STOP, "it was taken for dead while its lease stood")
 
     def end(self, clean: bool) -> None:
         """Stop renewing; ``clean``: nothing is left unsent, so say that the pilot has ended."""
@@ -1763,8 +1775,8 @@ class Slot(threading.Thread):
             # The node's fault, not the token's: others may do better.
             work.stop(DRAIN, f"this node cannot run commands in {run.folder}: {error}", EX_IOERR)
             return release(run.token)
-        if run.token.lost:
-            return None
+        if run.token.lost and ended.how != "exit":
+            return None  # else there is a result, which is refused and kept
         if ended.how == "exit" and ended.code in (137, 143):
             # Slurm signals pilot and command together: was it meant for both?
             work.stopping.wait(1.0)

@@ -1,0 +1,139 @@
+"""What squeue and sacct say (recorded from Slurm 22.05, unless said otherwise), and what is made of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from airflow_provider_picas.operation import drive
+from airflow_provider_picas.slurm import jobs
+from airflow_provider_picas.slurm.jobs import Job, Life, Look, parse
+from airflow_provider_picas.slurm.remote import Output, Step, UnreachableError
+
+ANSWER = """\
+T|1795362402
+Q|11_0|11|0|COMPLETED|None|1795362400|0:01|1|n1
+Q|11_[2-3%1]|11|2-3%1|PENDING|JobArrayTaskLimit|N/A|0:00|1|
+Q|10_0|10|0|RUNNING|None|1795362400|0:02|1|n1
+Q|12|12|N/A|PENDING|Resources|1795362999|0:00|2|
+A|10_0|RUNNING|0:0|None|1795362400|Unknown|2|1|00:00:00|n1
+A|10_0.batch|RUNNING|0:0||1795362400|Unknown|2|1|00:00:00|n1
+A|11_0|COMPLETED|0:0|None|1795362400|1795362401|1|1|00:00.808|n1
+A|11_0.batch|COMPLETED|0:0||1795362400|1795362401|1|1|00:00.808|n1
+A|5|FAILED|0:9|None|1795362355|1795362356|1|1|00:00.008|n1
+A|9|CANCELLED by 1000|0:0|None|1795362355|1795362356|1|4|1-00:00:01|n[1-2]
+"""
+
+
+def job(identifier: str, state: str, **fields: object) -> Job:
+    return Job(identifier, state, **fields)  # type: ignore[arg-type]
+
+
+def test_squeue_and_sacct_together() -> None:
+    look = parse(ANSWER.splitlines())
+    assert (look.at, look.unaccounted) == (1795362402, None)
+    assert {name: (found.state, found.life) for name, found in look.jobs.items()} == {
+        "11_0": ("COMPLETED", Life.ENDED),
+        "11_2": ("PENDING", Life.WAITING),
+        "11_3": ("PENDING", Life.WAITING),
+        "10_0": ("RUNNING", Life.RUNNING),
+        "12": ("PENDING", Life.WAITING),
+        "5": ("FAILED", Life.ENDED),
+        "9": ("CANCELLED", Life.ENDED),
+    }
+    assert look.jobs["11_0"] == job(
+        "11_0", "COMPLETED", exit_code="0:0", reason="None", node="n1", started=1795362400, ended=1795362401, elapsed=1,
+        cpus=1, cpu_seconds=0.808,
+    )  # fmt: skip
+    assert look.jobs["9"].cpu_seconds == 86_401
+    assert look.jobs["12"].started == 1795362999
+
+
+def test_a_requeued_job_runs_again_although_sacct_knows_how_it_ended_before() -> None:
+    rows = ["A|5|NODE_FAIL|0:0|None|1000|1100|100|1|00:00:00|n1", "Q|5|5|N/A|RUNNING|None|1200|0:09|1|n2"]
+    assert parse(rows).jobs["5"].state == "RUNNING"
+    rows[1] = "Q|5|5|N/A|COMPLETING|None|1000|0:09|1|n1"
+    assert parse(rows).jobs["5"].state == "NODE_FAIL"
+
+
+def test_sacct_that_fails_is_told_with_its_words() -> None:
+    look = parse(["T|5", "Q|5|5|N/A|RUNNING|None|1200|0:09|1|n2", "E|Slurm accounting storage is disabled"])
+    assert look == Look({"5": look.jobs["5"]}, 5, "Slurm accounting storage is disabled")
+    assert parse(["E|"]).unaccounted == "no reason given"
+
+
+def test_what_is_no_row_is_left_out() -> None:
+    assert parse(["", "welcome", "Q|1|2", "A|x", "Q", "slurm_load_jobs|error"]) == Look({}, 0)
+
+
+@pytest.mark.parametrize(
+    ("identifier", "base", "task", "names"),
+    [
+        ("7", "7", "N/A", ["7"]),
+        ("7_4", "7", "4", ["7_4"]),
+        ("7_[0-2]", "7", "0-2", ["7_0", "7_1", "7_2"]),
+        ("7_[1,3-4,9%5]", "7", "1,3-4,9%5", ["7_1", "7_3", "7_4", "7_9"]),
+        ("7_[0-6:3]", "7", "0-6:3", ["7_0", "7_3", "7_6"]),
+        ("7_[...]", "7", "...", ["7"]),
+    ],
+)
+def test_ids_of_tasks(identifier: str, base: str, task: str, names: list[str]) -> None:
+    rows = [f"Q|{identifier}|{base}|{task}|PENDING|Priority|N/A|0:00|1|"]
+    assert list(parse(rows).jobs) == names
+
+
+@pytest.mark.parametrize(
+    ("state", "life"),
+    [
+        ("PENDING", Life.WAITING), ("REQUEUED", Life.WAITING), ("RUNNING", Life.RUNNING), ("COMPLETING", Life.RUNNING),
+        ("SUSPENDED", Life.RUNNING), ("TIMEOUT", Life.ENDED), ("NODE_FAIL", Life.ENDED), ("OUT_OF_MEMORY", Life.ENDED),
+        ("PREEMPTED", Life.ENDED), ("UNKNOWN", Life.UNKNOWN), ("", Life.UNKNOWN), ("NEW_IN_SLURM_99", Life.UNKNOWN),
+    ],
+)  # fmt: skip
+def test_what_states_mean(state: str, life: Life) -> None:
+    assert job("1", state).life is life
+
+
+@pytest.mark.parametrize(
+    ("state", "code", "cause"),
+    [
+        ("FAILED", "3:0", "FAILED, exit code 3"),
+        ("FAILED", "0:9", "FAILED, signal 9"),
+        ("FAILED", "", "FAILED"),
+        ("COMPLETED", "0:0", "COMPLETED"),
+        ("TIMEOUT", "0:0", "TIMEOUT"),
+        ("OUT_OF_MEMORY", "0:125", "OUT_OF_MEMORY"),
+    ],
+)
+def test_causes_for_people(state: str, code: str, cause: str) -> None:
+    assert job("1", state, exit_code=code).cause == cause
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("0:09", 9), ("1:02:03", 3723), ("2-00:00:01", 172_801), ("00:01.500", 1.5), ("", 0), ("INVALID", 0)],
+)
+def test_durations(text: str, seconds: float) -> None:
+    assert parse([f"A|5|FAILED|0:0|None|1|2|1|1|{text}|n1"]).jobs["5"].cpu_seconds == seconds
+
+
+def answer(output: Output) -> Look:
+    asked: list[Step] = []
+
+    def perform(step: Step) -> Output:
+        asked.append(step)
+        return output
+
+    return drive(jobs.look("picas-x.1", "/home/o'me", 1000), perform)
+
+
+def test_a_look_that_squeue_does_not_answer_is_no_look() -> None:
+    assert answer(Output(0, ANSWER)).jobs["5"].cause == "FAILED, signal 9"
+    with pytest.raises(UnreachableError, match="squeue does not answer: slurm_load_jobs error"):
+        answer(Output(5, "", "slurm_load_jobs error"))
+
+
+def test_pilots_that_wait_and_run_are_counted() -> None:
+    said = "PENDING|picas-a.1\nRUNNING|picas-a.1\nCOMPLETING|picas-b.1-2\nRUNNING|my|job\nPENDING|other\n"
+    assert drive(jobs.count_pilots(), lambda step: Output(0, said)) == (1, 2)
+    with pytest.raises(UnreachableError):
+        drive(jobs.count_pilots(), lambda step: Output(5))
