@@ -70,7 +70,15 @@ def get_provider_info() -> dict[str, Any]:
         "hooks": modules("hooks.picas", "hooks.slurm"),
         "operators": modules("operators.tokens", "operators.pilots"),
         "sensors": modules("sensors.tokens"),
-        "triggers": modules("triggers.tokens"),
+        "triggers": modules("triggers.tokens", "triggers.events"),
+        "asset-uris": [
+            {
+                "schemes": ["picas"],
+                "handler": "airflow_provider_picas.assets.normalize_uri",
+                "factory": "airflow_provider_picas.assets.pool_asset",
+                "to_openlineage_converter": "airflow_provider_picas.assets.to_openlineage",
+            }
+        ],
         "extra-links": [
             "airflow_provider_picas.links.PicasPoolLink",
             "airflow_provider_picas.links.PicasMonitoringLink",

@@ -18,6 +18,7 @@ from airflow.providers.common.compat.sdk import (
     conf,
 )
 
+from airflow_provider_picas import assets
 from airflow_provider_picas.couchdb import changes
 from airflow_provider_picas.couchdb.errors import CouchDBError, ForbiddenError
 from airflow_provider_picas.hooks.picas import PicasHook
@@ -60,6 +61,8 @@ class PicasTokenStateSensor(BaseSensorOperator):
     :param picas_conn_id: a connection of type ``picas``.
     :param database: another database than the batch's or the connection's.
     :param deferrable: wait in the triggerer. Default: ``[operators] default_deferrable``.
+
+    Pools in ``outlets`` (``assets.pool_asset``) get an event with batch, outcome and counts in its extra.
 
     Returns the counts by state. ``poke_interval``, ``timeout``, ``mode`` and ``soft_fail`` are those of every sensor.
     """
@@ -189,10 +192,13 @@ class PicasTokenStateSensor(BaseSensorOperator):
                     context["ti"].xcom_push("figures", figures)
                 if outcome is Outcome.NO_PILOTS:
                     tails = submitted.log_tails()
+        counts = completeness.counts.as_dict()
+        told = {"batch": batch.id if batch else None, "outcome": str(outcome), "counts": counts}
+        assets.tell(context, self.outlets, told)
         if not outcome.success:
             self._fail(outcome, completeness, hook, batch, tails)
         self.log.info("%s", self._explain(outcome, completeness, batch))
-        return completeness.counts.as_dict()
+        return counts
 
     def _look_after(self, hook: PicasHook, batch: Batch | None) -> bool:
         """Look after the pilots once, in a task. Whether none is left."""

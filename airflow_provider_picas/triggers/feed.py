@@ -56,11 +56,13 @@ class News:
 class Touched:
     """Batches that have changed, with their counts, in which all changes up to ``position`` are contained.
 
-    ``NO_BATCH`` stands for the tokens without a batch.
+    ``NO_BATCH`` stands for the tokens without a batch. ``begins``: the feed has just begun to listen, perhaps
+    anew; what happened before ``position`` is for who receives this to find out.
     """
 
     position: str
     counts: Mapping[str, Counts]
+    begins: bool = False
     notices: tuple[str, ...] = ()
 
 
@@ -123,12 +125,18 @@ class CountsSubscription(Subscription[News]):
 
 
 class TouchedSubscription(Subscription[Touched]):
-    """All batches that are touched from now on; first, with no counts, where the feed stands."""
+    """All batches that are touched from now on; first, where the feed begins."""
 
     def __init__(self) -> None:
         super().__init__()
         self._position = ""
         self._counts: dict[str, Counts] = {}
+        self._begins = False
+
+    def begin(self, position: str) -> None:
+        """Tell it where the feed begins."""
+        self._position, self._begins = position, True
+        self._ready.set()
 
     def put(self, position: str, counts: Mapping[str, Counts]) -> None:
         """Give it the newest counts. What has not been fetched yet is replaced."""
@@ -138,7 +146,8 @@ class TouchedSubscription(Subscription[Touched]):
 
     def _take(self, notices: tuple[str, ...]) -> Touched:
         counts, self._counts = self._counts, {}
-        return Touched(self._position, counts, notices)
+        begins, self._begins = self._begins, False
+        return Touched(self._position, counts, begins, notices)
 
 
 class Feed:
@@ -184,7 +193,7 @@ class Feed:
         self._followers.add(subscription)
         self._start()
         if self._since is not None:
-            subscription.put(self._since, {})
+            subscription.begin(self._since)
         try:
             yield subscription
         finally:
@@ -264,9 +273,7 @@ class Feed:
         await self._check_birth(hook)
         if self._since is None:
             self._since = await hook.do(hook.pool.sequence())
-        for follower in self._followers:
-            follower.put(self._since, {})
-        self._touch(self._waits)
+        self._begin()
         tasks = {asyncio.create_task(self._listen(hook)), asyncio.create_task(self._keep_looking(hook))}
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -282,8 +289,14 @@ class Feed:
         if self._birth is not None and birth != self._birth:
             self._notify("The database was deleted and made anew. Its tokens are counted from the start.")
             self._since = await hook.do(hook.pool.sequence())
-            self._touch(self._waits)
+            self._begin()
         self._birth = birth
+
+    def _begin(self) -> None:
+        """Have everything looked at that happened without us."""
+        for follower in self._followers:
+            follower.begin(self._since or "")
+        self._touch(self._waits)
 
     # -- listening ----------------------------------------------------------------------------------------------------
 

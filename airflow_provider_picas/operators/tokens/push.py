@@ -15,6 +15,7 @@ from airflow.providers.common.compat.sdk import (
     determine_kwargs,
 )
 
+from airflow_provider_picas import assets
 from airflow_provider_picas.couchdb.pool import Deployment, Document
 from airflow_provider_picas.couchdb.push import TokenExistsError
 from airflow_provider_picas.hooks.picas import PicasHook
@@ -63,7 +64,8 @@ class PicasPushTokensOperator(BaseOperator):
     :param database: another database than the connection's.
 
     Returns ``{"database", "batch", "tokens", "done_before"}``: ``tokens`` is their number, and ``done_before`` how many of them
-    were done already in an earlier run, which pushed them to a batch of the same name. The log names some of these.
+    were done already in an earlier run, which pushed them to a batch of the same name. The log names some of these. Pools in
+    ``outlets`` (``assets.pool_asset``) get an event with the same in its extra.
     """
 
     template_fields: Sequence[str] = (
@@ -134,8 +136,12 @@ class PicasPushTokensOperator(BaseOperator):
             self.log.warning("%s", remark)
         if not report.tokens:
             self._nothing()
-        output = Batch(batch, hook.settings.database, report.tokens).as_dict()
-        return {**output, "done_before": report.done_before}
+        output = {
+            **Batch(batch, hook.settings.database, report.tokens).as_dict(),
+            "done_before": report.done_before,
+        }
+        assets.tell(context, self.outlets, output)
+        return output
 
     def _source(self, context: Context) -> Source:
         """What is to be pushed. Raises BadTokenError."""

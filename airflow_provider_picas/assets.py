@@ -1,0 +1,72 @@
+"""Pools as Airflow's assets: ``picas://<host>/<database>``, and what their events say."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+from urllib.parse import SplitResult, quote, unquote
+
+from airflow.providers.common.compat.sdk import Asset
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.openlineage.facet import Dataset as OpenLineageDataset
+
+SCHEME = "picas"
+
+
+def pool_asset(
+    host: str,
+    database: str,
+    *,
+    name: str | None = None,
+    group: str = SCHEME,
+    watchers: Iterable[Any] = (),
+    **fields: Any,
+) -> Asset:
+    """The asset of a pool. DAGs that push to it or wait for it name it in ``outlets``; others are scheduled by it.
+
+    :param host: host of the database server, with the port if it has an unusual one. It is a name only: nothing connects to it.
+    :param database: the pool's database.
+    :param name: name of the asset. Default: its URI.
+    :param watchers: ``AssetWatcher`` with ``PicasTokenEventTrigger``.
+    """
+    uri = f"{SCHEME}://{host}/{quote(database, safe='')}"
+    return Asset(uri=uri, name=name or uri, group=group, watchers=list(watchers), **fields)
+
+
+def normalize_uri(uri: SplitResult) -> SplitResult:
+    """A pool's URI in one form: small letters, no login, one part of a path. Airflow calls it for each such asset.
+
+    Raises ValueError.
+    """
+    host = (uri.hostname or "").lower()
+    if not host:
+        raise ValueError("A picas:// URI names a host and a database: picas://picas.surfsara.nl/my_pool.")
+    database = unquote(uri.path.strip("/"))
+    if not re.fullmatch(r"[a-z][a-z0-9_$()+/-]*", database):
+        raise ValueError(f"A picas:// URI ends with the name of one CouchDB database, not with {database!r:.80}.")
+    port = f":{uri.port}" if uri.port else ""
+    return uri._replace(
+        scheme=SCHEME,
+        netloc=f"[{host}]{port}" if ":" in host else f"{host}{port}",
+        path="/" + quote(database, safe=""),
+        query="",
+        fragment="",
+    )
+
+
+def to_openlineage(asset: Asset, lineage_context: Any = None) -> OpenLineageDataset:
+    """The pool as OpenLineage names it."""
+    from airflow.providers.common.compat.openlineage.facet import Dataset  # noqa: PLC0415 - loads OpenLineage
+
+    scheme, _, rest = asset.uri.partition("://")
+    host, _, path = rest.partition("/")
+    return Dataset(namespace=f"{scheme}://{host}", name=unquote(path))
+
+
+def tell(context: Any, outlets: Iterable[Any], extra: Mapping[str, Any]) -> None:
+    """Say in the events of a task's pools what it did: batch, counts. Assets of other kinds are left alone."""
+    for outlet in outlets:
+        if isinstance(outlet, Asset) and outlet.uri.startswith(f"{SCHEME}://"):
+            context["outlet_events"][outlet].extra.update(extra)

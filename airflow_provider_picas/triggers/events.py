@@ -1,0 +1,235 @@
+"""Trigger that turns what happens in a pool into events that start DAGs, for ``AssetWatcher``."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator, AsyncIterator, Hashable, Mapping
+from contextlib import aclosing
+from enum import StrEnum
+from fnmatch import fnmatchcase
+from typing import Any
+
+from airflow.providers.common.compat.sdk import AirflowNotFoundException
+from airflow.triggers.base import BaseEventTrigger, TriggerEvent
+
+from airflow_provider_picas.couchdb import changes, edits, errors
+from airflow_provider_picas.couchdb.changes import NO_BATCH
+from airflow_provider_picas.hooks.picas import PicasAsyncHook, PicasHook
+from airflow_provider_picas.tokens.counts import Completeness, Counts
+from airflow_provider_picas.triggers.feed import Touched, feed_for
+
+SAVE_AFTER = 10.0  # seconds that an event has to reach Airflow's database until the position behind it is kept
+REMEMBERED = 1_000  # batches whose last events are kept over a restart
+TRY_AGAIN = 60.0  # seconds until a pool that stayed away is tried again: a watcher never gives up
+
+
+class TokenEvent(StrEnum):
+    """What is watched for."""
+
+    COMPLETE = "complete"  #: all tokens of a batch have finished
+    ERROR = "error"  #: a batch has more tokens in error than before
+    TODO = "todo"  #: a batch has more tokens that wait than before: new ones, or given back
+
+    def level(self, counts: Counts) -> int:
+        """A number that grows when it happens, and is 0 where it does not."""
+        if self is TokenEvent.COMPLETE:
+            return counts.total if counts.total and Completeness(counts).complete else 0
+        return counts.error if self is TokenEvent.ERROR else counts.todo
+
+
+class PicasTokenEventTrigger(BaseEventTrigger):
+    """Fires when a batch is complete, when tokens are newly in error, or when tokens to do appear.
+
+    :param event: ``complete``, ``error`` or ``todo``.
+    :param batch: name of a batch, or a pattern with ``*``. Default: any batch of the pool, and the tokens without one.
+    :param picas_conn_id: a connection of type ``picas``.
+    :param database: another database than the connection's.
+
+    The event's payload is ``{"event", "database", "batch", "counts"}``; in the asset event it is ``extra["payload"]``. ``batch``
+    is None for the tokens without one. An event tells how things stand: what came and went between two looks is not told.
+
+    After a restart it goes on where it was, on Airflow 3.3 and later: what happened meanwhile is told, and hardly anything twice.
+    Before 3.3, and when it starts for the first time, the present state comes first, as if it had just happened.
+    """
+
+    def __init__(
+        self,
+        *,
+        event: str = TokenEvent.COMPLETE,
+        batch: str | None = None,
+        picas_conn_id: str = PicasHook.default_conn_name,
+        database: str | None = None,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        if event not in list(TokenEvent):
+            raise ValueError(f"event is {event!r:.80}; it is one of {', '.join(TokenEvent)}.")
+        self.event = TokenEvent(event)
+        self.batch = batch
+        self.picas_conn_id = picas_conn_id
+        self.database = database
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """The class's path and its arguments."""
+        arguments = {
+            "event": str(self.event), "batch": self.batch, "picas_conn_id": self.picas_conn_id, "database": self.database,
+        }  # fmt: skip
+        return f"{type(self).__module__}.{type(self).__qualname__}", arguments
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Where Airflow shares no streams, before 3.3. The pool's feed is shared all the same."""
+        _, arguments = self.serialize()
+        # Closed here and now: a generator that is left to the event loop ends some time later.
+        async with (
+            aclosing(self.open_shared_stream(arguments)) as stream,
+            aclosing(self.filter_shared_stream(stream)) as events,
+        ):
+            async for event in events:
+                yield event
+
+    def shared_stream_key(self) -> Hashable | None:
+        """All watchers of a pool share its stream."""
+        return (f"{type(self).__module__}", self.picas_conn_id, self.database or "")
+
+    @classmethod
+    async def open_shared_stream(cls, kwargs: dict[str, Any]) -> AsyncGenerator[Touched, None]:
+        """What is touched in the pool, for ever. Outages are survived, however long."""
+        while True:
+            try:
+                async with feed_for(kwargs["picas_conn_id"], kwargs["database"]).follow() as news:
+                    async for touched in news:
+                        yield touched
+            except (errors.CouchDBError, AirflowNotFoundException):
+                await asyncio.sleep(TRY_AGAIN * random.uniform(0.5, 1.0))  # the feed has said why
+
+    async def filter_shared_stream(self, shared_stream: AsyncIterator[Touched]) -> AsyncGenerator[TriggerEvent, None]:
+        """This trigger's events: first what happened before it started, then as it happens."""
+        memory = await self._recall()
+        for payload in await self._catch_up(memory):
+            yield TriggerEvent(payload)  # type: ignore[no-untyped-call]
+        stream = aiter(shared_stream)
+        coming = asyncio.ensure_future(anext(stream))
+        unsaved = True
+        try:
+            while True:
+                await asyncio.wait({coming}, timeout=SAVE_AFTER if unsaved else None)
+                if not coming.done():
+                    await self._keep(memory)
+                    unsaved = False
+                    continue
+                for payload in await self._take(memory, coming.result()):
+                    yield TriggerEvent(payload)  # type: ignore[no-untyped-call]
+                unsaved = True
+                coming = asyncio.ensure_future(anext(stream))
+        finally:
+            coming.cancel()
+            await asyncio.gather(coming, return_exceptions=True)
+
+    async def _take(self, memory: _Memory, touched: Touched) -> list[dict[str, Any]]:
+        for notice in touched.notices:
+            self.log.warning("%s", notice)
+        missed = await self._catch_up(memory) if touched.begins else []
+        return missed + memory.note(self, touched.position, touched.counts)
+
+    def wanted(self, batch: str) -> bool:
+        """Whether this batch is watched."""
+        return self.batch is None or fnmatchcase(batch, self.batch)
+
+    # -- what happened before ------------------------------------------------------------------------------------------
+
+    async def _catch_up(self, memory: _Memory) -> list[dict[str, Any]]:
+        """The payloads of what happened since ``memory``, or without one of the present state."""
+        while True:
+            try:
+                async with PicasAsyncHook(self.picas_conn_id, database=self.database) as hook:
+                    memory.database = hook.settings.database
+                    return memory.note(self, *await self._ask(hook, memory))
+            except (errors.CouchDBError, AirflowNotFoundException) as error:
+                self.log.warning("%s The watcher goes on.", error)
+                await asyncio.sleep(TRY_AGAIN * random.uniform(0.5, 1.0))
+
+    async def _ask(self, hook: PicasAsyncHook, memory: _Memory) -> tuple[str, Mapping[str, Counts]]:
+        """Where the feed stands, and the counts of the batches that were touched since ``memory``, or of all."""
+        birth = await hook.do(changes.birth(hook.pool))
+        if memory.position and memory.birth == birth:
+            position, batches = await self._touched_since(hook, memory.position)
+            return position, await hook.do(changes.counts_of(hook.pool, batches)) if batches else {}
+        memory.birth, memory.levels = birth, {}
+        position = await hook.do(hook.pool.sequence())
+        if self.batch is not None and "*" not in self.batch:
+            return position, await hook.do(changes.counts_of(hook.pool, [self.batch]))
+        try:
+            found = await hook.do(edits.batches(hook.pool))
+        except errors.NotFoundError:  # PiCaS's own views only: the pool as a whole
+            return position, {NO_BATCH: await hook.count()}
+        return position, found | await hook.do(changes.counts_of(hook.pool, [NO_BATCH]))
+
+    async def _touched_since(self, hook: PicasAsyncHook, position: str) -> tuple[str, list[str]]:
+        batches: set[str] = set()
+        while True:
+            news = await hook.do(changes.changes(hook.pool, position))
+            position = news.since
+            batches |= news.batches
+            if not news.more:
+                break
+        # Ids of tokens without a batch may look as if they had one.
+        return position, sorted(batches | {NO_BATCH}) if batches else []
+
+    # -- what is kept --------------------------------------------------------------------------------------------------
+
+    @property
+    def _key(self) -> str:
+        return f"picas:{self.event}:{self.batch or '*'}"
+
+    async def _recall(self) -> _Memory:
+        """What an earlier triggerer has kept; nothing before Airflow 3.3."""
+        store = getattr(self, "asset_state_store", None)
+        try:
+            return _Memory(await store.aget(self._key) if store is not None else None)
+        except ValueError as error:  # several assets share this trigger
+            self.log.warning("After a restart the present state comes first: %s", error)
+            return _Memory(None)
+
+    async def _keep(self, memory: _Memory) -> None:
+        store = getattr(self, "asset_state_store", None)
+        if store is not None and memory.position:
+            try:
+                await store.aset(self._key, memory.as_dict())
+            except ValueError:
+                return  # said before
+
+
+class _Memory:
+    """What was told already: the last level of each batch that is not 0, the newest last, and where the feed stood."""
+
+    def __init__(self, kept: Any) -> None:
+        fields = kept if isinstance(kept, Mapping) else {}
+        self.position = str(fields.get("position", ""))
+        self.birth = str(fields.get("birth", ""))
+        self.levels: dict[str, int] = dict(fields.get("levels", {}))
+        self.database = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        levels = dict(list(self.levels.items())[-REMEMBERED:])
+        return {"position": self.position, "birth": self.birth, "levels": levels}
+
+    def note(self, trigger: PicasTokenEventTrigger, position: str, found: Mapping[str, Counts]) -> list[dict[str, Any]]:
+        """Remember counts; the payloads of the events that they make."""
+        self.position = position
+        payloads = []
+        for batch, counts in sorted(found.items()):
+            if not trigger.wanted(batch):
+                continue
+            level, before = trigger.event.level(counts), self.levels.pop(batch, 0)
+            if level:
+                self.levels[batch] = level
+            if level > before:
+                payloads.append(
+                    {
+                        "event": str(trigger.event),
+                        "database": self.database,
+                        "batch": batch or None,
+                        "counts": counts.as_dict(),
+                    }
+                )
+        return payloads
