@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 CONNECT_TIMEOUT = 30.0  # seconds; from a task the connection's extra ``conn_timeout`` may name another
-CONNECT_TRIES = 3  # of a task, for a login node that does not answer
+CONNECT_TRIES = 8  # of a task, for a login node that does not answer: more than a minute
 _LARGEST_OUTPUT = 16_000_000  # bytes; more is no answer of a Slurm command
 
 
@@ -90,12 +90,12 @@ class SlurmHook(BaseHook):
         return self._client
 
     def _connect(self) -> paramiko.SSHClient:
-        for _ in range(CONNECT_TRIES - 1):
+        for tries in range(CONNECT_TRIES - 1):
             try:
                 return self._connect_once()
             except UnreachableError as error:
                 self.log.warning("%s Trying again.", error)
-                time.sleep(random.uniform(1, 3))
+                time.sleep(min(15.0, 2.0 * 2**tries) * random.uniform(0.7, 1.3))
         return self._connect_once()
 
     def _connect_once(self) -> paramiko.SSHClient:
@@ -132,6 +132,10 @@ class SlurmHook(BaseHook):
     def run(self, text: str, timeout: float = 60.0) -> Output:
         """Run shell text under the login profile. ``timeout`` in seconds. Values in it are quoted with ``remote.quote``."""
         return self.perform(Command(text, timeout))
+
+    def adopt(self, base_key: str, folder: str | None) -> submission.Submission | None:
+        """What an earlier try has submitted; None when nothing stands."""
+        return self.do(submission.adopt(base_key, folder))
 
     def submit(self, plan: submission.Plan) -> submission.Submission:
         """Submit pilots, or adopt what an earlier try has submitted."""

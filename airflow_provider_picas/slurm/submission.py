@@ -86,18 +86,38 @@ def submit(plan: Plan) -> Operation[Submission]:
     Raises SubmissionRefusedError with sbatch's own words; UnreachableError when nothing is known, in which case the next try
     finds out; RemoteError for folders that are missing.
     """
-    latest = yield from _find(plan)
-    if latest.generation and latest.record.acknowledged:
-        if (yield from calls.active(latest.key, len(latest.record.calls))):
-            return latest.submission(latest.record, adopted=True)
+    latest = yield from _find(plan.base_key, plan.folder)
+    standing = yield from _adopt(latest)
+    if standing:
+        return standing
+    if not latest.generation or latest.record.acknowledged or latest.record.refused:
         latest = yield from _new(plan, latest)
-    elif not latest.generation or latest.record.refused:
-        latest = yield from _new(plan, latest)
+    yield from _send(plan, latest)
+    record = yield from calls.settle(latest.folder, latest.key)
+    yield from calls.acknowledge(latest.folder)
+    return latest.submission(record, adopted=False)
+
+
+def adopt(base_key: str, folder: str | None) -> Operation[Submission | None]:
+    """What an earlier try has submitted, be it only in part; None when nothing stands. To be asked before pilots are counted out:
+    those of the earlier try have taken the tokens, and the room.
+
+    Raises as ``submit``.
+    """
+    return (yield from _adopt((yield from _find(base_key, folder))))
+
+
+def _adopt(latest: _Latest) -> Operation[Submission | None]:
     record = latest.record
-    adopted = bool(record.calls) and not record.open
+    if not latest.generation or (record.refused and not record.acknowledged):
+        return None
+    if record.acknowledged:
+        running = yield from calls.active(latest.key, len(record.calls))
+        return latest.submission(record, adopted=True) if running else None
+    if not any(call.started for call in record.calls):
+        return None
+    adopted = not record.open
     if not adopted:
-        if not any(call.started for call in record.calls):
-            yield from _send(plan, latest)
         record = yield from calls.settle(latest.folder, latest.key)
     yield from calls.acknowledge(latest.folder)
     return latest.submission(record, adopted=adopted)
@@ -145,39 +165,42 @@ echo {int(finished)} >finished"""
     return (yield from calls.settle(folder, key))
 
 
-def _find(plan: Plan) -> Operation[_Latest]:
+def _find(base_key: str, folder: str | None) -> Operation[_Latest]:
     """Read the latest submission's folder."""
-    if plan.folder is None:
+    if folder is None:
         enter = f'mkdir -p -m 700 -- "$HOME/{DEFAULT_FOLDER}" && cd -- "$HOME/{DEFAULT_FOLDER}"'
     else:
-        enter = f'cd -- "$HOME" && cd -- {quote(plan.folder)}'
+        enter = f'cd -- "$HOME" && cd -- {quote(folder)}'
     text = f"""
 umask 077
 {enter} || exit 3
 pwd -P
-n=$(ls -d -- {quote(plan.base_key)}.* 2>/dev/null | sed 's/.*[.]//' | grep -E '^[0-9]+$' | sort -n | tail -n 1)
+n=$(ls -d -- {quote(base_key)}.* 2>/dev/null | sed 's/.*[.]//' | grep -E '^[0-9]+$' | sort -n | tail -n 1)
 echo "${{n:-0}}"
 [ -n "$n" ] || exit 0
-cd -- {quote(plan.base_key)}."$n" || exit 4
+cd -- {quote(base_key)}."$n" || exit 4
 {calls.READ}"""
     output = yield Command(text)
     if output.code == 3:
         raise RemoteError(
-            f"The remote folder {plan.folder or DEFAULT_FOLDER!r} cannot be entered on the cluster ({output.said})."
+            f"The remote folder {folder or DEFAULT_FOLDER!r} cannot be entered on the cluster ({output.said})."
             " Create it there, or name another one."
         )
     if output.code != 0:
         raise RemoteError(f"The submission's folder cannot be read on the cluster: {output.said}.")
     base, generation, *lines = output.stdout.splitlines()
-    return _Latest(base, plan.base_key, int(generation), calls.parse_record(lines))
+    return _Latest(base, base_key, int(generation), calls.parse_record(lines))
 
 
 def _new(plan: Plan, latest: _Latest) -> Operation[_Latest]:
     """Make the next submission's folder. When somebody else just did, theirs is taken."""
     wanted = _Latest(latest.base, plan.base_key, latest.generation + 1, calls.parse_record(()))
-    credentials = f"{wanted.folder}/{CREDENTIALS}"
-    output = yield Command(f"umask 077; mkdir -- {quote(wanted.folder)} && mkdir -m 700 -- {quote(credentials)}")
-    found = yield from _find(plan)
+    # Made aside and moved, so that it never lacks what is in it.
+    aside = f"{wanted.base}/.{wanted.key}"
+    output = yield Command(
+        f"umask 077; mkdir -p -- {quote(f'{aside}/{CREDENTIALS}')} && mv -T -- {quote(aside, wanted.folder)}"
+    )
+    found = yield from _find(plan.base_key, plan.folder)
     if found.generation < wanted.generation:
         raise RemoteError(f"The submission's folder {wanted.folder} could not be made on the cluster: {output.said}.")
     return found
@@ -185,6 +208,9 @@ def _new(plan: Plan, latest: _Latest) -> Operation[_Latest]:
 
 def _send(plan: Plan, latest: _Latest) -> Operation[None]:
     folder, key = latest.folder, latest.key
+    if latest.record.calls:
+        # A try that was killed before it started any: this one may make fewer.
+        yield from ok(Command(f"cd -- {quote(folder)} && rm -f -- command.*"), "The submission could not be begun anew")
     workdir = yield from _workdir(plan, folder)
     python_path = f"{folder}/{CREDENTIALS}" if plan.python_path else None
     script = calls.submit_script(folder, workdir, plan.environment, python_path)

@@ -137,12 +137,12 @@ class PicasSubmitPilotsOperator(BaseOperator):
             job = self._job(context, picas, batch)
             push_links(context, picas.settings)
             with SlurmHook(self.ssh_conn_id) as slurm:
-                wanted = self._arrays(picas, slurm, batch)
-                plan = self._plan(context, job, wanted)
                 if _is_true(self.dry_run):
-                    self._show(plan, job)
+                    self._show(self._plan(context, job, self._arrays(picas, slurm, batch)), job)
                     return None
-                done = slurm.submit(plan) if wanted else None
+                done = slurm.adopt(submission_key(context), self.remote_folder)
+                if done is None and (wanted := self._arrays(picas, slurm, batch)):
+                    done = slurm.submit(self._plan(context, job, wanted))
         except (SubmissionRefusedError, OptionError, ValueError) as error:
             raise AirflowFailException(str(error)) from None
         except (RemoteError, CouchDBError) as error:
