@@ -31,6 +31,7 @@ COUCHDB_URL = "PICAS_TEST_COUCHDB_URL"
 # Before the first import of Airflow, which makes its home where this says.
 os.environ["AIRFLOW_HOME"] = str(RUN / "airflow-home")
 os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
+os.environ["AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL"] = "0"  # for triggers that a test runs itself: they may fire at once
 
 
 def pytest_report_header() -> list[str]:

@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
+from airflow.providers.common.compat.sdk import conf
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_picas import stopping
@@ -110,6 +111,7 @@ class PicasTokenStateTrigger(BaseTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait; yield the event."""
         watched = Watched.parse(self.pilots)
+        may_fire_at = time.monotonic() + _lingering()
         async with feed_for(self.picas_conn_id, self.database).subscribe(self.batch) as news:
             self._news = news
             looks = asyncio.create_task(self._watch_pilots(watched)) if watched else None
@@ -121,6 +123,7 @@ class PicasTokenStateTrigger(BaseTrigger):
                 if looks is not None:
                     looks.cancel()
                     await asyncio.gather(looks, return_exceptions=True)
+        await asyncio.sleep(may_fire_at - time.monotonic())
         yield event
 
     async def _wait(self, news: CountsSubscription) -> TriggerEvent:
@@ -257,6 +260,15 @@ class PicasTokenStateTrigger(BaseTrigger):
         name = f"{ti.task_id}_{ti.map_index}" if ti.map_index is not None and ti.map_index >= 0 else ti.task_id
         state = found.get(ti.task_id, found.get(name))
         return None if state is None else str(getattr(state, "value", state))
+
+
+def _lingering() -> float:
+    """Seconds for which Airflow may not have noticed that the task's process ended when it deferred.
+
+    An event within this time can fail the task: the scheduler of 3.3.2 takes the end of that process for the end of the next.
+    """
+    interval = float(conf.getfloat("workers", "min_heartbeat_interval", fallback=5.0))
+    return interval + 1 if interval > 0 else 0.0
 
 
 def _causes(tokens: list[tuple[str, str]]) -> list[str]:
