@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from pathlib import Path
 from typing import Any
 
 from airflow_provider_picas import stopping
@@ -12,7 +13,7 @@ from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.slurm import SlurmHook
 from airflow_provider_picas.operation import drive
 from airflow_provider_picas.reaping import News, Operation, Result, Watched, look_after
-from airflow_provider_picas.slurm import credentials, jobs, logs, submission
+from airflow_provider_picas.slurm import calls, credentials, jobs, logs, submission
 from airflow_provider_picas.slurm.figures import Figures, figures
 from airflow_provider_picas.slurm.remote import RemoteError, RemoteFile
 
@@ -53,21 +54,30 @@ class WatchedSubmission:
 
         Why not, or None when it was done.
         """
-        done, before = self.do(submission.rounds(self.watched.folder, self.watched.calls))
-        if done >= most:
-            return f"They were submitted again {done} times, as often as `resubmit` allows."
-        if finished <= before:
-            return "The pilots that were submitted again have finished no token."
-        settings = self._picas.settings
-        config = credentials.picasconfig(settings.url, settings.database, settings.login, settings.password)
-        path = f"{self.watched.folder}/{submission.CREDENTIALS}/{credentials.FILE}"
-        sent = self.do(submission.had_credentials(self.watched.folder))
-        files = [RemoteFile(path, config)] if sent else []
-        record = self.do(
-            submission.submit_more(self.watched.folder, self.watched.key, self.watched.calls, finished, files)
-        )
+        folder, key, count = self.watched.folder, self.watched.key, self.watched.calls
+        record = self.do(calls.read(folder))
+        if record.open and not record.refused:
+            record = self.do(calls.settle(folder, key))  # a worker was killed while it did this
+        else:
+            done, before = self.do(submission.rounds(folder, count))
+            if done >= most:
+                return f"They were submitted again {done} times, as often as `resubmit` allows."
+            if finished <= before:
+                return "The pilots that were submitted again have finished no token."
+            record = self.do(submission.submit_more(folder, key, count, finished, self._credentials()))
         log.info("No pilot was left, so the same ones were submitted again: job %s.", ", ".join(record.job_ids))
         return None
+
+    def _credentials(self) -> list[RemoteFile]:
+        """The files of credentials that came with the submission, and may be gone by now."""
+        if not self.do(submission.had_credentials(self.watched.folder)):
+            return []
+        folder, settings = f"{self.watched.folder}/{submission.CREDENTIALS}", self._picas.settings
+        config = credentials.picasconfig(settings.url, settings.database, settings.login, settings.password)
+        files = [RemoteFile(f"{folder}/{credentials.FILE}", config)]
+        if isinstance(settings.verify, str):
+            files.append(RemoteFile(f"{folder}/{credentials.CA_FILE}", Path(settings.verify).read_bytes()))
+        return files
 
     def figures(self, tokens: int) -> Figures:
         """What the pilots cost, so far."""
@@ -76,7 +86,10 @@ class WatchedSubmission:
 
     def log_tails(self) -> str:
         """The ends of the newest logs."""
-        found = self.do(logs.news(self.watched.folder, {}))
+        try:
+            found = self.do(logs.news(self.watched.folder, {}))
+        except RemoteError as error:
+            return f"They cannot be read. {error}"
         return "\n".join(f"{item.name}:\n  " + "\n  ".join(item.lines) for item in found[:5])
 
     def stop(self, how: stopping.How) -> News | None:

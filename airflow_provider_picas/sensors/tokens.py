@@ -26,6 +26,7 @@ from airflow_provider_picas.hooks.submission import WatchedSubmission
 from airflow_provider_picas.links import PicasMonitoringLink, PicasPoolLink, push_links
 from airflow_provider_picas.operators.instance import push_id
 from airflow_provider_picas.reaping import Watched
+from airflow_provider_picas.slurm.remote import RemoteError
 from airflow_provider_picas.stopping import How
 from airflow_provider_picas.tokens import ids, waiting
 from airflow_provider_picas.tokens.batch import Batch
@@ -221,7 +222,10 @@ class PicasTokenStateSensor(BaseSensorOperator):
         if watched is None or not int(self.resubmit):
             return False
         with WatchedSubmission(watched, self._hook(batch), batch.id if batch else None) as submitted:
-            why_not = submitted.resubmit(int(self.resubmit), completeness.counts.finished)
+            try:
+                why_not = submitted.resubmit(int(self.resubmit), completeness.counts.finished)
+            except RemoteError as error:
+                why_not = str(error)
         if why_not:
             self.log.warning("No more pilots are submitted. %s", why_not)
         return why_not is None

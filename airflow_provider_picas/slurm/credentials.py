@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 FILE = "picasconfig.py"
+CA_FILE = "ca.pem"
+"""Beside it: the certificates that the connection's ``ca_file`` names."""
 
 
 def picasconfig(url: str, database: str, login: str | None, password: str) -> bytes:

@@ -28,7 +28,6 @@ from airflow_provider_picas.tokens.batch import Batch
 SCRIPT_FILE = "pilot.sh"
 """Name of the batch script in the submission's folder."""
 
-CA_FILE = "ca.pem"
 MAX_FILE_BYTES = 100_000_000  # of all that is sent: larger data belong on the cluster's own storage
 
 
@@ -213,7 +212,7 @@ class PicasSubmitPilotsOperator(BaseOperator):
         if settings.verify is False:
             options["tls_verify"] = False
         elif isinstance(settings.verify, str):
-            secrets[CA_FILE] = self._read(settings.verify, context, "The CA file")
+            secrets[credentials.CA_FILE] = self._read(settings.verify, context, "The CA file")
         job = _OwnPilot(secrets, self.setup, options, files, executable)
         job.check()
         return job
@@ -416,8 +415,8 @@ class _OwnPilot(_Job):
             "submission": key,
             "classes": list(array.classes) if array and array.classes else None,
         }
-        if CA_FILE in self.secrets:
-            config["ca_file"] = f"{folder}/{submission.CREDENTIALS}/{CA_FILE}"
+        if credentials.CA_FILE in self.secrets:
+            config["ca_file"] = f"{folder}/{submission.CREDENTIALS}/{credentials.CA_FILE}"
         try:
             return json.dumps(config, indent=1).encode()
         except TypeError as error:
