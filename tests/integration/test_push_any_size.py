@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 import os
 import subprocess
 import sys
 import urllib.parse
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fsspec
@@ -21,6 +23,7 @@ from airflow_provider_picas.couchdb import errors, protocol
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.operators.tokens import PicasPushTokensOperator, push
 from airflow_provider_picas.tokens.counts import Counts
+from airflow_provider_picas.tokens.push import PushReport
 from airflow_provider_picas.tokens.states import State
 from stack import native, paths
 from stack.couchdb import CouchDBAdmin
@@ -279,6 +282,19 @@ class TestProgress:
         assert "3,000 written, in " in said
         assert "tokens/s)" in said
 
+    def test_it_is_told_every_ten_seconds(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        now = 0
+        monkeypatch.setattr(push, "time", SimpleNamespace(monotonic=lambda: now))
+        progress = push.Progress(logging.getLogger("push"))
+        with caplog.at_level(logging.INFO, "push"):
+            for now in range(45):
+                progress.tell(PushReport(written=now))
+        assert [record.message for record in caplog.records] == [
+            f"So far {number} written, in {number}.0 s (1 tokens/s)." for number in (10, 20, 30, 40)
+        ]
+
     def test_mostly_it_is_silent(self, capsys: pytest.CaptureFixture[str]) -> None:
         run(inputs=range(3_000))
         assert "So far" not in capsys.readouterr().out
@@ -326,32 +342,39 @@ class TestShapes:
             run("push2", inputs=range(5))
 
 
-class TestFaults:
-    @pytest.fixture
-    def proxy(self, pool: Pool, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-        """Stands between the provider and the pool; repetitions follow at once."""
-        monkeypatch.setattr(protocol, "wait_before", lambda attempt, retry_after=None: 0.0)
-        with Proxy(pool.url) as proxy:
-            fields = {**native.picas_connection(pool), "host": proxy.url}
-            monkeypatch.setenv("AIRFLOW_CONN_PICAS_DEFAULT", json.dumps(fields))
-            yield proxy
+class Weak(Proxy):
+    """A proxy that hurts some of the bulk writes, which are counted from 1."""
 
+    def __init__(self, url: str, fault: Fault | int, writes: set[int]) -> None:
+        super().__init__(url)
+        self._fault, self._writes, self._seen = fault, writes, 0
+
+    def fault_of(self, request: str) -> Fault | int | None:
+        self._seen += "_bulk_docs" in request
+        return self._fault if "_bulk_docs" in request and self._seen in self._writes else super().fault_of(request)
+
+
+class TestFaults:
     @pytest.mark.parametrize("fault", [429, 500, 503, Fault.DROP, Fault.LOSE, Fault.CUT])
+    @pytest.mark.parametrize("writes", [{1, 2}, {2}, {2, 4, 5}])
     @pytest.mark.parametrize("on_existing", ["reset", "replace"])
     def test_tokens_that_are_run_again_are_written_once_too(
-        self, pool: Pool, proxy: Proxy, fault: Fault | int, on_existing: str
+        self, pool: Pool, monkeypatch: pytest.MonkeyPatch, fault: Fault | int, writes: set[int], on_existing: str
     ) -> None:
         hook = PicasHook()
-        inputs = [f"x{number}" for number in range(300)]
+        inputs = [f"x{number}" for number in range(30)]
         run(inputs=inputs, key="input", batch="b")
-        rows = [{**token, **lives.LIVES[State.ERROR]} for token in hook.batch_documents("b")]
-        lives.write(hook, rows)
-        proxy.hurt(fault, fault, on="_bulk_docs")
-        proxy.hurt(fault, on="_all_docs")
-        assert run(inputs=[*inputs, "new"], key="input", batch="b", on_existing=on_existing)["tokens"] == 301
-        assert hook.count("b") == Counts(todo=301)
-        scrubs = {token["scrub_count"] for token in pool.tokens() if token["input"] != "new"}
-        assert scrubs == ({1} if on_existing == "reset" else {0})
+        lives.write(hook, [{**token, **lives.LIVES[State.ERROR]} for token in hook.batch_documents("b")])
+        monkeypatch.setattr(protocol, "wait_before", lambda attempt, retry_after=None: 0.0)
+        with Weak(pool.url, fault, writes) as proxy:
+            proxy.hurt(fault, on="_all_docs")
+            fields = {**native.picas_connection(pool), "host": proxy.url}
+            monkeypatch.setenv("AIRFLOW_CONN_PICAS_DEFAULT", json.dumps(fields))
+            output = run(inputs=[*inputs, "new"], key="input", batch="b", on_existing=on_existing)
+        assert output["tokens"] == 31
+        assert hook.count("b") == Counts(todo=31)
+        again = 1 if on_existing == "reset" else 0
+        assert [token["scrub_count"] for token in pool.tokens() if token["input"] != "new"] == [again] * 30
 
     def test_a_pool_that_is_deleted_meanwhile_is_named(self, pool: Pool, couchdb: CouchDBAdmin) -> None:
         def observations() -> Iterator[int]:
