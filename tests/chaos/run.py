@@ -16,6 +16,7 @@ from typing import Any
 
 from airflow.providers.common.compat.sdk import TaskDeferred
 
+from airflow_provider_picas.hooks.slurm import SlurmHook
 from airflow_provider_picas.operators.pilots import PicasSubmitPilotsOperator
 from airflow_provider_picas.operators.tokens import PicasPushTokensOperator
 from airflow_provider_picas.sensors.tokens import PicasTokenStateSensor
@@ -210,6 +211,13 @@ class Run:
         """SIGKILL for the job's pilot."""
         (pid,) = self.pids(job)
         os.kill(pid, signal.SIGKILL)
+
+    def cluster_command(self, text: str) -> str:
+        """Run shell text on the login node; what it prints."""
+        with SlurmHook("spider") as hook:
+            output = hook.run(text)
+        assert output.code == 0, output.said
+        return output.stdout
 
     def logs(self) -> str:
         """The logs of all pilots."""

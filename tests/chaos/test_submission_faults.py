@@ -1,0 +1,175 @@
+"""A submission happens once: workers killed at each step, a controller that hangs or is restarted while sbatch runs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowException
+
+from airflow_provider_picas.tokens.states import State
+from stack import paths
+from stack.cluster import Cluster
+from tests.chaos.run import LEASE, Run
+from tests.integration.tasks import context
+
+
+def arguments(run: Run, **more: Any) -> dict[str, Any]:
+    """Arguments of the operator, as JSON holds them."""
+    return {
+        "command": run.command("sleep 0.2"), "batch": run.pushed, "ssh_conn_id": "spider", "pilots": 2, "pilot": {"lease": LEASE},
+        **more,
+    }  # fmt: skip
+
+
+def worker(run: Run, last: int, **more: Any) -> dict[str, Any] | None:
+    """A worker that dies before the ``last`` step: None. One that does not get so far reports its steps and its output."""
+    ended = subprocess.run(
+        [sys.executable, "-m", "tests.chaos.one_submission", str(last), run.pool.database],
+        input=json.dumps(arguments(run, **more)), capture_output=True, text=True, cwd=paths.PROJECT, timeout=120, check=False,
+    )  # fmt: skip
+    if ended.returncode == -9:
+        return None
+    assert ended.returncode == 0, ended.stderr
+    reported: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
+    return reported
+
+
+def arrays(run: Run) -> Counter[str]:
+    """The job arrays of all submissions of this run, by job name."""
+    rows = run.cluster.run("squeue", "--noheader", "--all", "--states=all", "--format=%F %j").stdout.split("\n")
+    key = run.submitted["submission"].rpartition(".")[0]
+    return Counter(name for _, name in {tuple(row.split()) for row in rows if row} if name.startswith(key))
+
+
+@pytest.mark.parametrize("kind", ["fixed", "auto"])
+def test_a_worker_killed_at_each_step(run: Run, kind: str) -> None:
+    """Each worker dies one step later than the one before, as Airflow's retries would; pilots take the tokens meanwhile."""
+    run.push(12)
+    more: dict[str, Any] = {"pilots": "auto", "tokens_per_pilot": 6, "max_pilots": 2} if kind == "auto" else {}
+    died = 0
+    while (reported := worker(run, died, **more)) is None:
+        died += 1
+        assert died < 30
+    print(f"\n{kind}: workers were killed at {died} steps")
+    assert died >= 5
+    run.submitted = reported["output"]
+    assert run.submitted["submission"].endswith(".1")
+    assert arrays(run) == {run.submitted["submission"]: 1}
+    run.wait()
+    assert run.result()["done"] == 12
+    run.check_done_once()
+
+
+@contextmanager
+def hanging(cluster: Cluster) -> Iterator[None]:
+    """A controller that does not answer."""
+    cluster.stop_controller()
+    try:
+        yield
+    finally:
+        cluster.continue_controller()
+
+
+def test_the_controller_hangs_while_sbatch_runs(run: Run, cluster: Cluster) -> None:
+    """Its client gives up, and the job exists when the controller goes on: it is found by its name."""
+    run.push(4)
+    outputs: list[Any] = []
+    operator = run.submit_operator("sleep 0.2")
+    thread = threading.Thread(
+        target=lambda: outputs.append(operator.execute(context("pilots", run_id=run.pool.database)))
+    )
+    with hanging(cluster):
+        thread.start()
+        time.sleep(20)
+        assert thread.is_alive(), "nothing is known while the controller hangs"
+    thread.join(90)
+    assert not thread.is_alive()
+    (run.submitted,) = outputs
+    assert arrays(run) == {run.submitted["submission"]: 1}
+    run.wait()
+    assert run.result()["done"] == 4
+    run.check_done_once()
+
+
+def test_a_worker_killed_while_the_controller_hangs(run: Run, cluster: Cluster) -> None:
+    run.push(4)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.chaos.one_submission", "-1", run.pool.database],
+        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True, cwd=paths.PROJECT,
+    )  # fmt: skip
+    assert process.stdin is not None
+    with hanging(cluster):
+        process.stdin.write(json.dumps(arguments(run)))
+        process.stdin.close()
+        time.sleep(8)
+        process.kill()
+        process.wait()
+        time.sleep(4)
+    reported = worker(run, -1)
+    assert reported is not None
+    run.submitted = reported["output"]
+    assert arrays(run) == {run.submitted["submission"]: 1}
+    run.wait()
+    assert run.result()["done"] == 4
+
+
+def test_the_controller_is_killed_while_sbatch_runs(run: Run, cluster: Cluster) -> None:
+    run.push(4)
+    outputs: list[Any] = []
+    operator = run.submit_operator("sleep 0.2")
+    thread = threading.Thread(
+        target=lambda: outputs.append(operator.execute(context("pilots", run_id=run.pool.database)))
+    )
+    cluster.stop_controller()
+    thread.start()
+    time.sleep(3)
+    cluster.kill_controller()
+    time.sleep(3)
+    cluster.start_controller()
+    thread.join(120)
+    assert not thread.is_alive()
+    (run.submitted,) = outputs
+    assert arrays(run) == {run.submitted["submission"]: 1}
+    run.wait()
+    assert run.result()["done"] == 4
+    run.check_done_once()
+
+
+def test_cleared_after_its_jobs_have_ended_it_submits_again(run: Run) -> None:
+    run.push(2)
+    run.submit("true")
+    first = run.submitted
+    run.until(lambda: run.states()[State.DONE] == 2, "The first pilots' work")
+    run.until(
+        lambda: not run.cluster.run("squeue", "--noheader", f"--name={first['submission']}").stdout, "Their end", 60
+    )
+    run.submit("true")
+    assert run.submitted["submission"] == first["submission"].removesuffix(".1") + ".2"
+    assert run.submitted["job_ids"] != first["job_ids"]
+
+
+def test_a_resubmission_whose_worker_is_killed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a killed worker has prepared is submitted by the next one, once."""
+    from airflow_provider_picas.slurm import submission
+
+    run.push(2)
+    run.submit("exit 1", pilot={"lease": LEASE, "stop_exit_codes": [1]})
+    folder, key = run.submitted["folder"], run.submitted["submission"]
+    run.until(lambda: not run.cluster.run("squeue", "--noheader", f"--name={key}").stdout, "The pilots' end", 60)
+    (job_folder,) = [folder]
+    # All that ``submit_more`` does before it speaks with Slurm.
+    steps = submission.submit_more(job_folder, key, 1, 0)
+    run.cluster_command(next(steps).text)  # type: ignore[union-attr]
+    run.wait(resubmit=1)
+    with pytest.raises(AirflowException):
+        run.result()
+    assert arrays(run) == {key: 1, f"{key}-1": 1}
