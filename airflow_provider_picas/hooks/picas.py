@@ -448,7 +448,7 @@ class PicasHook(HttpHook):
         if selection.ids is not None:
             for ids in _pages_of(selection.ids):
                 yield from self.do(self.pool.fetch(ids)).values()
-        elif selection.states is None:
+        elif selection.worth_reading_all(self.count(selection.batch)):
             yield from self._all_tokens(selection.batch)
         else:
             for state in selection.ordered_states:
