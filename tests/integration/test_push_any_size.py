@@ -143,6 +143,20 @@ class TestFunctions:
         run(inputs=observations)
         assert pushed(pool) == ["run1-0", "run1-1", "run1-2"]
 
+    def test_functions_are_no_templates(self, pool: Pool) -> None:
+        operator = PicasPushTokensOperator(
+            task_id="push",
+            tokens=lambda ds: [{"input": ds}],
+            key=lambda fields: fields["input"],
+            attachments=lambda fields: {"a": b"x"},
+            batch="b-{{ ds }}",
+        )
+        variables = {**context(), "ds": "2026-11-22"}
+        operator.render_template_fields(variables)
+        operator.execute(variables)
+        (token,) = pool.tokens()
+        assert (token["_id"], list(token["_attachments"])) == ("b-2026-11-22:2026-11-22", ["a"])
+
     def test_it_may_return_a_path(self, pool: Pool, tmp_path: Path) -> None:
         (tmp_path / "t.jsonl").write_text('{"input": 7}\n')
         run(tokens=lambda: tmp_path / "t.jsonl")

@@ -102,6 +102,16 @@ class PicasPushTokensOperator(BaseOperator):
         self.picas_conn_id = picas_conn_id
         self.database = database
 
+    def _do_render_template_fields(
+        self, parent: Any, template_fields: Iterable[str], *args: Any, **kwargs: Any
+    ) -> None:
+        """Leave functions alone: Airflow would call them, with its context and its template engine, as templates of a sort.
+
+        This is where mapped tasks come by, too; they pass over ``render_template_fields``.
+        """
+        templates = [name for name in template_fields if not callable(getattr(parent, name, None))]
+        super()._do_render_template_fields(parent, templates, *args, **kwargs)
+
     def execute(self, context: Context) -> dict[str, Any]:
         if self.on_empty not in ON_EMPTY:
             raise AirflowFailException(f"on_empty is {self.on_empty!r}; it is one of {', '.join(ON_EMPTY)}.")

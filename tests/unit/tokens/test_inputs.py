@@ -42,7 +42,7 @@ def test_json_lines() -> None:
 @pytest.mark.parametrize(
     ("content", "line", "words"),
     [
-        (b'1\n\n{"a": 1, "b', 3, "no JSON (Unterminated string starting at at character 10)"),
+        (b'1\n\n{"a": 1, "b', 3, "no JSON (Unterminated string starting at: character 10)"),
         (b'1\n{"a": 1\n{"b": 2}\n', 2, "no JSON (Expecting ',' delimiter"),
         (b"1\n12", 2, "ends with a number and no line end: it may be half-written"),
         (b"1\ntru", 2, "may be half-written"),
