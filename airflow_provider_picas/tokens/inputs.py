@@ -66,12 +66,9 @@ def json_lines(lines: Lines) -> Iterator[Any]:
             try:
                 value = json.loads(line)
             except (ValueError, RecursionError) as error:
-                why = (
-                    f"{error.msg} at character {error.pos + 1}"
-                    if isinstance(error, json.JSONDecodeError)
-                    else str(error)
-                )
-                raise BadTokenError(f"The line is no JSON ({why}). It may be half-written.") from None
+                at = f": character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else ""
+                why = getattr(error, "msg", error)
+                raise BadTokenError(f"The line is no JSON ({why}{at}). It may be half-written.") from None
             if isinstance(value, int | float) and not line.endswith("\n"):
                 raise BadTokenError(
                     "The file ends with a number and no line end: it may be half-written. If it is complete, add a line end."
