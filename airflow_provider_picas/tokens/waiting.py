@@ -83,7 +83,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a wait stands. ``settling``: errors decide, so it holds only if it still does after ``SETTLE_SECONDS``."""
+    """How a wait stands. ``settling``: it holds only if it still does after ``SETTLE_SECONDS``, since errors or gaps decide."""
 
     outcome: Outcome
     settling: bool = False
@@ -111,7 +111,8 @@ def judge(
     if completeness.complete and not counts.stateless:
         return Verdict(failure or Outcome.COMPLETE, settling=counts.error > 0)
     if completeness.stuck or (completeness.complete and counts.stateless and not counts.todo and not counts.locked):
-        return Verdict(Outcome.LOST, settling=counts.error > 0)
+        # A token may be out of sight for a moment: in a cluster's copy that lags, or while it is deleted and pushed again.
+        return Verdict(Outcome.LOST, settling=True)
     return Verdict(Outcome.WAITING)
 
 

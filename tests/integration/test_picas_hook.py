@@ -411,6 +411,13 @@ class TestSession:
         hook.test_connection()
         assert looked_up == ["MainThread"]
 
+    def test_one_session_a_thread(self, hook: PicasHook) -> None:
+        with ThreadPoolExecutor(1) as worker:
+            others = {id(worker.submit(hook.get_conn).result()) for _ in range(3)}
+        assert hook.get_conn() is hook.get_conn()
+        assert len(others) == 1
+        assert id(hook.get_conn()) not in others
+
     def test_one_tcp_connection_a_thread(self, connect: Connect, pool: Pool) -> None:
         with Proxy(pool.url) as proxy:
             connect(host=proxy.url)

@@ -276,6 +276,7 @@ class TestOnce:
     ) -> None:
         first = submit(script(), sbatch={"hold": True})
         assert submit(script(), sbatch={"hold": True}) == first
+        assert remote.run(f"bash {first['folder']}/submit.sh").code == 0  # whoever starts it, and however often
         jobs = remote.run(f"squeue --noheader --name={first['submission']} --format=%F").stdout.split()
         assert jobs == first["job_ids"]
         remote.run(f"scancel {first['job_ids'][0]}")

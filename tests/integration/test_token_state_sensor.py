@@ -153,8 +153,9 @@ class TestOutcome:
 
         def fail_and_run_again() -> None:
             put([9], ERROR)
+            time.sleep(0.5)  # long enough to be seen, too short to count
             put([9], (0, 0, ""))
-            time.sleep(2)  # longer than an error takes to count
+            time.sleep(1.5)
             put([9], DONE)
 
         assert run(sensor(batch, deferrable=deferrable), fail_and_run_again)["done"] == 10

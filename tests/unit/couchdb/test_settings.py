@@ -47,6 +47,7 @@ def test_host_and_port(host: str, port: int | None, url: str) -> None:
         ({"host": "ftp://example.org"}, "no http or https URL"),
         ({"host": "https://"}, "no http or https URL"),
         ({"host": "https://me:s3cret@example.org"}, "its host holds a login or a password"),
+        ({"host": "https://me@example.org"}, "its host holds a login or a password"),
         ({"host": "https://example.org:99999"}, "port in its host"),
         ({"host": "https://example.org:abc"}, "port in its host"),
         ({"host": "https://[::1"}, "its host"),

@@ -66,6 +66,18 @@ def test_batch_names_that_read_alike_differ() -> None:
     assert len({ids.batch_id(name) for name in ("a b", "a/b", "a:b", "a  b", "_a_b")}) == 5
 
 
+@pytest.mark.parametrize("name", ["a:b", "a:", ":a", "-a", "a b", "é", "a\n", "x" * 121])
+def test_a_batch_name_that_does_not_fit_is_changed(name: str) -> None:
+    batch = ids.batch_id(name)
+    assert batch != name
+    assert ":" not in batch
+    assert ids.TOKEN_ID.fullmatch(batch)
+
+
+def test_a_digest_tells_its_parts_apart() -> None:
+    assert len({ids.digest(*parts) for parts in (("a", "b"), ("a\0b",), ("ab",), ("a", "", "b"), ("b", "a"))}) == 5
+
+
 def test_an_empty_batch_name_is_refused() -> None:
     with pytest.raises(ValueError, match="empty"):
         ids.batch_id("")

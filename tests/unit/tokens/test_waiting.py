@@ -19,14 +19,14 @@ from airflow_provider_picas.tokens.waiting import Outcome, Progress, Threshold, 
         (Counts(error=5, todo=5), 10, 0, Outcome.WAITING, False),  # the others' results are wanted
         (Counts(done=9, locked=1), 10, 0, Outcome.WAITING, False),
         (Counts(done=8, todo=1), 10, 0, Outcome.WAITING, False),  # one is gone, but another runs
-        (Counts(done=9), 10, 0, Outcome.LOST, False),
+        (Counts(done=9), 10, 0, Outcome.LOST, True),
         (Counts(done=8, error=1), 10, 0, Outcome.LOST, True),
-        (Counts(done=9, stateless=1), 10, 0, Outcome.LOST, False),
-        (Counts(done=10, stateless=1), 10, 0, Outcome.LOST, False),
+        (Counts(done=9, stateless=1), 10, 0, Outcome.LOST, True),
+        (Counts(done=10, stateless=1), 10, 0, Outcome.LOST, True),
         (Counts(done=10, stateless=1, todo=1), 10, 0, Outcome.WAITING, False),
-        (Counts(), 10, 0, Outcome.LOST, False),
+        (Counts(), 10, 0, Outcome.LOST, True),
         (Counts(), 0, 0, Outcome.COMPLETE, False),
-        (Counts(done=3, stateless=1), None, 0, Outcome.LOST, False),
+        (Counts(done=3, stateless=1), None, 0, Outcome.LOST, True),
         (Counts(done=3, error=1), None, 1, Outcome.COMPLETE, True),
         (Counts(), None, 0, Outcome.COMPLETE, False),
     ],
@@ -44,7 +44,7 @@ def test_judge(found: Counts, expected: int | None, limit: float, outcome: Outco
         (Counts(error=1, todo=9), 1, Outcome.WAITING, False),
         (Counts(error=2, locked=8), 0.1, Outcome.TOO_MANY_ERRORS, True),
         (Counts(error=1, done=9), 1, Outcome.COMPLETE, True),
-        (Counts(done=9), 0, Outcome.LOST, False),
+        (Counts(done=9), 0, Outcome.LOST, True),
     ],
 )
 def test_fail_fast(found: Counts, limit: float, outcome: Outcome, settling: bool) -> None:
