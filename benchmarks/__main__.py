@@ -16,7 +16,7 @@ from typing import Any
 
 os.environ.setdefault("AIRFLOW__LOGGING__LOGGING_LEVEL", "ERROR")  # before Airflow is imported
 
-from benchmarks import counts, memory, push, reset
+from benchmarks import counts, memory, push, reset, waits
 from benchmarks.measure import PAIRS, Result
 from benchmarks.server import COUCHDB_URL, Server, couchdb
 from stack import paths
@@ -26,6 +26,7 @@ BENCHMARKS: dict[str, Callable[[Server, int], Iterator[Result]]] = {
     "memory": memory.run,
     "counts": counts.run,
     "reset": reset.run,
+    "waits": waits.run,
 }
 EXTRA = {"sizes": push.sizes}
 """Not run unless named."""
