@@ -1,4 +1,4 @@
-"""A whole run in one call: push tokens, submit pilots, wait, collect."""
+"""A whole run in one call: push tokens, submit pilots, wait, collect, stop the pilots."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from airflow.providers.common.compat.sdk import TriggerRule, task_group
 
 from airflow_provider_picas.hooks.picas import PicasHook
-from airflow_provider_picas.operators.pilots import PicasSubmitPilotsOperator
+from airflow_provider_picas.operators.pilots import PicasCancelPilotsOperator, PicasSubmitPilotsOperator
 from airflow_provider_picas.operators.tokens import PicasCollectTokensOperator, PicasPushTokensOperator
 from airflow_provider_picas.sensors.tokens import PicasTokenStateSensor
 
@@ -37,13 +37,14 @@ def picas_run(
     picas_conn_id: str = PicasHook.default_conn_name,
     database: str | None = None,
 ) -> Any:
-    """Tasks ``push``, ``pilots``, ``wait`` and ``collect``; returns the output of ``collect``.
+    """Tasks ``push``, ``pilots``, ``wait``, ``collect`` and ``stop``; returns the output of ``collect``.
 
     The parameters are those of the operators, and all of them may be templates, outputs of tasks, or be mapped:
     ``picas_run.partial(command="./count.sh").expand(inputs=[["a", "b"], ["c"]])`` makes two runs side by side. For any other
     parameter of an operator, write the four tasks out.
 
-    ``collect`` also runs when the wait has failed, says why tokens are in error, and fails then too.
+    ``collect`` also runs when the wait has failed, says why tokens are in error, and fails then too. ``stop`` is a
+    teardown: it cancels the pilots that are left, also when the run is marked failed.
     """
     picas: dict[str, Any] = {"picas_conn_id": picas_conn_id, "database": database}
     push = PicasPushTokensOperator(
@@ -78,5 +79,6 @@ def picas_run(
         trigger_rule=TriggerRule.NONE_SKIPPED,
         **picas,
     )
-    push >> submit >> wait >> collect
+    stop = PicasCancelPilotsOperator(task_id="stop", pilots=submitted, batch=pushed, **picas).as_teardown()
+    push >> submit >> wait >> collect >> stop
     return collect.output

@@ -235,8 +235,13 @@ class PicasTokenStateTrigger(BaseTrigger):
         It is also called when the task is cleared, marked a success, or another triggerer takes over: these leave them alone.
         """
         watched = Watched.parse(self.pilots)
-        if watched is None or self.on_kill_how == How.LEAVE or await self._task_state() != "failed":
+        if watched is None or self.on_kill_how == How.LEAVE:
             return
+        state = await self._task_state()
+        if state != "failed":
+            self.log.info("The task is %s, not failed: the pilots of %s are left alone.", state, watched.key)
+            return
+        self.log.info("The task was marked failed: %s the pilots of %s.", self.on_kill_how, watched.key)
         async with AsyncExitStack() as stack:
             picas = await stack.enter_async_context(PicasAsyncHook(self.picas_conn_id, database=self.database))
             slurm = await stack.enter_async_context(cluster_for(watched.ssh_conn_id).use())
@@ -268,7 +273,7 @@ def _lingering() -> float:
     An event within this time can fail the task: the scheduler of 3.3.2 takes the end of that process for the end of the next.
     """
     interval = float(conf.getfloat("workers", "min_heartbeat_interval", fallback=5.0))
-    return interval + 1 if interval > 0 else 0.0
+    return interval + 3 if interval > 0 else 0.0
 
 
 def _causes(tokens: list[tuple[str, str]]) -> list[str]:

@@ -82,7 +82,8 @@ def test_runs_side_by_side_and_the_failed_one_again(
     run = api.trigger(dag_id)
     assert api.wait_for_run(dag_id, run)["state"] == "failed"
     states = states_of(api, dag_id, run)
-    assert {states["picas_run." + task, 0] for task in ("push", "pilots", "wait", "collect")} == {"success"}
+    tasks = ("push", "pilots", "wait", "collect", "stop")
+    assert {task: states["picas_run." + task, 0] for task in tasks} == dict.fromkeys(tasks, "success")
     assert [states["picas_run." + task, 1] for task in ("wait", "collect")] == ["failed", "failed"]
     good, bad = (mapped_xcom(api, dag_id, run, "picas_run.collect", index) for index in (0, 1))
     assert [(row["input"], row["output.name"]) for row in good["rows"]] == [("a", "a"), ("b", "b")]
