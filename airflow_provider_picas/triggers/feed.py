@@ -19,10 +19,12 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 from weakref import WeakKeyDictionary
 
+from airflow_provider_picas import metrics
 from airflow_provider_picas.couchdb import changes, errors
 from airflow_provider_picas.couchdb.changes import NO_BATCH, Changes
 from airflow_provider_picas.couchdb.protocol import Operation
 from airflow_provider_picas.hooks.picas import PicasAsyncHook
+from airflow_provider_picas.metrics import PoolGauges
 from airflow_provider_picas.tokens.counts import Counts
 
 log = logging.getLogger(__name__)
@@ -157,6 +159,7 @@ class Feed:
         self.picas_conn_id = picas_conn_id
         self.database = database
         self.looks = 0  #: how often counts were asked for, for those who measure
+        self._gauges = PoolGauges()
         self._waits: dict[str | None, set[CountsSubscription]] = {}
         self._followers: set[TouchedSubscription] = set()
         self._touched: set[str | None] = set()  #: what to look at next; None is the whole pool
@@ -184,6 +187,7 @@ class Feed:
             self._waits[batch].discard(subscription)
             if not self._waits[batch]:
                 del self._waits[batch]
+                self._gauges.forget(batch)
             await self._stop_if_unused()
 
     @asynccontextmanager
@@ -270,6 +274,7 @@ class Feed:
 
     async def _follow_pool(self, hook: PicasAsyncHook) -> None:
         """Listen and look until one of them fails."""
+        self._gauges.database = hook.settings.database
         await self._check_birth(hook)
         if self._since is None:
             self._since = await hook.do(hook.pool.sequence())
@@ -350,19 +355,31 @@ class Feed:
     # -- looking ------------------------------------------------------------------------------------------------------
 
     async def _keep_looking(self, hook: PicasAsyncHook) -> None:
+        again = _next_reading()
         while True:
-            try:
-                await asyncio.wait_for(self._wake.wait(), READ_AGAIN * random.uniform(0.8, 1.0))
-            except TimeoutError:
+            if not await self._woken(again):
                 await self._check_birth(hook)
                 self._touch(self._waits)
+                again = _next_reading()
             await asyncio.sleep(GATHER)
             self._wake.clear()
             begin = time.monotonic()
             await self._look(hook)
             self._note_answer()
+            self._gauges.send()
             took = time.monotonic() - begin
             await asyncio.sleep(min(LONGEST_PAUSE, max(SHORTEST_PAUSE, LOAD * took)))
+
+    async def _woken(self, until: float) -> bool:
+        """Wait until there is something to look at; False when it is time to look at everything. The gauges go on meanwhile."""
+        while (left := until - time.monotonic()) > 0:
+            try:
+                await asyncio.wait_for(self._wake.wait(), min(left, metrics.INTERVAL))
+            except TimeoutError:
+                self._gauges.send()
+            else:
+                return True
+        return False
 
     async def _look(self, hook: PicasAsyncHook) -> None:
         """Ask for the counts of what was touched, and hand them out."""
@@ -387,12 +404,14 @@ class Feed:
         self._hand_out(position, found, whole)
 
     def _hand_out(self, position: str, found: Mapping[str, Counts], whole: Counts | None) -> None:
-        for batch, counts in found.items():
+        told: dict[str | None, Counts] = dict(found.items())
+        if whole is not None:
+            told[None] = whole
+        for batch, counts in told.items():
+            if batch in self._waits:
+                self._gauges.note(batch, counts)
             for wait in self._waits.get(batch, ()):
                 wait.put(counts)
-        if whole is not None:
-            for wait in self._waits.get(None, ()):
-                wait.put(whole)
         if found:
             for follower in self._followers:
                 follower.put(position, found)
@@ -436,3 +455,8 @@ def feed_for(picas_conn_id: str, database: str | None = None) -> Feed:
 def open_feeds() -> int:
     """How many feeds the running event loop has."""
     return len(_feeds.get(asyncio.get_running_loop(), {}))
+
+
+def _next_reading() -> float:
+    """When all counts are read again. Not for all pools at the same time."""
+    return time.monotonic() + READ_AGAIN * random.uniform(0.8, 1.0)

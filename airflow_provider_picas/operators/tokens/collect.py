@@ -10,8 +10,10 @@ from typing import Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException, Context
 
+from airflow_provider_picas import lineage
 from airflow_provider_picas.couchdb.errors import NotFoundError
 from airflow_provider_picas.couchdb.pool import Document
+from airflow_provider_picas.couchdb.settings import Settings
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.operators.files import path_of, whole_file
 from airflow_provider_picas.operators.results import format_of, write_rows
@@ -85,6 +87,7 @@ class PicasCollectTokensOperator(SelectingOperator):
         self.attachment_names = attachment_names
         self.max_attachment_bytes = max_attachment_bytes
         self.max_errors = max_errors
+        self._settings: Settings | None = None
 
     def execute(self, context: Context) -> dict[str, Any]:
         with self._author_errors():
@@ -94,6 +97,7 @@ class PicasCollectTokensOperator(SelectingOperator):
             budget = None if self.max_errors in (None, "") else ErrorBudget.parse(self.max_errors)
             file_format = format_of(str(self.path), self.file_format) if self.path else ""
             hook = self._hook(batch)
+            self._settings = hook.settings
             counts = hook.count_existing(selection.batch)
             failed = _Failed(hook)
             rows = (row_of(token, fields) for token in failed.watch(hook.select(selection)))
@@ -113,6 +117,13 @@ class PicasCollectTokensOperator(SelectingOperator):
         if budget is not None:
             self._judge(context, output, counts, batch, budget)
         return output
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
+        """The pool that was read, and the file that was written; asked for by Airflow's OpenLineage provider."""
+        if self._settings is None:
+            return None
+        outputs = [lineage.file(str(self.path))] if self.path else []
+        return lineage.of(inputs=[lineage.pool(self._settings)], outputs=outputs)
 
     def _for_xcom(self, rows: Iterator[Row], selection: Selection) -> list[Row]:
         limit, size = int(self.max_xcom_bytes), 0

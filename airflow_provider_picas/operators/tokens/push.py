@@ -15,9 +15,10 @@ from airflow.providers.common.compat.sdk import (
     determine_kwargs,
 )
 
-from airflow_provider_picas import assets
+from airflow_provider_picas import assets, lineage
 from airflow_provider_picas.couchdb.pool import Deployment, Document
 from airflow_provider_picas.couchdb.push import TokenExistsError
+from airflow_provider_picas.couchdb.settings import Settings
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.operators.instance import push_id
 from airflow_provider_picas.operators.tokens import source
@@ -101,6 +102,7 @@ class PicasPushTokensOperator(BaseOperator):
         self.design_documents = design_documents
         self.picas_conn_id = picas_conn_id
         self.database = database
+        self._settings: Settings | None = None
 
     def _do_render_template_fields(
         self, parent: Any, template_fields: Iterable[str], *args: Any, **kwargs: Any
@@ -119,6 +121,7 @@ class PicasPushTokensOperator(BaseOperator):
             raise AirflowFailException(f"on_existing is {self.on_existing!r}; it is one of {', '.join(OnExisting)}.")
         hook = PicasHook(self.picas_conn_id, database=self.database)
         push = push_id(context)
+        self._settings = hook.settings
         batch = ids.batch_id(self.batch) if self.batch else push
         try:
             given = self._source(context)
@@ -152,6 +155,10 @@ class PicasPushTokensOperator(BaseOperator):
         }
         assets.tell(context, self.outlets, output)
         return output
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
+        """The pool that was pushed to; asked for by Airflow's OpenLineage provider."""
+        return lineage.of(outputs=[lineage.pool(self._settings)]) if self._settings else None
 
     def _source(self, context: Context) -> Source:
         """What is to be pushed. Raises BadTokenError."""

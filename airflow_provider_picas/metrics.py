@@ -1,0 +1,51 @@
+"""Figures for those who run Airflow, through its metrics: how many tokens are waited for, and how fast they finish.
+
+Gauges, for each pool that this process waits on: ``picas.<database>.tokens.<state>``, the tokens of all batches that are waited
+for, and ``picas.<database>.finished_per_minute``.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+
+from airflow.providers.common.compat.sdk import Stats
+
+from airflow_provider_picas.tokens.counts import Counts
+from airflow_provider_picas.tokens.states import State
+
+INTERVAL = 10.0  # seconds between two times that they are sent
+
+
+class PoolGauges:
+    """The gauges of one pool. ``database`` None: until its name is known, nothing is sent."""
+
+    def __init__(self) -> None:
+        self.database: str | None = None
+        self._counts: dict[str | None, Counts] = {}
+        self._finished = 0  #: since they were last sent
+        self._sent_at = time.monotonic()
+
+    def note(self, batch: str | None, counts: Counts) -> None:
+        """The newest counts of a batch, or with None of the whole pool."""
+        known = self._counts.get(batch)
+        if known is not None:
+            self._finished += max(0, counts.finished - known.finished)
+        self._counts[batch] = counts
+
+    def forget(self, batch: str | None) -> None:
+        """Nobody waits for it any longer."""
+        self._counts.pop(batch, None)
+
+    def send(self) -> None:
+        """Send them, unless they were sent a moment ago."""
+        passed = time.monotonic() - self._sent_at
+        if self.database is None or passed < INTERVAL:
+            return
+        name = re.sub(r"[^A-Za-z0-9_.-]", "_", self.database)
+        # A wait for the whole pool counts the batches, too.
+        counted = [self._counts[None]] if None in self._counts else list(self._counts.values())
+        for state in State:
+            Stats.gauge(f"picas.{name}.tokens.{state}", sum(counts[state] for counts in counted))
+        Stats.gauge(f"picas.{name}.finished_per_minute", round(self._finished * 60 / passed, 3))
+        self._sent_at, self._finished = time.monotonic(), 0
