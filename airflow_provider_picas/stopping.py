@@ -14,7 +14,7 @@ from airflow_provider_picas.slurm.calls import job_names
 from airflow_provider_picas.slurm.remote import Command, Output, Pause, ok, quote
 from airflow_provider_picas.slurm.submission import CREDENTIALS
 
-CANCEL_WAIT = 40  # seconds that cancelled pilots have to give their tokens back: Slurm's KillWait is 30
+CANCEL_WAIT = 50  # seconds that cancelled pilots have to give their tokens back: Slurm's KillWait is 30
 _MOST_CALLS = 200  # sbatch calls of one submission that a name list covers
 
 

@@ -13,6 +13,9 @@ _SQUEUE = "%i|%F|%K|%T|%r|%S|%M|%C|%N"
 _SACCT = "JobID,State,ExitCode,Reason,Start,End,ElapsedRaw,AllocCPUS,TotalCPU,NodeList"
 
 
+LINGER = 45  # seconds that an ended job's processes may take: Slurm's KillWait is 30
+
+
 class Life(Enum):
     """What a job's state means: UNKNOWN is never success and never death."""
 
@@ -155,16 +158,25 @@ def parse(lines: Iterable[str]) -> Look:
         kind, *cells = line.rstrip("\n").split("|")
         if kind in rows:
             rows[kind].append(cells)
+    at = int(rows["T"][0][0]) if rows["T"] else 0
     jobs = {job.id: job for cells in rows["A"] if len(cells) == 10 for job in _accounted(cells)}
     for job in (job for cells in rows["Q"] if len(cells) == 9 for job in _queued(cells)):
         known = jobs.get(job.id)
-        if known is None or known.life is not Life.ENDED or known.started < job.started:
+        if known is None or known.life is not Life.ENDED or known.started < job.started or _lingers(job, known, at):
             jobs[job.id] = job
     return Look(
         jobs,
-        at=int(rows["T"][0][0]) if rows["T"] else 0,
+        at=at,
         unaccounted="|".join(rows["E"][0]) or "no reason given" if rows["E"] else None,
     )
+
+
+def _lingers(queued: Job, accounted: Job, at: int) -> bool:
+    """Whether the processes of a job that has ended may still be there: until Slurm has killed them they give tokens back.
+
+    Those of a lost node are not waited for.
+    """
+    return queued.state == "COMPLETING" and accounted.state != "NODE_FAIL" and at < accounted.ended + LINGER
 
 
 def _queued(cells: Sequence[str]) -> Iterable[Job]:
