@@ -174,8 +174,9 @@ def tls_failed(settings: Settings, conn_id: str, cause: str) -> errors.CouchDBEr
 
 def unreachable(settings: Settings, conn_id: str, cause: str) -> errors.CouchDBError:
     """The error for a request that got no answer. ``cause`` is what the library below says."""
+    tls = " and speaks TLS; if it does not, begin the host with http://" if settings.url.startswith("https:") else ""
     return errors.UnavailableError(
-        f"{settings.url} does not answer ({cause}). Check host and port of connection {conn_id!r}, and that the server runs."
+        f"{settings.url} does not answer ({cause}). Check host and port of connection {conn_id!r}, and that the server runs{tls}."
     )
 
 

@@ -174,9 +174,11 @@ class TestPool:
         hook.deploy_views()
         documents = list(odd_tokens(2_000))
         for token in documents:
-            for field, value in token.items():
-                if isinstance(value, int) and value > 1e300:
-                    token[field] = 10**300  # Infinity in Node and bignum in Erlang: neither is stored as it was sent
+            for field, value in token.items():  # a double's ends are stored, or read, as something else
+                if isinstance(value, int | float) and value > 1e300:
+                    token[field] = 10**300
+                elif value == 5e-324:
+                    token[field] = 1e-300
         write(couchdb, pool, documents)
         expected = {token["_id"]: state_of(token) for token in documents}
         for state in State:
@@ -577,7 +579,7 @@ class TestTLS:
                 assert run(lambda hook: hook.do(hook.pool.info()))["doc_count"] == 0
 
     def test_a_server_without_tls_is_told(self, connect: Connect, pool: Pool, no_pauses: list[float]) -> None:
-        connect(host=pool.url.replace("http://", "https://"))
+        connect(host=pool.url.replace("http://", "https://"), extra={"connect_timeout": 1})  # CouchDB waits for more
         for ask in ASKS:
             with pytest.raises(errors.CouchDBError, match="http://") as caught:
                 ask()
