@@ -97,7 +97,11 @@ class PicasHook(HttpHook):
         from airflow_provider_picas.provider_info import CONN_FIELDS
 
         return {
-            name: (BooleanField if "boolean" in field["schema"]["type"] else StringField)(lazy_gettext(field["label"]))
+            name: (BooleanField if "boolean" in field["schema"]["type"] else StringField)(
+                lazy_gettext(field["label"]),
+                description=lazy_gettext(field["description"]),
+                default=field["schema"].get("default"),
+            )
             for name, field in CONN_FIELDS.items()
         }
 
