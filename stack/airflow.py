@@ -41,11 +41,18 @@ class Airflow:
     """``start`` returns when all components are healthy and the DAGs asked for are parsed; ``stop`` ends them all.
 
     ``dags`` is the DAG folder; ``env`` further settings (``AIRFLOW__SECTION__KEY``). Secrets do not belong there:
-    connections are created through ``api``. Users are admin and viewer, with the passwords in ``passwords``.
+    connections are created through ``api``. Users are admin and viewer, with the passwords in ``passwords``. ``venv`` is
+    the environment whose Airflow it is.
     """
 
     def __init__(
-        self, folder: Path, *, dags: Path, env: Mapping[str, str] | None = None, port: int | None = None
+        self,
+        folder: Path,
+        *,
+        dags: Path,
+        env: Mapping[str, str] | None = None,
+        port: int | None = None,
+        venv: Path = paths.AIRFLOW_VENV,
     ) -> None:
         self.folder = folder
         self.dags = dags
@@ -53,6 +60,7 @@ class Airflow:
         self.url = f"http://127.0.0.1:{self.port}"
         self.passwords = {user: secrets.token_urlsafe(12) for user in (ADMIN, VIEWER)}
         self.api = AirflowApi(self.url, ADMIN, self.passwords[ADMIN])
+        self._bin = venv / "bin"
         self._settings = dict(env or {})
         self._connections: dict[str, dict[str, Any]] = {}
         self._connections_file = folder / "connections.json"
@@ -70,7 +78,7 @@ class Airflow:
         self._connections_file.write_text("{}")
         try:
             self._process = processes.start(
-                [str(paths.AIRFLOW_VENV / "bin" / "airflow"), "standalone"],
+                [str(self._bin / "airflow"), "standalone"],
                 folder=self.folder, name="airflow", env=self.environ(), cwd=self.folder,
             )  # fmt: skip
             self._wait("Airflow", self.api.healthy)
@@ -102,7 +110,6 @@ class Airflow:
 
     def environ(self) -> dict[str, str]:
         """The environment of every Airflow command of this instance, the one of this process excluded."""
-        bin_folder = paths.AIRFLOW_VENV / "bin"
         log_ports = [processes.free_port(), processes.free_port()]
         return {
             **SETTINGS,
@@ -117,7 +124,7 @@ class Airflow:
             "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(log_ports[0]),
             "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(log_ports[1]),
             "PYTHONDONTWRITEBYTECODE": "",  # would cost every component 6 s of CPU
-            "PATH": f"{bin_folder}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
+            "PATH": f"{self._bin}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
             **self._settings,
         }
 

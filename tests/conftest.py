@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -140,7 +141,7 @@ def airflow(run_folder: Path) -> Iterator[Airflow]:
     dags.mkdir(exist_ok=True)
     for name, folder in (("project", paths.PROJECT / "dags"), ("tests", Path(__file__).parent / "e2e" / "dags")):
         (dags / name).symlink_to(folder)
-    standalone = Airflow(run_folder / "airflow", dags=dags)
+    standalone = Airflow(run_folder / "airflow", dags=dags, venv=Path(sys.prefix))
     standalone.start(["picas_word_count", "wait_scheduled"])
     yield standalone
     standalone.stop()

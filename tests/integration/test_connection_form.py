@@ -16,7 +16,7 @@ import pytest
 
 from airflow_provider_picas.couchdb.settings import EXTRAS
 from airflow_provider_picas.provider_info import get_provider_info
-from stack import native, paths
+from stack import native
 from stack.pool import Pool
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -36,7 +36,7 @@ def airflow_cli(pool: Pool, tmp_path: Path) -> Run:
             "AIRFLOW_CONN_PICAS_DEFAULT": json.dumps(connection),
         }
         return subprocess.run(
-            [str(paths.AIRFLOW_VENV / "bin" / "airflow"), *arguments],
+            [str(Path(sys.prefix) / "bin" / "airflow"), *arguments],
             env=environment, capture_output=True, text=True, check=False, timeout=120,
         )  # fmt: skip
 
