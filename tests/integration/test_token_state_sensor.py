@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from airflow.exceptions import AirflowRescheduleException
 from airflow.providers.common.compat.sdk import (
     AirflowFailException,
     AirflowSensorTimeout,
     AirflowSkipException,
     TaskDeferred,
 )
-from airflow.sdk.exceptions import AirflowRescheduleException
 
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.sensors.tokens import PicasTokenStateSensor

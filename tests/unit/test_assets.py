@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import types
-from typing import Any
-
 import pytest
 from airflow.providers.common.compat.sdk import Asset
+from airflow.sdk.execution_time.context import OutletEventAccessors
 
 from airflow_provider_picas.assets import normalize_uri, pool_asset, tell, to_openlineage
 
@@ -53,7 +51,7 @@ def test_openlineage() -> None:
 
 def test_only_pools_are_told() -> None:
     pool, other = pool_asset("h", "p"), Asset("s3://bucket/key")
-    events: dict[Any, Any] = {asset: types.SimpleNamespace(extra={}) for asset in (pool, other)}
+    events = OutletEventAccessors()
     tell({"outlet_events": events}, [pool, other, "text"], {"batch": "b"})
     assert (events[pool].extra, events[other].extra) == ({"batch": "b"}, {})
     tell({}, [], {"batch": "b"})
