@@ -1,0 +1,43 @@
+"""The project's DAGs, as Airflow's DAG processor reads and keeps them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from stack import paths
+
+DAGS = {
+    "picas_after_batch",
+    "picas_archive_batches",
+    "picas_autopilot",
+    "picas_rerun_failed",
+    "picas_word_count",
+}
+
+
+def test_they_load_and_can_be_kept(tmp_path: Path) -> None:
+    """Each file, with what Airflow keeps of it in its database: schedules, assets, watchers."""
+    environment = {
+        **os.environ,
+        "AIRFLOW_HOME": str(tmp_path),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(paths.PROJECT / "dags"),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+    }
+
+    def airflow(*arguments: str) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [str(Path(sys.prefix) / "bin" / "airflow"), *arguments],
+            env=environment, capture_output=True, text=True, check=False, timeout=120,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    airflow("db", "migrate")
+    kept = airflow("dags", "reserialize")
+    listed = airflow("dags", "list", "--output", "json").stdout
+    rows = json.loads(listed[listed.index("[{") :])
+    assert {row["dag_id"] for row in rows} == DAGS, kept.stdout + kept.stderr
