@@ -99,7 +99,7 @@ def write(about: dict[str, Any], results: list[Result], path: Path) -> None:
 def markdown(about: dict[str, Any], results: list[Result]) -> str:
     """The results as a table in Markdown."""
     rows = [
-        f"| {result.name} | {value(result)} | {result.goal or ''} | "
+        f"| {result.name} | {value(result)} | {result.goal or ''}{' (missed)' if result.met is False else ''} | "
         + ", ".join(f"{name}: {figure}" for name, figure in result.figures.items())
         + " |"
         for result in results
@@ -109,7 +109,7 @@ def markdown(about: dict[str, Any], results: list[Result]) -> str:
         "",
         f"Medians of {about['pairs']} interleaved pairs, taken by `make bench ARGS=--keep` on {about['date']}: {about['server']};"
         f" {about['machine']}.",
-        "Server and client share the machine. Ratios of one run are what counts; rates drift.",
+        "Server and client share the machine. A ratio is the median of the ratios of the pairs; rates drift more than it does.",
         "",
         "| what | value | goal | figures |",
         "|---|---|---|---|",

@@ -106,6 +106,7 @@ def _picas(server: Server) -> float:
             input=json.dumps({**access, "inputs": list(inputs(PICAS_TOKENS))}),
             capture_output=True,
             text=True,
-            check=True,
         )
+    if answer.returncode:
+        raise RuntimeError(f"The PiCaS client failed: {answer.stderr.strip()[-1_000:]}")
     return float(answer.stdout)
