@@ -10,7 +10,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 VENV   := .stack/airflow/bin
 
 unexport PYTHONDONTWRITEBYTECODE
-.PHONY: demo test bench lint format install pins clean python
+.PHONY: demo test bench compat lint format install pins clean python
 
 demo: python
 	@exec $(PYTHON) -m stack.demo --stack $(STACK)
@@ -22,6 +22,11 @@ test: install lint
 bench: python
 	@$(PYTHON) -m stack.install airflow picas
 	$(VENV)/python -m benchmarks $(ARGS)
+
+# The provider on other versions of Airflow and Python, as far as they are found. ARGS='-t oldest' for the oldest pair.
+compat: python
+	@$(PYTHON) -m stack.install airflow couchdb
+	$(VENV)/python -m nox $(ARGS)
 
 lint: python
 	@$(PYTHON) -m stack.install airflow
@@ -36,7 +41,7 @@ format:
 install: python
 	@$(PYTHON) -m stack.install
 
-# New versions for the stack: then run the tests, and commit the two files.
+# New versions for the stack: then run the tests and compat, and commit the files.
 pins:
 	@$(PYTHON) -m stack.install --pins
 

@@ -276,8 +276,9 @@ def fetch_debian(packages: Sequence[str], prefix: Path) -> None:
 
 
 def write_pins() -> None:
-    """Resolve both environments anew, for Python 3.11 and newer, and write what was found."""
-    for pins, asked in ((AIRFLOW_PINS, AIRFLOW_PINS.with_suffix(".in")), (PICAS_PINS, None)):
+    """Resolve all environments anew, for Python 3.11 and newer, and write what was found."""
+    airflows = [(asked.with_suffix(".txt"), asked) for asked in sorted(AIRFLOW_PINS.parent.glob("*-airflow-*.in"))]
+    for pins, asked in (*airflows, (PICAS_PINS, None)):
         heading = [line for line in pins.read_text().splitlines() if line.startswith("#")]
         source = asked or CACHE / "picas.in"
         if asked is None:

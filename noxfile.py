@@ -1,0 +1,79 @@
+"""The provider on each Airflow and Python that it is for, as far as they are found: ``make compat``, or with a nox of yours:
+
+    nox -t oldest                             the oldest pair; the newest is what `make test` runs
+    nox -s "tests(3.2-3.12)"                  Airflow 3.2 with Python 3.12
+    nox -t oldest -- tests/unit -k states     with arguments of pytest
+
+The environments are kept in ``.stack/compat``.
+"""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nox
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from stack import install, paths
+
+AIRFLOWS = ("3.1", "3.2", "3.3")
+PYTHONS = ("3.11", "3.12", "3.13")
+
+
+def found(python: str) -> bool:
+    """Whether this Python answers. pyenv's shims may be there and not run."""
+    command = shutil.which(f"python{python}")
+    return command is not None and subprocess.run([command, "-c", ""], capture_output=True, check=False).returncode == 0
+
+
+OLDEST = (next(filter(found, PYTHONS), PYTHONS[0]), AIRFLOWS[0])
+
+# What meets Airflow: its hooks, operators, sensor and triggers. The other tests meet databases, clusters and pilots, which
+# are the same under all of them.
+TESTS = (
+    "tests/unit",
+    *(
+        f"tests/integration/test_{what}.py"
+        for what in (
+            "collect_tokens",
+            "connection_form",
+            "dags",
+            "event_trigger",
+            "picas_hook",
+            "picas_tokens_decorator",
+            "push_tokens",
+            "shared_cluster",
+            "token_state_sensor",
+            "token_trigger",
+            "update_tokens",
+        )
+    ),
+)
+
+nox.needs_version = ">=2025.5"
+nox.options.envdir = str(paths.HOME / "compat")
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.download_python = "never"
+nox.options.reuse_venv = "yes"
+nox.options.error_on_missing_interpreters = False
+
+
+@nox.session
+@nox.parametrize(
+    ("python", "airflow"),
+    [
+        nox.param(python, airflow, id=f"{airflow}-{python}", tags=["oldest"] if (python, airflow) == OLDEST else [])
+        for airflow in AIRFLOWS
+        for python in PYTHONS
+    ],
+)
+def tests(session: nox.Session, airflow: str) -> None:
+    """Unit tests, and those of the integration tests that meet Airflow."""
+    # In uv's words, what pip was told of indexes and certificates; a cache below .stack.
+    env = {**install.CACHES, **install.uv_settings(Path(sys.executable))}
+    pins = paths.PROJECT / "stack" / f"requirements-airflow-{airflow}.txt"
+    session.install("-r", str(pins), env=env)
+    session.install("--no-deps", "--no-build-isolation", "--editable", str(paths.PROJECT), env=env)
+    session.run("pytest", *(session.posargs or TESTS), env={"PYTHONDONTWRITEBYTECODE": None})
