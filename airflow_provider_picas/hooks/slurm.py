@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import posixpath
 import random
 import time
@@ -296,6 +297,9 @@ class SlurmAsyncHook:
 async def _ssh_connection(ssh_conn_id: str) -> Any:
     from airflow.providers.ssh.hooks.ssh import SSHHookAsync
 
+    chatty = logging.getLogger("asyncssh")
+    if chatty.level == logging.NOTSET:
+        chatty.setLevel(logging.WARNING)  # it logs each command, and each step of each connection
     return await SSHHookAsync(ssh_conn_id).get_conn()  # type: ignore[no-untyped-call]
 
 

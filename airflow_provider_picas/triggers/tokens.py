@@ -36,6 +36,7 @@ LOG_INTERVAL = 60.0  # seconds between two lines of counts
 FIRST_INTERVAL = 5.0  # seconds between two looks at the pilots while there is news of them
 LONGEST_INTERVAL = 60.0  # seconds, when nothing changes
 LOGS_INTERVAL = 30.0  # seconds between two looks at the pilots' logs
+STOP_TRIES = 5  # to stop the pilots, with growing pauses
 GONE_AFTER = 60.0  # seconds that Slurm must know of no job of a submission until it has none
 
 _ARGUMENTS = (
@@ -237,16 +238,34 @@ class PicasTokenStateTrigger(BaseTrigger):
         watched = Watched.parse(self.pilots)
         if watched is None or self.on_kill_how == How.LEAVE:
             return
+        # Airflow 3.3.2 cancels this method a second after it was called: the work goes on beside it.
+        work = asyncio.create_task(self._stop_pilots(watched))
+        _stopping.add(work)
+        work.add_done_callback(_stopping.discard)
+        await asyncio.shield(work)
+
+    async def _stop_pilots(self, watched: Watched) -> None:
         state = await self._task_state()
         if state != "failed":
             self.log.info("The task is %s, not failed: the pilots of %s are left alone.", state, watched.key)
             return
         self.log.info("The task was marked failed: %s the pilots of %s.", self.on_kill_how, watched.key)
+        for tries in range(1, STOP_TRIES + 1):
+            try:
+                await self._stop_once(watched)
+            except (RemoteError, errors.CouchDBError) as error:
+                self.log.warning("The pilots of %s could not be stopped (try %d): %s", watched.key, tries, error)
+                await asyncio.sleep(5.0 * tries)
+            else:
+                self.log.info("The pilots of %s: %s is done.", watched.key, self.on_kill_how)
+                return
+
+    async def _stop_once(self, watched: Watched) -> None:
         async with AsyncExitStack() as stack:
             picas = await stack.enter_async_context(PicasAsyncHook(self.picas_conn_id, database=self.database))
             slurm = await stack.enter_async_context(cluster_for(watched.ssh_conn_id).use())
             await drive_async(
-                stopping.stop(picas.pool, self.batch, watched, How(self.on_kill_how), wait=20),
+                stopping.stop(picas.pool, self.batch, watched, How(self.on_kill_how)),
                 lambda step: picas.send(step) if isinstance(step, Request) else slurm.perform(step),
             )
 
@@ -265,6 +284,10 @@ class PicasTokenStateTrigger(BaseTrigger):
         name = f"{ti.task_id}_{ti.map_index}" if ti.map_index is not None and ti.map_index >= 0 else ti.task_id
         state = found.get(ti.task_id, found.get(name))
         return None if state is None else str(getattr(state, "value", state))
+
+
+_stopping: set[asyncio.Task[None]] = set()
+"""Work of ``on_kill`` that is under way; asyncio itself keeps no task alive."""
 
 
 def _lingering() -> float:

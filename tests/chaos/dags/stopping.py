@@ -1,0 +1,40 @@
+"""A run with pilots of our own, whose wait the tests stop in every way."""
+
+from airflow.sdk import dag
+
+from airflow_provider_picas.operators.pilots import PicasCancelPilotsOperator, PicasSubmitPilotsOperator
+from airflow_provider_picas.operators.tokens import PicasPushTokensOperator
+from airflow_provider_picas.sensors.tokens import PicasTokenStateSensor
+
+
+def make(dag_id, on_kill, teardown=False):
+    @dag(dag_id=dag_id, schedule=None, catchup=False, params={"seconds": 60})
+    def run():
+        push = PicasPushTokensOperator(task_id="push", inputs=["{{ params.seconds }}"] * 3)
+        pilots = PicasSubmitPilotsOperator(
+            task_id="pilots",
+            command='sleep "$PICAS_INPUT"',
+            batch=push.output,
+            pilots=2,
+            pilot={"lease": 15},
+            ssh_conn_id="spider",
+        )
+        wait = PicasTokenStateSensor(
+            task_id="wait",
+            batch=push.output,
+            pilots=pilots.output,
+            deferrable=True,
+            pilots_interval=5,
+            on_kill=on_kill,
+            timeout=600,
+        )
+        if teardown:
+            cancel = PicasCancelPilotsOperator(task_id="cancel", pilots=pilots.output, batch=push.output)
+            wait >> cancel.as_teardown(setups=pilots)
+
+    return run()
+
+
+make("stop_cancel", "cancel")
+make("stop_drain", "drain")
+make("stop_teardown", "leave", teardown=True)

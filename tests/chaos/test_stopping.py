@@ -1,0 +1,173 @@
+"""Who stops a wait in a running Airflow, and what becomes of its pilots and their tokens.
+
+The wait is deferred, so it is the trigger that is stopped. Airflow 3.3 tells it, whoever did it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_provider_picas.tokens.states import State, state_of
+from stack import native, paths, processes
+from stack.airflow import Airflow
+from stack.airflow_api import AirflowApi
+from stack.cluster import Cluster
+from stack.pool import Pool
+
+DAGS = Path(__file__).parent / "dags"
+
+
+@pytest.fixture(scope="module")
+def airflow(run_folder: Path) -> Iterator[Airflow]:
+    """An Airflow whose components can be killed."""
+    standalone = Airflow(run_folder / "airflow", dags=DAGS)
+    standalone.start(["stop_cancel", "stop_drain", "stop_teardown"])
+    yield standalone
+    standalone.stop()
+    processes.sweep(standalone.folder)  # components that a test has started again
+
+
+class Waiting:
+    """A run whose wait is deferred, and whose pilots hold two tokens."""
+
+    def __init__(self, api: AirflowApi, cluster: Cluster, pool: Pool, dag_id: str, seconds: int = 60) -> None:
+        self.api, self.cluster, self.pool, self.dag_id = api, cluster, pool, dag_id
+        body = {"logical_date": None, "conf": {"seconds": seconds}}
+        self.run = str(api.request("POST", f"dags/{dag_id}/dagRuns", body)["dag_run_id"])
+        api.wait_for_task(dag_id, self.run, "wait", ["deferred"])
+        # Before the triggerer has begun, Airflow has nobody to tell that the task was marked failed.
+        self.until(lambda: " starting" in self.log(), "The start of the trigger")
+        self.until(lambda: len(self.tokens(State.LOCKED)) == 2, "The claim of two tokens")
+
+    @property
+    def key(self) -> str:
+        """The submission's key, which is the jobs' name."""
+        return str(self.submitted["submission"])
+
+    @property
+    def submitted(self) -> dict[str, Any]:
+        output: dict[str, Any] = self.api.xcom(self.dag_id, self.run, "pilots")
+        return output
+
+    def until(self, condition: Any, what: str, seconds: float = 60) -> None:
+        try:
+            processes.wait_for(condition, what=what, seconds=seconds)
+        except processes.StackError as error:
+            pytest.fail(f"{error}\n{self.cluster.run('squeue', '--states=all').stdout}\nThe wait's log:\n{self.log()}")
+
+    def tokens(self, state: State) -> list[str]:
+        return [token["_id"] for token in self.pool.tokens() if state_of(token) is state]
+
+    def jobs(self) -> list[str]:
+        """Pilots that wait or run."""
+        return self.cluster.run("squeue", "--noheader", "--array", f"--name={self.key}", "--format=%i").stdout.split()
+
+    def pilots_live(self, seconds: float = 15) -> None:
+        """Check that the pilots and their tokens stay as they are."""
+        held = {token["_id"]: token["claim"] for token in self.pool.tokens() if state_of(token) is State.LOCKED}
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            assert len(self.jobs()) == 2
+            now = {token["_id"]: token.get("claim") for token in self.pool.tokens() if state_of(token) is State.LOCKED}
+            assert now == held
+            time.sleep(1)
+
+    def log(self, attempt: int = 1) -> str:
+        return self.api.log(self.dag_id, self.run, "wait", attempt)
+
+    def end(self) -> None:
+        """Leave nothing behind."""
+        self.api.set_run_state(self.dag_id, self.run, "failed")
+        self.cluster.run("scancel", *self.submitted["job_ids"])
+        self.until(lambda: not self.jobs(), "The end of the pilots")
+
+
+@pytest.fixture
+def start(airflow: Airflow, cluster: Cluster, pool: Pool) -> Iterator[Any]:
+    """Starts a run of a DAG."""
+    airflow.api.add_connection("picas_default", **native.picas_connection(pool))
+    airflow.api.add_connection("spider", **native.ssh_connection(cluster))
+    made: list[Waiting] = []
+
+    def begin(dag_id: str = "stop_cancel", seconds: int = 60) -> Waiting:
+        made.append(Waiting(airflow.api, cluster, pool, dag_id, seconds))
+        return made[-1]
+
+    yield begin
+    for waiting in made:
+        waiting.end()
+
+
+def test_marked_failed_the_pilots_are_cancelled_and_their_tokens_given_back(start: Any) -> None:
+    waiting: Waiting = start()
+    at = time.time()
+    waiting.api.set_task_state(waiting.dag_id, waiting.run, "wait", "failed")
+    waiting.until(lambda: not waiting.jobs(), "The end of the pilots")
+    waiting.until(lambda: len(waiting.tokens(State.TODO)) == 3, "The return of the tokens")
+    print(f"\nmarked failed: no pilot and no locked token {time.time() - at:.1f} s later")
+    assert time.time() - at < 45
+
+
+def test_marked_failed_with_drain_they_finish_what_they_hold(start: Any) -> None:
+    waiting: Waiting = start("stop_drain", 20)
+    waiting.api.set_task_state(waiting.dag_id, waiting.run, "wait", "failed")
+    waiting.until(lambda: not waiting.jobs(), "The end of the pilots")
+    assert (len(waiting.tokens(State.DONE)), len(waiting.tokens(State.TODO))) == (2, 1)
+
+
+def test_marked_a_success_the_pilots_are_left_alone(start: Any) -> None:
+    waiting: Waiting = start()
+    waiting.api.set_task_state(waiting.dag_id, waiting.run, "wait", "success")
+    waiting.pilots_live()
+
+
+def test_cleared_the_pilots_are_left_alone_and_watched_again(start: Any) -> None:
+    waiting: Waiting = start("stop_cancel", 30)
+    waiting.api.clear(waiting.dag_id, waiting.run, ["wait"])
+    waiting.pilots_live(10)
+    assert waiting.api.wait_for_run(waiting.dag_id, waiting.run)["state"] == "success"
+    assert len(waiting.tokens(State.DONE)) == 3
+
+
+def components(airflow: Airflow, word: str) -> list[int]:
+    """Pids of a component of this Airflow, by its command line."""
+    assert airflow._process is not None
+    found = []
+    for pid in processes.session(airflow._process.pid):
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+        if word in words:
+            found.append(pid)
+    return found
+
+
+@pytest.mark.parametrize("what", ["triggerer", "scheduler"])
+def test_a_component_that_is_killed_and_comes_back(start: Any, airflow: Airflow, what: str) -> None:
+    waiting: Waiting = start("stop_cancel", 40)
+    pids = components(airflow, what)
+    assert pids
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    again = processes.start(
+        [str(paths.AIRFLOW_VENV / "bin" / "airflow"), what],
+        folder=airflow.folder, name=what, env=airflow.environ(), cwd=airflow.folder,
+    )  # fmt: skip
+    waiting.pilots_live(15)
+    assert waiting.api.wait_for_run(waiting.dag_id, waiting.run)["state"] == "success"
+    assert again.poll() is None
+    assert len(waiting.tokens(State.DONE)) == 3
+    assert not any(token["scrub_count"] for token in waiting.pool.tokens())
+
+
+def test_a_teardown_cancels_when_the_run_is_marked_failed(start: Any) -> None:
+    waiting: Waiting = start("stop_teardown")
+    waiting.api.set_run_state(waiting.dag_id, waiting.run, "failed")
+    waiting.until(lambda: not waiting.jobs(), "The end of the pilots", 90)
+    waiting.until(lambda: len(waiting.tokens(State.TODO)) == 3, "The return of the tokens")
+    waiting.until(lambda: not list(Path(waiting.submitted["folder"], "credentials").iterdir()), "The credentials' end")
