@@ -170,6 +170,7 @@ class Feed:
         self._longest_poll: float | None = None  #: seconds; None: nothing is known to cut long polls
         self._broken_polls = 0  #: in a row
         self._away_since: float | None = None
+        self._outage: str | None = None  #: what was said of it
         self._noticed_index = -SAY_AGAIN
 
     # -- subscribers --------------------------------------------------------------------------------------------------
@@ -179,6 +180,8 @@ class Feed:
         """The counts of a batch, or with None of the whole pool. The iterator raises CouchDBError when the pool stays away."""
         subscription = CountsSubscription(batch)
         self._waits.setdefault(batch, set()).add(subscription)
+        if self._outage:
+            subscription.notify(self._outage)
         self._touch({batch})
         self._start()
         try:
@@ -263,13 +266,14 @@ class Feed:
         self._longest_poll, self._broken_polls = None, 0
         if self._away_since is None:
             self._away_since = now
-            self._notify(f"{error} The wait goes on, for {GRACE / 60:g} minutes at most.")
+            self._outage = f"{error} The wait goes on, for {GRACE / 60:g} minutes at most."
+            self._notify(self._outage)
         elif now - self._away_since > GRACE:
             raise error
 
     def _note_answer(self) -> None:
         if self._away_since is not None:
-            self._away_since = None
+            self._away_since = self._outage = None
             self._notify("The database answers again.")
 
     async def _follow_pool(self, hook: PicasAsyncHook) -> None:
