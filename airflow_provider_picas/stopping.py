@@ -51,10 +51,12 @@ def cancel(pool: Pool, batch: str | None, watched: Watched, *, wait: float = CAN
 jobs=$(squeue --noheader --all --name={names} --format=%F) || exit 5
 [ -z "$jobs" ] || scancel $(printf '%s\\n' "$jobs" | sort -u)"""
     yield from ok(Command(text), "The pilots could not be cancelled")
-    waited = 0.0
+    waited, reaped = 0.0, list[tuple[str, str]]()
     while True:
-        # One look is one attempt for each token of theirs: the cancel is no fault of the tokens.
+        # The cancel is no fault of the tokens: none is given up.
         news: News = yield from look_after(pool, batch, watched, max_scrubs=10**6, max_lock_age=None)
+        reaped += news.reaped
+        news.reaped = reaped
         if news.pilots_left is False or waited >= wait:
             return news
         yield Pause(2)

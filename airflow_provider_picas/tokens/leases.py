@@ -109,8 +109,10 @@ class Judgement:
         """PiCaS client pilots have no lease. One of this submission has ended when its job has; the time of the lock, which is
         the node's, must fit, since another cluster may use the same job id."""
         job = self._job(token.get("slurm_job_id"))
-        if job and job.life is Life.ENDED and job.started and job.started - SKEW <= lock <= job.ended + SKEW:
-            return f"job {job.id} on {job.node or token.get('hostname')} has ended: {job.cause}"
+        if job and self.slurm and job.life is Life.ENDED and job.started:
+            ended = job.ended or self.slurm.at  # squeue knows that it has before sacct knows when
+            if job.started - SKEW <= lock <= ended + SKEW:
+                return f"job {job.id} on {job.node or token.get('hostname')} has ended: {job.cause}"
         if self.max_lock_age is not None and self.now > lock + self.max_lock_age:
             return f"it was locked for {self.now - lock:.0f} s"
         return None

@@ -95,6 +95,8 @@ def client(lock: int = NOW - 100, **fields: Any) -> dict[str, Any]:
 def test_the_picas_clients_pilots_die_with_their_jobs() -> None:
     ended = slurm(state="TIMEOUT", started=int(NOW - 200), ended=int(NOW - 20), node="n7")
     assert death(client(), told=ended) == "job 12_0 on n7 has ended: TIMEOUT"
+    unknown = slurm(state="TIMEOUT", started=int(NOW - 200))
+    assert death(client(), told=unknown) == "job 12_0 on n1 has ended: TIMEOUT", "sacct tells later when it ended"
     assert death(client(), told=slurm()) is None
     assert death(client(), told=None) is None
     assert death(client(NOW - 500), told=ended) is None, "another cluster's job of the same id"
