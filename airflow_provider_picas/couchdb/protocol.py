@@ -17,7 +17,7 @@ from airflow_provider_picas.couchdb.settings import Settings
 TRIES = 5
 """How often a request that is safe to repeat is sent."""
 
-TRIES_TO_CONNECT = 3
+TRIES_TO_CONNECT = 5
 """How often a server that does not answer at all is tried."""
 
 _ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False)  # json.dumps makes one a call

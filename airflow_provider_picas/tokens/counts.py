@@ -113,8 +113,11 @@ class Completeness:
 
     @property
     def complete(self) -> bool:
-        """Whether done + error >= the number pushed."""
-        return self.counts.finished >= self.total
+        """Whether done + error >= the number pushed, and none is left to run.
+
+        A named batch may hold tokens of earlier runs that are done already: they must not stand in for those that wait.
+        """
+        return self.counts.finished >= self.total and self.counts.todo == 0 and self.counts.locked == 0
 
     @property
     def stuck(self) -> bool:

@@ -110,7 +110,7 @@ def judge(
         return Verdict(failure, settling=True)
     if completeness.complete and not counts.stateless:
         return Verdict(failure or Outcome.COMPLETE, settling=counts.error > 0)
-    if completeness.stuck or (completeness.complete and counts.stateless and not counts.todo and not counts.locked):
+    if completeness.stuck or completeness.complete:  # complete, but for tokens in no state
         # A token may be out of sight for a moment: in a cluster's copy that lags, or while it is deleted and pushed again.
         return Verdict(Outcome.LOST, settling=True)
     return Verdict(Outcome.WAITING)

@@ -64,9 +64,9 @@ class PicasTokenStateTrigger(BaseTrigger):
 
     The event's payload is ``{"outcome", "counts", "expected"}``, and ``"reason"`` if the pool stayed away.
 
-    Tokens that are added to a batch while it is waited for are counted, but not expected: the wait is over when as many have
-    finished as were pushed. With ``expected`` None all that are there at the time count, so that a batch with none is complete.
-    Deleted ones are missing, and fail it in the end.
+    Tokens that are added to a batch while it is waited for are waited for, too: the wait is over when none waits or runs, and at
+    least as many have finished as were pushed. With ``expected`` None, a batch with no tokens is complete. Deleted ones are
+    missing, and fail it in the end.
     """
 
     def __init__(

@@ -61,7 +61,10 @@ class Index {
         this.#apply(change);
         this.#sequence = change.seq;
       }
-      if (results.length < BATCH) return;
+      if (results.length === BATCH) continue;
+      // PouchDB leaves out a document that is written while it reads: its newest change comes with the next reading.
+      const { update_seq: written } = await pouch.info();
+      if (this.#sequence >= written) return;
     }
   }
 

@@ -90,3 +90,9 @@ def test_a_batch_is_never_both_complete_and_stuck(found: Counts, expected: int |
     assert not (completeness.complete and completeness.stuck)
     if found.todo or found.locked:
         assert not completeness.stuck
+
+
+def test_finished_tokens_of_an_earlier_run_do_not_complete_a_batch() -> None:
+    assert not Completeness(Counts(todo=3, done=5), expected=3).complete
+    assert not Completeness(Counts(locked=1, done=5), expected=3).complete
+    assert Completeness(Counts(done=7, error=1), expected=3).complete
