@@ -32,7 +32,8 @@ COUCHDB_URL = "PICAS_TEST_COUCHDB_URL"
 # Before the first import of Airflow, which makes its home where this says.
 os.environ["AIRFLOW_HOME"] = str(RUN / "airflow-home")
 os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
-os.environ["AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL"] = "0"  # for triggers that a test runs itself: they may fire at once
+# Triggers that a test runs itself may fire at once.
+os.environ["AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL"] = "0"
 
 
 def pytest_report_header() -> list[str]:

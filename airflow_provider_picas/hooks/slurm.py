@@ -255,9 +255,7 @@ class SlurmAsyncHook:
         async with self._lock:
             if self._connection is None:
                 try:
-                    self._connection = await asyncio.wait_for(
-                        _ssh_connection(self.ssh_conn_id), CONNECT_TIMEOUT
-                    )
+                    self._connection = await asyncio.wait_for(_ssh_connection(self.ssh_conn_id), CONNECT_TIMEOUT)
                 except asyncssh.HostKeyNotVerifiable as error:
                     raise RemoteError(f"The SSH host key of {self.place} is not the expected one ({error}).") from None
                 except asyncssh.PermissionDenied as error:
