@@ -80,6 +80,13 @@ class News:
         return self.slurm.jobs if self.slurm else None
 
     @property
+    def trouble(self) -> str | None:
+        """What this look lacks, for people."""
+        if self.outage or self.slurm is None or self.slurm.unaccounted is None:
+            return self.outage
+        return f"sacct does not answer ({self.slurm.unaccounted}): how pilots ended is known from squeue alone, for a while."
+
+    @property
     def pilots_left(self) -> bool | None:
         """Whether a pilot waits or runs; None when that is not known."""
         if self.jobs is None:

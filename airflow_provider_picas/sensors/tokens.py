@@ -20,7 +20,7 @@ from airflow.providers.common.compat.sdk import (
 
 from airflow_provider_picas import assets
 from airflow_provider_picas.couchdb import changes
-from airflow_provider_picas.couchdb.errors import CouchDBError, ForbiddenError
+from airflow_provider_picas.couchdb.errors import CouchDBError, ForbiddenError, UnavailableError
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.submission import WatchedSubmission
 from airflow_provider_picas.links import PicasMonitoringLink, PicasPoolLink, push_links
@@ -115,9 +115,13 @@ class PicasTokenStateSensor(BaseSensorOperator):
     def execute(self, context: Context) -> Any:
         if not self.deferrable:
             return super().execute(context)
-        result = self.poke(context)
-        if result:
-            return result.xcom_value
+        try:
+            result = self.poke(context)
+        except UnavailableError as error:
+            self.log.warning("%s The wait goes on.", error)  # the trigger gives it time
+        else:
+            if result:
+                return result.xcom_value
         self._defer(time.time() + self.timeout)
 
     def _defer(self, deadline: float) -> NoReturn:

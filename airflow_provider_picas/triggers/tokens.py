@@ -171,7 +171,7 @@ class PicasTokenStateTrigger(BaseTrigger):
         """Look after the pilots, again and again. Outages of either side are said, and survived."""
         interval = self.pilots_interval or FIRST_INTERVAL
         states: object = None
-        outage: str | None = None
+        trouble: str | None = None
         none_left_since: float | None = None
         sizes: dict[str, int] = {}
         logs_at = 0.0
@@ -180,11 +180,9 @@ class PicasTokenStateTrigger(BaseTrigger):
             slurm = await stack.enter_async_context(cluster_for(watched.ssh_conn_id).use())
             while True:
                 news = await self._look(picas, slurm, watched)
-                if news.outage != outage:
-                    self.log.warning(
-                        "%s", f"{news.outage} The wait goes on." if news.outage else "The cluster answers again."
-                    )
-                    outage = news.outage
+                if news.trouble != trouble:
+                    trouble = news.trouble
+                    self.log.warning("%s", f"{trouble} The wait goes on." if trouble else "All answer again.")
                 self._tell(news)
                 now = time.monotonic()
                 if news.jobs is not None and news.pilots_left is False and not news.locked:
@@ -213,6 +211,9 @@ class PicasTokenStateTrigger(BaseTrigger):
             )
         except errors.CouchDBError as error:
             return News(outage=str(error))
+        except Exception as error:  # a fault in here must not leave the wait without its watch
+            self.log.exception("The pilots could not be looked after.")
+            return News(outage=f"The pilots could not be looked after ({type(error).__name__}: {error}).")
 
     async def _show_logs(self, slurm: Cluster, watched: Watched, sizes: dict[str, int]) -> None:
         try:

@@ -17,7 +17,7 @@ import pytest
 from airflow_provider_picas.tokens.states import State, state_of
 from stack import native, paths, processes
 from stack.airflow import Airflow
-from stack.airflow_api import AirflowApi
+from stack.airflow_api import ENDED, AirflowApi
 from stack.cluster import Cluster
 from stack.pool import Pool
 
@@ -84,7 +84,8 @@ class Waiting:
 
     def end(self) -> None:
         """Leave nothing behind."""
-        self.api.set_run_state(self.dag_id, self.run, "failed")
+        if self.api.run(self.dag_id, self.run)["state"] not in ENDED:
+            self.api.set_run_state(self.dag_id, self.run, "failed")
         self.cluster.run("scancel", *self.submitted["job_ids"])
         self.until(lambda: not self.jobs(), "The end of the pilots")
 
