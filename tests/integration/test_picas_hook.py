@@ -480,7 +480,7 @@ class TestFaults:
             assert len(proxy.requests) == 6
         assert len(no_pauses) >= 3  # aiohttp asks once again by itself when a connection broke
 
-    @pytest.mark.parametrize(("fault", "tries"), [(503, 5), (Fault.DROP, 3)])
+    @pytest.mark.parametrize(("fault", "tries"), [(503, 5), (Fault.DROP, 5)])
     def test_a_server_that_stays_away_is_not_asked_for_ever(
         self, connect: Connect, pool: Pool, no_pauses: list[float], fault: Fault | int, tries: int
     ) -> None:
