@@ -1691,22 +1691,27 @@ class WallClock(threading.Thread):
         self._processes = processes
         self._job = os.environ.get("SLURM_JOB_ID")
         given = os.environ.get("SLURM_JOB_END_TIME", "")
-        self._end = float(given) if given.isdigit() else None
+        self._given = float(given) if given.isdigit() else None  # seconds since 1970
+        self._end: Optional[float] = None  # monotonic
         self.asked = threading.Event()  # set when Slurm has been asked once, or there is none
 
     def remaining(self) -> Optional[float]:
         """Seconds until the job ends, by the database's clock; None if unknown or without limit."""
-        return None if self._end is None else self._end - self._clock.now()
+        if self._end is not None:
+            return self._end - time.monotonic()
+        return None if self._given is None else self._given - self._clock.now()
 
     def run(self) -> None:
         """Ask until the pilot ends."""
         while self._job:
-            end = self._ask("scontrol", "show", "job", self._job)
-            if end is None:
-                end = self._ask("squeue", "-h", "-j", self._job, "-o", "EndTime=%e")
-            if end is not None:
-                self._end = end
-            elif self._end is None and not self.asked.is_set():
+            # A duration: the cluster's clock may be another than the database's.
+            asked = time.monotonic()
+            left = self._ask("scontrol", "show", "job", self._job)
+            if left is None:
+                left = self._ask("squeue", "-h", "-j", self._job, "-o", "TimeLeft=%L")
+            if left is not None:
+                self._end = asked + left
+            elif self.remaining() is None and not self.asked.is_set():
                 log("Slurm does not say when this job ends.")
             self.asked.set()
             time.sleep(self.EVERY)
@@ -1722,13 +1727,23 @@ class WallClock(threading.Thread):
         answer = process.stdout.read() if process.stdout else b""
         killer.cancel()
         self._processes.ended(process)
-        return parse_end_time(answer.decode("utf-8", "replace"))
+        return parse_time_left(answer.decode("utf-8", "replace"))
 
 
-def parse_end_time(text: str) -> Optional[float]:
-    """``EndTime=`` in Slurm's answer, in seconds since 1970; None if there is none ("Unknown", "N/A")."""
-    found = re.search(r"\bEndTime=(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)", text)
-    return time.mktime(time.strptime(found.group(1), "%Y-%m-%dT%H:%M:%S")) if found else None
+def parse_time_left(text: str) -> Optional[float]:
+    """Seconds until the job ends by Slurm's answer: ``TimeLeft=``, or ``TimeLimit=`` less ``RunTime=``. None without a limit."""
+    found = {name: _seconds(value) for name, value in re.findall(r"\b(TimeLeft|TimeLimit|RunTime)=(\S+)", text)}
+    left, limit, ran = found.get("TimeLeft"), found.get("TimeLimit"), found.get("RunTime")
+    return limit - ran if limit is not None and ran is not None else left
+
+
+def _seconds(text: str) -> Optional[float]:
+    """Slurm's ``[days-][hours:]minutes:seconds`` in seconds; None for UNLIMITED and the like."""
+    match = re.match(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)$", text)
+    if not match:
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
 
 
 class Slot(threading.Thread):

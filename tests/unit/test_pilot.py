@@ -442,11 +442,20 @@ def test_a_node_an_hour_off_goes_by_the_databases_clock() -> None:
     assert clock.now() == pytest.approx(time.time() + 3600, abs=1.6)
 
 
-def test_the_end_of_the_job_in_slurms_words() -> None:
-    shown = "   StartTime=2026-01-01T00:00:00 EndTime=2026-01-02T10:20:30 Deadline=N/A\n"
-    assert picas_pilot.parse_end_time(shown) == time.mktime((2026, 1, 2, 10, 20, 30, 0, 0, -1))
-    for nothing in ("EndTime=Unknown", "EndTime=N/A", "", "slurm_load_jobs error: Invalid job id specified"):
-        assert picas_pilot.parse_end_time(nothing) is None
+def test_time_left() -> None:
+    shown = "   RunTime=00:01:05 TimeLimit=1-02:00:00 TimeMin=N/A\n   StartTime=2026-01-01T00:00:00 EndTime=2026-01-02T02:00:00\n"
+    assert picas_pilot.parse_time_left(shown) == 26 * 3600 - 65
+    assert picas_pilot.parse_time_left("TimeLeft=4:59\n") == 299
+    assert picas_pilot.parse_time_left("RunTime=00:02:00 TimeLimit=00:01:00") == -60
+    unlimited = "RunTime=00:01:05 TimeLimit=UNLIMITED"
+    for nothing in (
+        unlimited,
+        "TimeLeft=INVALID",
+        "TimeLeft=NOT_SET",
+        "",
+        "slurm_load_jobs error: Invalid job id specified",
+    ):
+        assert picas_pilot.parse_time_left(nothing) is None
 
 
 def test_identity_of_an_array_task(monkeypatch: pytest.MonkeyPatch) -> None:
