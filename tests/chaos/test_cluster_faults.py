@@ -1,0 +1,214 @@
+"""The way to the cluster fails, or Slurm's own parts do: waits and submissions go on, and say so."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from email.utils import formatdate, parsedate_to_datetime
+from typing import Any
+
+import pytest
+
+from stack import native
+from stack.cluster import Cluster
+from stack.pool import Pool
+from tests.chaos.run import Run
+from tests.conftest import set_connection
+from tests.integration import faults
+
+
+@contextlib.contextmanager
+def login_away(cluster: Cluster) -> Iterator[None]:
+    """No login node."""
+    cluster.stop_sshd(0)
+    try:
+        yield
+    finally:
+        cluster.start_sshd(0)
+
+
+def test_sshd_is_gone_for_a_minute(run: Run, cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
+    """Meanwhile a pilot dies; the others give its token back, and the wait tells nothing wrong."""
+    run.push([{"input": 20, "priority": 1}, *[{"input": 3}] * 15])
+    run.submit("sleep $(($PICAS_ATTEMPT == 1 ? $PICAS_INPUT : 2))")
+    run.wait()
+    run.running(2)
+    with login_away(cluster):
+        job = run.lines()[0].job
+        run.until(lambda: run.held_by(job), "A token at work")
+        held = run.held_by(job)
+        at = time.time()
+        run.kill_pilot(job)
+        time.sleep(60)
+    seconds = run.next_claim(held, at)
+    print(f"\nsshd away: the token of a killed pilot was claimed again after {seconds:.1f} s")
+    assert run.result()["done"] == 16
+    run.check_done_once(held)
+    said = capsys.readouterr().out
+    assert "cannot be reached" in said or "broke" in said
+
+
+def test_a_submission_waits_for_sshd(run: Run, cluster: Cluster) -> None:
+    run.push(4)
+    failed: list[BaseException] = []
+
+    def submit() -> None:
+        try:
+            run.submit("sleep 0.1")
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=submit)
+    with login_away(cluster):
+        thread.start()
+        time.sleep(40)
+    thread.join(60)
+    assert not thread.is_alive()
+    assert not failed
+    run.wait()
+    assert run.result()["done"] == 4
+
+
+def test_sshd_refuses_connections_at_random(run: Run, cluster: Cluster) -> None:
+    """MaxStartups: so many that have not logged in yet are dropped before they can say a word."""
+    cluster.stop_sshd(0)
+    cluster.start_sshd(0, options=["MaxStartups=1:70:3"])
+    crowd = [socket.create_connection(cluster.logins[0]) for _ in range(2)]  # they never log in
+    try:
+        run.push(12)
+        run.submit("sleep 2")
+        run.wait()
+        assert run.result()["done"] == 12
+        run.check_done_once()
+    finally:
+        for one in crowd:
+            one.close()
+        cluster.stop_sshd(0)
+        cluster.start_sshd(0)
+
+
+class RoundRobin:
+    """One address for all login nodes, as sites have it: each connection comes to the next one."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._targets = itertools.cycle(cluster.logins)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self.connections = 0
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            self.connections += 1
+            server = socket.create_connection(next(self._targets))
+            for source, sink in ((client, server), (server, client)):
+                threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
+
+    @staticmethod
+    def _pump(source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+def test_the_login_host_changes_between_connections(
+    run: Run, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    between = RoundRobin(cluster)
+    connection = native.ssh_connection(cluster)
+    set_connection(monkeypatch, "spider", {**connection, "host": "127.0.0.1", "port": between.port})
+    try:
+        run.push(8)
+        run.submit("sleep 1")
+        first = run.submitted
+        run.submit("sleep 1")
+        assert run.submitted == first, "the other login node did not find it"
+        run.wait()
+        assert run.result()["done"] == 8
+        run.check_done_once()
+        assert between.connections >= 3
+    finally:
+        between.close()
+
+
+def test_sacct_does_not_answer(run: Run, cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
+    """How the pilot ended is then known from squeue, for a while."""
+    run.push([{"input": 8, "priority": 1}, *[{"input": 1}] * 5])
+    cluster.stop_accounting()
+    try:
+        run.submit("sleep $PICAS_INPUT")
+        run.wait()
+        run.until(lambda: len(run.lines()) > 0, "The first token")
+        job = run.lines()[0].job
+        run.until(lambda: run.held_by(job), "A token at work")
+        held = run.held_by(job)
+        at = time.time()
+        run.kill_pilot(job)
+        print(f"\nno sacct: claimed again after {run.next_claim(held, at):.1f} s")
+        assert run.result()["done"] == 6
+        run.check_done_once(held)
+    finally:
+        cluster.start_accounting()
+    assert "sacct does not answer" in capsys.readouterr().out
+
+
+def test_the_controller_hangs_and_is_restarted(run: Run, cluster: Cluster) -> None:
+    """Unknown is neither success nor death: no token is taken away."""
+    run.push(10)
+    run.submit("sleep 4")
+    run.wait()
+    run.running(2)
+    cluster.stop_controller()
+    time.sleep(20)
+    cluster.continue_controller()
+    time.sleep(2)
+    cluster.restart_controller()
+    assert run.result()["done"] == 10
+    run.check_done_once()
+    assert not any(token["scrub_count"] for token in run.pool.tokens())
+
+
+@pytest.mark.parametrize("hours", [1, -1])
+def test_clocks_an_hour_apart(
+    pool: Pool, cluster: Cluster, spider: str, monkeypatch: pytest.MonkeyPatch, hours: int
+) -> None:
+    """The clock of this machine cannot be changed, so it is the database whose answers are dated differently."""
+    answer = faults._Handler.answer
+
+    def dated(handler: faults._Handler, status: int, headers: list[tuple[str, str]], *rest: Any, **more: Any) -> None:
+        dates = [(n, formatdate(parsedate_to_datetime(v).timestamp() + 3600 * hours, usegmt=True))
+                 for n, v in headers if n.lower() == "date"]  # fmt: skip
+        return answer(handler, status, [(n, v) for n, v in headers if n.lower() != "date"] + dates, *rest, **more)
+
+    monkeypatch.setattr(faults._Handler, "answer", dated)
+    with faults.Proxy(pool.url) as proxy:
+        set_connection(monkeypatch, "picas_default", native.picas_connection(replace(pool, url=proxy.url)))
+        run = Run(cluster, pool, "clock")
+        run.push([{"input": 8, "priority": 1}, *[{"input": 2}] * 7])
+        run.submit("sleep $PICAS_INPUT")
+        run.wait()
+        run.until(lambda: run.lines(), "The first token")
+        job = run.lines()[0].job
+        run.until(lambda: run.held_by(job), "A token at work")
+        held = run.held_by(job)
+        run.kill_pilot(job)
+        assert run.result()["done"] == 8
+        run.check_done_once(held)
+        assert sum(token["scrub_count"] for token in pool.tokens()) == 1
+        assert all(abs(token["done"] - time.time() - 3600 * hours) < 300 for token in pool.tokens())
+        run.close()
