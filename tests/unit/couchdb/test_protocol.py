@@ -102,8 +102,8 @@ def test_an_answer_that_was_cut_off_is_worth_another_try() -> None:
     assert protocol.worth_repeating(GET, caught.value, 1)
 
 
-@pytest.mark.parametrize(("attempt", "again"), [(1, True), (2, True), (3, False)])
-def test_a_server_that_does_not_answer_is_tried_three_times(attempt: int, again: bool) -> None:
+@pytest.mark.parametrize(("attempt", "again"), [(1, True), (4, True), (5, False)])
+def test_a_server_that_does_not_answer_is_tried_five_times(attempt: int, again: bool) -> None:
     error = protocol.unreachable(POOL, "my_pool", "Connection refused")
     assert protocol.worth_repeating(GET, error, attempt) is again
 
