@@ -3,7 +3,7 @@
 #   make test TESTS=tests/unit/tokens ARGS='-k states'
 
 STACK  ?= native
-TESTS  ?= tests/unit tests/integration tests/e2e
+TESTS  ?=
 ARGS   ?=
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
             $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$python; break; }; done)
@@ -15,8 +15,14 @@ unexport PYTHONDONTWRITEBYTECODE
 demo: python
 	@exec $(PYTHON) -m stack.demo --stack $(STACK)
 
+# Two at a time but for the end-to-end tests: most of the time they wait for something real.
 test: install lint
+ifeq ($(strip $(TESTS)),)
+	$(VENV)/pytest -n 2 --dist loadfile tests/unit tests/integration $(ARGS)
+	$(VENV)/pytest tests/e2e $(ARGS)
+else
 	$(VENV)/pytest $(TESTS) $(ARGS)
+endif
 
 # On the CouchDB that PICAS_TEST_COUCHDB_URL names, else the embedded one. ARGS=--keep rewrites benchmarks/results.*
 bench: python

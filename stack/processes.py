@@ -44,8 +44,9 @@ def start(
 ) -> subprocess.Popen[bytes]:
     """Start a process in a session of its own; its output goes to ``<folder>/log/<name>.log``.
 
-    ``env`` is added to this process's environment.
+    ``env`` is added to this process's environment, of which Airflow's connections are left out: they hold secrets.
     """
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("AIRFLOW_CONN_")}
     log = log_path(folder, name)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
@@ -55,7 +56,7 @@ def start(
             stdout=output,
             stderr=subprocess.STDOUT,
             cwd=cwd,
-            env={**os.environ, **(env or {}), MARK: str(folder)},
+            env={**inherited, **(env or {}), MARK: str(folder)},
             start_new_session=True,
         )
 
