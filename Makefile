@@ -10,7 +10,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 VENV   := .stack/airflow/bin
 
 unexport PYTHONDONTWRITEBYTECODE
-.PHONY: demo test bench compat lint format install pins clean python
+.PHONY: demo test chaos bench compat lint format install pins clean python
 
 demo: python
 	@exec $(PYTHON) -m stack.demo --stack $(STACK)
@@ -23,6 +23,10 @@ ifeq ($(strip $(TESTS)),)
 else
 	$(VENV)/pytest $(TESTS) $(ARGS)
 endif
+
+# Kills, stops and cuts the real parts while pilots work, and prints the seconds that this took.
+chaos: install
+	$(VENV)/pytest tests/chaos -s $(ARGS)
 
 # On the CouchDB that PICAS_TEST_COUCHDB_URL names, else the embedded one. ARGS=--keep rewrites benchmarks/results.*
 bench: python
