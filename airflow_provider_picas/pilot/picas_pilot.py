@@ -1053,6 +1053,8 @@ class Claims:
         self.contested = 0  # others were quicker, or enough were claimed
         self.unfit = 0  # they would not fit into the wall-clock
         self.deferred = 0  # their pilots died, and this one is not alone with them
+        self.conflicts = 0  # of all claims: others were quicker
+        self._most = config.max_claim * config.slots  # tokens that one claim asks for, fewer while pilots collide
 
     def take(self, wanted: int, fits: Callable[[Doc], bool], deaths: int) -> List[Token]:
         """Claim at most ``wanted`` tokens.
@@ -1062,6 +1064,7 @@ class Claims:
         have been claimed.
         """
         self.contested = self.unfit = self.deferred = 0
+        wanted = min(wanted, self._most)
         clean: List[Doc] = []
         suspects: List[Doc] = []
         for docs in self._find(wanted):
@@ -1077,8 +1080,15 @@ class Claims:
                     self.deferred += 1
             if len(clean) >= wanted:
                 break
-        tokens = self._claim(clean[:wanted] or suspects[:1])
+        if len(clean) < wanted:
+            wanted = (len(clean) + 3) // 4  # few are left, and the others want some, too
+        chosen = clean[:wanted] or suspects[:1]
+        tokens = self._claim(chosen)
         self.contested = len(clean) + len(suspects) - len(tokens)
+        if len(tokens) < 0.5 * len(chosen):
+            self._most = max(1, len(chosen) // 2)
+        else:
+            self._most = min(self._most * 2, self._config.max_claim * self._config.slots)
         return tokens
 
     def _find(self, wanted: int) -> Iterator[List[Doc]]:
@@ -1168,6 +1178,7 @@ class Claims:
             mine = [token for token in tokens if rows.get(token.id, {}).get("rev")]
             for token in mine:
                 token.doc["_rev"] = rows[token.id]["rev"]
+            self.conflicts += len(tokens) - len(mine)
             self.in_flight = []
         return [token for token in mine if self._stands(token)] if self._cluster else mine
 
@@ -1845,6 +1856,11 @@ class Claimer(threading.Thread):
                 log("The claimer failed:\n" + traceback.format_exc())
                 work.stop(DRAIN, "there is a fault in the pilot", EX_SOFTWARE)
 
+    @property
+    def conflicts(self) -> int:
+        """Claims that others won."""
+        return self._claims.conflicts
+
     def release_in_flight(self) -> None:
         """Whether these were claimed is unknown: give them back if so."""
         in_flight, self._claims.in_flight = self._claims.in_flight, []
@@ -2053,7 +2069,7 @@ class Pilot:
                 log(f"The result of {change.token} is lost: it could be neither sent nor kept in a file: {error}.")
         self.lease.end(clean=not unsent)
         counts = ", ".join(f"{count} {kind}" for kind, count in sorted(work.counts.items()) if count)
-        log(f"Ended: {work.why}. Tokens: {counts or 'none'}.")
+        log(f"Ended: {work.why}. Tokens: {counts or 'none'}. Claims that others won: {claimer.conflicts}.")
         if unsent:
             log(f"{len(unsent)} results could not be sent; they are in {self._folder}/unsent.")
             return EX_TEMPFAIL

@@ -49,7 +49,7 @@ def provider() -> dict[str, Any]:
           var priority = typeof doc.priority == "number" ? doc.priority : 0;
           var text = doc._id + "#" + doc.scrub_count, number = 7;
           for (var i = 0; i < text.length; i++) {{
-            number = (number * 31 + text.charCodeAt(i)) % 2147483647;
+            number = (number * 48271 + text.charCodeAt(i)) % 2147483647;
           }}
           if (typeof doc.batch == "string") {{ emit([doc.batch, name, -priority, number], null); }}
           emit(["", name, -priority, number], null);

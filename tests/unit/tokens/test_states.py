@@ -149,3 +149,19 @@ def test_python_and_javascript_agree_on_what_is_a_token(run_views: Callable[...,
 )
 def test_state_of(lock: Any, done: Any, exit_code: Any, state: State | None) -> None:
     assert state_of(token("x", lock, done, exit_code)) is state
+
+
+@pytest.mark.parametrize("tokens", [30, 1_000])
+def test_pilots_that_start_at_random_numbers_start_at_different_tokens(
+    run_views: Callable[[list[dict[str, Any]]], list[ViewRows]], tokens: int
+) -> None:
+    """The numbers of a batch's tokens lie all over the range, though their ids differ in a few digits only."""
+    documents = [
+        {**token(f"dag.push.run-1f2e3d:{n:08d}", 0, 0, ""), "batch": "b", "scrub_count": 0} for n in range(tokens)
+    ]
+    numbers = [rows["airflow-picas-1/todo"][0][0][3] for rows in run_views(documents)]
+    assert len(set(numbers)) == tokens
+    assert all(0 <= number < 2**31 for number in numbers)
+    tenths = Counter(number * 10 // 2**31 for number in numbers)
+    assert min(tenths[tenth] for tenth in range(10)) >= 1
+    assert max(tenths.values()) < 0.3 * tokens
