@@ -73,14 +73,16 @@ def pilots_for(tokens: int, tokens_per_pilot: float, most: int | None) -> int:
 
 def share(wanted: Mapping[str, int], room: int | None) -> dict[str, int]:
     """Cut numbers of pilots down to what there is room for: in proportion, and at least one for each class while that fits."""
-    total = sum(wanted.values())
-    if room is None or total <= room:
-        return {name: number for name, number in wanted.items() if number}
-    left = max(0, room)
-    result: dict[str, int] = {}
-    for name, number in sorted(wanted.items(), key=lambda item: item[1]):
-        given = min(number, max(1, round(number * room / total)) if left else 0, left)
-        if given:
-            result[name] = given
-            left -= given
+    wanted = {name: number for name, number in wanted.items() if number}
+    if room is None or sum(wanted.values()) <= room:
+        return wanted
+    largest = sorted(wanted, key=lambda name: -wanted[name])
+    result = dict.fromkeys(largest[: max(0, room)], 1)
+    left = max(0, room) - len(result)
+    more = sum(wanted[name] - 1 for name in result)
+    exact = {name: left * (wanted[name] - 1) / more if more else 0.0 for name in result}
+    for name in result:
+        result[name] += int(exact[name])
+    for name in sorted(result, key=lambda name: int(exact[name]) - exact[name])[: room - sum(result.values())]:
+        result[name] += 1
     return result

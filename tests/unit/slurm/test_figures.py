@@ -1,0 +1,35 @@
+"""What pilots cost."""
+
+from __future__ import annotations
+
+from airflow_provider_picas.slurm.figures import figures
+from airflow_provider_picas.slurm.jobs import Job
+
+
+def job(identifier: str, state: str = "COMPLETED", **fields: object) -> Job:
+    return Job(identifier, state, **fields)  # type: ignore[arg-type]
+
+
+def test_figures() -> None:
+    jobs = [
+        job("1_0", elapsed=3600, cpus=2, cpu_seconds=3600),
+        job("1_1", "FAILED", exit_code="0:9", elapsed=1800, cpus=2, cpu_seconds=1800),
+        job("1_2", "RUNNING", elapsed=600, cpus=1),
+        job("1_3", "PENDING"),
+    ]
+    found = figures(jobs, tokens=120, seconds=1800)
+    assert found.jobs == {"COMPLETED": 1, "FAILED, signal 9": 1, "RUNNING": 1, "PENDING": 1}
+    assert round(found.core_hours, 3) == 3.167
+    assert found.cpu_efficiency == 0.5, "of those that Slurm has accounted for"
+    assert found.tokens_per_hour == 240
+    assert found.as_dict() == {
+        "jobs": found.jobs, "core_hours": 3.1667, "cpu_efficiency": 0.5, "tokens": 120, "tokens_per_hour": 240.0,
+    }  # fmt: skip
+    assert "     1  FAILED, signal 9\n" in found.table()
+    assert found.table().endswith("3.17 core-hours, of which 50% were used; 240 tokens an hour")
+
+
+def test_nothing_yet() -> None:
+    found = figures([], 0, 0)
+    assert (found.core_hours, found.cpu_efficiency, found.tokens_per_hour) == (0, None, 0)
+    assert found.table().endswith("0.00 core-hours; 0 tokens an hour")
