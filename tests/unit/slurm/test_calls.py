@@ -1,0 +1,127 @@
+"""The files of a submission in a real shell: each command runs once, and the folder tells what came of it."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from airflow_provider_picas.operation import drive
+from airflow_provider_picas.slurm import calls, submission
+from airflow_provider_picas.slurm.calls import Record
+from airflow_provider_picas.slurm.remote import Command, Output, Pause, RemoteError, Send, Step, quote
+
+
+def shell(step: Step) -> Output:
+    """What the login node does, without one."""
+    if isinstance(step, Pause | Send):
+        return Output(0)
+    ended = subprocess.run(["bash", "-c", step.text], capture_output=True, text=True, timeout=60, check=False)
+    return Output(ended.returncode, ended.stdout, ended.stderr)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A submission's folder, with a name that the shell must not look at twice."""
+    made = tmp_path / "it's $HOME"
+    made.mkdir()
+    return made
+
+
+def prepare(folder: Path, *commands: str, **environment: str) -> None:
+    script = calls.submit_script(str(folder), str(folder), environment, None)
+    (folder / calls.SUBMIT_SCRIPT).write_text(script)
+    for number, command in enumerate(commands):
+        (folder / f"command.{number}").write_text(command)
+
+
+def read(folder: Path) -> Record:
+    return drive(calls.read(str(folder)), shell)
+
+
+def run(folder: Path) -> None:
+    subprocess.run(["bash", f"./{calls.SUBMIT_SCRIPT}"], cwd=folder, check=True)
+
+
+def test_each_command_runs_once_whoever_starts_it_and_however_often(folder: Path) -> None:
+    prepare(folder, "bash -c 'echo x >> ran; sleep 0.3; echo 41'", "bash -c 'echo y >> ran; echo no >&2; exit 1'")
+    at_once = [subprocess.Popen(["bash", f"./{calls.SUBMIT_SCRIPT}"], cwd=folder) for _ in range(5)]
+    assert [process.wait(20) for process in at_once] == [0] * 5
+    run(folder)
+    assert sorted((folder / "ran").read_text().split()) == ["x", "y"]
+    record = read(folder)
+    assert [(call.started, call.code, call.job_id) for call in record.calls] == [(True, 0, "41"), (True, 1, None)]
+    assert record.calls[1].stderr == "no\n"
+    assert record.refused
+    assert (record.job_ids, record.open) == (("41",), [1])
+    assert not record.acknowledged
+
+
+def test_what_was_not_started_is_told(folder: Path) -> None:
+    prepare(folder, "echo 1", "echo 2")
+    (folder / "started.0").mkdir()
+    record = read(folder)
+    assert [call.started for call in record.calls] == [True, False]
+    assert record.calls[0].may_be_running
+    assert record.open == [0, 1]
+
+
+def test_values_of_the_environment_are_data(folder: Path) -> None:
+    nasty = "a'b\"$(touch evil)`id`\nnewline \\"
+    prepare(folder, "bash -c 'printf %s \"$NASTY\" > value; echo 1'", NASTY=nasty)
+    run(folder)
+    assert (folder / "value").read_text() == nasty
+    assert not (folder / "evil").exists()
+
+
+def test_words_of_a_command_are_data(folder: Path) -> None:
+    words = ["printf", "%s\n", "a b", "$(touch evil)", "'", "7"]
+    prepare(folder, quote(*words))
+    run(folder)
+    (call,) = read(folder).calls
+    assert call.stdout == "a b\n$(touch evil)\n'\n7\n"
+    assert call.job_id == "7"
+
+
+def test_output_of_any_kind_survives(folder: Path) -> None:
+    prepare(folder, "printf '\\377\\0 call yes 0 1\\nout x\\n5\\n'")
+    run(folder)
+    record = read(folder)
+    assert len(record.calls) == 1
+    assert record.job_ids == ("5",)
+
+
+def test_acknowledged(folder: Path) -> None:
+    prepare(folder, "echo 1")
+    drive(calls.acknowledge(str(folder)), shell)
+    assert read(folder).acknowledged
+
+
+def test_a_folder_that_is_gone_is_told(folder: Path) -> None:
+    with pytest.raises(RemoteError, match="The submission's folder cannot be read on the cluster"):
+        read(folder / "gone")
+
+
+def test_more_pilots_are_the_same_calls_under_new_names(folder: Path) -> None:
+    key = "picas-x-12ab.1"
+    prepare(
+        folder,
+        f"echo --job-name={key} --array=0-1 /x/{key}/pilot.sh 11",
+        f"echo --job-name={key}-1 --array=0-1 /x/{key}/pilot-1.sh 12",
+    )
+    steps = submission.submit_more(str(folder), key, 2, 5)
+    first = next(steps)
+    assert isinstance(first, Command)
+    assert shell(first).code == 0
+    assert (folder / "command.2").read_text() == f"echo --job-name={key}-2 --array=0-1 /x/{key}/pilot.sh 11"
+    assert (folder / "command.3").read_text() == f"echo --job-name={key}-3 --array=0-1 /x/{key}/pilot-1.sh 12"
+    assert drive(submission.rounds(str(folder), 2), shell) == (1, 5)
+    assert shell(first).code == 0
+    assert (folder / "command.5").read_text().startswith(f"echo --job-name={key}-5 ")
+    assert drive(submission.rounds(str(folder), 2), shell) == (2, 5)
+
+
+def test_rounds_before_the_first_one_is_repeated(folder: Path) -> None:
+    prepare(folder, "echo 1", "echo 2")
+    assert drive(submission.rounds(str(folder), 2), shell) == (0, -1)

@@ -1,0 +1,102 @@
+"""The command that imports credentials: from the PiCaS client's own files, which its own program has written."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from airflow_provider_picas import cli
+from airflow_provider_picas.cli import ImportFailedError, connection, read_credentials
+from stack import paths
+
+PASSWORD = 'pa\'ss "wörd" \\ $HOME'
+
+
+def test_picasconfig(tmp_path: Path) -> None:
+    file = tmp_path / "picasconfig.py"
+    file.write_text(
+        f"# mine\nPICAS_HOST_URL = 'https://picas.example:6984'\nPICAS_DATABASE='db'\nPICAS_USERNAME=\"me\"\nPICAS_PASSWORD={PASSWORD!r}\n"
+    )
+    found = read_credentials(file)
+    assert found == {"host": "https://picas.example:6984", "database": "db", "login": "me", "password": PASSWORD}
+    assert connection(found) == {
+        "conn_type": "picas", "host": "https://picas.example:6984", "schema": "db", "login": "me", "password": PASSWORD,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("PICAS_HOST_URL = 'x'\n", "does not tell the database, login, password"),
+        ("PICAS_PASSWORD = open('/etc/passwd').read()\n", "PICAS_PASSWORD is no plain text"),
+        ("PICAS_PASSWORD = 's3cret\n", "line 1 is no Python"),
+    ],
+)
+def test_a_picasconfig_that_is_none(tmp_path: Path, text: str, words: str) -> None:
+    file = tmp_path / "picasconfig.py"
+    file.write_text(text)
+    with pytest.raises(ImportFailedError, match=words) as caught:
+        read_credentials(file)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_nothing_in_the_file_is_executed(tmp_path: Path) -> None:
+    file = tmp_path / "picasconfig.py"
+    file.write_text(f"import os\nos.system('touch {tmp_path}/evil')\nPICAS_HOST_URL='x'\n")
+    with pytest.raises(ImportFailedError):
+        read_credentials(file)
+    assert not (tmp_path / "evil").exists()
+
+
+@pytest.fixture
+def conf(tmp_path: Path) -> Path:
+    """What the real ``picas init`` writes, in a home of its own."""
+    program = paths.PICAS_VENV / "bin" / "picas-cli"
+    if not program.exists():
+        pytest.skip(f"the PiCaS client is not installed in {paths.PICAS_VENV}")
+    named = ["--host-url", "https://picas.example:6984", "--database", "db", "--username", "me", "--password", PASSWORD]
+    ended = subprocess.run(
+        [str(program), "init", *named], capture_output=True, text=True, timeout=60, env={**os.environ, "HOME": str(tmp_path)},
+        check=False,
+    )  # fmt: skip
+    file = tmp_path / ".config" / "picas" / "conf.yml"
+    assert file.exists(), ended.stdout + ended.stderr
+    return file
+
+
+def test_conf_yml(conf: Path) -> None:
+    assert PASSWORD not in conf.read_text()
+    found = read_credentials(conf)
+    assert found == {"host": "https://picas.example:6984", "database": "db", "login": "me", "password": PASSWORD}
+
+
+def test_conf_yml_whose_key_is_lost_or_another(conf: Path) -> None:
+    key = conf.with_name(cli.KEY_FILE)
+    key.write_bytes(b"x" * 44)
+    with pytest.raises(ImportFailedError, match="was not encrypted with the key in"):
+        read_credentials(conf)
+    key.unlink()
+    with pytest.raises(ImportFailedError, match=r"key of the password, .*key\.dat, cannot be read \(No such file"):
+        read_credentials(conf)
+
+
+def test_a_file_that_is_missing_or_no_text(tmp_path: Path) -> None:
+    with pytest.raises(ImportFailedError, match="cannot be read"):
+        read_credentials(tmp_path / "nowhere.yml")
+    (tmp_path / "bytes.py").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ImportFailedError, match="it is no text"):
+        read_credentials(tmp_path / "bytes.py")
+
+
+def test_the_command_says_what_is_wrong_and_never_the_password(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "picasconfig.py"
+    file.write_text("PICAS_PASSWORD = 's3cret'\n")
+    assert cli.main(["import-connection", str(file)]) == 1
+    said = capsys.readouterr()
+    assert "does not tell the host, database, login" in said.err
+    assert "s3cret" not in said.out + said.err
