@@ -57,6 +57,7 @@ def conf(tmp_path: Path) -> Path:
     program = paths.PICAS_VENV / "bin" / "picas-cli"
     if not program.exists():
         pytest.skip(f"the PiCaS client is not installed in {paths.PICAS_VENV}")
+    (tmp_path / ".config").mkdir()  # it makes one folder only
     named = ["--host-url", "https://picas.example:6984", "--database", "db", "--username", "me", "--password", PASSWORD]
     ended = subprocess.run(
         [str(program), "init", *named], capture_output=True, text=True, timeout=60, env={**os.environ, "HOME": str(tmp_path)},
