@@ -1080,8 +1080,6 @@ class Claims:
                     self.deferred += 1
             if len(clean) >= wanted:
                 break
-        if len(clean) < wanted:
-            wanted = (len(clean) + 3) // 4  # few are left, and the others want some, too
         chosen = clean[:wanted] or suspects[:1]
         tokens = self._claim(chosen)
         self.contested = len(clean) + len(suspects) - len(tokens)
