@@ -1,0 +1,305 @@
+"""Our own pilots, submitted by command to a real Slurm: what reaches them, how many come, and what they leave."""
+
+from __future__ import annotations
+
+import re
+import stat
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException
+
+from airflow_provider_picas.hooks.slurm import SlurmHook
+from airflow_provider_picas.operators.pilots import PicasSubmitPilotsOperator
+from airflow_provider_picas.operators.tokens import PicasPushTokensOperator
+from airflow_provider_picas.sensors.tokens import PicasTokenStateSensor
+from airflow_provider_picas.tokens.states import State, state_of
+from stack import processes
+from stack.pool import Pool
+from tests.integration.tasks import context
+
+pytestmark = pytest.mark.usefixtures("picas_default", "spider")
+
+
+@pytest.fixture
+def remote() -> Iterator[SlurmHook]:
+    """The cluster, to look at."""
+    with SlurmHook("spider") as hook:
+        yield hook
+
+
+class Tasks:
+    """The tasks of one run on a pool of its own."""
+
+    def __init__(self, pool: Pool, remote: SlurmHook) -> None:
+        self.pool, self.remote = pool, remote
+        self.batch: Any = None
+        self.pilots: Any = None
+
+    def push(self, tokens: list[dict[str, Any]]) -> None:
+        push = PicasPushTokensOperator(task_id="push", tokens=tokens)
+        self.batch = push.execute(context(run_id=self.pool.database))
+
+    def submit(self, command: Any, task_id: str = "pilots", **arguments: Any) -> Any:
+        arguments.setdefault("batch", self.batch)
+        operator = PicasSubmitPilotsOperator(task_id=task_id, command=command, ssh_conn_id="spider", **arguments)
+        self.pilots = operator.execute(context(task_id, run_id=self.pool.database))
+        return self.pilots
+
+    def wait(self, **arguments: Any) -> dict[str, int]:
+        sensor = PicasTokenStateSensor(
+            task_id="wait",
+            batch=self.batch,
+            pilots=self.pilots,
+            poke_interval=1,
+            timeout=90,
+            deferrable=False,
+            **arguments,
+        )
+        self.wait_context = context("wait", run_id=self.pool.database)
+        result: dict[str, int] = sensor.execute(self.wait_context)
+        return result
+
+    def ended(self) -> None:
+        """Wait until no pilot is left."""
+        listed = f"squeue --noheader --jobs={','.join(self.pilots['job_ids'])}"
+        processes.wait_for(lambda: not self.remote.run(listed).stdout, what="The pilots' end", seconds=60)
+
+    def logs(self) -> str:
+        return self.remote.run(f"cat {self.pilots['folder']}/pilot-*.log").stdout
+
+    def states(self) -> Counter[State | None]:
+        return Counter(state_of(token) for token in self.pool.tokens())
+
+
+@pytest.fixture
+def tasks(pool: Pool, remote: SlurmHook) -> Iterator[Tasks]:
+    """A run; its jobs are gone at the end."""
+    made = Tasks(pool, remote)
+    yield made
+    if made.pilots and made.pilots["job_ids"]:
+        remote.run(f"scancel {' '.join(made.pilots['job_ids'])}")
+
+
+def test_from_command_to_output(tasks: Tasks, tmp_path: Path) -> None:
+    """Files go with the command, of which one is a template and one a program; the setup has run; credentials go at the end."""
+    (tmp_path / "words.txt").write_bytes(b"alpha\nbeta\ngamma\n")
+    (tmp_path / "count.sh").write_text('#!/bin/bash\ngrep -c "$1" words.txt run.txt | tr "\\n" " "\n')
+    (tmp_path / "count.sh").chmod(0o755)
+    (tmp_path / "run.txt.j2").write_text("beta of {{ ti.run_id }}\n")
+    tasks.push([{"input": word, "colour": "blue"} for word in ("beta", "a")])
+    write = 'echo "{\\"counts\\": \\"$(cat out)\\", \\"greeting\\": \\"$GREETING $OTHER\\"}" > output.json'
+    tasks.submit(
+        f'./count.sh "$PICAS_INPUT" > out; {write}',
+        setup="export GREETING=hello",
+        env={"OTHER": "w'or$ld"},
+        files=[str(tmp_path / name) for name in ("words.txt", "count.sh", "run.txt.j2")],
+        pilots=2,
+        pilot={"lease": 10},
+    )
+    folder = tasks.pilots["folder"]
+    modes = tasks.remote.run(f"cd {folder} && stat -c '%a %n' . credentials credentials/* pilot.json count.sh").stdout
+    assert modes.split("\n")[:5] == [
+        "700 .",
+        "700 credentials",
+        "600 credentials/picasconfig.py",
+        "600 pilot.json",
+        "700 count.sh",
+    ]
+    assert (
+        tasks.pool.password not in tasks.remote.run(f"cat {folder}/pilot.json {folder}/*.sh {folder}/command.*").stdout
+    )
+    assert tasks.wait()["done"] == 2
+    outputs = {token["input"]: token["output"] for token in tasks.pool.tokens()}
+    assert outputs == {
+        "beta": {"counts": "words.txt:1 run.txt:1 ", "greeting": "hello w'or$ld"},
+        "a": {"counts": "words.txt:3 run.txt:1 ", "greeting": "hello w'or$ld"},
+    }
+    job = tasks.pilots["job_ids"][0]
+    assert {token["slurm_job_id"] for token in tasks.pool.tokens()} <= {f"{job}_0", f"{job}_1"}
+    assert tasks.remote.run(f"ls -A {folder}/credentials").stdout == ""
+    figures = tasks.wait_context["ti"].xcoms["figures"]
+    assert figures["tokens"] == 2
+    assert sum(figures["jobs"].values()) == 2
+
+
+def test_a_list_of_arguments_is_no_shell_text(tasks: Tasks) -> None:
+    tasks.push([{"input": "$(id)"}])
+    program = "import os,sys,json; json.dump([os.environ['PICAS_INPUT'], *sys.argv[1:]], open('output.json', 'w'))"
+    tasks.submit(["python3", "-c", program, "$HOME", "a b", "{{ x }}"], pilot={"lease": 10})
+    assert tasks.wait()["done"] == 1
+    assert tasks.pool.tokens()[0]["output"][:3] == ["$(id)", "$HOME", "a b"]
+
+
+@pytest.mark.parametrize(
+    ("setup", "words"),
+    [
+        (
+            "module load NoSuchThing",
+            "The setup failed with code 127, so this pilot takes no token: module load NoSuchThing",
+        ),
+        ("PATH=/nowhere", "There is no Python 3.6 or newer on"),
+    ],
+)
+def test_a_node_that_is_not_ready_is_said_once_and_takes_no_token(tasks: Tasks, setup: str, words: str) -> None:
+    tasks.push([{"input": n} for n in range(5)])
+    tasks.submit("true", setup=setup, pilots=1)
+    with pytest.raises(AirflowFailException, match=r"5 tokens of .* wait, and no pilot is left to take them"):
+        tasks.wait()
+    assert tasks.logs().count(words) == 1
+    assert tasks.states() == {State.TODO: 5}
+    assert not any(token.get("attempts") for token in tasks.pool.tokens())
+
+
+def test_pilots_that_finish_nothing_are_not_submitted_for_ever(
+    tasks: Tasks, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tasks.push([{"input": n} for n in range(5)])
+    tasks.submit("true", setup="false", pilots=2)
+    with pytest.raises(AirflowFailException, match="no pilot is left"):
+        tasks.wait(resubmit=10)
+    assert "have finished no token" in capsys.readouterr().out
+    jobs = tasks.remote.run(f"ls {tasks.pilots['folder']} | grep -c '^command'").stdout.strip()
+    assert jobs == "2", "once more, and then no more"
+
+
+def test_more_pilots_are_submitted_while_they_finish_tokens(tasks: Tasks) -> None:
+    """Each pilot stops after one token, given back once by the next one's look."""
+    tasks.push([{"input": n} for n in range(3)])
+    count = f"{tasks.remote.run('pwd').stdout.strip()}/count-{tasks.pool.database}"
+    command = f"echo x >> {count}; test $(($(wc -l < {count}) % 2)) = 1 || exit 9"
+    tasks.submit(command, pilots=1, pilot={"lease": 6, "stop_exit_codes": [9], "max_claim": 1})
+    assert tasks.wait(resubmit=5)["done"] == 3
+    jobs = tasks.remote.run(f"squeue --noheader --states=all --format=%F --name=$(cd {tasks.pilots['folder']}; "
+                            f"cat command.* | grep -o 'job-name=[^ ]*' | cut -d= -f2 | paste -sd,)").stdout.split()  # fmt: skip
+    assert len(set(jobs)) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"script": "x.sh"}, "Give either `command`"),
+        ({"pilot": {"leese": 5}}, "does not know: 'leese'"),
+        ({"pilot": {"slots": 0}}, "'slots' must be a whole number"),
+        ({"pilot": {"lease": object()}}, "no JSON"),
+        ({"files": ["/nowhere.dat"]}, "The file '/nowhere.dat' cannot be read"),
+        ({"credentials": "sometimes"}, "it is 'send' or 'existing'"),
+        ({"pilots": 0}, "pilots is 0; it takes a whole number from 1"),
+        ({"pilots": "auto", "tokens_per_pilot": 0}, "tokens_per_pilot is 0"),
+        ({"env": {"A B": "x"}}, "no name of a variable"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(tasks: Tasks, arguments: dict[str, Any], words: str) -> None:
+    tasks.push([{"input": 1}])
+    with pytest.raises(AirflowFailException, match=words):
+        tasks.submit("true", **arguments)
+
+
+def test_files_may_not_take_the_submissions_own_names(tasks: Tasks, tmp_path: Path) -> None:
+    (tmp_path / "pilot.json").write_text("{}")
+    with pytest.raises(AirflowFailException, match=r"pilot\.json in `files`"):
+        tasks.submit("true", files=[str(tmp_path / "pilot.json")])
+
+
+def array_of(tasks: Tasks, job: str) -> dict[str, str]:
+    text = tasks.remote.run(f"scontrol --oneliner show job {job}").stdout.splitlines()[0]
+    return dict(re.findall(r"(\S+?)=(\S*)", text))
+
+
+HELD = {"hold": True}
+
+
+def test_pilots_for_the_tokens_that_wait(tasks: Tasks) -> None:
+    tasks.push([{"input": n} for n in range(25)])
+    tasks.submit("true", pilots="auto", tokens_per_pilot=10, sbatch=HELD)
+    assert array_of(tasks, tasks.pilots["job_ids"][0])["ArrayTaskId"] == "0-2"
+
+
+def test_caps(tasks: Tasks) -> None:
+    """They count what waits and runs already, of this package and user."""
+    tasks.push([{"input": n} for n in range(100)])
+    waiting, running = tasks.remote.count_pilots()
+    first = tasks.submit(
+        "true", "first", pilots="auto", tokens_per_pilot=1, max_pilots=waiting + running + 4, max_running=2, sbatch=HELD
+    )
+    try:
+        assert array_of(tasks, first["job_ids"][0])["ArrayTaskId"] == "0-3%2"
+        assert tasks.remote.count_pilots() == (waiting + 4, running)
+        second = tasks.submit("true", "second", pilots=9, max_queued=waiting + 6, sbatch=HELD)
+        assert array_of(tasks, second["job_ids"][0])["ArrayTaskId"] == "0-1"
+        tasks.remote.run(f"scancel {second['job_ids'][0]}")
+        full = tasks.submit("true", "third", pilots=9, max_pilots=waiting + running + 4)
+        assert full["submission"] is None
+        assert full["job_ids"] == []
+        again = tasks.submit("true", "first", pilots="auto", tokens_per_pilot=1, max_pilots=waiting + running + 4)
+        assert again == first, "a retry finds its own pilots, for which there was room"
+    finally:
+        tasks.remote.run(f"scancel {first['job_ids'][0]}")
+
+
+def test_nothing_waits_and_nothing_is_submitted(tasks: Tasks) -> None:
+    tasks.push([{"input": 1}])
+    output = tasks.submit("true", pilots="auto", batch="nobody")
+    assert output == {"ssh_conn_id": "spider", "submission": None, "folder": None, "job_ids": [], "submitted": None}
+
+
+def test_resource_classes(tasks: Tasks) -> None:
+    """An array for each class, which takes tokens of that class alone; what sbatch does not know gets none, and is said."""
+    tasks.push(
+        [{"input": 0}, {"input": 1, "cores": 2}, {"input": 2, "cores": 2, "time": 30}, {"input": 3, "gpu": "$(id)"}]
+    )
+    tasks.submit(
+        'echo "[\\"$SLURM_CPUS_PER_TASK\\", \\"$SLURM_ARRAY_JOB_ID\\"]" > output.json', pilots=1, pilot={"lease": 6},
+        resource_classes={"2//": {"comment": "two"}},
+    )  # fmt: skip
+    assert len(tasks.pilots["job_ids"]) == 3
+    found = {array_of(tasks, job)["TimeLimit"] for job in tasks.pilots["job_ids"]}
+    assert "00:35:00" in found
+    tasks.ended()
+    tokens = {token["input"]: token for token in tasks.pool.tokens()}
+    assert [state_of(tokens[n]) for n in range(4)] == [State.DONE, State.DONE, State.DONE, State.TODO]
+    assert [tokens[n]["output"][0] for n in range(3)] == ["", "2", "2"]
+    assert len({tokens[n]["output"][1] for n in range(3)}) == 3
+
+
+def test_credentials_of_ones_own(tasks: Tasks) -> None:
+    """Found by PYTHONPATH, which the setup sets; none is sent."""
+    own = tasks.remote.run("mkdir -p -m 700 own && cd own && pwd").stdout.strip()
+    config = {
+        "HOST_URL": tasks.pool.url,
+        "DATABASE": tasks.pool.database,
+        "USERNAME": tasks.pool.user,
+        "PASSWORD": tasks.pool.password,
+    }
+    text = "".join(f"PICAS_{name} = {value!r}\n" for name, value in config.items())
+    path = Path(own) / "picasconfig.py"
+    path.touch(mode=0o600)
+    path.write_text(text)
+    tasks.push([{"input": 1}])
+    tasks.submit("true", credentials="existing", setup=f"export PYTHONPATH={own}", pilot={"lease": 6})
+    assert tasks.wait()["done"] == 1
+    assert tasks.remote.run(f"ls -A {tasks.pilots['folder']}/credentials").stdout == ""
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600, "one's own stay"
+    assert path.read_text() == text
+
+
+def test_a_dry_run_shows_the_pilots_script(tasks: Tasks, capsys: pytest.CaptureFixture[str]) -> None:
+    tasks.push([{"input": 1}])
+    assert tasks.submit("true", setup="module load X", pilots=3, dry_run=True) is None
+    said = capsys.readouterr().out
+    assert "module load X" in said
+    assert re.search(r"sbatch --parsable '?--job-name=picas-pilots-\w+\.<n>'? .*--signal=B:TERM@20 .*--array=0-2", said)
+    assert tasks.pool.password not in said
+    assert tasks.states() == {State.TODO: 1}
+
+
+def test_the_logs_end_is_told_when_no_pilot_is_left(tasks: Tasks, capsys: pytest.CaptureFixture[str]) -> None:
+    tasks.push([{"input": 1}])
+    tasks.submit("true", setup="echo this is why >&2; exit 3")
+    with pytest.raises(AirflowFailException, match="no pilot is left"):
+        tasks.wait()
+    assert "this is why" in capsys.readouterr().out
+    assert tasks.wait_context["ti"].xcoms["figures"]["jobs"] == {"FAILED, exit code 3": 1}
