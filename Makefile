@@ -24,9 +24,9 @@ else
 	$(VENV)/pytest $(TESTS) $(ARGS)
 endif
 
-# Kills, stops and cuts the real parts while pilots work, and prints the seconds that this took.
+# Kills, stops and cuts the real parts while pilots work. Some 25 minutes; the figures stand at the end.
 chaos: install
-	$(VENV)/pytest tests/chaos -s $(ARGS)
+	$(VENV)/pytest tests/chaos $(ARGS)
 
 # On the CouchDB that PICAS_TEST_COUCHDB_URL names, else the embedded one. ARGS=--keep rewrites benchmarks/results.*
 bench: python

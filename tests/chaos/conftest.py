@@ -12,10 +12,18 @@ import pytest
 from stack import native
 from stack.cluster import Cluster
 from stack.pool import Pool
-from tests.chaos.run import Run
+from tests.chaos.run import Run, figures
 
 for name in ("asyncssh", "paramiko"):
     logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The figures."""
+    if figures:
+        terminalreporter.section("figures")
+        for figure in figures:
+            terminalreporter.write_line(figure)
 
 
 @pytest.fixture(scope="session")

@@ -32,6 +32,16 @@ INTERVAL = 5.0  # seconds between two looks at the pilots
 PATIENCE = 120.0  # seconds to wait for anything
 
 
+figures: list[str] = []
+"""What the tests measured, for the end of the session."""
+
+
+def tell(figure: str) -> None:
+    """Note a figure."""
+    figures.append(figure)
+    print(f"\n{figure}")
+
+
 @dataclass(frozen=True)
 class Line:
     """What a command wrote down when it began, or ended well."""

@@ -17,7 +17,7 @@ import pytest
 from stack import native
 from stack.cluster import Cluster
 from stack.pool import Pool
-from tests.chaos.run import Run
+from tests.chaos.run import Run, tell
 from tests.conftest import set_connection
 from tests.integration import faults
 
@@ -46,7 +46,7 @@ def test_sshd_is_gone_for_a_minute(run: Run, cluster: Cluster, capsys: pytest.Ca
         run.kill_pilot(job)
         time.sleep(60)
     seconds = run.next_claim(held, at)
-    print(f"\nsshd away: the token of a killed pilot was claimed again after {seconds:.1f} s")
+    tell(f"sshd away: the token of a killed pilot was claimed again after {seconds:.1f} s")
     assert run.result()["done"] == 16
     run.check_done_once(held)
     said = capsys.readouterr().out
@@ -159,7 +159,7 @@ def test_sacct_does_not_answer(run: Run, cluster: Cluster, capsys: pytest.Captur
         held = run.held_by(job)
         at = time.time()
         run.kill_pilot(job)
-        print(f"\nno sacct: claimed again after {run.next_claim(held, at):.1f} s")
+        tell(f"no sacct: claimed again after {run.next_claim(held, at):.1f} s")
         assert run.result()["done"] == 6
         run.check_done_once(held)
     finally:

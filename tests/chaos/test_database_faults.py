@@ -14,7 +14,7 @@ from stack import native
 from stack.cluster import Cluster
 from stack.couchdb import CouchDB
 from stack.pool import Pool
-from tests.chaos.run import Run
+from tests.chaos.run import Run, tell
 from tests.conftest import set_connection
 from tests.integration.faults import Fault, Proxy
 
@@ -66,7 +66,7 @@ def test_the_database_is_away_for_a_minute(own_run: Run, own_couchdb: CouchDB) -
     own_couchdb.start()
     assert own_run.result()["done"] == TOKENS
     last = max(line.at for line in own_run.lines())
-    print(f"\naway for 60 s: all done {last - began - 60:.1f} s after it came back")
+    tell(f"away for 60 s: all done {last - began - 60:.1f} s after it came back")
     own_run.check_done_once()
 
 
@@ -110,7 +110,7 @@ def test_answers_that_are_no_use(behind_proxy: Run, proxy: Proxy, fault: Fault |
     proxy.fault_of = sometimes  # type: ignore[method-assign]
     run.wait()
     assert run.result()["done"] == TOKENS
-    print(f"\n{fault}: {hurt} of {len(proxy.requests) - before} requests")
+    tell(f"{fault}: {hurt} of {len(proxy.requests) - before} requests")
     assert hurt > 20
     run.check_done_once()
     assert not run.files("unsent")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from airflow_provider_picas.operators.pilots import PicasSubmitPilotsOperator
-from tests.chaos.run import Run
+from tests.chaos.run import Run, tell
 from tests.integration.tasks import context
 
 MANY = 2_000
@@ -42,7 +42,7 @@ def test_32_pilots_on_2000_short_tokens(run: Run) -> None:
     )
     run.wait()
     assert run.result(280)["done"] == MANY
-    print(f"\n32 pilots: {MANY / (time.monotonic() - begin):.0f} tokens/s, from the submission to the end of the wait")
+    tell(f"32 pilots: {MANY / (time.monotonic() - begin):.0f} tokens/s, from the submission to the end of the wait")
     assert Counter(counted(run).values()) == {1: MANY}
     job = run.submitted["job_ids"][0]
     run.until(
@@ -67,8 +67,8 @@ def test_the_picas_clients_pilots_beside_ours(run: Run) -> None:
     runs = counted(run)
     ours = Counter(token for who, token in lines if who == "ours")
     twice = {token for token, times in runs.items() if times > 1}
-    print(
-        f"\nbeside the PiCaS client: {dict(by_whom)} of 600 tokens; {len(twice)} run twice, {len(twice & set(ours))} of them ours"
+    tell(
+        f"beside the PiCaS client: {dict(by_whom)} of 600 tokens; {len(twice)} run twice, {len(twice & set(ours))} of them ours"
     )
     assert set(ours.values()) == {1}
     assert len(runs) == 600

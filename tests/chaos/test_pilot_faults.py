@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from airflow_provider_picas.tokens.states import State
 from stack.cluster import Cluster
-from tests.chaos.run import INTERVAL, LEASE, Run
+from tests.chaos.run import INTERVAL, LEASE, Run, tell
 
 SOON = 15.0  # seconds, for what Slurm tells at once
 BUSY = 5.0  # seconds on top of a lease
@@ -53,7 +53,7 @@ def hurt(run: Run, fault: Callable[[str], object]) -> Fault:
 def claimed_again(run: Run, fault: Fault, what: str) -> float:
     """Seconds from the fault to the next claim of the token, which are printed."""
     seconds = run.next_claim([fault.token], fault.at)
-    print(f"\n{what}: the token was claimed again after {seconds:.1f} s (interval {INTERVAL:g} s, lease {LEASE} s)")
+    tell(f"{what}: the token was claimed again after {seconds:.1f} s (interval {INTERVAL:g} s, lease {LEASE} s)")
     return seconds
 
 
@@ -102,7 +102,7 @@ def test_sigkill_of_slurmd(run: Run, cluster: Cluster) -> None:
     fault = hurt(run, kill_slurmd)
     with mended(cluster, nodes[0]):
         run.until(lambda: not run.pids(fault.job), "The end of the pilot that Slurm has given up", 40)
-        print(f"\nSIGKILL of slurmd: the pilot that ran on ended {time.time() - fault.at:.1f} s later")
+        tell(f"SIGKILL of slurmd: the pilot that ran on ended {time.time() - fault.at:.1f} s later")
         claimed_again(run, fault, "SIGKILL of slurmd")
         assert run.result()["done"] == 10
     run.check_done_once([fault.token])
@@ -155,9 +155,7 @@ def test_the_wall_clock_ends(run: Run) -> None:
     held = [token for token, times in run.begun().items() if times > run.ended()[token]]
     begun = next(line.at for line in run.lines())
     seconds = run.next_claim(held, max(line.at for line in run.lines()))
-    print(
-        f"\nwall-clock end: both tokens were claimed again {seconds:.1f} s after they had been begun; the limit is 60 s"
-    )
+    tell(f"wall-clock end: both tokens were claimed again {seconds:.1f} s after they had been begun; the limit is 60 s")
     assert run.result()["done"] == 3
     run.check_done_once(held)
     reasons = {token["attempts"][0]["reason"] for token in run.pool.tokens() if token.get("attempts")}
@@ -187,7 +185,7 @@ def test_a_requeued_copy_on_another_node(run: Run, cluster: Cluster) -> None:
     with mended(cluster, nodes[0]):
         try:
             seconds = run.next_claim([token], at)
-            print(f"\nrequeue: the token was claimed again after {seconds:.1f} s")
+            tell(f"requeue: the token was claimed again after {seconds:.1f} s")
             run.until(lambda: run.states()[State.DONE] == 2, "The second copy's result")
         finally:
             os.kill(first[0], signal.SIGCONT)
@@ -212,6 +210,6 @@ def test_the_last_pilot_dies_after_all_others_have_left(run: Run) -> None:
     at = time.time()
     run.kill_pilot(job)
     seconds = run.next_claim([long], at)
-    print(f"\nthe last pilot killed: the token was claimed by a new one after {seconds:.1f} s")
+    tell(f"the last pilot killed: the token was claimed by a new one after {seconds:.1f} s")
     assert run.result()["done"] == 2
     run.check_done_once([long])

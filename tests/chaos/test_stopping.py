@@ -20,6 +20,7 @@ from stack.airflow import Airflow
 from stack.airflow_api import ENDED, AirflowApi
 from stack.cluster import Cluster
 from stack.pool import Pool
+from tests.chaos.run import tell
 
 DAGS = Path(__file__).parent / "dags"
 
@@ -112,7 +113,7 @@ def test_marked_failed_the_pilots_are_cancelled_and_their_tokens_given_back(star
     waiting.api.set_task_state(waiting.dag_id, waiting.run, "wait", "failed")
     waiting.until(lambda: not waiting.jobs(), "The end of the pilots")
     waiting.until(lambda: len(waiting.tokens(State.TODO)) == 3, "The return of the tokens")
-    print(f"\nmarked failed: no pilot and no locked token {time.time() - at:.1f} s later")
+    tell(f"marked failed: no pilot and no locked token {time.time() - at:.1f} s later")
     assert time.time() - at < 45
 
 

@@ -18,7 +18,7 @@ from airflow.providers.common.compat.sdk import AirflowException
 from airflow_provider_picas.tokens.states import State
 from stack import paths
 from stack.cluster import Cluster
-from tests.chaos.run import LEASE, Run
+from tests.chaos.run import LEASE, Run, tell
 from tests.integration.tasks import context
 
 
@@ -59,7 +59,7 @@ def test_a_worker_killed_at_each_step(run: Run, kind: str) -> None:
     while (reported := worker(run, died, **more)) is None:
         died += 1
         assert died < 30
-    print(f"\n{kind}: workers were killed at {died} steps")
+    tell(f"{kind}: workers were killed at {died} steps")
     assert died >= 5
     run.submitted = reported["output"]
     assert run.submitted["submission"].endswith(".1")
