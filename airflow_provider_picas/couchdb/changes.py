@@ -76,7 +76,9 @@ def birth(pool: Pool) -> Operation[str]:
 
 
 def counts_of(pool: Pool, batches: Collection[str]) -> Operation[dict[str, Counts]]:
-    """The counts of some batches; all zero for one that has no tokens."""
+    """The counts of some batches, as ``Pool.count`` tells them; all zero for one that has no tokens."""
+    if pool.settings.design_document != views.MONITOR:
+        return (yield from _count_each(pool, batches))
     found: dict[str, Counts] = {}
     try:
         if len(batches) > FEW:
@@ -88,8 +90,14 @@ def counts_of(pool: Pool, batches: Collection[str]) -> Operation[dict[str, Count
         if error.reason == "Database does not exist.":
             raise
         # The provider's views are not deployed.
-        for batch in batches:
-            found[batch] = yield from pool.count(None if batch == NO_BATCH else batch)
+        found = yield from _count_each(pool, batches)
+    return found
+
+
+def _count_each(pool: Pool, batches: Collection[str]) -> Operation[dict[str, Counts]]:
+    found: dict[str, Counts] = {}
+    for batch in batches:
+        found[batch] = yield from pool.count(_key(batch))
     return found
 
 

@@ -66,6 +66,8 @@ class PicasTokenStateSensor(BaseSensorOperator):
     Pools in ``outlets`` (``assets.pool_asset``) get an event with batch, outcome and counts in its extra.
 
     Returns the counts by state. ``poke_interval``, ``timeout``, ``mode`` and ``soft_fail`` are those of every sensor.
+    A short ``poke_interval`` is a risk with ``mode="reschedule"``: Airflow fails the task if it notices the end of one look
+    only after it has queued the next (apache/airflow#71172).
     """
 
     template_fields: Sequence[str] = (
@@ -303,11 +305,8 @@ class PicasTokenStateSensor(BaseSensorOperator):
             raise AirflowFailException(str(error)) from None
 
     def _budget(self) -> ErrorBudget:
-        limit: Any = self.max_errors
         try:
-            if isinstance(limit, str):  # rendered from a template
-                limit = float(limit) if "." in limit else int(limit)
-            return ErrorBudget(limit)
+            return ErrorBudget.parse(self.max_errors)
         except ValueError as error:
             raise AirflowFailException(str(error)) from None
 

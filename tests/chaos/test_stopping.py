@@ -7,13 +7,18 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from airflow_provider_picas.hooks.picas import PicasHook
+from airflow_provider_picas.tokens.documents import new_token
 from airflow_provider_picas.tokens.states import State, state_of
 from stack import native, paths, processes
 from stack.airflow import Airflow
@@ -23,13 +28,14 @@ from stack.pool import Pool
 from tests.chaos.run import tell
 
 DAGS = Path(__file__).parent / "dags"
+BATCHES = [f"b{number:02}" for number in range(50)]  # as in the DAG fifty_waits
 
 
 @pytest.fixture(scope="module")
 def airflow(run_folder: Path) -> Iterator[Airflow]:
     """An Airflow whose components can be killed."""
     standalone = Airflow(run_folder / "airflow", dags=DAGS)
-    standalone.start(["stop_cancel", "stop_drain", "stop_teardown"])
+    standalone.start(["stop_cancel", "stop_drain", "stop_teardown", "fifty_waits"])
     yield standalone
     standalone.stop()
     processes.sweep(standalone.folder)  # components that a test has started again
@@ -149,17 +155,24 @@ def components(airflow: Airflow, word: str) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("what", ["triggerer", "scheduler"])
-def test_a_component_that_is_killed_and_comes_back(start: Any, airflow: Airflow, what: str) -> None:
-    waiting: Waiting = start("stop_cancel", 40)
+def restart(airflow: Airflow, what: str, how: signal.Signals) -> subprocess.Popen[bytes]:
+    """End a component and start it again."""
     pids = components(airflow, what)
     assert pids
     for pid in pids:
-        os.kill(pid, signal.SIGKILL)
-    again = processes.start(
+        with suppress(ProcessLookupError):
+            os.kill(pid, how)
+    processes.wait_for(lambda: not any(map(processes.alive, pids)), what=f"The end of the {what}", seconds=60)
+    return processes.start(
         [str(paths.AIRFLOW_VENV / "bin" / "airflow"), what],
-        folder=airflow.folder, name=what, env=airflow.environ(), cwd=airflow.folder,
+        folder=airflow.folder, name=f"{what}-{time.time():.0f}", env=airflow.environ(), cwd=airflow.folder,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("what", ["triggerer", "scheduler"])
+def test_a_component_that_is_killed_and_comes_back(start: Any, airflow: Airflow, what: str) -> None:
+    waiting: Waiting = start("stop_cancel", 40)
+    again = restart(airflow, what, signal.SIGKILL)
     waiting.pilots_live(15)
     assert waiting.api.wait_for_run(waiting.dag_id, waiting.run)["state"] == "success"
     assert again.poll() is None
@@ -173,3 +186,55 @@ def test_a_teardown_cancels_when_the_run_is_marked_failed(start: Any) -> None:
     waiting.until(lambda: not waiting.jobs(), "The end of the pilots", 90)
     waiting.until(lambda: len(waiting.tokens(State.TODO)) == 3, "The return of the tokens")
     waiting.until(lambda: not list(Path(waiting.submitted["folder"], "credentials").iterdir()), "The credentials' end")
+
+
+@pytest.mark.timeout(900)
+def test_fifty_waits_while_components_are_restarted(
+    airflow: Airflow, cluster: Cluster, pool: Pool, picas_default: str
+) -> None:
+    """All finish, each once, and no pilot is touched."""
+    airflow.api.add_connection("picas_default", **native.picas_connection(pool))
+    airflow.api.add_connection("spider", **native.ssh_connection(cluster))
+    gate = cluster.home / f"gate-{pool.database}"
+    hook = PicasHook(picas_default)
+    hook.deploy_views()
+    hook.push(new_token({"input": str(gate)}, batch=batch, push=batch, ordinal=0) for batch in BATCHES)
+    api, run = airflow.api, airflow.api.trigger("fifty_waits")
+
+    def waits() -> list[dict[str, Any]]:
+        return [task for task in api.tasks("fifty_waits", run) if task["task_id"] == "wait"]
+
+    def claims() -> dict[str, Any]:
+        return {token["_id"]: token["claim"] for token in pool.tokens() if state_of(token) is State.LOCKED}
+
+    def jobs() -> list[str]:
+        name = api.xcom("fifty_waits", run, "pilots")["submission"]
+        return cluster.run("squeue", "--noheader", "--array", f"--name={name}", "--format=%i %T").stdout.split()
+
+    def deferred() -> bool:
+        return Counter(task["state"] for task in waits()) == {"deferred": len(BATCHES)}
+
+    processes.wait_for(deferred, what="The deferral of 50 waits", seconds=300)
+    processes.wait_for(lambda: len(claims()) == 2, what="The claim of two tokens", seconds=60)
+    held, running = claims(), jobs()
+    assert len(running) == 4
+    last = {}
+    for names, how in (
+        (["triggerer"], signal.SIGTERM),
+        (["scheduler"], signal.SIGTERM),
+        (["triggerer", "scheduler"], signal.SIGTERM),
+        (["triggerer", "scheduler"], signal.SIGKILL),
+    ):
+        last |= {name: restart(airflow, name, how) for name in names}
+        time.sleep(25)
+        assert deferred(), Counter(task["state"] for task in waits())
+        assert (claims(), jobs()) == (held, running), f"after {how.name} of {' and '.join(names)}"
+    begin = time.monotonic()
+    gate.touch()
+    assert api.wait_for_run("fifty_waits", run, seconds=400)["state"] == "success"
+    tell(
+        f"50 waits, restarts of triggerer and scheduler: all ended {time.monotonic() - begin:.0f} s after the last token began to"
+    )
+    assert Counter((task["state"], task["try_number"]) for task in waits()) == {("success", 1): len(BATCHES)}
+    assert not any(token["scrub_count"] for token in pool.tokens())
+    assert all(process.poll() is None for process in last.values())

@@ -42,7 +42,7 @@ def test_waits_until_all_tokens_have_finished(
     finish(couchdb, pool, [0, 0, 0])
     finished = time.time()
     wait = api.wait_for_task(dag_id, run, "wait", ["success", "failed"])
-    assert wait["state"] == "success"
+    assert wait["state"] == "success", api.log(dag_id, run, "wait")
     assert api.xcom(dag_id, run, "wait") == {"todo": 0, "locked": 0, "done": 3, "error": 0}
     assert datetime.fromisoformat(wait["end_date"]).timestamp() - finished < 30
 

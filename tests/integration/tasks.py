@@ -15,6 +15,7 @@ class TaskInstance:
     dag_id: str = "dag"
     run_id: str = "run1"
     map_index: int = -1
+    try_number: int = 1
     xcoms: dict[str, Any] = field(default_factory=dict)
     first_reschedule: datetime | None = None  #: when a rescheduled sensor looked first
 

@@ -26,8 +26,9 @@ from airflow_provider_picas.sensors.tokens import PicasTokenStateSensor
 from airflow_provider_picas.tokens import waiting
 from airflow_provider_picas.tokens.documents import new_token
 from stack import native
-from stack.couchdb import CouchDB
+from stack.couchdb import CouchDB, CouchDBAdmin
 from stack.pool import Pool
+from tests.conftest import set_connection
 from tests.integration.faults import Proxy
 from tests.integration.tasks import context
 
@@ -200,6 +201,58 @@ class TestOutcome:
             hook.do(hook.pool.put({**hook.get("other:00000000"), "lock": 5, "done": 6, "exit_code": 0}))
 
         assert run(sensor(None, deferrable=deferrable), finish)["done"] == 11
+
+
+@MODES
+class TestShapesOfPools:
+    def test_monitor_only(
+        self, batch: dict[str, Any], run: Callable[..., Any], deferrable: bool, couchdb: CouchDBAdmin
+    ) -> None:
+        design = f"/{batch['database']}/_design/airflow-picas-1"
+        _, present = couchdb.request("GET", design)
+        assert couchdb.request("DELETE", f"{design}?rev={present['_rev']}")[0] == 200
+        counts = run(sensor(batch, deferrable=deferrable), lambda: put(range(10), DONE))
+        assert counts == {"todo": 0, "locked": 0, "done": 10, "error": 0}
+
+    def test_a_design_document_of_its_own(
+        self,
+        batch: dict[str, Any],
+        run: Callable[..., Any],
+        deferrable: bool,
+        pool: Pool,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Only the tokens in its views are waited for."""
+        PicasHook().deploy_views({"Late": "doc.input >= 6"})
+        late = {**native.picas_connection(pool), "extra": {"design_document": "Late"}}
+        waits = sensor(
+            {**batch, "tokens": 4}, deferrable=deferrable, picas_conn_id=set_connection(monkeypatch, "late", late)
+        )
+        put([6, 7], DONE)
+        assert run(waits, lambda: put([8, 9], DONE)) == {"todo": 0, "locked": 0, "done": 4, "error": 0}
+
+    def test_a_login_that_may_only_read(
+        self,
+        batch: dict[str, Any],
+        run: Callable[..., Any],
+        deferrable: bool,
+        pool: Pool,
+        couchdb: CouchDBAdmin,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """It waits, and where it would have to write to know more, it says so and goes on."""
+        forbid = "function (doc, old, user) { if (user.roles.indexOf('_admin') < 0) throw({forbidden: 'read only'}); }"
+        design = {"_id": "_design/readonly", "validate_doc_update": forbid}
+        assert couchdb.request("PUT", f"/{pool.database}/_design/readonly", design)[0] == 201
+        writes = {**native.picas_connection(pool), "login": couchdb.admin, "password": couchdb.password}
+        writer = PicasHook(set_connection(monkeypatch, "writer", writes))
+        put([0], DONE, writer)
+        waits = sensor(batch, deferrable=deferrable, no_progress=60)
+        assert run(waits, lambda: put(range(1, 10), DONE, writer))["done"] == 10
+        put([0], (0, 0, ""), writer)
+        again = sensor(batch, mode="reschedule", no_progress=60)
+        with pytest.raises(AirflowRescheduleException):
+            again.execute(context("wait"))
 
 
 class TestPoke:
