@@ -111,7 +111,7 @@ def _ours(server: Server, number: int, tally: Tally) -> float:
         settings = {"command": _command(folder / "mark"), "submission": "bench", "batch": batch}
         (folder / "pilot.json").write_text(json.dumps(settings))
         argv = [sys.executable, "-I", str(pilot.FILE), str(folder / "pilot.json")]
-        taken = _measure(server, folder, [(argv, "")] * number, OUR_TOKENS)
+        taken = _measure(server, folder, [(argv, "")] * number, OUR_TOKENS, batch)
     logs = "".join(path.read_text() for path in folder.glob("pilot-*.log"))
     lost = sum(int(conflicts) for conflicts in re.findall(r"Claims that others won: (\d+)", logs))
     taken.conflicts = lost / OUR_TOKENS
@@ -150,20 +150,32 @@ def _push(tokens: int) -> str:
     return str(pushed["batch"])
 
 
-def _measure(server: Server, folder: Path, pilots: list[tuple[list[str], str]], tokens: int) -> Taken:
-    """Start the pilots, each with its input, and wait until all tokens are done; what it took for a token."""
+def _measure(
+    server: Server, folder: Path, pilots: list[tuple[list[str], str]], tokens: int, batch: str | None = None
+) -> Taken:
+    """Start the pilots, each with its input, and wait until all tokens are done; what it took for a token.
+
+    The tokens are counted in views that these pilots read anyway: ours those of the provider, which count by batch, the
+    client's those of ``Monitor``. Else the count would have the database index each token in views that nobody needs.
+    """
     requests = _counted(server, "httpd", "requests")
     processes = []
     for place, (argv, given) in enumerate(pilots):
         with (folder / f"pilot-{place}.log").open("wb") as log:
-            process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT)
+            process = subprocess.Popen(
+                argv,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "SLURM_ARRAY_TASK_ID": str(place), "SLURM_ARRAY_TASK_COUNT": str(len(pilots))},
+            )
         assert process.stdin is not None
         process.stdin.write(given.encode())
         process.stdin.close()
         processes.append(process)
     hook, deadline = PicasHook(CONN_ID), time.time() + PATIENCE
     asked = 0
-    while (done := hook.count().done) < tokens:
+    while (done := hook.count(batch).done) < tokens:
         if time.time() > deadline:
             raise RuntimeError(f"{done} of {tokens} tokens are done: {(folder / 'pilot-0.log').read_text()[-1_000:]}")
         asked += 1
@@ -176,7 +188,7 @@ def _measure(server: Server, folder: Path, pilots: list[tuple[list[str], str]], 
         process.returncode = 0
         taken.cpu += (usage.ru_utime + usage.ru_stime) / tokens
     if requests is not None and after is not None:
-        taken.requests = (after - requests - 2 * asked) / tokens
+        taken.requests = (after - requests - asked * (2 if batch is None else 1)) / tokens
     return taken
 
 

@@ -59,6 +59,7 @@ EXIT_TIME_LIMIT = 124  # exit code of a token that exceeded its time limit, as o
 DESIGN = "_design/airflow-picas-1/_view/"
 MONITOR = "_design/Monitor/_view/"
 
+NUMBERS = 2**31 - 1  # the tokens of a class and priority are numbered at random below it, in the view
 WORK_A_CLAIM = 2.0  # seconds of work that one claim aims at
 GATHER = 0.25  # seconds for which results of short tokens are gathered into one request
 SHORT = 0.5  # seconds below which a token is short
@@ -1010,6 +1011,7 @@ class Identity(NamedTuple):
     pilot: str
     hostname: str
     job: Optional[str]  # as the PiCaS client writes it: ARRAYJOB_TASK in an array
+    share: Tuple[int, int]  # which of how many in its job array
 
     @classmethod
     def here(cls) -> "Identity":
@@ -1020,7 +1022,13 @@ class Identity(NamedTuple):
             job = f"{array}_{task}"
         hostname = socket.gethostname()
         name = re.sub(r"[^A-Za-z0-9._-]", "-", f"{job or os.getpid()}-{hostname.split('.')[0]}")
-        return cls(f"{name[:80]}-{uuid.uuid4().hex[:8]}", hostname, job)
+        count = max(1, _whole(os.environ.get("SLURM_ARRAY_TASK_COUNT"), 1))
+        share = (_whole(task, 0) - _whole(os.environ.get("SLURM_ARRAY_TASK_MIN"), 0)) % count, count
+        return cls(f"{name[:80]}-{uuid.uuid4().hex[:8]}", hostname, job, share)
+
+
+def _whole(text: Optional[str], default: int) -> int:
+    return int(text) if text and text.isdigit() else default
 
 
 def lease_path(pilot: str) -> str:
@@ -1047,6 +1055,7 @@ class Claims:
         self._cluster = cluster
         self._heads: List[Tuple[float, str]] = []  # priority (negated) and class
         self._heads_until = 0.0
+        self._used_up: Set[Tuple[float, str]] = set()  # heads of which nothing is left in this pilot's share
         self._own_views = True
         self.in_flight: List[Token] = []  # a claim was sent and its answer has not been read
         # Of the candidates that the last take found: not claimed because
@@ -1067,8 +1076,12 @@ class Claims:
         wanted = min(wanted, self._most)
         clean: List[Doc] = []
         suspects: List[Doc] = []
+        seen: Set[str] = set()
         for docs in self._find(wanted):
             for doc in filter(is_todo, docs):
+                if doc["_id"] in seen:
+                    continue
+                seen.add(doc["_id"])
                 died = attempts_by_kind(doc)["reaped"]
                 if not fits(doc):
                     self.unfit += 1
@@ -1105,10 +1118,11 @@ class Claims:
             found, fresh = False, time.monotonic() >= self._heads_until
             if fresh:
                 self._heads, self._heads_until = self._read_heads(), time.monotonic() + self.HEADS_LAST
+                self._used_up.clear()
             for head in self._heads:
-                docs = self._find_at(head, wanted)
-                found = found or bool(docs)
-                yield docs
+                for docs in self._find_at(head, max(wanted, 5)):
+                    found = found or bool(docs)
+                    yield docs
             if found or fresh:
                 return
             self._heads_until = 0.0  # what was best is gone
@@ -1135,14 +1149,24 @@ class Claims:
     def _first(self, start: List[Any], end: List[Any]) -> List[Doc]:
         return self._database.rows(DESIGN + "todo", reduce=False, startkey=start, endkey=end, limit=1)
 
-    def _find_at(self, head: Tuple[float, str], wanted: int) -> List[Doc]:
-        """Start at a random number within the class and priority, and wrap around: pilots seldom meet."""
+    def _find_at(self, head: Tuple[float, str], limit: int) -> Iterator[List[Doc]]:
+        """First in this pilot's share of the numbers within class and priority, then from a random one on, wrapping around.
+
+        So pilots seldom meet: those of an array have a share each, until it is used up.
+        """
         key = [self._config.batch or "", head[1], head[0]]
-        start, limit = [*key, random.randrange(2**31)], max(wanted, 5)
+        place, shares = self._me.share
+        if shares > 1 and head not in self._used_up:
+            low, high = (number * NUMBERS // shares for number in (place, place + 1))
+            found = self._todo(limit, startkey=[*key, low], endkey=[*key, high], inclusive_end=False)
+            if len(found) < limit:
+                self._used_up.add(head)
+            yield found
+        start = [*key, random.randrange(NUMBERS)]
         found = self._todo(limit, startkey=start, endkey=[*key, {}])
         if len(found) < limit:
             found += self._todo(limit - len(found), startkey=key, endkey=start, inclusive_end=False)
-        return found
+        yield found
 
     def _todo(self, limit: int, **limits: Any) -> List[Doc]:
         return self._database.documents(DESIGN + "todo", reduce=False, limit=limit, **limits)

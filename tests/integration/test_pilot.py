@@ -407,6 +407,18 @@ def test_many_pilots_run_each_token_once(pool: Pool, submission: Submission) -> 
     assert [lease["ended"] for lease in pool.leases()] == [True] * 8, [submission.log(place) for place in range(8)]
 
 
+def test_a_pilot_of_an_array_begins_with_its_share(pool: Pool, submission: Submission) -> None:
+    """So those of an array do not meet; then it goes on with what is left to others."""
+    pool.push([{"input": place} for place in range(100)])
+    rows = pool.request("GET", "_design/airflow-picas-1/_view/todo?reduce=false&startkey=%5B%22b%22%5D")[1]["rows"]
+    third_of_four = {row["id"] for row in rows if row["key"][0] == "b" and 2**30 <= row["key"][3] < 1.5 * 2**30}
+    assert len(third_of_four) > 5
+    array = {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_MIN": "5", "SLURM_ARRAY_TASK_COUNT": "4"}
+    assert submission.run(COUNT, env=array, max_claim=5) == 0
+    assert set(list(submission.runs())[: len(third_of_four)]) == third_of_four
+    assert Counter(submission.runs().values()) == {1: 100}
+
+
 def test_a_row_of_the_view_is_no_proof(pool: Pool, submission: Submission) -> None:
     """Between the view and the fetch of its documents others claim: this view shows their tokens for ever."""
     design = pool.request("GET", "_design/airflow-picas-1")[1]

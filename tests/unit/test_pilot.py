@@ -472,6 +472,24 @@ def test_identity_of_an_array_task(monkeypatch: pytest.MonkeyPatch) -> None:
     assert first.pilot != second.pilot, "a requeued job must be another pilot"
 
 
+@pytest.mark.parametrize(
+    ("task", "least", "count", "share"),
+    [
+        ("2", "0", "8", (2, 8)),
+        ("9", "5", "8", (4, 8)),
+        ("40", "0", "3", (1, 3)),
+        ("", "", "", (0, 1)),
+        ("x", "y", "0", (0, 1)),
+    ],
+)
+def test_share_of_an_array_task(
+    monkeypatch: pytest.MonkeyPatch, task: str, least: str, count: str, share: tuple[int, int]
+) -> None:
+    for name, value in (("ID", task), ("MIN", least), ("COUNT", count)):
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", value)
+    assert picas_pilot.Identity.here().share == share
+
+
 # --- how much to claim -------------------------------------------------------------------------------------------------
 
 
