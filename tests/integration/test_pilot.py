@@ -31,6 +31,7 @@ from airflow_provider_picas import pilot
 from airflow_provider_picas.tokens import views
 from airflow_provider_picas.tokens.states import State, state_of
 from stack import couchdb, processes
+from tests.integration import faults
 
 USER, PASSWORD = "pilot-user", "s3cret-of-the-pool"
 NEWEST_FIRST = [f"python3.{minor}" for minor in range(20, 5, -1)]
@@ -662,6 +663,7 @@ class Proxy:
     """Passes a connection on to the database, or fails to, as ``fault`` says for each request.
 
     "": pass on. "refuse": close at once. "drop answer": pass the request on, close instead of answering. "503": answer so.
+    "202": tell that what was written is not safe yet, as a cluster does when nodes are away.
     """
 
     def __init__(self, server: couchdb.CouchDBAdmin) -> None:
@@ -705,7 +707,7 @@ class Proxy:
         if fault == "cut answer":
             client.sendall(answer[: len(answer) // 2])
             return False
-        client.sendall(answer)
+        client.sendall(answer.replace(b" 201 Created", b" 202 Accepted", 1) if fault == "202" else answer)
         return True
 
     @staticmethod
@@ -747,7 +749,7 @@ def behind_proxy(tmp_path: Path, pool: Pool, proxy: Proxy) -> Iterator[Submissio
     made.close()
 
 
-@pytest.mark.parametrize("fault", ["drop answer", "cut answer", "refuse", "503"])
+@pytest.mark.parametrize("fault", ["drop answer", "cut answer", "refuse", "503", "202"])
 def test_a_bad_connection_loses_nothing_and_runs_nothing_twice(
     pool: Pool, proxy: Proxy, behind_proxy: Submission, fault: str
 ) -> None:
@@ -762,7 +764,24 @@ def test_a_bad_connection_loses_nothing_and_runs_nothing_twice(
     assert behind_proxy.runs() == {f"b:{place:04d}": 2 if place % 10 == 3 else 1 for place in range(60)}
     assert pool.states() == {State.DONE: 54, State.ERROR: 6}
     assert all(doc["output"] == doc["input"] for doc in pool.docs().values())
+    logs = "".join(behind_proxy.log(place) for place in range(3))
+    assert ("answers 202 to a claim" in logs) == (fault == "202")  # which is none, then
     assert behind_proxy.files("unsent") == behind_proxy.files("refused") == []
+
+
+def test_tls(pool: Pool, submission: Submission, tmp_path: Path) -> None:
+    pool.push([{}])
+    context, ca_file = faults.self_signed(tmp_path)
+    with faults.Proxy(pool.server.url, context) as proxy:
+        submission.write_credentials(proxy.url)
+        assert submission.run(COUNT) == os.EX_NOPERM
+        assert "certificate" in submission.log()
+        assert PASSWORD not in submission.log()
+        assert proxy.requests == []
+        assert submission.run(COUNT, ca_file=str(ca_file)) == 0
+        pool.push([{}], "c")
+        assert submission.run(COUNT, tls_verify=False, batch="c") == 0
+    assert submission.runs() == {"b:0000": 1, "c:0000": 1}
 
 
 def test_the_database_is_killed_and_comes_back(
