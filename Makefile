@@ -29,8 +29,7 @@ chaos: install
 	$(VENV)/pytest tests/chaos $(ARGS)
 
 # On the CouchDB that PICAS_TEST_COUCHDB_URL names, else the embedded one. ARGS=--keep rewrites benchmarks/results.*
-bench: python
-	@$(PYTHON) -m stack.install airflow picas
+bench: install
 	$(VENV)/python -m benchmarks $(ARGS)
 
 # The provider on other versions of Airflow and Python, as far as they are found. ARGS='-t oldest' for the oldest pair.

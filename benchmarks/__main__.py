@@ -16,7 +16,7 @@ from typing import Any
 
 os.environ.setdefault("AIRFLOW__LOGGING__LOGGING_LEVEL", "ERROR")  # before Airflow is imported
 
-from benchmarks import counts, memory, pilots, push, reset, waits
+from benchmarks import counts, memory, pilots, push, reset, waits, watching
 from benchmarks.measure import PAIRS, Result
 from benchmarks.server import COUCHDB_URL, Server, couchdb
 from stack import paths
@@ -28,6 +28,7 @@ BENCHMARKS: dict[str, Callable[[Server, int], Iterator[Result]]] = {
     "reset": reset.run,
     "waits": waits.run,
     "pilots": pilots.run,
+    "watching": watching.run,
 }
 EXTRA = {"sizes": push.sizes}
 """Not run unless named."""

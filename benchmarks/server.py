@@ -71,4 +71,6 @@ def _server(admin: CouchDBAdmin) -> Server:
 
 def context(task_id: str = "push") -> Any:
     """What an operator asks of Airflow's context."""
-    return {"ti": types.SimpleNamespace(dag_id="bench", run_id="bench", task_id=task_id, map_index=-1)}
+    ti = types.SimpleNamespace(dag_id="bench", run_id="bench", task_id=task_id, map_index=-1)
+    ti.xcom_push = lambda key, value: None
+    return {"ti": ti}

@@ -64,7 +64,7 @@ class DockerStack:
     def __init__(self, folder: Path, *, database: str = "picas", couchdb_login: tuple[str, str] | None = None) -> None:
         self.folder = folder.resolve()
         self.project = f"picas-{hashlib.sha256(str(self.folder).encode()).hexdigest()[:12]}"
-        couchdb, *logins, airflow = _free_ports(4)
+        couchdb, *logins, airflow = processes.free_ports(4)
         self.couchdb = CouchDBAdmin(f"http://127.0.0.1:{couchdb}", "admin", secrets.token_urlsafe(18))
         self.couchdb_login = couchdb_login or (self.couchdb.admin, self.couchdb.password)
         self.database = database
@@ -191,14 +191,6 @@ class DockerStack:
 
 def _end_of(log: Path) -> str:
     return f"The end of {log}, where the containers' own logs follow:\n{processes.tail(log)}"
-
-
-def _free_ports(count: int) -> list[int]:
-    """Distinct free ports."""
-    ports: set[int] = set()
-    while len(ports) < count:
-        ports.add(processes.free_port())
-    return list(ports)
 
 
 def _make_key(key: Path, comment: str) -> None:

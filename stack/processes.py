@@ -39,6 +39,14 @@ def free_port(host: str = "127.0.0.1") -> int:
     raise StackError(f"No free port was found on {host} between 15000 and 32000.")
 
 
+def free_ports(count: int) -> list[int]:
+    """Distinct free ports."""
+    ports: set[int] = set()
+    while len(ports) < count:
+        ports.add(free_port())
+    return list(ports)
+
+
 def start(
     argv: list[str], *, folder: Path, name: str, env: Mapping[str, str] | None = None, cwd: Path | None = None
 ) -> subprocess.Popen[bytes]:

@@ -240,7 +240,7 @@ class Cluster:
         (site / "scratch").mkdir()
         shutil.copytree(accounting.TEMPLATE, self.folder / "db")
         plugins = site / "prefix/lib" / packages.libraries().name / "slurm-wlm"
-        ports = _free_ports(2 + len(self.nodes) + len(LOGIN_HOSTS))
+        ports = processes.free_ports(2 + len(self.nodes) + len(LOGIN_HOSTS))
         self._accounting_port = ports.pop()
         etc = self.folder / "etc"
         self._write(etc / "munge.key", os.urandom(1024), mode=0o600)
@@ -358,11 +358,3 @@ BANNER
                 time.sleep(0.1)
         except subprocess.TimeoutExpired:
             return  # a controller that does not answer cannot keep us here
-
-
-def _free_ports(count: int) -> list[int]:
-    """Distinct free ports."""
-    ports: set[int] = set()
-    while len(ports) < count:
-        ports.add(processes.free_port())
-    return list(ports)

@@ -8,8 +8,12 @@ const { jsonObject } = require('./parameters');
 
 function findRoutes(router) {
   router.post('/_find', jsonBody, async (req, res) => {
-    if (!jsonObject(req.body).selector) {
+    const { selector } = jsonObject(req.body);
+    if (selector === undefined) {
       throw new CouchError(400, 'missing_required_key', 'Missing required key: selector');
+    }
+    if (selector === null || typeof selector !== 'object' || Array.isArray(selector)) {
+      throw new CouchError(400, 'invalid_selector_json', 'Selector must be a JSON object');
     }
     const { docs, warning } = await req.database.pouch.find(req.body);
     res.json({ docs, bookmark: 'nil', ...(warning && { warning }) });

@@ -359,6 +359,9 @@ class TestBulk:
         status, answer = pool("POST", "/_find", {"selector": {"n": {"$gt": 1}}, "fields": ["_id"]})
         assert (status, answer["docs"]) == (200, [{"_id": "b"}])
         assert pool("POST", "/_find", {})[0] == 400
+        for selector in (5, None, []):
+            status, answer = pool("POST", "/_find", {"selector": selector})
+            assert (status, answer["error"]) == (400, "invalid_selector_json")
 
 
 class TestLocalDocuments:
