@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -59,17 +60,49 @@ def run_folder() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def containers(run_folder: Path) -> Iterator[DockerStack | None]:
-    """The stack in containers, nothing of it started yet; None where no Docker engine answers."""
-    if not engine_answers():
-        yield None
-        return
+def docker_stack(run_folder: Path) -> DockerStack:
+    """Folder, keys and ports of the stack in containers."""
     stack = DockerStack(run_folder / "docker")
     stack.prepare()
-    try:
-        yield stack
-    finally:
-        stack.stop()
+    return stack
+
+
+# What pytest-docker asks for.
+
+
+@pytest.fixture(scope="session")
+def docker_compose_command(docker_stack: DockerStack) -> str:
+    return shlex.join(["docker", "compose", "--env-file", str(docker_stack.environment_file)])
+
+
+@pytest.fixture(scope="session")
+def docker_compose_file() -> str:
+    return str(docker.COMPOSE_FILE)
+
+
+@pytest.fixture(scope="session")
+def docker_compose_project_name(docker_stack: DockerStack) -> str:
+    return docker_stack.project
+
+
+@pytest.fixture(scope="session")
+def docker_setup() -> list[str]:
+    return [shlex.join(["up", "--detach", "--wait", *docker.COUCHDB, *docker.CLUSTER])]
+
+
+@pytest.fixture(scope="session")
+def docker_cleanup() -> list[str]:
+    return ["logs --no-color --timestamps", "down --volumes --timeout 5"]
+
+
+@pytest.fixture(scope="session")
+def containers(request: pytest.FixtureRequest) -> DockerStack | None:
+    """CouchDB and the Slurm site in containers, which pytest-docker starts and removes; None where no Docker engine answers."""
+    if not engine_answers():
+        return None
+    stack: DockerStack = request.getfixturevalue("docker_stack")
+    request.getfixturevalue("docker_services")
+    return stack
 
 
 @pytest.fixture(scope="session")
@@ -78,7 +111,6 @@ def couchdb(run_folder: Path, containers: DockerStack | None) -> Iterator[CouchD
     if url := os.environ.get(COUCHDB_URL):
         yield CouchDBAdmin.from_url(url)
     elif containers:
-        containers.start(["couchdb"])
         yield containers.couchdb
     else:
         with CouchDB(run_folder / "couchdb") as server:
@@ -121,7 +153,6 @@ def picas_default(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> str:
 def cluster(run_folder: Path, containers: DockerStack | None) -> Iterator[Cluster | DockerStack]:
     """A Slurm site with two compute nodes and two login nodes. It can reach ``couchdb`` under its URL."""
     if containers:
-        containers.start([*docker.COUCHDB, *docker.CLUSTER])
         yield containers
         return
     with Cluster(run_folder / "cluster") as site:
