@@ -1,8 +1,9 @@
 """One feed a pool: all waits of a process on a pool share one long poll of its changes, and each gets only its own news.
 
 The poll tells which batches were touched, and wakes a look at the counts of just those that somebody waits for. A look brings
-the database work, so the next one waits a multiple of the time that it took. After an outage the feed goes on from where it was,
-and all counts are read again; so they are now and then, whatever the feed said.
+the database work, so the next one waits a multiple of the time that it took, and longer while no batch can be complete soon.
+After an outage the feed goes on from where it was, and all counts are read again; so they are now and then, whatever the feed
+said.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ GATHER = 0.05  # seconds after a wake-up: tokens finish in bursts, and one look 
 SHORTEST_PAUSE = 0.1  # seconds between two looks
 LONGEST_PAUSE = 30.0
 LOAD = 3.0  # a pause is so many times as long as the look before it took
+FEW = 5  # tokens left, below which a batch may be complete at any moment
+WHILE_MANY = 1.0  # seconds between two looks at most because no batch can be complete soon
 PATIENCE = 5.0  # seconds that a look may take until it is asked whether an index is being built
 SAY_AGAIN = 60.0  # seconds between two notices of an index that is being built
 SHORTEST_POLL = 5.0  # seconds: a poll that lasted longer before it broke was cut by something in between
@@ -114,12 +117,25 @@ class CountsSubscription(Subscription[News]):
         self.batch = batch
         self._known: Counts | None = None
         self._new: Counts | None = None
+        self._put_at = 0.0
+        self._rate = 0.0  #: tokens that finished, a second
 
     def put(self, counts: Counts) -> None:
         """Give it the newest counts."""
+        now = time.monotonic()
+        if self._known is not None:
+            self._rate = (counts.finished - self._known.finished) / max(now - self._put_at, 0.001)
+        self._put_at = now
         if counts != self._known:
             self._known = self._new = counts
             self._ready.set()
+
+    @property
+    def patience(self) -> float:
+        """Seconds for which news of this batch may wait: a part of what it needs at least, as fast as its tokens finish."""
+        if self._known is None or (left := self._known.todo + self._known.locked) <= FEW:
+            return 0.0
+        return WHILE_MANY if self._rate <= 0 else min(WHILE_MANY, left / self._rate / 5)
 
     def _take(self, notices: tuple[str, ...]) -> News:
         counts, self._new = self._new, None
@@ -322,7 +338,7 @@ class Feed:
             if batches:
                 self._touch({*batches, None})
             if not news.more:
-                await asyncio.sleep(GATHER)
+                await asyncio.sleep(max(GATHER, self._patience()))
 
     async def _poll(self, hook: PicasAsyncHook) -> Changes | None:
         """The next changes; None if the poll ended without any, as it does when the pool is deleted. Nothing is lost by that."""
@@ -372,7 +388,13 @@ class Feed:
             self._note_answer()
             self._gauges.send()
             took = time.monotonic() - begin
-            await asyncio.sleep(min(LONGEST_PAUSE, max(SHORTEST_PAUSE, LOAD * took)))
+            await asyncio.sleep(min(LONGEST_PAUSE, max(SHORTEST_PAUSE, LOAD * took, self._patience())))
+
+    def _patience(self) -> float:
+        """Seconds for which the next look may wait: as long as any subscriber's news may."""
+        if self._followers:
+            return 0.0
+        return min((wait.patience for waits in self._waits.values() for wait in waits), default=0.0)
 
     async def _woken(self, until: float) -> bool:
         """Wait until there is something to look at; False when it is time to look at everything. The gauges go on meanwhile."""

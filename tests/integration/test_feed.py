@@ -116,6 +116,33 @@ def test_each_wait_gets_only_its_own_news(hook: PicasHook) -> None:
     asyncio.run(wait())
 
 
+def test_few_looks_while_many_tokens_are_left(hook: PicasHook) -> None:
+    """A token that finishes does not matter much then; the last ones do."""
+    push(hook, "a", 80)
+
+    async def wait() -> tuple[int, float, int]:
+        one = feed_for("picas_default")
+        async with waiting() as news:
+            await news.until(Counts(todo=80))
+            before, begin = one.looks, time.monotonic()
+            for _ in range(50):
+                await asyncio.to_thread(finish, hook, "a")
+                await asyncio.sleep(0.05)
+            many, took = one.looks - before, time.monotonic() - begin
+            await news.until(Counts(todo=30, done=50))
+            await asyncio.to_thread(finish, hook, "a", 27)
+            await news.until(Counts(todo=3, done=77))
+            before = one.looks
+            for done in (78, 79, 80):
+                await asyncio.to_thread(finish, hook, "a")
+                await news.until(Counts(todo=80 - done, done=done))
+            return many, took, one.looks - before
+
+    many, took, last = asyncio.run(wait())
+    assert many <= 2 + took / 0.6, f"{many} looks for 50 tokens, in {took:.1f} s"
+    assert last >= 3
+
+
 def test_one_feed_for_all_waits_on_a_pool_and_none_after_them(hook: PicasHook) -> None:
     push(hook, "a", 1)
 
