@@ -24,7 +24,7 @@ else
 	$(VENV)/pytest $(TESTS) $(ARGS)
 endif
 
-# Kills, stops and cuts the real parts while pilots work. Some 25 minutes; the figures stand at the end.
+# Kills, stops and cuts the real parts while pilots work. Half an hour; the figures stand at the end.
 chaos: install
 	$(VENV)/pytest tests/chaos $(ARGS)
 

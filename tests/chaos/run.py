@@ -254,7 +254,13 @@ class Run:
     def close(self) -> None:
         """End what is left of it."""
         if self.submitted and self.submitted["job_ids"]:
+            jobs = ",".join(self.submitted["job_ids"])
             self.cluster.run("scancel", *self.submitted["job_ids"])
+            # They count as pilots of this user as long as Slurm shows them.
+            self.until(
+                lambda: not self.cluster.run("squeue", "--noheader", f"--jobs={jobs}").stdout.strip(),
+                "The end of the pilots",
+            )
 
 
 async def _first_event(trigger: PicasTokenStateTrigger) -> Any:

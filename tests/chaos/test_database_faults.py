@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import secrets
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -32,7 +33,7 @@ def own_couchdb(run_folder: Path) -> Iterator[CouchDB]:
 @pytest.fixture
 def own_run(own_couchdb: CouchDB, cluster: Cluster, monkeypatch: pytest.MonkeyPatch, spider: str) -> Iterator[Run]:
     """A run on that server."""
-    made = Pool(own_couchdb.url, "faults", "user", "s3cret")
+    made = Pool(own_couchdb.url, f"faults_{secrets.token_hex(4)}", "user", "s3cret")
     own_couchdb.create_user(made.user, made.password)
     own_couchdb.create_database(made.database, members=[made.user], admins=[made.user])
     set_connection(monkeypatch, "picas_default", native.picas_connection(made))

@@ -55,10 +55,10 @@ def test_the_picas_clients_pilots_beside_ours(run: Run) -> None:
     """Ours never run a token that another holds. The client (1.1.2) locks what it has fetched without a look at its lock, so it
     takes a token now and then that a pilot of either kind has just claimed; then the late one of two results is refused."""
     run.push(600)
-    theirs = submit(run, "theirs", 3, script=str(CLIENT_SCRIPT), env={"RUNS": str(run.file)})
-    run.until(lambda: counted(run), "The first token of a client")
     command = f'echo ours "$PICAS_TOKEN_ID" >> {run.file}; sleep 0.05'
     run.submitted = submit(run, "ours", 3, command=command, batch=run.pushed, pilot={"lease": 60})
+    run.until(lambda: counted(run), "The first token of ours")
+    theirs = submit(run, "theirs", 3, script=str(CLIENT_SCRIPT), env={"RUNS": str(run.file)})
     run.wait()
     assert run.result(280)["done"] == 600
     lines = [line.split() for line in run.file.read_text().splitlines()]

@@ -37,8 +37,10 @@ def airflow(run_folder: Path) -> Iterator[Airflow]:
     standalone = Airflow(run_folder / "airflow", dags=DAGS)
     standalone.start(["stop_cancel", "stop_drain", "stop_teardown", "fifty_waits"])
     yield standalone
+    for process in RESTARTED:
+        processes.end_session(process.pid)
+        process.wait()
     standalone.stop()
-    processes.sweep(standalone.folder)  # components that a test has started again
 
 
 class Waiting:
@@ -145,14 +147,19 @@ def test_cleared_the_pilots_are_left_alone_and_watched_again(start: Any) -> None
 
 
 def components(airflow: Airflow, word: str) -> list[int]:
-    """Pids of a component of this Airflow, by its command line."""
+    """Pids of a component of this Airflow, by its command line, whoever has started it."""
     assert airflow._process is not None
+    leaders = {airflow._process.pid, *(process.pid for process in RESTARTED)}
     found = []
-    for pid in processes.session(airflow._process.pid):
+    for pid in {pid for leader in leaders for pid in processes.session(leader)}:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
         if word in words:
             found.append(pid)
     return found
+
+
+RESTARTED: list[subprocess.Popen[bytes]] = []
+"""Components that tests have started again; they end with this Airflow."""
 
 
 def restart(airflow: Airflow, what: str, how: signal.Signals) -> subprocess.Popen[bytes]:
@@ -163,10 +170,12 @@ def restart(airflow: Airflow, what: str, how: signal.Signals) -> subprocess.Pope
         with suppress(ProcessLookupError):
             os.kill(pid, how)
     processes.wait_for(lambda: not any(map(processes.alive, pids)), what=f"The end of the {what}", seconds=60)
-    return processes.start(
+    again = processes.start(
         [str(paths.AIRFLOW_VENV / "bin" / "airflow"), what],
-        folder=airflow.folder, name=f"{what}-{time.time():.0f}", env=airflow.environ(), cwd=airflow.folder,
+        folder=airflow.folder, name=f"{what}-{len(RESTARTED)}", env=airflow.environ(), cwd=airflow.folder,
     )  # fmt: skip
+    RESTARTED.append(again)
+    return again
 
 
 @pytest.mark.parametrize("what", ["triggerer", "scheduler"])
