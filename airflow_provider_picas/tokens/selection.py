@@ -29,7 +29,8 @@ class Selection:
 
     ``states`` None: all, those in no state included. ``ids``: only these. ``error_pattern``: searched in
     ``causes.error_text``; whoever reads the tokens does the matching, since it may take for ever. ``older_than``: seconds
-    since the lock. ``min_scrubs``, ``max_scrubs``: given back at least, and fewer than, so many times.
+    since the lock, which a token that waits has not. ``min_scrubs``, ``max_scrubs``: given back at least, and fewer than,
+    so many times.
     """
 
     batch: str | None = None
@@ -102,8 +103,12 @@ class Selection:
             return "is no token"
         if self.states is not None and state not in self.states:
             return in_state(state)
-        if self.older_than is not None and not now - to_number(token.get("lock")) >= self.older_than:
-            return f"was locked less than {self.older_than:g} s ago"
+        if self.older_than is not None:
+            locked = _locked(token)
+            if locked is None:
+                return "does not say when it was locked"
+            if now - locked < self.older_than:
+                return f"was locked less than {self.older_than:g} s ago"
         scrubs = scrubs_of(token)
         if scrubs < self.min_scrubs:
             return f"was given back fewer than {self.min_scrubs} times"
@@ -128,11 +133,23 @@ def last_news(token: Mapping[str, Any]) -> float | None:
 
     ``Task.error`` of the PiCaS client writes 99 for lock and done, and the time with the error.
     """
-    errors = token.get("error")
-    last = errors[-1] if isinstance(errors, list) and errors else None
-    times = [token.get("lock"), token.get("done"), last.get("time") if isinstance(last, Mapping) else None]
+    times = [token.get("lock"), token.get("done"), _error_time(token)]
     known = [time for time in map(to_number, times) if time >= _FIRST_TIME]
     return max(known, default=None)
+
+
+def _locked(token: Mapping[str, Any]) -> float | None:
+    """When a token was locked, or in error if it does not say that; None for one that waits, whose errors are earlier ones."""
+    if state_of(token) is State.TODO:
+        return None
+    times = map(to_number, (token.get("lock"), _error_time(token)))
+    return next((time for time in times if time >= _FIRST_TIME), None)
+
+
+def _error_time(token: Mapping[str, Any]) -> Any:
+    errors = token.get("error")
+    last = errors[-1] if isinstance(errors, list) and errors else None
+    return last.get("time") if isinstance(last, Mapping) else None
 
 
 @dataclass

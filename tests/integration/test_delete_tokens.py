@@ -75,6 +75,13 @@ def test_chosen_tokens_are_deleted(hook: PicasHook) -> None:
     assert sorted(token["_id"] for token in hook.batch_documents("b")) == [i for i in ids if i not in (ids[4], ids[8])]
 
 
+def test_what_was_never_locked_is_not_old(hook: PicasHook) -> None:
+    ids = lives.fill(hook, {State.TODO: 2, State.DONE: 1, State.ERROR: 1})
+    lives.change(hook, ids[3], lock=99, done=99, error=[{"time": hook.now() - 60, "message": "m"}])
+    assert delete(older_than=3_600)["deleted"] == 1
+    assert hook.count("b") == Counts(todo=2, error=1)
+
+
 def test_many_pages(hook: PicasHook) -> None:
     lives.fill(hook, {State.DONE: PAGE})
     lives.fill(hook, {State.DONE: PAGE}, batch="c")

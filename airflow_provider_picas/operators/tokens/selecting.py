@@ -24,7 +24,7 @@ class SelectingOperator(BaseOperator):
     :param keys: only these tokens: their keys in the batch, or their ids.
     :param error_pattern: a regular expression that is searched in the token's errors, which are read as ``exit code <n>`` and
         then the exception and message of each error, on lines of their own; ``^`` and ``$`` match at each line.
-    :param older_than: only tokens that were locked so many seconds ago, or longer.
+    :param older_than: only tokens that were locked so many seconds ago, or longer: none that waits.
     :param min_scrubs: only tokens that were given back so many times, or more.
     :param max_scrubs: only tokens that were given back fewer times than this.
     :param picas_conn_id: a connection of type ``picas``.
