@@ -25,7 +25,7 @@ from airflow_provider_picas.couchdb.push import push, requests_of
 from airflow_provider_picas.couchdb.settings import EXTRAS, Settings, from_connection
 from airflow_provider_picas.keylog import KeyLog
 from airflow_provider_picas.operation import drive, drive_async
-from airflow_provider_picas.tokens import attachments, documents
+from airflow_provider_picas.tokens import attachments, documents, views
 from airflow_provider_picas.tokens.causes import error_text
 from airflow_provider_picas.tokens.counts import Counts
 from airflow_provider_picas.tokens.documents import BadTokenError
@@ -55,7 +55,7 @@ class PicasHook(HttpHook):
         ``verify``, ``ca_file``, ``design_document``, ``connect_timeout`` and ``read_timeout`` (seconds).
     :param database: another database than the connection's.
     :param design_document: another design document with PiCaS's views than the connection's, such as ``SingleCore``: then
-        only the tokens in its views are counted and read.
+        only the tokens in its views are counted, read and changed, but for those that are named by their ids.
     :param method: HTTP method of ``run()``, which is ``HttpHook``'s, for anything that has no method here.
 
     Methods raise the errors of ``airflow_provider_picas.couchdb.errors``. Requests that are safe to repeat are sent again
@@ -422,7 +422,7 @@ class PicasHook(HttpHook):
         if counts.finished < counts.total:
             return f"it has not finished ({counts})"
         now = self.now()
-        for token in self.batch_documents(batch):
+        for token in self._all_tokens(batch):
             news = last_news(token)
             if news is None:
                 return f"token {token['_id']} does not say when it ended"
@@ -459,6 +459,9 @@ class PicasHook(HttpHook):
                 yield from self.tokens(state, selection.batch)
 
     def _all_tokens(self, batch: str | None) -> Iterator[Document]:
+        """All tokens of a batch, or of the pool; with another design document than ``Monitor``, those in its views."""
+        if self.settings.design_document != views.MONITOR:
+            return itertools.chain.from_iterable(self.tokens(state, batch) for state in State)
         found = self._pages(lambda after: self.pool.batch_documents(batch, after=after))
         return (token for token in found if not token["_id"].startswith("_"))
 

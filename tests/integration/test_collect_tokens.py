@@ -70,6 +70,18 @@ def files_below(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
+@pytest.mark.parametrize("states", ["done", "done,error", None])
+def test_another_design_document_keeps_to_its_tokens(
+    hook: PicasHook, pool: Pool, monkeypatch: pytest.MonkeyPatch, states: str | None
+) -> None:
+    ids = lives.fill(hook, {State.DONE: 3}, cores=1)
+    hook.deploy_views({"SingleCore": "doc.cores == 1", "MultiCore": "doc.cores == 4"})
+    lives.change(hook, ids[2], cores=4)
+    own = {"design_document": "MultiCore"}
+    set_connection(monkeypatch, "multi_core", {**native.picas_connection(pool), "extra": own})
+    assert [row["id"] for row in collect(picas_conn_id="multi_core", states=states)["rows"]] == [ids[2]]
+
+
 def test_rows_go_to_xcom(hook: PicasHook) -> None:
     ids = lives.fill(hook, MIXED)
     output = collect(fields=["output.words", "input"])

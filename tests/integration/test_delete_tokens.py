@@ -75,6 +75,20 @@ def test_chosen_tokens_are_deleted(hook: PicasHook) -> None:
     assert sorted(token["_id"] for token in hook.batch_documents("b")) == [i for i in ids if i not in (ids[4], ids[8])]
 
 
+def test_another_design_document_keeps_to_its_tokens(
+    hook: PicasHook, pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = lives.fill(hook, {State.TODO: 1, State.DONE: 2}, cores=1)
+    hook.deploy_views({"SingleCore": "doc.cores == 1", "MultiCore": "doc.cores == 4"})
+    now = hook.now()
+    lives.change(hook, ids[1], done=now)
+    lives.change(hook, ids[2], cores=4)
+    own = {"design_document": "MultiCore"}
+    set_connection(monkeypatch, "multi_core", {**native.picas_connection(pool), "extra": own})
+    assert delete(picas_conn_id="multi_core", finished_for=60)["deleted"] == 1
+    assert hook.count("b") == Counts(todo=1, done=1)
+
+
 def test_what_was_never_locked_is_not_old(hook: PicasHook) -> None:
     ids = lives.fill(hook, {State.TODO: 2, State.DONE: 1, State.ERROR: 1})
     lives.change(hook, ids[3], lock=99, done=99, error=[{"time": hook.now() - 60, "message": "m"}])

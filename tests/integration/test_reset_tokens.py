@@ -128,6 +128,20 @@ def test_what_is_chosen(hook: PicasHook, asked: dict[str, Any], chosen: set[int]
     assert set(hook.token_ids("todo", "b")) - was_todo == {ids[place] for place in chosen}
 
 
+@pytest.mark.parametrize("states", ["error", "done,error", None])
+def test_another_design_document_keeps_to_its_tokens(
+    hook: PicasHook, pool: Pool, monkeypatch: pytest.MonkeyPatch, states: str | None
+) -> None:
+    ids = lives.fill(hook, {State.ERROR: 3}, cores=1)
+    hook.deploy_views({"SingleCore": "doc.cores == 1", "MultiCore": "doc.cores == 4"})
+    lives.change(hook, ids[2], cores=4)
+    own = {"design_document": "MultiCore"}
+    set_connection(monkeypatch, "multi_core", {**native.picas_connection(pool), "extra": own})
+    output = reset(picas_conn_id="multi_core", states=states)
+    assert (output["reset"], output["ids"], output["left"]) == (1, [ids[2]], {})
+    assert hook.count("b") == Counts(todo=1, error=2)
+
+
 def test_the_report_says_why_tokens_were_left(hook: PicasHook) -> None:
     ids = lives.fill(hook, {State.ERROR: 4, State.DONE: 1})
     lives.change(hook, ids[0], scrub_count=3)
