@@ -269,6 +269,17 @@ class TestAttachments:
         run(inputs=[7], attachments=lambda fields: {"in.txt": tmp_path / f"{fields['input']}.txt"}, batch="b")
         assert lives.attached(PicasHook(), "b:00000000") == {"in.txt": b"seven"}
 
+    def test_a_file_that_is_written_again_for_each_token(self, tmp_path: Path) -> None:
+        def tokens() -> Iterator[dict[str, Any]]:
+            for content in ("one", "two", "six"):
+                (tmp_path / "in.txt").write_text(content)
+                yield {"input": content, "files": {"in": tmp_path / "in.txt"}}
+
+        run(tokens=tokens, attachments="files", batch="b")
+        hook = PicasHook()
+        found = {token["input"]: lives.attached(hook, token["_id"])["in"] for token in hook.tokens("todo", "b")}
+        assert found == {"one": b"one", "two": b"two", "six": b"six"}
+
     @pytest.mark.parametrize(
         ("files", "words"),
         [
@@ -276,6 +287,7 @@ class TestAttachments:
             ({"a": "/"}, "Token 0: /, which is to be attached, is a folder"),
             ({"_a": b""}, "Token 0: An attachment cannot be called '_a'"),
             ({"a": 5}, "Token 0: 5 is no path"),
+            ({"a": ["x"]}, r"Token 0: \['x'\] is no path"),
             (["a"], "Token 0: attachments are a mapping"),
             ({"a": b"x" * 7_000_000}, r"Token 0 has 9,\d+,\d+ bytes"),
         ],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import lru_cache
 from typing import Any
 
 from airflow.providers.common.compat.sdk import ObjectStoragePath
@@ -105,7 +104,6 @@ class Attachments:
 
     def __init__(self, files: str | Callable[[Fields], Any]) -> None:
         self._files = files
-        self._content = lru_cache(maxsize=4)(_content)  # often all tokens get the same few files
 
     def __call__(self, fields: Fields, place: int) -> Fields:
         """The fields with ``_attachments``, if there are any."""
@@ -121,7 +119,7 @@ class Attachments:
                 f"Token {place}: attachments are a mapping of names to paths or bytes, not {files!r:.200}."
             )
         try:
-            attached = {name: inputs.inline_attachment(name, self._content(content)) for name, content in files.items()}
+            attached = {name: inputs.inline_attachment(name, _content(file)) for name, file in files.items()}
         except (BadTokenError, FileError) as error:
             raise BadTokenError(f"Token {place}: {error}") from None
         return {**rest, "_attachments": attached}
@@ -145,7 +143,7 @@ def _reader(path: Any) -> Any:
 
 
 def _content(file: Any) -> bytes:
-    """What is attached: bytes, or a file's content."""
+    """What is attached: bytes, or a file's content, read anew each time: one path may be written again for each token."""
     if isinstance(file, bytes):
         return file
     path = path_of(file)
