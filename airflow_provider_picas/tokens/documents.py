@@ -21,7 +21,7 @@ PICAS_FIELDS: dict[str, Any] = {
 }
 """What PiCaS keeps in a token, with the values of a new one (client 1.1.2, and its example ``create_tokens.py``)."""
 
-PROVIDER_FIELDS = ("batch", "push", "ordinal", "pilot", "claim", "attempts")
+PROVIDER_FIELDS = ("batch", "push", "ordinal", "pilot", "claim", "seconds", "attempts")
 """What the provider keeps in a token; see ``docs/architecture.md``."""
 
 JOB_ID_FIELDS = ("slurm_job_id", "dirac_job_id", "wms_job_id", "cream_job_id", "pbs_job_id")
@@ -36,6 +36,7 @@ MAX_ATTEMPTS = 10
 MAX_BYTES = 8_000_000
 """CouchDB's default ``max_document_size``, in bytes of JSON."""
 
+_PILOT_FIELDS = ("pilot", "claim", "seconds")  # of this provider's pilots, about one attempt
 _ERROR_TEXT = 2_000  # characters of an error that an attempt keeps
 _ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"), ensure_ascii=False)  # json.dumps makes one a call
 
@@ -69,7 +70,7 @@ def new_token(
             raise BadTokenError(
                 f"Token {ordinal} has the field {field!r}, which PiCaS or this provider fills in. Rename it."
             )
-    if "priority" in fields and type(fields["priority"]) not in (int, float):
+    if not _fits_priority(fields):
         raise BadTokenError(f"Token {ordinal} has the priority {fields['priority']!r:.80}, which is no number.")
     token_key = ids.ordinal_key(ordinal) if key is None else key
     return {
@@ -94,8 +95,18 @@ def check_update(fields: Mapping[str, Any]) -> None:
             raise BadTokenError(f"{field!r:.80} cannot be set: names of fields are texts that do not begin with '_'.")
         if field in OWNED_FIELDS:
             raise BadTokenError(f"The field {field!r} cannot be set: PiCaS or this provider fills it in.")
+    if not _fits_priority(fields):
+        raise BadTokenError(
+            f"The priority {fields['priority']!r:.80} cannot be set: it is no number. A template renders to text, unless the DAG"
+            " has render_template_as_native_obj=True."
+        )
     if fault := _json_fault(fields):
         raise BadTokenError(f"`fields` is not JSON: {fault}.")
+
+
+def _fits_priority(fields: Mapping[str, Any]) -> bool:
+    """Whether the priority, if there is one, is a number: pilots and views take anything else for 0."""
+    return "priority" not in fields or type(fields["priority"]) in (int, float)
 
 
 def encode(document: Mapping[str, Any]) -> bytes:
@@ -159,11 +170,10 @@ def differs(present: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
 
 def attempt(document: Mapping[str, Any], reason: str) -> dict[str, Any]:
     """What is kept of an attempt when its token is given back. ``reason`` says why that was."""
-    kept = {
-        field: document[field]
-        for field in ("lock", "done", "exit_code", "hostname", *JOB_ID_FIELDS, "pilot")
-        if document.get(field) not in (None, "")
-    }
+    fields = ["lock", "done", "exit_code", "hostname", *JOB_ID_FIELDS]
+    if str(document.get("claim")).rpartition("-")[2] == str(document.get("lock")):
+        fields += _PILOT_FIELDS  # else they are of an earlier attempt: PiCaS clients leave them where they are
+    kept = {field: document[field] for field in fields if document.get(field) not in (None, "")}
     errors = document.get("error")
     if isinstance(errors, list) and errors:
         last = errors[-1]
@@ -177,7 +187,7 @@ def scrubbed(document: Mapping[str, Any], reason: str, *, counted: bool = True) 
 
     ``counted`` adds 1 to ``scrub_count``, as PiCaS's scrub does; a token that nobody had started is given back without.
     """
-    token = {key: value for key, value in document.items() if key not in {*JOB_ID_FIELDS, "pilot", "claim"}}
+    token = {key: value for key, value in document.items() if key not in {*JOB_ID_FIELDS, *_PILOT_FIELDS}}
     token.update(lock=0, done=0, hostname="", exit_code="")
     if counted:
         earlier = document.get("attempts")

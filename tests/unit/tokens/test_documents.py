@@ -46,7 +46,7 @@ def test_fields_of_couchdb_are_refused(field: str) -> None:
         new(**{field: "x"})
 
 
-@pytest.mark.parametrize("field", sorted(documents.OWNED_FIELDS))
+@pytest.mark.parametrize("field", sorted(documents.OWNED_FIELDS | {"seconds"}))
 def test_owned_fields_are_refused(field: str) -> None:
     with pytest.raises(BadTokenError, match=rf"Token 7 has the field '{field}', which PiCaS or this provider"):
         new(**{field: "x"})
@@ -133,13 +133,16 @@ def test_a_token_differs_when_its_author_gives_other_fields_now() -> None:
 def test_a_priority_that_is_no_number_is_refused(priority: Any) -> None:
     with pytest.raises(BadTokenError, match=r"Token 7 has the priority .* no number"):
         new(priority=priority)
+    with pytest.raises(BadTokenError, match=r"The priority .* cannot be set: it is no number"):
+        documents.check_update({"priority": priority})
+    documents.check_update({"priority": -1.5})
     assert new(priority=-1.5)["priority"] == -1.5
 
 
 def test_a_scrub_keeps_the_attempt_and_carries_the_rest() -> None:
     token = {
         **new(input="x"), "_rev": "3-a", "_attachments": {"log": {"stub": True}}, "lock": 5, "done": 6, "exit_code": 3,
-        "hostname": "wn1", "slurm_job_id": "77_1", "pilot": "pl", "claim": "c", "output": "o",
+        "hostname": "wn1", "slurm_job_id": "77_1", "pilot": "pl", "claim": "c-5", "seconds": 1.5, "output": "o",
         "error": [{"time": 1, "message": "m1"}, {"message": "m2"}],
     }  # fmt: skip
     again = scrubbed(token, "because")
@@ -147,9 +150,9 @@ def test_a_scrub_keeps_the_attempt_and_carries_the_rest() -> None:
     assert again["scrub_count"] == 1
     assert again["attempts"] == [
         {"lock": 5, "done": 6, "exit_code": 3, "hostname": "wn1", "slurm_job_id": "77_1", "pilot": "pl",
-         "error": '{"message": "m2"}', "reason": "because"}
+         "claim": "c-5", "seconds": 1.5, "error": '{"message": "m2"}', "reason": "because"}
     ]  # fmt: skip
-    assert not {"slurm_job_id", "pilot", "claim"} & set(again)
+    assert not {"slurm_job_id", "pilot", "claim", "seconds"} & set(again)
     assert (again["_rev"], again["_attachments"], again["input"], again["error"]) == (
         "3-a",
         {"log": {"stub": True}},
@@ -157,6 +160,13 @@ def test_a_scrub_keeps_the_attempt_and_carries_the_rest() -> None:
         [],
     )
     assert token["lock"] == 5  # the document given is left alone
+
+
+def test_what_an_earlier_attempt_left_is_not_taken_for_this_ones() -> None:
+    """PiCaS clients scrub and lock a token, and leave what they do not know."""
+    again = scrubbed({**new(), "lock": 7, "done": 8, "pilot": "pl", "claim": "c-5", "seconds": 1.5}, "because")
+    assert again["attempts"] == [{"lock": 7, "done": 8, "reason": "because"}]
+    assert not {"pilot", "claim", "seconds"} & set(again)
 
 
 def test_a_token_given_back_unstarted_is_not_counted() -> None:
