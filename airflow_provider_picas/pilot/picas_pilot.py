@@ -1057,7 +1057,7 @@ class Claims:
         self._heads_until = 0.0
         self._used_up: Set[Tuple[float, str]] = set()  # heads of which nothing is left in this pilot's share
         self._own_views = True
-        self.in_flight: List[Token] = []  # a claim was sent and its answer has not been read
+        self.in_flight: List[Token] = []  # a claim was sent, and whether it stands is not known
         # Of the candidates that the last take found: not claimed because
         self.contested = 0  # others were quicker, or enough were claimed
         self.unfit = 0  # they would not fit into the wall-clock
@@ -1202,7 +1202,7 @@ class Claims:
                 token.doc["_rev"] = rows[token.id]["rev"]
             self.conflicts += len(tokens) - len(mine)
             self.in_flight = []
-        return [token for token in mine if self._stands(token)] if self._cluster else mine
+        return self._standing(mine) if self._cluster else mine
 
     def _landed(self, tokens: List[Token]) -> List[Token]:
         """The claims that were carried out although the answer was lost. The others stay in flight: they may yet be."""
@@ -1216,11 +1216,32 @@ class Claims:
         self.in_flight = [token for token in tokens if token not in mine]
         return mine
 
+    def _standing(self, mine: List[Token]) -> List[Token]:
+        """Those of these claims that stand. What cannot be judged stays in flight. Raises Unreachable if none stands then."""
+        others, standing, unknown = self.in_flight, [], list(mine)
+        self.in_flight = others + mine
+        fault: Optional[Unreachable] = None
+        for token in mine:
+            try:
+                if self._stands(token):
+                    standing.append(token)
+                unknown.remove(token)
+            except Unreachable as error:
+                fault = error
+                if not error.status:
+                    break  # nobody answers: each of the others would take as long
+        self.in_flight = others + unknown
+        if fault and not standing:
+            raise fault
+        return standing
+
     def _stands(self, token: Token) -> bool:
         """In a cluster two nodes may both accept a claim: one revision wins, everywhere the same; the other is removed."""
         path = quote(token.id, safe="")
         status, doc = self._database.request("GET", path, query={"conflicts": True})
-        if status != 200 or doc.get("claim") != token.claim:
+        if status != 200:
+            raise Unreachable(f"{self._database.place} answers {status} to a read of {path}", status)
+        if doc.get("claim") != token.claim:
             return False
         for revision in doc.get("_conflicts", []):
             self._database.request("DELETE", f"{path}?rev={quote(revision)}")
@@ -2076,8 +2097,7 @@ class Pilot:
         """Report what is left, or keep it in files. Returns the exit code."""
         work, started = self.work, time.monotonic()
         claimer.join(2)
-        if claimer.is_alive():
-            claimer.release_in_flight()
+        claimer.release_in_flight()  # it may hang in a request, or have died of a fault
         for token in work.stale(all_of_them=True):
             self.reporter.put(release(token))
         self.reporter.gather = 0.0

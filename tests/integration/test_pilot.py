@@ -7,6 +7,7 @@ passes bytes on, or fails to.
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import random
@@ -28,6 +29,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_picas import pilot
+from airflow_provider_picas.pilot import picas_pilot
 from airflow_provider_picas.tokens import views
 from airflow_provider_picas.tokens.states import State, state_of
 from stack import couchdb, processes
@@ -767,6 +769,61 @@ def test_a_bad_connection_loses_nothing_and_runs_nothing_twice(
     logs = "".join(behind_proxy.log(place) for place in range(3))
     assert ("answers 202 to a claim" in logs) == (fault == "202")  # which is none, then
     assert behind_proxy.files("unsent") == behind_proxy.files("refused") == []
+
+
+def test_a_claimer_that_fails_amid_a_claim_leaves_no_token_locked(
+    pool: Pool, behind_proxy: Submission, server: couchdb.CouchDBAdmin
+) -> None:
+    pool.push([{}] * 3)
+    with faults.Proxy(server.url) as hurting:
+        behind_proxy.write_credentials(hurting.url)
+        hurting.hurt(faults.Fault.LOSE, on="_bulk_docs")
+        hurting.hurt(200, on="_all_docs")  # an answer that is none
+        assert behind_proxy.run(COUNT, slots=3) == os.EX_SOFTWARE
+    assert "The claimer failed" in behind_proxy.log()
+    assert pool.states() == {State.TODO: 3}
+    assert not any(doc["scrub_count"] or "attempts" in doc or "pilot" in doc for doc in pool.docs().values())
+    assert pool.leases()[0]["ended"] is True
+
+
+Parts = tuple[picas_pilot.Database, picas_pilot.Config, picas_pilot.Identity, picas_pilot.Clock]
+
+
+@contextlib.contextmanager
+def parts_of_a_pilot(pool: Pool, url: str, **keys: Any) -> Iterator[Parts]:
+    """What the claims and the reaper of a pilot are made of."""
+    config = picas_pilot.Config(command="true", submission="s", **{"batch": "b", "lease": 4, **keys})
+    clock = picas_pilot.Clock()
+    access = picas_pilot.Access(url, pool.name, pool.member, PASSWORD, "")
+    database = picas_pilot.Database(access, config, clock)
+    yield database, config, picas_pilot.Identity("me", "here", None, (0, 1)), clock
+    database._connection.close()
+
+
+@pytest.mark.parametrize("broken", [["b%3A0001"], ["b%3A0000", "b%3A0002"], ["b%3A"]])
+@pytest.mark.parametrize("answer", ["kept", "lost"])
+def test_claims_in_a_cluster_that_cannot_be_judged_stay_in_flight(
+    pool: Pool, proxy: Proxy, broken: list[str], answer: str
+) -> None:
+    pool.push([{}] * 3)
+
+    def fault(request: bytes) -> str:
+        line = request.split(b"\r\n", 1)[0].decode()
+        if line.startswith("GET ") and any(name in line for name in broken):
+            return "503"
+        return "drop answer" if "_bulk_docs" in line and answer == "lost" else ""
+
+    proxy.fault = fault
+    tokens = []
+    with parts_of_a_pilot(pool, proxy.url) as parts:
+        claims = picas_pilot.Claims(*parts, cluster=True)
+        with contextlib.suppress(picas_pilot.Unreachable):  # nothing stands
+            tokens = claims.take(3, lambda doc: True, 0)
+    ids = {"b:0000", "b:0001", "b:0002"}
+    hurt = {token for token in ids if any(token.replace(":", "%3A").startswith(name) for name in broken)}
+    assert {doc["_id"] for doc in pool.docs().values() if state_of(doc) is State.LOCKED} == ids
+    assert {token.id for token in claims.in_flight} == hurt
+    assert {token.id for token in tokens} == ids - hurt
 
 
 def test_tls(pool: Pool, submission: Submission, tmp_path: Path) -> None:
