@@ -42,7 +42,8 @@ _MARGIN = timedelta(minutes=5)  # the trigger keeps the deadline itself; Airflow
 class PicasTokenStateSensor(BaseSensorOperator):
     """Wait until a batch, or the whole pool, is complete: every token that was pushed is done or in error.
 
-    Tokens that were pushed and are gone, and tokens in no state, fail it once all others have finished, and are named.
+    Tokens that were pushed and are gone, and tokens in no state, fail it once all others have finished, and are named. So does
+    the name of a batch that has no tokens.
 
     :param batch: the push operator's output, or the name of a batch. None: the whole pool, whose tokens are those that it has.
     :param max_errors: how many tokens may end in error: a number, or a fraction below 1. More fail the task.
@@ -170,11 +171,11 @@ class PicasTokenStateSensor(BaseSensorOperator):
             push_links(context, hook.settings)
         nobody_left = self._look_after(hook, batch)
         completeness = self._look(hook, batch)
-        verdict = self._judge(completeness)
+        verdict = self._judge(completeness, batch)
         if verdict.settling:
             time.sleep(waiting.SETTLE_SECONDS)
             completeness = self._look(hook, batch)
-            verdict = self._judge(completeness)
+            verdict = self._judge(completeness, batch)
         outcome = verdict.outcome
         if not verdict.over and nobody_left and completeness.counts.todo:
             if not self.deferrable and self._submit_again(completeness, batch):
@@ -266,17 +267,24 @@ class PicasTokenStateSensor(BaseSensorOperator):
             raise AirflowSensorTimeout(text)
         raise AirflowFailException(text)
 
-    def _judge(self, completeness: Completeness) -> Verdict:
-        return waiting.judge(completeness, self._budget(), fail_fast=self.fail_fast, threshold=self._threshold())
+    def _judge(self, completeness: Completeness, batch: Batch | None) -> Verdict:
+        return waiting.judge(
+            completeness,
+            self._budget(),
+            named=batch is not None,
+            fail_fast=self.fail_fast,
+            threshold=self._threshold(),
+        )
 
     def _explain(
         self, outcome: Outcome, completeness: Completeness, batch: Batch | None, **samples: Sequence[str]
     ) -> str:
+        place = f" in {self._hook(batch).settings.place}" if outcome is Outcome.UNKNOWN else ""
         return waiting.explain(
             outcome,
             completeness,
             self._budget(),
-            where=self._where(batch),
+            where=self._where(batch) + place,
             threshold=self._threshold(),
             no_progress=self.no_progress,
             **samples,

@@ -25,6 +25,7 @@ class Outcome(StrEnum):
     LOST = "lost"  #: tokens are missing or in no state, so it will never be complete
     NO_PROGRESS = "no_progress"  #: no token has finished for too long
     TIMED_OUT = "timed_out"
+    UNKNOWN = "unknown"  #: no batch of that name has tokens
     AWAY = "away"  #: the pool could not be asked for too long: gone, closed to us, or no answer
     NO_PILOTS = "no_pilots"  #: tokens wait, and no pilot of the submission is left to take them
 
@@ -69,7 +70,7 @@ class Progress:
     def __init__(self, limit: float | None) -> None:
         self.limit = limit
         self._finished = -1
-        self._since = 0.0
+        self._since = math.inf  # nothing was noted yet
 
     def note(self, counts: Counts, now: float) -> None:
         """Tell it what was counted at ``now`` (seconds). Fewer than before, after a reset, is a new start."""
@@ -77,7 +78,7 @@ class Progress:
             self._finished, self._since = counts.finished, now
 
     def left(self, now: float) -> float:
-        """Seconds until it has been too long."""
+        """Seconds until it has been too long; infinity before anything was noted."""
         return math.inf if self.limit is None else self._since + self.limit - now
 
 
@@ -95,14 +96,22 @@ class Verdict:
 
 
 def judge(
-    completeness: Completeness, budget: ErrorBudget, *, fail_fast: bool = False, threshold: Threshold | None = None
+    completeness: Completeness,
+    budget: ErrorBudget,
+    *,
+    named: bool = False,
+    fail_fast: bool = False,
+    threshold: Threshold | None = None,
 ) -> Verdict:
     """How a wait stands, from the counts alone.
 
+    ``named``: it is for a batch, not for the whole pool; with no tokens, and none expected by number, the name may be wrong.
     ``fail_fast``: do not wait for the others once the error budget is spent, or ``threshold`` cannot be reached. Missing tokens
     and tokens in no state decide only when all others have finished: their results are wanted all the same.
     """
     counts = completeness.counts
+    if named and completeness.expected is None and not counts.total:
+        return Verdict(Outcome.UNKNOWN, settling=True)
     if threshold is not None and threshold.reached(completeness):
         return Verdict(Outcome.COMPLETE if completeness.complete and not counts.stateless else Outcome.ENOUGH)
     failure = _failure(completeness, budget, threshold)
@@ -168,6 +177,10 @@ def explain(
         )
     if outcome is Outcome.TIMED_OUT:
         return f"The tokens of {where} did not finish in time: {counts} of {completeness.total:,}."
+    if outcome is Outcome.UNKNOWN:
+        return (
+            f"There is no token of {where}. Check the name of the batch and the database; or its tokens were deleted."
+        )
     if outcome is Outcome.AWAY:
         return f"The tokens of {where} could not be counted."
     return f"{where}: {counts} of {completeness.total:,}."

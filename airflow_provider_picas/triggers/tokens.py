@@ -65,8 +65,8 @@ class PicasTokenStateTrigger(BaseTrigger):
     The event's payload is ``{"outcome", "counts", "expected"}``, and ``"reason"`` if the pool stayed away.
 
     Tokens that are added to a batch while it is waited for are waited for, too: the wait is over when none waits or runs, and at
-    least as many have finished as were pushed. With ``expected`` None, a batch with no tokens is complete. Deleted ones are
-    missing, and fail it in the end.
+    least as many have finished as were pushed. With ``expected`` None, a batch with no tokens is unknown, and a pool with none
+    complete. Deleted ones are missing, and fail it in the end.
     """
 
     def __init__(
@@ -139,7 +139,9 @@ class PicasTokenStateTrigger(BaseTrigger):
             now = time.monotonic()
             verdict = Verdict(Outcome.WAITING)
             if completeness is not None:
-                verdict = waiting.judge(completeness, budget, fail_fast=self.fail_fast, threshold=threshold)
+                verdict = waiting.judge(
+                    completeness, budget, named=self.batch is not None, fail_fast=self.fail_fast, threshold=threshold
+                )
                 if not verdict.over and self._nobody_left and completeness.counts.todo:
                     verdict = Verdict(Outcome.NO_PILOTS)
                 if settling.over(verdict, now) or (verdict.over and now >= deadline):

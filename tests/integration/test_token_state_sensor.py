@@ -260,6 +260,18 @@ class TestPoke:
         put(range(10), DONE)
         assert sensor("b").execute(context("wait"))["done"] == 10
 
+    @pytest.mark.parametrize("deferrable", [False, True])
+    @pytest.mark.parametrize("mode", ["poke", "reschedule"])
+    def test_a_name_that_no_batch_has_is_told(self, batch: dict[str, Any], deferrable: bool, mode: str) -> None:
+        words = rf"There is no token of batch typo in .*{batch['database']}.* Check the name of the batch"
+        with pytest.raises(AirflowFailException, match=words):
+            sensor("typo", deferrable=deferrable, mode=mode, success_threshold=0.5).execute(context("wait"))
+
+    def test_a_batch_and_a_pool_without_tokens_are_complete(self) -> None:
+        PicasHook().deploy_views()
+        assert sensor({"batch": "b", "tokens": 0}).execute(context("wait"))["done"] == 0
+        assert sensor(None).execute(context("wait"))["done"] == 0
+
     def test_the_log_shows_the_counts_as_they_change(
         self, batch: dict[str, Any], capsys: pytest.CaptureFixture[str]
     ) -> None:

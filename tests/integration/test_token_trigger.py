@@ -155,8 +155,16 @@ def test_tokens_added_and_deleted_while_it_waits(hook: PicasHook) -> None:
 
 def test_a_batch_without_tokens(hook: PicasHook) -> None:
     assert event(trigger(batch="none", expected=0))["outcome"] == "complete"
-    assert event(trigger(batch="none", expected=None))["outcome"] == "complete"
     assert event(trigger(batch="none", expected=1))["outcome"] == "lost"
+
+
+def test_a_batch_that_nobody_pushed_is_unknown(hook: PicasHook) -> None:
+    assert event(trigger(batch="typo", expected=None))["outcome"] == "unknown"
+
+
+def test_a_pool_without_tokens_is_complete(picas_default: str) -> None:
+    PicasHook(picas_default).deploy_views()
+    assert event(trigger(batch=None, expected=None))["outcome"] == "complete"
 
 
 def test_a_pool_that_goes_away_is_told_as_the_reason(

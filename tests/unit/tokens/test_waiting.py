@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from airflow_provider_picas.tokens.counts import Completeness, Counts, ErrorBudget
@@ -75,6 +77,18 @@ def test_success_threshold(found: Counts, limit: float, fast: bool, outcome: Out
     assert verdict.outcome is outcome
 
 
+@pytest.mark.parametrize("threshold", [None, Threshold(0.5), Threshold(1)])
+@pytest.mark.parametrize("fast", [False, True])
+def test_a_named_batch_without_tokens_is_unknown(threshold: Threshold | None, fast: bool) -> None:
+    options: dict[str, Any] = {"named": True, "threshold": threshold, "fail_fast": fast}
+    verdict = judge(Completeness(Counts()), ErrorBudget(0), **options)
+    assert (verdict.outcome, verdict.settling) == (Outcome.UNKNOWN, True)
+    assert judge(Completeness(Counts(stateless=1)), ErrorBudget(0), **options).outcome is not Outcome.UNKNOWN
+    assert judge(Completeness(Counts(), 1), ErrorBudget(0), **options).outcome is not Outcome.UNKNOWN
+    if threshold is None:
+        assert judge(Completeness(Counts(), 0), ErrorBudget(0), **options).outcome is Outcome.COMPLETE
+
+
 @pytest.mark.parametrize("limit", [0, -1, 0.0, 1.5, 2.5, True, "3", float("nan"), float("inf")])
 def test_no_threshold(limit: float) -> None:
     with pytest.raises(ValueError, match="success_threshold"):
@@ -96,6 +110,13 @@ def test_progress_is_a_token_that_finishes() -> None:
     progress.note(Counts(todo=9, error=1), 1_055)
     assert progress.left(1_055) == 60
     assert Progress(None).left(1e12) == float("inf")
+
+
+def test_progress_is_not_judged_before_the_first_counts() -> None:
+    progress = Progress(60)
+    assert progress.left(1e6) == float("inf")
+    progress.note(Counts(todo=10), 1e6)
+    assert progress.left(1e6) == 60
 
 
 def said(outcome: Outcome, found: Counts, expected: int | None = 10, **samples: list[str]) -> str:
@@ -124,4 +145,5 @@ def test_every_outcome_has_words() -> None:
     texts = {said(outcome, Counts(done=1, todo=9)) for outcome in Outcome}
     assert len(texts) == len(Outcome)
     assert "did not finish in time" in said(Outcome.TIMED_OUT, Counts(done=1, todo=9))
+    assert "There is no token of batch b. Check the name" in said(Outcome.UNKNOWN, Counts(), None)
     assert "All 10 tokens of batch b have finished" in said(Outcome.COMPLETE, Counts(done=10))
