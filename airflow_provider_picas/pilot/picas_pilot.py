@@ -71,6 +71,7 @@ MAX_ATTEMPTS = 10  # earlier attempts that a token keeps, and their logs
 FIELD_BYTES = 64 * 1024  # largest value in the command's environment
 FIELDS_BYTES = 512 * 1024  # of all values together
 PROGRESS_BYTES = 4096
+MOST_NESTED = 500  # lists and objects within each other that a command may write: Python's JSON fails at about 990
 JOB_ID_FIELDS = ("slurm_job_id", "dirac_job_id", "wms_job_id", "cream_job_id", "pbs_job_id")
 
 
@@ -459,7 +460,7 @@ def attempts_by_kind(doc: Doc) -> Dict[str, int]:
     return counts
 
 
-_LOG_NAME = re.compile(r"attempt-([0-9]{1,9})\.(?:out|err)$")
+_LOG_NAME = re.compile(r"attempt-([0-9]{1,9})\.(?:out|err)\Z")
 
 
 def log_number(name: str) -> int:
@@ -691,7 +692,7 @@ def token_environment(doc: Doc) -> Dict[str, str]:
     """
     fields: Dict[str, List[Any]] = collections.defaultdict(list)
     for name in doc:
-        if name != "input" and re.match(r"[A-Za-z0-9][A-Za-z0-9_]*$", name):
+        if name != "input" and re.match(r"[A-Za-z0-9][A-Za-z0-9_]*\Z", name):
             fields["PICAS_FIELD_" + name.upper()].append(doc[name])
     given = doc.get("input")
     nested = isinstance(given, (dict, list))
@@ -749,9 +750,21 @@ def read_json(path: str, most: int) -> Tuple[Any, bool, Optional[str]]:
     try:
         value = json.loads(data.decode("utf-8"))
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")  # NaN and lone surrogates are no JSON
-        return value, True, None
     except (ValueError, RecursionError) as error:
         return None, False, f"{name} is no JSON: {error!s:.200}"
+    if _is_nested_more(value, MOST_NESTED):
+        return None, False, f"{name} is nested more than {MOST_NESTED} deep"
+    return value, True, None
+
+
+def _is_nested_more(value: Any, most: int) -> bool:
+    level = [value]
+    for _ in range(most + 1):
+        level = [item for item in level if isinstance(item, (dict, list))]
+        if not level:
+            return False
+        level = [inner for item in level for inner in (item.values() if isinstance(item, dict) else item)]
+    return True
 
 
 # --- running a command ----------------------------------------------------------------------------------------------
@@ -1332,7 +1345,7 @@ class Outbox:
                 file.flush()
                 os.fsync(descriptor)
             os.rename(temporary, os.path.join(folder, f"{name}-{quote(change.claim, safe='')}.json"))
-        except OSError:
+        except Exception:
             with suppress(OSError):
                 os.unlink(temporary)
             raise
@@ -1490,7 +1503,7 @@ class Reporter(threading.Thread):
         if verdict == "refused" and change.kind != "released":
             try:
                 self._outbox.keep(change, "refused")
-            except OSError as error:
+            except Exception as error:  # of whatever kind: the others wait behind it
                 log(f"The refused result of {change.token} cannot be kept: {error}.")
         with self._changed:
             self._sending.pop(change.claim, None)
@@ -2107,7 +2120,7 @@ class Pilot:
         for change in unsent:
             try:
                 self._outbox.keep(change)
-            except OSError as error:
+            except Exception as error:  # of whatever kind: the others must not be lost with it
                 log(f"The result of {change.token} is lost: it could be neither sent nor kept in a file: {error}.")
         self.lease.end(clean=not unsent)
         counts = ", ".join(f"{count} {kind}" for kind, count in sorted(work.counts.items()) if count)

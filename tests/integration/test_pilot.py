@@ -924,6 +924,27 @@ def test_a_pilot_sends_what_another_could_not_before_it_reaps(
     assert behind_proxy.runs() == {"b:0000": 1}
 
 
+def test_a_result_that_cannot_be_kept_loses_no_other(pool: Pool, submission: Submission) -> None:
+    config = picas_pilot.Config(command="true", submission="s", batch="b", outage=0)
+    made = picas_pilot.Pilot(str(submission.folder), config)
+    made.work.stop(picas_pilot.DRAIN, "the test ends it")
+    made.wall_clock.asked.set()
+    with parts_of_a_pilot(pool, pool.server.url) as parts:
+        claims, reaper = picas_pilot.Claims(*parts, cluster=False), picas_pilot.Reaper(*parts)
+        claimer = picas_pilot.Claimer(made, claims, reaper, made._outbox, parts[0])
+        for thread in (made.lease, claimer):
+            thread.start()
+        deep: list[Any] = []
+        for _ in range(100_000):
+            deep = [deep]
+        for place, output in enumerate([1, deep, 3]):
+            change = picas_pilot.Change("done", f"b:000{place}", f"{place}-1000", 1000, {"done": 1, "output": output})
+            made.reporter.put(change)
+        assert made._finish(claimer) == picas_pilot.EX_TEMPFAIL
+    kept = [json.loads(file.read_text())["change"]["token"] for file in submission.files("unsent")]
+    assert kept == ["b:0000", "b:0002"]
+
+
 def test_a_document_that_the_database_refuses_is_shortened(pool: Pool, proxy: Proxy, behind_proxy: Submission) -> None:
     pool.push([{"input": place} for place in range(3)])
 

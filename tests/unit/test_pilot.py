@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import os
 import sys
@@ -149,7 +150,7 @@ def test_attempts_count_since_the_last_reset() -> None:
 def test_attempt_numbers_are_not_used_twice() -> None:
     assert picas_pilot.attempt_number({}) == 1
     assert picas_pilot.attempt_number({"attempts": [{}, {}]}) == 3
-    logs = {"attempt-7.err": {}, "attempt-x.out": {}, "attempt-99.txt": {}}
+    logs = {"attempt-7.err": {}, "attempt-x.out": {}, "attempt-99.txt": {}, "attempt-9.out\n": {}}
     assert picas_pilot.attempt_number({"attempts": [{}], "_attachments": logs}) == 8
 
 
@@ -344,6 +345,7 @@ def test_what_the_database_refuses_gets_smaller() -> None:
 def test_the_tokens_environment() -> None:
     doc = {"_id": "a b", "_rev": "1-x", "input": [1, "x"], "n": 2, "f": 0.5, "yes": False, "none": None, "list": [1]}
     doc |= {"Same": 1, "same": 2, "with space": 1, "ümlaut": 1, "nul": "a\0b", "big": "x" * 65537, "path": "p"}
+    doc["n\n"] = 1
     assert picas_pilot.token_environment(doc) == {
         "PICAS_TOKEN_ID": "a b",
         "PICAS_INPUT": '[1,"x"]',
@@ -382,6 +384,9 @@ def test_the_jobs_environment_without_credentials(tmp_path: Path) -> None:
         (b"1e999", None, "no JSON"),
         (b'"\\ud800"', None, "no JSON"),
         (b"[" * 5000, None, "no JSON"),
+        (b"[" * 499 + b"{}" + b"]" * 499, functools.reduce(lambda value, _: [value], range(499), {}), None),
+        (b"[" * 500 + b"{}" + b"]" * 500, None, "nested more than 500 deep"),
+        (b'{"a":' * 700 + b"[]" + b"}" * 700, None, "nested more than 500 deep"),
         (b'"' + b"x" * 9999 + b'"', None, "more than 10,000 bytes"),
     ],
 )
@@ -391,6 +396,16 @@ def test_what_a_command_writes(tmp_path: Path, content: bytes, value: Any, fault
     assert got[:2] == (value, value is not None)
     assert (fault or "") in (got[2] or "")
     assert (got[2] is None) is (fault is None)
+
+
+def test_a_change_that_cannot_be_kept_leaves_nothing(tmp_path: Path) -> None:
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    change = Change("done", "b:1", "abc-1000", 1000, {"done": 1, "output": deep})
+    with pytest.raises(RecursionError):
+        picas_pilot.Outbox(str(tmp_path), "d").keep(change)
+    assert list((tmp_path / "unsent").iterdir()) == []
 
 
 def test_what_a_command_leaves_instead_of_a_file(tmp_path: Path) -> None:
