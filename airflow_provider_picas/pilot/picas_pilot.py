@@ -1264,7 +1264,8 @@ class Claims:
 class Reaper:
     """Finds locked tokens whose pilots are dead. Used by one thread."""
 
-    MOST = 500  # tokens looked at in one round
+    PAGE = 500  # tokens read in one request
+    PAGES = 4  # requests in one round; the next round goes on from there
 
     def __init__(self, database: Database, config: Config, me: Identity, clock: Clock) -> None:
         self._database = database
@@ -1272,10 +1273,26 @@ class Reaper:
         self._me = me
         self._clock = clock
         self._alive_until: Dict[str, float] = {}
+        self._skip = 0  # locked tokens that were looked at since the first one was
+        self._living_then = True  # whether living pilots held tokens when all had been looked at; not known yet
+        self._living_since = False  # and among those since
 
     def reap(self) -> Tuple[int, bool]:
         """Give back the tokens of dead pilots. How many, and whether living pilots hold others. Raises Unreachable."""
-        docs = [doc for doc in self._locked() if held_by_pilot(doc) and doc["pilot"] != self._me.pilot]
+        total = 0
+        for _ in range(self.PAGES):
+            docs = self._locked()
+            reaped, living = self._reap_among(docs)
+            total += reaped
+            self._living_since = self._living_since or living
+            self._skip += len(docs) - reaped
+            if len(docs) < self.PAGE:
+                self._skip, self._living_then, self._living_since = 0, self._living_since, False
+                break
+        return total, self._living_then or self._living_since
+
+    def _reap_among(self, locked: List[Doc]) -> Tuple[int, bool]:
+        docs = [doc for doc in locked if held_by_pilot(doc) and doc["pilot"] != self._me.pilot]
         # The tokens are read before the leases: a pilot renews before it claims, so an expired lease covers them.
         oldest: Dict[str, float] = {}
         for doc in docs:
@@ -1292,7 +1309,8 @@ class Reaper:
         return len(reaped), len(reaped) < len(docs)
 
     def _locked(self) -> List[Doc]:
-        query = {"limit": self.MOST}
+        # Where others give tokens back meanwhile, some are passed over until all are looked at again.
+        query = {"limit": self.PAGE, "skip": self._skip}
         if self._config.batch is not None:
             with suppress(Failed):  # no such view: see Monitor
                 key = [self._config.batch, "locked"]

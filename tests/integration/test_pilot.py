@@ -184,6 +184,20 @@ def submission(tmp_path: Path, pool: Pool) -> Iterator[Submission]:
     made.close()
 
 
+Parts = tuple[picas_pilot.Database, picas_pilot.Config, picas_pilot.Identity, picas_pilot.Clock]
+
+
+@contextlib.contextmanager
+def parts_of_a_pilot(pool: Pool, url: str, **keys: Any) -> Iterator[Parts]:
+    """What the claims and the reaper of a pilot are made of."""
+    config = picas_pilot.Config(command="true", submission="s", **{"batch": "b", "lease": 4, **keys})
+    clock = picas_pilot.Clock()
+    access = picas_pilot.Access(url, pool.name, pool.member, PASSWORD, "")
+    database = picas_pilot.Database(access, config, clock)
+    yield database, config, picas_pilot.Identity("me", "here", None, (0, 1)), clock
+    database._connection.close()
+
+
 def until(condition: Callable[[], object], seconds: float = 30) -> None:
     """Wait for something to become true."""
     deadline = time.monotonic() + seconds
@@ -614,6 +628,49 @@ def test_a_token_locked_by_a_picas_client_is_left_alone(pool: Pool, submission: 
     assert pool.states() == {State.LOCKED: 2}
 
 
+def held(pilot_id: str, count: int) -> list[dict[str, Any]]:
+    """The fields of tokens that a pilot has claimed."""
+    return [{"lock": 1000, "hostname": "x", "pilot": pilot_id, "claim": f"{place}-1000"} for place in range(count)]
+
+
+def put_lease(pool: Pool, pilot_id: str, *, age: float = 0, ended: bool = False) -> None:
+    """The lease of 4 s of a pilot that was heard ``age`` seconds ago."""
+    lease = {"pilot": pilot_id, "renewed": int(time.time() - age), "lease": 4, "ended": ended}
+    assert pool.request("PUT", f"_local/picas-pilot-{pilot_id}", lease)[0] == 201
+
+
+@pytest.mark.parametrize("batch", ["b", None])
+def test_tokens_of_the_dead_are_found_behind_many_of_the_living(pool: Pool, batch: str | None) -> None:
+    put_lease(pool, "living", age=-3600)
+    put_lease(pool, "dead", ended=True)
+    scripts = [{"lock": 1000, "hostname": "a PiCaS client's"}] * 600
+    pool.push(scripts + held("living", 600) + held("dead", 3))
+    with parts_of_a_pilot(pool, pool.server.url, batch=batch) as parts:
+        reaper = picas_pilot.Reaper(*parts)
+        assert reaper.reap() == (3, True)
+        assert reaper.reap() == (0, True)
+        put_lease(pool, "living", ended=True)
+        reaper = picas_pilot.Reaper(*parts)
+        assert reaper.reap() == (600, False)
+    assert pool.states() == {State.LOCKED: 600, State.TODO: 603}
+
+
+def test_a_round_is_bounded_and_the_next_one_goes_on(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(picas_pilot.Reaper, "PAGE", 2)
+    monkeypatch.setattr(picas_pilot.Reaper, "PAGES", 3)
+    put_lease(pool, "living", age=-3600)
+    put_lease(pool, "dead", ended=True)
+    scripts = [{"lock": 1000, "hostname": "a PiCaS client's"}] * 12
+    pool.push(held("dead", 2) + held("living", 1) + scripts + held("dead", 1))
+    with parts_of_a_pilot(pool, pool.server.url) as parts:
+        reaper = picas_pilot.Reaper(*parts)
+        assert [reaper.reap() for _ in range(8)] == [(2, True), (0, True), (1, True)] + [(0, True)] * 5
+        put_lease(pool, "living", ended=True)
+        reaper = picas_pilot.Reaper(*parts)
+        assert [reaper.reap() for _ in range(4)] == [(1, True), (0, True), (0, False), (0, False)]
+    assert pool.states() == {State.LOCKED: 12, State.TODO: 4}
+
+
 def test_a_pilot_whose_token_was_taken_stops_work_on_it(pool: Pool, submission: Submission) -> None:
     pool.push([{}])
     process = submission.start(COUNT + "; sleep 60", lease=3)
@@ -784,20 +841,6 @@ def test_a_claimer_that_fails_amid_a_claim_leaves_no_token_locked(
     assert pool.states() == {State.TODO: 3}
     assert not any(doc["scrub_count"] or "attempts" in doc or "pilot" in doc for doc in pool.docs().values())
     assert pool.leases()[0]["ended"] is True
-
-
-Parts = tuple[picas_pilot.Database, picas_pilot.Config, picas_pilot.Identity, picas_pilot.Clock]
-
-
-@contextlib.contextmanager
-def parts_of_a_pilot(pool: Pool, url: str, **keys: Any) -> Iterator[Parts]:
-    """What the claims and the reaper of a pilot are made of."""
-    config = picas_pilot.Config(command="true", submission="s", **{"batch": "b", "lease": 4, **keys})
-    clock = picas_pilot.Clock()
-    access = picas_pilot.Access(url, pool.name, pool.member, PASSWORD, "")
-    database = picas_pilot.Database(access, config, clock)
-    yield database, config, picas_pilot.Identity("me", "here", None, (0, 1)), clock
-    database._connection.close()
 
 
 @pytest.mark.parametrize("broken", [["b%3A0001"], ["b%3A0000", "b%3A0002"], ["b%3A"]])
