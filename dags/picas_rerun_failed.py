@@ -1,11 +1,13 @@
 """Run failed tokens again: choose them in the trigger form, look at what would be done, then give them back.
 
 With the name of a script, or a command, pilots are submitted for them. The run waits until the tokens have finished, and
-fails if some are in error again. Needs a connection to the pool, and one to a login node if pilots are submitted.
+fails if some are in error again; those that were not chosen may stay so. Needs a connection to the pool, and one to a login
+node if pilots are submitted.
 """
 
 from airflow.sdk import Param, dag, task
 
+from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.operators.pilots import PicasSubmitPilotsOperator
 from airflow_provider_picas.operators.tokens import PicasCollectTokensOperator, PicasResetTokensOperator
 from airflow_provider_picas.sensors.tokens import PicasTokenStateSensor
@@ -66,11 +68,19 @@ PARAMS = {
     "ssh_conn_id": Param("spider", type="string", section="Where", title="Connection to a login node"),
 }
 
+LEFT = "{{ ti.xcom_pull(task_ids='errors_left') or 0 }}"
+
 
 @task(multiple_outputs=True)
 def form(params=None):
     """What was filled in, as it is: a template would make texts of it."""
     return dict(params)
+
+
+@task
+def errors_left(reset, params=None):
+    """How many tokens stay in error because they were not chosen."""
+    return PicasHook(params["picas_conn_id"], database=reset["database"]).count(reset["batch"]).error
 
 
 @task.branch
@@ -105,14 +115,16 @@ def picas_rerun_failed():
         task_id="wait",
         batch=asked["batch"],
         pilots=pilots.output,
+        max_errors=LEFT,
         deferrable=True,
         trigger_rule="none_failed_min_one_success",
         **pool,
     )
     collect = PicasCollectTokensOperator(
-        task_id="collect", states="error", fields=[], max_errors=0, trigger_rule="none_skipped", **batch, **pool
+        task_id="collect", states="error", fields=[], max_errors=LEFT, trigger_rule="none_skipped", **batch, **pool
     )
     now = what_now(reset.output)
+    errors_left(reset.output) >> now
     now >> pilots >> wait >> collect
     now >> wait
 
