@@ -70,16 +70,19 @@ def outdated_logs(token: Mapping[str, Any]) -> list[str]:
 def file_names(names: Iterable[str]) -> dict[str, str]:
     """A file name for each name of an attachment: one plain part of a path, and no two that differ by case only.
 
-    What had to be changed carries a digest of the name, so it is the same each time and meets no other.
+    What had to be changed carries a digest of the name, so it is the same each time; one that meets what was changed is, too.
     """
-    plain = {name: _plain(name) for name in names}
-    clashes: dict[str, int] = {}
-    for file in plain.values():
-        clashes[file.lower()] = clashes.get(file.lower(), 0) + 1
-    return {
-        name: file if file == name and clashes[file.lower()] == 1 else _marked(file, name)
-        for name, file in plain.items()
-    }
+    files = {name: _plain(name) for name in names}
+    marked = {name for name, file in files.items() if file != name}
+    while True:
+        files = {name: _marked(_plain(name), name) if name in marked else file for name, file in files.items()}
+        clashes: dict[str, list[str]] = {}
+        for name, file in files.items():
+            clashes.setdefault(file.lower(), []).append(name)
+        met = {name for several in clashes.values() if len(several) > 1 for name in several} - marked
+        if not met:
+            return files
+        marked |= met
 
 
 def folder_name(token_id: str, batch: str | None = None) -> str:

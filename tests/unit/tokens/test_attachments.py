@@ -31,6 +31,14 @@ def test_file_names_are_plain_and_differ_by_more_than_case(names: set[str]) -> N
     assert len({file.lower() for file in files.values()}) == len(names)
 
 
+def test_a_name_that_is_what_another_was_changed_to() -> None:
+    changed = attachments.file_names(["a/b"])["a/b"]
+    for names in (["a/b", changed], [changed, "a/b"], ["a/b", changed.upper(), changed]):
+        files = attachments.file_names(names)
+        assert files["a/b"] == changed
+        assert len({file.lower() for file in files.values()}) == len(names)
+
+
 @given(st.sets(NAMES, max_size=8), NAMES)
 def test_folder_names_are_plain_and_differ_by_more_than_case(token_ids: set[str], batch: str) -> None:
     folders = {attachments.folder_name(token_id) for token_id in token_ids}
