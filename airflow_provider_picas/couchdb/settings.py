@@ -130,6 +130,12 @@ def _web_page(extra: Mapping[str, Any], name: str, wrong: Any) -> str | None:
     value = extra.get(name)
     if not value:
         return None
-    if urlsplit(str(value)).scheme not in ("http", "https"):
+    try:
+        address = urlsplit(str(value))
+    except ValueError as error:
+        raise wrong(f"its extra {name!r} is no URL ({error}).") from None
+    if address.username or address.password:
+        raise wrong(f"its extra {name!r} holds a login or a password. Leave them out: URLs end up in logs.")
+    if address.scheme not in ("http", "https"):
         raise wrong(f"its extra {name!r} is {value!r:.80}: the address of a web page, with http or https.")
     return str(value)

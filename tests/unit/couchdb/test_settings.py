@@ -63,6 +63,11 @@ def test_host_and_port(host: str, port: int | None, url: str) -> None:
         ({"extra": {"connect_timeout": -1}}, "'connect_timeout' is -1"),
         ({"extra": {"connect_timeout": "inf"}}, "'connect_timeout' is 'inf'"),
         ({"extra": {"connect_timeout": "nan"}}, "'connect_timeout' is 'nan'"),
+        ({"extra": {"web_ui": "ftp://example.org"}}, "'web_ui' is 'ftp://example.org'"),
+        ({"extra": {"web_ui": "https://me:s3cret@example.org"}}, "'web_ui' holds a login or a password"),
+        ({"extra": {"monitoring_url": "https://s3cret@example.org"}}, "'monitoring_url' holds a login or a password"),
+        ({"extra": {"monitoring_url": "ftp://:s3cret@example.org"}}, "'monitoring_url' holds a login or a password"),
+        ({"extra": {"web_ui": "https://[::1"}}, "'web_ui' is no URL"),
     ],
 )
 def test_bad_fields_are_named(fields: dict[str, Any], words: str) -> None:
