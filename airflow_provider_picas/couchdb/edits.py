@@ -14,7 +14,7 @@ from typing import Any
 
 from airflow_provider_picas.couchdb import errors
 from airflow_provider_picas.couchdb.pool import Document, Pool
-from airflow_provider_picas.couchdb.protocol import Operation, Request, json_body
+from airflow_provider_picas.couchdb.protocol import Operation, Request, json_body, refused
 from airflow_provider_picas.tokens import attachments, documents, views
 from airflow_provider_picas.tokens.counts import Counts, from_rows
 from airflow_provider_picas.tokens.selection import EditReport
@@ -104,7 +104,7 @@ def delete(pool: Pool, tokens: Sequence[Revision]) -> Operation[EditReport]:
                 elif row.error == "conflict":
                     report.leave("has changed since it was looked at", row.id)
                 else:
-                    raise _refused(pool, row.id, row.error, row.reason)
+                    raise refused(pool.settings, row.id, row.error, row.reason)
         if not waiting:
             return report
     raise errors.UnavailableError(
@@ -133,7 +133,7 @@ def restore(pool: Pool, tokens: Sequence[Document]) -> Operation[EditReport]:
                 elif row.error == "conflict":
                     report.leave("is in the pool already", row.id)
                 else:
-                    raise _refused(pool, row.id, row.error, row.reason)
+                    raise refused(pool.settings, row.id, row.error, row.reason)
             break
         else:
             raise errors.UnavailableError(f"{pool.settings.place} takes no tokens at present. Try again later.")
@@ -222,7 +222,7 @@ def _write(
             elif row.error == "conflict":
                 conflicts.append(row.id)
             else:
-                raise _refused(pool, row.id, row.error, row.reason)
+                raise refused(pool.settings, row.id, row.error, row.reason)
     return conflicts, unanswered
 
 
@@ -271,11 +271,3 @@ def _with_copied_logs(pool: Pool, token: Document, changed: Document) -> Operati
         return changed
     kept = {name: stub for name, stub in token["_attachments"].items() if name not in attachments.outdated_logs(token)}
     return {**changed, "_attachments": {**kept, **copies}}
-
-
-def _refused(pool: Pool, token_id: str, error: str, reason: str | None) -> errors.CouchDBError:
-    return errors.CouchDBError(
-        f"CouchDB refuses the change of token {token_id!r} in {pool.settings.place} ({error}: {(reason or '')[:500]}).",
-        error=error,
-        reason=reason or "",
-    )

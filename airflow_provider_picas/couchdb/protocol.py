@@ -23,6 +23,7 @@ TRIES_TO_CONNECT = 5
 _ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False)  # json.dumps makes one a call
 
 RETRY_STATUSES = frozenset({429, 500, 502, 503, 504})
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _LONGEST_WAIT = 30.0  # seconds
 _BODY_SHOWN = 200  # characters of an answer that is no JSON
 
@@ -95,6 +96,12 @@ def json_body(value: Any) -> bytes:
 
 def check(settings: Settings, conn_id: str, request: Request, answer: Answer) -> Answer:
     """The answer, if it is none of CouchDB's errors. Raises a CouchDBError that says what to do."""
+    if answer.status in _REDIRECTS:
+        raise errors.NotCouchDBError(
+            f"{settings.url} sends requests on to {answer.headers.get('location', '')!r:.300} (HTTP {answer.status}). If CouchDB"
+            f" is there, put that address in the host of connection {conn_id!r}, without the path of the request.",
+            status=answer.status,
+        )
     if answer.status < 400:
         if not request.raw and _is_html(answer):
             raise _not_couchdb(settings, conn_id, answer)
@@ -144,6 +151,21 @@ def _error(
     if status in RETRY_STATUSES:
         return errors.UnavailableError(f"{settings.place} is not available {said}. Try again later.", **details)
     return errors.CouchDBError(f"CouchDB refused a request to {settings.place} {said}.", **details)
+
+
+def refused(settings: Settings, token_id: str, error: str, reason: str | None) -> errors.CouchDBError:
+    """The error for a token that a request of several does not write. ``error`` and ``reason`` are its row's."""
+    said, reason = f"({error}: {(reason or '')[:500]})", reason or ""
+    if error in ("forbidden", "unauthorized"):
+        return errors.ForbiddenError(
+            f"{settings.login or 'Nobody'} may not write token {token_id!r} to {settings.place} {said}."
+            " Ask who keeps the database for the right to write.",
+            error=error,
+            reason=reason,
+        )
+    return errors.CouchDBError(
+        f"CouchDB refuses token {token_id!r} in {settings.place} {said}.", error=error, reason=reason
+    )
 
 
 def _is_html(answer: Answer) -> bool:

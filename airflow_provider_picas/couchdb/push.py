@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from airflow_provider_picas.couchdb import errors
 from airflow_provider_picas.couchdb.pool import Document, Pool
-from airflow_provider_picas.couchdb.protocol import Answer, Operation, Request
+from airflow_provider_picas.couchdb.protocol import Answer, Operation, Request, refused
 from airflow_provider_picas.tokens import documents
 from airflow_provider_picas.tokens.documents import BadTokenError
 from airflow_provider_picas.tokens.push import (
@@ -94,22 +94,9 @@ def _read(pool: Pool, answer: Answer, waiting: dict[str, bytes], report: PushRep
         elif row["error"] == "conflict":
             conflicts.append(row["id"])
         else:
-            raise _refusal(pool, row)
+            raise refused(pool.settings, row["id"], row["error"], row.get("reason"))
     report.written += before - len(waiting)
     return conflicts
-
-
-def _refusal(pool: Pool, row: Mapping[str, str]) -> errors.CouchDBError:
-    error, reason, place = row["error"], row.get("reason", ""), pool.settings.place
-    said = f"({error}: {reason[:500]})"
-    if error in ("forbidden", "unauthorized"):
-        who = pool.settings.login or "Nobody"
-        return errors.ForbiddenError(
-            f"{who} may not write token {row['id']!r} to {place} {said}. Ask who keeps the database for the right to write.",
-            error=error,
-            reason=reason,
-        )
-    return errors.CouchDBError(f"CouchDB refuses token {row['id']!r} in {place} {said}.", error=error, reason=reason)
 
 
 def _settle(
@@ -151,4 +138,4 @@ def _settle(
             report.reset += action is Action.RESET
             report.replaced += action is Action.REPLACE
         elif row["error"] != "conflict":
-            raise _refusal(pool, row)
+            raise refused(pool.settings, row["id"], row["error"], row.get("reason"))

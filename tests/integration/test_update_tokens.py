@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
 
+from airflow_provider_picas.couchdb import errors
 from airflow_provider_picas.hooks.picas import PicasHook
-from airflow_provider_picas.operators.tokens import PicasUpdateTokensOperator
+from airflow_provider_picas.operators.tokens import (
+    PicasDeleteTokensOperator,
+    PicasResetTokensOperator,
+    PicasUpdateTokensOperator,
+)
+from airflow_provider_picas.operators.tokens.selecting import SelectingOperator
 from airflow_provider_picas.tokens.documents import OWNED_FIELDS
 from airflow_provider_picas.tokens.states import State
+from stack.couchdb import CouchDBAdmin
+from stack.pool import Pool
 from tests.integration import lives
 from tests.integration.tasks import context
 
@@ -63,6 +72,27 @@ def test_a_dry_run_changes_nothing(hook: PicasHook) -> None:
     lives.fill(hook, MIXED)
     before = list(hook.batch_documents("b"))
     assert update(fields={"priority": 5}, dry_run=True)["updated"] == 3
+    assert list(hook.batch_documents("b")) == before
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda: PicasResetTokensOperator(task_id="reset", batch="b"),
+        lambda: PicasUpdateTokensOperator(task_id="update", batch="b", fields={"priority": 5}),
+        lambda: PicasDeleteTokensOperator(task_id="delete", batch="b"),
+    ],
+)
+def test_a_login_that_may_only_read(
+    hook: PicasHook, pool: Pool, couchdb: CouchDBAdmin, edit: Callable[[], SelectingOperator]
+) -> None:
+    lives.fill(hook, MIXED)
+    before = list(hook.batch_documents("b"))
+    forbid = "function (doc, old, user) { if (user.roles.indexOf('_admin') < 0) throw({forbidden: 'read only'}); }"
+    design = {"_id": "_design/readonly", "validate_doc_update": forbid}
+    assert couchdb.request("PUT", f"/{pool.database}/_design/readonly", design)[0] == 201
+    with pytest.raises(errors.ForbiddenError, match=rf"{pool.user} may not write token .*read only.*Ask who keeps"):
+        edit().execute(context())
     assert list(hook.batch_documents("b")) == before
 
 

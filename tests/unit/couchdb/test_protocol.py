@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -79,11 +80,34 @@ def test_what_is_no_couchdb_is_told(told: Answer) -> None:
         check(told)
 
 
+@pytest.mark.parametrize("status", [301, 302, 307])
+@pytest.mark.parametrize("raw", [False, True])
+def test_a_redirect_is_told_with_its_aim(status: int, raw: bool) -> None:
+    with pytest.raises(
+        errors.NotCouchDBError, match=r"'https://sso.example.org/' .*in the host of connection 'my_pool'"
+    ):
+        check(answer(status, body=b"", location="https://sso.example.org/"), Request("GET", "/pool/x", raw=raw))
+
+
 @pytest.mark.parametrize("status", [429, 502, 503, 504])
 def test_a_proxys_own_page_is_worth_another_try(status: int) -> None:
     with pytest.raises(errors.UnavailableError) as caught:
         check(answer(status, body=HTML))
     assert protocol.worth_repeating(GET, caught.value, 1)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "words"),
+    [
+        ("forbidden", errors.ForbiddenError, r"me may not write token 'b:1' to pool on .*forbidden: no.*Ask who keeps"),
+        ("unauthorized", errors.ForbiddenError, "Ask who keeps the database"),
+        ("bad_request", errors.CouchDBError, r"CouchDB refuses token 'b:1' in pool on .*bad_request: no"),
+    ],
+)
+def test_a_token_that_is_refused(error: str, kind: type[errors.CouchDBError], words: str) -> None:
+    told = protocol.refused(POOL, "b:1", error, "no")
+    assert (type(told), told.error, told.reason) == (kind, error, "no")
+    assert re.search(words, str(told))
 
 
 def test_an_attachment_may_be_html() -> None:
