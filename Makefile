@@ -32,9 +32,8 @@ chaos: install
 bench: install
 	$(VENV)/python -m benchmarks $(ARGS)
 
-# The provider on other versions of Airflow and Python, as far as they are found. ARGS='-t oldest' for the oldest pair.
-compat: python
-	@$(PYTHON) -m stack.install airflow couchdb
+# The provider on other versions of Airflow and Python, as far as they are found. ARGS='-t oldest newest' for these pairs.
+compat: install
 	$(VENV)/python -m nox $(ARGS)
 
 lint: python

@@ -1,12 +1,13 @@
 """The provider on each Airflow and Python that it is for, as far as they are found: ``make compat``, or with a nox of yours:
 
-    nox -t oldest                             the oldest pair; the newest is what `make test` runs
+    nox -t oldest                             the oldest pair; likewise the newest
     nox -s "tests(3.2-3.12)"                  Airflow 3.2 with Python 3.12
     nox -t oldest -- tests/unit -k states     with arguments of pytest
 
 The environments are kept in ``.stack/compat``.
 """
 
+import os
 import shutil
 import subprocess
 import sys
@@ -22,13 +23,20 @@ AIRFLOWS = ("3.1", "3.2", "3.3")
 PYTHONS = ("3.11", "3.12", "3.13")
 
 
-def found(python: str) -> bool:
-    """Whether this Python answers. pyenv's shims may be there and not run."""
-    command = shutil.which(f"python{python}")
-    return command is not None and subprocess.run([command, "-c", ""], capture_output=True, check=False).returncode == 0
+def find(python: str) -> str | None:
+    """The command of this Python, where there is one that runs: pyenv's shims may be there and not run."""
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    commands = [shutil.which(f"python{python}"), *map(str, sorted(pyenv.glob(f"{python}.*/bin/python{python}")))]
+    for command in filter(None, commands):
+        if subprocess.run([command, "-c", ""], capture_output=True, check=False).returncode == 0:
+            return command
+    return None
 
 
-OLDEST = (next(filter(found, PYTHONS), PYTHONS[0]), AIRFLOWS[0])
+FOUND = {python: command for python in PYTHONS if (command := find(python))}
+OLDEST = (next(iter(FOUND), PYTHONS[0]), AIRFLOWS[0])
+NEWEST = (next(reversed(FOUND), PYTHONS[-1]), AIRFLOWS[-1])
+TAGS = {OLDEST: ["oldest"], NEWEST: ["newest"]}
 
 # What meets Airflow: its hooks, operators, sensor and triggers. The other tests meet databases, clusters and pilots, which
 # are the same under all of them.
@@ -37,14 +45,19 @@ TESTS = (
     *(
         f"tests/integration/test_{what}.py"
         for what in (
+            "cancel_pilots",
             "collect_tokens",
             "connection_form",
             "dags",
             "event_trigger",
+            "feed",
             "picas_hook",
             "picas_tokens_decorator",
             "push_tokens",
+            "reset_tokens",
             "shared_cluster",
+            "submit_own_pilots",
+            "submit_pilots",
             "token_state_sensor",
             "token_trigger",
             "update_tokens",
@@ -64,7 +77,7 @@ nox.options.error_on_missing_interpreters = False
 @nox.parametrize(
     ("python", "airflow"),
     [
-        nox.param(python, airflow, id=f"{airflow}-{python}", tags=["oldest"] if (python, airflow) == OLDEST else [])
+        nox.param(FOUND.get(python, python), airflow, id=f"{airflow}-{python}", tags=TAGS.get((python, airflow), []))
         for airflow in AIRFLOWS
         for python in PYTHONS
     ],

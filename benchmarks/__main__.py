@@ -17,7 +17,7 @@ from typing import Any
 os.environ.setdefault("AIRFLOW__LOGGING__LOGGING_LEVEL", "ERROR")  # before Airflow is imported
 
 from benchmarks import counts, memory, pilots, push, reset, waits, watching
-from benchmarks.measure import PAIRS, Result
+from benchmarks.measure import PAIRS, Goal, Result
 from benchmarks.server import COUCHDB_URL, Server, couchdb
 from stack import paths
 
@@ -44,25 +44,37 @@ def main() -> int:
     )
     parser.add_argument("--pairs", type=int, default=PAIRS, help="measurements of each side (default %(default)s)")
     parser.add_argument(
-        "--keep", action="store_true", help=f"write results.json and results.md of {KEPT.parent.name}/ anew"
+        "--keep", action="store_true", help=f"put them into results.json and results.md of {KEPT.parent.name}/"
     )
     options = parser.parse_args()
     known = {**BENCHMARKS, **EXTRA}
     if unknown := sorted(set(options.names) - set(known)):
         parser.error(f"there is no benchmark {unknown[0]!r}; there are {', '.join(known)}")
+    taken: dict[str, Any] = {}
     with couchdb() as server:
-        about = {"server": server.name, "machine": machine(), "date": time.strftime("%Y-%m-%d"), "pairs": options.pairs}
-        print(f"On {server.name}{'' if os.environ.get(COUCHDB_URL) else ', the embedded server'}; {about['machine']}")
-        results = []
         for name in options.names or BENCHMARKS:
+            about = {
+                "server": server.name,
+                "machine": machine(),
+                "date": time.strftime("%Y-%m-%d"),
+                "pairs": options.pairs,
+            }
+            print(
+                f"{name}, on {server.name}{'' if os.environ.get(COUCHDB_URL) else ', the embedded server'}; {machine()}"
+            )
+            results = []
             for result in known[name](server, options.pairs):
                 print(line(result), flush=True)
                 results.append(result)
-    write(about, results, paths.HOME / "benchmarks" / f"{time.strftime('%Y%m%d-%H%M%S')}.json")
+            taken[name] = {**about, "results": [{**dataclasses.asdict(one), "met": one.met} for one in results]}
+    write(taken, paths.HOME / "benchmarks" / f"{time.strftime('%Y%m%d-%H%M%S')}.json")
     if options.keep:
-        write(about, results, KEPT.with_suffix(".json"))
-        KEPT.with_suffix(".md").write_text(markdown(about, results))
-    return int(any(result.met is False for result in results))
+        kept = KEPT.with_suffix(".json")
+        before = json.loads(kept.read_text()) if kept.exists() else {}
+        all_kept = {name: found for name in known if (found := {**before, **taken}.get(name))}
+        write(all_kept, kept)
+        KEPT.with_suffix(".md").write_text(markdown(all_kept))
+    return int(any(result["met"] is False for one in taken.values() for result in one["results"]))
 
 
 def machine() -> str:
@@ -82,41 +94,47 @@ def line(result: Result) -> str:
     figures = ", ".join(f"{name}: {figure}" for name, figure in result.figures.items())
     verdict = {True: "met", False: "MISSED", None: ""}[result.met]
     goal = f"{result.goal} {verdict}" if result.goal else ""
-    return f"{result.name:<62} {value(result):>12}  {goal:<12} {figures}"
+    return f"{result.name:<62} {value(result.value, result.unit):>12}  {goal:<12} {figures}"
 
 
-def value(result: Result) -> str:
+def value(number: float, unit: str) -> str:
     """The value with its unit."""
-    return f"{result.value:,.0f} {result.unit}" if result.unit else f"{result.value:.2f}"
+    return f"{number:,.0f} {unit}" if unit else f"{number:.2f}"
 
 
-def write(about: dict[str, Any], results: list[Result], path: Path) -> None:
-    """The results as JSON."""
+def write(taken: dict[str, Any], path: Path) -> None:
+    """The results as JSON, by benchmark."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    told = [{**dataclasses.asdict(result), "met": result.met} for result in results]
-    path.write_text(json.dumps({**about, "results": told}, indent=1, ensure_ascii=False) + "\n")
+    path.write_text(json.dumps(taken, indent=1, ensure_ascii=False) + "\n")
     print(f"Written to {path.relative_to(paths.PROJECT)}")
 
 
-def markdown(about: dict[str, Any], results: list[Result]) -> str:
-    """The results as a table in Markdown."""
-    rows = [
-        f"| {result.name} | {value(result)} | {result.goal or ''}{' (missed)' if result.met is False else ''} | "
-        + ", ".join(f"{name}: {figure}" for name, figure in result.figures.items())
-        + " |"
-        for result in results
-    ]
-    head = [
+def markdown(taken: dict[str, Any]) -> str:
+    """The results as a table in Markdown for each benchmark."""
+    lines = [
         "# Benchmarks",
         "",
-        f"Medians of {about['pairs']} interleaved pairs, taken by `make bench ARGS=--keep` on {about['date']}: {about['server']};"
-        f" {about['machine']}.",
-        "Server and client share the machine. A ratio is the median of the ratios of the pairs; rates drift more than it does.",
-        "",
-        "| what | value | goal | figures |",
-        "|---|---|---|---|",
+        "Taken by `make bench ARGS=--keep`. A ratio is the median of the ratios of interleaved pairs: server and client share",
+        "the machine, and rates drift more than ratios do. Waits are measured once, over many events.",
     ]
-    return "\n".join([*head, *rows]) + "\n"
+    for name, one in taken.items():
+        lines += [
+            "",
+            f"## {name}",
+            "",
+            f"{one['pairs']} pairs, on {one['date']}: {one['server']}; {one['machine']}.",
+            "",
+            "| what | value | goal | figures |",
+            "|---|---|---|---|",
+        ]
+        for result in one["results"]:
+            goal = Goal(**result["goal"]) if result["goal"] else ""
+            missed = " (missed)" if result["met"] is False else ""
+            figures = ", ".join(f"{what}: {figure}" for what, figure in result["figures"].items())
+            lines.append(
+                f"| {result['name']} | {value(result['value'], result['unit'])} | {goal}{missed} | {figures} |"
+            )
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
