@@ -27,8 +27,8 @@ Result = TypeVar("Result")
 Operation = Generator[Request | Step, Any, Result]
 """Yields requests to CouchDB and steps on the cluster, receives answers and outputs."""
 
-UNSENT_FILES = 100  # results that one round sends
-UNSENT_BYTES = 20_000_000  # of them, together, at most
+UNSENT_FILES = 100  # results that one command reads
+UNSENT_BYTES = 4_000_000  # of them, together, at most, and a part of one that is larger
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,10 @@ def look_after(
         except RemoteError as error:
             news.outage = str(error)
         if news.sent:
+            # What died meanwhile is left to the next look: its result may have come after the folder was read.
+            judged = {token["_id"] for token, _ in dead}
             dead, locked = yield from _dead(pool, batch, watched, news, max_lock_age)
+            dead = [(token, cause) for token, cause in dead if token["_id"] in judged]
     if dead and news.outage is None:
         yield from _reap(pool, dead, max_scrubs, news)
     news.locked = locked - len(news.reaped) - len(news.given_up)
@@ -174,34 +177,72 @@ def _given_back(token: Document, cause: str, max_scrubs: int, now: int) -> Docum
 
 
 def send_unsent(pool: Pool, folder: str) -> Operation[int]:
-    """Send the results that pilots of the submission could not send; how many were written."""
+    """Send all the results that pilots of the submission could not send; how many were written.
+
+    Raises RemoteError, or CouchDBError: the results that are left are still in the folder.
+    """
+    unsent = f"{folder}/unsent"
     text = f"""
-cd -- {quote(folder)}/unsent 2>/dev/null || exit 0
-bytes=0
-for file in $(ls | grep '[.]json$' | head -n {UNSENT_FILES}); do
-  bytes=$((bytes + $(stat -c %s "$file" || echo 0)))
-  [ $bytes -le {UNSENT_BYTES} ] || break
-  echo "$file $(base64 -w0 "$file")"
-done"""
-    output: Output = yield from ok(Command(text), "Unsent results cannot be read")
+cd -- {quote(unsent)} 2>/dev/null || exit 0
+find . -ignore_readdir_race -maxdepth 1 -name '[!.]*.json' -printf '%s %f\\n'"""
+    listed: Output = yield from ok(Command(text), "Unsent results cannot be read")
     sent = 0
-    for line in output.stdout.splitlines():
-        name, _, encoded = line.partition(" ")
-        try:
-            content = json.loads(base64.b64decode(encoded))
-            change = Change.from_json(content["change"])
-        except (ValueError, KeyError, TypeError):
-            continue  # no result: it stays where a person can look at it
-        verdict = yield from _send(pool, change)
-        sent += verdict == "landed"
-        path, refused = quote(f"{folder}/unsent/{name}"), quote(f"{folder}/refused")
-        away = f"mkdir -p -m 700 {refused} && mv -- {path} {refused}/" if verdict == "refused" else f"rm -f -- {path}"
-        yield Command(away)
+    for files in _portions(listed.stdout.splitlines()):
+        contents = yield from _contents(unsent, files)
+        landed: list[str] = []
+        refused: list[str] = []
+        for name, content in contents.items():
+            try:
+                change = Change.from_json(json.loads(content)["change"])
+            except (ValueError, KeyError, TypeError, AttributeError):
+                continue  # no result: it stays where a person can look at it
+            verdict = yield from _send(pool, change)
+            (landed if verdict == "landed" else refused).append(name)
+        sent += len(landed)
+        away = [f"cd -- {quote(unsent)} || exit"]
+        if landed:
+            away.append(f"rm -f -- {quote(*landed)}")
+        if refused:
+            away.append(f"mkdir -p -m 700 ../refused && mv -f -- {quote(*refused)} ../refused/")
+        if landed or refused:
+            yield Command("\n".join(away))
     return sent
 
 
+def _portions(listed: Sequence[str]) -> list[dict[str, int]]:
+    """What is read with one command each: sizes in bytes by name. A file that is too large for one is alone."""
+    portions: list[dict[str, int]] = []
+    for line in listed:
+        size, _, name = line.partition(" ")
+        if not size.isdigit():
+            continue  # the rest of a name of two lines, which is none of ours
+        last = portions[-1] if portions else {}
+        if not last or len(last) >= UNSENT_FILES or sum(last.values()) + int(size) > UNSENT_BYTES:
+            portions.append({})
+        portions[-1][name] = int(size)
+    return portions
+
+
+def _contents(folder: str, files: Mapping[str, int]) -> Operation[dict[str, bytes]]:
+    """The contents of files; empty for those that are gone. Of a large file so much at once as a hook takes."""
+    contents = dict.fromkeys(files, b"")
+    for begin in range(0, max(1, sum(files.values())), UNSENT_BYTES):
+        text = f"""
+cd -- {quote(folder)} || exit 0
+for file in {quote(*files)}; do
+  echo "$file $(tail -c +{begin + 1} -- "$file" 2>/dev/null | head -c {UNSENT_BYTES} | base64 -w0)"
+done"""
+        output: Output = yield from ok(Command(text), "Unsent results cannot be read")
+        for line in output.stdout.splitlines():
+            name, _, encoded = line.rpartition(" ")
+            contents[name] += base64.b64decode(encoded)
+    return contents
+
+
 def _send(pool: Pool, change: Change) -> Operation[str]:
-    """Write one result against the revision that its pilot claimed: landed, or refused because the token moved on."""
+    """Write one result against the revision that its pilot claimed: landed, or refused because the token moved on, or the
+    database takes no part of it. Raises CouchDBError when that is not known."""
+    failure: errors.CouchDBError = errors.ConflictError(f"Token {change.token} changes all the time.")
     for _ in range(10):
         found: Mapping[str, Document] = yield from pool.fetch([change.token])
         document = found.get(change.token)
@@ -210,9 +251,25 @@ def _send(pool: Pool, change: Change) -> Operation[str]:
             return verdict
         change.doc = document
         try:
-            rows = yield from pool.write([documents.encode(change.apply())])
-        except errors.UnavailableError:
+            rows = yield from pool.write([json_body(change.apply())])
+        except errors.UnavailableError as error:
+            failure = error
             continue  # written or not: the next look tells
+        except (errors.CouchDBError, ValueError) as error:
+            if not _blames_document(error):
+                raise
+            if not change.shrink():
+                return "refused"
+            continue
         if rows[0].error is None:
             return "landed"
-    return "refused"
+        if rows[0].error in ("forbidden", "unauthorized"):
+            return "refused"
+    raise failure
+
+
+def _blames_document(error: errors.CouchDBError | ValueError) -> bool:
+    """Whether a document is refused for what it holds: it is no JSON, or too large, as a proxy may say by a page of its own."""
+    if not isinstance(error, errors.CouchDBError):
+        return True
+    return error.status == 413 or (error.status == 400 and bool(error.error))

@@ -175,6 +175,10 @@ class SlurmHook(BaseHook):
         except (paramiko.SSHException, OSError, EOFError) as error:
             self.close()
             raise UnreachableError(f"The connection to {self.place} broke: {error or type(error).__name__}.") from None
+        if max(len(stdout), len(stderr)) > _LARGEST_OUTPUT:
+            raise RemoteError(
+                f"A command on {self.place} was stopped: it wrote more than {_LARGEST_OUTPUT:,} bytes, no answer of Slurm."
+            )
         try:
             return remote.unwrap(stdout.decode("utf-8", "replace"), stderr.decode("utf-8", "replace"), marker)
         except RemoteError as error:
@@ -311,20 +315,20 @@ def _write(sftp: paramiko.SFTPClient, file: remote.RemoteFile) -> None:
 
 
 def _read(channel: paramiko.Channel, timeout: float) -> tuple[bytes, bytes]:
-    """Read both streams until the channel closes. Raises TimeoutError."""
+    """Read both streams until the channel closes, or one is larger than any is wanted. Raises TimeoutError."""
     deadline = time.monotonic() + timeout
     parts: dict[str, bytearray] = {"out": bytearray(), "err": bytearray()}
     pause = 0.002
     while True:
         ended = channel.closed or channel.eof_received
         got = False
-        while channel.recv_ready() and len(parts["out"]) < _LARGEST_OUTPUT:
+        while channel.recv_ready() and len(parts["out"]) <= _LARGEST_OUTPUT:
             parts["out"] += channel.recv(65536)
             got = True
-        while channel.recv_stderr_ready() and len(parts["err"]) < _LARGEST_OUTPUT:
+        while channel.recv_stderr_ready() and len(parts["err"]) <= _LARGEST_OUTPUT:
             parts["err"] += channel.recv_stderr(65536)
             got = True
-        if ended and not got:
+        if (ended and not got) or max(map(len, parts.values())) > _LARGEST_OUTPUT:
             return bytes(parts["out"]), bytes(parts["err"])
         if time.monotonic() > deadline:
             raise TimeoutError

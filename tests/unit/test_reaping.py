@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 import json
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from airflow_provider_picas import reaping
+from airflow_provider_picas.couchdb import errors
 from airflow_provider_picas.couchdb.pool import Pool
 from airflow_provider_picas.couchdb.protocol import Answer, Request
 from airflow_provider_picas.couchdb.settings import Settings
@@ -22,6 +24,13 @@ SUBMITTED = {
     "ssh_conn_id": "spider", "submission": "picas-x.1", "folder": "/home/me/picas-pilots/picas-x.1", "job_ids": ["12", "13"],
     "submitted": "2026-01-01T00:00:10+00:00",
 }  # fmt: skip
+
+
+def shell(step: Any) -> Output:
+    """What the login node does, without one."""
+    ended = subprocess.run(["bash", "-c", step.text], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    return Output(0, ended.stdout, ended.stderr)
 
 
 def test_the_submission_that_is_watched() -> None:
@@ -89,54 +98,96 @@ CHANGE = {
 
 
 class Sides:
-    """A cluster whose folder holds these files, and a database with this token; answers are scripted."""
+    """A submission's folder, with a real shell, and a database with this token, whose answers are scripted."""
 
-    def __init__(self, files: dict[str, Any], token: dict[str, Any] | None) -> None:
-        self.files, self.token = files, token
-        self.commands: list[str] = []
+    def __init__(self, folder: Path, files: dict[str, Any], token: dict[str, Any] | None = None) -> None:
+        self.folder, self.token = folder, token
         self.written: list[dict[str, Any]] = []
+        (folder / "unsent").mkdir(parents=True)
+        for name, content in files.items():
+            (folder / "unsent" / name).write_text(json.dumps(content))
 
     def __call__(self, step: Any) -> Any:
         if isinstance(step, Command):
-            self.commands.append(step.text)
-            lines = [
-                f"{name} {base64.b64encode(json.dumps(content).encode()).decode()}"
-                for name, content in self.files.items()
-            ]
-            return Output(0, "\n".join(lines))
+            return shell(step)
         assert isinstance(step, Request)
+        (key,) = json.loads(step.body or b"").get("keys", [None])
         if step.path.endswith("_bulk_docs"):
             self.written += json.loads(step.body or b"")["docs"]
             return Answer(201, {}, json.dumps([{"id": "b:1", "rev": "3-b"}]).encode())
-        rows = [{"id": "b:1", "doc": self.token}] if self.token else [{"key": "b:1", "error": "not_found"}]
+        found = self.token and key == self.token["_id"]
+        rows = [{"id": key, "doc": self.token}] if found else [{"key": key, "error": "not_found"}]
         return Answer(200, {}, json.dumps({"rows": rows}).encode())
+
+    def files(self, kind: str) -> set[str]:
+        return {path.name for path in (self.folder / kind).glob("*")}
 
 
 def send(sides: Sides) -> int:
     pool = Pool(Settings(url="http://x", database="db"))
-    return drive(reaping.send_unsent(pool, "/f"), sides)
+    return drive(reaping.send_unsent(pool, str(sides.folder)), sides)
 
 
-def test_what_a_pilot_left_is_sent_under_its_fence() -> None:
-    sides = Sides({"b%3A1-abc.json": {"format": 1, "database": "db", "change": CHANGE}}, OURS)
+def kept(change: dict[str, Any]) -> dict[str, Any]:
+    """The content of a file in which a pilot keeps a change."""
+    return {"format": 1, "database": "db", "change": change}
+
+
+def test_what_a_pilot_left_is_sent_under_its_fence(tmp_path: Path) -> None:
+    sides = Sides(tmp_path / "it's here", {"b%3A1-abc.json": kept(CHANGE)}, OURS)
     assert send(sides) == 1
     (written,) = sides.written
     assert (written["output"], written["_rev"], state_of(written)) == (5, "2-a", State.DONE)
-    assert (
-        "rm -f -- '/f/unsent/b%3A1-abc.json'" in sides.commands[1]
-        or "rm -f -- /f/unsent/b%3A1-abc.json" in sides.commands[1]
-    )
+    assert sides.files("unsent") == sides.files("refused") == set()
 
 
 @pytest.mark.parametrize("token", [None, {**OURS, "claim": "other-1001", "lock": 1001}])
-def test_what_comes_too_late_is_kept_as_refused(token: dict[str, Any] | None) -> None:
-    sides = Sides({"x.json": {"format": 1, "database": "db", "change": CHANGE}}, token)
+def test_what_comes_too_late_is_kept_as_refused(token: dict[str, Any] | None, tmp_path: Path) -> None:
+    sides = Sides(tmp_path, {"x.json": kept(CHANGE)}, token)
     assert send(sides) == 0
     assert not sides.written
-    assert "mv -- /f/unsent/x.json /f/refused/" in sides.commands[1]
+    assert (sides.files("unsent"), sides.files("refused")) == (set(), {"x.json"})
 
 
-def test_a_file_that_holds_no_result_stays_where_it_is() -> None:
-    sides = Sides({"x.json": {"hello": 1}, "y.json": [], "z.json": {"change": {"kind": 5}}}, OURS)
+def test_a_file_that_holds_no_result_stays_where_it_is(tmp_path: Path) -> None:
+    files = {"u.json": {"change": 5}, "x.json": {"hello": 1}, "y.json": [], "z.json": {"change": {"kind": 5}}}
+    sides = Sides(tmp_path, {**files, ".new": {}}, OURS)
     assert send(sides) == 0
-    assert len(sides.commands) == 1
+    assert sides.files("unsent") == {*files, ".new"}
+
+
+def test_no_file_keeps_the_others_from_being_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as fit go with one command; one that does not fit into any is read in parts."""
+    monkeypatch.setattr(reaping, "UNSENT_FILES", 2)
+    monkeypatch.setattr(reaping, "UNSENT_BYTES", 1_000)
+    large = {**CHANGE, "token": "b:0", "set": {**CHANGE["set"], "output": "x" * 3_500}}
+    late = {f"{n}.json": kept({**CHANGE, "token": f"b:{n}"}) for n in range(2, 7)}
+    sides = Sides(tmp_path, {"0.json": kept(large), "1.json": kept(CHANGE), "bad.json": "x" * 1_500, **late}, OURS)
+    assert send(sides) == 1
+    assert (sides.files("unsent"), sides.files("refused")) == ({"bad.json"}, {"0.json", *late})
+
+
+def test_files_are_read_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reaping, "UNSENT_FILES", 3)
+    monkeypatch.setattr(reaping, "UNSENT_BYTES", 100)
+    sizes = {"a": 500, "b": 60, "c": 40, "d": 1, "e": 0, "f": 0, "g": 0, "h": 101, "i": 100}
+    listed = [f"{size} {name}" for name, size in sizes.items()]
+    names = ["".join(portion) for portion in reaping._portions([*listed, "no size"])]
+    assert names == ["a", "bc", "def", "g", "h", "i"]
+
+
+@pytest.mark.parametrize(
+    ("error", "blamed"),
+    [
+        (errors.CouchDBError("", status=413, error="document_too_large"), True),
+        (errors.CouchDBError("", status=400, error="bad_request"), True),
+        (errors.NotCouchDBError("", status=413), True),
+        (errors.NotCouchDBError("", status=400), False),
+        (errors.CouchDBError("", status=408, error="timeout"), False),
+        (errors.UnauthorizedError("", status=401, error="unauthorized"), False),
+        (errors.CouchDBError("The certificate does not verify."), False),
+        (UnicodeEncodeError("utf-8", "x", 0, 1, ""), True),
+    ],
+)
+def test_what_is_the_fault_of_a_result(error: errors.CouchDBError | ValueError, blamed: bool) -> None:
+    assert reaping._blames_document(error) is blamed

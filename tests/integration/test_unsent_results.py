@@ -1,0 +1,222 @@
+"""The wait sends what dead pilots could not, all of it, before it gives their tokens back; on a real pool and cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_provider_picas import reaping
+from airflow_provider_picas.couchdb import errors, protocol
+from airflow_provider_picas.couchdb.protocol import Request
+from airflow_provider_picas.hooks import slurm as slurm_module
+from airflow_provider_picas.hooks.picas import PicasAsyncHook, PicasHook
+from airflow_provider_picas.hooks.slurm import SlurmHook
+from airflow_provider_picas.hooks.submission import WatchedSubmission
+from airflow_provider_picas.operation import drive, drive_async
+from airflow_provider_picas.pilot.picas_pilot import EXIT_BAD_OUTPUT, Change, Outbox
+from airflow_provider_picas.reaping import News, Watched
+from airflow_provider_picas.slurm.remote import RemoteError, RemoteFile, Send, UnreachableError, quote
+from airflow_provider_picas.tokens.counts import Counts
+from airflow_provider_picas.tokens.states import State
+from airflow_provider_picas.triggers.cluster import cluster_for
+from stack import native
+from stack.pool import Pool
+from tests.conftest import set_connection
+from tests.integration import lives
+from tests.integration.faults import Proxy
+
+pytestmark = pytest.mark.usefixtures("spider")
+
+PILOT = "dead"
+CLAIM = {"lock": lives.NOW, "hostname": "n1", "pilot": PILOT, "claim": f"00112233445566aa-{lives.NOW}"}
+
+
+@pytest.fixture
+def hook(picas_default: str) -> PicasHook:
+    """The pool, where a pilot was not heard for long."""
+    hook = PicasHook(picas_default)
+    lease = {"pilot": PILOT, "submission": "s", "job": None, "hostname": "n1", "renewed": lives.NOW, "lease": 60}
+    hook.do(hook.pool.put({"_id": f"_local/picas-pilot-{PILOT}", **lease}))
+    return hook
+
+
+@pytest.fixture
+def remote(spider: str) -> Iterator[SlurmHook]:
+    with SlurmHook(spider) as hook:
+        yield hook
+
+
+@pytest.fixture
+def watched(remote: SlurmHook) -> Iterator[Watched]:
+    """A submission of which Slurm knows no job."""
+    name = f"picas-test-{secrets.token_hex(4)}.1"
+    folder = f"{remote.run('pwd').stdout.strip()}/{name}"
+    assert remote.run(f"mkdir -p {quote(folder)}/unsent").code == 0
+    yield Watched(name, folder, int(time.time()) - 60, "spider")
+    remote.run(f"rm -r {quote(folder)}")
+
+
+def leave(remote: SlurmHook, watched: Watched, changes: Iterable[Change], folder: Path) -> None:
+    """Put these into the submission's folder, as a pilot does."""
+    outbox = Outbox(str(folder), "any")
+    for change in changes:
+        outbox.keep(change)
+    files = [
+        RemoteFile(f"{watched.folder}/unsent/{path.name}", path.read_bytes())
+        for path in (folder / "unsent").glob("*.json")
+    ]
+    assert remote.perform(Send(files)).code == 0
+
+
+def result(token: dict[str, Any], output: Any) -> Change:
+    done = {"done": lives.NOW + 60, "exit_code": 0, "output": output}
+    return Change.of("done", token, set=done, unset=("pilot",))
+
+
+def files(remote: SlurmHook, watched: Watched) -> list[str]:
+    return remote.run(f"cd {quote(watched.folder)} && find unsent refused -type f").stdout.split()
+
+
+def look(watched: Watched, hook: PicasHook) -> News:
+    """As a sensor that pokes, and the operator that cancels, do it."""
+    with WatchedSubmission(watched, hook, "b") as submitted:
+        return submitted.look(3, None)
+
+
+def look_from_a_trigger(watched: Watched, hook: PicasHook) -> News:
+    async def once() -> News:
+        async with PicasAsyncHook() as picas, cluster_for(watched.ssh_conn_id).use() as slurm:
+            return await drive_async(
+                reaping.look_after(picas.pool, "b", watched, max_scrubs=3, max_lock_age=None),
+                lambda step: picas.send(step) if isinstance(step, Request) else slurm.perform(step),
+            )
+
+    return asyncio.run(once())
+
+
+@pytest.mark.parametrize("look", [look, look_from_a_trigger])
+def test_results_that_do_not_fit_into_one_round(
+    look: Callable[[Watched, PicasHook], News],
+    hook: PicasHook,
+    remote: SlurmHook,
+    watched: Watched,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """No token is given back whose result lies in the folder, and no file keeps the others from being sent."""
+    monkeypatch.setattr(reaping, "UNSENT_FILES", 3)
+    monkeypatch.setattr(reaping, "UNSENT_BYTES", 1_000)
+    ids = lives.fill(hook, {State.LOCKED: 12}, **CLAIM)
+    sent = {token: "x" * 5_000 if place in (0, 7) else place for place, token in enumerate(ids[:-1])}
+    leave(remote, watched, (result(hook.get(token), output) for token, output in sent.items()), tmp_path)
+    news = look(watched, hook)
+    assert (news.outage, news.sent, news.locked) == (None, 11, 0)
+    assert [token for token, _ in news.reaped] == ids[-1:]
+    assert {token: hook.get(token).get("output") for token in ids[:-1]} == sent
+    assert hook.count("b") == Counts(done=11, todo=1)
+    assert files(remote, watched) == []
+
+
+def test_who_dies_meanwhile_is_left_to_the_next_look(
+    hook: PicasHook, remote: SlurmHook, watched: Watched, tmp_path: Path
+) -> None:
+    """Its result may have come after the folder was read."""
+    first, second = lives.fill(hook, {State.LOCKED: 2}, **CLAIM)
+    lives.change(hook, second, pilot="late")
+    lease = {"pilot": "late", "submission": "s", "job": None, "hostname": "n1", "renewed": time.time(), "lease": 60}
+    hook.do(hook.pool.put({"_id": "_local/picas-pilot-late", **lease}))
+    leave(remote, watched, [result(hook.get(first), 1)], tmp_path / "first")
+
+    def perform(step: Any) -> Any:
+        if isinstance(step, Request):
+            return hook.send(step)
+        if "rm -f" in getattr(step, "text", ""):
+            hook.do(hook.pool.put({**hook.get("_local/picas-pilot-late"), "renewed": lives.NOW}))
+            leave(remote, watched, [result(hook.get(second), 2)], tmp_path / "second")
+        return remote.perform(step)
+
+    news = drive(reaping.look_after(hook.pool, "b", watched, max_scrubs=3, max_lock_age=None), perform)
+    assert (news.sent, news.reaped, news.locked) == (1, [], 1)
+    assert look(watched, hook).sent == 1
+    assert [hook.get(token)["output"] for token in (first, second)] == [1, 2]
+
+
+def test_a_result_that_the_database_refuses_is_shortened(
+    hook: PicasHook, remote: SlurmHook, watched: Watched, tmp_path: Path
+) -> None:
+    """It is larger than what is read at once, too, and than what CouchDB takes. The pilot makes the same of it."""
+    ids = lives.fill(hook, {State.LOCKED: 4}, **CLAIM)
+    large, good, lone, free = (hook.get(token) for token in ids)
+    left = [result(large, "x" * 8_100_000), result(good, 5), result(lone, "\ud800")]
+    leave(remote, watched, left, tmp_path)
+    news = look(watched, hook)
+    assert (news.outage, news.sent) == (None, 3)
+    assert [token for token, _ in news.reaped] == [free["_id"]]
+    assert hook.get(good["_id"])["output"] == 5
+    for refused in (large, lone):
+        failed = hook.get(refused["_id"])
+        assert (failed["exit_code"], "output" in failed) == (EXIT_BAD_OUTPUT, False)
+        assert failed["error"][-1]["message"] == "The database refuses the token with its output."
+    assert files(remote, watched) == []
+
+
+def test_a_proxy_refuses_a_log(
+    hook: PicasHook,
+    pool: Pool,
+    remote: SlurmHook,
+    watched: Watched,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    (token,) = lives.fill(hook, {State.LOCKED: 1}, **CLAIM)
+    change = result(hook.get(token), 5)
+    change.attachments = {"attempt-1.out": {"content_type": "text/plain", "data": "bG9nCg=="}}
+    leave(remote, watched, [change], tmp_path)
+    with Proxy(pool.url) as proxy:
+        behind = set_connection(monkeypatch, "behind", {**native.picas_connection(pool), "host": proxy.url})
+        proxy.hurt(413, on="_bulk_docs")
+        assert look(watched, PicasHook(behind)).sent == 1
+    sent = hook.get(token)
+    assert (sent["output"], sent["exit_code"], sent.get("_attachments")) == (5, 0, None)
+
+
+def test_a_database_that_is_away_moves_no_result(
+    hook: PicasHook,
+    pool: Pool,
+    remote: SlurmHook,
+    watched: Watched,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr(protocol, "wait_before", lambda attempt, retry_after=None: 0.0)
+    (token,) = lives.fill(hook, {State.LOCKED: 1}, **CLAIM)
+    leave(remote, watched, [result(hook.get(token), 5)], tmp_path)
+    (name,) = files(remote, watched)
+    with Proxy(pool.url) as proxy:
+        behind = set_connection(monkeypatch, "behind", {**native.picas_connection(pool), "host": proxy.url})
+        proxy.hurt(*[503] * 10, on="_bulk_docs")
+        with pytest.raises(errors.UnavailableError, match="is not available"):
+            look(watched, PicasHook(behind))
+        assert files(remote, watched) == [name]
+        assert hook.count("b") == Counts(locked=1)
+        assert look(watched, PicasHook(behind)).sent == 1
+    assert hook.get(token)["output"] == 5
+    assert files(remote, watched) == []
+
+
+def test_a_command_that_writes_too_much_is_stopped_at_once(remote: SlurmHook, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slurm_module, "_LARGEST_OUTPUT", 100_000)
+    remote.run("true")
+    begin = time.monotonic()
+    for stream in (1, 2):
+        with pytest.raises(RemoteError, match="it wrote more than 100,000 bytes") as caught:
+            remote.run(f"yes >&{stream}", timeout=15)
+        assert not isinstance(caught.value, UnreachableError)
+    assert time.monotonic() - begin < 10
+    assert remote.run("head -c 90000 /dev/zero | tr '\\0' x").stdout == "x" * 90_000
