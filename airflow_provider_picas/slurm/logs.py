@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from airflow_provider_picas.slurm.remote import Command, Operation, quote
 from airflow_provider_picas.tokens.text import one_line
 
-PATTERNS = "pilot-*_*.log slurm-*.out"
+PATTERNS = ("pilot-*_*.log", "slurm-*.out")
 """Our own pilots' logs, and what sbatch names those of a script that does not say."""
 
-FILES = 20  # logs that one look reads
+NEWEST = 2_000  # logs of which one look asks whether they have grown
+FILES = 20  # of them, that it reads
 NEWS_BYTES = 4_000  # of each that is shown: the last ones
 LINES = 10  # of each that are shown: the last ones
 
@@ -28,27 +29,31 @@ class LogNews:
 
 def news(folder: str, sizes: Mapping[str, int]) -> Operation[list[LogNews]]:
     """The logs in a submission's folder that have grown since they had ``sizes`` (bytes by name): the newest ones, their ends."""
-    known = "".join(f"{name}) old={size};; " for name, size in ((quote(name), size) for name, size in sizes.items()))
-    text = f"""
+    # Those sizes are compared here: a command that holds them all would be too long.
+    names = " -o ".join(f"-name {quote(pattern)}" for pattern in PATTERNS)
+    listed = yield Command(f"""
 cd -- {quote(folder)} 2>/dev/null || exit 0
-shown=0
-for file in $(ls -t -- {PATTERNS} 2>/dev/null); do
-  [ $shown -lt {FILES} ] || break
-  old=0; case "$file" in {known}esac
-  size=$(stat -c %s "$file" 2>/dev/null || echo 0)
-  [ "$size" -gt "$old" ] || continue
-  new=$((size-old)); [ $new -le {NEWS_BYTES} ] || new={NEWS_BYTES}
-  echo "$file $size $(tail -c $new "$file" | base64 -w0)"
-  shown=$((shown+1))
-done
-true"""
-    output = yield Command(text)
+find . -maxdepth 1 \\( {names} \\) -printf '%T@ %s %f\\n' | LC_ALL=C sort -rn | head -n {NEWEST}""")
+    grown: dict[str, int] = {}
+    for line in listed.stdout.splitlines():
+        size, _, name = line.partition(" ")[2].partition(" ")
+        if size.isdigit() and int(size) > sizes.get(name, 0) and len(grown) < FILES:
+            grown[name] = int(size)
+    if not grown:
+        return []
+    shown = {name: min(size - sizes.get(name, 0), NEWS_BYTES) for name, size in grown.items()}
+    ends = "\n".join(f"show {quote(name)} {grown[name] - number + 1} {number}" for name, number in shown.items())
+    output = yield Command(f"""
+cd -- {quote(folder)} 2>/dev/null || exit 0
+show() {{ echo "$1 $(tail -c +$2 -- "$1" | head -c $3 | base64 -w0)"; }}
+{ends}
+true""")
     found = []
     for line in output.stdout.splitlines():
-        name, _, rest = line.partition(" ")
-        size, _, encoded = rest.partition(" ")
-        if size.isdigit():
-            content = base64.b64decode(encoded).decode("utf-8", "replace")
-            lines = tuple(one_line(text, 500) for text in content.splitlines()[-LINES:] if text.strip())
-            found.append(LogNews(name, int(size), lines))
+        name, _, encoded = line.rpartition(" ")
+        if name not in grown:
+            continue  # a name of two lines, which is none of ours
+        content = base64.b64decode(encoded).decode("utf-8", "replace")
+        lines = tuple(one_line(text, 500) for text in content.splitlines()[-LINES:] if text.strip())
+        found.append(LogNews(name, grown[name], lines))
     return found

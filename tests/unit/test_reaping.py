@@ -16,6 +16,7 @@ from airflow_provider_picas.couchdb.protocol import Answer, Request
 from airflow_provider_picas.couchdb.settings import Settings
 from airflow_provider_picas.operation import drive
 from airflow_provider_picas.reaping import News, Watched
+from airflow_provider_picas.slurm import logs
 from airflow_provider_picas.slurm.jobs import Job, Look
 from airflow_provider_picas.slurm.remote import Command, Output
 from airflow_provider_picas.tokens.states import State, state_of
@@ -62,6 +63,18 @@ def test_troubles_are_told() -> None:
     assert "Slurm accounting storage is disabled" in str(
         News(slurm=Look({}, 1, "Slurm accounting storage is disabled")).trouble
     )
+
+
+def test_thousands_of_known_logs_fit_into_a_command(tmp_path: Path) -> None:
+    """Linux takes 128 KiB as one argument, and the text is sent as base64."""
+    names = [f"pilot-1234567_{number}.log" for number in range(logs.NEWEST)]
+    for name in names:
+        (tmp_path / name).write_text("one\n")
+    sizes = dict.fromkeys(names, 4) | {f"pilot-1234566_{number}.log": 4 for number in range(5_000)}
+    with (tmp_path / names[0]).open("a") as file:
+        file.write("two\n")
+    found = drive(logs.news(str(tmp_path), sizes), shell)
+    assert found == [logs.LogNews(names[0], 8, ("two",))]
 
 
 LOCKED = {"_id": "b:1", "_rev": "2-a", "type": "token", "lock": 1000, "done": 0, "scrub_count": 0, "hostname": "n1"}
