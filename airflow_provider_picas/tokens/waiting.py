@@ -168,7 +168,7 @@ def explain(
             f"No token of {where} has finished for {(no_progress or 0) / 60:,.0f} minutes: {counts} of {completeness.total:,}."
             " Look at the pilots: do they wait in the queue, or hang?"
         )
-    if outcome is Outcome.LOST:
+    if outcome in (Outcome.LOST, Outcome.UNKNOWN):
         return _explain_lost(completeness, where, stateless, missing)
     if outcome is Outcome.NO_PILOTS:
         return (
@@ -177,10 +177,6 @@ def explain(
         )
     if outcome is Outcome.TIMED_OUT:
         return f"The tokens of {where} did not finish in time: {counts} of {completeness.total:,}."
-    if outcome is Outcome.UNKNOWN:
-        return (
-            f"There is no token of {where}. Check the name of the batch and the database; or its tokens were deleted."
-        )
     if outcome is Outcome.AWAY:
         return f"The tokens of {where} could not be counted."
     return f"{where}: {counts} of {completeness.total:,}."
@@ -195,6 +191,10 @@ def _explain_lost(completeness: Completeness, where: str, stateless: Sequence[st
     if counts.stateless:
         named = f" ({sample(stateless, total=counts.stateless)})" if stateless else ""
         parts.append(f"{counts.stateless:,} tokens are in no state{named}")
+    if not parts:
+        return (
+            f"There is no token of {where}. Check the name of the batch and the database; or its tokens were deleted."
+        )
     return (
         f"{' and '.join(parts)} in {where}, so it will never be complete ({counts})."
         " Push them again by clearing the push task, or mend them in the database."
