@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import requests
 from airflow.providers.common.compat.connection import get_async_connection, get_async_extra_dejson
+from airflow.providers.common.compat.sdk import AirflowNotFoundException
 from airflow.providers.http.hooks.http import HttpHook
 
 from airflow_provider_picas import __version__, pattern
@@ -110,7 +111,11 @@ class PicasHook(HttpHook):
     @cached_property
     def settings(self) -> Settings:
         """The connection's fields, looked up once."""
-        found = _settings(self.get_connection(self.picas_conn_id), self.picas_conn_id, self.database)
+        try:
+            connection = self.get_connection(self.picas_conn_id)
+        except AirflowNotFoundException:
+            raise _no_connection(self.picas_conn_id) from None
+        found = _settings(connection, self.picas_conn_id, self.database)
         return replace(found, design_document=self.design_document) if self.design_document else found
 
     @cached_property
@@ -388,7 +393,7 @@ class PicasHook(HttpHook):
                 allow_redirects=False,
                 stream=True,
             ) as response:
-                if response.status_code >= 400:
+                if response.status_code >= 300:
                     protocol.check(settings, self.picas_conn_id, request, _answer(response))
                 size, tail = 0, b""
                 for chunk in response.iter_content(CHUNK):
@@ -556,7 +561,10 @@ class PicasAsyncHook:
 
     async def _look_up(self) -> Settings:
         if self._settings is None:
-            connection = await get_async_connection(self.picas_conn_id)
+            try:
+                connection = await get_async_connection(self.picas_conn_id)
+            except AirflowNotFoundException:
+                raise _no_connection(self.picas_conn_id) from None
             extra = await get_async_extra_dejson(connection)
             self._settings = _settings(connection, self.picas_conn_id, self.database, extra)
         return self._settings
@@ -646,6 +654,13 @@ def _pages_of(items: Iterable[Item], size: int = PAGE) -> Iterator[list[Item]]:
     iterator = iter(items)
     while page := list(itertools.islice(iterator, size)):
         yield page
+
+
+def _no_connection(conn_id: str) -> errors.SettingsError:
+    return errors.SettingsError(
+        f"There is no connection {conn_id!r}. Make one of type PiCaS, in the UI or by `airflow connections add`; or name another"
+        " as picas_conn_id."
+    )
 
 
 def _settings(connection: Any, conn_id: str, database: str | None, extra: Mapping[str, Any] | None = None) -> Settings:

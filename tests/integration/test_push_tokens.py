@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -11,8 +12,8 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
 
 from airflow_provider_picas.couchdb import errors, protocol
-from airflow_provider_picas.hooks.picas import PicasHook
-from airflow_provider_picas.operators.tokens import PicasPushTokensOperator
+from airflow_provider_picas.hooks.picas import PicasAsyncHook, PicasHook
+from airflow_provider_picas.operators.tokens import PicasPushTokensOperator, PicasResetTokensOperator
 from airflow_provider_picas.tokens.counts import Counts
 from stack import native
 from stack.couchdb import CouchDBAdmin
@@ -265,8 +266,15 @@ class TestBadInput:
 
 class TestConnection:
     def test_no_such_connection(self) -> None:
-        with pytest.raises(Exception, match="no_such_pool"):
+        words = "There is no connection 'no_such_pool'. Make one of type PiCaS"
+        with pytest.raises(errors.SettingsError, match=words):
             push(inputs=["x"], picas_conn_id="no_such_pool")
+        with pytest.raises(AirflowFailException, match=words):
+            PicasResetTokensOperator(task_id="reset", batch="b", picas_conn_id="no_such_pool").execute(context("reset"))
+
+    def test_no_such_connection_in_a_trigger(self) -> None:
+        with pytest.raises(errors.SettingsError, match="There is no connection 'no_such_pool'"):
+            asyncio.run(PicasAsyncHook("no_such_pool").__aenter__())
 
     @pytest.mark.parametrize(
         ("fields", "kind", "words"),
