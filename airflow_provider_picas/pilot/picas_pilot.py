@@ -275,16 +275,24 @@ def parse_picasconfig(text: str) -> Dict[str, str]:
 
 
 class Clock:
-    """The database's clock, from the ``Date`` of its answers: a node's own may be wrong. And when it last answered."""
+    """The database's clock, from the ``Date`` of its answers: a node's own may be wrong. And when it last answered.
 
-    def __init__(self) -> None:
+    ``longest_gap``: seconds without a useful answer after which contact was lost.
+    """
+
+    def __init__(self, longest_gap: float = float("inf")) -> None:
         self._offset = time.time() - time.monotonic()
         self._heard = False
         self._last_answer = time.monotonic()
+        self._longest_gap = longest_gap
+        self._back_since = float("-inf")  # when contact was last found again
 
     def hear(self, date: Optional[str]) -> None:
         """Take the ``Date`` of a useful answer."""
-        now = self._last_answer = time.monotonic()
+        now = time.monotonic()
+        if now - self._last_answer > self._longest_gap:
+            self._back_since = now
+        self._last_answer = now
         try:
             seen = parsedate_to_datetime(date or "").timestamp() + 0.5 - now  # the header has whole seconds
         except (TypeError, ValueError, IndexError):
@@ -299,6 +307,10 @@ class Clock:
     def silence(self) -> float:
         """Seconds since the last useful answer."""
         return time.monotonic() - self._last_answer
+
+    def contact(self) -> float:
+        """Seconds of contact since it was last lost."""
+        return time.monotonic() - self._back_since
 
 
 class Database:
@@ -1334,6 +1346,8 @@ class Reaper:
         renewed = number(lease.get("renewed"))
         until = renewed + number(lease.get("lease"), self._config.lease) + 1
         if now > until:
+            if self._clock.contact() < self._config.lease / 2:
+                return None  # it may not have reached the database either: time to renew, and to send what it has
             return f"{who} was not heard for {now - renewed:.0f} s"
         self._alive_until[pilot] = until
         return None
@@ -1466,7 +1480,7 @@ class Reporter(threading.Thread):
                 self._sending[change.claim] = change
 
     def _send(self) -> None:
-        backoff, alone = Backoff(), False
+        backoff, alone = Backoff(longest=5.0), False
         while self._sending and not self._closed:
             before = len(self._sending)
             # One at a time after a whole request was refused: the fault is in one of them.
@@ -1477,7 +1491,7 @@ class Reporter(threading.Thread):
                 if backoff.tries == 0:
                     log(f"{error}; {len(self._sending)} results wait.")
             if len(self._sending) < before:
-                backoff = Backoff()
+                backoff = Backoff(longest=5.0)
             elif not self._closed:
                 with self._changed:
                     self._changed.wait_for(lambda: self._closed, backoff.pause())
@@ -1725,12 +1739,13 @@ class Lease(threading.Thread):
     def run(self) -> None:
         """Renew every third of a lease, more often while the database does not answer."""
         third = self._config.lease / 3
-        backoff, pause = Backoff(0.5, third), third * random.uniform(0.5, 1)  # those that start together spread out
+        longest = min(5.0, third / 2)  # after an outage it is to be back before others judge it
+        backoff, pause = Backoff(0.5, longest), third * random.uniform(0.5, 1)  # those that start together spread out
         while not self._ended.wait(pause):
             try:
                 self.renew()
                 self._look()
-                backoff, pause = Backoff(0.5, third), third
+                backoff, pause = Backoff(0.5, longest), third
             except Unreachable as error:
                 if backoff.tries == 0:
                     log(f"The lease cannot be renewed: {error}.")
@@ -1978,7 +1993,7 @@ class Claimer(threading.Thread):
             if sent or reaped:
                 return
             self._next_reap = now + min(5.0, lease / 3, 5.0 if busy else 0.3 + idle)
-        lingers = self._living and idle <= lease + 3
+        lingers = self._living and min(idle, self._pilot.clock.contact()) <= lease + 3
         if not busy and idle >= self._pilot.config.wait_for_work and not lingers:
             work.stop(DRAIN, "nothing is left to do")
             return
@@ -1994,7 +2009,7 @@ class Pilot:
     def __init__(self, folder: str, config: Config) -> None:
         """``folder`` is the submission's. Raises Failed."""
         self.config = config
-        self.clock = Clock()
+        self.clock = Clock(longest_gap=config.lease / 2)
         self.work = Work(config)
         self.processes = Processes()
         self.wall_clock = WallClock(self.clock, self.processes)

@@ -191,7 +191,7 @@ Parts = tuple[picas_pilot.Database, picas_pilot.Config, picas_pilot.Identity, pi
 def parts_of_a_pilot(pool: Pool, url: str, **keys: Any) -> Iterator[Parts]:
     """What the claims and the reaper of a pilot are made of."""
     config = picas_pilot.Config(command="true", submission="s", **{"batch": "b", "lease": 4, **keys})
-    clock = picas_pilot.Clock()
+    clock = picas_pilot.Clock(config.lease / 2)
     access = picas_pilot.Access(url, pool.name, pool.member, PASSWORD, "")
     database = picas_pilot.Database(access, config, clock)
     yield database, config, picas_pilot.Identity("me", "here", None, (0, 1)), clock
@@ -918,6 +918,27 @@ def test_a_lost_lease_stops_the_work(
     for process in (cut_off, other):
         process.terminate()
         assert process.wait(20) == 0
+
+
+def test_who_comes_back_first_after_an_outage_takes_nobody_for_silent(pool: Pool, proxy: Proxy) -> None:
+    """Those that it cannot hear could not reach the database either."""
+    put_lease(pool, "silent", age=1)
+    put_lease(pool, "gone", age=1)
+    pool.push(held("silent", 2) + held("gone", 1))
+    with parts_of_a_pilot(pool, proxy.url) as parts:
+        reaper = picas_pilot.Reaper(*parts)
+        assert reaper.reap() == (0, True)
+        proxy.fault = lambda request: "refuse"
+        time.sleep(5)
+        with pytest.raises(picas_pilot.Unreachable):
+            reaper.reap()
+        proxy.fault = lambda request: ""
+        put_lease(pool, "gone", ended=True)
+        assert reaper.reap() == (1, True), "only that of the one that said that it had ended"
+        time.sleep(1)
+        assert reaper.reap() == (0, True)
+        time.sleep(1.5)
+        assert reaper.reap() == (2, False)
 
 
 def test_what_cannot_be_sent_is_kept_and_sent_by_a_later_pilot(

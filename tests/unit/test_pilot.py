@@ -457,6 +457,19 @@ def test_a_node_an_hour_off_goes_by_the_databases_clock() -> None:
     assert clock.now() == pytest.approx(time.time() + 3600, abs=1.6)
 
 
+def test_contact_counts_from_the_end_of_the_last_outage() -> None:
+    clock = picas_pilot.Clock(longest_gap=0.1)
+    clock.hear(None)
+    assert clock.contact() == float("inf"), "there was none"
+    time.sleep(0.2)
+    clock.hear(None)
+    first = clock.contact()
+    assert 0 <= first < 0.1
+    time.sleep(0.05)
+    clock.hear(None)
+    assert clock.contact() >= first + 0.05
+
+
 def test_time_left() -> None:
     shown = "   RunTime=00:01:05 TimeLimit=1-02:00:00 TimeMin=N/A\n   StartTime=2026-01-01T00:00:00 EndTime=2026-01-02T02:00:00\n"
     assert picas_pilot.parse_time_left(shown) == 26 * 3600 - 65
