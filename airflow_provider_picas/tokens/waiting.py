@@ -169,7 +169,7 @@ def explain(
             " Look at the pilots: do they wait in the queue, or hang?"
         )
     if outcome in (Outcome.LOST, Outcome.UNKNOWN):
-        return _explain_lost(completeness, where, stateless, missing)
+        return _explain_lost(outcome, completeness, where, stateless, missing)
     if outcome is Outcome.NO_PILOTS:
         return (
             f"{counts.todo:,} tokens of {where} wait, and no pilot is left to take them ({counts})."
@@ -182,8 +182,14 @@ def explain(
     return f"{where}: {counts} of {completeness.total:,}."
 
 
-def _explain_lost(completeness: Completeness, where: str, stateless: Sequence[str], missing: Sequence[str]) -> str:
+def _explain_lost(
+    outcome: Outcome, completeness: Completeness, where: str, stateless: Sequence[str], missing: Sequence[str]
+) -> str:
     counts = completeness.counts
+    if outcome is Outcome.UNKNOWN:
+        return (
+            f"There is no token of {where}. Check the name of the batch and the database; or its tokens were deleted."
+        )
     parts = []
     if completeness.missing:
         named = f" ({sample(missing, total=completeness.missing)})" if missing else ""
@@ -191,10 +197,6 @@ def _explain_lost(completeness: Completeness, where: str, stateless: Sequence[st
     if counts.stateless:
         named = f" ({sample(stateless, total=counts.stateless)})" if stateless else ""
         parts.append(f"{counts.stateless:,} tokens are in no state{named}")
-    if not parts:
-        return (
-            f"There is no token of {where}. Check the name of the batch and the database; or its tokens were deleted."
-        )
     return (
         f"{' and '.join(parts)} in {where}, so it will never be complete ({counts})."
         " Push them again by clearing the push task, or mend them in the database."
