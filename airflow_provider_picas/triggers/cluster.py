@@ -18,7 +18,7 @@ from airflow_provider_picas.hooks.slurm import SlurmAsyncHook
 from airflow_provider_picas.operation import drive_async
 from airflow_provider_picas.slurm import jobs
 from airflow_provider_picas.slurm.jobs import LookAt
-from airflow_provider_picas.slurm.remote import Operation, Output, RemoteError, Result, Step
+from airflow_provider_picas.slurm.remote import Operation, Output, Pause, RemoteError, Result, Step
 
 SESSIONS = 4  # commands at once: sshd's MaxSessions is 10 a connection
 GATHER = 0.2  # seconds until a look begins: others may join it
@@ -74,6 +74,9 @@ class Cluster:
 
         Raises RemoteError.
         """
+        if isinstance(step, Pause):  # holds up nobody else
+            await asyncio.sleep(step.seconds)
+            return Output(0)
         if not isinstance(step, LookAt):
             return await self._carry_out(step)
         answer: asyncio.Future[Output] = asyncio.get_running_loop().create_future()

@@ -299,6 +299,8 @@ class Feed:
         if self._since is None:
             self._since = await hook.do(hook.pool.sequence())
         self._begin()
+        if not self._waits:
+            self._note_answer()  # for who only follows, nothing is looked at until something is touched
         tasks = {asyncio.create_task(self._listen(hook)), asyncio.create_task(self._keep_looking(hook))}
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

@@ -413,6 +413,25 @@ def test_an_outage_loses_nothing(hook: PicasHook, through_tunnel: Any) -> None:
     through_tunnel(wait)
 
 
+def test_the_end_of_an_outage_is_told_to_who_only_follows(hook: PicasHook, through_tunnel: Any) -> None:
+    async def wait(tunnel: Tunnel) -> None:
+        notices: list[str] = []
+
+        async def noticed(text: str) -> None:
+            async with asyncio.timeout(20):
+                while not any(text in notice for notice in notices):
+                    notices.extend((await anext(news)).notices)
+
+        async with feed_for("tunnel").follow() as news:
+            assert (await anext(news)).begins
+            await tunnel.stop()
+            await noticed("The wait goes on")
+            await tunnel.start()
+            await noticed("answers again")
+
+    through_tunnel(wait)
+
+
 def test_a_proxy_that_cuts_long_polls(hook: PicasHook, through_tunnel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The polls become short enough, no outage is told, and changes are still noticed at once."""
     monkeypatch.setattr(feed, "SHORTEST_POLL", 1.0)
