@@ -211,7 +211,7 @@ class TestExisting:
         lives.change(PicasHook(), "b:b", **lives.LIVES[State.ERROR])
         capsys.readouterr()
         next_run = run(inputs=["a", "b", "c"], key="input", batch="b", run_id="run2")
-        assert (next_run["tokens"], next_run["done_before"]) == (3, 1)
+        assert (next_run["tokens"], next_run["done_before"], next_run["done_before_ids"]) == (3, 1, ["b:a"])
         said = capsys.readouterr().out
         assert "1 tokens were done already in an earlier run" in said
         assert "b:a" in said

@@ -64,9 +64,9 @@ class PicasPushTokensOperator(BaseOperator):
     :param picas_conn_id: a connection of type ``picas``.
     :param database: another database than the connection's.
 
-    Returns ``{"database", "batch", "tokens", "done_before"}``: ``tokens`` is their number, and ``done_before`` how many of them
-    were done already in an earlier run, which pushed them to a batch of the same name. The log names some of these. Pools in
-    ``outlets`` (``assets.pool_asset``) get an event with the same in its extra.
+    Returns ``{"database", "batch", "tokens", "done_before", "done_before_ids"}``: ``tokens`` is their number, and ``done_before``
+    how many of them were done already in an earlier run, which pushed them to a batch of the same name. The log and
+    ``done_before_ids`` name some of these. Pools in ``outlets`` (``assets.pool_asset``) get an event with the same in its extra.
     """
 
     template_fields: Sequence[str] = (
@@ -152,6 +152,7 @@ class PicasPushTokensOperator(BaseOperator):
         output = {
             **Batch(batch, hook.settings.database, report.tokens).as_dict(),
             "done_before": report.done_before,
+            "done_before_ids": report.done_before_ids,
         }
         assets.tell(context, self.outlets, output)
         return output
