@@ -24,8 +24,9 @@ class PicasResetTokensOperator(SelectingOperator):
     The attempt that ends (times, exit code, host, job, error) is kept in the token's ``attempts``, and attachments stay as they
     are. A token that a pilot takes or finishes meanwhile is left to it.
 
-    Returns ``{"database", "batch", "tokens", "reset", "ids", "left"}``, which can be given on as a batch: ``reset`` is the number
-    of tokens, ``ids`` are some of them, ``left`` says by reason how many were left, and some of their ids.
+    Returns ``{"database", "batch", "tokens", "reset", "ids", "left"}``, which can be given on as a batch unless it was the whole
+    pool: ``reset`` is the number of tokens, ``ids`` are some of them, ``left`` says by reason how many were left, and some of
+    their ids.
     """
 
     template_fields: Sequence[str] = (*SelectingOperator.template_fields, "keep_logs", "reason", "dry_run")

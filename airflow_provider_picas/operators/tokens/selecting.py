@@ -101,7 +101,7 @@ class SelectingOperator(BaseOperator):
             self.log.info("  %s", line)
 
     def _output(self, batch: Batch | None, hook: PicasHook, **more: Any) -> dict[str, Any]:
-        """A result that can be given on as a batch."""
+        """A result that can be given on as a batch, if there is one."""
         tokens = batch.tokens if batch else None
         return {"database": hook.settings.database, "batch": batch.id if batch else None, "tokens": tokens, **more}
 
