@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -95,9 +96,17 @@ class News:
 
 
 def look_after(
-    pool: Pool, batch: str | None, watched: Watched | None, *, max_scrubs: int, max_lock_age: float | None
+    pool: Pool,
+    batch: str | None,
+    watched: Watched | None,
+    *,
+    max_scrubs: int,
+    max_lock_age: float | None,
+    contact: float = math.inf,
 ) -> Operation[News]:
     """Look at the jobs and at the locked tokens; send what pilots left unsent; give back the tokens of dead pilots.
+
+    ``contact``: seconds since which the database has answered without a break, as far as is known.
 
     An outage of the cluster is told in the news. While it lasts no lease is judged: a result may lie in the submission's folder.
     """
@@ -108,7 +117,7 @@ def look_after(
             news.slurm = yield from slurm_jobs.look(watched.key, watched.folder, watched.since)
         except RemoteError as error:
             news.outage = str(error)
-    dead, locked = yield from _dead(pool, batch, watched, news, max_lock_age)
+    dead, locked = yield from _dead(pool, batch, watched, news, max_lock_age, contact)
     if dead and watched is not None and news.outage is None:
         try:
             news.sent = yield from send_unsent(pool, watched.folder)
@@ -117,7 +126,7 @@ def look_after(
         if news.sent:
             # What died meanwhile is left to the next look: its result may have come after the folder was read.
             judged = {token["_id"] for token, _ in dead}
-            dead, locked = yield from _dead(pool, batch, watched, news, max_lock_age)
+            dead, locked = yield from _dead(pool, batch, watched, news, max_lock_age, contact)
             dead = [(token, cause) for token, cause in dead if token["_id"] in judged]
     if dead and news.outage is None:
         yield from _reap(pool, dead, max_scrubs, news)
@@ -126,7 +135,7 @@ def look_after(
 
 
 def _dead(
-    pool: Pool, batch: str | None, watched: Watched | None, news: News, max_lock_age: float | None
+    pool: Pool, batch: str | None, watched: Watched | None, news: News, max_lock_age: float | None, contact: float
 ) -> Operation[tuple[list[tuple[Document, str]], int]]:
     """Locked tokens whose pilots are dead, each with the cause; and the number of all locked tokens."""
     locked: list[Document] = []
@@ -140,7 +149,8 @@ def _dead(
         return [], 0
     # The leases are read after the tokens: a pilot renews before it claims, so an expired lease covers its tokens.
     known, now = yield from read_leases(pool, leases.holders(locked))
-    judgement = Judgement(now, known, watched.key if watched else None, news.slurm, news.before, max_lock_age)
+    key = watched.key if watched else None
+    judgement = Judgement(now, known, key, news.slurm, news.before, max_lock_age, contact)
     dead = [(token, cause) for token in locked if (cause := judgement.death(token))]
     return dead, len(locked)
 

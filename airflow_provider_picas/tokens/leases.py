@@ -5,6 +5,7 @@ A pilot keeps one ``_local/picas-pilot-<id>`` document; see ``docs/architecture.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -69,6 +70,9 @@ class Judgement:
     slurm: Look | None = None
     before: float = 0.0
     max_lock_age: float | None = None  #: seconds; for pilots without leases
+    contact: float = math.inf
+    """Seconds since which the database has answered without a break, as far as is known. After an outage nobody could renew
+    a lease: pilots have half of one to be heard again before they count as dead."""
 
     def death(self, token: Mapping[str, Any]) -> str | None:
         """Why the pilot that holds a locked token counts as dead, or None while it does not."""
@@ -90,7 +94,7 @@ class Judgement:
                 return f"{where} has ended: {job.cause}"
             if lock + ROUNDING < self._latest_start(job):
                 return f"{where} was requeued"
-        if self.now > lease.renewed + lease.lease + GRACE:
+        if self.now > lease.renewed + lease.lease + GRACE and self.contact >= lease.lease / 2:
             return f"{where} was not heard for {self.now - lease.renewed:.0f} s"
         return None
 

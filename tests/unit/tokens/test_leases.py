@@ -49,6 +49,16 @@ def test_a_silent_pilot_is_dead_when_its_lease_is_over(told: Look | None) -> Non
     assert cause == "pilot p1 (job 12_0 on n1) was not heard for 62 s"
 
 
+def test_after_an_outage_of_the_database_silence_proves_nothing_for_half_a_lease() -> None:
+    silent = lease(renewed=NOW - 100)
+    assert death(held(), silent, slurm(), contact=29) is None
+    assert death(held(), silent, slurm(), contact=30) == "pilot p1 (job 12_0 on n1) was not heard for 100 s"
+    assert death(held(), lease(renewed=NOW - 100, ended=True), contact=0) == "pilot p1 (job 12_0 on n1) has ended"
+    assert (
+        death(held(), silent, slurm(state="NODE_FAIL"), contact=0) == "pilot p1 (job 12_0 on n1) has ended: NODE_FAIL"
+    )
+
+
 def test_a_pilot_that_left_in_good_order_holds_nothing() -> None:
     assert death(held(), lease(ended=True)) == "pilot p1 (job 12_0 on n1) has ended"
 
