@@ -24,6 +24,7 @@ SESSIONS = 4  # commands at once: sshd's MaxSessions is 10 a connection
 GATHER = 0.2  # seconds until a look begins: others may join it
 SHORTEST_PAUSE = 2.0  # seconds between two looks
 LOAD = 10.0  # a pause is so many times as long as the look before it took
+TOGETHER = 300  # submissions that one command asks about: Linux takes 128 KiB for an argument, enough for some 800
 FIRST_RECONNECT, LONGEST_RECONNECT = 2.0, 120.0  # seconds, with jitter
 
 
@@ -112,6 +113,10 @@ class Cluster:
             await asyncio.sleep(max(SHORTEST_PAUSE, LOAD * took) * random.uniform(0.9, 1.0))
 
     async def _look(self, asked: dict[LookAt, list[asyncio.Future[Output]]]) -> None:
+        for start in range(0, len(asked), TOGETHER):
+            await self._look_together(dict(list(asked.items())[start : start + TOGETHER]))
+
+    async def _look_together(self, asked: dict[LookAt, list[asyncio.Future[Output]]]) -> None:
         steps = list(asked)
         try:
             self.looks += 1

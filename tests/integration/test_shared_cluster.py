@@ -55,6 +55,21 @@ def test_looks_at_the_same_time_are_one(keys: list[str]) -> None:
     asyncio.run(look())
 
 
+def test_more_looks_than_one_command_takes(keys: list[str]) -> None:
+    """Of 1,000 submissions, most of which have no jobs."""
+
+    async def look() -> tuple[int, list[Look]]:
+        since = int(time.time()) - 60
+        none = [f"dag-with-a-name-of-usual-length-task-{number:010}.1" for number in range(995)]
+        async with cluster_for("spider").use() as shared:
+            found = await asyncio.gather(*(shared.do(jobs.look(key, key, since)) for key in [*none, *keys]))
+            return shared.looks, list(found)
+
+    looks, found = asyncio.run(look())
+    assert looks == 4
+    assert [len(item.jobs) for item in found[-NUMBER:]] == [1] * (NUMBER - 1) + [2]
+
+
 def test_a_look_is_what_it_would_be_alone(keys: list[str], remote: SlurmHook) -> None:
     since = int(time.time()) - 60
     alone = [remote.do(jobs.look(key, key, since)) for key in keys]
