@@ -21,7 +21,7 @@ from airflow_provider_picas.hooks.picas import PicasAsyncHook
 from airflow_provider_picas.operation import drive_async
 from airflow_provider_picas.reaping import News, Watched, look_after
 from airflow_provider_picas.slurm import logs
-from airflow_provider_picas.slurm.remote import RemoteError
+from airflow_provider_picas.slurm.remote import RemoteError, Step
 from airflow_provider_picas.stopping import How
 from airflow_provider_picas.tokens import waiting
 from airflow_provider_picas.tokens.counts import Completeness, Counts, ErrorBudget
@@ -115,7 +115,7 @@ class PicasTokenStateTrigger(BaseTrigger):
         may_fire_at = time.monotonic() + _lingering()
         async with feed_for(self.picas_conn_id, self.database).subscribe(self.batch) as news:
             self._news = news
-            looks = asyncio.create_task(self._watch_pilots(watched)) if watched else None
+            looks = asyncio.create_task(self._keep_watching(watched)) if watched else None
             try:
                 event = await self._wait(news)
             except errors.CouchDBError as error:
@@ -169,6 +169,15 @@ class PicasTokenStateTrigger(BaseTrigger):
 
     # -- pilots -------------------------------------------------------------------------------------------------------
 
+    async def _keep_watching(self, watched: Watched) -> None:
+        """``_watch_pilots``, begun anew when it breaks off."""
+        while True:
+            try:
+                await self._watch_pilots(watched)
+            except Exception:  # a fault in here must not leave the wait without its watch
+                self.log.exception("The watch over the pilots broke off. It begins anew.")
+            await asyncio.sleep(LONGEST_INTERVAL)
+
     async def _watch_pilots(self, watched: Watched) -> None:
         """Look after the pilots, again and again. Outages of either side are said, and survived."""
         interval = self.pilots_interval or FIRST_INTERVAL
@@ -195,7 +204,7 @@ class PicasTokenStateTrigger(BaseTrigger):
                         if self._news is not None:
                             self._news.wake()
                 else:
-                    none_left_since = None
+                    none_left_since, self._nobody_left = None, False
                 if now - logs_at >= LOGS_INTERVAL:
                     logs_at = now
                     await self._show_logs(slurm, watched, sizes)
@@ -248,15 +257,15 @@ class PicasTokenStateTrigger(BaseTrigger):
         await asyncio.shield(work)
 
     async def _stop_pilots(self, watched: Watched) -> None:
-        state = await self._task_state()
-        if state != "failed":
-            self.log.info("The task is %s, not failed: the pilots of %s are left alone.", state, watched.key)
-            return
-        self.log.info("The task was marked failed: %s the pilots of %s.", self.on_kill_how, watched.key)
         for tries in range(1, STOP_TRIES + 1):
             try:
+                state = await self._task_state()
+                if state != "failed":
+                    self.log.info("The task is %s, not failed: the pilots of %s are left alone.", state, watched.key)
+                    return
+                self.log.info("The task was marked failed: %s the pilots of %s.", self.on_kill_how, watched.key)
                 await self._stop_once(watched)
-            except (RemoteError, errors.CouchDBError) as error:
+            except Exception as error:  # of Airflow's API, the pool or the cluster
                 self.log.warning("The pilots of %s could not be stopped (try %d): %s", watched.key, tries, error)
                 await asyncio.sleep(5.0 * tries)
             else:
@@ -264,13 +273,22 @@ class PicasTokenStateTrigger(BaseTrigger):
                 return
 
     async def _stop_once(self, watched: Watched) -> None:
+        how = How(self.on_kill_how)
         async with AsyncExitStack() as stack:
             picas = await stack.enter_async_context(PicasAsyncHook(self.picas_conn_id, database=self.database))
             slurm = await stack.enter_async_context(cluster_for(watched.ssh_conn_id).use())
-            await drive_async(
-                stopping.stop(picas.pool, self.batch, watched, How(self.on_kill_how)),
-                lambda step: picas.send(step) if isinstance(step, Request) else slurm.perform(step),
-            )
+
+            async def perform(step: Request | Step) -> Any:
+                return await (picas.send(step) if isinstance(step, Request) else slurm.perform(step))
+
+            await drive_async(stopping.stop(picas.pool, self.batch, watched, how), perform)
+            if how is not How.CANCEL:
+                return
+            for tries in range(1, STOP_TRIES + 1):  # squeue shows cancelled pilots until they have ended
+                if await drive_async(stopping.remove_credentials(watched), perform):
+                    return
+                await asyncio.sleep(2.0 * tries)
+            self.log.warning("Some have not ended yet; their credentials stay in %s.", watched.folder)
 
     async def _task_state(self) -> str | None:
         """The state that Airflow has for the task now."""

@@ -123,6 +123,7 @@ def test_marked_failed_the_pilots_are_cancelled_and_their_tokens_given_back(star
     waiting.until(lambda: len(waiting.tokens(State.TODO)) == 3, "The return of the tokens")
     tell(f"marked failed: no pilot and no locked token {time.time() - at:.1f} s later")
     assert time.time() - at < 45
+    waiting.until(lambda: not list(Path(waiting.submitted["folder"], "credentials").iterdir()), "The credentials' end")
 
 
 def test_marked_failed_with_drain_they_finish_what_they_hold(start: Any) -> None:
