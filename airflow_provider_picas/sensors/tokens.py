@@ -26,14 +26,14 @@ from airflow_provider_picas.hooks.submission import WatchedSubmission
 from airflow_provider_picas.links import PicasMonitoringLink, PicasPoolLink, push_links
 from airflow_provider_picas.operators.instance import push_id
 from airflow_provider_picas.reaping import Watched
-from airflow_provider_picas.slurm.remote import RemoteError
+from airflow_provider_picas.slurm.remote import RemoteError, UnreachableError
 from airflow_provider_picas.stopping import How
 from airflow_provider_picas.tokens import ids, waiting
 from airflow_provider_picas.tokens.batch import Batch
 from airflow_provider_picas.tokens.counts import Completeness, Counts, ErrorBudget
 from airflow_provider_picas.tokens.states import State
 from airflow_provider_picas.tokens.waiting import Outcome, Progress, Threshold, Verdict
-from airflow_provider_picas.triggers.tokens import PicasTokenStateTrigger
+from airflow_provider_picas.triggers.tokens import GONE_AFTER, PicasTokenStateTrigger
 
 _SAMPLE = 5  # ids that a message names
 _MARGIN = timedelta(minutes=5)  # the trigger keeps the deadline itself; Airflow's is only for a triggerer that hangs
@@ -114,6 +114,7 @@ class PicasTokenStateSensor(BaseSensorOperator):
         self.deferrable = deferrable
         self._last_counts: Counts | None = None
         self._progress = Progress(self.no_progress)
+        self._gone_since: float | None = None  #: Slurm knows of no job of the submission
 
     def execute(self, context: Context) -> Any:
         if not self.deferrable:
@@ -137,7 +138,7 @@ class PicasTokenStateSensor(BaseSensorOperator):
             max_errors=self._budget().limit,
             deadline=deadline,
             pilots=self.pilots,
-            max_scrubs=int(self.max_scrubs),
+            max_scrubs=self._whole("max_scrubs"),
             max_lock_age=self._max_lock_age(),
             pilots_interval=self.pilots_interval,
             on_kill_how=str(self.on_kill_how),
@@ -160,8 +161,15 @@ class PicasTokenStateSensor(BaseSensorOperator):
                 raise AirflowSkipException(event["reason"])
             raise CouchDBError(event["reason"])
         completeness = Completeness(Counts(**event["counts"]), event["expected"])
-        if outcome is Outcome.NO_PILOTS and self._submit_again(completeness, batch):
-            self._defer(deadline)
+        if outcome is Outcome.NO_PILOTS:
+            try:  # the trigger's counts may be older than its look at the pilots
+                completeness = self._look(self._hook(batch), batch)
+            except UnavailableError as error:
+                self.log.warning("%s The wait goes on.", error)
+                self._defer(deadline)
+            over = self._judge(completeness, batch).over
+            if over or not completeness.counts.todo or self._submit_again(completeness, batch):
+                self._defer(deadline)
         return self._conclude(context, outcome, completeness, batch)
 
     def poke(self, context: Context) -> PokeReturnValue:
@@ -215,22 +223,32 @@ class PicasTokenStateSensor(BaseSensorOperator):
             return False
         with WatchedSubmission(watched, hook, batch.id if batch else None) as submitted:
             for _ in range(2):  # what was just submitted may show a moment later
-                news = submitted.look(int(self.max_scrubs), self._max_lock_age())
+                news = submitted.look(self._whole("max_scrubs"), self._max_lock_age())
                 if news.outage:
                     self.log.warning("%s The wait goes on.", news.outage)
-                if news.pilots_left is not False or not news.jobs or news.locked:
+                if news.pilots_left is not False or news.locked:
+                    self._gone_since = None
                     return False
+                if not news.jobs:  # as in the trigger; mode `reschedule` does not remember
+                    now = time.monotonic()
+                    self._gone_since = now if self._gone_since is None else self._gone_since
+                    return now - self._gone_since >= GONE_AFTER
                 time.sleep(2)
         return True
 
     def _submit_again(self, completeness: Completeness, batch: Batch | None) -> bool:
-        """Submit the same pilots again, if that is wanted and worth it; whether it was done."""
+        """Submit the same pilots again, if that is wanted and worth it; whether to go on waiting."""
         watched = self._watched()
-        if watched is None or not int(self.resubmit):
+        resubmit = self._whole("resubmit")
+        if watched is None or not resubmit:
             return False
+        self._gone_since = None
         with WatchedSubmission(watched, self._hook(batch), batch.id if batch else None) as submitted:
             try:
-                why_not = submitted.resubmit(int(self.resubmit), completeness.counts.finished)
+                why_not = submitted.resubmit(resubmit, completeness.counts.finished)
+            except UnreachableError as error:
+                self.log.warning("%s The wait goes on.", error)
+                return True
             except RemoteError as error:
                 why_not = str(error)
         if why_not:
@@ -336,7 +354,19 @@ class PicasTokenStateSensor(BaseSensorOperator):
             raise AirflowFailException(str(error)) from None
 
     def _max_lock_age(self) -> float | None:
-        return None if self.max_lock_age in (None, "", "None") else float(self.max_lock_age)
+        if self.max_lock_age in (None, "", "None"):
+            return None
+        try:
+            return float(self.max_lock_age)
+        except (TypeError, ValueError):
+            raise AirflowFailException(f"max_lock_age is a number of seconds, not {self.max_lock_age!r:.80}.") from None
+
+    def _whole(self, name: str) -> int:
+        value = getattr(self, name)
+        try:
+            return int(value)
+        except (TypeError, ValueError):
+            raise AirflowFailException(f"{name} is a whole number, not {value!r:.80}.") from None
 
     def _database(self, batch: Batch | None) -> str | None:
         return self.database or (batch.database if batch else None)

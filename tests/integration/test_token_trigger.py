@@ -6,21 +6,33 @@ import asyncio
 import time
 import types
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException, TaskDeferred
 
 from airflow_provider_picas.couchdb.errors import CouchDBError
+from airflow_provider_picas.hooks import slurm
 from airflow_provider_picas.hooks.picas import PicasHook
+from airflow_provider_picas.reaping import News
+from airflow_provider_picas.sensors import tokens as sensors
 from airflow_provider_picas.sensors.tokens import PicasTokenStateSensor
+from airflow_provider_picas.slurm import logs
+from airflow_provider_picas.slurm.jobs import Job, Look
 from airflow_provider_picas.tokens import documents, waiting
 from airflow_provider_picas.triggers import feed
+from airflow_provider_picas.triggers import tokens as triggers
 from airflow_provider_picas.triggers.tokens import PicasTokenStateTrigger
+from stack import native, processes
+from stack.cluster import Cluster
 from stack.couchdb import CouchDBAdmin
 from stack.pool import Pool
+from tests.conftest import set_connection
 
 BATCH = "a"
+PILOTS = {
+    "submission": "s-1", "folder": "/nowhere", "submitted": "2026-01-01T00:00:00+00:00", "job_ids": ["1"], "ssh_conn_id": "away",
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +64,12 @@ def trigger(**options: Any) -> PicasTokenStateTrigger:
     path, stored = made.serialize()
     assert path.endswith(".PicasTokenStateTrigger")
     return PicasTokenStateTrigger(**stored)
+
+
+def unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cluster of ``PILOTS`` does not answer."""
+    set_connection(monkeypatch, "away", {"conn_type": "ssh", "host": "127.0.0.1", "port": 1, "login": "me"})
+    monkeypatch.setattr(slurm, "CONNECT_TRIES", 1)
 
 
 def event(made: PicasTokenStateTrigger, meanwhile: Callable[[], None] = lambda: None) -> dict[str, Any]:
@@ -181,6 +199,64 @@ def test_a_pool_that_goes_away_is_told_as_the_reason(
         sensor.execute_complete(CONTEXT, found, deadline=time.time() + 30)
 
 
+def test_a_watch_that_breaks_off_begins_anew(hook: PicasHook, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = 0
+
+    def break_off(*arguments: Any) -> NoReturn:
+        nonlocal broken
+        broken += 1
+        raise ValueError("no log")
+
+    monkeypatch.setattr(logs, "news", break_off)
+    monkeypatch.setattr(triggers, "LONGEST_INTERVAL", 0.2)
+    unreachable(monkeypatch)
+
+    def see_it_and_finish() -> None:
+        processes.wait_for(lambda: broken > 1, what="Another look", seconds=20)
+        finish(hook, 4)
+
+    assert event(trigger(pilots=PILOTS), see_it_and_finish)["outcome"] == "complete"
+
+
+def test_pilots_that_come_back_are_not_missed(hook: PicasHook, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when somebody requeues one, before the token that it held is to do again."""
+    unreachable(monkeypatch)
+    monkeypatch.setattr(triggers, "FIRST_INTERVAL", 0.0)
+    states = iter(["COMPLETED"])
+
+    async def look(*arguments: Any) -> News:
+        return News(Look({"1": Job("1", next(states, "PENDING"))}, at=0))
+
+    made = trigger(pilots=PILOTS, pilots_interval=0.2)
+    monkeypatch.setattr(made, "_look", look)
+    finish(hook, 3)
+    (token,) = hook.tokens("todo", BATCH)
+    hook.do(hook.pool.put({**token, "lock": int(time.time())}))
+
+    def give_back_and_finish() -> None:
+        token = hook.get(f"{BATCH}:00000003")
+        hook.do(hook.pool.put({**token, "lock": 0}))
+        time.sleep(1)
+        finish(hook, 1)
+
+    assert event(made, give_back_and_finish)["outcome"] == "complete"
+
+
+def test_the_tasks_state_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: list[Any] = [OSError("no answer"), "success"]
+
+    async def state() -> str:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return str(answer)
+
+    made = trigger(pilots=PILOTS)
+    monkeypatch.setattr(made, "_task_state", state)
+    asyncio.run(made.on_kill())
+    assert not answers
+
+
 # -- the sensor --------------------------------------------------------------------------------------------------------
 
 CONTEXT: Any = {
@@ -215,6 +291,58 @@ def test_no_progress_between_pokes(hook: PicasHook, mode: str) -> None:
     time.sleep(2.2)
     with pytest.raises(AirflowFailException, match="No token of batch a has finished"):
         poke()
+
+
+def test_pilots_are_missed_by_fresh_counts_only(hook: PicasHook, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trigger's counts may be older than its look at the pilots."""
+    unreachable(monkeypatch)
+    old = {"outcome": "no_pilots", "counts": {"todo": 1, "locked": 0, "done": 3, "error": 0}, "expected": 4}
+    finish(hook, 4)
+    for options in ({}, {"resubmit": 1}):
+        with pytest.raises(TaskDeferred) as deferred:
+            sensor(deferrable=True, pilots=PILOTS, **options).execute_complete(CONTEXT, old, time.time() + 30)
+        assert event(deferred.value.trigger)["outcome"] == "complete"
+
+
+def test_pilots_are_missed_by_fresh_counts(hook: PicasHook, monkeypatch: pytest.MonkeyPatch) -> None:
+    unreachable(monkeypatch)
+    old = {"outcome": "no_pilots", "counts": {"todo": 4, "locked": 0, "done": 0, "error": 0}, "expected": 4}
+    finish(hook, 2)
+    with pytest.raises(AirflowFailException, match="2 tokens of batch a wait, and no pilot is left"):
+        sensor(deferrable=True, pilots=PILOTS).execute_complete(CONTEXT, old, time.time() + 30)
+
+
+def test_an_outage_of_the_cluster_while_pilots_are_submitted_again(
+    hook: PicasHook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unreachable(monkeypatch)
+    found = {"outcome": "no_pilots", "counts": {"todo": 4, "locked": 0, "done": 0, "error": 0}, "expected": 4}
+    with pytest.raises(TaskDeferred):
+        sensor(deferrable=True, pilots=PILOTS, resubmit="1").execute_complete(CONTEXT, found, time.time() + 30)
+    one = sensor(pilots=PILOTS, resubmit=1)
+    monkeypatch.setattr(one, "_look_after", lambda hook, batch: True)
+    assert not one.poke(CONTEXT)
+
+
+def test_slurm_knows_of_no_pilot(hook: PicasHook, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that was just submitted may show later; one that does not for a while never will."""
+    monkeypatch.setattr(sensors, "GONE_AFTER", 1.0)
+    set_connection(monkeypatch, "away", native.ssh_connection(cluster))
+    one = sensor(pilots=PILOTS)
+    assert not one.poke(CONTEXT)
+    assert not one.poke(CONTEXT)
+    time.sleep(1)
+    with pytest.raises(AirflowFailException, match="no pilot is left"):
+        one.poke(CONTEXT)
+
+
+@pytest.mark.parametrize("name", ["max_scrubs", "max_lock_age", "resubmit"])
+def test_numbers_that_are_none_are_named(hook: PicasHook, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    unreachable(monkeypatch)
+    found = {"outcome": "no_pilots", "counts": {"todo": 4, "locked": 0, "done": 0, "error": 0}, "expected": 4}
+    one = sensor(deferrable=True, pilots=PILOTS, **{"resubmit": 1, name: "some"})
+    with pytest.raises(AirflowFailException, match=f"{name} is a .*number.*'some'"):
+        one.execute_complete(CONTEXT, found, time.time() + 30)
 
 
 def test_policies_of_a_sensor_that_pokes(hook: PicasHook) -> None:
