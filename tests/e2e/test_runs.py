@@ -111,6 +111,25 @@ def test_runs_side_by_side_and_the_failed_one_again(
     assert rerun in again["attempts"][0]["reason"]
 
 
+def test_errors_that_were_not_chosen_do_not_fail_a_rerun(api: AirflowApi, couchdb: CouchDBAdmin, pool: Pool) -> None:
+    dag_id = "rerun_by_clearing"
+    run = api.trigger(dag_id)
+    api.wait_for_task(dag_id, run, "wait", ["deferred"])
+    finish(couchdb, pool, 1, every=4)
+    finish(couchdb, pool, 0)
+    assert api.wait_for_run(dag_id, run)["state"] == "failed"
+    failed = sorted(token["_id"] for token in pool.tokens() if token["exit_code"] == 1)
+
+    form = {"batch": api.xcom(dag_id, run, "push")["batch"], "keys": failed[:2], "dry_run": False}
+    for exit_code, state in ((1, "failed"), (0, "success")):
+        rerun = api.trigger(RERUN, form)
+        api.wait_for_task(RERUN, rerun, "wait", ["deferred"])
+        assert [token["_id"] for token in pool.tokens() if state_of(token) is State.TODO] == failed[:2]
+        finish(couchdb, pool, exit_code)
+        assert api.wait_for_run(RERUN, rerun)["state"] == state
+    assert of_documents(pool.tokens()).error == len(failed) - 2
+
+
 def test_rerun_without_a_batch_fails_and_says_so(api: AirflowApi, pool: Pool) -> None:
     rerun = api.trigger(RERUN, {})
     assert api.wait_for_run(RERUN, rerun)["state"] == "failed"
