@@ -186,6 +186,7 @@ class Feed:
         self._longest_poll: float | None = None  #: seconds; None: nothing is known to cut long polls
         self._broken_polls = 0  #: in a row
         self._away_since: float | None = None
+        self._answers_since = time.monotonic()
         self._outage: str | None = None  #: what was said of it
         self._noticed_index = -SAY_AGAIN
 
@@ -287,9 +288,15 @@ class Feed:
         elif now - self._away_since > GRACE:
             raise error
 
+    @property
+    def contact(self) -> float:
+        """Seconds since which the database has answered without a break, as far as is known."""
+        return 0.0 if self._away_since is not None else time.monotonic() - self._answers_since
+
     def _note_answer(self) -> None:
         if self._away_since is not None:
             self._away_since = self._outage = None
+            self._answers_since = time.monotonic()
             self._notify("The database answers again.")
 
     async def _follow_pool(self, hook: PicasAsyncHook) -> None:

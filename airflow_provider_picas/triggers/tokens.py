@@ -28,7 +28,7 @@ from airflow_provider_picas.tokens.counts import Completeness, Counts, ErrorBudg
 from airflow_provider_picas.tokens.text import sample
 from airflow_provider_picas.tokens.waiting import Outcome, Progress, Threshold, Verdict
 from airflow_provider_picas.triggers.cluster import Cluster, cluster_for
-from airflow_provider_picas.triggers.feed import CountsSubscription, feed_for
+from airflow_provider_picas.triggers.feed import CountsSubscription, Feed, feed_for
 from airflow_provider_picas.triggers.feed import News as FeedNews
 
 LOG_INTERVAL = 60.0  # seconds between two lines of counts
@@ -104,6 +104,8 @@ class PicasTokenStateTrigger(BaseTrigger):
         self._logged_at = -LOG_INTERVAL
         self._nobody_left = False
         self._news: CountsSubscription | None = None
+        self._feed: Feed | None = None
+        self._answers_since: float | None = None  #: when the first look succeeded, or that after an outage
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """The class's path and its arguments."""
@@ -113,7 +115,8 @@ class PicasTokenStateTrigger(BaseTrigger):
         """Wait; yield the event."""
         watched = Watched.parse(self.pilots)
         may_fire_at = time.monotonic() + _lingering()
-        async with feed_for(self.picas_conn_id, self.database).subscribe(self.batch) as news:
+        self._feed = feed_for(self.picas_conn_id, self.database)
+        async with self._feed.subscribe(self.batch) as news:
             self._news = news
             looks = asyncio.create_task(self._keep_watching(watched)) if watched else None
             try:
@@ -216,15 +219,33 @@ class PicasTokenStateTrigger(BaseTrigger):
 
     async def _look(self, picas: PicasAsyncHook, slurm: Cluster, watched: Watched) -> News:
         try:
-            return await drive_async(
-                look_after(picas.pool, self.batch, watched, max_scrubs=self.max_scrubs, max_lock_age=self.max_lock_age),
+            news = await drive_async(
+                look_after(
+                    picas.pool,
+                    self.batch,
+                    watched,
+                    max_scrubs=self.max_scrubs,
+                    max_lock_age=self.max_lock_age,
+                    contact=self._contact(),
+                ),
                 lambda step: picas.send(step) if isinstance(step, Request) else slurm.perform(step),
             )
         except errors.CouchDBError as error:
+            self._answers_since = None
             return News(outage=str(error))
         except Exception as error:  # a fault in here must not leave the wait without its watch
             self.log.exception("The pilots could not be looked after.")
             return News(outage=f"The pilots could not be looked after ({type(error).__name__}: {error}).")
+        if self._answers_since is None:
+            self._answers_since = time.monotonic()
+        return news
+
+    def _contact(self) -> float:
+        """Seconds since which the database has answered without a break: what the looks know of it, and what the feed does."""
+        if self._answers_since is None:
+            return 0.0
+        seconds = time.monotonic() - self._answers_since
+        return seconds if self._feed is None else min(seconds, self._feed.contact)
 
     async def _show_logs(self, slurm: Cluster, watched: Watched, sizes: dict[str, int]) -> None:
         try:
