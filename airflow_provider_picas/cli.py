@@ -107,6 +107,8 @@ def store(conn_id: str, fields: dict[str, Any], *, overwrite: bool) -> None:
     finally:
         os.unlink(name)
     output = done.stdout + done.stderr
+    if fields["password"]:
+        output = output.replace(fields["password"], "***")  # an error of the database's may hold what was to be written
     if done.returncode != 0:
         raise ImportFailedError(f"Airflow did not take the connection: {output.strip()[-500:]}")
     if "already exists" in output:
