@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Hashable, Mapping
 from contextlib import aclosing
 from enum import StrEnum
@@ -129,7 +130,9 @@ class PicasTokenEventTrigger(BaseEventTrigger):
         for notice in touched.notices:
             self.log.warning("%s", notice)
         missed = await self._catch_up(memory) if touched.begins else []
-        return missed + memory.note(self, touched.position, touched.counts)
+        # What Airflow kept for us while we caught up may be older than what we know.
+        news = {b: counts for b, counts in touched.counts.items() if touched.asked_at[b] >= memory.counted_at}
+        return missed + (memory.note(self, touched.position, news) if news else [])
 
     def wanted(self, batch: str) -> bool:
         """Whether this batch is watched."""
@@ -143,7 +146,10 @@ class PicasTokenEventTrigger(BaseEventTrigger):
             try:
                 async with PicasAsyncHook(self.picas_conn_id, database=self.database) as hook:
                     memory.database = hook.settings.database
-                    return memory.note(self, *await self._ask(hook, memory))
+                    begin = time.monotonic()
+                    payloads = memory.note(self, *await self._ask(hook, memory))
+                    memory.counted_at = begin
+                    return payloads
             except (errors.CouchDBError, AirflowNotFoundException) as error:
                 self.log.warning("%s The watcher goes on.", error)
                 await asyncio.sleep(TRY_AGAIN * random.uniform(0.5, 1.0))
@@ -208,6 +214,7 @@ class _Memory:
         self.birth = str(fields.get("birth", ""))
         self.levels: dict[str, int] = dict(fields.get("levels", {}))
         self.database = ""
+        self.counted_at = 0.0  #: when it was all counted, by the monotonic clock
 
     def as_dict(self) -> dict[str, Any]:
         levels = dict(list(self.levels.items())[-REMEMBERED:])

@@ -16,7 +16,7 @@ import time
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -62,13 +62,15 @@ class Touched:
     """Batches that have changed, with their counts, in which all changes up to ``position`` are contained.
 
     ``NO_BATCH`` stands for the tokens without a batch. ``begins``: the feed has just begun to listen, perhaps
-    anew; what happened before ``position`` is for who receives this to find out.
+    anew; what happened before ``position`` is for who receives this to find out. ``asked_at``: when the counts of each batch
+    were asked for, by the monotonic clock.
     """
 
     position: str
     counts: Mapping[str, Counts]
     begins: bool = False
     notices: tuple[str, ...] = ()
+    asked_at: Mapping[str, float] = field(default_factory=dict)
 
 
 class Subscription(Generic[Item]):
@@ -149,6 +151,7 @@ class TouchedSubscription(Subscription[Touched]):
         super().__init__()
         self._position = ""
         self._counts: dict[str, Counts] = {}
+        self._asked_at: dict[str, float] = {}
         self._begins = False
 
     def begin(self, position: str) -> None:
@@ -156,16 +159,18 @@ class TouchedSubscription(Subscription[Touched]):
         self._position, self._begins = position, True
         self._ready.set()
 
-    def put(self, position: str, counts: Mapping[str, Counts]) -> None:
+    def put(self, position: str, counts: Mapping[str, Counts], asked_at: float) -> None:
         """Give it the newest counts. What has not been fetched yet is replaced."""
         self._position = position
         self._counts |= counts
+        self._asked_at |= dict.fromkeys(counts, asked_at)
         self._ready.set()
 
     def _take(self, notices: tuple[str, ...]) -> Touched:
         counts, self._counts = self._counts, {}
+        asked_at, self._asked_at = self._asked_at, {}
         begins, self._begins = self._begins, False
-        return Touched(self._position, counts, begins, notices)
+        return Touched(self._position, counts, begins, notices, asked_at)
 
 
 class Feed:
@@ -418,7 +423,7 @@ class Feed:
 
     async def _look(self, hook: PicasAsyncHook) -> None:
         """Ask for the counts of what was touched, and hand them out."""
-        position = self._since or ""
+        position, asked_at = self._since or "", time.monotonic()
         touched, self._touched = self._touched, set()
         batches = sorted(batch for batch in touched if batch is not None)
         found: dict[str, Counts] = {}
@@ -436,9 +441,9 @@ class Feed:
             self._touched |= touched
             self._wake.set()
             raise
-        self._hand_out(position, found, whole)
+        self._hand_out(position, found, whole, asked_at)
 
-    def _hand_out(self, position: str, found: Mapping[str, Counts], whole: Counts | None) -> None:
+    def _hand_out(self, position: str, found: Mapping[str, Counts], whole: Counts | None, asked_at: float) -> None:
         told: dict[str | None, Counts] = dict(found.items())
         if whole is not None:
             told[None] = whole
@@ -449,7 +454,7 @@ class Feed:
                 wait.put(counts)
         if found:
             for follower in self._followers:
-                follower.put(position, found)
+                follower.put(position, found, asked_at)
 
     async def _ask(self, hook: PicasAsyncHook, operation: Callable[[], Operation[Result]]) -> Result:
         """The result of an operation; as long as an index is being built, however long that takes."""

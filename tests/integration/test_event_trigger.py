@@ -182,6 +182,40 @@ def test_without_a_store_the_present_state_comes_first(hook: PicasHook) -> None:
     asyncio.run(watch())
 
 
+def test_what_airflow_kept_while_it_caught_up_is_not_told_again(hook: PicasHook) -> None:
+    """Airflow 3.3 reads the stream for all watchers, also for one that has yet to begin."""
+    trigger = PicasTokenEventTrigger(event="complete", picas_conn_id="picas_default")
+    kept: asyncio.Queue[feed.Touched] = asyncio.Queue()
+
+    async def keep() -> None:
+        async for item in trigger.open_shared_stream(trigger.serialize()[1]):
+            kept.put_nowait(item)
+
+    async def stream() -> AsyncIterator[feed.Touched]:
+        while True:
+            yield await kept.get()
+
+    async def watch() -> None:
+        keeping = asyncio.create_task(keep())
+        for number, change in enumerate((lambda: push(hook, "a", 1), lambda: finish(hook, "a")), start=1):
+            await asyncio.sleep(0.5)
+            await asyncio.to_thread(change)
+            async with asyncio.timeout(10):
+                while kept.qsize() <= number:
+                    await asyncio.sleep(0.05)
+        told = trigger.filter_shared_stream(stream())
+        assert (await anext(told)).payload["batch"] == "a"
+        coming = asyncio.ensure_future(anext(told))
+        assert not (await asyncio.wait({coming}, timeout=1.5))[0]
+        await asyncio.to_thread(push, hook, "b", 1)
+        await asyncio.to_thread(finish, hook, "b")
+        assert (await asyncio.wait_for(coming, 10)).payload["batch"] == "b"
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)
+
+    asyncio.run(watch())
+
+
 def test_after_a_restart_it_goes_on_where_it_was(hook: PicasHook) -> None:
     store = Store()
     push(hook, "a", 1)
