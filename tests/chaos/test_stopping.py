@@ -179,7 +179,7 @@ def restart(airflow: Airflow, what: str, how: signal.Signals) -> subprocess.Pope
     return again
 
 
-@pytest.mark.parametrize("what", ["triggerer", "scheduler", "api-server"])
+@pytest.mark.parametrize("what", ["triggerer", "scheduler"])
 def test_a_component_that_is_killed_and_comes_back(start: Any, airflow: Airflow, what: str) -> None:
     waiting: Waiting = start("stop_cancel", 40)
     again = restart(airflow, what, signal.SIGKILL)
