@@ -211,22 +211,6 @@ class Pool:
         rows, after = self._page(answer, batch, after, limit)
         return [row["doc"] for row in rows if row.get("doc")], after
 
-    def batch_ids(
-        self, batch: str | None, *, after: str | None = None, limit: int = PAGE
-    ) -> Operation[tuple[list[str], str | None]]:
-        """A page of the ids of all documents of a batch, or of the pool, and where the next page begins."""
-        query = self._range(batch, after, limit)
-        params = {name: json.dumps(value) for name, value in query.items() if value is not None}
-        answer = yield Request("GET", self.path("_all_docs"), params)
-        rows, after = self._page(answer, batch, after, limit)
-        return [row["id"] for row in rows], after
-
-    def documents_between(self, first: str, last: str) -> Operation[list[Document]]:
-        """The documents whose ids lie between two, both included."""
-        params = {"startkey": json.dumps(first), "endkey": json.dumps(last), "include_docs": "true"}
-        answer = yield Request("GET", self.path("_all_docs"), params)
-        return [row["doc"] for row in answer.json()["rows"] if row.get("doc")]
-
     def stateless(self, batch: str | None = None, *, limit: int = PAGE) -> Operation[list[str]]:
         """Ids of tokens in no state, at most ``limit`` of them; none where the provider's views are not deployed."""
         try:

@@ -463,11 +463,6 @@ class PicasHook(HttpHook):
             for state in selection.ordered_states:
                 yield from self.tokens(state, selection.batch)
 
-    def _all_ids(self, batch: str | None) -> Iterator[str]:
-        """The ids of all tokens of a batch, or of the pool."""
-        found = self._pages(lambda after: self.pool.batch_ids(batch, after=after, limit=20 * PAGE))
-        return (token_id for token_id in found if not token_id.startswith("_"))
-
     def _all_tokens(self, batch: str | None) -> Iterator[Document]:
         """All tokens of a batch, or of the pool; with another design document than ``Monitor``, those in its views."""
         if self.settings.design_document != views.MONITOR:
@@ -493,20 +488,13 @@ class PicasHook(HttpHook):
                     report.leave("is not in the pool", token_id)
             return report
 
-        def read_and_edit(ids: Sequence[str]) -> EditReport:
-            documents = self.do(self.pool.documents_between(ids[0], ids[-1]))
-            return edit([document for document in documents if not document["_id"].startswith("_")])
-
         report = EditReport()
         counts = self.count_existing(selection.batch)
-        if not selection.worth_reading_all(counts):
+        if selection.worth_reading_all(counts):
+            parts = self.side_by_side(edit, _pages_of(self._all_tokens(selection.batch)))
+        else:
             report.add(selection.others(counts))
             parts = self.side_by_side(fetch_and_edit, _pages_of(self._candidate_ids(selection)))
-        elif self.settings.design_document == views.MONITOR:
-            # Only the ids are read one after the other: reading takes the database longer than writing.
-            parts = self.side_by_side(read_and_edit, _pages_of(self._all_ids(selection.batch)))
-        else:
-            parts = self.side_by_side(edit, _pages_of(self._all_tokens(selection.batch)))
         for part in parts:
             report.add(part)
         return report
