@@ -37,6 +37,7 @@ MAX_BYTES = 8_000_000
 """CouchDB's default ``max_document_size``, in bytes of JSON."""
 
 _PILOT_FIELDS = ("pilot", "claim", "seconds")  # of this provider's pilots, about one attempt
+_OF_THE_ATTEMPT = frozenset({*JOB_ID_FIELDS, *_PILOT_FIELDS})
 _ERROR_TEXT = 2_000  # characters of an error that an attempt keeps
 _ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"), ensure_ascii=False)  # json.dumps makes one a call
 
@@ -187,7 +188,7 @@ def scrubbed(document: Mapping[str, Any], reason: str, *, counted: bool = True) 
 
     ``counted`` adds 1 to ``scrub_count``, as PiCaS's scrub does; a token that nobody had started is given back without.
     """
-    token = {key: value for key, value in document.items() if key not in {*JOB_ID_FIELDS, *_PILOT_FIELDS}}
+    token = {key: value for key, value in document.items() if key not in _OF_THE_ATTEMPT}
     token.update(lock=0, done=0, hostname="", exit_code="")
     if counted:
         earlier = document.get("attempts")

@@ -58,7 +58,10 @@ CONDITIONS: dict[State, tuple[Condition, ...]] = {
 def state_of(document: Mapping[str, Any]) -> State | None:
     """The state of a token, or None for one in no state (such as ``lock = 0, done > 0``)."""
     for state, conditions in CONDITIONS.items():
-        if all(condition.holds(document) for condition in conditions):
+        for condition in conditions:
+            if not condition.holds(document):
+                break
+        else:
             return state
     return None
 
@@ -70,6 +73,8 @@ def javascript_condition(state: State) -> str:
 
 def to_number(value: Any) -> float:
     """JavaScript's ``Number(value)`` for a value that came from JSON."""
+    if type(value) is int:
+        return _float(value)
     if value is MISSING:
         return math.nan
     if value is None:
@@ -100,6 +105,8 @@ def to_string(value: Any) -> str:
 
 def parse_int(value: Any) -> float:
     """JavaScript's ``parseInt(value)``; NaN when there is no leading integer."""
+    if type(value) is int and abs(value) < _EXPONENT:
+        return _float(value)  # as nearly all are, in every token that is read
     text = to_string(value).strip(_JS_SPACE)
     match = re.match(r"([+-]?)(0[xX])?", text)
     sign, prefix = (match.group(1), match.group(2)) if match else ("", None)
@@ -112,6 +119,7 @@ def parse_int(value: Any) -> float:
     return -number if sign == "-" else number
 
 
+_EXPONENT = 10**21  # from here on a number's text has one, and parseInt reads what is before it
 _JS_SPACE = "\t\n\v\f\r \u00a0\u1680\u2028\u2029\u202f\u205f\u3000\ufeff" + "".join(map(chr, range(0x2000, 0x200B)))
 
 
