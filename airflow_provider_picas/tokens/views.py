@@ -34,14 +34,19 @@ def monitor(condition: str = "") -> dict[str, Any]:
 
 
 def provider() -> dict[str, Any]:
-    """The provider's design document: counts by batch and state, and the rows that pilots claim from."""
+    """The provider's design document: counts by batch and state, and the rows that pilots claim from.
+
+    A token is in the batch that it names only if its id says so, too: the field may be somebody else's.
+    """
+    find_batch = """
+        var prefix = doc._id.split(":")[0];
+        var batch = prefix && prefix != doc._id && doc.batch === prefix ? prefix : null;"""
     find_state = " : ".join(f"({javascript_condition(state)}) ? '{state}'" for state in State)
-    counts = f"""
-        var batch = typeof doc.batch == "string" ? doc.batch : null;
+    counts = f"""{find_batch}
         emit([batch, {find_state} : null], null);"""
     any_state = " || ".join(f"({javascript_condition(state)})" for state in State)
     todo = f"""
-        if ({javascript_condition(State.TODO)}) {{
+        if ({javascript_condition(State.TODO)}) {{{find_batch}
           var part = function (value) {{
             return (typeof value == "number" || typeof value == "string") ? String(value).replace(/\\//g, "") : "";
           }};
@@ -51,7 +56,7 @@ def provider() -> dict[str, Any]:
           for (var i = 0; i < text.length; i++) {{
             number = (number * 48271 + text.charCodeAt(i)) % 2147483647;
           }}
-          if (typeof doc.batch == "string") {{ emit([doc.batch, name, -priority, number], null); }}
+          if (batch) {{ emit([batch, name, -priority, number], null); }}
           emit(["", name, -priority, number], null);
         }}"""
     return {

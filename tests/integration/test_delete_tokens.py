@@ -225,7 +225,8 @@ def test_a_batch_is_left_until_it_has_been_finished_for_long(hook: PicasHook, tm
 def test_batches_of_a_pool(hook: PicasHook) -> None:
     lives.fill(hook, MIXED)
     lives.fill(hook, {State.DONE: 2}, batch="c")
-    lives.write(hook, [{"_id": "token_0", "type": "token", "lock": 0, "done": 0}])
+    ended = {"type": "token", "lock": 1, "done": 1, "exit_code": 0}
+    lives.write(hook, [{"_id": "token_0", **ended}, {"_id": "token_1", "batch": "mine", **ended}])
     assert hook.batches() == {"b": Counts(todo=2, locked=2, done=3, error=2), "c": Counts(done=2)}
 
 

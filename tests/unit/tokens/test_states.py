@@ -128,6 +128,33 @@ def test_python_and_javascript_agree_on_what_is_a_token(run_views: Callable[...,
 
 
 @pytest.mark.parametrize(
+    ("token_id", "field", "batch"),
+    [
+        ("b:1", "b", "b"),
+        ("b:1:2", "b", "b"),
+        ("b:1", ABSENT, None),
+        ("b", "b", None),
+        ("other:1", "mine", None),
+        ("b2:1", "b", None),
+        ("B:1", "b", None),
+        ("b:1:2", "b:1", None),
+        (":1", "", None),
+        ("1:1", 1, None),
+        ("b:1", ["b"], None),
+    ],
+)
+def test_a_token_is_in_a_batch_if_field_and_id_say_so(
+    run_views: Callable[..., list[ViewRows]], token_id: str, field: Any, batch: str | None
+) -> None:
+    document = token(token_id, 0, 0, "")
+    if field is not ABSENT:
+        document["batch"] = field
+    (rows,) = run_views([document])
+    assert [key for key, _ in rows["airflow-picas-1/counts"]] == [[batch, "todo"]]
+    assert [key[0] for key, _ in rows["airflow-picas-1/todo"]] == ([batch, ""] if batch else [""])
+
+
+@pytest.mark.parametrize(
     ("lock", "done", "exit_code", "state"),
     [
         (0, 0, "", State.TODO),
@@ -156,9 +183,7 @@ def test_pilots_that_start_at_random_numbers_start_at_different_tokens(
     run_views: Callable[[list[dict[str, Any]]], list[ViewRows]], tokens: int
 ) -> None:
     """The numbers of a batch's tokens lie all over the range, though their ids differ in a few digits only."""
-    documents = [
-        {**token(f"dag.push.run-1f2e3d:{n:08d}", 0, 0, ""), "batch": "b", "scrub_count": 0} for n in range(tokens)
-    ]
+    documents = [{**token(f"dag.push.run-1f2e3d:{n:08d}", 0, 0, ""), "scrub_count": 0} for n in range(tokens)]
     numbers = [rows["airflow-picas-1/todo"][0][0][3] for rows in run_views(documents)]
     assert len(set(numbers)) == tokens
     assert all(0 <= number < 2**31 for number in numbers)
