@@ -71,7 +71,7 @@ MAX_ATTEMPTS = 10  # earlier attempts that a token keeps, and their logs
 FIELD_BYTES = 64 * 1024  # largest value in the command's environment
 FIELDS_BYTES = 512 * 1024  # of all values together
 PROGRESS_BYTES = 4096
-MOST_NESTED = 500  # lists and objects within each other that a command may write: Python's JSON fails at about 990
+MOST_NESTED = 500  # lists and objects within each other in a field of a token: Python's JSON fails at about 990
 JOB_ID_FIELDS = ("slurm_job_id", "dirac_job_id", "wms_job_id", "cream_job_id", "pbs_job_id")
 
 
@@ -764,15 +764,16 @@ def read_json(path: str, most: int) -> Tuple[Any, bool, Optional[str]]:
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")  # NaN and lone surrogates are no JSON
     except (ValueError, RecursionError) as error:
         return None, False, f"{name} is no JSON: {error!s:.200}"
-    if _is_nested_more(value, MOST_NESTED):
+    if is_nested_more(value, MOST_NESTED):
         return None, False, f"{name} is nested more than {MOST_NESTED} deep"
     return value, True, None
 
 
-def _is_nested_more(value: Any, most: int) -> bool:
+def is_nested_more(value: Any, most: int) -> bool:
+    """Whether more than ``most`` lists and objects are within each other."""
     level = [value]
     for _ in range(most + 1):
-        level = [item for item in level if isinstance(item, (dict, list))]
+        level = [item for item in level if isinstance(item, (dict, list, tuple))]
         if not level:
             return False
         level = [inner for item in level for inner in (item.values() if isinstance(item, dict) else item)]

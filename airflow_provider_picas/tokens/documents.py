@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from airflow_provider_picas.pilot.picas_pilot import MOST_NESTED, is_nested_more
 from airflow_provider_picas.tokens import ids
 from airflow_provider_picas.tokens.states import State, state_of, to_string
 
@@ -111,7 +112,7 @@ def _fits_priority(fields: Mapping[str, Any]) -> bool:
 
 
 def encode(document: Mapping[str, Any]) -> bytes:
-    """The document as JSON. Raises BadTokenError when it is no JSON, or too large for CouchDB.
+    """The document as JSON. Raises BadTokenError when it is no JSON, too large for CouchDB, or new and nested too deeply.
 
     Where it is cheap to ask and dear to find out: one document that is too large makes CouchDB refuse the whole request.
     """
@@ -120,6 +121,9 @@ def encode(document: Mapping[str, Any]) -> bytes:
         text = _ENCODER.encode(document).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise BadTokenError(f"Token {name} is not JSON: {_json_fault(document) or error}.") from None
+    brackets = text.count(b"[") + text.count(b"{")  # quick to count, and few tokens have so many
+    if brackets > MOST_NESTED and "_rev" not in document and is_nested_more(document, MOST_NESTED + 1):
+        raise BadTokenError(f"Token {name} is nested more than {MOST_NESTED} deep, which pilots cannot read.")
     if len(text) > MAX_BYTES:
         raise BadTokenError(
             f"Token {name} has {len(text):,} bytes; CouchDB takes {MAX_BYTES:,}. Store the data elsewhere and push its path."

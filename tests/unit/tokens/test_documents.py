@@ -96,6 +96,22 @@ def test_nesting_that_python_cannot_write_is_no_json() -> None:
         encode(new(input=deep))
 
 
+def nested(depth: int) -> Any:
+    deep: Any = 0
+    for place in range(depth):
+        deep = [deep] if place % 2 else {"a": deep}
+    return deep
+
+
+def test_nesting_that_pilots_cannot_read_is_refused() -> None:
+    assert encode(new(input=nested(500), other=[[1]] * 1000))
+    with pytest.raises(BadTokenError, match="Token 7 is nested more than 500 deep"):
+        encode(new(input=nested(501)))
+    with pytest.raises(BadTokenError, match="nested too deeply"):
+        documents.check_update({"input": nested(501)})
+    assert encode({**new(input=nested(501)), "_rev": "1-a"}), "what is in the pool can still be reset"
+
+
 def test_a_token_that_is_too_large_is_refused_with_its_size() -> None:
     frame = len(encode(new(input="")))
     assert len(encode(new(input="x" * (documents.MAX_BYTES - frame)))) == documents.MAX_BYTES
