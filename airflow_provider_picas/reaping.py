@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 from airflow_provider_picas.couchdb import errors
-from airflow_provider_picas.couchdb.pool import Document, Pool
+from airflow_provider_picas.couchdb.pool import Document, Next, Pool
 from airflow_provider_picas.couchdb.protocol import Answer, Request, json_body
 from airflow_provider_picas.pilot.picas_pilot import Change, held_by_pilot, reap
 from airflow_provider_picas.slurm import jobs as slurm_jobs
@@ -139,7 +139,7 @@ def _dead(
 ) -> Operation[tuple[list[tuple[Document, str]], int]]:
     """Locked tokens whose pilots are dead, each with the cause; and the number of all locked tokens."""
     locked: list[Document] = []
-    after: str | None = None
+    after: Next | None = None
     while True:
         found, after = yield from pool.tokens(State.LOCKED, batch, after=after)
         locked += found

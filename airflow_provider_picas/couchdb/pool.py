@@ -18,6 +18,14 @@ from airflow_provider_picas.tokens.states import State
 PAGE = 1_000
 """Documents a request reads, or writes: 500 to 2,000 is what CouchDB takes fastest (3.5.0, documents of 244 bytes)."""
 
+PAGE_BYTES = 4_000_000
+"""A page of documents has about so many bytes, judged by the page before, or one document; never more than ``PAGE`` of them."""
+
+FIRST_PAGE = 100
+"""Documents of the first page of a reading: nothing is known of their size yet."""
+
+_WHOLE = {"include_docs": True, "buffer_response": True}  # else CouchDB sends a piece for every document or two
+
 _WRITE_TRIES = 10  # a token changed by others at each try; the backoff lies in the request
 
 Document = dict[str, Any]
@@ -40,6 +48,14 @@ class Row:
     rev: str | None
     error: str | None
     reason: str | None
+
+
+@dataclass(frozen=True)
+class Next:
+    """Where the next page begins, and how many rows it has."""
+
+    key: str  #: of the last row of the page before, which may be gone: skipping it could skip another
+    limit: int
 
 
 @dataclass(frozen=True)
@@ -161,7 +177,7 @@ class Pool:
         """The batch as a key range of PiCaS's views: slower, but it needs no view of the provider's."""
         rows: list[tuple[str | None, int]] = []
         for state in State:
-            after: str | None = None
+            after: Next | None = None
             while True:
                 found, after = yield from self.ids(state, batch, after=after, limit=20 * PAGE)
                 rows.append((state, len(found)))
@@ -169,47 +185,57 @@ class Pool:
                     break
         return counts.from_rows(rows)
 
-    def _range(self, batch: str | None, after: str | None, limit: int) -> dict[str, Any]:
-        """The keys of a page. It begins at the last row of the page before, which may be gone: skipping it could skip another."""
+    def _range(self, batch: str | None, after: Next | None, limit: int) -> dict[str, Any]:
+        """The keys of a page; ``limit`` is that of the first."""
         start, end = ids.id_range(batch) if batch is not None else (None, None)
         if after is None:
             return {"startkey": start, "endkey": end, "limit": limit}
-        return {"startkey": after, "endkey": end, "limit": limit + 1}
+        return {"startkey": after.key, "endkey": end, "limit": after.limit + 1}
 
     def _page(
-        self, answer: Answer, batch: str | None, after: str | None, limit: int
-    ) -> tuple[list[dict[str, Any]], str | None]:
+        self, answer: Answer, batch: str | None, after: Next | None, limit: int
+    ) -> tuple[list[dict[str, Any]], Next | None]:
         """The rows of a page, and where the next one begins, or None at the end."""
         rows = answer.json()["rows"]
-        full = len(rows) == (limit if after is None else limit + 1)
-        found = [row for row in rows if row["id"] != after and (batch is None or ids.in_batch(row["id"], batch))]
-        return found, rows[-1]["key"] if full else None
+        full = len(rows) == (limit if after is None else after.limit + 1)
+        last = after.key if after else None
+        found = [row for row in rows if row["id"] != last and (batch is None or ids.in_batch(row["id"], batch))]
+        return found, Next(rows[-1]["key"], limit) if full else None
+
+    def _document_page(
+        self, answer: Answer, batch: str | None, after: Next | None
+    ) -> tuple[list[Document], Next | None]:
+        """The documents of a page, and where the next one begins."""
+        rows, following = self._page(answer, batch, after, FIRST_PAGE)
+        if following:
+            read = after.limit + 1 if after else FIRST_PAGE
+            following = Next(following.key, min(PAGE, max(1, PAGE_BYTES * read // len(answer.body))))
+        return [row["doc"] for row in rows if row.get("doc")], following
 
     def ids(
-        self, state: State, batch: str | None = None, *, after: str | None = None, limit: int = PAGE
-    ) -> Operation[tuple[list[str], str | None]]:
+        self, state: State, batch: str | None = None, *, after: Next | None = None, limit: int = PAGE
+    ) -> Operation[tuple[list[str], Next | None]]:
         """A page of the ids in a state, and where the next page begins (``after``), or None at the end."""
         answer = yield self.view_request(state, reduce=False, **self._range(batch, after, limit))
-        rows, after = self._page(answer, batch, after, limit)
-        return [row["id"] for row in rows], after
+        rows, following = self._page(answer, batch, after, limit)
+        return [row["id"] for row in rows], following
 
     def tokens(
-        self, state: State, batch: str | None = None, *, after: str | None = None, limit: int = PAGE
-    ) -> Operation[tuple[list[Document], str | None]]:
+        self, state: State, batch: str | None = None, *, after: Next | None = None
+    ) -> Operation[tuple[list[Document], Next | None]]:
         """A page of the tokens in a state, and where the next page begins (``after``), or None at the end."""
-        answer = yield self.view_request(state, reduce=False, include_docs=True, **self._range(batch, after, limit))
-        rows, after = self._page(answer, batch, after, limit)
-        return [row["doc"] for row in rows if row.get("doc")], after
+        query = {**self._range(batch, after, FIRST_PAGE), **_WHOLE}
+        answer = yield self.view_request(state, reduce=False, **query)
+        return self._document_page(answer, batch, after)
 
     def batch_documents(
-        self, batch: str | None, *, after: str | None = None, limit: int = PAGE
-    ) -> Operation[tuple[list[Document], str | None]]:
+        self, batch: str | None, *, after: Next | None = None
+    ) -> Operation[tuple[list[Document], Next | None]]:
         """A page of all documents of a batch, or of the pool, whatever their state, and where the next page begins."""
-        query = {**self._range(batch, after, limit), "include_docs": True}
+        query = {**self._range(batch, after, FIRST_PAGE), **_WHOLE}
         params = {name: json.dumps(value) for name, value in query.items() if value is not None}
         answer = yield Request("GET", self.path("_all_docs"), params)
-        rows, after = self._page(answer, batch, after, limit)
-        return [row["doc"] for row in rows if row.get("doc")], after
+        return self._document_page(answer, batch, after)
 
     def stateless(self, batch: str | None = None, *, limit: int = PAGE) -> Operation[list[str]]:
         """Ids of tokens in no state, at most ``limit`` of them; none where the provider's views are not deployed."""
@@ -225,7 +251,7 @@ class Pool:
     def missing(self, batch: str, expected: int, *, limit: int = PAGE) -> Operation[list[str]]:
         """Which of a batch's tokens are gone, by their place in the push (or the id that follows from it)."""
         ordinals: set[int] = set()
-        after: str | None = None
+        after: Next | None = None
         numbered = True
         while True:
             found, after = yield from self.batch_documents(batch, after=after)

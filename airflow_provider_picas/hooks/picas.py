@@ -20,7 +20,7 @@ from airflow.providers.http.hooks.http import HttpHook
 
 from airflow_provider_picas import __version__, pattern
 from airflow_provider_picas.couchdb import edits, errors, protocol
-from airflow_provider_picas.couchdb.pool import PAGE, Deployment, Document, Pool
+from airflow_provider_picas.couchdb.pool import PAGE, Deployment, Document, Next, Pool
 from airflow_provider_picas.couchdb.protocol import Answer, Operation, Request
 from airflow_provider_picas.couchdb.push import push, requests_of
 from airflow_provider_picas.couchdb.settings import EXTRAS, Settings, from_connection
@@ -220,22 +220,30 @@ class PicasHook(HttpHook):
     def tokens(self, state: State | str, batch: str | None = None) -> Iterator[Document]:
         """The tokens in a state, of a batch or of the whole pool, read page by page."""
         state = State(state)
-        yield from self._pages(lambda after: self.pool.tokens(state, batch, after=after))
+        yield from _flat(self._state_pages(state, batch))
 
     def token_ids(self, state: State | str, batch: str | None = None) -> Iterator[str]:
         """The ids of the tokens in a state, read page by page."""
         state = State(state)
-        yield from self._pages(lambda after: self.pool.ids(state, batch, after=after))
+        yield from _flat(self._id_pages(state, batch, PAGE))
 
     def batch_documents(self, batch: str) -> Iterator[Document]:
         """All tokens of a batch, whatever their state, read page by page."""
-        yield from self._pages(lambda after: self.pool.batch_documents(batch, after=after))
+        yield from _flat(self._pages(lambda after: self.pool.batch_documents(batch, after=after)))
 
-    def _pages(self, page: Callable[[str | None], Operation[tuple[list[Result], str | None]]]) -> Iterator[Result]:
-        after: str | None = None
+    def _state_pages(self, state: State, batch: str | None) -> Iterator[list[Document]]:
+        return self._pages(lambda after: self.pool.tokens(state, batch, after=after))
+
+    def _id_pages(self, state: State, batch: str | None, limit: int) -> Iterator[list[str]]:
+        return self._pages(lambda after: self.pool.ids(state, batch, after=after, limit=limit))
+
+    def _pages(
+        self, page: Callable[[Next | None], Operation[tuple[list[Result], Next | None]]]
+    ) -> Iterator[list[Result]]:
+        after: Next | None = None
         while True:
             found, after = self.do(page(after))
-            yield from found
+            yield found
             if after is None:
                 return
 
@@ -297,7 +305,7 @@ class PicasHook(HttpHook):
     def select(self, selection: Selection) -> Iterator[Document]:
         """The selected tokens, read page by page. Raises PatternError."""
         judge = self._judge(selection)
-        for tokens in _pages_of(self._candidates(selection)):
+        for tokens in self._candidates(selection):
             yield from (token for token, objection in zip(tokens, judge(tokens), strict=True) if objection is None)
 
     def reset(
@@ -427,7 +435,7 @@ class PicasHook(HttpHook):
         if counts.finished < counts.total:
             return f"it has not finished ({counts})"
         now = self.now()
-        for token in self._all_tokens(batch):
+        for token in _flat(self._all_tokens(batch)):
             news = last_news(token)
             if news is None:
                 return f"token {token['_id']} does not say when it ended"
@@ -452,23 +460,23 @@ class PicasHook(HttpHook):
 
         return judge
 
-    def _candidates(self, selection: Selection) -> Iterator[Document]:
-        """The tokens that may be selected."""
+    def _candidates(self, selection: Selection) -> Iterator[list[Document]]:
+        """The tokens that may be selected, page by page."""
         if selection.ids is not None:
             for ids in _pages_of(selection.ids):
-                yield from self.do(self.pool.fetch(ids)).values()
+                yield list(self.do(self.pool.fetch(ids)).values())
         elif selection.worth_reading_all(self.count(selection.batch)):
             yield from self._all_tokens(selection.batch)
         else:
             for state in selection.ordered_states:
-                yield from self.tokens(state, selection.batch)
+                yield from self._state_pages(state, selection.batch)
 
-    def _all_tokens(self, batch: str | None) -> Iterator[Document]:
-        """All tokens of a batch, or of the pool; with another design document than ``Monitor``, those in its views."""
+    def _all_tokens(self, batch: str | None) -> Iterator[list[Document]]:
+        """All tokens of a batch, or of the pool, in pages; with another design document than ``Monitor``, those in its views."""
         if self.settings.design_document != views.MONITOR:
-            return itertools.chain.from_iterable(self.tokens(state, batch) for state in State)
+            return itertools.chain.from_iterable(self._state_pages(state, batch) for state in State)
         found = self._pages(lambda after: self.pool.batch_documents(batch, after=after))
-        return (token for token in found if not token["_id"].startswith("_"))
+        return ([token for token in page if not token["_id"].startswith("_")] for page in found)
 
     def _edit(
         self,
@@ -491,7 +499,7 @@ class PicasHook(HttpHook):
         report = EditReport()
         counts = self.count_existing(selection.batch)
         if selection.worth_reading_all(counts):
-            parts = self.side_by_side(edit, _pages_of(self._all_tokens(selection.batch)))
+            parts = self.side_by_side(edit, self._all_tokens(selection.batch))
         else:
             report.add(selection.others(counts))
             parts = self.side_by_side(fetch_and_edit, _pages_of(self._candidate_ids(selection)))
@@ -503,9 +511,8 @@ class PicasHook(HttpHook):
         """The ids of the tokens that may be selected. Many at a time: each query brings the index of the views up to date."""
         if selection.ids is not None:
             return selection.ids
-        return itertools.chain.from_iterable(
-            self._pages(lambda after, state=state: self.pool.ids(state, selection.batch, after=after, limit=20 * PAGE))  # type: ignore[misc]
-            for state in selection.ordered_states
+        return _flat(
+            page for state in selection.ordered_states for page in self._id_pages(state, selection.batch, 20 * PAGE)
         )
 
     def side_by_side(self, work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
@@ -637,7 +644,7 @@ class PicasAsyncHook:
 
     async def tokens(self, state: State | str, batch: str | None = None) -> AsyncIterator[Document]:
         """The tokens in a state, of a batch or of the whole pool, read page by page."""
-        after: str | None = None
+        after: Next | None = None
         while True:
             found, after = await self.do(self.pool.tokens(State(state), batch, after=after))
             for token in found:
@@ -648,6 +655,10 @@ class PicasAsyncHook:
     async def deploy_views(self) -> Deployment:
         """Write the design documents that the pool lacks, if the login may."""
         return await self.do(self.pool.deploy())
+
+
+def _flat(pages: Iterable[list[Item]]) -> Iterator[Item]:
+    return itertools.chain.from_iterable(pages)
 
 
 def _pages_of(items: Iterable[Item], size: int = PAGE) -> Iterator[list[Item]]:

@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 import pytest
 
 from airflow_provider_picas.couchdb import errors, protocol
-from airflow_provider_picas.couchdb.pool import PAGE
+from airflow_provider_picas.couchdb.pool import FIRST_PAGE, PAGE, PAGE_BYTES
+from airflow_provider_picas.couchdb.protocol import Answer, Request
 from airflow_provider_picas.hooks.picas import PicasAsyncHook, PicasHook
 from airflow_provider_picas.tokens import views
 from airflow_provider_picas.tokens.counts import Counts, of_documents
@@ -256,9 +257,29 @@ class TestPool:
         seen = []
         for token in hook.tokens("todo"):
             seen.append(token["ordinal"])
-            if len(seen) == PAGE:  # the next page begins where this token was
+            if len(seen) in (FIRST_PAGE, FIRST_PAGE + PAGE):  # the next page begins where this token was
                 write(couchdb, pool, [{**token, "lock": 5}])
         assert seen == list(range(PAGE + 500))
+
+    def test_pages_of_large_tokens_are_bounded_by_their_bytes(
+        self, hook: PicasHook, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        hook.deploy_views()
+        hook.push({**token, "input": "x" * 200_000} for token in tokens(FIRST_PAGE + 70))
+        read: list[int] = []
+        real = hook.send
+
+        def send(request: Request) -> Answer:
+            answer = real(request)
+            read.append(len(answer.body))
+            return answer
+
+        monkeypatch.setattr(hook, "send", send)
+        for pages in (hook.batch_documents("b"), hook.tokens("todo", "b")):
+            read.clear()
+            assert [token["ordinal"] for token in pages] == list(range(FIRST_PAGE + 70))
+            assert len(read) == 5
+            assert max(read[1:]) < 1.1 * PAGE_BYTES
 
     def test_get(self, hook: PicasHook) -> None:
         hook.push(tokens(3))
