@@ -147,14 +147,17 @@ def test_cleared_the_pilots_are_left_alone_and_watched_again(start: Any) -> None
     assert len(waiting.tokens(State.DONE)) == 3
 
 
-def components(airflow: Airflow, word: str) -> list[int]:
-    """Pids of a component of this Airflow, by its command line, whoever has started it."""
+def components(airflow: Airflow, name: str) -> list[int]:
+    """Pids of a component of this Airflow, by its command line, whoever has started it.
+
+    The API server gives itself a title, in which it has an underscore.
+    """
     assert airflow._process is not None
     leaders = {airflow._process.pid, *(process.pid for process in RESTARTED)}
     found = []
     for pid in {pid for leader in leaders for pid in processes.session(leader)}:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-        if word in words:
+        if name in words or name.replace("-", "_") in words:
             found.append(pid)
     return found
 
@@ -164,7 +167,7 @@ RESTARTED: list[subprocess.Popen[bytes]] = []
 
 
 def restart(airflow: Airflow, what: str, how: signal.Signals) -> subprocess.Popen[bytes]:
-    """End a component and start it again."""
+    """End a component and start it again. Returns when the API server answers, if it was that one."""
     pids = components(airflow, what)
     assert pids
     for pid in pids:
@@ -176,16 +179,27 @@ def restart(airflow: Airflow, what: str, how: signal.Signals) -> subprocess.Pope
         folder=airflow.folder, name=f"{what}-{len(RESTARTED)}", env=airflow.environ(), cwd=airflow.folder,
     )  # fmt: skip
     RESTARTED.append(again)
+    if what == "api-server":
+        processes.wait_for(airflow.api.healthy, what="The API server's return", seconds=120, process=again)
     return again
 
 
-@pytest.mark.parametrize("what", ["triggerer", "scheduler"])
-def test_a_component_that_is_killed_and_comes_back(start: Any, airflow: Airflow, what: str) -> None:
-    waiting: Waiting = start("stop_cancel", 40)
-    again = restart(airflow, what, signal.SIGKILL)
+@pytest.mark.parametrize(
+    ("what", "how"),
+    [
+        ("triggerer", signal.SIGKILL),
+        ("scheduler", signal.SIGKILL),
+        ("api-server", signal.SIGTERM),
+        ("api-server", signal.SIGKILL),
+    ],
+)
+def test_a_component_that_ends_and_comes_back(start: Any, airflow: Airflow, what: str, how: signal.Signals) -> None:
+    waiting: Waiting = start("stop_cancel", 60)
+    again = restart(airflow, what, how)
     waiting.pilots_live(15)
     assert waiting.api.wait_for_run(waiting.dag_id, waiting.run)["state"] == "success"
     assert again.poll() is None
+    assert waiting.api.task(waiting.dag_id, waiting.run, "wait")["try_number"] == 1
     assert len(waiting.tokens(State.DONE)) == 3
     assert not any(token["scrub_count"] for token in waiting.pool.tokens())
 
