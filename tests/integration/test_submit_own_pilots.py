@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import stat
 from collections import Counter
@@ -184,6 +185,7 @@ def test_more_pilots_are_submitted_while_they_finish_tokens(tasks: Tasks) -> Non
         ({"script": "x.sh"}, "Give either `command`"),
         ({"pilot": {"leese": 5}}, "does not know: 'leese'"),
         ({"pilot": {"slots": 0}}, "'slots' must be a whole number"),
+        ({"pilot": {"submission": "mine"}}, "cannot set `submission`"),
         ({"pilot": {"lease": object()}}, "no JSON"),
         ({"files": ["/nowhere.dat"]}, "The file '/nowhere.dat' cannot be read"),
         ({"credentials": "sometimes"}, "it is 'send' or 'existing'"),
@@ -210,6 +212,12 @@ def array_of(tasks: Tasks, job: str) -> dict[str, str]:
 
 
 HELD = {"hold": True}
+
+
+def test_the_pilots_take_the_classes_that_the_dag_names(tasks: Tasks) -> None:
+    tasks.push([{"input": 1}])
+    tasks.submit("true", pilot={"classes": ["2//"]}, sbatch=HELD)
+    assert json.loads(tasks.remote.run(f"cat {tasks.pilots['folder']}/pilot.json").stdout)["classes"] == ["2//"]
 
 
 def test_pilots_for_the_tokens_that_wait(tasks: Tasks) -> None:
@@ -263,6 +271,22 @@ def test_resource_classes(tasks: Tasks) -> None:
     assert [state_of(tokens[n]) for n in range(4)] == [State.DONE, State.DONE, State.DONE, State.TODO]
     assert [tokens[n]["output"][0] for n in range(3)] == ["", "2", "2"]
     assert len({tokens[n]["output"][1] for n in range(3)}) == 3
+
+
+def test_a_submission_that_is_refused_in_part_leaves_no_pilots(tasks: Tasks) -> None:
+    """Mended and cleared, the task makes all of them anew: the first ones would run beside them, watched by nobody."""
+    tasks.push([{"input": n, "cores": n} for n in (1, 2)])
+    with pytest.raises(AirflowFailException, match=r"nope.* was accepted, and was cancelled") as refused:
+        tasks.submit(
+            "sleep 60", pilots=1, resource_classes={"1//": {"hold": True}, "2//": {"partition": "nope"}}
+        )  # fmt: skip
+    accepted = re.search(r"Job ([0-9]+) of it", str(refused.value))
+    assert accepted is not None
+    assert tasks.remote.run(f"squeue --noheader --jobs={accepted[1]}").stdout == ""
+    tasks.submit("true", pilots=1, resource_classes=True, sbatch=HELD)
+    assert len(tasks.pilots["job_ids"]) == 2
+    refused_folder = re.sub("[0-9]+$", "1", tasks.pilots["folder"])
+    assert tasks.remote.run(f"cd {refused_folder}/credentials && ls -A").stdout == ""
 
 
 def test_credentials_of_ones_own(tasks: Tasks) -> None:

@@ -410,11 +410,11 @@ class _OwnPilot(_Job):
             )
 
     def _config(self, folder: str, key: str, array: Array | None) -> bytes:
-        config = {
-            **self._options,
-            "submission": key,
-            "classes": list(array.classes) if array and array.classes else None,
-        }
+        if "submission" in self._options:
+            raise ValueError("`pilot` cannot set `submission`: the operator names it.")
+        config = {**self._options, "submission": key}
+        if array and array.classes:
+            config["classes"] = list(array.classes)
         if credentials.CA_FILE in self.secrets:
             config["ca_file"] = f"{folder}/{submission.CREDENTIALS}/{credentials.CA_FILE}"
         try:
