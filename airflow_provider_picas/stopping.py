@@ -10,7 +10,7 @@ from enum import StrEnum
 from airflow_provider_picas.couchdb.pool import Pool
 from airflow_provider_picas.couchdb.protocol import Request, json_body
 from airflow_provider_picas.reaping import News, Operation, Watched, look_after
-from airflow_provider_picas.slurm.calls import job_names
+from airflow_provider_picas.slurm import calls
 from airflow_provider_picas.slurm.remote import Command, Output, Pause, ok, quote
 from airflow_provider_picas.slurm.submission import CREDENTIALS
 
@@ -45,12 +45,7 @@ def drain(pool: Pool, key: str) -> Operation[None]:
 
 def cancel(pool: Pool, batch: str | None, watched: Watched, *, wait: float = CANCEL_WAIT) -> Operation[News]:
     """Cancel the jobs; give back the tokens that they did not give back themselves, once they have ended or ``wait`` is over."""
-    names = quote(",".join(job_names(watched.key, _MOST_CALLS)))
-    # By id: unlike squeue, scancel takes a list of names for one name, and cancels nothing.
-    text = f"""
-jobs=$(squeue --noheader --all --name={names} --format=%F) || exit 5
-[ -z "$jobs" ] || scancel $(printf '%s\\n' "$jobs" | sort -u)"""
-    yield from ok(Command(text), "The pilots could not be cancelled")
+    yield from ok(calls.cancel(watched.key, _MOST_CALLS), "The pilots could not be cancelled")
     waited, reaped = 0.0, list[tuple[str, str]]()
     while True:
         # The cancel is no fault of the tokens: none is given up.
@@ -65,7 +60,7 @@ jobs=$(squeue --noheader --all --name={names} --format=%F) || exit 5
 
 def remove_credentials(watched: Watched) -> Operation[bool]:
     """Remove the credentials from the submission's folder, unless pilots are left that may yet read them."""
-    names = quote(",".join(job_names(watched.key, _MOST_CALLS)))
+    names = quote(",".join(calls.job_names(watched.key, _MOST_CALLS)))
     folder = quote(f"{watched.folder}/{CREDENTIALS}")
     text = f"""
 left=$(squeue --noheader --all --name={names} --format=%i) || exit 5

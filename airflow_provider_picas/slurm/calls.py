@@ -32,7 +32,14 @@ _UNCERTAIN = re.compile(
 
 
 class SubmissionRefusedError(RemoteError):
-    """sbatch refused, for a reason that trying again will not mend; the message holds its own words."""
+    """sbatch refused, for a reason that trying again will not mend; the message holds its own words.
+
+    ``jobs_left``: jobs of the submission were accepted, and could not be cancelled.
+    """
+
+    def __init__(self, message: str, *, jobs_left: bool = False) -> None:
+        super().__init__(message)
+        self.jobs_left = jobs_left
 
 
 @dataclass(frozen=True)
@@ -174,8 +181,8 @@ def read(folder: str) -> Operation[Record]:
 def settle(folder: str, key: str) -> Operation[Record]:
     """Run the calls that were not run yet, and find out what became of each.
 
-    Raises SubmissionRefusedError with sbatch's own words; UnreachableError when nothing is known, in which case the next try
-    finds out.
+    Raises SubmissionRefusedError with sbatch's own words, once the jobs that it has accepted are cancelled: the next try makes
+    all of them anew. UnreachableError when nothing is known, in which case the next try finds out.
     """
     record = yield from _start(folder)
     waited = 0.0  # seconds, without the time that the questions took: so at least
@@ -204,7 +211,10 @@ def settle(folder: str, key: str) -> Operation[Record]:
         waited += ASK_EVERY
         record = yield from read(folder)
     if record.refused:
-        raise SubmissionRefusedError(_refusal(record))
+        jobs_left = False
+        if any(call.job_id or call.uncertain for call in record.calls):
+            jobs_left = (yield cancel(key, len(record.calls))).code != 0
+        raise SubmissionRefusedError(_refusal(record, jobs_left), jobs_left=jobs_left)
     if resubmitted:
         yield from _cancel_others(key, record)
     return record
@@ -221,6 +231,15 @@ def active(key: str, calls: int) -> Operation[bool]:
     if output.code != 0:
         raise UnreachableError(f"squeue does not tell whether the pilots of {key} still run: {output.said}")
     return bool(output.stdout.strip())
+
+
+def cancel(key: str, calls: int) -> Command:
+    """The command that cancels the jobs of a submission. Its exit code is 0 when none was left alone."""
+    names = quote(",".join(job_names(key, calls)))
+    # By id: unlike squeue, scancel takes a list of names for one name, and cancels nothing.
+    return Command(f"""
+jobs=$(squeue --noheader --all --name={names} --format=%F) || exit 5
+[ -z "$jobs" ] || scancel $(printf '%s\\n' "$jobs" | sort -u)""")
 
 
 def find_jobs(key: str, record: Record) -> Operation[dict[int, str] | None]:
@@ -263,10 +282,11 @@ done
     return parse_record(output.stdout.splitlines())
 
 
-def _refusal(record: Record) -> str:
+def _refusal(record: Record, jobs_left: bool) -> str:
     call = next(call for call in record.calls if call.refused)
     said = " ".join(line.removeprefix("sbatch: ").removeprefix("error: ") for line in call.stderr.strip().splitlines())
-    also = f" Job {', '.join(record.job_ids)} of it was accepted: cancel it, or let it run." if record.job_ids else ""
+    done = "could not be cancelled: cancel it" if jobs_left else "was cancelled"
+    also = f" Job {', '.join(record.job_ids)} of it was accepted, and {done}." if record.job_ids else ""
     return f"sbatch refused the pilots: {said or call.stdout.strip() or f'exit code {call.code}'}{also}"
 
 

@@ -90,10 +90,14 @@ def submit(plan: Plan) -> Operation[Submission]:
     standing = yield from _adopt(latest)
     if standing:
         return standing
+    if latest.record.refused:
+        # Once more: the try that was refused may have been killed before it had done this.
+        yield from ok(calls.cancel(latest.key, len(latest.record.calls)), "Jobs of a refused submission may be left")
+        yield from remove_credentials(latest.folder)
     if not latest.generation or latest.record.acknowledged or latest.record.refused:
         latest = yield from _new(plan, latest)
     yield from _send(plan, latest)
-    record = yield from calls.settle(latest.folder, latest.key)
+    record = yield from _settle(latest)
     yield from calls.acknowledge(latest.folder)
     return latest.submission(record, adopted=False)
 
@@ -118,9 +122,24 @@ def _adopt(latest: _Latest) -> Operation[Submission | None]:
         return None
     adopted = not record.open
     if not adopted:
-        record = yield from calls.settle(latest.folder, latest.key)
+        record = yield from _settle(latest)
     yield from calls.acknowledge(latest.folder)
     return latest.submission(record, adopted=adopted)
+
+
+def _settle(latest: _Latest) -> Operation[Record]:
+    """``calls.settle``. A submission that is refused leaves no credentials behind."""
+    try:
+        return (yield from calls.settle(latest.folder, latest.key))
+    except SubmissionRefusedError as error:
+        if not error.jobs_left:
+            yield from remove_credentials(latest.folder)
+        raise
+
+
+def remove_credentials(folder: str) -> Operation[None]:
+    """Remove the credentials that were sent with a submission."""
+    yield Command(f"find {quote(f'{folder}/{CREDENTIALS}')} -mindepth 1 -delete 2>/dev/null || true")
 
 
 def rounds(folder: str, count: int) -> Operation[tuple[int, int]]:

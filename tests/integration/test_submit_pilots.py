@@ -320,11 +320,14 @@ class TestOnce:
         remote.run(f"scancel {jobs[0]}")
 
     def test_a_refused_submission_can_be_mended(
-        self, submit: Callable[..., dict[str, Any]], script: Callable[..., str]
+        self, submit: Callable[..., dict[str, Any]], script: Callable[..., str], remote: SlurmHook
     ) -> None:
         with pytest.raises(AirflowFailException, match="nope"):
             submit(script(), sbatch={"partition": "nope"})
-        assert submit(script())["submission"].endswith(".2")
+        mended = submit(script())
+        assert mended["submission"].endswith(".2")
+        refused = f"{mended['folder'].removesuffix('.2')}.1"
+        assert remote.run(f"cd {refused}/credentials && ls -A").stdout == "", "a refused submission has no use for them"
 
     def test_a_dry_run_shows_all_and_submits_nothing(
         self, script: Callable[..., str], remote: SlurmHook, capsys: pytest.CaptureFixture[str], pool: Pool

@@ -68,6 +68,7 @@ class Cluster:
         "note": "echo 0 >code",
         "read": "since $(stat",
         "workdir": "pwd -P",
+        "credentials": "-mindepth 1 -delete",
     }
 
     def __call__(self, step: Step) -> Output:
@@ -155,15 +156,30 @@ def test_a_refusal_is_told_in_sbatchs_words_and_the_next_try_is_a_new_one() -> N
         submit(cluster)
     assert "error:" not in str(caught.value)
     assert "acknowledge" not in cluster.asked
+    assert cluster.asked[-1] == "credentials"
     cluster = Cluster(find=[MADE + refused, "/home/me/picas-pilots\n2\n" + record()], start=DONE)
     assert submit(cluster).key == "picas-t-0.2"
 
 
-def test_of_several_calls_the_accepted_jobs_are_named() -> None:
-    start = record(("yes", "0", "42\n", ""), ("yes", "1", "", REFUSED))
-    cluster = Cluster(find=FRESH, start=start)
-    with pytest.raises(SubmissionRefusedError, match="Job 42 of it was accepted"):
+PARTLY = record(("yes", "0", "42\n", ""), ("yes", "1", "", REFUSED))
+
+
+def test_of_several_calls_the_accepted_jobs_are_cancelled() -> None:
+    cluster = Cluster(find=FRESH, start=PARTLY)
+    with pytest.raises(SubmissionRefusedError, match="Job 42 of it was accepted, and was cancelled"):
         submit(cluster)
+    assert cluster.asked[-2:] == ["cancel", "credentials"]
+    cluster = Cluster(find=FRESH, start=PARTLY, cancel=Output(5))
+    with pytest.raises(SubmissionRefusedError, match="Job 42 of it was accepted, and could not be cancelled"):
+        submit(cluster)
+    assert cluster.asked[-1] == "cancel", "they may read their credentials yet"
+
+
+def test_nothing_is_submitted_while_jobs_of_a_refused_submission_may_be_left() -> None:
+    cluster = Cluster(find=[MADE + PARTLY], cancel=Output(5))
+    with pytest.raises(RemoteError, match="Jobs of a refused submission may be left"):
+        submit(cluster)
+    assert cluster.asked == ["find", "cancel"]
 
 
 def test_a_job_of_an_sbatch_that_timed_out_is_found_by_its_name() -> None:
