@@ -30,8 +30,9 @@ def inputs(number: int) -> Iterator[str]:
 def encoded(number: int) -> list[bytes]:
     """The documents that the operator makes of the inputs."""
     push = push_id(context())
+    execution = f"{push}#{0:08x}"
     return [
-        documents.encode(documents.new_token({"input": value}, batch=push, push=push, ordinal=place))
+        documents.encode(documents.new_token({"input": value}, batch=push, push=execution, ordinal=place))
         for place, value in enumerate(inputs(number))
     ]
 

@@ -16,6 +16,8 @@ from airflow_provider_picas.tokens.push import (
     OnExisting,
     PushReport,
     action_for,
+    of_execution,
+    pushed_by,
     run_again,
 )
 
@@ -32,8 +34,8 @@ class TokenExistsError(ValueError):
     """A token is in the pool already, and the push was told to fail then."""
 
 
-def requests_of(tokens: Iterable[Document]) -> Iterator[dict[str, bytes]]:
-    """New tokens in requests: encoded, by id.
+def requests_of(tokens: Iterable[Document], execution: str) -> Iterator[dict[str, bytes]]:
+    """New tokens in requests: encoded, by id. ``execution`` is what no other execution of a push has.
 
     Raises BadTokenError, and DuplicateTokenError for two within a request, when what came before has been yielded.
     """
@@ -42,7 +44,7 @@ def requests_of(tokens: Iterable[Document]) -> Iterator[dict[str, bytes]]:
     fault: ValueError | None = None
     try:
         for token in tokens:
-            text = documents.encode(token)
+            text = documents.encode(of_execution(token, execution))
             if request and (len(request) == REQUEST_TOKENS or size + len(text) > REQUEST_BYTES):
                 yield request
                 request, size = {}, 0
@@ -61,17 +63,18 @@ def requests_of(tokens: Iterable[Document]) -> Iterator[dict[str, bytes]]:
 def push(pool: Pool, tokens: Mapping[str, bytes], on_existing: OnExisting) -> Operation[PushReport]:
     """Write a request's worth of new tokens, encoded, by id.
 
-    A conflict with one's own push is a resend. A lost answer is asked for by writing again: what was written then is such a
-    conflict. Raises TokenExistsError, after the rest of the request was written, and ForbiddenError when the login may only
-    read.
+    A lost answer is asked for by writing again: what was written then is a conflict with this very execution, and is left to
+    the pilots that may have taken it since. Raises TokenExistsError, after the rest of the request was written, and
+    ForbiddenError when the login may only read.
     """
     report = PushReport()
     waiting = dict(tokens)
+    unanswered: dict[str, Action] = {}
     for _ in range(_TRIES):
         answer = yield _bulk_write(pool, waiting.values(), repeatable=True)
         conflicts = _read(pool, answer, waiting, report)
         if conflicts:
-            yield from _settle(pool, conflicts, waiting, on_existing, report)
+            yield from _settle(pool, conflicts, waiting, on_existing, report, unanswered)
         if not waiting:
             return report
     raise errors.ConflictError(
@@ -105,8 +108,12 @@ def _settle(
     waiting: dict[str, bytes],
     on_existing: OnExisting,
     report: PushReport,
+    unanswered: dict[str, Action],
 ) -> Operation[None]:
-    """Look at the tokens that were there already and do what ``on_existing`` says. What is settled waits no longer."""
+    """Look at the tokens that were there already and do what ``on_existing`` says. What is settled waits no longer.
+
+    ``unanswered`` is what was done to tokens of which it is not known whether they were written.
+    """
     present = yield from pool.fetch(conflicts)  # one that is not there was deleted meanwhile: it is written again
     changes: list[tuple[Action, Document]] = []
     for token_id, found in present.items():
@@ -114,28 +121,41 @@ def _settle(
         action = action_for(found, wanted, on_existing)
         if action is Action.REFUSE:
             raise TokenExistsError(
-                f"Token {token_id!r} is in {pool.settings.place} already, pushed by {found.get('push', 'others')!r:.200}."
+                f"Token {token_id!r} is in {pool.settings.place} already, pushed by {pushed_by(found) or 'others'!r:.200}."
                 " Give the batch another name, or set on_existing to keep, reset or replace."
             )
-        if action is Action.KEEP:
+        if action is Action.WRITTEN:
+            report.write(unanswered.get(token_id, action))
+            del waiting[token_id]
+        elif action is Action.KEEP:
             report.keep(found, wanted)
             del waiting[token_id]
         elif action is Action.RESET:
             changes.append((action, run_again(found, wanted)))
         else:
             changes.append((action, {**wanted, "_rev": found["_rev"]}))
-    if not changes:
-        return
+    if changes:
+        yield from _write_changes(pool, changes, waiting, report, unanswered)
+
+
+def _write_changes(
+    pool: Pool,
+    changes: Sequence[tuple[Action, Document]],
+    waiting: dict[str, bytes],
+    report: PushReport,
+    unanswered: dict[str, Action],
+) -> Operation[None]:
+    """Write tokens that were there already, each if it is as it was seen. What is written waits no longer."""
     try:
         answer = yield _bulk_write(pool, [documents.encode(token) for _, token in changes], repeatable=False)
         rows = answer.json()
     except errors.UnavailableError:
+        unanswered.update((token["_id"], action) for action, token in changes)
         return  # written or not: the next look tells
     for (action, token), row in zip(changes, rows, strict=True):
         # A row that conflicts is a token that moved on meanwhile: it is looked at again.
         if "error" not in row:
             del waiting[token["_id"]]
-            report.reset += action is Action.RESET
-            report.replaced += action is Action.REPLACE
+            report.write(action)
         elif row["error"] != "conflict":
             raise refused(pool.settings, row["id"], row["error"], row.get("reason"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import itertools
+import secrets
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
@@ -284,7 +285,7 @@ class PicasHook(HttpHook):
         def until_fault() -> Iterator[Mapping[str, bytes]]:
             nonlocal fault
             try:
-                yield from requests_of(tokens)
+                yield from requests_of(tokens, secrets.token_hex(4))
             except (BadTokenError, DuplicateTokenError) as error:
                 fault = error
 

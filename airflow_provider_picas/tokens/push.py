@@ -39,15 +39,28 @@ class OnExisting(StrEnum):
 class Action(StrEnum):
     """What is done with one token that is in the pool already."""
 
+    WRITTEN = "written"  #: nothing: this execution of the push has written it, and its answer was lost
     KEEP = "keep"
     RESET = "reset"
     REPLACE = "replace"
     REFUSE = "refuse"
 
 
+def of_execution(token: Mapping[str, Any], execution: str) -> dict[str, Any]:
+    """The new token as one execution of a push writes it, so that this execution knows it again, whatever became of it."""
+    return {**token, "push": f"{token['push']}#{execution}"}
+
+
+def pushed_by(token: Mapping[str, Any]) -> str:
+    """The push that wrote a token, in whichever execution."""
+    return str(token.get("push", "")).partition("#")[0]
+
+
 def action_for(present: Mapping[str, Any], wanted: Mapping[str, Any], on_existing: OnExisting) -> Action:
     """What to do with ``present``, the document that has the id of ``wanted``."""
-    own = present.get("push") == wanted["push"]
+    if all(present.get(name) == wanted[name] for name in ("push", "ordinal")):
+        return Action.WRITTEN  # pilots may have finished it, or failed, since
+    own = pushed_by(present) == pushed_by(wanted)
     if on_existing is OnExisting.FAIL:
         return Action.KEEP if own else Action.REFUSE
     state = state_of(present)
@@ -95,10 +108,16 @@ class PushReport:
             mine, others = getattr(self, each.name), getattr(other, each.name)
             setattr(self, each.name, mine + others if isinstance(mine, int) else [*mine, *others][:SAMPLE])
 
+    def write(self, action: Action) -> None:
+        """Count a token that is written. ``action``: ``RESET`` or ``REPLACE``, or ``WRITTEN`` for one that was not there."""
+        self.written += action is Action.WRITTEN
+        self.reset += action is Action.RESET
+        self.replaced += action is Action.REPLACE
+
     def keep(self, present: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
         """Count a token that stays as it is."""
         token_id = str(present["_id"])
-        done, earlier = state_of(present) is State.DONE, present.get("push") != wanted["push"]
+        done, earlier = state_of(present) is State.DONE, pushed_by(present) != pushed_by(wanted)
         self.kept += 1
         self.done += done
         self.earlier += earlier

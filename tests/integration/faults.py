@@ -30,13 +30,15 @@ class Proxy:
     """An HTTP proxy in front of a server, on a port of its own. Without faults it passes everything on.
 
     ``requests`` are those that came, as ``"<method> <path and query>"``; ``headers`` theirs, with names in small letters;
-    ``connections`` is the number of those that clients made.
+    ``connections`` is the number of those that clients made. ``meanwhile`` is called when an answer was lost, before anybody
+    knows of it.
     """
 
     def __init__(self, url: str, tls: ssl.SSLContext | None = None) -> None:
         self.requests: list[str] = []
         self.headers: list[dict[str, str]] = []
         self.connections = 0
+        self.meanwhile: Callable[[], object] = lambda: None
         self._faults: list[tuple[Fault | int, Callable[[str], bool]]] = []
         self._lock = threading.Lock()
         self._broken_after: int | None = None
@@ -118,6 +120,7 @@ class _Handler(BaseHTTPRequestHandler):
         finally:
             connection.close()
         if fault is Fault.LOSE:
+            proxy.meanwhile()
             return self.break_off()
         kept = [(name, value) for name, value in response.getheaders() if name.lower() not in _HOP_BY_HOP]
         self.answer(response.status, kept, content, cut=fault is Fault.CUT)

@@ -23,8 +23,8 @@ from airflow_provider_picas.couchdb import errors, protocol
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.operators.tokens import PicasPushTokensOperator, push
 from airflow_provider_picas.tokens.counts import Counts
-from airflow_provider_picas.tokens.push import PushReport
-from airflow_provider_picas.tokens.states import State
+from airflow_provider_picas.tokens.push import OnExisting, PushReport
+from airflow_provider_picas.tokens.states import State, state_of
 from stack import native, paths
 from stack.couchdb import CouchDBAdmin
 from stack.pool import Pool
@@ -401,6 +401,46 @@ class TestFaults:
         assert hook.count("b") == Counts(todo=31)
         again = 1 if on_existing == "reset" else 0
         assert [token["scrub_count"] for token in pool.tokens() if token["input"] != "new"] == [again] * 30
+
+    @pytest.mark.parametrize(
+        ("on_existing", "before"),
+        [
+            *((how, None) for how in OnExisting),
+            ("reset", State.ERROR),
+            ("replace", State.ERROR),
+            ("replace", State.DONE),
+        ],
+    )
+    def test_what_was_written_is_left_to_pilots_when_the_answer_is_lost(
+        self,
+        pool: Pool,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        on_existing: str,
+        before: State | None,
+    ) -> None:
+        """The answer comes so late that pilots have finished one token, failed at another and hold the third."""
+        hook = PicasHook()
+        ids = [f"b:{place:08d}" for place in range(3)]
+        if before:
+            run(inputs=[0, 1, 2], batch="b")
+            lives.write(hook, [{**token, **lives.LIVES[before]} for token in hook.batch_documents("b")])
+
+        def pilots() -> None:
+            for token_id, state in zip(ids, (State.DONE, State.ERROR, State.LOCKED), strict=True):
+                assert state_of(hook.get(token_id)) is State.TODO
+                lives.change(hook, token_id, **lives.LIVES[state])
+
+        monkeypatch.setattr(protocol, "wait_before", lambda attempt, retry_after=None: 0.0)
+        with Weak(pool.url, Fault.LOSE, {2 if before else 1}) as proxy:
+            proxy.meanwhile = pilots
+            fields = {**native.picas_connection(pool), "host": proxy.url}
+            monkeypatch.setenv("AIRFLOW_CONN_PICAS_DEFAULT", json.dumps(fields))
+            output = run(inputs=[0, 1, 2], batch="b", on_existing=on_existing)
+        assert output["tokens"] == 3
+        assert hook.count("b") == Counts(done=1, error=1, locked=1)
+        said = "written" if before is None else {"reset": "reset", "replace": "replaced"}[on_existing]
+        assert f": 3 {said}, in" in capsys.readouterr().out
 
     def test_a_pool_that_is_deleted_meanwhile_is_named(self, pool: Pool, couchdb: CouchDBAdmin) -> None:
         def observations() -> Iterator[int]:

@@ -66,7 +66,7 @@ class Pushes(RuleBasedStateMachine):
         if state is None or again or anew:
             self.states[key], self.values[key] = State.TODO, value
 
-    @rule(keys=KEYS, value=st.integers(0, 1), how=st.sampled_from(["keep", "reset"]))
+    @rule(keys=KEYS, value=st.integers(0, 1), how=st.sampled_from(["keep", "reset", "replace"]))
     def two_tries_at_once(self, keys: list[str], value: int, how: str) -> None:
         reports: list[PushReport] = []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -73,8 +74,9 @@ class TestOutput:
         batch = push(tokens=[{"input": {"a": [1, None, "é"]}, "priority": 5, "cores": 2}])["batch"]
         (token,) = pool.tokens()
         del token["_rev"]
-        push_id = token.pop("push")
+        push_id, _, execution = token.pop("push").partition("#")
         assert push_id == batch
+        assert re.fullmatch("[0-9a-f]{8}", execution)
         assert token == {
             "_id": f"{batch}:00000000", "type": "token", "lock": 0, "done": 0, "hostname": "", "scrub_count": 0, "exit_code": "",
             "batch": batch, "ordinal": 0, "input": {"a": [1, None, "é"]}, "priority": 5, "cores": 2,

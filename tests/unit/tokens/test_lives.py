@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from airflow_provider_picas.tokens import counts, documents
-from airflow_provider_picas.tokens.push import Action, OnExisting, action_for, run_again
+from airflow_provider_picas.tokens.push import Action, OnExisting, action_for, of_execution, run_again
 from airflow_provider_picas.tokens.selection import Selection, scrubs_of
 from airflow_provider_picas.tokens.states import CONDITIONS, State, state_of
 
@@ -51,7 +51,8 @@ class Lives:
                 getattr(self, step)(token_id, how)
 
     def push(self, token_id: str, key: str, on_existing: OnExisting) -> None:
-        wanted = documents.new_token({"input": key}, batch="b", push="p", ordinal=KEYS.index(key), key=key)
+        token = documents.new_token({"input": key}, batch="b", push="p", ordinal=KEYS.index(key), key=key)
+        wanted = of_execution(token, str(self.time))
         present = self.tokens.get(token_id)
         if present is None:
             self.tokens[token_id], self.expected[token_id] = wanted, State.TODO
