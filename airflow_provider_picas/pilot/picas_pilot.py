@@ -91,6 +91,10 @@ class Unreachable(Exception):
         self.status = status
 
 
+class Unreadable(Unreachable):
+    """An answer nested so deeply that Python cannot read it."""
+
+
 def log(message: str) -> None:
     """One entry in the job's log. Token content in it is foreign: control characters are escaped."""
     clean = "".join(char if char.isprintable() else "\n    " if char == "\n" else ascii(char)[1:-1] for char in message)
@@ -324,6 +328,7 @@ class Database:
         self.place = f"{parts.scheme}://{parts.hostname}:{port}/{access.database}"
         self._prefix = parts.path.rstrip("/") + "/" + quote(access.database, safe="")
         self._clock = clock
+        self._unreadable: Set[str] = set()  # ids of documents nested too deeply to be read, or to be written again
         self._connection = http.client.HTTPConnection(parts.hostname, port, timeout=timeout)
         if parts.scheme == "https":
             context = ssl.create_default_context(cafile=os.path.expanduser(config.ca_file) if config.ca_file else None)
@@ -339,7 +344,8 @@ class Database:
     def request(self, method: str, path: str, body: Any = None, query: Optional[Doc] = None) -> Tuple[int, Any]:
         """Status and JSON of one request; values of ``query`` are sent as JSON.
 
-        Raises Unreachable when the answer is of no use: then a write may have been carried out or not.
+        Raises Unreachable when the answer is of no use: then a write may have been carried out or not. If so because of what a
+        document holds, that is Unreadable.
         """
         url = self._prefix + ("/" + path if path else "")
         if query:
@@ -368,6 +374,9 @@ class Database:
             if status == 413:  # a proxy's own page
                 return status, {}
             raise Unreachable(f"{self.place} answers HTTP {status} without JSON", status) from None
+        except RecursionError:
+            self._clock.hear(date)
+            raise Unreadable(f"{self.place} answers with JSON that is nested too deeply", status) from None
         told = data if isinstance(data, dict) else {}
         no_database = status == 404 and told.get("reason") in ("Database does not exist.", "no_db_file")
         if status >= 500 or status in (401, 403, 408, 429) or no_database:
@@ -387,8 +396,25 @@ class Database:
         return list(answer["rows"])
 
     def read(self, ids: Sequence[str]) -> Dict[str, Optional[Doc]]:
-        """Documents by id; None for what is missing or deleted."""
-        return {row["key"]: row.get("doc") for row in self._rows_of(ids, include_docs=True)}
+        """Documents by id; None for what is missing, deleted, or nested too deeply."""
+        try:
+            docs = {row["key"]: row.get("doc") for row in self._rows_of(ids, include_docs=True)}
+        except Unreadable:
+            if len(ids) > 1:  # by halves, until the one is found that is to blame
+                return dict(self.read(ids[: len(ids) // 2]), **self.read(ids[len(ids) // 2 :]))
+            self._leave_out(ids[0])
+            return {ids[0]: None}
+        return {name: doc if doc and self._is_readable(doc) else None for name, doc in docs.items()}
+
+    def _is_readable(self, doc: Doc) -> bool:
+        if is_nested_more(doc, MOST_NESTED + 1):
+            self._leave_out(doc["_id"])
+        return doc["_id"] not in self._unreadable
+
+    def _leave_out(self, name: str) -> None:
+        if name not in self._unreadable:
+            log(f"{name} is nested more than {MOST_NESTED} deep: it is left alone.")
+        self._unreadable.add(name)
 
     def revisions(self, ids: Sequence[str]) -> Dict[str, Optional[str]]:
         """Current revisions by id."""
@@ -408,16 +434,26 @@ class Database:
         if status not in (201, 202):
             raise Unreachable(f"{self.place} answers {status} to a write of {path}", status)
 
-    def rows(self, view: str, **query: Any) -> List[Doc]:
-        """Rows of a view. Raises Failed if there is no such view."""
+    def rows(self, view: str, limit: int, **query: Any) -> List[Doc]:
+        """The first rows of a view, without those of documents that cannot be read. Raises Failed if there is no such view."""
+        query["limit"] = limit + len(self._unreadable)
         status, answer = self.request("GET", view, query=query)
         if status != 200:
             raise Failed(f"{self.place} has no view {view}: deploy the design documents.", EX_CONFIG)
-        return list(answer["rows"])
+        return [row for row in answer["rows"] if row["id"] not in self._unreadable][:limit]
 
-    def documents(self, view: str, **query: Any) -> List[Doc]:
-        """The documents of a view's rows, as they are now."""
-        return [row["doc"] for row in self.rows(view, include_docs=True, **query) if row.get("doc")]
+    def documents(self, view: str, limit: int, **query: Any) -> List[Doc]:
+        """The documents of the first rows of a view, as they are now, but for those that cannot be read."""
+        if not self._unreadable:
+            with suppress(Unreadable):
+                docs = [row["doc"] for row in self.rows(view, limit, include_docs=True, **query) if row.get("doc")]
+                return [doc for doc in docs if self._is_readable(doc)]
+        names = [row["id"] for row in self.rows(view, limit, **query)]
+        return [doc for doc in self.read(names).values() if doc] if names else []
+
+    def unreadable(self) -> int:
+        """How many documents were found so far that cannot be read."""
+        return len(self._unreadable)
 
 
 class Backoff:
@@ -1141,7 +1177,7 @@ class Claims:
 
     def _find_by_priority(self, wanted: int) -> Iterator[List[Doc]]:
         while True:
-            found, fresh = False, time.monotonic() >= self._heads_until
+            found, fresh, unreadable = False, time.monotonic() >= self._heads_until, self._database.unreadable()
             if fresh:
                 self._heads, self._heads_until = self._read_heads(), time.monotonic() + self.HEADS_LAST
                 self._used_up.clear()
@@ -1149,9 +1185,9 @@ class Claims:
                 for docs in self._find_at(head, max(wanted, 5)):
                     found = found or bool(docs)
                     yield docs
-            if found or fresh:
+            if found or (fresh and unreadable == self._database.unreadable()):
                 return
-            self._heads_until = 0.0  # what was best is gone
+            self._heads_until = 0.0  # what was best is gone, or cannot be read
 
     def _read_heads(self) -> List[Tuple[float, str]]:
         """The best priority (negated) of each class, best first."""

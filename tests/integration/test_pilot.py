@@ -465,6 +465,43 @@ def test_the_best_priority_of_all_classes_goes_first(pool: Pool, submission: Sub
     assert list(submission.runs()) == ["b:0001", "b:0003", "b:0000", "b:0002"]
 
 
+@pytest.fixture
+def deep_json() -> Iterator[None]:
+    """Let this process, unlike pilots, read and write JSON that is nested deeply."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(10_000)
+    yield
+    sys.setrecursionlimit(limit)
+
+
+@pytest.mark.parametrize("views_of", ["provider", "picas"])
+@pytest.mark.usefixtures("deep_json")
+def test_a_token_nested_too_deeply_stops_no_pilot(pool: Pool, submission: Submission, views_of: str) -> None:
+    """Neither one that Python's JSON cannot read, nor one that it could not write; and those behind them are found."""
+    if views_of == "picas":
+        design = pool.request("GET", "_design/airflow-picas-1")[1]
+        assert pool.request("DELETE", f"_design/airflow-picas-1?rev={design['_rev']}")[0] == 200
+    deep: list[Any] = []
+    for _ in range(960):
+        deep = [deep]
+    deeper = deep
+    for _ in range(1000):
+        deeper = [deeper]
+    put_lease(pool, "dead", ended=True)
+    pool.push([{"input": deep, "priority": 5}, {"input": deeper, "priority": 5}, {"input": deeper}, {}, {}, {}])
+    pool.push(
+        [{**token, "batch": "b", "input": deeper if token["claim"] == "0-1000" else 1} for token in held("dead", 3)],
+        "b:locked",
+    )
+    assert submission.run(COUNT) == 0, submission.log()
+    assert submission.runs() == dict.fromkeys(["b:0003", "b:0004", "b:0005", "b:locked:0001", "b:locked:0002"], 1)
+    for bad in ("b:0000", "b:0001", "b:0002", "b:locked:0000"):
+        assert submission.log().count(f"{bad} is nested more than 500 deep: it is left alone.") == 1
+    states = {name: state_of(doc) for name, doc in pool.docs().items()}
+    assert {name for name, state in states.items() if state is State.TODO} == {"b:0000", "b:0001", "b:0002"}
+    assert {name for name, state in states.items() if state is State.LOCKED} == {"b:locked:0000"}
+
+
 def test_a_pool_with_picas_own_views(pool: Pool, submission: Submission) -> None:
     design = pool.request("GET", "_design/airflow-picas-1")[1]
     assert pool.request("DELETE", f"_design/airflow-picas-1?rev={design['_rev']}")[0] == 200
