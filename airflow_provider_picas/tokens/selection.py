@@ -62,9 +62,9 @@ class Selection:
             states=_states(states),
             ids=_ids(keys, batch),
             error_pattern=error_pattern or None,
-            older_than=_seconds(older_than),
-            min_scrubs=_number("min_scrubs", min_scrubs) or 0,
-            max_scrubs=_number("max_scrubs", max_scrubs),
+            older_than=number_of_seconds("older_than", older_than),
+            min_scrubs=whole_number("min_scrubs", min_scrubs) or 0,
+            max_scrubs=whole_number("max_scrubs", max_scrubs),
         )
 
     @property
@@ -238,7 +238,8 @@ def _token_id(key: Any, batch: str | None) -> str:
     return ids.token_id(batch, ids.token_key(key))
 
 
-def _seconds(value: Any) -> float | None:
+def number_of_seconds(name: str, value: Any) -> float | None:
+    """What an author wrote, or a template rendered, as seconds from 0; None for None and an empty text. Raises ValueError."""
     if value is None or value == "":
         return None
     if isinstance(value, timedelta):
@@ -248,17 +249,18 @@ def _seconds(value: Any) -> float | None:
     except (TypeError, ValueError):
         seconds = math.nan
     if not 0 <= seconds < math.inf:
-        raise ValueError(f"`older_than` is {value!r:.80}; it takes a number of seconds, or a timedelta.")
+        raise ValueError(f"`{name}` is {value!r:.80}; it takes a number of seconds, or a timedelta.")
     return seconds
 
 
-def _number(name: str, value: Any) -> int | None:
+def whole_number(name: str, value: Any) -> int | None:
+    """What an author wrote, or a template rendered, as a number from 0; None for None and an empty text. Raises ValueError."""
     if value is None or value == "":
         return None
     try:
         number = int(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = -1
-    if number < 0 or isinstance(value, bool | float):
+    if number < 0 or isinstance(value, bool) or (isinstance(value, float) and value != number):
         raise ValueError(f"`{name}` is {value!r:.80}; it takes a whole number from 0.")
     return number

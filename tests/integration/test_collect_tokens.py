@@ -145,6 +145,10 @@ def test_too_much_for_xcom(hook: PicasHook) -> None:
     with pytest.raises(AirflowFailException, match=r"more than 48,000 bytes.*Give `path`"):
         collect(fields=["note"])
     assert len(collect(fields=["note"], max_xcom_bytes="200000")["rows"]) == 400
+    assert len(collect(fields=["note"], max_xcom_bytes=2e5)["rows"]) == 400
+    for nothing in ("", None):
+        with pytest.raises(AirflowFailException, match="more than 48,000 bytes"):
+            collect(fields=["note"], max_xcom_bytes=nothing)
 
 
 @pytest.mark.parametrize("name", ["r.jsonl", "r.csv", "r.parquet"])
@@ -165,10 +169,12 @@ def test_a_path_that_is_not_writable(hook: PicasHook, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(FileError, match=r"file/r\.csv cannot be written \(File exists\)"):
         collect(path=str(tmp_path / "file" / "r.csv"))
-    (tmp_path / "closed").mkdir(mode=0o500)
-    if os.geteuid():
-        with pytest.raises(FileError, match="Permission denied"):
-            collect(path=str(tmp_path / "closed" / "r.csv"))
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(FileError, match=r"folder\.csv cannot be written \(Is a directory\)"):
+        collect(path=str(tmp_path / "folder.csv"))
+    assert files_below(tmp_path) == {"file": b""}
+    with pytest.raises(FileError, match=r"/proc/r\.csv cannot be written"):  # not even by root
+        collect(path="/proc/r.csv")
 
 
 def test_nothing_is_left_under_the_name_when_reading_fails(
@@ -199,7 +205,7 @@ def test_attachments_stay_in_their_folder(hook: PicasHook, tmp_path: Path) -> No
     first, second = lives.fill(hook, {State.DONE: 1, State.ERROR: 1})
     lives.attach(hook, first, **NAMES)
     lives.attach(hook, second, big=b"x" * 5_000, small=b"y")
-    output = collect(attachments=str(tmp_path / "in"), max_attachment_bytes=1_000)["attachments"]
+    output = collect(attachments=str(tmp_path / "in"), max_attachment_bytes="1000")["attachments"]
     found = files_below(tmp_path)
     assert all(name.startswith(("in/00000000/", "in/00000001/")) for name in found)
     assert sorted(found.values()) == sorted([*NAMES.values(), b"y"])
@@ -328,6 +334,9 @@ def test_errors_within_the_budget_do_not_fail_it(hook: PicasHook) -> None:
         ({"path": "results.xls"}, "The format of 'results.xls'"),
         ({"path": "results", "file_format": "xls"}, "file_format is 'xls'"),
         ({"max_errors": "some"}, "max_errors"),
+        ({"max_xcom_bytes": "1 MB"}, "`max_xcom_bytes` is '1 MB'; it takes a whole number"),
+        ({"attachments": "in", "max_attachment_bytes": -1}, "`max_attachment_bytes` is -1; it takes a whole number"),
+        ({"max_attachment_bytes": "nan"}, "`max_attachment_bytes` is 'nan'"),
     ],
 )
 def test_what_makes_no_sense_fails_at_once(hook: PicasHook, asked: dict[str, Any], message: str) -> None:

@@ -60,10 +60,14 @@ def whole(hook: PicasHook) -> dict[str, Any]:
 
 
 def test_all_but_locked_tokens_are_deleted(hook: PicasHook) -> None:
-    lives.fill(hook, MIXED)
+    ids = lives.fill(hook, MIXED)
     lives.fill(hook, {State.DONE: 1}, batch="b2")
     output = delete()
-    assert (output["deleted"], output["archive"], output["left"]) == (7, None, {"is locked": {"tokens": 2, "ids": []}})
+    assert (output["deleted"], output["archive"], output["left"]) == (
+        7,
+        None,
+        {"is locked": {"tokens": 2, "ids": ids[2:4]}},
+    )
     assert hook.count("b") == Counts(locked=2)
     assert delete(states="locked")["deleted"] == 2
     assert hook.count() == Counts(done=1)
@@ -72,7 +76,11 @@ def test_all_but_locked_tokens_are_deleted(hook: PicasHook) -> None:
 def test_chosen_tokens_are_deleted(hook: PicasHook) -> None:
     ids = lives.fill(hook, MIXED)
     assert delete(states=["done", "error"], keys=["00000004", "00000008", "00000000"])["deleted"] == 2
-    assert sorted(token["_id"] for token in hook.batch_documents("b")) == [i for i in ids if i not in (ids[4], ids[8])]
+    output = delete(keys=["00000002", "00000005"])
+    assert (output["deleted"], output["left"]) == (1, {"is locked": {"tokens": 1, "ids": [ids[2]]}})
+    assert sorted(token["_id"] for token in hook.batch_documents("b")) == [
+        i for i in ids if i not in (ids[4], ids[5], ids[8])
+    ]
 
 
 def test_another_design_document_keeps_to_its_tokens(
@@ -268,7 +276,7 @@ def test_a_pool_that_is_deleted_meanwhile_is_named(hook: PicasHook, couchdb: Cou
         ({"batch": ""}, "`batch` is empty"),
         ({"batch": "", "whole_pool": "{{ nothing }}"}, "`batch` is empty"),
         ({"batch": None, "whole_pool": True, "finished_for": 5}, "`finished_for` is for a batch"),
-        ({"finished_for": "long"}, "takes a number of seconds"),
+        ({"finished_for": "long"}, "`finished_for` is 'long'; it takes a number of seconds"),
     ],
 )
 def test_what_makes_no_sense_fails_at_once(hook: PicasHook, asked: dict[str, Any], message: str) -> None:

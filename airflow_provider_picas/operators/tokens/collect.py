@@ -23,7 +23,7 @@ from airflow_provider_picas.tokens.batch import Batch
 from airflow_provider_picas.tokens.causes import Groups
 from airflow_provider_picas.tokens.counts import Completeness, Counts, ErrorBudget
 from airflow_provider_picas.tokens.results import Row, json_line, parse_fields, row_of
-from airflow_provider_picas.tokens.selection import Selection
+from airflow_provider_picas.tokens.selection import Selection, whole_number
 from airflow_provider_picas.tokens.states import State, state_of
 from airflow_provider_picas.tokens.text import one_line, sample
 from airflow_provider_picas.tokens.waiting import Outcome
@@ -95,6 +95,8 @@ class PicasCollectTokensOperator(SelectingOperator):
             selection = self._selection(batch)
             fields = parse_fields(self.fields)
             budget = None if self.max_errors in (None, "") else ErrorBudget.parse(self.max_errors)
+            xcom_bytes = _limit("max_xcom_bytes", self.max_xcom_bytes, MAX_XCOM_BYTES)
+            attachment_bytes = _limit("max_attachment_bytes", self.max_attachment_bytes, MAX_ATTACHMENT_BYTES)
             file_format = format_of(str(self.path), self.file_format) if self.path else ""
             hook = self._hook(batch)
             self._settings = hook.settings
@@ -106,12 +108,12 @@ class PicasCollectTokensOperator(SelectingOperator):
                 result: dict[str, Any] = {"collected": collected, "path": self.path}
                 self.log.info("%s: %d results are in %s.", selection.where.capitalize(), collected, self.path)
             else:
-                found = self._for_xcom(rows, selection)
+                found = self._for_xcom(rows, selection, xcom_bytes)
                 result = {"collected": len(found), "rows": found}
             if selection.states is not None and State.ERROR not in selection.states and counts.error:
                 failed.add(hook.tokens(State.ERROR, selection.batch))
             result["errors"] = failed.summary()
-            result["attachments"] = self._download(hook, selection) if self.attachments else None
+            result["attachments"] = self._download(hook, selection, attachment_bytes) if self.attachments else None
         self._tell_errors(result["errors"], failed.tokens)
         output = self._output(batch, hook, counts=counts.as_dict(), **result)
         if budget is not None:
@@ -125,9 +127,9 @@ class PicasCollectTokensOperator(SelectingOperator):
         outputs = [lineage.file(str(self.path))] if self.path else []
         return lineage.of(inputs=[lineage.pool(self._settings)], outputs=outputs)
 
-    def _for_xcom(self, rows: Iterator[Row], selection: Selection) -> list[Row]:
-        limit, size = int(self.max_xcom_bytes), 0
+    def _for_xcom(self, rows: Iterator[Row], selection: Selection, limit: int) -> list[Row]:
         found: list[Row] = []
+        size = 0
         for row in rows:
             size += len(json_line(row).encode("utf-8", "surrogatepass"))
             if size > limit:
@@ -139,9 +141,9 @@ class PicasCollectTokensOperator(SelectingOperator):
             found.append(row)
         return found
 
-    def _download(self, hook: PicasHook, selection: Selection) -> dict[str, Any]:
+    def _download(self, hook: PicasHook, selection: Selection, limit: int) -> dict[str, Any]:
         folder = path_of(self.attachments)
-        limit, pattern = int(self.max_attachment_bytes), self.attachment_names or "*"
+        pattern = self.attachment_names or "*"
 
         def save(token: Document) -> _Saved:
             saved = _Saved()
@@ -199,6 +201,12 @@ class PicasCollectTokensOperator(SelectingOperator):
                 f"The tokens of {where} have not all finished: {counts} of {completeness.total:,}."
             )
         raise AirflowFailException(waiting.explain(outcome, completeness, budget, where=where))
+
+
+def _limit(name: str, value: Any, default: int) -> int:
+    """A number of bytes, or the default for a template that rendered to nothing. Raises ValueError."""
+    number = whole_number(name, value)
+    return default if number is None else number
 
 
 @dataclass

@@ -21,7 +21,7 @@ from airflow_provider_picas.operators.files import FileError, path_of, whole_fil
 from airflow_provider_picas.operators.tokens.selecting import SelectingOperator
 from airflow_provider_picas.tokens import archive
 from airflow_provider_picas.tokens.archive import BadArchiveError
-from airflow_provider_picas.tokens.selection import Selection
+from airflow_provider_picas.tokens.selection import EditReport, Selection, number_of_seconds
 from airflow_provider_picas.tokens.states import State, state_of
 
 
@@ -52,34 +52,37 @@ class PicasDeleteTokensOperator(SelectingOperator):
             batch = self._batch()
             selection = self._selection(batch)
             hook = self._hook(batch)
-            counts = hook.count_existing(selection.batch)
+            hook.count_existing(selection.batch)
             self._skip_unfinished(hook, selection)
+            report = EditReport()
+            chosen = self._chosen(hook, selection, report)
             path, archived = None, 0
             if self.archive is not None:
-                path, archived = self._write(hook.with_attachments(self._chosen(hook, selection)), hook, selection)
+                path, archived = self._write(hook.with_attachments(chosen), hook, selection)
                 self.log.info("%s: %d tokens are in the archive %s.", selection.where.capitalize(), archived, path)
                 revisions = ((token["_id"], token["_rev"]) for token in read(path)) if path else iter(())
             else:
-                revisions = ((token["_id"], token["_rev"]) for token in self._chosen(hook, selection))
-            report = hook.delete(revisions)
-        if self.states in (None, "") and counts.locked:
-            report.leave("is locked", tokens=counts.locked)
+                revisions = ((token["_id"], token["_rev"]) for token in chosen)
+            report.add(hook.delete(revisions))
         self._tell(report, "deleted", hook, selection)
         return self._output(
             batch, hook, archive=path, archived=archived, deleted=report.changed, left=report.left_dict()
         )
 
-    def _chosen(self, hook: PicasHook, selection: Selection) -> Iterator[Document]:
-        """The tokens to delete: none that is locked, unless that was asked for."""
-        asked = selection.states is not None
-        return (token for token in hook.select(selection) if asked or state_of(token) is not State.LOCKED)
+    def _chosen(self, hook: PicasHook, selection: Selection, report: EditReport) -> Iterator[Document]:
+        """The tokens to delete: none that is locked, which are reported, unless that was asked for."""
+        for token in hook.select(selection):
+            if selection.states is None and state_of(token) is State.LOCKED:
+                report.leave("is locked", token["_id"])
+            else:
+                yield token
 
     def _skip_unfinished(self, hook: PicasHook, selection: Selection) -> None:
-        if self.finished_for in (None, ""):
+        seconds = number_of_seconds("finished_for", self.finished_for)
+        if seconds is None:
             return
         if selection.batch is None:
             raise ValueError("`finished_for` is for a batch, and there is none.")
-        seconds = Selection.parse(older_than=self.finished_for).older_than or 0
         if objection := hook.unfinished(selection.batch, seconds):
             raise AirflowSkipException(f"Batch {selection.batch} is left: {objection}.")
 

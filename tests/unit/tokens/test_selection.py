@@ -104,6 +104,7 @@ def test_numbers_from_templates() -> None:
         ({"max_scrubs": 1.5}, "`max_scrubs`"),
         ({"max_scrubs": -1}, "`max_scrubs`"),
         ({"min_scrubs": True}, "`min_scrubs`"),
+        ({"min_scrubs": float("inf")}, "`min_scrubs`"),
     ],
 )
 def test_what_makes_no_sense_is_refused(asked: dict[str, Any], message: str) -> None:
