@@ -17,7 +17,7 @@ from airflow_provider_picas.couchdb.pool import Document, Pool
 from airflow_provider_picas.couchdb.protocol import Operation, Request, json_body, refused
 from airflow_provider_picas.tokens import attachments, documents, views
 from airflow_provider_picas.tokens.counts import Counts, from_rows
-from airflow_provider_picas.tokens.selection import EditReport
+from airflow_provider_picas.tokens.selection import EditReport, scrubs_of
 
 WRITE_BYTES = 4_000_000
 """A request holds so many bytes of documents, or one document."""
@@ -69,7 +69,7 @@ def reset(
             changed = yield from _with_copied_logs(pool, token, changed)
         return changed
 
-    return (yield from _change(pool, tokens, judge, scrub))
+    return (yield from _change(pool, tokens, judge, scrub, _was_reset))
 
 
 def update(pool: Pool, tokens: Sequence[Document], judge: Judge, fields: Mapping[str, Any]) -> Operation[EditReport]:
@@ -79,7 +79,7 @@ def update(pool: Pool, tokens: Sequence[Document], judge: Judge, fields: Mapping
         yield from ()
         return {**token, **fields}
 
-    return (yield from _change(pool, tokens, judge, with_fields))
+    return (yield from _change(pool, tokens, judge, with_fields, lambda token, _: documents.has(token, fields)))
 
 
 def delete(pool: Pool, tokens: Sequence[Revision]) -> Operation[EditReport]:
@@ -175,16 +175,24 @@ def batches(pool: Pool) -> Operation[dict[str, Counts]]:
 
 
 def _change(
-    pool: Pool, tokens: Sequence[Document], judge: Judge, make: Callable[[Document], Operation[Document]]
+    pool: Pool,
+    tokens: Sequence[Document],
+    judge: Judge,
+    make: Callable[[Document], Operation[Document]],
+    was_written: Callable[[Document, Document], bool],
 ) -> Operation[EditReport]:
-    """Write what ``make`` makes of the tokens that ``judge`` does not leave."""
+    """Write what ``make`` makes of the tokens that ``judge`` does not leave.
+
+    ``was_written`` tells of a token, as it is now and as it was sent, whether a write without an answer took place: pilots may
+    have run the token since.
+    """
     report = EditReport()
     again = ""
     unanswered: dict[str, Document] = {}
     for _ in range(_TRIES):
         wanted = []
         for token, objection in zip(tokens, judge(tokens), strict=True):
-            if token["_id"] in unanswered and _is(token, unanswered[token["_id"]]):
+            if token["_id"] in unanswered and was_written(token, unanswered[token["_id"]]):
                 report.change(token["_id"])
             elif objection is not None:
                 report.leave(again + objection, token["_id"])
@@ -247,6 +255,12 @@ def _is(present: Mapping[str, Any], written: Mapping[str, Any]) -> bool:
     """Whether a document is what was written, whatever revision and stubs CouchDB gave it."""
     own = ("_rev", "_attachments")
     return {k: v for k, v in present.items() if k not in own} == {k: v for k, v in written.items() if k not in own}
+
+
+def _was_reset(present: Mapping[str, Any], written: Mapping[str, Any]) -> bool:
+    """Whether a token has been reset as it was sent, whatever happened to it since: the attempt that was kept is in it."""
+    kept = present.get("attempts")
+    return scrubs_of(present) >= scrubs_of(written) and isinstance(kept, list) and written["attempts"][-1] in kept
 
 
 def _same(pool: Pool, token_ids: Sequence[str], written: Sequence[Document]) -> Operation[set[str]]:

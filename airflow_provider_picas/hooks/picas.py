@@ -334,7 +334,7 @@ class PicasHook(HttpHook):
         def judge(tokens: Sequence[Document]) -> list[str | None]:
             objections = zip(tokens, of_selection(tokens), strict=True)
             return [
-                why or ("has these values already" if fields.items() <= t.items() else None) for t, why in objections
+                why or ("has these values already" if documents.has(t, fields) else None) for t, why in objections
             ]
 
         return self._edit(selection, judge, lambda tokens: edits.update(self.pool, tokens, judge, fields), dry_run)

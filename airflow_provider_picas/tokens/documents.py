@@ -53,20 +53,27 @@ def is_token(document: Mapping[str, Any]) -> bool:
 
 
 def new_token(
-    fields: Mapping[str, Any], *, batch: str, push: str, ordinal: int, key: str | None = None
+    fields: Mapping[str, Any],
+    *,
+    batch: str,
+    push: str,
+    ordinal: int,
+    key: str | None = None,
+    attachments: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """A token in state todo. ``fields`` are the author's; ``key`` is the part of the id behind the batch.
 
+    ``attachments`` are those of ``inputs.inline_attachment``, by name.
     Raises BadTokenError for fields that are PiCaS's or the provider's, or that begin with an underscore, and for a priority
     that is no number: views would take it for 0.
     """
     for field in fields:
         if not isinstance(field, str):
             raise BadTokenError(f"Token {ordinal} has a field that is no text: {field!r:.80}.")
-        if field.startswith("_") and field != "_attachments":
+        if field.startswith("_"):
             raise BadTokenError(
                 f"Token {ordinal} has the field {field!r:.80}: CouchDB owns names that begin with '_'. Rename it;"
-                " for an id of its own, name the field in `key`."
+                " for an id of its own, name the field in `key`; files are given by `attachments`."
             )
         if field in OWNED_FIELDS:
             raise BadTokenError(
@@ -75,7 +82,7 @@ def new_token(
     if not _fits_priority(fields):
         raise BadTokenError(f"Token {ordinal} has the priority {fields['priority']!r:.80}, which is no number.")
     token_key = ids.ordinal_key(ordinal) if key is None else key
-    return {
+    token = {
         "_id": ids.token_id(batch, token_key),
         "type": TYPE,
         **PICAS_FIELDS,
@@ -84,6 +91,7 @@ def new_token(
         "ordinal": ordinal,
         **fields,
     }
+    return {**token, "_attachments": attachments} if attachments else token
 
 
 def check_update(fields: Mapping[str, Any]) -> None:
@@ -169,8 +177,30 @@ def authors_fields(document: Mapping[str, Any]) -> dict[str, Any]:
 
 def differs(present: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     """Whether a token in the pool lacks something that its author gives now. Attachments are not compared."""
-    missing = object()
-    return any(present.get(field, missing) != value for field, value in authors_fields(wanted).items())
+    return not has(present, authors_fields(wanted))
+
+
+def has(document: Mapping[str, Any], fields: Mapping[str, Any]) -> bool:
+    """Whether a document has these fields, with these values."""
+    return all(field in document and _same(document[field], value) for field, value in fields.items())
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two values are the same JSON, where true is not 1, and a tuple is a list."""
+    pairs = [(one, other)]
+    while pairs:
+        one, other = pairs.pop()
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            if one.keys() != other.keys():
+                return False
+            pairs += [(one[name], other[name]) for name in one]
+        elif isinstance(one, list | tuple) and isinstance(other, list | tuple):
+            if len(one) != len(other):
+                return False
+            pairs += zip(one, other, strict=True)
+        elif one != other or isinstance(one, bool) != isinstance(other, bool):
+            return False
+    return True
 
 
 def attempt(document: Mapping[str, Any], reason: str) -> dict[str, Any]:

@@ -279,6 +279,42 @@ def test_every_token_is_reset_once_when_an_answer_is_lost(
     assert hook.count("b") == Counts(todo=30, done=1)
 
 
+@pytest.mark.parametrize("state", [State.DONE, State.ERROR])
+def test_a_token_that_has_run_again_before_the_answer_was_missed_is_not_reset_twice(
+    hook: PicasHook, pool: Pool, couchdb: CouchDBAdmin, state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = lives.fill(hook, {state: 3})
+    lives.change(hook, ids[2], attempts=[{"lock": 1, "reason": "failed: x"}], scrub_count=1)
+
+    def pilots() -> None:
+        for token_id in ids[1:]:
+            assert state_of(hook.get(token_id)) is State.TODO
+            lives.change(hook, token_id, **lives.LIVES[state])
+
+    with Proxy(couchdb.url) as proxy:
+        set_connection(monkeypatch, "through_proxy", {**native.picas_connection(pool), "host": proxy.url})
+        proxy.hurt(Fault.LOSE, on="_bulk_docs")
+        proxy.meanwhile = pilots
+        output = reset(picas_conn_id="through_proxy", states=state)
+    assert (output["reset"], output["left"]) == (3, {})
+    assert [hook.get(token_id)["scrub_count"] for token_id in ids] == [1, 1, 2]
+    assert hook.count("b") == Counts(**{"todo": 1, state: 2})
+
+
+def test_a_reset_that_was_not_written_is_not_taken_for_an_earlier_one(
+    hook: PicasHook, pool: Pool, couchdb: CouchDBAdmin, no_pauses: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (token_id,) = lives.fill(hook, {State.ERROR: 1})
+    reset()
+    lives.change(hook, token_id, **lives.LIVES[State.ERROR])  # the same once more: an equal attempt
+    with Proxy(couchdb.url) as proxy:
+        set_connection(monkeypatch, "through_proxy", {**native.picas_connection(pool), "host": proxy.url})
+        proxy.hurt(Fault.DROP, on="_bulk_docs")
+        assert reset(picas_conn_id="through_proxy")["reset"] == 1
+    assert hook.count("b") == Counts(todo=1)
+    assert hook.get(token_id)["scrub_count"] == 2
+
+
 @pytest.mark.parametrize(
     ("asked", "message"),
     [

@@ -16,11 +16,15 @@ from airflow_provider_picas.operators.tokens import (
     PicasUpdateTokensOperator,
 )
 from airflow_provider_picas.operators.tokens.selecting import SelectingOperator
+from airflow_provider_picas.tokens.counts import Counts
 from airflow_provider_picas.tokens.documents import OWNED_FIELDS
 from airflow_provider_picas.tokens.states import State
+from stack import native
 from stack.couchdb import CouchDBAdmin
 from stack.pool import Pool
+from tests.conftest import set_connection
 from tests.integration import lives
+from tests.integration.faults import Fault, Proxy
 from tests.integration.tasks import context
 
 MIXED = {State.TODO: 3, State.LOCKED: 1, State.DONE: 1, State.ERROR: 1}
@@ -59,6 +63,26 @@ def test_what_is_set_already_is_not_written_again(hook: PicasHook) -> None:
     revisions = [hook.get(token_id)["_rev"] for token_id in ids]
     assert update(fields={"priority": 5})["left"] == {"has these values already": {"tokens": 1, "ids": [ids[0]]}}
     assert [hook.get(token_id)["_rev"] == rev for token_id, rev in zip(ids, revisions, strict=True)] == [True, False]
+
+
+def test_true_is_not_1(hook: PicasHook) -> None:
+    (token_id,) = lives.fill(hook, {State.TODO: 1}, gpu=1)
+    assert update(fields={"gpu": True})["updated"] == 1
+    assert hook.get(token_id)["gpu"] is True
+    assert update(fields={"gpu": True})["updated"] == 0
+
+
+def test_an_update_whose_answer_is_lost_counts_also_what_pilots_have_taken_since(
+    hook: PicasHook, pool: Pool, couchdb: CouchDBAdmin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = lives.fill(hook, {State.TODO: 3})
+    with Proxy(couchdb.url) as proxy:
+        set_connection(monkeypatch, "through_proxy", {**native.picas_connection(pool), "host": proxy.url})
+        proxy.hurt(Fault.LOSE, on="_bulk_docs")
+        proxy.meanwhile = lambda: lives.change(hook, ids[0], **lives.LIVES[State.LOCKED])
+        output = update(fields={"priority": 5}, picas_conn_id="through_proxy")
+    assert (output["updated"], output["left"]) == (3, {})
+    assert hook.count("b") == Counts(todo=2, locked=1)
 
 
 def test_chosen_tokens(hook: PicasHook) -> None:

@@ -175,9 +175,10 @@ class PicasPushTokensOperator(BaseOperator):
         attach = Attachments(self.attachments) if self.attachments is not None else None
         for ordinal, fields in enumerate(given):
             key_of_token = key(fields, ordinal) if key else None
-            if attach:
-                fields = attach(fields, ordinal)
-            yield documents.new_token(fields, batch=batch, push=push, ordinal=ordinal, key=key_of_token)
+            fields, files = attach(fields, ordinal) if attach else (fields, {})
+            yield documents.new_token(
+                fields, batch=batch, push=push, ordinal=ordinal, key=key_of_token, attachments=files
+            )
 
     def _nothing(self) -> None:
         if self.on_empty == "fail":

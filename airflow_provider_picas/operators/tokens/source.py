@@ -105,15 +105,15 @@ class Attachments:
     def __init__(self, files: str | Callable[[Fields], Any]) -> None:
         self._files = files
 
-    def __call__(self, fields: Fields, place: int) -> Fields:
-        """The fields with ``_attachments``, if there are any."""
+    def __call__(self, fields: Fields, place: int) -> tuple[Fields, dict[str, Any]]:
+        """The fields without the files, and the files as CouchDB takes them, by name."""
         if callable(self._files):
             files, rest = self._files(fields), dict(fields)
         else:
             rest = {name: value for name, value in fields.items() if name != self._files}
             files = fields.get(self._files)
         if not files:
-            return rest
+            return rest, {}
         if not isinstance(files, Mapping):
             raise BadTokenError(
                 f"Token {place}: attachments are a mapping of names to paths or bytes, not {files!r:.200}."
@@ -122,7 +122,7 @@ class Attachments:
             attached = {name: inputs.inline_attachment(name, _content(file)) for name, file in files.items()}
         except (BadTokenError, FileError) as error:
             raise BadTokenError(f"Token {place}: {error}") from None
-        return {**rest, "_attachments": attached}
+        return rest, attached
 
 
 def _path(given: Any) -> Any:

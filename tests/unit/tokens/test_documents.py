@@ -40,7 +40,7 @@ def test_a_new_token_is_what_picas_expects() -> None:
     assert documents.is_token(new())
 
 
-@pytest.mark.parametrize("field", ["_id", "_rev", "_x", "_"])
+@pytest.mark.parametrize("field", ["_id", "_rev", "_attachments", "_x", "_"])
 def test_fields_of_couchdb_are_refused(field: str) -> None:
     with pytest.raises(BadTokenError, match=rf"Token 7 has the field '{field}': CouchDB owns"):
         new(**{field: "x"})
@@ -143,6 +143,24 @@ def test_a_token_differs_when_its_author_gives_other_fields_now() -> None:
         assert not documents.differs({**wanted, **same}, wanted)
     assert documents.differs({**wanted, "input": "y"}, wanted)
     assert documents.differs({"_id": "b:1", "priority": 3}, wanted)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        (1, 1.0, True), (0.0, -0.0, True), ((1, [2]), [1, (2,)], True), ({"a": [1]}, OrderedDict(a=(1,)), True),
+        (1, True, False), (0, False, False), ([0], [False], False), ({"a": 1}, {"a": True}, False), ([1], [1, 2], False),
+        ({"a": 1}, {"b": 1}, False), ([], {}, False), ("1", 1, False), (None, False, False), ("ab", ["a", "b"], False),
+    ],
+)  # fmt: skip
+def test_values_are_compared_as_json(one: Any, other: Any, same: bool) -> None:
+    assert documents.has({"x": one, "y": 1}, {"x": other}) is same
+    assert documents.has({"x": other, "y": 1}, {"x": one}) is same
+
+
+def test_a_field_that_is_not_there_is_not_null() -> None:
+    assert not documents.has({}, {"x": None})
+    assert documents.has({"x": nested(500)}, {"x": nested(500)})
 
 
 @pytest.mark.parametrize("priority", ["5", None, True, [5]])
