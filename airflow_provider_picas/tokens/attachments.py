@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -28,6 +30,11 @@ def size(stub: Mapping[str, Any]) -> int:
     """The size of an attachment in bytes."""
     length = stub.get("length")
     return length if isinstance(length, int) else 0
+
+
+def digest(content: bytes) -> str:
+    """The ``digest`` of an attachment that CouchDB does not compress."""
+    return f"md5-{base64.b64encode(hashlib.md5(content, usedforsecurity=False).digest()).decode()}"
 
 
 def log_names(token: Mapping[str, Any]) -> list[str]:

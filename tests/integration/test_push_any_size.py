@@ -264,6 +264,19 @@ class TestAttachments:
         assert "files" not in hook.get("b:00000000")
         assert "_attachments" not in hook.get("b:00000001")
 
+    def test_a_file_that_has_changed_is_attached_anew(self) -> None:
+        hook = PicasHook()
+        for content in (b"old", b"new", b"new"):
+            files = {"raw": content, "same": b"x"}
+            run(tokens=[{"input": 1, "files": files}], attachments="files", batch="b", on_existing="replace")
+            assert lives.attached(hook, "b:00000000") == files
+        assert hook.get("b:00000000")["_rev"].startswith("2-")
+
+    def test_attachments_of_couchdbs_own_kind_are_refused(self) -> None:
+        attached = {"x": {"content_type": "text/plain", "data": "?"}}
+        with pytest.raises(AirflowFailException, match=r"Token 0 has the field .*_attachments.*`attachments`"):
+            run(tokens=[{"input": 1, "_attachments": attached, "files": {"y": b""}}], attachments="files", batch="b")
+
     def test_a_function_says_which(self, tmp_path: Path) -> None:
         (tmp_path / "7.txt").write_bytes(b"seven")
         run(inputs=[7], attachments=lambda fields: {"in.txt": tmp_path / f"{fields['input']}.txt"}, batch="b")

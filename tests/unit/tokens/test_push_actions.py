@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 from typing import Any
 
 import pytest
 
+from airflow_provider_picas.tokens.attachments import digest
 from airflow_provider_picas.tokens.documents import new_token
 from airflow_provider_picas.tokens.push import Action, OnExisting, PushReport, action_for, of_execution, run_again
 
@@ -66,6 +68,15 @@ def test_an_input_that_has_another_place_than_in_an_earlier_try_is_the_same_toke
 def test_a_token_of_ones_own_is_replaced_when_its_input_has_changed() -> None:
     assert action_for(earlier(input="y"), wanted(), OnExisting.REPLACE) is REPLACE
     assert action_for(earlier(output="y"), wanted(), OnExisting.REPLACE) is KEEP
+
+
+def test_a_token_of_ones_own_is_replaced_when_an_attached_file_has_changed() -> None:
+    file = {"content_type": "application/octet-stream", "data": base64.b64encode(b"new").decode()}
+    stub = {"content_type": "application/octet-stream", "stub": True, "length": 3, "digest": digest(b"new")}
+    now = {**wanted(), "_attachments": {"f": file}}
+    assert action_for(earlier(_attachments={"f": stub, "log": stub}), now, OnExisting.REPLACE) is KEEP
+    for stubs in ({"f": {**stub, "digest": digest(b"old")}}, {"g": stub}, {}):
+        assert action_for(earlier(_attachments=stubs), now, OnExisting.REPLACE) is REPLACE
 
 
 def test_a_token_that_runs_again_has_what_the_input_says_now_and_keeps_its_logs() -> None:
