@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from airflow_provider_picas.couchdb import errors
 from airflow_provider_picas.couchdb.pool import Pool
 from airflow_provider_picas.couchdb.protocol import Request, json_body
 from airflow_provider_picas.reaping import News, Operation, Watched, look_after
@@ -15,6 +16,7 @@ from airflow_provider_picas.slurm.remote import Command, Output, Pause, ok, quot
 from airflow_provider_picas.slurm.submission import CREDENTIALS
 
 CANCEL_WAIT = 50  # seconds that cancelled pilots have to give their tokens back: Slurm's KillWait is 30
+LONGEST_PAUSE = 120.0  # seconds between two questions whether the pilots have ended
 _MOST_CALLS = 200  # sbatch calls of one submission that a name list covers
 
 
@@ -43,6 +45,15 @@ def drain(pool: Pool, key: str) -> Operation[None]:
     yield Request("PUT", path, body=json_body({"drain": True}))
 
 
+def drained(pool: Pool, key: str) -> Operation[bool]:
+    """Whether that flag is raised."""
+    try:
+        flag = yield from pool.get(f"_local/picas-submission-{key}")
+    except errors.NotFoundError:
+        return False
+    return bool(flag.get("drain"))
+
+
 def cancel(pool: Pool, batch: str | None, watched: Watched, *, wait: float = CANCEL_WAIT) -> Operation[News]:
     """Cancel the jobs; give back the tokens that they did not give back themselves, once they have ended or ``wait`` is over."""
     yield from ok(calls.cancel(watched.key, _MOST_CALLS), "The pilots could not be cancelled")
@@ -58,13 +69,19 @@ def cancel(pool: Pool, batch: str | None, watched: Watched, *, wait: float = CAN
         waited += 2
 
 
-def remove_credentials(watched: Watched) -> Operation[bool]:
-    """Remove the credentials from the submission's folder, unless pilots are left that may yet read them."""
+def remove_credentials(watched: Watched, wait: float = 0.0) -> Operation[bool]:
+    """Remove the credentials from the submission's folder once no pilot is left that may yet read them, for which they have
+    ``wait`` seconds. Whether that was done."""
     names = quote(",".join(calls.job_names(watched.key, _MOST_CALLS)))
     folder = quote(f"{watched.folder}/{CREDENTIALS}")
     text = f"""
 left=$(squeue --noheader --all --name={names} --format=%i) || exit 5
 [ -z "$left" ] || exit 6
 find {folder} -mindepth 1 -delete 2>/dev/null || true"""
-    output: Output = yield Command(text)
-    return output.code == 0
+    waited, pause = 0.0, 2.0
+    while True:
+        output: Output = yield Command(text)
+        if output.code == 0 or waited >= wait:
+            return output.code == 0
+        yield Pause(pause)
+        waited, pause = waited + pause, min(LONGEST_PAUSE, pause * 1.2)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from airflow_provider_picas import stopping
+from airflow_provider_picas.couchdb.errors import CouchDBError
 from airflow_provider_picas.couchdb.protocol import Request
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.slurm import SlurmHook
@@ -55,6 +56,8 @@ class WatchedSubmission:
         Why not, or None when it was done.
         """
         folder, key, count = self.watched.folder, self.watched.key, self.watched.calls
+        if self.do(stopping.drained(self._picas.pool, key)):
+            return "Somebody has drained or cancelled them."
         record = self.do(calls.read(folder))
         if record.open and not record.refused:
             record = self.do(calls.settle(folder, key))  # a worker was killed while it did this
@@ -93,27 +96,32 @@ class WatchedSubmission:
         return "\n".join(f"{item.name}:\n  " + "\n  ".join(item.lines) for item in found[:5])
 
     def stop(self, how: stopping.How) -> News | None:
-        """Cancel or drain the pilots; what was found after a cancel."""
+        """Cancel or drain the pilots, and let no wait submit them again; what was found after a cancel."""
+        if how is stopping.How.CANCEL:
+            try:
+                self.do(stopping.drain(self._picas.pool, self.watched.key))
+            except CouchDBError as error:  # the jobs are cancelled all the same
+                log.warning("A wait may submit the pilots of %s again: %s", self.watched.key, error)
         return self.do(stopping.stop(self._picas.pool, self._batch, self.watched, how))
 
-    def remove_credentials(self) -> bool:
-        """Remove the credentials from the cluster, unless pilots are left; whether that was done."""
-        return self.do(stopping.remove_credentials(self.watched))
+    def remove_credentials(self, wait: float = 0.0) -> None:
+        """Remove the credentials from the cluster once the pilots have ended, for which they have ``wait`` seconds."""
+        if not self.do(stopping.remove_credentials(self.watched, wait)):
+            log.warning("Pilots are left, so their credentials stay in %s. Cancel or drain them.", self.watched.folder)
 
-    def end(self, tokens: int) -> dict[str, Any] | None:
+    def end(self, tokens: int | None) -> dict[str, Any] | None:
         """What is done when the wait is over: log the figures, and remove the credentials once the pilots have ended.
 
-        The figures, or None when the cluster does not answer, which fails no wait.
+        The figures, or None when the cluster does not answer, which fails no wait. ``tokens`` that have finished; None: nobody
+        could count them, so there are no figures, and pilots that are left are not waited for.
         """
         try:
-            deadline = time.monotonic() + END_WAIT
-            while not (removed := self.remove_credentials()) and time.monotonic() < deadline:
-                time.sleep(3)
+            self.remove_credentials(0.0 if tokens is None else END_WAIT)
+            if tokens is None:
+                return None
             result = self.figures(tokens)
         except RemoteError as error:
             log.warning("The pilots' figures cannot be had: %s", error)
             return None
-        if not removed:
-            log.warning("Pilots are left, so their credentials stay in %s. Cancel or drain them.", self.watched.folder)
         log.info("The pilots of %s:\n%s", self.watched.key, result.table())
         return result.as_dict()

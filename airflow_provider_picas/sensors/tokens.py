@@ -113,12 +113,13 @@ class PicasTokenStateSensor(BaseSensorOperator):
         self.database = database
         self.deferrable = deferrable
         self._last_counts: Counts | None = None
+        self._concluded = False
         self._progress = Progress(self.no_progress)
         self._gone_since: float | None = None  #: Slurm knows of no job of the submission
 
     def execute(self, context: Context) -> Any:
         if not self.deferrable:
-            return super().execute(context)
+            return self._poke_on(context)
         try:
             result = self.poke(context)
         except UnavailableError as error:
@@ -127,6 +128,18 @@ class PicasTokenStateSensor(BaseSensorOperator):
             if result:
                 return result.xcom_value
         self._defer(time.time() + self.timeout)
+
+    def _poke_on(self, context: Context) -> Any:
+        """Poke as every sensor does. Its time-out, and a pool that is away, end the wait without ``_conclude``."""
+        try:
+            return super().execute(context)
+        except (AirflowSensorTimeout, AirflowSkipException):
+            if self._last_counts and not self._concluded:
+                self._end_pilots(context, self._last_counts)
+            raise
+        except CouchDBError:
+            self._end_pilots(context, None)
+            raise
 
     def _defer(self, deadline: float) -> NoReturn:
         batch = self._batch()
@@ -157,6 +170,7 @@ class PicasTokenStateSensor(BaseSensorOperator):
         outcome = Outcome(event["outcome"])
         batch = self._batch()
         if outcome is Outcome.AWAY:
+            self._end_pilots(context, None)
             if self.soft_fail:
                 raise AirflowSkipException(event["reason"])
             raise CouchDBError(event["reason"])
@@ -199,15 +213,10 @@ class PicasTokenStateSensor(BaseSensorOperator):
         self, context: Context, outcome: Outcome, completeness: Completeness, batch: Batch | None
     ) -> dict[str, int]:
         """End the wait: figures to XCom, credentials off the cluster, then success or failure."""
+        self._concluded = True
         hook = self._hook(batch)
-        watched = self._watched()
-        tails = ""
-        if watched is not None:
-            with WatchedSubmission(watched, hook, batch.id if batch else None) as submitted:
-                if figures := submitted.end(completeness.counts.finished):
-                    context["ti"].xcom_push("figures", figures)
-                if outcome is Outcome.NO_PILOTS:
-                    tails = submitted.log_tails()
+        self._end_pilots(context, completeness.counts)
+        tails = self._log_tails(hook, batch) if outcome is Outcome.NO_PILOTS else ""
         counts = completeness.counts.as_dict()
         told = {"batch": batch.id if batch else None, "outcome": str(outcome), "counts": counts}
         assets.tell(context, self.outlets, told)
@@ -215,6 +224,22 @@ class PicasTokenStateSensor(BaseSensorOperator):
             self._fail(outcome, completeness, hook, batch, tails)
         self.log.info("%s", self._explain(outcome, completeness, batch))
         return counts
+
+    def _end_pilots(self, context: Context, counts: Counts | None) -> None:
+        """Figures to XCom, unless nothing could be counted, and credentials off the cluster once the pilots have ended."""
+        watched, batch = self._watched(), self._batch()
+        if watched is None:
+            return
+        with WatchedSubmission(watched, self._hook(batch), batch.id if batch else None) as submitted:
+            if figures := submitted.end(counts.finished if counts else None):
+                context["ti"].xcom_push("figures", figures)
+
+    def _log_tails(self, hook: PicasHook, batch: Batch | None) -> str:
+        watched = self._watched()
+        if watched is None:
+            return ""
+        with WatchedSubmission(watched, hook, batch.id if batch else None) as submitted:
+            return submitted.log_tails()
 
     def _look_after(self, hook: PicasHook, batch: Batch | None) -> bool:
         """Look after the pilots once, in a task. Whether none is left."""
@@ -246,7 +271,7 @@ class PicasTokenStateSensor(BaseSensorOperator):
         with WatchedSubmission(watched, self._hook(batch), batch.id if batch else None) as submitted:
             try:
                 why_not = submitted.resubmit(resubmit, completeness.counts.finished)
-            except UnreachableError as error:
+            except (UnreachableError, UnavailableError) as error:
                 self.log.warning("%s The wait goes on.", error)
                 return True
             except RemoteError as error:

@@ -21,7 +21,7 @@ from airflow_provider_picas.hooks.picas import PicasAsyncHook
 from airflow_provider_picas.operation import drive_async
 from airflow_provider_picas.reaping import News, Watched, look_after
 from airflow_provider_picas.slurm import logs
-from airflow_provider_picas.slurm.remote import RemoteError, Step
+from airflow_provider_picas.slurm.remote import Output, RemoteError, Step
 from airflow_provider_picas.stopping import How
 from airflow_provider_picas.tokens import waiting
 from airflow_provider_picas.tokens.counts import Completeness, Counts, ErrorBudget
@@ -37,6 +37,7 @@ FIRST_INTERVAL = 5.0  # seconds between two looks at the pilots while there is n
 LONGEST_INTERVAL = 60.0  # seconds, when nothing changes
 LOGS_INTERVAL = 30.0  # seconds between two looks at the pilots' logs
 STOP_TRIES = 5  # to stop the pilots, with growing pauses
+CANCEL_WAIT, DRAIN_WAIT = 60.0, 6 * 3600.0  # seconds that stopped pilots have to end until their credentials stay
 GONE_AFTER = 60.0  # seconds that Slurm must know of no job of a submission until it has none
 
 _ARGUMENTS = (
@@ -302,14 +303,17 @@ class PicasTokenStateTrigger(BaseTrigger):
             async def perform(step: Request | Step) -> Any:
                 return await (picas.send(step) if isinstance(step, Request) else slurm.perform(step))
 
+            async def perform_patiently(step: Any) -> Output:
+                try:
+                    return await slurm.perform(step)
+                except RemoteError as error:
+                    return Output(1, stderr=str(error))
+
             await drive_async(stopping.stop(picas.pool, self.batch, watched, how), perform)
-            if how is not How.CANCEL:
-                return
-            for tries in range(1, STOP_TRIES + 1):  # squeue shows cancelled pilots until they have ended
-                if await drive_async(stopping.remove_credentials(watched), perform):
-                    return
-                await asyncio.sleep(2.0 * tries)
-            self.log.warning("Some have not ended yet; their credentials stay in %s.", watched.folder)
+            # squeue shows cancelled pilots until they have ended.
+            removal = stopping.remove_credentials(watched, CANCEL_WAIT if how is How.CANCEL else DRAIN_WAIT)
+            if not await drive_async(removal, perform_patiently):
+                self.log.warning("Some have not ended yet; their credentials stay in %s.", watched.folder)
 
     async def _task_state(self) -> str | None:
         """The state that Airflow has for the task now."""

@@ -9,14 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowFailException
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSensorTimeout, AirflowSkipException
 
+from airflow_provider_picas.couchdb.errors import CouchDBError
+from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.slurm import SlurmHook
 from airflow_provider_picas.operators.pilots import PicasCancelPilotsOperator, PicasSubmitPilotsOperator
 from airflow_provider_picas.operators.tokens import PicasPushTokensOperator
+from airflow_provider_picas.sensors.tokens import PicasTokenStateSensor
 from airflow_provider_picas.tokens.states import State, state_of
-from stack import processes
+from stack import native, processes
 from stack.pool import Pool
+from tests.conftest import set_connection
 from tests.integration.tasks import context
 
 pytestmark = pytest.mark.usefixtures("picas_default", "spider")
@@ -106,7 +110,68 @@ def test_drain(pool: Pool) -> None:
     assert states[State.TODO] >= 2
     assert states[State.LOCKED] == states[State.ERROR] == 0
     assert not any(token["scrub_count"] for token in pool.tokens())
+    assert credentials(run) == []
     run.stop()
+    assert run.states() == states
+
+
+@pytest.mark.parametrize("how", ["drain", "cancel"])
+def test_what_was_stopped_is_not_submitted_again(pool: Pool, how: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Run(pool, 2, "true", pilots=1, pilot={"lease": 6}, setup="sleep 2; exit 3")
+    run.stop(how=how)
+    run.until(lambda: not left(run), "The pilots' end")
+    wait = PicasTokenStateSensor(task_id="wait", batch=run.batch, pilots=run.pilots, resubmit=1, deferrable=False)
+    with pytest.raises(AirflowFailException, match="no pilot is left"):
+        wait.execute(context("wait", run_id=pool.database))
+    assert "No more pilots are submitted. Somebody has drained or cancelled them." in capsys.readouterr().out
+    with SlurmHook("spider") as slurm:
+        assert slurm.run(f"cd {run.pilots['folder']} && ls command.*").stdout.split() == ["command.0"]
+
+
+def wait_for(run: Run, **arguments: Any) -> PicasTokenStateSensor:
+    """A wait that soon gives up."""
+    return PicasTokenStateSensor(
+        task_id="wait", batch=run.batch, pilots=run.pilots, timeout=0, poke_interval=0, deferrable=False, **arguments
+    )
+
+
+@pytest.mark.parametrize("arguments", [{}, {"mode": "reschedule"}, {"soft_fail": True}])
+def test_a_wait_that_times_out_leaves_no_credentials(pool: Pool, arguments: dict[str, Any]) -> None:
+    """Its pilots have ended, while somebody else holds the last token."""
+    run = Run(pool, 1, "true", pilots=1, setup="exit 3")
+    run.until(lambda: not left(run), "The pilots' end")
+    (token,) = pool.tokens()
+    hook = PicasHook()
+    hook.do(hook.pool.put({**token, "lock": int(time.time())}))
+    wait, of_task = wait_for(run, **arguments), context("wait", run_id=pool.database)
+    with pytest.raises(AirflowSkipException if arguments.get("soft_fail") else AirflowSensorTimeout, match="timed out"):
+        wait.execute(of_task)
+    assert credentials(run) == []
+    assert sum(of_task["ti"].xcoms["figures"]["jobs"].values()) == 1
+
+
+def test_a_pool_that_stays_away_keeps_no_credentials(pool: Pool) -> None:
+    run = Run(pool, 1, "true", pilots=1, setup="exit 3")
+    run.until(lambda: not left(run), "The pilots' end")
+    assert credentials(run) == ["picasconfig.py"]
+    away = {
+        "outcome": "away",
+        "counts": {"todo": 0, "locked": 0, "done": 0, "error": 0},
+        "expected": 1,
+        "reason": "It is gone.",
+    }
+    with pytest.raises(CouchDBError, match="It is gone"):
+        wait_for(run).execute_complete(context("wait"), away, deadline=time.time())
+    assert credentials(run) == []
+
+
+def test_a_pool_that_is_gone_when_it_is_asked_keeps_no_credentials(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(pool, 1, "true", pilots=1, setup="exit 3")
+    run.until(lambda: not left(run), "The pilots' end")
+    set_connection(monkeypatch, "gone", {**native.picas_connection(pool), "schema": "no-such-pool"})
+    run.batch = {**run.batch, "database": None}
+    with pytest.raises(CouchDBError, match="There is no database"):
+        wait_for(run, picas_conn_id="gone").execute(context("wait"))
     assert credentials(run) == []
 
 
@@ -136,8 +201,6 @@ def test_a_batch_of_the_picas_client_is_given_back_by_its_jobs(pool: Pool, tmp_p
     with SlurmHook("spider") as slurm:
         running = f"squeue --noheader --array --jobs={pilots['job_ids'][0]} --states=RUNNING --format=%i"
         processes.wait_for(lambda: slurm.run(running).stdout.strip() == job, what="The job", seconds=60)
-    from airflow_provider_picas.hooks.picas import PicasHook
-
     hook = PicasHook()
     token = pool.tokens()[0]
     claimed = {**token, "lock": int(time.time()), "hostname": "n1", "slurm_job_id": job}

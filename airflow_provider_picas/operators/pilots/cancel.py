@@ -16,13 +16,16 @@ from airflow_provider_picas.stopping import How
 from airflow_provider_picas.tokens.batch import Batch
 from airflow_provider_picas.tokens.text import sample
 
+DRAIN_WAIT = 300.0  # seconds that drained pilots have to end until their credentials stay
+
 
 class PicasCancelPilotsOperator(BaseOperator):
     """Stop the pilots of a submission. Usable as a teardown: where none is left, it only removes the credentials.
 
     :param pilots: the output of the operator that submitted them.
     :param how: ``cancel`` (the default): at once, and their tokens are given back; or ``drain``: our own pilots finish the
-        tokens in hand, then stop, and this task does not wait for them. PiCaS client pilots cannot be drained.
+        tokens in hand, then stop, and this task waits five minutes at most for them, to remove their credentials. PiCaS
+        client pilots cannot be drained. Either way, no wait submits them again.
     :param batch: the push operator's output, whose tokens are given back.
     :param picas_conn_id: a connection of type ``picas``.
     :param database: another database than the batch's or the connection's.
@@ -69,11 +72,11 @@ class PicasCancelPilotsOperator(BaseOperator):
         news = submitted.stop(how)
         if how is How.DRAIN:
             self.log.info("The pilots of %s will stop once they have finished what they hold.", submitted.watched.key)
+            submitted.remove_credentials(DRAIN_WAIT)
             return 0
         given_back = [token for token, _ in news.reaped] if news else []
         self.log.info("The pilots of %s were cancelled.", submitted.watched.key)
         if given_back:
             self.log.info("Given back for them: %s.", sample(given_back))
-        if not submitted.remove_credentials():
-            self.log.warning("Some have not ended yet; their credentials stay in %s.", submitted.watched.folder)
+        submitted.remove_credentials()
         return len(given_back)
