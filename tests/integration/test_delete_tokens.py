@@ -6,8 +6,12 @@ import gzip
 import json
 import os
 import resource
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
@@ -17,7 +21,7 @@ from airflow.sdk.io import attach
 from airflow_provider_picas.couchdb import errors, protocol
 from airflow_provider_picas.couchdb.pool import PAGE
 from airflow_provider_picas.hooks.picas import PicasHook
-from airflow_provider_picas.operators.files import FileError
+from airflow_provider_picas.operators.files import FileError, whole_file
 from airflow_provider_picas.operators.tokens import PicasDeleteTokensOperator, PicasRestoreTokensOperator
 from airflow_provider_picas.tokens.counts import Counts
 from airflow_provider_picas.tokens.states import State
@@ -138,6 +142,27 @@ def test_an_archive_is_never_overwritten(hook: PicasHook, tmp_path: Path) -> Non
         archives.add(delete(archive=str(tmp_path))["archive"])
     assert len(archives) == 3
     assert {Path(archive).name for archive in archives} == set(os.listdir(tmp_path))
+
+
+def test_deletes_at_the_same_time_have_an_archive_each(
+    hook: PicasHook, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lives.fill(hook, {State.DONE: 3})
+    both = threading.Barrier(2, timeout=60)
+
+    @contextmanager
+    def named_at_once(path: Any) -> Iterator[BinaryIO]:
+        both.wait()  # both have a name, and neither file is there
+        with whole_file(path) as file:
+            yield file
+
+    monkeypatch.setattr("airflow_provider_picas.operators.tokens.delete.whole_file", named_at_once)
+    monkeypatch.setattr(PicasHook, "now", lambda self: lives.NOW)
+    with ThreadPoolExecutor(2) as tasks:
+        outputs = [task.result() for task in [tasks.submit(delete, archive=str(tmp_path)) for _ in range(2)]]
+    assert {Path(output["archive"]).name for output in outputs} == set(os.listdir(tmp_path))
+    assert len(os.listdir(tmp_path)) == 2
+    assert sum(output["deleted"] for output in outputs) == 3
 
 
 def test_an_archive_in_an_object_store(hook: PicasHook) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import secrets
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
@@ -95,12 +96,8 @@ class PicasDeleteTokensOperator(SelectingOperator):
         if not self.archive:
             raise AirflowFailException("`archive` is empty; it takes the path of a folder. Nothing was deleted.")
         stem = f"{selection.batch or hook.settings.database.replace('/', '_')}-{hook.now()}"
-        folder = path_of(self.archive)
-        # An archive is never overwritten: after a failure half-way, it may hold what is nowhere else.
-        number, path = 0, folder / f"{stem}{archive.SUFFIX}"
-        while path.exists():
-            number += 1
-            path = folder / f"{stem}-{number}{archive.SUFFIX}"
+        # No two have one name: after a failure half-way, or beside another delete, each may hold what is nowhere else.
+        path = path_of(self.archive) / f"{stem}-{secrets.token_hex(8)}{archive.SUFFIX}"
         written = 1
         with (
             whole_file(path) as file,
