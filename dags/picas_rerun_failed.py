@@ -46,7 +46,10 @@ PARAMS = {
         description="Leave tokens given back so often.",
     ),
     "keep_logs": Param(
-        True, type="boolean", title="Keep logs", description="Also those of pilots of the PiCaS client."
+        True,
+        type="boolean",
+        title="Keep logs",
+        description="Also those of pilots of the PiCaS client. Tokens with one above 1 MB are left.",
     ),
     "dry_run": Param(
         True, type="boolean", title="Dry run", description="Change nothing; the log says what would be done."

@@ -60,7 +60,8 @@ def reset(
 ) -> Operation[EditReport]:
     """Give tokens back: todo again, the attempt kept in ``attempts``, attachments carried unchanged.
 
-    ``keep_logs`` copies the logs of foreign pilots under the attempt's name first: the next attempt would overwrite them.
+    ``keep_logs`` copies the logs of foreign pilots under the attempt's name first: the next attempt would overwrite them. What is
+    ``too_large_to_copy`` is for ``judge`` to leave.
     """
 
     def scrub(token: Document) -> Operation[Document]:

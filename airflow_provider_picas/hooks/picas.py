@@ -315,11 +315,20 @@ class PicasHook(HttpHook):
         """Give the selected tokens back: todo again, the attempt kept in ``attempts``. Raises PatternError.
 
         Tokens that pilots take or finish meanwhile are left. ``keep_logs`` copies the logs of foreign pilots under the
-        attempt's name. ``dry_run`` only reports what would be done.
+        attempt's name, and leaves tokens with one that is too large. ``dry_run`` only reports what would be done.
         """
         if not reason.startswith("reset"):
             reason = f"reset: {reason}"  # the pilot counts attempts from the last reset
-        judge = self._judge(selection)
+        of_selection = self._judge(selection)
+
+        def judge(tokens: Sequence[Document]) -> Sequence[str | None]:
+            objections = of_selection(tokens)
+            if not keep_logs:
+                return objections
+            return [
+                why or ("has a log above 1 MB, too large to keep" if attachments.too_large_to_copy(token) else None)
+                for token, why in zip(tokens, objections, strict=True)
+            ]
 
         def change(tokens: Sequence[Document]) -> Operation[EditReport]:
             return edits.reset(self.pool, tokens, judge, reason=reason, keep_logs=keep_logs)
@@ -333,9 +342,7 @@ class PicasHook(HttpHook):
 
         def judge(tokens: Sequence[Document]) -> list[str | None]:
             objections = zip(tokens, of_selection(tokens), strict=True)
-            return [
-                why or ("has these values already" if documents.has(t, fields) else None) for t, why in objections
-            ]
+            return [why or ("has these values already" if documents.has(t, fields) else None) for t, why in objections]
 
         return self._edit(selection, judge, lambda tokens: edits.update(self.pool, tokens, judge, fields), dry_run)
 

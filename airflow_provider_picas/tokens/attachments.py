@@ -12,7 +12,7 @@ from airflow_provider_picas.tokens import ids
 from airflow_provider_picas.tokens.documents import MAX_ATTEMPTS
 
 MAX_LOG_BYTES = 1_000_000
-"""A foreign pilot's log that is larger is not copied when its token is reset."""
+"""A foreign pilot's log that is larger is not copied: a reset that is to keep the logs leaves its token."""
 
 _NAME_LENGTH = 120  # characters of a file name
 _ATTEMPT_LOG = re.compile(r"attempt-([0-9]{1,9})\.(out|err)")
@@ -54,18 +54,24 @@ def logs_to_copy(token: Mapping[str, Any]) -> dict[str, str]:
     """The logs of a foreign pilot that the next attempt would overwrite: the name of the copy, and what it is a copy of.
 
     The PiCaS examples attach ``logs_<id>.out`` and ``.err``. One that was attached before the latest copy was made has been
-    copied already. Those above ``MAX_LOG_BYTES`` are left out.
+    copied already.
     """
     stubs, number = stubs_of(token), attempt_number(token)
     copies = {}
     for kind in ("out", "err"):
         stub = stubs.get(name := f"logs_{token['_id']}.{kind}")
-        if stub is None or size(stub) > MAX_LOG_BYTES:
+        if stub is None:
             continue
         kept = [_revpos(stubs[other]) for other in stubs if (m := _ATTEMPT_LOG.fullmatch(other)) and m[2] == kind]
         if _revpos(stub) > max(kept, default=0):
             copies[f"attempt-{number}.{kind}"] = name
     return copies
+
+
+def too_large_to_copy(token: Mapping[str, Any]) -> bool:
+    """Whether the next attempt would overwrite a log that is larger than ``MAX_LOG_BYTES``."""
+    stubs = stubs_of(token)
+    return any(size(stubs[name]) > MAX_LOG_BYTES for name in logs_to_copy(token).values())
 
 
 def outdated_logs(token: Mapping[str, Any]) -> list[str]:

@@ -16,6 +16,7 @@ from airflow_provider_picas.couchdb import edits, errors, protocol
 from airflow_provider_picas.couchdb.pool import PAGE
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.operators.tokens import PicasPushTokensOperator, PicasResetTokensOperator
+from airflow_provider_picas.tokens import attachments
 from airflow_provider_picas.tokens.counts import Counts
 from airflow_provider_picas.tokens.selection import Selection
 from airflow_provider_picas.tokens.states import State, state_of
@@ -193,6 +194,18 @@ def test_logs_of_foreign_pilots_are_copied_once_for_each_attempt(hook: PicasHook
         **logs, **copies, "result": b"r", f"logs_{first}.out": b"out 3", "attempt-3.out": b"out 3",
     }  # fmt: skip
     assert len(hook.get(first)["attempts"]) == 3
+
+
+def test_a_token_whose_log_is_too_large_to_keep_is_left(hook: PicasHook) -> None:
+    first, second = lives.fill(hook, {State.ERROR: 2})
+    log = {f"logs_{first}.out": b"x" * (attachments.MAX_LOG_BYTES + 1)}
+    lives.attach(hook, first, **log)
+    left = {"has a log above 1 MB, too large to keep": {"tokens": 1, "ids": [first]}}
+    for dry_run in (True, False):
+        output = reset(keep_logs=True, dry_run=dry_run)
+        assert (output["ids"], output["left"]) == ([second], left)
+    assert (hook.get(first)["scrub_count"], lives.attached(hook, first)) == (0, log)
+    assert reset()["ids"] == [first]
 
 
 def test_logs_stay_as_they_are_unless_copies_are_asked_for(hook: PicasHook) -> None:

@@ -17,7 +17,7 @@ class PicasResetTokensOperator(SelectingOperator):
         what a pilot that lives still brings for such a token is refused.
     :param max_scrubs: leave tokens that were given back so many times already.
     :param keep_logs: copy the logs of pilots of the PiCaS client (``logs_<id>.out`` and ``.err``) under the attempt's name, since
-        the next attempt overwrites them.
+        the next attempt overwrites them. Tokens with such a log above 1 MB are left.
     :param reason: why; it is kept with the attempt.
     :param dry_run: change nothing; say what would be done.
 

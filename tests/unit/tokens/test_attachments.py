@@ -92,11 +92,17 @@ def test_logs_the_latest_first_and_stderr_before_stdout() -> None:
         # Copied already, and not written anew since.
         ({"logs_b:1.out": (3, 9), "attempt-1.out": (4, 9)}, {}),
         ({"logs_b:1.out": (6, 9), "attempt-1.out": (4, 9)}, {"attempt-2.out": "logs_b:1.out"}),
-        ({"logs_b:1.out": (3, attachments.MAX_LOG_BYTES + 1)}, {}),
     ],
 )
 def test_logs_to_copy(stubs: dict[str, tuple[int, int]], copies: dict[str, str]) -> None:
     assert attachments.logs_to_copy(with_stubs(**stubs)) == copies
+
+
+def test_a_log_that_is_too_large_to_copy() -> None:
+    much = attachments.MAX_LOG_BYTES + 1
+    assert attachments.too_large_to_copy(with_stubs(**{"logs_b:1.out": (3, 1), "logs_b:1.err": (3, much)}))
+    assert not attachments.too_large_to_copy(with_stubs(**{"logs_b:1.out": (3, much - 1), "data": (3, much)}))
+    assert not attachments.too_large_to_copy(with_stubs(**{"logs_b:1.out": (3, much), "attempt-1.out": (4, much)}))
 
 
 def test_the_number_of_an_attempt_is_above_all_that_is_kept() -> None:
