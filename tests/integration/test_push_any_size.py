@@ -10,14 +10,15 @@ import subprocess
 import sys
 import urllib.parse
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import fsspec
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, ObjectStoragePath
 from airflow.sdk.io import attach
+from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
 from airflow_provider_picas.couchdb import errors, protocol
 from airflow_provider_picas.hooks.picas import PicasHook
@@ -53,6 +54,26 @@ def pushed(pool: Pool, field: str = "input") -> list[Any]:
     return [token.get(field) for token in sorted(pool.tokens(), key=lambda token: int(token["ordinal"]))]
 
 
+class BlockStore(AbstractFileSystem):  # type: ignore[misc]
+    """Files that are read in blocks, as in S3 and most stores: fsspec's own, with no more than fsspec asks of a store."""
+
+    cachable = False
+    files: ClassVar[dict[str, bytes]] = {}
+
+    def info(self, path: str, **kwargs: Any) -> dict[str, Any]:
+        return {"name": path, "size": len(self.files[PurePath(path).name]), "type": "file"}
+
+    def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> AbstractBufferedFile:
+        return BlockFile(self, path, mode, block_size=1_000)
+
+
+class BlockFile(AbstractBufferedFile):  # type: ignore[misc]
+    """A file of ``BlockStore``."""
+
+    def _fetch_range(self, start: int, end: int) -> bytes:
+        return self.fs.files[PurePath(self.path).name][start:end]  # type: ignore[no-any-return]
+
+
 class TestFiles:
     @pytest.mark.parametrize("name", ["inputs.jsonl", "inputs.ndjson", "inputs.jsonl.gz"])
     @pytest.mark.parametrize("kind", [str, Path, ObjectStoragePath, "file://{}".format])
@@ -77,6 +98,16 @@ class TestFiles:
         path.write_bytes(b"a\n1\n2\n")
         run(inputs="memory://bucket/inputs.csv")
         assert pushed(pool) == [{"a": "1"}, {"a": "2"}]
+
+    @pytest.mark.parametrize("name", ["t.jsonl", "t.csv", "t.jsonl.gz"])
+    def test_a_file_of_a_store_that_reads_blocks(self, pool: Pool, name: str) -> None:
+        numbers = range(2_500)
+        content = "".join(f'"{n}"\n' for n in numbers) if "json" in name else "a\n" + "".join(f"{n}\n" for n in numbers)
+        BlockStore.files[name] = gzip.compress(content.encode()) if name.endswith(".gz") else content.encode()
+        attach("memory", conn_id="blocks", fs=BlockStore())
+        assert run(inputs=f"memory://blocks@bucket/{name}")["tokens"] == 2_500
+        values = pushed(pool)
+        assert [value if "json" in name else value["a"] for value in values] == [str(n) for n in numbers]
 
     @pytest.mark.parametrize(
         ("name", "good", "half", "rest", "line"),

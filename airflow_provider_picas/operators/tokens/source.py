@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -54,12 +55,14 @@ class Source:
             yield self._to_fields(item, place)
 
     def _rows(self) -> Iterator[Any]:
+        packed = self._path.name.endswith(".gz")
         try:
-            file = self._path.open("rb", compression="gzip" if self._path.name.endswith(".gz") else None)
+            file = self._path.open("rb", compression="gzip" if packed else None)
         except FileNotFoundError:
             raise BadTokenError(f"There is no file {self._path}.") from None
         with file:
-            self._lines = Lines(file)
+            # Files of stores have no readline with a size. gzip's has, and gives all lines before the place where it breaks off.
+            self._lines = Lines(file if packed else io.BufferedReader(file))
             yield from _reader(self._path)(self._lines)
 
 
