@@ -131,6 +131,7 @@ def test_marked_failed_with_drain_they_finish_what_they_hold(start: Any) -> None
     waiting.api.set_task_state(waiting.dag_id, waiting.run, "wait", "failed")
     waiting.until(lambda: not waiting.jobs(), "The end of the pilots")
     assert (len(waiting.tokens(State.DONE)), len(waiting.tokens(State.TODO))) == (2, 1)
+    waiting.until(lambda: not list(Path(waiting.submitted["folder"], "credentials").iterdir()), "The credentials' end")
 
 
 def test_marked_a_success_the_pilots_are_left_alone(start: Any) -> None:
