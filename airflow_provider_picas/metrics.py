@@ -1,7 +1,7 @@
 """Figures for those who run Airflow, through its metrics: how many tokens are waited for, and how fast they finish.
 
 Gauges, for each pool that this process waits on: ``picas.<database>.tokens.<state>``, the tokens of all batches that are waited
-for, and ``picas.<database>.finished_per_minute``.
+for, and ``picas.<database>.finished_per_minute``. They are 0 when nobody waits any longer.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ class PoolGauges:
         self._counts: dict[str | None, Counts] = {}
         self._finished = 0  #: since they were last sent
         self._sent_at = time.monotonic()
+        self._sent = False
 
     def note(self, batch: str | None, counts: Counts) -> None:
         """The newest counts of a batch, or with None of the whole pool."""
@@ -40,7 +41,19 @@ class PoolGauges:
     def send(self) -> None:
         """Send them, unless they were sent a moment ago."""
         passed = time.monotonic() - self._sent_at
-        if self.database is None or passed < INTERVAL:
+        if passed >= INTERVAL:
+            self._send(passed)
+
+    def end(self) -> None:
+        """Nobody waits any longer: a gauge keeps its last value until it is sent another."""
+        self._counts.clear()
+        self._finished = 0
+        if self._sent:
+            self._send(INTERVAL)
+        self._sent = False
+
+    def _send(self, passed: float) -> None:
+        if self.database is None:
             return
         name = re.sub(r"[^A-Za-z0-9_.-]", "_", self.database)
         # A wait for the whole pool counts the batches, too.
@@ -48,4 +61,4 @@ class PoolGauges:
         for state in State:
             Stats.gauge(f"picas.{name}.tokens.{state}", sum(counts[state] for counts in counted))
         Stats.gauge(f"picas.{name}.finished_per_minute", round(self._finished * 60 / passed, 3))
-        self._sent_at, self._finished = time.monotonic(), 0
+        self._sent_at, self._finished, self._sent = time.monotonic(), 0, True

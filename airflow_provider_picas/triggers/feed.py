@@ -245,6 +245,7 @@ class Feed:
         feeds = _feeds.get(asyncio.get_running_loop(), {})
         if feeds.get((self.picas_conn_id, self.database)) is self:
             del feeds[self.picas_conn_id, self.database]
+        self._gauges.end()
 
     def _subscriptions(self) -> Iterable[Subscription[News] | Subscription[Touched]]:
         for waits in list(self._waits.values()):

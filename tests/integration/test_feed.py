@@ -11,7 +11,9 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from airflow.providers.common.compat.sdk import Stats
 
+from airflow_provider_picas import metrics
 from airflow_provider_picas.couchdb import changes, errors
 from airflow_provider_picas.hooks.picas import PicasAsyncHook, PicasHook
 from airflow_provider_picas.tokens import documents
@@ -141,6 +143,23 @@ def test_few_looks_while_many_tokens_are_left(hook: PicasHook) -> None:
     many, took, last = asyncio.run(wait())
     assert many <= 2 + took / 0.6, f"{many} looks for 50 tokens, in {took:.1f} s"
     assert last >= 3
+
+
+def test_the_gauges_are_zero_when_nobody_waits_any_longer(hook: PicasHook, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: dict[str, float] = {}
+    monkeypatch.setattr(metrics, "INTERVAL", 0.1)
+    monkeypatch.setattr(Stats, "gauge", lambda name, value, **_: sent.update({name.rpartition(".")[2]: value}))
+    push(hook, "a", 2)
+
+    async def wait() -> None:
+        async with waiting() as news:
+            await news.until(Counts(todo=2))
+            async with asyncio.timeout(SOON):
+                while sent.get("todo") != 2:
+                    await asyncio.sleep(0.05)
+
+    asyncio.run(wait())
+    assert sent == {"todo": 0, "locked": 0, "done": 0, "error": 0, "finished_per_minute": 0}
 
 
 def test_one_feed_for_all_waits_on_a_pool_and_none_after_them(hook: PicasHook) -> None:

@@ -55,6 +55,20 @@ def test_states_and_rate(sent: dict[str, float], clock: Any) -> None:
     assert (sent["picas.group_pool.tokens.done"], sent["picas.group_pool.finished_per_minute"]) == (1, 0)
 
 
+def test_they_are_zero_in_the_end(sent: dict[str, float], clock: Any) -> None:
+    gauges = PoolGauges()
+    gauges.database = "p"
+    gauges.note("a", Counts(todo=1))
+    gauges.end()
+    assert sent == {}, "nothing was sent before"
+    gauges.note("a", Counts(todo=1))
+    clock.now += 30
+    gauges.send()
+    gauges.note("a", Counts(done=1))
+    gauges.end()
+    assert set(sent.values()) == {0}
+
+
 def test_a_wait_for_the_whole_pool_counts_its_batches(sent: dict[str, float], clock: Any) -> None:
     gauges = PoolGauges()
     gauges.database = "p"
