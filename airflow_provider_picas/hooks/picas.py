@@ -348,18 +348,12 @@ class PicasHook(HttpHook):
 
     def delete(self, tokens: Iterable[tuple[str, str]]) -> EditReport:
         """Delete tokens, given by id and revision; one that has changed since is left."""
-        report = EditReport()
         revisions = (edits.Revision(token_id, rev) for token_id, rev in tokens)
-        for part in self.side_by_side(lambda page: self.do(edits.delete(self.pool, page)), _pages_of(revisions)):
-            report.add(part)
-        return report
+        return self._in_parts(lambda page: self.do(edits.delete(self.pool, page)), _pages_of(revisions), "deleted")
 
     def restore(self, tokens: Iterable[Document]) -> EditReport:
         """Write archived tokens (``archive.restored``) as they were; those that are in the pool are left."""
-        report = EditReport()
-        for part in self.side_by_side(lambda page: self.do(edits.restore(self.pool, page)), _pages_of(tokens, 100)):
-            report.add(part)
-        return report
+        return self._in_parts(lambda page: self.do(edits.restore(self.pool, page)), _pages_of(tokens, 100), "restored")
 
     def with_attachments(self, tokens: Iterable[Document]) -> Iterator[Document]:
         """The tokens, in any order, with the data of their attachments in them; those that are gone meanwhile are left out."""
@@ -504,15 +498,31 @@ class PicasHook(HttpHook):
                     report.leave("is not in the pool", token_id)
             return report
 
-        report = EditReport()
+        report, done = EditReport(), "would be changed" if dry_run else "changed"
         counts = self.count_existing(selection.batch)
         if selection.worth_reading_all(counts):
-            parts = self.side_by_side(edit, self._all_tokens(selection.batch))
+            report.add(self._in_parts(edit, self._all_tokens(selection.batch), done))
         else:
             report.add(selection.others(counts))
-            parts = self.side_by_side(fetch_and_edit, _pages_of(self._candidate_ids(selection)))
-        for part in parts:
-            report.add(part)
+            report.add(self._in_parts(fetch_and_edit, _pages_of(self._candidate_ids(selection)), done))
+        return report
+
+    def _in_parts(self, work: Callable[[Item], EditReport], items: Iterable[Item], done: str) -> EditReport:
+        """The report of what is done to tokens in parts. If that fails half-way, the log tells what was done before."""
+        report, lock = EditReport(), threading.Lock()
+
+        def add(item: Item) -> None:
+            part = work(item)
+            with lock:
+                report.add(part)
+
+        try:
+            for _ in self.side_by_side(add, items):
+                pass
+        except Exception:
+            if report.changed:
+                self.log.warning("It failed half-way. Before that: %s", " ".join(report.lines(done)))
+            raise
         return report
 
     def _candidate_ids(self, selection: Selection) -> Iterable[str]:

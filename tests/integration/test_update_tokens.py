@@ -120,6 +120,38 @@ def test_a_login_that_may_only_read(
     assert list(hook.batch_documents("b")) == before
 
 
+@pytest.mark.parametrize(
+    ("operator", "asked", "said"),
+    [
+        (PicasResetTokensOperator, {"states": "todo"}, "changed"),
+        (PicasResetTokensOperator, {"states": "todo", "keys": [f"{place:08d}" for place in range(3_000)]}, "changed"),
+        (PicasUpdateTokensOperator, {"fields": {"priority": 5}}, "changed"),
+        (PicasDeleteTokensOperator, {}, "deleted"),
+    ],
+)
+def test_what_was_done_before_an_error_is_told(
+    hook: PicasHook,
+    pool: Pool,
+    couchdb: CouchDBAdmin,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    operator: type[SelectingOperator],
+    asked: dict[str, Any],
+    said: str,
+) -> None:
+    lives.fill(hook, {State.TODO: 3_000})
+    before = {token["_id"]: token["_rev"] for token in hook.batch_documents("b")}
+    with Proxy(couchdb.url) as proxy:
+        set_connection(monkeypatch, "through_proxy", {**native.picas_connection(pool), "host": proxy.url})
+        proxy.hurt(400, on="_bulk_docs")
+        with pytest.raises(errors.CouchDBError, match="injected"):
+            operator(task_id="edit", batch="b", picas_conn_id="through_proxy", **asked).execute(context())
+    after = {token["_id"]: token["_rev"] for token in hook.batch_documents("b")}
+    changed = len(before.items() - after.items())
+    assert changed
+    assert f"It failed half-way. Before that: {changed:,} tokens {said} (b:0" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("field", sorted(OWNED_FIELDS | {"_id", "_rev", "_attachments", "_deleted", ""}))
 def test_fields_of_picas_and_of_the_provider_are_refused(picas_default: str, field: str) -> None:
     with pytest.raises(AirflowFailException, match="cannot be set"):
