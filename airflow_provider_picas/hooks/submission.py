@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from airflow_provider_picas import stopping
+from airflow_provider_picas import holding, stopping
 from airflow_provider_picas.couchdb.errors import CouchDBError
 from airflow_provider_picas.couchdb.protocol import Request
+from airflow_provider_picas.holding import Holders
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.slurm import SlurmHook
 from airflow_provider_picas.operation import drive
@@ -45,10 +47,45 @@ class WatchedSubmission:
         )
 
     def look(self, max_scrubs: int, max_lock_age: float | None) -> News:
-        """Look at jobs and locked tokens, and give back those of dead pilots."""
-        return self.do(
-            look_after(self._picas.pool, self._batch, self.watched, max_scrubs=max_scrubs, max_lock_age=max_lock_age)
-        )
+        """Look at jobs and locked tokens, and give back those of dead pilots.
+
+        Silent pilots have half a lease to be heard first: who looks now and then does not know how long the database answers.
+        """
+        begin = time.monotonic()
+        news = self._look(max_scrubs, max_lock_age, contact=0.0)
+        if news.outage is None and news.locked and (patience := self.holders(news).patience):
+            log.info(
+                "Pilots were not heard in time. They have %.0f s to be, should the database have been away.", patience
+            )
+            time.sleep(max(0.0, begin + patience + 0.1 - time.monotonic()))
+            later = self._look(max_scrubs, max_lock_age, contact=time.monotonic() - begin)
+            later.reaped[:0], later.given_up[:0], later.sent = news.reaped, news.given_up, later.sent + news.sent
+            return later
+        return news
+
+    def _look(self, max_scrubs: int, max_lock_age: float | None, contact: float) -> News:
+        pool = self._picas.pool
+        limits: Any = {"max_scrubs": max_scrubs, "max_lock_age": max_lock_age}
+        return self.do(look_after(pool, self._batch, self.watched, contact=contact, **limits))
+
+    def holders(self, news: News) -> Holders:
+        """Who holds the tokens that are locked after a look."""
+        return self.do(holding.holders(self._picas.pool, self._batch, news.jobs or ()))
+
+    def foreign(self) -> tuple[str, ...]:
+        """Tokens that are held by nobody of whom anything is known; none while the cluster does not answer."""
+        try:
+            found = self.do(jobs.look(self.watched.key, self.watched.folder, self.watched.since))
+        except RemoteError:
+            return ()
+        return self.do(holding.holders(self._picas.pool, self._batch, found.jobs)).foreign
+
+    def log_news(self, sizes: Mapping[str, int]) -> list[logs.LogNews]:
+        """The pilots' logs that have grown since they had ``sizes`` (bytes by name); none when the cluster does not answer."""
+        try:
+            return self.do(logs.news(self.watched.folder, sizes))
+        except RemoteError:
+            return []  # the next look at the jobs says so
 
     def resubmit(self, most: int, finished: int) -> str | None:
         """Submit the same pilots once more, unless that was done ``most`` times, or the last ones finished no token.

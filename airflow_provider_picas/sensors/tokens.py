@@ -25,6 +25,7 @@ from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.submission import WatchedSubmission
 from airflow_provider_picas.links import PicasMonitoringLink, PicasPoolLink, push_links
 from airflow_provider_picas.operators.instance import push_id
+from airflow_provider_picas.pilots_log import PilotsLog
 from airflow_provider_picas.reaping import Watched
 from airflow_provider_picas.slurm.remote import RemoteError, UnreachableError
 from airflow_provider_picas.stopping import How
@@ -32,6 +33,7 @@ from airflow_provider_picas.tokens import ids, waiting
 from airflow_provider_picas.tokens.batch import Batch
 from airflow_provider_picas.tokens.counts import Completeness, Counts, ErrorBudget
 from airflow_provider_picas.tokens.states import State
+from airflow_provider_picas.tokens.text import sample
 from airflow_provider_picas.tokens.waiting import Outcome, Progress, Threshold, Verdict
 from airflow_provider_picas.triggers.tokens import GONE_AFTER, PicasTokenStateTrigger
 
@@ -54,7 +56,8 @@ class PicasTokenStateSensor(BaseSensorOperator):
     :param pilots: the output of the operator that submits pilots. They are looked after: the tokens of those that have died are
         given back, and when none is left while tokens wait, the task fails, with the ends of the pilots' logs.
     :param resubmit: submit the same pilots again when none is left, so often, as long as they finish tokens.
-    :param max_scrubs: how often the token of a dead pilot is given back until it is an error.
+    :param max_scrubs: how often the token of a dead pilot is given back by the wait until it is an error, 0 - 9. Pilots give back
+        each other's, too, by a number of their own: give the operator that submits them ``pilot={"max_scrubs": …}`` as well.
     :param max_lock_age: seconds after which a token is given back that is held by a pilot without a lease, as the PiCaS client's
         are, unless it is one of ``pilots``. Default: never.
     :param pilots_interval: seconds between two looks at the pilots. Default: 5 to 60, longer while nothing changes.
@@ -116,6 +119,7 @@ class PicasTokenStateSensor(BaseSensorOperator):
         self._concluded = False
         self._progress = Progress(self.no_progress)
         self._gone_since: float | None = None  #: Slurm knows of no job of the submission
+        self._told: PilotsLog | None = None
 
     def execute(self, context: Context) -> Any:
         if not self.deferrable:
@@ -151,7 +155,7 @@ class PicasTokenStateSensor(BaseSensorOperator):
             max_errors=self._budget().limit,
             deadline=deadline,
             pilots=self.pilots,
-            max_scrubs=self._whole("max_scrubs"),
+            max_scrubs=self._max_scrubs(),
             max_lock_age=self._max_lock_age(),
             pilots_interval=self.pilots_interval,
             on_kill_how=str(self.on_kill_how),
@@ -216,7 +220,7 @@ class PicasTokenStateSensor(BaseSensorOperator):
         self._concluded = True
         hook = self._hook(batch)
         self._end_pilots(context, completeness.counts)
-        tails = self._log_tails(hook, batch) if outcome is Outcome.NO_PILOTS else ""
+        tails = self._tell_ends(hook, batch) if outcome is Outcome.NO_PILOTS else ""
         counts = completeness.counts.as_dict()
         told = {"batch": batch.id if batch else None, "outcome": str(outcome), "counts": counts}
         assets.tell(context, self.outlets, told)
@@ -234,11 +238,20 @@ class PicasTokenStateSensor(BaseSensorOperator):
             if figures := submitted.end(counts.finished if counts else None):
                 context["ti"].xcom_push("figures", figures)
 
-    def _log_tails(self, hook: PicasHook, batch: Batch | None) -> str:
+    def _tell_ends(self, hook: PicasHook, batch: Batch | None) -> str:
+        """Name the tokens that others hold. The ends of the pilots' logs."""
         watched = self._watched()
         if watched is None:
             return ""
         with WatchedSubmission(watched, hook, batch.id if batch else None) as submitted:
+            try:
+                if foreign := submitted.foreign():
+                    self.log.warning(
+                        "Held without a lease, by no job of this submission: %s. Whether anybody works on them cannot be known;"
+                        " `max_lock_age` has them given back.", sample(foreign),
+                    )  # fmt: skip
+            except CouchDBError as error:
+                self.log.warning("Who holds tokens cannot be told: %s", error)
             return submitted.log_tails()
 
     def _look_after(self, hook: PicasHook, batch: Batch | None) -> bool:
@@ -247,14 +260,20 @@ class PicasTokenStateSensor(BaseSensorOperator):
         if watched is None or self.deferrable:
             return False
         with WatchedSubmission(watched, hook, batch.id if batch else None) as submitted:
+            told = self._told = self._told or PilotsLog(self.log)
+            max_lock_age = self._max_lock_age()
             for _ in range(2):  # what was just submitted may show a moment later
-                news = submitted.look(self._whole("max_scrubs"), self._max_lock_age())
-                if news.outage:
-                    self.log.warning("%s The wait goes on.", news.outage)
-                if news.pilots_left is not False or news.locked:
+                news = submitted.look(self._max_scrubs(), max_lock_age)
+                told.tell(news)
+                if not self.reschedule and told.logs_are_due():  # mode `reschedule` does not remember what it has shown
+                    told.tell_logs(submitted.log_news(told.sizes))
+                working = news.locked and (max_lock_age is not None or submitted.holders(news).known)
+                if news.pilots_left is not False or working:
                     self._gone_since = None
                     return False
-                if not news.jobs:  # as in the trigger; mode `reschedule` does not remember
+                if not news.jobs and self.reschedule:  # nor since when there is none
+                    return time.time() - watched.since >= GONE_AFTER
+                if not news.jobs:  # as in the trigger
                     now = time.monotonic()
                     self._gone_since = now if self._gone_since is None else self._gone_since
                     return now - self._gone_since >= GONE_AFTER
@@ -385,6 +404,12 @@ class PicasTokenStateSensor(BaseSensorOperator):
             return float(self.max_lock_age)
         except (TypeError, ValueError):
             raise AirflowFailException(f"max_lock_age is a number of seconds, not {self.max_lock_age!r:.80}.") from None
+
+    def _max_scrubs(self) -> int:
+        number = self._whole("max_scrubs")
+        if not 0 <= number <= 9:
+            raise AirflowFailException(f"max_scrubs is a whole number from 0 to 9, not {number}.")
+        return number
 
     def _whole(self, name: str) -> int:
         value = getattr(self, name)

@@ -17,15 +17,16 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 from airflow_provider_picas import stopping
 from airflow_provider_picas.couchdb import errors
 from airflow_provider_picas.couchdb.protocol import Request
+from airflow_provider_picas.holding import holders
 from airflow_provider_picas.hooks.picas import PicasAsyncHook
 from airflow_provider_picas.operation import drive_async
+from airflow_provider_picas.pilots_log import PilotsLog
 from airflow_provider_picas.reaping import News, Watched, look_after
 from airflow_provider_picas.slurm import logs
 from airflow_provider_picas.slurm.remote import Output, RemoteError, Step
 from airflow_provider_picas.stopping import How
 from airflow_provider_picas.tokens import waiting
 from airflow_provider_picas.tokens.counts import Completeness, Counts, ErrorBudget
-from airflow_provider_picas.tokens.text import sample
 from airflow_provider_picas.tokens.waiting import Outcome, Progress, Threshold, Verdict
 from airflow_provider_picas.triggers.cluster import Cluster, cluster_for
 from airflow_provider_picas.triggers.feed import CountsSubscription, Feed, feed_for
@@ -35,7 +36,6 @@ LOG_INTERVAL = 60.0  # seconds between two lines of counts
 
 FIRST_INTERVAL = 5.0  # seconds between two looks at the pilots while there is news of them
 LONGEST_INTERVAL = 60.0  # seconds, when nothing changes
-LOGS_INTERVAL = 30.0  # seconds between two looks at the pilots' logs
 STOP_TRIES = 5  # to stop the pilots, with growing pauses
 CANCEL_WAIT, DRAIN_WAIT = 60.0, 6 * 3600.0  # seconds that stopped pilots have to end until their credentials stay
 GONE_AFTER = 60.0  # seconds that Slurm must know of no job of a submission until it has none
@@ -186,21 +186,16 @@ class PicasTokenStateTrigger(BaseTrigger):
         """Look after the pilots, again and again. Outages of either side are said, and survived."""
         interval = self.pilots_interval or FIRST_INTERVAL
         states: object = None
-        trouble: str | None = None
+        told = PilotsLog(self.log)
         none_left_since: float | None = None
-        sizes: dict[str, int] = {}
-        logs_at = 0.0
         async with AsyncExitStack() as stack:
             picas = await stack.enter_async_context(PicasAsyncHook(self.picas_conn_id, database=self.database))
             slurm = await stack.enter_async_context(cluster_for(watched.ssh_conn_id).use())
             while True:
                 news = await self._look(picas, slurm, watched)
-                if news.trouble != trouble:
-                    trouble = news.trouble
-                    self.log.warning("%s", f"{trouble} The wait goes on." if trouble else "All answer again.")
-                self._tell(news)
+                told.tell(news)
                 now = time.monotonic()
-                if news.jobs is not None and news.pilots_left is False and not news.locked:
+                if news.pilots_left is False and not await self._anybody_works(picas, news):
                     none_left_since = none_left_since if none_left_since is not None else now
                     # A job that was just submitted may show a moment later; one that Slurm says has ended, has.
                     if now - none_left_since >= (FIRST_INTERVAL if news.jobs else GONE_AFTER):
@@ -209,9 +204,8 @@ class PicasTokenStateTrigger(BaseTrigger):
                             self._news.wake()
                 else:
                     none_left_since, self._nobody_left = None, False
-                if now - logs_at >= LOGS_INTERVAL:
-                    logs_at = now
-                    await self._show_logs(slurm, watched, sizes)
+                if told.logs_are_due():
+                    await self._show_logs(slurm, watched, told)
                 seen = {name: job.state for name, job in (news.jobs or {}).items()}
                 quiet = seen == states and not news.reaped and none_left_since is None
                 states = seen
@@ -248,21 +242,24 @@ class PicasTokenStateTrigger(BaseTrigger):
         seconds = time.monotonic() - self._answers_since
         return seconds if self._feed is None else min(seconds, self._feed.contact)
 
-    async def _show_logs(self, slurm: Cluster, watched: Watched, sizes: dict[str, int]) -> None:
+    async def _anybody_works(self, picas: PicasAsyncHook, news: News) -> bool:
+        """Whether tokens are held by anybody of whom something is known, or they are given back in time."""
+        if not news.locked or self.max_lock_age is not None:
+            return bool(news.locked)
+
+        async def send(request: Any) -> Any:
+            return await picas.send(request)
+
         try:
-            for item in await slurm.do(logs.news(watched.folder, sizes)):
-                sizes[item.name] = item.size
-                for line in item.lines:
-                    self.log.info("%s: %s", item.name, line)
+            return (await drive_async(holders(picas.pool, self.batch, news.jobs or ()), send)).known > 0
+        except errors.CouchDBError:
+            return True  # the next look tells
+
+    async def _show_logs(self, slurm: Cluster, watched: Watched, told: PilotsLog) -> None:
+        try:
+            told.tell_logs(await slurm.do(logs.news(watched.folder, told.sizes)))
         except RemoteError:
             return  # the next look at the jobs says so
-
-    def _tell(self, news: News) -> None:
-        if news.sent:
-            self.log.info("%d results that pilots had left in the submission's folder were sent.", news.sent)
-        for what, tokens in (("Given back", news.reaped), ("Given up, now in error", news.given_up)):
-            if tokens:
-                self.log.warning("%s: %s (%s).", what, sample([token for token, _ in tokens]), sample(_causes(tokens)))
 
     async def on_kill(self) -> None:
         """Called by Airflow 3.3 and later when the task ends by somebody's hand: pilots are stopped only if it was failed.
@@ -343,10 +340,6 @@ def _lingering() -> float:
     """
     interval = float(conf.getfloat("workers", "min_heartbeat_interval", fallback=5.0))
     return interval + 3 if interval > 0 else 0.0
-
-
-def _causes(tokens: list[tuple[str, str]]) -> list[str]:
-    return list(dict.fromkeys(cause for _, cause in tokens))
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import stat
@@ -11,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowFailException
+from airflow.providers.common.compat.sdk import AirflowFailException, TaskDeferred
 
+from airflow_provider_picas import pilots_log
 from airflow_provider_picas.hooks.slurm import SlurmHook
 from airflow_provider_picas.operators.pilots import PicasSubmitPilotsOperator
 from airflow_provider_picas.operators.tokens import PicasPushTokensOperator
 from airflow_provider_picas.sensors.tokens import PicasTokenStateSensor
 from airflow_provider_picas.tokens.states import State, state_of
+from airflow_provider_picas.triggers import tokens as triggers
 from stack import processes
 from stack.pool import Pool
 from tests.integration.tasks import context
@@ -125,6 +128,43 @@ def test_from_command_to_output(tasks: Tasks, tmp_path: Path) -> None:
     figures = tasks.wait_context["ti"].xcoms["figures"]
     assert figures["tokens"] == 2
     assert sum(figures["jobs"].values()) == 2
+
+
+def logged(tasks: Tasks, said: str) -> bool:
+    """Whether a line of a pilot's log was told before its token was done."""
+    told = said.find(f"pilot-{tasks.pilots['job_ids'][0]}_0.log: ")
+    return -1 < told < said.find("1 done")
+
+
+def test_the_pilots_logs_are_shown_as_they_run(
+    tasks: Tasks, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(pilots_log, "LOGS_INTERVAL", 1.0)
+    tasks.push([{"input": 1}])
+    tasks.submit("sleep 10", pilot={"lease": 6})
+    tasks.wait()
+    assert logged(tasks, capsys.readouterr().out)
+
+
+def test_the_trigger_shows_the_pilots_logs_as_they_run(
+    tasks: Tasks, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(pilots_log, "LOGS_INTERVAL", 1.0)
+    monkeypatch.setattr(triggers, "LOG_INTERVAL", 0.0)
+    tasks.push([{"input": 1}])
+    tasks.submit("sleep 10", pilot={"lease": 6})
+    wait = PicasTokenStateSensor(
+        task_id="wait", batch=tasks.batch, pilots=tasks.pilots, pilots_interval=1, timeout=90, deferrable=True
+    )
+    with pytest.raises(TaskDeferred) as deferred:
+        wait.execute(context("wait", run_id=tasks.pool.database))
+
+    async def run() -> list[Any]:
+        return [event.payload["outcome"] async for event in deferred.value.trigger.run()]
+
+    with caplog.at_level("INFO"):
+        assert asyncio.run(run()) == ["complete"]
+    assert logged(tasks, capsys.readouterr().out + caplog.text)
 
 
 def test_a_list_of_arguments_is_no_shell_text(tasks: Tasks) -> None:

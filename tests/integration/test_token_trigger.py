@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 import types
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any, NoReturn
 
 import pytest
@@ -334,6 +336,72 @@ def test_slurm_knows_of_no_pilot(hook: PicasHook, cluster: Cluster, monkeypatch:
     time.sleep(1)
     with pytest.raises(AirflowFailException, match="no pilot is left"):
         one.poke(CONTEXT)
+
+
+def test_slurm_knows_of_no_pilot_between_pokes(
+    hook: PicasHook, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_connection(monkeypatch, "away", native.ssh_connection(cluster))
+    just_now = {**PILOTS, "submitted": datetime.now(UTC).isoformat()}
+    assert not sensor(pilots=just_now, mode="reschedule").poke(CONTEXT)
+    with pytest.raises(AirflowFailException, match="no pilot is left"):
+        sensor(pilots=PILOTS, mode="reschedule").poke(CONTEXT)
+
+
+def lock(hook: PicasHook, **fields: Any) -> str:
+    """Lock a token, as a PiCaS client does; its id."""
+    token = next(hook.tokens("todo", BATCH))
+    hook.do(hook.pool.put({**token, "lock": int(time.time()), **fields}))
+    return str(token["_id"])
+
+
+@pytest.mark.parametrize("max_lock_age", [None, 1000])
+def test_a_client_that_is_gone_does_not_count_as_somebody_who_works(
+    hook: PicasHook, cluster: Cluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    max_lock_age: float | None,
+) -> None:  # fmt: skip
+    """Unless its token comes back in time. Nobody is left to take those that wait."""
+    monkeypatch.setattr(triggers, "GONE_AFTER", 1.0)
+    set_connection(monkeypatch, "away", native.ssh_connection(cluster))
+    token = lock(hook, slurm_job_id="4711", hostname="elsewhere")
+    options: dict[str, Any] = {"pilots": PILOTS, "max_lock_age": max_lock_age}
+    found = event(trigger(**options, pilots_interval=0.5, deadline=time.time() + 15))
+    assert found["outcome"] == ("timed_out" if max_lock_age else "no_pilots")
+    one = sensor(**options, mode="reschedule")
+    if max_lock_age:
+        assert not one.poke(CONTEXT)
+    else:
+        with pytest.raises(AirflowFailException, match="3 tokens of batch a wait, and no pilot is left"):
+            one.poke(CONTEXT)
+        assert f"Held without a lease, by no job of this submission: {token}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("heard", [True, False])
+def test_a_silent_pilot_has_half_a_lease_to_be_heard_in_a_poke(
+    hook: PicasHook, cluster: Cluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], heard: bool
+) -> None:
+    """As after an outage of the database, while which no pilot could renew its lease."""
+    set_connection(monkeypatch, "away", native.ssh_connection(cluster))
+    now = int(time.time())
+    token = lock(hook, lock=now - 100, pilot="p1", claim=f"0123456789abcdef-{now - 100}")
+    lease: dict[str, Any] = {
+        "_id": "_local/picas-pilot-p1", "pilot": "p1", "submission": "s-2", "job": "5", "hostname": "n1",
+        "renewed": now - 100, "lease": 20 if heard else 2, "ended": False,
+    }  # fmt: skip
+    revision = hook.do(hook.pool.put(lease))
+    renewal = {**lease, "_rev": revision, "renewed": now + 5}
+    renew = threading.Timer(3, lambda: PicasHook().do(hook.pool.put(renewal)))
+    if heard:
+        renew.start()
+    assert not sensor(pilots=PILOTS).poke(CONTEXT)
+    given_back = f"Given back: {token} (pilot p1 (job 5 on n1) was not heard for" in capsys.readouterr().out
+    assert (hook.get(token)["lock"] == 0, given_back) == (not heard, not heard)
+
+
+@pytest.mark.parametrize("number", [-1, 10])
+def test_max_scrubs_beyond_the_attempts_that_are_kept(hook: PicasHook, number: int) -> None:
+    with pytest.raises(AirflowFailException, match=f"max_scrubs is a whole number from 0 to 9, not {number}"):
+        sensor(deferrable=True, max_scrubs=number).execute(CONTEXT)
 
 
 @pytest.mark.parametrize("name", ["max_scrubs", "max_lock_age", "resubmit"])

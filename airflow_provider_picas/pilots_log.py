@@ -1,0 +1,51 @@
+"""What looks at the pilots find, in the log of the task that waits: of the trigger, and of the sensor that pokes."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from airflow_provider_picas.reaping import News
+from airflow_provider_picas.slurm.logs import LogNews
+from airflow_provider_picas.tokens.text import sample
+
+LOGS_INTERVAL = 30.0  # seconds between two looks at the pilots' logs
+
+
+class PilotsLog:
+    """Tells what is new. ``sizes``: of the pilots' logs, in bytes by name, as far as they were shown."""
+
+    def __init__(self, log: Any) -> None:
+        self.sizes: dict[str, int] = {}
+        self._log = log
+        self._trouble: str | None = None
+        self._logs_at = -math.inf
+
+    def tell(self, news: News) -> None:
+        """Tell what a look has found."""
+        if news.trouble != self._trouble:
+            self._trouble = news.trouble
+            self._log.warning("%s", f"{news.trouble} The wait goes on." if news.trouble else "All answer again.")
+        if news.sent:
+            self._log.info("%d results that pilots had left in the submission's folder were sent.", news.sent)
+        for what, tokens in (("Given back", news.reaped), ("Given up, now in error", news.given_up)):
+            if tokens:
+                causes = list(dict.fromkeys(cause for _, cause in tokens))
+                self._log.warning("%s: %s (%s).", what, sample([token for token, _ in tokens]), sample(causes))
+
+    def logs_are_due(self) -> bool:
+        """Whether it is time to look at the pilots' logs."""
+        now = time.monotonic()
+        if now - self._logs_at < LOGS_INTERVAL:
+            return False
+        self._logs_at = now
+        return True
+
+    def tell_logs(self, found: Iterable[LogNews]) -> None:
+        """Tell what has come to the pilots' logs since ``sizes``."""
+        for item in found:
+            self.sizes[item.name] = item.size
+            for line in item.lines:
+                self._log.info("%s: %s", item.name, line)
