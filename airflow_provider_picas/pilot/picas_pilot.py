@@ -543,6 +543,13 @@ class Token:
         self.lost = False
 
 
+_OR_NONE = (dict, type(None))
+_CHANGE: Dict[str, Any] = {  # of what types the parts of a change are that was kept in a file
+    "kind": str, "token": str, "claim": str, "set": dict, "unset": list, "error": _OR_NONE, "attempt": _OR_NONE, "number": int,
+    "attachments": dict,
+}  # fmt: skip
+
+
 class Change:
     """What is to be written into a claimed token, as data: it fits a later revision too, and can be kept in a file."""
 
@@ -627,8 +634,7 @@ class Change:
     @classmethod
     def from_json(cls, values: Doc) -> "Change":
         """The change in a file. Raises ValueError or TypeError if it holds none."""
-        texts = all(isinstance(values.get(name), str) for name in ("kind", "token", "claim"))
-        if not texts or not isinstance(values.get("set"), dict):
+        if not isinstance(values, dict) or any(not isinstance(values.get(name), of) for name, of in _CHANGE.items()):
             raise ValueError("no change of a token")
         return cls(**values)
 
@@ -1326,12 +1332,12 @@ class Reaper:
         self._living_then = True  # whether living pilots held tokens when all had been looked at; not known yet
         self._living_since = False  # and among those since
 
-    def reap(self) -> Tuple[int, bool]:
-        """Give back the tokens of dead pilots. How many, and whether living pilots hold others. Raises Unreachable."""
+    def reap(self, but: Sequence[str] = ()) -> Tuple[int, bool]:
+        """Give back the tokens of dead pilots, but these. How many, and whether living pilots hold others. Raises Unreachable."""
         total = 0
         for _ in range(self.PAGES):
             docs = self._locked()
-            reaped, living = self._reap_among(docs)
+            reaped, living = self._reap_among([doc for doc in docs if doc["_id"] not in but])
             total += reaped
             self._living_since = self._living_since or living
             self._skip += len(docs) - reaped
@@ -1393,12 +1399,31 @@ class Reaper:
 # --- reporting ------------------------------------------------------------------------------------------------------
 
 
+def _names(folder: str, pattern: str) -> List[str]:
+    """What in a folder has such a name, sorted; nothing if it cannot be read."""
+    try:
+        return sorted(name for name in os.listdir(folder) if re.match(pattern, name, re.DOTALL))
+    except OSError:
+        return []
+
+
+def earlier_submissions(folder: str) -> List[str]:
+    """The folders of earlier submissions of the same task: they lie beside this one, with another number at the end."""
+    base, name = os.path.split(folder)
+    key = re.match(r"(.+\.)[0-9]+\Z", name)
+    names = _names(base, re.escape(key.group(1)) + r"[0-9]+\Z") if key else []
+    return [os.path.join(base, other) for other in names if other != name]
+
+
 class Outbox:
     """Files in the submission's folder: ``unsent/`` for the next pilot or the wait to send, ``refused/`` as a record."""
 
     def __init__(self, folder: str, database: str) -> None:
         self._folder = folder
         self._database = database
+        self._earlier = earlier_submissions(folder)
+        self._told: Set[str] = set()  # what was said of files that stay
+        self.left: List[str] = []  # tokens whose results are known, and could not be sent the last time
 
     def keep(self, change: Change, kind: str = "unsent") -> None:
         """Write a change to a file of its own. Raises OSError."""
@@ -1420,26 +1445,20 @@ class Outbox:
             raise
 
     def send(self, database: Database) -> int:
-        """Send what earlier pilots could not; returns how many tokens show it now. Raises Unreachable."""
-        folder, sent = os.path.join(self._folder, "unsent"), 0
-        try:
-            names = sorted(name for name in os.listdir(folder) if name.endswith(".json") and not name.startswith("."))
-        except OSError:
-            return 0
-        for name in names:
-            path = os.path.join(folder, name)
-            try:
-                with open(path) as file:
-                    content = json.load(file)
-                change = Change.from_json(content["change"])
-                if content["database"] != self._database:
-                    continue
-            except FileNotFoundError:
-                continue  # another pilot sent it
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                log(f"{path} holds no result: {error}.")
+        """Send what earlier pilots could not; returns how many tokens show it now. Raises Unreachable if nobody answers."""
+        sent, self.left = 0, []
+        for path in self._unsent():
+            change = self._read(path)
+            if change is None:
                 continue
-            verdict = self._send_one(database, change)
+            try:
+                verdict = self._send_one(database, change)
+            except Unreachable as error:
+                if not error.status:
+                    raise
+                self.left.append(change.token)  # the others may fare better
+                self._tell_once(f"{path} waits: {error}.")
+                continue
             log(f"A result of {change.token} that an earlier pilot could not send: {verdict}.")
             with suppress(OSError):
                 if verdict == "refused":
@@ -1447,6 +1466,29 @@ class Outbox:
                 os.unlink(path)
             sent += verdict == "landed"
         return sent
+
+    def _unsent(self) -> Iterator[str]:
+        for folder in [self._folder, *self._earlier]:
+            unsent = os.path.join(folder, "unsent")
+            yield from (os.path.join(unsent, name) for name in _names(unsent, r"[^.].*\.json\Z"))
+
+    def _read(self, path: str) -> Optional[Change]:
+        """The change in a file; None if it is gone or no result for this database."""
+        try:
+            with open(path) as file:
+                content = json.load(file)
+            change = Change.from_json(content["change"])
+            return change if content["database"] == self._database else None
+        except FileNotFoundError:
+            return None  # another pilot sent it
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            self._tell_once(f"{path} holds no result: {error}.")
+            return None
+
+    def _tell_once(self, message: str) -> None:
+        if message not in self._told:
+            log(message)
+        self._told.add(message)
 
     @staticmethod
     def _send_one(database: Database, change: Change) -> str:
@@ -1501,12 +1543,7 @@ class Reporter(threading.Thread):
             with self._changed:
                 self._changed.wait_for(lambda: bool(self._queue) or self._closed)
             time.sleep(self.gather)
-            self._fill()
-            try:
-                self._send()
-            except Exception:  # a fault of this program must not lose results: they stay, and are tried again
-                log("The reporter failed:\n" + traceback.format_exc())
-                time.sleep(5)
+            self._send()
 
     def _fill(self) -> None:
         size = 0
@@ -1517,21 +1554,36 @@ class Reporter(threading.Thread):
                 self._sending[change.claim] = change
 
     def _send(self) -> None:
-        backoff, alone = Backoff(longest=5.0), False
+        """Until all are written. One at a time after a failure: it may lie in one of them, which the others must not wait for."""
+        backoff, alone, fault = Backoff(longest=5.0), False, ""
+        self._fill()
         while self._sending and not self._closed:
             before = len(self._sending)
-            # One at a time after a whole request was refused: the fault is in one of them.
             changes = list(self._sending.values())[: 1 if alone else None]
             try:
                 alone = self._send_once(changes, alone)
             except Unreachable as error:
                 if backoff.tries == 0:
                     log(f"{error}; {len(self._sending)} results wait.")
+                alone = self._put_behind(changes) if error.status else alone
+            except Exception:  # a fault of this program must not lose results: they stay, and are tried again
+                if traceback.format_exc() != fault:
+                    fault = traceback.format_exc()
+                    log("The reporter failed:\n" + fault)
+                alone = self._put_behind(changes)
             if len(self._sending) < before:
                 backoff = Backoff(longest=5.0)
             elif not self._closed:
                 with self._changed:
                     self._changed.wait_for(lambda: self._closed, backoff.pause())
+            self._fill()
+
+    def _put_behind(self, changes: List[Change]) -> bool:
+        with self._changed:
+            for change in changes:
+                if self._sending.pop(change.claim, None):
+                    self._sending[change.claim] = change
+        return True
 
     def _send_once(self, changes: List[Change], alone: bool) -> bool:
         """Try to write these; returns whether to go on one by one."""
@@ -2026,7 +2078,7 @@ class Claimer(threading.Thread):
         if now >= self._next_reap:
             # What was not sent goes first: a token whose result is known must not be run again.
             sent = self._outbox.send(self._database)
-            reaped, self._living = self._reaper.reap()
+            reaped, self._living = self._reaper.reap(but=self._outbox.left)
             if sent or reaped:
                 return
             self._next_reap = now + min(5.0, lease / 3, 5.0 if busy else 0.3 + idle)
@@ -2102,20 +2154,22 @@ class Pilot:
 
     def _open_pool(self) -> Optional[Doc]:
         """Wait for the database and register. What it says of itself, or None if told to stop meanwhile. Raises Failed."""
-        backoff = Backoff()
+        backoff, started = Backoff(), time.monotonic()
         while not self._signal:
             try:
                 _, info = self._database.request("GET", "")
                 self.lease.renew()
-                self._outbox.send(self._database)
+                with suppress(Unreachable):  # the claimer tries again before it reaps
+                    self._outbox.send(self._database)
                 return dict(info)
             except Unreachable as error:
                 if error.status in (401, 403):
                     raise Failed(f"{error}. Check the login in {self._access.folder}.", EX_NOPERM) from None
                 if error.status == 404:
                     raise Failed(f"{error} Check the name in {self._access.folder}.", EX_CONFIG) from None
-                if self.clock.silence() > self.config.outage:
-                    raise Failed(f"{error}, for {self.clock.silence():.0f} s.", EX_UNAVAILABLE) from None
+                waited = time.monotonic() - started  # not the silence: reads may be answered while writes are not
+                if waited > self.config.outage:
+                    raise Failed(f"{error}, for {waited:.0f} s.", EX_UNAVAILABLE) from None
                 if backoff.tries == 0:
                     log(f"{error}; waiting.")
             until = time.monotonic() + backoff.pause()

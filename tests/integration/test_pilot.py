@@ -1025,6 +1025,86 @@ def test_a_pilot_sends_what_another_could_not_before_it_reaps(
     assert behind_proxy.runs() == {"b:0000": 1}
 
 
+def keep_unsent(folder: Path, pool: Pool, token: dict[str, Any], output: Any) -> None:
+    """The file of a result that a pilot could not send."""
+    parts = {"set": {"done": 1010, "exit_code": 0, "output": output}, "unset": ["pilot"]}
+    change = picas_pilot.Change("done", token["_id"], token["claim"], token["lock"], **parts)
+    picas_pilot.Outbox(str(folder), pool.name).keep(change)
+
+
+def test_a_result_that_the_database_never_takes_blocks_no_pilot(
+    pool: Pool, proxy: Proxy, behind_proxy: Submission
+) -> None:
+    """Nor is its token run again, while the result is there."""
+    put_lease(pool, "dead", ended=True)
+    pool.push([*held("dead", 3), {}])
+    for place, output in enumerate(["never", "sent"]):
+        keep_unsent(behind_proxy.folder, pool, pool.get(f"b:000{place}"), output)
+    proxy.fault = lambda request: "503" if b'"never"' in request else ""
+    assert behind_proxy.run(COUNT) == 0, behind_proxy.log()
+    assert behind_proxy.runs() == {"b:0002": 1, "b:0003": 1}
+    assert state_of(pool.get("b:0000")) is State.LOCKED
+    assert pool.get("b:0001")["output"] == "sent"
+    assert len(behind_proxy.files("unsent")) == 1
+    assert behind_proxy.log().count("waits: ") == 1
+    proxy.fault = lambda request: ""
+    assert behind_proxy.run(COUNT) == 0
+    assert pool.get("b:0000")["output"] == "never"
+
+
+def test_files_that_hold_no_result_stay_and_end_no_pilot(pool: Pool, submission: Submission) -> None:
+    pool.push([{}])
+    (submission.folder / "unsent").mkdir()
+    deep = "[" * 100_000 + "]" * 100_000
+    contents = ["[]", "no JSON", '{"change": []}', '{"change": {"token": "b:0000"}}', f'{{"change": {deep}}}']
+    for place, content in enumerate(contents):
+        (submission.folder / "unsent" / f"{place}.json").write_text(content)
+    assert submission.run(COUNT, wait_for_work=2) == 0, submission.log()
+    assert pool.states() == {State.DONE: 1}
+    assert len(submission.files("unsent")) == submission.log().count("holds no result") == len(contents)
+
+
+def test_results_of_an_earlier_submission_of_the_task_are_sent(tmp_path: Path, pool: Pool) -> None:
+    put_lease(pool, "dead", ended=True)
+    pool.push(held("dead", 3))
+    for place, name in enumerate(["picas-x.1", "picas-y.1", "picas-x.1.bak"]):
+        keep_unsent(tmp_path / name, pool, pool.get(f"b:000{place}"), name)
+    later = Submission(tmp_path / "picas-x.2", pool)
+    try:
+        assert later.run(COUNT) == 0, later.log()
+    finally:
+        later.close()
+    assert pool.get("b:0000")["output"] == "picas-x.1"
+    assert later.runs() == {"b:0001": 1, "b:0002": 1}
+    assert not list((tmp_path / "picas-x.1" / "unsent").iterdir())
+
+
+def test_a_reporter_that_fails_tries_again(pool: Pool, behind_proxy: Submission, server: couchdb.CouchDBAdmin) -> None:
+    pool.push([{}])
+    with faults.Proxy(server.url) as hurting:
+        behind_proxy.write_credentials(hurting.url)
+        process = behind_proxy.start(COUNT + "; sleep 2; echo 5 > output.json", lease=240)
+        until(lambda: behind_proxy.runs().total() == 1)
+        hurting.hurt(faults.Fault.LOSE, on="_bulk_docs")
+        hurting.hurt(200, on="_all_docs")  # an answer that is none
+        assert process.wait(60) == 0, behind_proxy.log()
+    assert "The reporter failed" in behind_proxy.log()
+    assert pool.get("b:0000")["output"] == 5
+
+
+def test_a_result_that_the_database_does_not_take_holds_up_no_other(
+    pool: Pool, proxy: Proxy, behind_proxy: Submission
+) -> None:
+    pool.push([{"input": "x", "priority": 1}, {"input": "y"}, {"input": "z"}])
+    proxy.fault = lambda request: "503" if b'"output":"x"' in request else ""
+    process = behind_proxy.start('echo "\\"$PICAS_INPUT\\"" > output.json')
+    until(lambda: pool.states()[State.DONE] == 2)
+    assert state_of(pool.get("b:0000")) is State.LOCKED
+    proxy.fault = lambda request: ""
+    assert process.wait(60) == 0
+    assert {doc["output"] for doc in pool.docs().values()} == {"x", "y", "z"}
+
+
 def test_a_result_that_cannot_be_kept_loses_no_other(pool: Pool, submission: Submission) -> None:
     config = picas_pilot.Config(command="true", submission="s", batch="b", outage=0)
     made = picas_pilot.Pilot(str(submission.folder), config)
@@ -1083,6 +1163,12 @@ def test_wrong_password_and_missing_database(pool: Pool, submission: Submission)
 def test_a_database_that_never_answers(pool: Pool, submission: Submission) -> None:
     submission.write_credentials(f"http://127.0.0.1:{processes.free_port()}")
     assert submission.run("true", outage=1) == 69
+
+
+def test_a_database_that_takes_no_writes(pool: Pool, proxy: Proxy, behind_proxy: Submission) -> None:
+    """That it answers reads is no reason to wait for ever."""
+    proxy.fault = lambda request: "503" if request.startswith(b"PUT") else ""
+    assert behind_proxy.run("true", outage=2) == 69
 
 
 def test_scratch_that_cannot_be_written_costs_no_token(pool: Pool, submission: Submission) -> None:

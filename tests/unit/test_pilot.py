@@ -323,8 +323,11 @@ def test_a_change_fits_a_later_revision() -> None:
     assert new["attempts"] == [RETRY.attempt]
 
 
-@pytest.mark.parametrize("content", [{}, {"kind": "done"}, {**DONE.to_json(), "set": 7}, {**DONE.to_json(), "x": 1}])
-def test_a_file_that_holds_no_change(content: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "content",
+    [[], {}, {"kind": "done"}, *({**DONE.to_json(), name: 7.5} for name in [*vars(DONE), "x"] if name != "lock")],
+)
+def test_a_file_that_holds_no_change(content: Any) -> None:
     with pytest.raises((ValueError, TypeError)):
         Change.from_json(content)
 
