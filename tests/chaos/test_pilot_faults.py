@@ -12,10 +12,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
+import pytest
+from airflow.providers.common.compat.sdk import AirflowException
+
+from airflow_provider_picas.operators.pilots import PicasSubmitPilotsOperator
 from airflow_provider_picas.tokens.states import State
 from stack.cluster import Cluster
 from tests.chaos.run import INTERVAL, LEASE, Run, tell
+from tests.integration.tasks import context
 
 SOON = 15.0  # seconds, for what Slurm tells at once
 BUSY = 5.0  # seconds on top of a lease
@@ -50,10 +56,26 @@ def hurt(run: Run, fault: Callable[[str], object]) -> Fault:
     return Fault(long, job, at)
 
 
+def attempts(run: Run, token: str) -> list[dict[str, str]]:
+    """The earlier attempts of a token."""
+    found: list[dict[str, str]] = next(doc for doc in run.pool.tokens() if doc["_id"] == token).get("attempts", [])
+    return found
+
+
+def reason(run: Run, fault: Fault) -> str:
+    """Why the token's first attempt ended."""
+    return attempts(run, fault.token)[0]["reason"]
+
+
 def claimed_again(run: Run, fault: Fault, what: str) -> float:
-    """Seconds from the fault to the next claim of the token, which are printed."""
+    """Seconds from the fault to the next claim of the token, which are printed; and until it was given back, and why."""
+    run.until(lambda: attempts(run, fault.token), "The return of the token")
+    back = time.time() - fault.at
     seconds = run.next_claim([fault.token], fault.at)
-    tell(f"{what}: the token was claimed again after {seconds:.1f} s (interval {INTERVAL:g} s, lease {LEASE} s)")
+    tell(
+        f"{what}: the token was claimed again after {seconds:.1f} s, given back after {back:.1f} s"
+        f" (interval {INTERVAL:g} s, lease {LEASE} s; {reason(run, fault)})"
+    )
     return seconds
 
 
@@ -66,6 +88,7 @@ def test_sigkill_of_a_pilot(run: Run) -> None:
     assert run.result()["done"] == 6
     run.check_done_once([fault.token])
     assert seconds < LEASE + BUSY
+    assert reason(run, fault).startswith("reaped: ")
 
 
 def test_scancel(run: Run, cluster: Cluster) -> None:
@@ -77,6 +100,7 @@ def test_scancel(run: Run, cluster: Cluster) -> None:
     assert run.result()["done"] == 6
     run.check_done_once([fault.token])
     assert seconds < SOON
+    assert reason(run, fault) == "given back: told to by SIGTERM"
 
 
 @contextmanager
@@ -101,11 +125,11 @@ def test_sigkill_of_slurmd(run: Run, cluster: Cluster) -> None:
 
     fault = hurt(run, kill_slurmd)
     with mended(cluster, nodes[0]):
-        run.until(lambda: not run.pids(fault.job), "The end of the pilot that Slurm has given up", 40)
-        tell(f"SIGKILL of slurmd: the pilot that ran on ended {time.time() - fault.at:.1f} s later")
         claimed_again(run, fault, "SIGKILL of slurmd")
+        run.until(lambda: not run.pids(fault.job), "The end of the pilot that Slurm has given up", 40)
         assert run.result()["done"] == 10
     run.check_done_once([fault.token])
+    assert reason(run, fault).endswith("NODE_FAIL"), "it renewed its lease all the time"
 
 
 def test_a_node_unplugged(run: Run, cluster: Cluster) -> None:
@@ -124,6 +148,8 @@ def test_a_node_unplugged(run: Run, cluster: Cluster) -> None:
         assert run.result()["done"] == 6
     run.check_done_once([fault.token])
     assert seconds < LEASE + BUSY
+    # Slurm and the lease's end tell it at about the same time.
+    assert "NODE_FAIL" in reason(run, fault) or "was not heard" in reason(run, fault)
 
 
 def test_a_node_set_down(run: Run, cluster: Cluster) -> None:
@@ -163,6 +189,49 @@ def test_the_wall_clock_ends(run: Run) -> None:
     assert begun
 
 
+HOLD = """#!/bin/bash
+source ~/picas-venv/bin/activate
+exec python3 - <<'PYTHON'
+import time
+
+import picasconfig
+from picas.clients import CouchDB
+from picas.iterators import TaskViewIterator
+
+client = CouchDB(
+    url=picasconfig.PICAS_HOST_URL,
+    db=picasconfig.PICAS_DATABASE,
+    username=picasconfig.PICAS_USERNAME,
+    password=picasconfig.PICAS_PASSWORD,
+)
+next(TaskViewIterator(client, "todo", design_doc="Monitor"))
+time.sleep(600)
+PYTHON
+"""
+
+
+def test_the_cause_is_what_slurm_tells(run: Run, tmp_path: Path) -> None:
+    """Scripts that lock a token by the PiCaS client and know nothing of signals: one is cancelled, one runs out of time."""
+    script = tmp_path / "hold.sh"
+    script.write_text(HOLD)
+    run.push(2)
+    operator = PicasSubmitPilotsOperator(
+        task_id="pilots", script=str(script), batch=run.pushed, ssh_conn_id="spider", pilots=2, sbatch={"time": 1}
+    )
+    run.submitted = operator.execute(context("pilots", run_id=run.pool.database))
+    run.wait()
+    run.until(lambda: run.states()[State.LOCKED] == 2, "The lock of both tokens")
+    run.cluster.run("scancel", run.job())
+    with pytest.raises(AirflowException, match="no pilot is left"):
+        run.result(200)
+    reasons = {attempt["reason"] for token in run.pool.tokens() for attempt in token["attempts"]}
+    tell(f"tokens without a lease were given back: {reasons}")
+    assert {job: cause for job in (run.job(0), run.job(1)) for cause in ("CANCELLED", "TIMEOUT")
+            if any(f"job {job} " in reason and cause in reason for reason in reasons)} == {
+        run.job(0): "CANCELLED", run.job(1): "TIMEOUT",
+    }  # fmt: skip
+
+
 def test_a_requeued_copy_on_another_node(run: Run, cluster: Cluster) -> None:
     """Slurm loses sight of a node, and starts the job elsewhere; the first copy hangs a while and then reports its result."""
     run.push([{"input": 6}, {"input": 1}])
@@ -184,8 +253,12 @@ def test_a_requeued_copy_on_another_node(run: Run, cluster: Cluster) -> None:
     lose_sight(run.job())
     with mended(cluster, nodes[0]):
         try:
+            run.until(lambda: len(run.pids(run.job())) == 2, "The start of the second copy")
+            started = time.time() - at
             seconds = run.next_claim([token], at)
-            tell(f"requeue: the token was claimed again after {seconds:.1f} s")
+            tell(
+                f"requeue: the token was claimed again after {seconds:.1f} s; Slurm began the copy after {started:.1f} s"
+            )
             run.until(lambda: run.states()[State.DONE] == 2, "The second copy's result")
         finally:
             os.kill(first[0], signal.SIGCONT)
