@@ -10,10 +10,10 @@ import base64
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from airflow_provider_picas.couchdb import errors
-from airflow_provider_picas.couchdb.pool import Document, Pool
+from airflow_provider_picas.couchdb.pool import PAGE, Document, Pool
 from airflow_provider_picas.couchdb.protocol import Operation, Request, json_body, refused
 from airflow_provider_picas.tokens import attachments, documents, views
 from airflow_provider_picas.tokens.counts import Counts, from_rows
@@ -24,6 +24,7 @@ WRITE_BYTES = 4_000_000
 
 _TRIES = 10  # a token that changes at each try; the backoff lies in the requests
 
+Item = TypeVar("Item")
 Judge = Callable[[Sequence[Document]], Sequence[str | None]]
 """Says of each token why it is to be left as it is, or None."""
 
@@ -36,6 +37,33 @@ class Revision:
 
     id: str
     rev: str
+
+
+class Encoded(NamedTuple):
+    """A token to write."""
+
+    document: Document
+    text: bytes
+
+
+def requests_of(tokens: Iterable[Document]) -> Iterator[list[Encoded]]:
+    """Tokens in requests."""
+    return _in_bytes((Encoded(token, json_body(token)) for token in tokens), lambda token: len(token.text))
+
+
+def _in_bytes(items: Iterable[Item], size: Callable[[Item], int]) -> Iterator[list[Item]]:
+    """Items, some ``WRITE_BYTES`` together, at most a page of them."""
+    some: list[Item] = []
+    total = 0
+    for item in items:
+        more = size(item)
+        if some and (len(some) == PAGE or total + more > WRITE_BYTES):
+            yield some
+            some, total = [], 0
+        some.append(item)
+        total += more
+    if some:
+        yield some
 
 
 def clock(pool: Pool) -> Operation[int]:
@@ -70,7 +98,10 @@ def reset(
             changed = yield from _with_copied_logs(pool, token, changed)
         return changed
 
-    return (yield from _change(pool, tokens, judge, scrub, _was_reset))
+    report = EditReport()
+    for some in _in_bytes(tokens, _bytes_of_copies) if keep_logs else [tokens]:
+        report.add((yield from _change(pool, some, judge, scrub, _was_reset)))
+    return report
 
 
 def update(pool: Pool, tokens: Sequence[Document], judge: Judge, fields: Mapping[str, Any]) -> Operation[EditReport]:
@@ -113,32 +144,27 @@ def delete(pool: Pool, tokens: Sequence[Revision]) -> Operation[EditReport]:
     )
 
 
-def restore(pool: Pool, tokens: Sequence[Document]) -> Operation[EditReport]:
-    """Write archived tokens as new documents, in the state that they were in. Those that are in the pool are left."""
+def restore(pool: Pool, tokens: Sequence[Encoded]) -> Operation[EditReport]:
+    """Write a request of archived tokens as new documents, in the state that they were in. Those in the pool are left."""
     report = EditReport()
-    for documents_of_request, body in _requests(tokens):
-        sent: set[str] = set()
-        for _ in range(_TRIES):
-            try:
-                rows = yield from pool.write(body)
-            except errors.UnavailableError:
-                sent.update(document["_id"] for document in documents_of_request)
-                yield Request("GET", pool.path())  # waits until the database is back
-                continue
-            present = yield from _same(
-                pool, [row.id for row in rows if row.error and row.id in sent], documents_of_request
-            )
-            for row in rows:
-                if row.error is None or row.id in present:
-                    report.change(row.id)
-                elif row.error == "conflict":
-                    report.leave("is in the pool already", row.id)
-                else:
-                    raise refused(pool.settings, row.id, row.error, row.reason)
-            break
-        else:
-            raise errors.UnavailableError(f"{pool.settings.place} takes no tokens at present. Try again later.")
-    return report
+    sent = False
+    for _ in range(_TRIES):
+        try:
+            rows = yield from pool.write(token.text for token in tokens)
+        except errors.UnavailableError:
+            sent = True
+            yield Request("GET", pool.path())  # waits until the database is back
+            continue
+        present = yield from _same(pool, [row.id for row in rows if row.error and sent], tokens)
+        for row in rows:
+            if row.error is None or row.id in present:
+                report.change(row.id)
+            elif row.error == "conflict":
+                report.leave("is in the pool already", row.id)
+            else:
+                raise refused(pool.settings, row.id, row.error, row.reason)
+        return report
+    raise errors.UnavailableError(f"{pool.settings.place} takes no tokens at present. Try again later.")
 
 
 def attachment(pool: Pool, token_id: str, name: str, rev: str | None = None) -> Request:
@@ -219,11 +245,11 @@ def _write(
     """Write tokens; the ids of those that had changed, and the tokens of which it is not known whether they were written."""
     conflicts: list[str] = []
     unanswered: dict[str, Document] = {}
-    for some, body in _requests(tokens):
+    for some in requests_of(tokens):
         try:
-            rows = yield from pool.write(body)
+            rows = yield from pool.write(token.text for token in some)
         except errors.UnavailableError:
-            unanswered.update((token["_id"], token) for token in some)
+            unanswered.update((token.document["_id"], token.document) for token in some)
             continue
         for row in rows:
             if row.error is None:
@@ -233,23 +259,6 @@ def _write(
             else:
                 raise refused(pool.settings, row.id, row.error, row.reason)
     return conflicts, unanswered
-
-
-def _requests(tokens: Iterable[Document]) -> Iterator[tuple[list[Document], list[bytes]]]:
-    """Tokens, and the same encoded, in requests of at most some megabytes."""
-    some: list[Document] = []
-    body: list[bytes] = []
-    size = 0
-    for token in tokens:
-        encoded = json_body(token)
-        if some and size + len(encoded) > WRITE_BYTES:
-            yield some, body
-            some, body, size = [], [], 0
-        some.append(token)
-        body.append(encoded)
-        size += len(encoded)
-    if some:
-        yield some, body
 
 
 def _is(present: Mapping[str, Any], written: Mapping[str, Any]) -> bool:
@@ -264,13 +273,19 @@ def _was_reset(present: Mapping[str, Any], written: Mapping[str, Any]) -> bool:
     return scrubs_of(present) >= scrubs_of(written) and isinstance(kept, list) and written["attempts"][-1] in kept
 
 
-def _same(pool: Pool, token_ids: Sequence[str], written: Sequence[Document]) -> Operation[set[str]]:
+def _same(pool: Pool, token_ids: Sequence[str], written: Sequence[Encoded]) -> Operation[set[str]]:
     """Which of these tokens stand in the pool as they were written."""
     if not token_ids:
         return set()
     present = yield from pool.fetch(token_ids)
-    by_id = {token["_id"]: token for token in written}
+    by_id = {token.document["_id"]: token.document for token in written}
     return {token_id for token_id, token in present.items() if _is(token, by_id[token_id])}
+
+
+def _bytes_of_copies(token: Document) -> int:
+    """The size, in base64, of the logs that are copied when a token is reset."""
+    stubs = attachments.stubs_of(token)
+    return sum(attachments.size(stubs[name]) * 4 // 3 for name in attachments.logs_to_copy(token).values())
 
 
 def _with_copied_logs(pool: Pool, token: Document, changed: Document) -> Operation[Document]:

@@ -353,7 +353,8 @@ class PicasHook(HttpHook):
 
     def restore(self, tokens: Iterable[Document]) -> EditReport:
         """Write archived tokens (``archive.restored``) as they were; those that are in the pool are left."""
-        return self._in_parts(lambda page: self.do(edits.restore(self.pool, page)), _pages_of(tokens, 100), "restored")
+        requests = edits.requests_of(tokens)
+        return self._in_parts(lambda request: self.do(edits.restore(self.pool, request)), requests, "restored")
 
     def with_attachments(self, tokens: Iterable[Document]) -> Iterator[Document]:
         """The tokens, in any order, with the data of their attachments in them; those that are gone meanwhile are left out."""
@@ -679,9 +680,9 @@ def _flat(pages: Iterable[list[Item]]) -> Iterator[Item]:
     return itertools.chain.from_iterable(pages)
 
 
-def _pages_of(items: Iterable[Item], size: int = PAGE) -> Iterator[list[Item]]:
+def _pages_of(items: Iterable[Item]) -> Iterator[list[Item]]:
     iterator = iter(items)
-    while page := list(itertools.islice(iterator, size)):
+    while page := list(itertools.islice(iterator, PAGE)):
         yield page
 
 

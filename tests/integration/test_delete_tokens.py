@@ -263,6 +263,26 @@ def test_batches_of_a_pool(hook: PicasHook) -> None:
     assert hook.batches() == {"b": Counts(todo=2, locked=2, done=3, error=2), "c": Counts(done=2)}
 
 
+def test_few_of_large_tokens_are_in_memory_while_they_are_restored(hook: PicasHook) -> None:
+    read, most = 0, 0
+    restored: list[int] = []
+
+    class Counting(PicasHook):
+        def do(self, operation: Any) -> Any:
+            result = super().do(operation)
+            restored.append(result.changed)
+            return result
+
+    def tokens() -> Iterator[dict[str, Any]]:
+        nonlocal read, most
+        for read in range(1, 61):
+            most = max(most, read - sum(restored))
+            yield {"_id": f"b:{read}", "type": "token", "lock": 0, "done": 0, "input": "x" * 1_000_000}
+
+    assert Counting().restore(tokens()).changed == 60
+    assert most < 40  # three a request, eight requests under way and one to come
+
+
 def test_an_archive_that_is_broken(hook: PicasHook, tmp_path: Path) -> None:
     lives.fill(hook, {State.DONE: 50}, note="x" * 1_000)
     archive = Path(delete(archive=str(tmp_path))["archive"])

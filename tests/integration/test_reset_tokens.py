@@ -208,6 +208,20 @@ def test_a_token_whose_log_is_too_large_to_keep_is_left(hook: PicasHook) -> None
     assert reset()["ids"] == [first]
 
 
+def test_few_logs_are_in_memory_while_they_are_copied(
+    hook: PicasHook, pool: Pool, couchdb: CouchDBAdmin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = lives.fill(hook, {State.ERROR: 12})
+    for token_id in ids:
+        lives.attach(hook, token_id, **{f"logs_{token_id}.out": b"x" * 900_000})
+    with Proxy(couchdb.url) as proxy:
+        set_connection(monkeypatch, "through_proxy", {**native.picas_connection(pool), "host": proxy.url})
+        assert reset(picas_conn_id="through_proxy", keep_logs=True)["reset"] == 12
+    done = "".join("c" if "logs_" in request else "w" if "_bulk_docs" in request else "" for request in proxy.requests)
+    assert done == "cccw" * 4  # four megabytes at a time
+    assert all("attempt-1.out" in hook.get(token_id)["_attachments"] for token_id in ids)
+
+
 def test_logs_stay_as_they_are_unless_copies_are_asked_for(hook: PicasHook) -> None:
     (token_id,) = lives.fill(hook, {State.ERROR: 1})
     lives.attach(hook, token_id, **{f"logs_{token_id}.out": b"out 1"})
