@@ -501,11 +501,25 @@ def attempts_by_kind(doc: Doc) -> Dict[str, int]:
     """
     counts: Dict[str, int] = collections.Counter()
     for attempt in reversed(list_or_empty(doc.get("attempts"))):
-        kind = str(attempt.get("reason", "")).split(":")[0] if isinstance(attempt, dict) else ""
+        known = attempt if isinstance(attempt, dict) else {}
+        kind = str(known.get("reason", "")).split(":")[0]
         if kind in ("pushed again", "reset"):
             break
         counts[kind if kind in ("failed", "given back") else "reaped"] += 1
+        earlier = known.get("earlier")
+        for kind, count in earlier.items() if isinstance(earlier, dict) else ():
+            counts[kind] += int(number(count))
     return counts
+
+
+def add_attempt(doc: Doc, attempt: Doc) -> List[Any]:
+    """The token's attempts with one more. Of more than ten the oldest go; the first that stays tells how many of which kind."""
+    attempts = [*list_or_empty(doc.get("attempts")), attempt]
+    gone, kept = attempts[:-MAX_ATTEMPTS], attempts[-MAX_ATTEMPTS:]
+    earlier = attempts_by_kind({"attempts": gone})
+    if earlier and isinstance(kept[0], dict):
+        kept[0] = dict(kept[0], earlier=dict(earlier))
+    return kept
 
 
 _LOG_NAME = re.compile(r"attempt-([0-9]{1,9})\.(?:out|err)\Z")
@@ -586,7 +600,7 @@ class Change:
         if self.error is not None:
             new["error"] = [*list_or_empty(doc.get("error"))[-19:], self.error]
         if self.attempt is not None:
-            new["attempts"] = [*list_or_empty(doc.get("attempts"))[1 - MAX_ATTEMPTS :], self.attempt]
+            new["attempts"] = add_attempt(doc, self.attempt)
             new["scrub_count"] = int(number(doc.get("scrub_count"))) + 1
             if "error" in new:
                 new["error"] = []  # the last one is in the attempt
@@ -1730,7 +1744,7 @@ class Work:
         with self.changed:
             if self.ready or pending or len(self.runs) >= self._config.slots:
                 return 0
-            return 1 if self.runs else MAX_ATTEMPTS
+            return 1 if self.runs else sys.maxsize
 
     def stale(self, all_of_them: bool) -> List[Token]:
         """Take out the tokens that wait behind longer work, or all that were not started."""

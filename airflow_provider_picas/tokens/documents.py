@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from airflow_provider_picas.pilot.picas_pilot import MOST_NESTED, is_nested_more
+from airflow_provider_picas.pilot.picas_pilot import MOST_NESTED, add_attempt, is_nested_more
 from airflow_provider_picas.tokens import ids
 from airflow_provider_picas.tokens.states import State, state_of, to_string
 
@@ -225,8 +225,7 @@ def scrubbed(document: Mapping[str, Any], reason: str, *, counted: bool = True) 
     token = {key: value for key, value in document.items() if key not in _OF_THE_ATTEMPT}
     token.update(lock=0, done=0, hostname="", exit_code="")
     if counted:
-        earlier = document.get("attempts")
-        token["attempts"] = [*(earlier if isinstance(earlier, list) else []), attempt(document, reason)][-MAX_ATTEMPTS:]
+        token["attempts"] = add_attempt(token, attempt(document, reason))
         count = document.get("scrub_count")
         token["scrub_count"] = (count if isinstance(count, int) else 0) + 1
         if "error" in token:

@@ -358,6 +358,15 @@ def test_retries_keep_ten_logs_at_most(pool: Pool, submission: Submission) -> No
     assert pool.attachment("b:0000", "attempt-17.out") == b"17\n"
 
 
+def test_limits_hold_for_attempts_that_are_not_kept_any_more(pool: Pool, submission: Submission) -> None:
+    failed, died = {"reason": "failed: x"}, {"reason": "reaped: x"}
+    many = [{**died, "earlier": {"reaped": 5}}, *[died] * 9]
+    pool.push([{"input": 1, "attempts": [failed] * 8 + [died] * 2}, {"input": 0, "attempts": many}])
+    assert submission.run(COUNT + '; exit "$PICAS_INPUT"', max_retries=9) == 0, submission.log()
+    assert submission.runs() == {"b:0000": 2, "b:0001": 1}
+    assert pool.states() == {State.ERROR: 1, State.DONE: 1}
+
+
 def test_time_limit(pool: Pool, submission: Submission) -> None:
     pool.push([{"input": "sleep 60"}, {"input": "trap '' TERM; sleep 60", "time_limit": 1}])
     started = time.monotonic()

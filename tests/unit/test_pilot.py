@@ -17,6 +17,7 @@ import pytest
 from airflow_provider_picas import pilot
 from airflow_provider_picas.pilot import picas_pilot
 from airflow_provider_picas.pilot.picas_pilot import Change, Config, Ended, Failed, Token
+from airflow_provider_picas.tokens import documents
 from airflow_provider_picas.tokens.states import State, state_of
 
 CONFIG = Config(command="true", submission="s")
@@ -264,6 +265,32 @@ def test_reaping() -> None:
     assert "3 pilots died" in final["error"][-1]["message"]
     assert "it died" in final["error"][-1]["message"]
     assert state_of(picas_pilot.reap(claimed(exit_code=0), "it died", 0, 1020).apply()) is State.ERROR
+
+
+def test_attempts_that_are_not_kept_any_more_still_count() -> None:
+    """Else a token that fails, and whose pilots die, in turns would never come to its limits."""
+    config, ends = CONFIG._replace(max_retries=9, max_scrubs=20), {"failed": 0, "died": 0}
+    doc = claimed(attempts=[{"reason": "failed: x"}] * 20 + [{"reason": "reset: by hand"}])
+    while state_of(doc) is State.LOCKED and sum(ends.values()) < 99:
+        died = sum(ends.values()) % 3 != 0
+        ends["died" if died else "failed"] += 1
+        change = (
+            picas_pilot.reap(doc, "x", 20, 1010) if died else picas_pilot.conclude(Token(doc), failed(), config, 1010)
+        )
+        doc = change.apply()
+        assert len(doc["attempts"]) <= 10
+        doc = {**claimed(), **doc, "lock": 1000} if state_of(doc) is State.TODO else doc
+    assert ends == {"failed": 10, "died": 18}
+
+
+def test_pilots_that_die_are_counted_beyond_ten_and_anew_after_a_reset() -> None:
+    doc, deaths = claimed(), 0
+    while state_of(doc) is State.LOCKED and deaths < 99:
+        doc, deaths = picas_pilot.reap(doc, "x", 15, 1010).apply(), deaths + 1
+        doc = {**claimed(), **doc, "lock": 1000} if state_of(doc) is State.TODO else doc
+    assert deaths == 16
+    assert "16 pilots died" in doc["error"][-1]["message"]
+    assert picas_pilot.attempts_by_kind(documents.scrubbed(doc, "reset: by hand")) == {}
 
 
 def test_at_most_ten_attempts_and_their_logs() -> None:
