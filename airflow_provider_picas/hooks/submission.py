@@ -120,7 +120,8 @@ class WatchedSubmission:
         return files
 
     def figures(self, tokens: int) -> Figures:
-        """What the pilots cost, so far."""
+        """What the pilots cost, so far. ``tokens`` have finished, some perhaps before they were submitted."""
+        tokens = max(0, tokens - self.do(submission.finished_before(self.watched.folder)))
         found = self.do(jobs.look(self.watched.key, self.watched.folder, self.watched.since))
         return figures(found.jobs.values(), tokens, time.time() - self.watched.since)
 

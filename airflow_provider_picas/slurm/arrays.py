@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,6 +63,12 @@ def minutes_of(text: str) -> float:
     if match[4] is not None:
         return first * 60 + second + third / 60
     return first + second / 60
+
+
+def at_once(made: Sequence[Array], most: int | None) -> list[int | None]:
+    """How many pilots of each array may run at once: ``most`` of all together, but one of each at least. None: any number."""
+    shares = share({str(place): array.pilots or 0 for place, array in enumerate(made)}, most)
+    return [None if most is None else max(1, shares.get(str(place), 0)) for place in range(len(made))]
 
 
 def pilots_for(tokens: int, tokens_per_pilot: float, most: int | None) -> int:

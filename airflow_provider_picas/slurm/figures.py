@@ -18,7 +18,7 @@ class Figures:
     jobs: dict[str, int]  #: number of jobs by cause of their end, or by state
     core_hours: float
     cpu_efficiency: float | None
-    tokens: int  #: done or in error
+    tokens: int  #: done or in error since the submission
     tokens_per_hour: float
 
     def as_dict(self) -> dict[str, Any]:
@@ -35,7 +35,7 @@ class Figures:
 
 
 def figures(jobs: Iterable[Job], tokens: int, seconds: float) -> Figures:
-    """Figures from jobs, the number of tokens that have finished, and the seconds since the submission."""
+    """Figures from jobs, the number of tokens that have finished since the submission, and the seconds since."""
     jobs = list(jobs)
     core_seconds = sum(job.elapsed * job.cpus for job in jobs)
     accounted = [job for job in jobs if job.cpu_seconds > 0]

@@ -29,6 +29,10 @@ SENT = "credentials.sent"
 """File of a submission that says that it came with credentials."""
 
 
+FINISHED_BEFORE = "finished.before"
+"""File of a submission that says how many tokens of its batch, or of the pool, had finished before it."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """What is to be submitted. The callables get the submission's folder and key, which are known only on the cluster."""
@@ -152,6 +156,12 @@ printf '%s %s\n' $n "$(cat finished 2>/dev/null || echo -1)"
     output = yield from ok(Command(text), "The submission's folder cannot be read")
     commands, finished = output.stdout.split()
     return int(commands) // max(1, count) - 1, int(finished)
+
+
+def finished_before(folder: str) -> Operation[int]:
+    """How many tokens had finished before a submission was made; 0 when that is not known."""
+    output = yield Command(f"cat -- {quote(f'{folder}/{FINISHED_BEFORE}')}")
+    return int(output.stdout) if output.stdout.strip().isdigit() else 0
 
 
 def had_credentials(folder: str) -> Operation[bool]:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import stat
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, TaskDeferred
 
 from airflow_provider_picas import pilots_log
+from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.slurm import SlurmHook
 from airflow_provider_picas.operators.pilots import PicasSubmitPilotsOperator
 from airflow_provider_picas.operators.tokens import PicasPushTokensOperator
@@ -286,6 +288,37 @@ def test_caps(tasks: Tasks) -> None:
         assert again == first, "a retry finds its own pilots, for which there was room"
     finally:
         tasks.remote.run(f"scancel {first['job_ids'][0]}")
+
+
+def test_a_cap_on_running_pilots_holds_for_all_arrays_together(tasks: Tasks) -> None:
+    tasks.push([{"input": n, "cores": n % 2 + 1} for n in range(10)])
+    tasks.submit("true", resource_classes=True, pilots=5, max_running=4, sbatch=HELD)
+    assert [array_of(tasks, job)["ArrayTaskId"] for job in tasks.pilots["job_ids"]] == ["0-4%2", "0-4%2"]
+
+
+def test_tokens_that_no_pilot_can_be_asked_for_fail_the_task(tasks: Tasks) -> None:
+    tasks.push([{"input": 1, "gpu": "$(id)"}])
+    with pytest.raises(AirflowFailException, match="No token that waits asks for what sbatch knows"):
+        tasks.submit("true", resource_classes=True, pilots=1)
+
+
+def test_classes_that_there_is_no_room_for_are_named(tasks: Tasks, capsys: pytest.CaptureFixture[str]) -> None:
+    tasks.push([{"input": n, "cores": n} for n in (1, 1, 2)])
+    waiting, running = tasks.remote.count_pilots()
+    tasks.submit(
+        "true", resource_classes=True, pilots="auto", tokens_per_pilot=1, max_pilots=waiting + running + 1, sbatch=HELD
+    )
+    assert len(tasks.pilots["job_ids"]) == 1
+    assert "No pilot takes tokens that ask for cores/gpu/time 2//" in capsys.readouterr().out
+
+
+def test_figures_leave_out_what_had_finished_before(tasks: Tasks) -> None:
+    tasks.push([{"input": n} for n in range(3)])
+    hook, now = PicasHook(), int(time.time())
+    hook.do(hook.pool.put({**tasks.pool.tokens()[0], "lock": now, "done": now, "exit_code": 0}))
+    tasks.submit("true", pilot={"lease": 6})
+    assert tasks.wait()["done"] == 3
+    assert tasks.wait_context["ti"].xcoms["figures"]["tokens"] == 2
 
 
 def test_nothing_waits_and_nothing_is_submitted(tasks: Tasks) -> None:

@@ -24,6 +24,7 @@ from airflow_provider_picas.slurm.remote import RemoteError, RemoteFile, quote
 from airflow_provider_picas.slurm.sbatch import OptionError
 from airflow_provider_picas.slurm.submission import SubmissionRefusedError
 from airflow_provider_picas.tokens.batch import Batch
+from airflow_provider_picas.tokens.text import sample
 
 SCRIPT_FILE = "pilot.sh"
 """Name of the batch script in the submission's folder."""
@@ -49,7 +50,7 @@ class PicasSubmitPilotsOperator(BaseOperator):
     :param tokens_per_pilot: with ``"auto"``: one pilot for so many waiting tokens.
     :param max_pilots: cap on the pilots of this package that wait or run for this user of the cluster.
     :param max_queued: cap on those of them that wait.
-    :param max_running: cap on the pilots of each array that run at once.
+    :param max_running: cap on the pilots that run at once, shared out over the arrays, with one of each at least.
     :param resource_classes: submit one array for each resource class of the waiting tokens (their fields ``cores``, ``gpu`` and
         ``time``), whose pilots take tokens of this class alone. A mapping adds sbatch options to a class (``"4//60"``).
     :param sbatch: options of sbatch by their long names, such as ``{"time": "00:30:00", "cpus-per-task": 1}``. They are given on
@@ -137,11 +138,11 @@ class PicasSubmitPilotsOperator(BaseOperator):
             push_links(context, picas.settings)
             with SlurmHook(self.ssh_conn_id) as slurm:
                 if _is_true(self.dry_run):
-                    self._show(self._plan(context, job, self._arrays(picas, slurm, batch)), job)
+                    self._show(self._plan(context, job, self._arrays(picas, slurm, batch), 0), job)
                     return None
                 done = slurm.adopt(submission_key(context), self.remote_folder)
                 if done is None and (wanted := self._arrays(picas, slurm, batch)):
-                    done = slurm.submit(self._plan(context, job, wanted))
+                    done = slurm.submit(self._plan(context, job, wanted, self._finished(picas, batch)))
         except (SubmissionRefusedError, OptionError, ValueError) as error:
             raise AirflowFailException(str(error)) from None
         except (RemoteError, CouchDBError) as error:
@@ -273,9 +274,16 @@ class PicasSubmitPilotsOperator(BaseOperator):
         granted = arrays.share(wanted, self._room(slurm))
         if sum(granted.values()) < sum(wanted.values()):
             self.log.info("Of %d pilots wanted, there is room for %d.", sum(wanted.values()), sum(granted.values()))
+        if granted and (without := [name for name in wanted if wanted[name] and name not in granted]):
+            self.log.warning("No pilot takes tokens that ask for cores/gpu/time %s.", sample(without))
         if not classes:
             return [Array(number, options) for number in granted.values()]
-        return [array for name, number in granted.items() if (array := self._class_array(name, number, options))]
+        made = [array for name, number in granted.items() if (array := self._class_array(name, number, options))]
+        if granted and not made:
+            raise OptionError(
+                "No token that waits asks for what sbatch knows. Mend their fields `cores`, `gpu` and `time`."
+            )
+        return made
 
     def _class_array(self, name: str, number: int, options: Mapping[str, Any]) -> Array | None:
         extra = self.resource_classes.get(name, {}) if isinstance(self.resource_classes, Mapping) else {}
@@ -305,8 +313,16 @@ class PicasSubmitPilotsOperator(BaseOperator):
 
     # -- the submission -----------------------------------------------------------------------------------------------
 
-    def _plan(self, context: Context, job: _Job, wanted: Sequence[Array]) -> submission.Plan:
-        running = _optional(self.max_running, "max_running")
+    def _finished(self, picas: PicasHook, batch: Batch | None) -> int:
+        """How many tokens have finished: the pilots' figures leave them out. 0 when it cannot be told, which fails nothing."""
+        try:
+            return picas.count(batch.id if batch else None).finished
+        except CouchDBError as error:
+            self.log.warning("The figures will count tokens that have finished before: %s", error)
+            return 0
+
+    def _plan(self, context: Context, job: _Job, wanted: Sequence[Array], finished: int) -> submission.Plan:
+        running = arrays.at_once(wanted, _optional(self.max_running, "max_running"))
 
         def commands(folder: str, key: str) -> list[list[str]]:
             return [
@@ -316,15 +332,19 @@ class PicasSubmitPilotsOperator(BaseOperator):
                     array.pilots,
                     f"{folder}/{job.script_name(number)}",
                     job.script(folder, number),
-                    running,
+                    running[number],
                 )
                 for number, array in enumerate(wanted)
             ]
 
+        def files(folder: str, key: str) -> list[RemoteFile]:
+            before = RemoteFile(f"{folder}/{submission.FINISHED_BEFORE}", str(finished).encode())
+            return [*job.all_files(folder, key, wanted), before]
+
         commands("", "")  # a bad option is found before anything is sent
         return submission.Plan(
             base_key=submission_key(context),
-            files=lambda folder, key: job.all_files(folder, key, wanted),
+            files=files,
             commands=commands,
             folder=self.remote_folder,
             workdir=self.workdir,

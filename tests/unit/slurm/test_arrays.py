@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_provider_picas.slurm import arrays
+from airflow_provider_picas.slurm.arrays import Array
 from airflow_provider_picas.slurm.sbatch import OptionError
 
 
@@ -68,6 +69,15 @@ def test_slurms_times(text: str, minutes: float) -> None:
 def test_what_is_no_time(text: str) -> None:
     with pytest.raises(OptionError, match="'time'"):
         arrays.minutes_of(text)
+
+
+def test_a_cap_on_running_pilots_is_shared_out() -> None:
+    made = [Array(8), Array(4), Array(1)]
+    assert arrays.at_once(made, None) == [None, None, None]
+    assert sum(number or 0 for number in arrays.at_once(made, 6)) == 6
+    assert min(number or 0 for number in arrays.at_once(made, 6)) == 1
+    assert arrays.at_once(made, 2) == [1, 1, 1]
+    assert arrays.at_once([Array(None)], 3) == [1]
 
 
 def test_number_of_pilots() -> None:
