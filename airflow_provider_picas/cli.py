@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from airflow_provider_picas.couchdb.settings import host_and_port
 from airflow_provider_picas.pilot.picas_pilot import parse_picasconfig
 
 CONF_YML = Path("~/.config/picas/conf.yml")
@@ -81,7 +82,7 @@ def connection(credentials: dict[str, str]) -> dict[str, Any]:
     """The Airflow connection for some credentials, as ``airflow connections import`` reads it."""
     return {
         "conn_type": "picas",
-        "host": credentials["host"],
+        **host_and_port(credentials["host"]),
         "schema": credentials["database"],
         "login": credentials["login"],
         "password": credentials["password"],

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 UI_FIELD_BEHAVIOUR: dict[str, Any] = {
-    "hidden-fields": ["port"],
+    "hidden-fields": [],
     "relabeling": {"host": "Host (URL)", "schema": "Database", "login": "Login", "password": "Password"},
-    "placeholders": {"host": "https://picas.surfsara.nl:6984", "schema": "the pool's database"},
+    "placeholders": {"host": "https://picas.surfsara.nl", "port": "6984", "schema": "the pool's database"},
 }
 
 CONN_FIELDS: dict[str, dict[str, Any]] = {

@@ -190,7 +190,8 @@ class AirflowApi:
     def test_connection(self, conn_id: str) -> tuple[bool, str]:
         """What the form's Test button says."""
         known = self.request("GET", f"connections/{quote(conn_id)}")
-        answer = self.request("POST", "connections/test", {**known, "connection_id": conn_id})
+        as_the_form = {**known, "port": known["port"] or 0, "extra": known["extra"] or "{}"}
+        answer = self.request("POST", "connections/test", as_the_form)
         return bool(answer["status"]), str(answer["message"])
 
 

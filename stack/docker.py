@@ -174,7 +174,8 @@ class DockerStack:
         connections = {
             "PICAS_DEFAULT": {
                 "conn_type": "picas",
-                "host": "http://couchdb:5984",
+                "host": "http://couchdb",
+                "port": 5984,
                 "schema": self.database,
                 "login": login,
                 "password": password,

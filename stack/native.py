@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
+from airflow_provider_picas.couchdb.settings import host_and_port
 from stack import paths, processes, word_count
 from stack.airflow import ADMIN, Airflow
 from stack.airflow_api import AirflowApi
@@ -99,7 +100,7 @@ def picas_connection(pool: Pool) -> dict[str, Any]:
     """The fields of an Airflow connection to this pool."""
     return {
         "conn_type": "picas",
-        "host": pool.url,
+        **host_and_port(pool.url),
         "schema": pool.database,
         "login": pool.user,
         "password": pool.password,

@@ -78,7 +78,7 @@ def test_the_form() -> None:
     assert meta.hook_name == "PiCaS"
     fields = json.loads(meta.model_dump_json())
     standard = fields["standard_fields"]
-    assert standard["port"]["hidden"]
+    assert not standard["port"]["hidden"]  # without one, the Test button of Airflow 3.3.1 and 3.3.2 refuses
     assert standard["host"]["title"] == "Host (URL)"
     assert standard["host"]["placeholder"].startswith("https://")
     assert standard["url_schema"]["title"] == "Database"
@@ -108,7 +108,7 @@ def test_field_behaviour_of_airflow_3_1() -> None:
     from airflow_provider_picas.hooks.picas import PicasHook
 
     behaviour = PicasHook.get_ui_field_behaviour()
-    assert behaviour["hidden_fields"] == ["port"]
+    assert behaviour["hidden_fields"] == []
     assert behaviour["relabeling"]["schema"] == "Database"
 
 

@@ -23,7 +23,8 @@ def test_picasconfig(tmp_path: Path) -> None:
     found = read_credentials(file)
     assert found == {"host": "https://picas.example:6984", "database": "db", "login": "me", "password": PASSWORD}
     assert connection(found) == {
-        "conn_type": "picas", "host": "https://picas.example:6984", "schema": "db", "login": "me", "password": PASSWORD,
+        "conn_type": "picas", "host": "https://picas.example", "port": 6984,
+        "schema": "db", "login": "me", "password": PASSWORD,
     }  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_picas.couchdb.errors import SettingsError
-from airflow_provider_picas.couchdb.settings import Settings, from_connection
+from airflow_provider_picas.couchdb.settings import Settings, from_connection, host_and_port
 
 
 def settings(database: str | None = None, **fields: Any) -> Settings:
@@ -122,3 +122,15 @@ def test_no_database_is_told_when_it_is_needed() -> None:
 def test_the_password_is_in_no_repr() -> None:
     assert "s3cret" not in repr(settings())
     assert "s3cret" not in settings().place
+
+
+@pytest.mark.parametrize("url", ["https://db.example:6984", "http://127.0.0.1:5984/couch", "http://[::1]:5984"])
+def test_a_port_has_a_field_of_its_own(url: str) -> None:
+    fields = host_and_port(url)
+    assert str(fields["port"]) not in fields["host"]
+    assert settings(**fields).url == url
+
+
+@pytest.mark.parametrize("url", ["https://db.example", "https://db.example:port", "http://[::1]"])
+def test_a_url_without_a_port_is_a_host(url: str) -> None:
+    assert host_and_port(url) == {"host": url}
