@@ -1,7 +1,8 @@
-"""Runs the submit operator in a process of its own, which dies by SIGKILL at a step: ``python one_submission.py <step> <task>``.
+"""Runs the submit operator in a process of its own, which dies by SIGKILL at a step.
 
-The operator's arguments come as JSON on standard input. Before the n-th step on the cluster the process kills itself, or
-(``after``) once the step was carried out; with ``-1`` it lives, and prints the output.
+``python one_submission.py <step> <run> [<seconds>]``: the operator's arguments come as JSON on standard input. The process
+kills itself before the n-th step on the cluster, or so many seconds after its begin, and at the latest when it was carried out;
+with ``-1`` it lives, and prints the output.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import threading
 from typing import Any
 
 from airflow_provider_picas.hooks.slurm import SlurmHook
@@ -20,15 +22,22 @@ from tests.integration.tasks import context
 def main() -> None:
     """Run it."""
     last, run_id = int(sys.argv[1]), sys.argv[2]
+    seconds = float(sys.argv[3]) if len(sys.argv) > 3 else 0.0
     steps = 0
     perform = SlurmHook.perform
 
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
     def mortal(hook: SlurmHook, step: Any) -> Any:
         nonlocal steps
-        if steps == last:
-            os.kill(os.getpid(), signal.SIGKILL)
-        steps += 1
-        return perform(hook, step)
+        if steps != last:
+            steps += 1
+            return perform(hook, step)
+        if seconds:
+            threading.Timer(seconds, die).start()
+            perform(hook, step)
+        return die()
 
     SlurmHook.perform = mortal  # type: ignore[method-assign]
     operator = PicasSubmitPilotsOperator(task_id="pilots", **json.load(sys.stdin))

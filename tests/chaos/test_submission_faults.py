@@ -30,10 +30,11 @@ def arguments(run: Run, **more: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def worker(run: Run, last: int, **more: Any) -> dict[str, Any] | None:
-    """A worker that dies before the ``last`` step: None. One that does not get so far reports its steps and its output."""
+def worker(run: Run, last: int, seconds: float = 0, **more: Any) -> dict[str, Any] | None:
+    """A worker that dies before the ``last`` step, or so many seconds into it: None. One that does not get so far reports its
+    steps and its output."""
     ended = subprocess.run(
-        [sys.executable, "-m", "tests.chaos.one_submission", str(last), run.pool.database],
+        [sys.executable, "-m", "tests.chaos.one_submission", str(last), run.pool.database, str(seconds)],
         input=json.dumps(arguments(run, **more)), capture_output=True, text=True, cwd=paths.PROJECT, timeout=120, check=False,
     )  # fmt: skip
     if ended.returncode == -9:
@@ -66,6 +67,24 @@ def test_a_worker_killed_at_each_step(run: Run, kind: str) -> None:
     assert arrays(run) == {run.submitted["submission"]: 1}
     run.wait()
     assert run.result()["done"] == 12
+    run.check_done_once()
+
+
+@pytest.mark.parametrize("seconds", [0.1, 60])
+def test_a_worker_killed_while_a_step_runs_or_after_it(run: Run, seconds: float) -> None:
+    """What the step has begun on the cluster goes on there, and the next worker finds it."""
+    run.push(4)
+    died = 0
+    while (reported := worker(run, died, seconds)) is None:
+        died += 1
+        assert died < 30
+    tell(f"workers were killed {seconds:g} s into {died} steps, or at their ends")
+    assert died >= 3
+    run.submitted = reported["output"]
+    assert run.submitted["submission"].endswith(".1")
+    assert arrays(run) == {run.submitted["submission"]: 1}
+    run.wait()
+    assert run.result()["done"] == 4
     run.check_done_once()
 
 
