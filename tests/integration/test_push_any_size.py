@@ -6,6 +6,7 @@ import gzip
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import urllib.parse
@@ -134,6 +135,20 @@ class TestFiles:
         after = {token["_id"]: token["_rev"] for token in pool.tokens()}
         assert len(after) == 1_501
         assert before.items() <= after.items()
+
+    @pytest.mark.parametrize(
+        ("name", "content", "words"),
+        [
+            ("t.jsonl", '"a"\n"é"\n'.encode("latin-1"), "t.jsonl, line 2: The line is no UTF-8 text"),
+            ("t.csv", "a\nb\n".encode("utf-16"), "t.csv, line 1: The line is no UTF-8 text"),
+            ("t.jsonl.gz", b'"a"\n', "t.jsonl.gz, line 1: The compressed file cannot be read"),
+            ("t.csv.j2", b"a\n", "t.csv.j2' is taken for the path of a file of inputs, but does not end in"),
+        ],
+    )
+    def test_a_file_of_another_kind_is_told(self, tmp_path: Path, name: str, content: bytes, words: str) -> None:
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(AirflowFailException, match=re.escape(words)):
+            run(inputs=str(tmp_path / name))
 
     def test_a_bad_token_is_told_with_its_line(self, tmp_path: Path) -> None:
         path = tmp_path / "t.jsonl"

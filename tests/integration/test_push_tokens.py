@@ -225,6 +225,8 @@ class TestBadInput:
             ({"inputs": ["x"], "tokens": [{}]}, "Give either `inputs` or `tokens`"),
             ({"inputs": ["x"], "on_empty": "shrug"}, "on_empty is 'shrug'; it is one of skip, fail, succeed"),
             ({"inputs": ["x"], "on_existing": "shrug"}, "on_existing is 'shrug'; it is one of keep, reset, replace, fail"),
+            ({"inputs": ["x"], "batch": 5}, "batch is 5; it is a name, which is a text"),
+            ({"inputs": ["x"], "batch": {"batch": "b"}}, "batch is {'batch': 'b'}; it is a name"),
             ({"tokens": [{"_id": "x"}]}, "Token 0 has the field '_id'"),
             ({"tokens": [{"input": 1}, {"_x": "x"}]}, "Token 1 has the field '_x'"),
             ({"tokens": [{"lock": 5}]}, "Token 0 has the field 'lock', which PiCaS"),
@@ -247,6 +249,7 @@ class TestBadInput:
         inputs: list[Any] = [f"x{number}" for number in range(2_500)]
         with pytest.raises(AirflowFailException, match="Token 2400"):
             push(inputs=[*inputs[:2_400], float("inf"), *inputs[2_401:]])
+        each_once(pool, inputs[:2_400])  # nothing behind it
         assert push(inputs=inputs)["tokens"] == 2_500
         each_once(pool, inputs)
 

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowFailException
+from airflow.providers.common.compat.sdk import AirflowFailException, BaseOperator
 
 from airflow_provider_picas.couchdb import errors
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.operators.tokens import (
+    PicasCollectTokensOperator,
     PicasDeleteTokensOperator,
     PicasResetTokensOperator,
     PicasUpdateTokensOperator,
@@ -97,6 +98,38 @@ def test_a_dry_run_changes_nothing(hook: PicasHook) -> None:
     before = list(hook.batch_documents("b"))
     assert update(fields={"priority": 5}, dry_run=True)["updated"] == 3
     assert list(hook.batch_documents("b")) == before
+
+
+@pytest.mark.parametrize(
+    ("operator", "asked", "said", "after"),
+    [
+        (PicasResetTokensOperator, {}, {"reset": 1}, Counts(todo=4, locked=1, done=1)),
+        (PicasResetTokensOperator, {"states": "done,error"}, {"reset": 2}, Counts(todo=5, locked=1)),
+        (PicasUpdateTokensOperator, {"fields": {"priority": 5}}, {"updated": 3}, None),
+        (PicasCollectTokensOperator, {"states": "todo,error"}, {"collected": 4}, None),
+        (PicasDeleteTokensOperator, {}, {"deleted": 5}, Counts(locked=1)),
+        (PicasDeleteTokensOperator, {"states": "error"}, {"deleted": 1}, Counts(todo=3, locked=1, done=1)),
+    ],
+)
+def test_a_pool_with_monitor_only(
+    hook: PicasHook,
+    pool: Pool,
+    couchdb: CouchDBAdmin,
+    operator: type[BaseOperator],
+    asked: dict[str, Any],
+    said: dict[str, Any],
+    after: Counts | None,
+) -> None:
+    lives.fill(hook, MIXED)
+    others = lives.fill(hook, {State.TODO: 1, State.ERROR: 1}, batch="ba")
+    revisions = [hook.get(token_id)["_rev"] for token_id in others]
+    design = f"/{pool.database}/_design/airflow-picas-1"
+    rev = couchdb.request("GET", design)[1]["_rev"]
+    assert couchdb.request("DELETE", f"{design}?rev={rev}")[0] == 200
+    output = operator(task_id="edit", batch="b", **asked).execute(context("edit"))
+    assert said.items() <= output.items()
+    assert hook.count("b") == (after or Counts(todo=3, locked=1, done=1, error=1))
+    assert [hook.get(token_id)["_rev"] for token_id in others] == revisions
 
 
 @pytest.mark.parametrize(

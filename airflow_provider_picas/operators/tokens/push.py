@@ -44,7 +44,9 @@ class PicasPushTokensOperator(BaseOperator):
     context variables that it has parameters for), or the path of a file: JSON Lines (``.jsonl``, ``.ndjson``) or CSV with a
     header (``.csv``), also with ``.gz``; local, or any URL of Airflow's ``ObjectStoragePath``, such as
     ``s3://connection@bucket/file.csv``. A line that is no whole one fails the task and is named; the lines before it are pushed,
-    and another run continues there.
+    and another run continues there. Cells of a CSV file are text; for ``inputs`` too, those in the columns ``priority``,
+    ``cores``, ``gpu``, ``time``, ``max_retries`` and ``time_limit`` are numbers where they look like one, and left out where
+    they are empty.
 
     :param inputs: one token each; the value (a line's JSON, or a row as a mapping) becomes the token's field ``input``.
     :param tokens: instead of ``inputs``: mappings with any further fields. ``priority`` is a number: this provider's pilots take
@@ -119,6 +121,8 @@ class PicasPushTokensOperator(BaseOperator):
             raise AirflowFailException(f"on_empty is {self.on_empty!r}; it is one of {', '.join(ON_EMPTY)}.")
         if self.on_existing not in list(OnExisting):
             raise AirflowFailException(f"on_existing is {self.on_existing!r}; it is one of {', '.join(OnExisting)}.")
+        if not isinstance(self.batch, str | None):
+            raise AirflowFailException(f"batch is {self.batch!r:.200}; it is a name, which is a text.")
         hook = PicasHook(self.picas_conn_id, database=self.database)
         push = push_id(context)
         self._settings = hook.settings
