@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import socket
 import threading
 import time
@@ -92,44 +91,11 @@ def test_sshd_refuses_connections_at_random(run: Run, cluster: Cluster) -> None:
         cluster.start_sshd(0)
 
 
-class RoundRobin:
-    """One address for all login nodes, as sites have it: each connection comes to the next one."""
-
-    def __init__(self, cluster: Cluster) -> None:
-        self._targets = itertools.cycle(cluster.logins)
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        self.connections = 0
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            self.connections += 1
-            server = socket.create_connection(next(self._targets))
-            for source, sink in ((client, server), (server, client)):
-                threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
-
-    @staticmethod
-    def _pump(source: socket.socket, sink: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(65536):
-                sink.sendall(data)
-        for end in (source, sink):
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        self._listener.close()
-
-
 def test_the_login_host_changes_between_connections(
     run: Run, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    between = RoundRobin(cluster)
+    """One address for all login nodes, as sites have it: each connection comes to the next one."""
+    between = faults.Relay(*cluster.logins)
     connection = native.ssh_connection(cluster)
     set_connection(monkeypatch, "spider", {**connection, "host": "127.0.0.1", "port": between.port})
     try:

@@ -1,4 +1,4 @@
-"""What goes wrong between a client and a server: a proxy that hurts some requests, hosts that are silent, certificates."""
+"""What is between a client and a server: a proxy that hurts some requests, a relay, hosts that are silent, certificates."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import datetime
 import enum
 import http.client
 import ipaddress
+import itertools
 import socket
 import ssl
 import threading
@@ -142,6 +143,49 @@ class _Handler(BaseHTTPRequestHandler):
         with contextlib.suppress(OSError):
             self.wfile.flush()
             socket.socket.shutdown(self.connection, socket.SHUT_RDWR)  # of TLS, too: with no farewell
+
+
+class Relay:
+    """Passes TCP connections on, from a port of its own to the targets (host, port) in turn. ``connections``: how many came."""
+
+    def __init__(self, *targets: tuple[str, int]) -> None:
+        self.connections = 0
+        self._targets = itertools.cycle(targets)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        self._listener.close()
+
+    def serve(self, client: socket.socket, server: socket.socket) -> None:
+        """What becomes of one connection; both ends are closed when it returns."""
+        back = threading.Thread(target=self._pump, args=(server, client), daemon=True)
+        back.start()
+        self._pump(client, server)
+        back.join()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            self.connections += 1
+            threading.Thread(target=self._connect, args=(client, next(self._targets)), daemon=True).start()
+
+    def _connect(self, client: socket.socket, target: tuple[str, int]) -> None:
+        with client, contextlib.suppress(OSError), socket.create_connection(target) as server:
+            self.serve(client, server)
+
+    @staticmethod
+    def _pump(source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
 
 
 @contextlib.contextmanager

@@ -18,7 +18,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import urllib.parse
 from collections import Counter
@@ -764,7 +763,7 @@ def test_a_token_that_is_edited_while_it_runs_keeps_both(pool: Pool, submission:
 # --- a database that fails -------------------------------------------------------------------------------------------
 
 
-class Proxy:
+class Proxy(faults.Relay):
     """Passes a connection on to the database, or fails to, as ``fault`` says for each request.
 
     "": pass on. "refuse": close at once. "drop answer": pass the request on, close instead of answering. "503": answer so.
@@ -773,28 +772,15 @@ class Proxy:
 
     def __init__(self, server: couchdb.CouchDBAdmin) -> None:
         parts = urllib.parse.urlsplit(server.url)
-        self._target = (parts.hostname or "", parts.port or 80)
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self.fault: Callable[[bytes], str] = lambda request: ""
         self.faults = Counter[str]()
-        threading.Thread(target=self._accept, daemon=True).start()
+        super().__init__((parts.hostname or "", parts.port or 80))
+        self.url = f"http://127.0.0.1:{self.port}"
 
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
-
-    def _serve(self, client: socket.socket) -> None:
-        with client, socket.create_connection(self._target) as upstream:
-            try:
-                while (request := self._message(client)) and self._pass_on(request, client, upstream):
-                    pass
-            except (OSError, ValueError):
-                return
+    def serve(self, client: socket.socket, server: socket.socket) -> None:
+        with contextlib.suppress(ValueError):
+            while (request := self._message(client)) and self._pass_on(request, client, server):
+                pass
 
     def _pass_on(self, request: bytes, client: socket.socket, upstream: socket.socket) -> bool:
         fault = self.fault(request)
@@ -833,9 +819,6 @@ class Proxy:
             while not data.endswith(b"\r\n0\r\n\r\n") and not data.endswith(b"\n0\r\n\r\n"):
                 data += source.recv(65536)
         return data
-
-    def close(self) -> None:
-        self._listener.close()
 
 
 @pytest.fixture
