@@ -20,13 +20,14 @@ from stack.pool import Pool
 
 RERUN = "picas_rerun_failed"
 ARCHIVE = "picas_archive_batches"
+MONITORING = "https://graphs.example.org/d/pool"
 ENDED = ["success", "failed", "upstream_failed", "skipped"]
 
 
 @pytest.fixture
 def api(airflow: Airflow, pool: Pool) -> AirflowApi:
     """Airflow with a connection to the pool of this test."""
-    airflow.connect("picas_default", **native.picas_connection(pool))
+    airflow.connect("picas_default", **native.picas_connection(pool), extra={"monitoring_url": MONITORING})
     for dag_id in ("rerun_by_clearing", "runs_side_by_side", RERUN, ARCHIVE):
         processes.wait_for(lambda dag_id=dag_id: airflow.api.has_dag(dag_id), what=f"DAG {dag_id}", seconds=60)
     return airflow.api
@@ -58,6 +59,9 @@ def test_clearing_the_push_runs_just_what_failed(api: AirflowApi, couchdb: Couch
     dag_id = "rerun_by_clearing"
     run = api.trigger(dag_id)
     api.wait_for_task(dag_id, run, "wait", ["deferred"])
+    links = api.request("GET", f"dags/{dag_id}/dagRuns/{quote(run)}/taskInstances/wait/links")["extra_links"]
+    assert links["Token pool"] == f"{pool.url}/_utils/#database/{pool.database}/_all_docs"
+    assert links["Monitoring"] == MONITORING
     finish(couchdb, pool, 1, every=4)
     finish(couchdb, pool, 0)
     assert api.wait_for_run(dag_id, run)["state"] == "failed"

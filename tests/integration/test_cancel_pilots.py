@@ -93,6 +93,15 @@ def test_cancel_of_several_arrays(pool: Pool) -> None:
         assert not slurm.run(f"squeue --noheader --jobs={','.join(pilots['job_ids'])}").stdout
 
 
+def test_where_none_is_left_the_credentials_go(pool: Pool) -> None:
+    run = Run(pool, 1, "true", pilots=1, setup="exit 3")
+    run.until(lambda: not left(run), "The pilots' end")
+    assert credentials(run) == ["picasconfig.py"]
+    assert run.stop() == 0
+    assert credentials(run) == []
+    assert run.states() == {State.TODO: 1}
+
+
 def test_cancel_of_pilots_that_have_not_begun(pool: Pool) -> None:
     run = Run(pool, 2, "true", pilots=2, sbatch={"hold": True})
     run.stop()

@@ -130,6 +130,8 @@ def test_from_command_to_output(tasks: Tasks, tmp_path: Path) -> None:
     figures = tasks.wait_context["ti"].xcoms["figures"]
     assert figures["tokens"] == 2
     assert sum(figures["jobs"].values()) == 2
+    page = f"{tasks.pool.url}/_utils/#database/{tasks.pool.database}/_all_docs"
+    assert tasks.wait_context["ti"].xcoms["picas_pool_url"] == page
 
 
 def logged(tasks: Tasks, said: str) -> bool:
