@@ -54,8 +54,10 @@ class PicasTokenStateSensor(BaseSensorOperator):
         do not matter then, unless too few are left to reach it.
     :param no_progress: seconds, or a timedelta, without a token that finishes after which the task fails. Default: never.
     :param pilots: the output of the operator that submits pilots. They are looked after: the tokens of those that have died are
-        given back, and when none is left while tokens wait, the task fails, with the ends of the pilots' logs.
-    :param resubmit: submit the same pilots again when none is left, so often, as long as they finish tokens.
+        given back, and when none is left while tokens wait, the task fails, with the ends of the pilots' logs. These are shown
+        as they run, too, unless the mode is ``reschedule``.
+    :param resubmit: submit the same pilots again when none is left, so often, as long as they finish tokens and nobody has
+        drained or cancelled them. ``max_pilots`` and ``max_queued`` of the operator that submitted them are not looked at again.
     :param max_scrubs: how often the token of a dead pilot is given back by the wait until it is an error, 0 - 9. Pilots give back
         each other's, too, by a number of their own: give the operator that submits them ``pilot={"max_scrubs": …}`` as well.
     :param max_lock_age: seconds after which a token is given back that is held by a pilot without a lease, as the PiCaS client's
