@@ -19,21 +19,41 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from airflow_provider_picas.couchdb import protocol
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.tokens.documents import new_token
 from airflow_provider_picas.tokens.push import OnExisting, PushReport
 from airflow_provider_picas.tokens.states import State, state_of
+from stack import native
+from stack.pool import Pool
+from tests.conftest import set_connection
 from tests.integration import lives
+from tests.integration.faults import Fault, Proxy
 
 KEYS = st.lists(st.sampled_from("abcdef"), unique=True, min_size=1)
 PUSHES = st.sampled_from(["p1", "p2"])
 _BATCHES = count()
 
 
+class Losing(Proxy):
+    """Loses the answer of a bulk write: the ``lose``th to come."""
+
+    lose = 0
+
+    def fault_of(self, request: str) -> Fault | int | None:
+        if "_bulk_docs" in request:
+            self.lose -= 1
+            if self.lose == 0:
+                return Fault.LOSE
+        return super().fault_of(request)
+
+
 class Pushes(RuleBasedStateMachine):
     """A batch, and what should be in it: for each token its state, who pushed it and what it holds."""
 
     hook: PicasHook
+    behind_proxy: PicasHook
+    proxy: Losing
 
     def __init__(self) -> None:
         super().__init__()
@@ -86,6 +106,39 @@ class Pushes(RuleBasedStateMachine):
         for key in keys:
             self._pushed(key, value, OnExisting(how))
 
+    @rule(
+        keys=KEYS,
+        push=PUSHES,
+        value=st.integers(0, 1),
+        how=st.sampled_from(["keep", "reset", "replace"]),
+        lose=st.integers(1, 2),
+        ends=st.lists(st.sampled_from([State.LOCKED, State.DONE, State.ERROR]), min_size=6, max_size=6),
+    )
+    def pilots_are_faster_than_an_answer(
+        self, keys: list[str], push: str, value: int, how: str, lose: int, ends: list[State]
+    ) -> None:
+        new = [key for key in keys if key not in self.states]
+        before = {key: self.hook.get(f"{self.batch}:{key}")["push"] for key in keys if key not in new}
+        ended: dict[str, State] = {}
+
+        def pilots() -> None:
+            for key, end in zip(keys, ends, strict=False):
+                if (token := self.written(key)) and token["push"] != before.get(key) and state_of(token) is State.TODO:
+                    lives.change(self.hook, token["_id"], **lives.LIVES[end])
+                    ended[key] = end
+
+        self.proxy.lose, self.proxy.meanwhile = lose, pilots
+        report = self.behind_proxy.push(self.documents(keys, push, value), on_existing=how)
+        self.proxy.lose = 0
+        assert (report.tokens, report.written) == (len(keys), len(new))
+        for key in keys:
+            self._pushed(key, value, OnExisting(how))
+        self.states.update(ended)
+
+    def written(self, key: str) -> dict[str, Any] | None:
+        """The token, if it is there."""
+        return self.hook.do(self.hook.pool.fetch([f"{self.batch}:{key}"])).get(f"{self.batch}:{key}")
+
     @precondition(lambda self: {State.TODO, State.LOCKED} & set(self.states.values()))
     @rule(data=st.data(), state=st.sampled_from([State.LOCKED, State.DONE, State.ERROR, State.ERROR]))
     def a_pilot_works(self, data: st.DataObject, state: State) -> None:
@@ -111,15 +164,19 @@ class Pushes(RuleBasedStateMachine):
 
 
 @pytest.mark.timeout(600)
-def test_any_sequence_of_pushes(picas_default: str) -> None:
+def test_any_sequence_of_pushes(picas_default: str, pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "wait_before", lambda attempt, retry_after=None: 0.0)
     Pushes.hook = PicasHook(picas_default)
-    run_state_machine_as_test(
-        Pushes,
-        settings=settings(
-            max_examples=25,
-            stateful_step_count=20,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-            phases=[Phase.generate],  # to find a shorter sequence that fails takes minutes
-        ),
-    )
+    with Losing(pool.url) as proxy:
+        fields = {**native.picas_connection(pool), "host": proxy.url}
+        Pushes.proxy, Pushes.behind_proxy = proxy, PicasHook(set_connection(monkeypatch, "behind_proxy", fields))
+        run_state_machine_as_test(
+            Pushes,
+            settings=settings(
+                max_examples=25,
+                stateful_step_count=20,
+                deadline=None,
+                suppress_health_check=list(HealthCheck),
+                phases=[Phase.generate],  # to find a shorter sequence that fails takes minutes
+            ),
+        )
