@@ -289,12 +289,12 @@ class Clock:
         self._heard = False
         self._last_answer = time.monotonic()
         self._longest_gap = longest_gap
-        self._back_since = float("-inf")  # when contact was last found again
+        self._back_since: Optional[float] = None  # when contact was found, for the first time or again
 
     def hear(self, date: Optional[str]) -> None:
         """Take the ``Date`` of a useful answer."""
         now = time.monotonic()
-        if now - self._last_answer > self._longest_gap:
+        if self._back_since is None or now - self._last_answer > self._longest_gap:
             self._back_since = now
         self._last_answer = now
         try:
@@ -313,8 +313,8 @@ class Clock:
         return time.monotonic() - self._last_answer
 
     def contact(self) -> float:
-        """Seconds of contact since it was last lost."""
-        return time.monotonic() - self._back_since
+        """Seconds of contact, since the start or since it was last lost."""
+        return 0.0 if self._back_since is None else time.monotonic() - self._back_since
 
 
 class Database:

@@ -251,6 +251,7 @@ def test_input_reaches_the_command_as_data(pool: Pool, submission: Submission) -
             {"input": nasty, "LD_PRELOAD": "/nowhere/evil.so", "PATH": "/nowhere", "number": 1.5, "yes": True},
             {"input": {"nested": [1]}, "with\0": "x", "zero": "a\0b"},
             {"input": "x" * 1_000_000},
+            {"input": "a\0b"},
         ]
     )
     show = (
@@ -260,7 +261,7 @@ def test_input_reaches_the_command_as_data(pool: Pool, submission: Submission) -
     assert submission.run([sys.executable, "-c", show]) == 0, submission.log()
     docs = pool.docs()
     assert {state_of(doc) for doc in docs.values()} == {State.DONE}, docs
-    first, second, third = (docs[f"b:000{place}"]["output"] for place in range(3))
+    first, second, third, fourth = (docs[f"b:000{place}"]["output"] for place in range(4))
     assert first["PICAS_INPUT"] == nasty
     assert first["PICAS_FIELD_PATH"] == "/nowhere"
     assert "LD_PRELOAD" not in first
@@ -270,6 +271,8 @@ def test_input_reaches_the_command_as_data(pool: Pool, submission: Submission) -
     assert "PICAS_INPUT" not in third
     assert third["PICAS_OMITTED"] == "PICAS_INPUT"
     assert third["size"] == 1_000_000
+    assert "PICAS_INPUT" not in fourth, "no variable can hold a NUL: the token's file has it"
+    assert (fourth["PICAS_OMITTED"], fourth["size"]) == ("PICAS_INPUT", 3)
 
 
 def test_credentials_stay_with_the_pilot(pool: Pool, submission: Submission) -> None:
@@ -315,6 +318,22 @@ def test_output_of_any_kind(pool: Pool, submission: Submission) -> None:
     assert "2,000,000" not in docs[8]["error"][-1]["message"]
     assert list(submission.scratch.iterdir()) == []
     assert not left_behind(submission), "children of a command are still there"
+
+
+def test_a_gigabyte_of_output_takes_neither_memory_nor_disk(pool: Pool, submission: Submission) -> None:
+    command = (
+        "head -c 1000000000 /dev/zero | tr '\\0' a; echo the end;"
+        ' echo [$(grep VmHWM /proc/$PPID/status | tr -dc 0-9), $(du -sk "$TMPDIR" | cut -f1)] > output.json'
+    )
+    pool.push([{}])
+    assert submission.run(command, log_bytes=2_000_000) == 0, submission.log()
+    out = pool.attachment("b:0000", "attempt-1.out")
+    assert out.startswith(b"[998,000,008 bytes left out]\naaa")
+    assert out.endswith(b"aaathe end\n")
+    assert len(out) < 2_000_100
+    memory, disk = pool.get("b:0000")["output"]
+    assert memory < 100_000, "KiB that the pilot had at most"
+    assert disk < 100, "KiB in its scratch folder"
 
 
 def left_behind(submission: Submission) -> list[str]:
@@ -968,6 +987,17 @@ def test_who_comes_back_first_after_an_outage_takes_nobody_for_silent(pool: Pool
         assert reaper.reap() == (0, True)
         time.sleep(1.5)
         assert reaper.reap() == (2, False)
+
+
+def test_who_starts_takes_nobody_for_silent_at_once(pool: Pool) -> None:
+    """The database may have been away until then."""
+    put_lease(pool, "silent", age=60)
+    put_lease(pool, "gone", ended=True)
+    pool.push(held("silent", 2) + held("gone", 1))
+    with parts_of_a_pilot(pool, pool.server.url) as parts:
+        reaper = picas_pilot.Reaper(*parts)
+        assert reaper.reap() == (1, True)
+        until(lambda: reaper.reap() == (2, False), 10)
 
 
 def test_what_cannot_be_sent_is_kept_and_sent_by_a_later_pilot(
