@@ -407,9 +407,10 @@ class Database:
         return {name: doc if doc and self._is_readable(doc) else None for name, doc in docs.items()}
 
     def _is_readable(self, doc: Doc) -> bool:
-        if is_nested_more(doc, MOST_NESTED + 1):
+        too_deep = is_nested_more(doc, MOST_NESTED + 1)
+        if too_deep:
             self._leave_out(doc["_id"])
-        return doc["_id"] not in self._unreadable
+        return not too_deep
 
     def _leave_out(self, name: str) -> None:
         if name not in self._unreadable:

@@ -529,6 +529,20 @@ def test_a_token_nested_too_deeply_stops_no_pilot(pool: Pool, submission: Submis
     assert {name for name, state in states.items() if state is State.LOCKED} == {"b:locked:0000"}
 
 
+@pytest.mark.usefixtures("deep_json")
+def test_a_token_that_is_mended_can_be_read_again(pool: Pool) -> None:
+    """A result that waits for it can be written then."""
+    deep: list[Any] = []
+    for _ in range(960):
+        deep = [deep]
+    pool.push([{"input": deep}, {}])
+    with parts_of_a_pilot(pool, pool.server.url) as (database, *_):
+        ids = ["b:0000", "b:0001"]
+        assert [name for name, doc in database.read(ids).items() if doc] == ["b:0001"]
+        pool.put({**pool.get("b:0000"), "input": 1})
+        assert all(database.read(ids).values())
+
+
 def test_a_pool_with_picas_own_views(pool: Pool, submission: Submission) -> None:
     design = pool.request("GET", "_design/airflow-picas-1")[1]
     assert pool.request("DELETE", f"_design/airflow-picas-1?rev={design['_rev']}")[0] == 200
