@@ -30,6 +30,7 @@ Operation = Generator[Request | Step, Any, Result]
 
 UNSENT_FILES = 100  # results that one command reads
 UNSENT_BYTES = 4_000_000  # of them, together, at most, and a part of one that is larger
+MOST_LEFT = 2  # results that the database may answer with an error until the fault is taken to be its own
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class News:
     reaped: list[tuple[str, str]] = field(default_factory=list)  #: token id, cause
     given_up: list[tuple[str, str]] = field(default_factory=list)  #: token id, cause: scrubbed too often, now in error
     sent: int = 0  #: results that pilots had left in the submission's folder
+    unsent: dict[str, str] = field(default_factory=dict)  #: why results stay there, by token: these are not given back
     locked: int = 0  #: tokens that somebody holds, after all this
 
     @property
@@ -83,6 +85,9 @@ class News:
     @property
     def trouble(self) -> str | None:
         """What this look lacks, for people."""
+        if self.unsent and not self.outage:
+            token, why = next(iter(self.unsent.items()))
+            return f"The result of {token} waits in the submission's folder: {why}"
         if self.outage or self.slurm is None or self.slurm.unaccounted is None:
             return self.outage
         return f"sacct does not answer ({self.slurm.unaccounted}): how pilots ended is known from squeue alone, for a while."
@@ -120,7 +125,7 @@ def look_after(
     dead, locked = yield from _dead(pool, batch, watched, news, max_lock_age, contact)
     if dead and watched is not None and news.outage is None:
         try:
-            news.sent = yield from send_unsent(pool, watched.folder)
+            news.sent, news.unsent = yield from send_unsent(pool, watched.folder)
         except RemoteError as error:
             news.outage = str(error)
         if news.sent:
@@ -128,6 +133,7 @@ def look_after(
             judged = {token["_id"] for token, _ in dead}
             dead, locked = yield from _dead(pool, batch, watched, news, max_lock_age, contact)
             dead = [(token, cause) for token, cause in dead if token["_id"] in judged]
+        dead = [(token, cause) for token, cause in dead if token["_id"] not in news.unsent]
     if dead and news.outage is None:
         yield from _reap(pool, dead, max_scrubs, news)
     news.locked = locked - len(news.reaped) - len(news.given_up)
@@ -186,17 +192,18 @@ def _given_back(token: Document, cause: str, max_scrubs: int, now: int) -> Docum
     return changed
 
 
-def send_unsent(pool: Pool, folder: str) -> Operation[int]:
-    """Send all the results that pilots of the submission could not send; how many were written.
+def send_unsent(pool: Pool, folder: str) -> Operation[tuple[int, dict[str, str]]]:
+    """Send all the results that pilots of the submission could not send.
 
-    Raises RemoteError, or CouchDBError: the results that are left are still in the folder.
+    How many were written; and of those that the database answered with an error, which may lie in them alone, the tokens, each
+    with the reason. Raises RemoteError, or CouchDBError: the results that are left are still in the folder.
     """
     unsent = f"{folder}/unsent"
     text = f"""
 cd -- {quote(unsent)} 2>/dev/null || exit 0
 find . -ignore_readdir_race -maxdepth 1 -name '[!.]*.json' -printf '%s %f\\n'"""
     listed: Output = yield from ok(Command(text), "Unsent results cannot be read")
-    sent = 0
+    sent, left = 0, dict[str, str]()
     for files in _portions(listed.stdout.splitlines()):
         contents = yield from _contents(unsent, files)
         landed: list[str] = []
@@ -206,7 +213,13 @@ find . -ignore_readdir_race -maxdepth 1 -name '[!.]*.json' -printf '%s %f\\n'"""
                 change = Change.from_json(json.loads(content)["change"])
             except (ValueError, KeyError, TypeError, AttributeError):
                 continue  # no result: it stays where a person can look at it
-            verdict = yield from _send(pool, change)
+            try:
+                verdict = yield from _send(pool, change)
+            except errors.UnavailableError as error:
+                if error.status is None or len(left) == MOST_LEFT:
+                    raise  # it is not in the results
+                left[change.token] = str(error)
+                continue
             (landed if verdict == "landed" else refused).append(name)
         sent += len(landed)
         away = [f"cd -- {quote(unsent)} || exit"]
@@ -216,7 +229,7 @@ find . -ignore_readdir_race -maxdepth 1 -name '[!.]*.json' -printf '%s %f\\n'"""
             away.append(f"mkdir -p -m 700 ../refused && mv -f -- {quote(*refused)} ../refused/")
         if landed or refused:
             yield Command("\n".join(away))
-    return sent
+    return sent, left
 
 
 def _portions(listed: Sequence[str]) -> list[dict[str, int]]:

@@ -41,7 +41,7 @@ CLAIM = {"lock": lives.NOW, "hostname": "n1", "pilot": PILOT, "claim": f"0011223
 def hook(picas_default: str) -> PicasHook:
     """The pool, where a pilot was not heard for long."""
     hook = PicasHook(picas_default)
-    lease = {"pilot": PILOT, "submission": "s", "job": None, "hostname": "n1", "renewed": lives.NOW, "lease": 60}
+    lease = {"pilot": PILOT, "submission": "s", "job": None, "hostname": "n1", "renewed": lives.NOW, "lease": 2}
     hook.do(hook.pool.put({"_id": f"_local/picas-pilot-{PILOT}", **lease}))
     return hook
 
@@ -186,6 +186,30 @@ def test_a_proxy_refuses_a_log(
     assert (sent["output"], sent["exit_code"], sent.get("_attachments")) == (5, 0, None)
 
 
+def test_a_result_that_the_database_never_takes_holds_up_no_other(
+    hook: PicasHook,
+    pool: Pool,
+    remote: SlurmHook,
+    watched: Watched,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    ids = lives.fill(hook, {State.LOCKED: 3}, **CLAIM)
+    one, other, free = (hook.get(token) for token in ids)
+    leave(remote, watched, [result(one, 1), result(other, 2)], tmp_path)
+    with Proxy(pool.url) as proxy:
+        behind = set_connection(monkeypatch, "behind", {**native.picas_connection(pool), "host": proxy.url})
+        proxy.hurt(*[504] * 10, on="_bulk_docs")  # as often as the first is tried
+        news = look(watched, PicasHook(behind))
+        (waits,) = news.unsent
+        assert waits in (one["_id"], other["_id"])
+        assert (news.sent, [token for token, _ in news.reaped], news.locked) == (1, [free["_id"]], 1)
+        assert waits in str(news.trouble)
+        assert len(files(remote, watched)) == 1
+        assert look(watched, PicasHook(behind)).sent == 1
+    assert [hook.get(token["_id"])["output"] for token in (one, other)] == [1, 2]
+
+
 def test_a_database_that_is_away_moves_no_result(
     hook: PicasHook,
     pool: Pool,
@@ -195,18 +219,19 @@ def test_a_database_that_is_away_moves_no_result(
     tmp_path: Path,
 ) -> None:
     monkeypatch.setattr(protocol, "wait_before", lambda attempt, retry_after=None: 0.0)
-    (token,) = lives.fill(hook, {State.LOCKED: 1}, **CLAIM)
-    leave(remote, watched, [result(hook.get(token), 5)], tmp_path)
-    (name,) = files(remote, watched)
+    number = reaping.MOST_LEFT + 1
+    tokens = lives.fill(hook, {State.LOCKED: number}, **CLAIM)
+    leave(remote, watched, [result(hook.get(token), 5) for token in tokens], tmp_path)
+    names = files(remote, watched)
     with Proxy(pool.url) as proxy:
         behind = set_connection(monkeypatch, "behind", {**native.picas_connection(pool), "host": proxy.url})
-        proxy.hurt(*[503] * 10, on="_bulk_docs")
+        proxy.hurt(*[503] * 10 * number, on="_bulk_docs")
         with pytest.raises(errors.UnavailableError, match="is not available"):
             look(watched, PicasHook(behind))
-        assert files(remote, watched) == [name]
-        assert hook.count("b") == Counts(locked=1)
-        assert look(watched, PicasHook(behind)).sent == 1
-    assert hook.get(token)["output"] == 5
+        assert files(remote, watched) == names
+        assert hook.count("b") == Counts(locked=number)
+        assert look(watched, PicasHook(behind)).sent == number
+    assert [hook.get(token)["output"] for token in tokens] == [5] * number
     assert files(remote, watched) == []
 
 

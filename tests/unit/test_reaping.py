@@ -138,7 +138,9 @@ class Sides:
 
 def send(sides: Sides) -> int:
     pool = Pool(Settings(url="http://x", database="db"))
-    return drive(reaping.send_unsent(pool, str(sides.folder)), sides)
+    sent, left = drive(reaping.send_unsent(pool, str(sides.folder)), sides)
+    assert not left
+    return sent
 
 
 def kept(change: dict[str, Any]) -> dict[str, Any]:
