@@ -26,6 +26,7 @@ from stack.pool import Pool
 from tests.conftest import set_connection
 
 SOON = 10.0  # seconds
+TOLD = 30.0  # seconds: the hook tries five times, which takes up to 11 s, and the feed asks once more before it tells an outage
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ class Reader:
             while self.counts != wanted:
                 await self.read()
 
-    async def noticed(self, text: str, seconds: float = SOON) -> str:
+    async def noticed(self, text: str, seconds: float = TOLD) -> str:
         """Wait for a notice that holds the text."""
         async with asyncio.timeout(seconds):
             while not (found := [notice for notice in self.notices if text in notice]):
@@ -437,7 +438,7 @@ def test_the_end_of_an_outage_is_told_to_who_only_follows(hook: PicasHook, throu
         notices: list[str] = []
 
         async def noticed(text: str) -> None:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(TOLD):
                 while not any(text in notice for notice in notices):
                     notices.extend((await anext(news)).notices)
 
