@@ -129,8 +129,8 @@ def encode(document: Mapping[str, Any]) -> bytes:
         text = _ENCODER.encode(document).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise BadTokenError(f"Token {name} is not JSON: {_json_fault(document) or error}.") from None
-    brackets = text.count(b"[") + text.count(b"{")  # quick to count, and few tokens have so many
-    if brackets > MOST_NESTED and "_rev" not in document and is_nested_more(document, MOST_NESTED + 1):
+    deep = len(text) > 2 * MOST_NESTED and text.count(b"[") + text.count(b"{") > MOST_NESTED  # quick to tell, and rare
+    if deep and "_rev" not in document and is_nested_more(document, MOST_NESTED + 1):
         raise BadTokenError(f"Token {name} is nested more than {MOST_NESTED} deep, which pilots cannot read.")
     if len(text) > MAX_BYTES:
         raise BadTokenError(
