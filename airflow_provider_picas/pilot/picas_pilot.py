@@ -1591,7 +1591,8 @@ class Reporter(threading.Thread):
             elif not self._closed:
                 with self._changed:
                     self._changed.wait_for(lambda: self._closed, backoff.pause())
-            self._fill()
+            if self._sending:
+                self._fill()  # else they are gathered first: several results make one request
 
     def _put_behind(self, changes: List[Change]) -> bool:
         with self._changed:
