@@ -61,7 +61,7 @@ MONITOR = "_design/Monitor/_view/"
 
 NUMBERS = 2**31 - 1  # the tokens of a class and priority are numbered at random below it, in the view
 WORK_A_CLAIM = 2.0  # seconds of work that one claim aims at
-GATHER = 0.25  # seconds for which results of short tokens are gathered into one request
+GATHER = 0.5  # seconds for which results of short tokens are gathered into one request, while there are more to come
 SHORT = 0.5  # seconds below which a token is short
 STALE = 10.0  # seconds after which a claimed token that has not been started is given back
 STOP_WITHIN = 9.0  # seconds from a signal to the end
@@ -389,10 +389,16 @@ class Database:
         status, doc = self.request("GET", path)
         return doc if status == 200 else None
 
-    def _rows_of(self, ids: Sequence[str], **query: Any) -> List[Doc]:
-        status, answer = self.request("POST", "_all_docs", {"keys": list(ids)}, query)
+    def leases(self, pilots: Sequence[str]) -> Dict[str, Doc]:
+        """The leases of pilots that have one."""
+        names = {lease_id(pilot): pilot for pilot in pilots}
+        rows = self._rows_of(list(names), "_local_docs", include_docs=True) if names else []
+        return {names[row["key"]]: row["doc"] for row in rows if row.get("doc")}
+
+    def _rows_of(self, ids: Sequence[str], path: str = "_all_docs", **query: Any) -> List[Doc]:
+        status, answer = self.request("POST", path, {"keys": list(ids)}, query)
         if status != 200:
-            raise Unreachable(f"{self.place} answers {status} to _all_docs", status)
+            raise Unreachable(f"{self.place} answers {status} to {path}", status)
         return list(answer["rows"])
 
     def read(self, ids: Sequence[str]) -> Dict[str, Optional[Doc]]:
@@ -1114,9 +1120,9 @@ def _whole(text: Optional[str], default: int) -> int:
     return int(text) if text and text.isdigit() else default
 
 
-def lease_path(pilot: str) -> str:
-    """Path of a pilot's lease."""
-    return "_local/" + quote(f"picas-pilot-{pilot}", safe="")
+def lease_id(pilot: str) -> str:
+    """The id of a pilot's lease."""
+    return f"_local/picas-pilot-{pilot}"
 
 
 def batch_range(batch: Optional[str]) -> Doc:
@@ -1367,9 +1373,13 @@ class Reaper:
         oldest: Dict[str, float] = {}
         for doc in docs:
             oldest[doc["pilot"]] = min(number(doc["lock"]), oldest.get(doc["pilot"], float("inf")))
-        causes = {pilot: self._death(pilot, lock) for pilot, lock in oldest.items()}
+        # A lease is read again only when it would have expired.
+        now = self._clock.now()
+        judged = [pilot for pilot in oldest if now > self._alive_until.get(pilot, 0)]
+        leases = self._database.leases(judged)
+        causes = {pilot: self._death(pilot, oldest[pilot], leases.get(pilot)) for pilot in judged}
         now = int(self._clock.now())
-        dead = [(doc, causes[doc["pilot"]]) for doc in docs]
+        dead = [(doc, causes.get(doc["pilot"])) for doc in docs]
         changes = [reap(doc, cause, self._config.max_scrubs, now) for doc, cause in dead if cause]
         rows = self._database.bulk([change.apply() for change in changes])[1] if changes else {}
         reaped = [change for change in changes if rows.get(change.token, {}).get("rev")]
@@ -1389,12 +1399,9 @@ class Reaper:
             return self._database.documents(MONITOR + "locked", **batch_range(self._config.batch), **query)
         return []
 
-    def _death(self, pilot: str, lock: float) -> Optional[str]:
-        """Why a pilot counts as dead, or None. A lease is read again only when it would have expired."""
+    def _death(self, pilot: str, lock: float, lease: Optional[Doc]) -> Optional[str]:
+        """Why a pilot counts as dead, or None. ``lock``: of the oldest of its tokens."""
         now = self._clock.now()
-        if now <= self._alive_until.get(pilot, 0):
-            return None
-        lease = self._database.get(lease_path(pilot))
         if lease is None:
             # A pilot writes its lease before it claims: somebody has removed it.
             return f"pilot {pilot} has no lease" if now > lock + 2 * self._config.lease else None
@@ -1532,13 +1539,16 @@ class Reporter(threading.Thread):
         self._queue: Deque[Change] = collections.deque()
         self._sending: Dict[str, Change] = {}  # by claim
         self._closed = False
+        self._more = False
         self.gather = 0.0  # seconds
 
-    def put(self, change: Change) -> None:
-        """Write this change, as soon as may be."""
+    def put(self, change: Change, more: bool = False) -> None:
+        """Write this change: as soon as may be, or with those that are gathered if ``more`` are to come."""
         with self._changed:
             self._queue.append(change)
-            self._changed.notify_all()
+            self._more = more
+            if not more or len(self._queue) == 1:  # else it gathers
+                self._changed.notify_all()
 
     def pending(self) -> int:
         """Changes that are not known to be written."""
@@ -1557,7 +1567,7 @@ class Reporter(threading.Thread):
         while not self._closed:
             with self._changed:
                 self._changed.wait_for(lambda: bool(self._queue) or self._closed)
-            time.sleep(self.gather)
+                self._changed.wait_for(lambda: not self._more or self._closed, self.gather)
             self._send()
 
     def _fill(self) -> None:
@@ -1679,14 +1689,18 @@ class Work:
                 self.stopping.set()
             self.changed.notify_all()
 
-    def wait(self, seconds: float, whole: bool = False) -> None:
-        """Until something changes; with ``whole`` all of the time, unless the pilot is to end."""
+    def wait(self, seconds: float, until: Callable[[], bool] = lambda: True) -> None:
+        """So long, or until something changes and ``until`` holds, or the pilot is to end."""
         deadline = time.monotonic() + seconds
         with self.changed:
             while self.level == GO:
                 left = deadline - time.monotonic()
-                if left <= 0 or (self.changed.wait(left) and not whole):
+                if left <= 0 or (self.changed.wait(left) and until()):
                     return
+
+    def pause(self, seconds: float) -> None:
+        """So long, unless the pilot is to end."""
+        self.wait(seconds, until=lambda: False)
 
     def add(self, tokens: List[Token]) -> None:
         """Tokens that were claimed."""
@@ -1709,7 +1723,7 @@ class Work:
         """A run has ended: from here on its token is the reporter's."""
         with self.changed:
             if change is not None:
-                reporter.put(change)
+                reporter.put(change, more=bool(self.ready))
             del self.runs[run.token.claim]
             self.changed.notify_all()
 
@@ -2027,8 +2041,10 @@ class Claimer(threading.Thread):
         self._reaper = reaper
         self._outbox = outbox
         self._database = database
-        self._idle_since: Optional[float] = None
-        self._next_reap = 0.0
+        self._reap_every = min(5.0, pilot.config.lease / 3)  # seconds
+        self._nothing_since: Optional[float] = None  # nothing was found since then
+        self._idle_since: Optional[float] = None  # nor was there anything else to do
+        self._next_reap = time.monotonic() + self._reap_every
         self._living = False  # whether living pilots hold tokens
 
     def run(self) -> None:
@@ -2043,7 +2059,7 @@ class Claimer(threading.Thread):
                 self.release_in_flight()
                 if backoff.tries == 0:
                     log(f"{error}; waiting to claim.")
-                work.wait(backoff.pause(), whole=True)
+                work.pause(backoff.pause())
             except Failed as error:
                 work.stop(DRAIN, str(error), error.code)
             except Exception:
@@ -2071,21 +2087,21 @@ class Claimer(threading.Thread):
         self.release_in_flight()
         if tokens:
             work.add(tokens)
-            self._idle_since = None
+            self._nothing_since = self._idle_since = None
         elif claims.contested:
-            work.wait(random.uniform(0.01, 0.1), whole=True)
+            work.pause(random.uniform(0.01, 0.1))
         elif claims.deferred:
             work.wait(2.0)
         else:
             self._find_nothing(work)
 
     def _find_nothing(self, work: Work) -> None:
-        with work.changed:
-            busy = bool(work.runs or work.ready or self._pilot.reporter.pending())
+        busy = self._busy()
         if self._claims.unfit and not busy:
             work.stop(DRAIN, "no token fits into the rest of its wall-clock")
             return
         now, lease = time.monotonic(), self._pilot.config.lease
+        self._nothing_since = self._nothing_since or now
         if busy:
             self._idle_since = None
         elif self._idle_since is None:
@@ -2097,12 +2113,20 @@ class Claimer(threading.Thread):
             reaped, self._living = self._reaper.reap(but=self._outbox.left)
             if sent or reaped:
                 return
-            self._next_reap = now + min(5.0, lease / 3, 5.0 if busy else 0.3 + idle)
+            self._next_reap = now + min(self._reap_every, self._reap_every if busy else 0.3 + idle)
         lingers = self._living and min(idle, self._pilot.clock.contact()) <= lease + 3
         if not busy and idle >= self._pilot.config.wait_for_work and not lingers:
             work.stop(DRAIN, "nothing is left to do")
             return
-        work.wait(random.uniform(0.5, 1) * min(3.0, 0.2 + idle, lease / 6))
+        # Each look is a request: what others of its slots finish meanwhile is no reason for one, unless that was the last.
+        pause = random.uniform(0.5, 1) * min(3.0, 0.2 + now - self._nothing_since, lease / 6)
+        work.wait(pause, until=lambda: busy and not self._busy())
+
+    def _busy(self) -> bool:
+        """Whether this pilot holds tokens, or has results to send."""
+        work = self._pilot.work
+        with work.changed:
+            return bool(work.runs or work.ready or self._pilot.reporter.pending())
 
 
 # --- the pilot ------------------------------------------------------------------------------------------------------

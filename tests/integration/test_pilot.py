@@ -564,6 +564,19 @@ def test_slots_run_at_the_same_time(pool: Pool, submission: Submission) -> None:
     assert len(marks) == 16
 
 
+def test_a_free_slot_asks_seldom_while_others_work(
+    pool: Pool, behind_proxy: Submission, server: couchdb.CouchDBAdmin
+) -> None:
+    """Each question is a request, and a token may run for hours."""
+    pool.push([{"input": seconds} for seconds in (5, *[0.05] * 20)])
+    with faults.Proxy(server.url) as counting:
+        behind_proxy.write_credentials(counting.url)
+        assert behind_proxy.run('sleep "$PICAS_INPUT"', slots=2) == 0
+        asked = [request for request in counting.requests if "/todo?" in request]
+    assert pool.states() == {State.DONE: 21}
+    assert len(asked) < 20, asked
+
+
 def test_unstarted_tokens_do_not_wait_behind_a_long_one(pool: Pool, submission: Submission) -> None:
     pool.push([{"input": ":", "priority": 1}] * 30 + [{"input": "sleep 25"}] + [{"input": ":", "priority": -1}] * 30)
     long = "b:0030"
