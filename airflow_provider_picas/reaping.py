@@ -16,12 +16,12 @@ from typing import Any, TypeVar
 from airflow_provider_picas.couchdb import errors
 from airflow_provider_picas.couchdb.pool import Document, Next, Pool
 from airflow_provider_picas.couchdb.protocol import Answer, Request, json_body
-from airflow_provider_picas.pilot.picas_pilot import Change, held_by_pilot, reap
+from airflow_provider_picas.pilot.picas_pilot import Change, held_by_pilot, lease_id, reap
 from airflow_provider_picas.slurm import jobs as slurm_jobs
 from airflow_provider_picas.slurm.jobs import Job, Life, Look
 from airflow_provider_picas.slurm.remote import Command, Output, RemoteError, Step, ok, quote
 from airflow_provider_picas.tokens import documents, leases
-from airflow_provider_picas.tokens.leases import Judgement, Lease
+from airflow_provider_picas.tokens.leases import Holders, Judgement, Lease
 from airflow_provider_picas.tokens.states import State
 
 Result = TypeVar("Result")
@@ -75,7 +75,12 @@ class News:
     given_up: list[tuple[str, str]] = field(default_factory=list)  #: token id, cause: scrubbed too often, now in error
     sent: int = 0  #: results that pilots had left in the submission's folder
     unsent: dict[str, str] = field(default_factory=dict)  #: why results stay there, by token: these are not given back
-    locked: int = 0  #: tokens that somebody holds, after all this
+    holders: Holders = field(default_factory=Holders)  #: of the tokens that are locked after all this
+
+    @property
+    def locked(self) -> int:
+        """Tokens that somebody holds, after all this."""
+        return self.holders.known + len(self.holders.foreign)
 
     @property
     def jobs(self) -> dict[str, Job] | None:
@@ -91,6 +96,10 @@ class News:
         if self.outage or self.slurm is None or self.slurm.unaccounted is None:
             return self.outage
         return f"sacct does not answer ({self.slurm.unaccounted}): how pilots ended is known from squeue alone, for a while."
+
+    def worked_on(self, max_lock_age: float | None) -> bool:
+        """Whether somebody of whom anything is known holds tokens, or others' are given back in time."""
+        return self.holders.known > 0 or (max_lock_age is not None and self.locked > 0)
 
     @property
     def pilots_left(self) -> bool | None:
@@ -122,7 +131,8 @@ def look_after(
             news.slurm = yield from slurm_jobs.look(watched.key, watched.folder, watched.since)
         except RemoteError as error:
             news.outage = str(error)
-    dead, locked = yield from _dead(pool, batch, watched, news, max_lock_age, contact)
+    judgement, locked = yield from _locked(pool, batch, watched, news, max_lock_age, contact)
+    dead = _dead(judgement, locked)
     if dead and watched is not None and news.outage is None:
         try:
             news.sent, news.unsent = yield from send_unsent(pool, watched.folder)
@@ -131,19 +141,32 @@ def look_after(
         if news.sent:
             # What died meanwhile is left to the next look: its result may have come after the folder was read.
             judged = {token["_id"] for token, _ in dead}
-            dead, locked = yield from _dead(pool, batch, watched, news, max_lock_age, contact)
-            dead = [(token, cause) for token, cause in dead if token["_id"] in judged]
+            judgement, locked = yield from _locked(pool, batch, watched, news, max_lock_age, contact)
+            dead = [(token, cause) for token, cause in _dead(judgement, locked) if token["_id"] in judged]
         dead = [(token, cause) for token, cause in dead if token["_id"] not in news.unsent]
     if dead and news.outage is None:
         yield from _reap(pool, dead, max_scrubs, news)
-    news.locked = locked - len(news.reaped) - len(news.given_up)
+    gone = {token for token, _ in (*news.reaped, *news.given_up)}
+    news.holders = judgement.holders([token for token in locked if token["_id"] not in gone])
     return news
 
 
-def _dead(
-    pool: Pool, batch: str | None, watched: Watched | None, news: News, max_lock_age: float | None, contact: float
-) -> Operation[tuple[list[tuple[Document, str]], int]]:
-    """Locked tokens whose pilots are dead, each with the cause; and the number of all locked tokens."""
+def holders(pool: Pool, batch: str | None, watched: Watched) -> Operation[Holders]:
+    """Who holds the locked tokens. Raises RemoteError."""
+    news = News(slurm=(yield from slurm_jobs.look(watched.key, watched.folder, watched.since)))
+    judgement, locked = yield from _locked(pool, batch, watched, news)
+    return judgement.holders(locked)
+
+
+def _locked(
+    pool: Pool,
+    batch: str | None,
+    watched: Watched | None,
+    news: News,
+    max_lock_age: float | None = None,
+    contact: float = math.inf,
+) -> Operation[tuple[Judgement, list[Document]]]:
+    """All locked tokens, and what is known to judge them by."""
     locked: list[Document] = []
     after: Next | None = None
     while True:
@@ -151,19 +174,20 @@ def _dead(
         locked += found
         if after is None:
             break
-    if not locked:
-        return [], 0
     # The leases are read after the tokens: a pilot renews before it claims, so an expired lease covers its tokens.
-    known, now = yield from read_leases(pool, leases.holders(locked))
+    known, now = (yield from read_leases(pool, leases.holders(locked))) if locked else ({}, 0.0)
     key = watched.key if watched else None
-    judgement = Judgement(now, known, key, news.slurm, news.before, max_lock_age, contact)
-    dead = [(token, cause) for token in locked if (cause := judgement.death(token))]
-    return dead, len(locked)
+    return Judgement(now, known, key, news.slurm, news.before, max_lock_age, contact), locked
+
+
+def _dead(judgement: Judgement, locked: Sequence[Document]) -> list[tuple[Document, str]]:
+    """The tokens whose pilots are dead, each with the cause."""
+    return [(token, cause) for token in locked if (cause := judgement.death(token))]
 
 
 def read_leases(pool: Pool, pilots: Sequence[str]) -> Operation[tuple[dict[str, Lease], float]]:
     """The leases of some pilots, and the database's time."""
-    body = json_body({"keys": [leases.document_id(pilot) for pilot in pilots]})
+    body = json_body({"keys": [lease_id(pilot) for pilot in pilots]})
     answer: Answer = yield Request("POST", pool.path("_local_docs"), {"include_docs": "true"}, body)
     found = [row["doc"] for row in answer.json()["rows"] if row.get("doc")]
     if answer.time is None:

@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from airflow_provider_picas import holding, stopping
+from airflow_provider_picas import reaping, stopping
 from airflow_provider_picas.couchdb.errors import CouchDBError
 from airflow_provider_picas.couchdb.protocol import Request
-from airflow_provider_picas.holding import Holders
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.slurm import SlurmHook
 from airflow_provider_picas.operation import drive
@@ -53,7 +52,7 @@ class WatchedSubmission:
         """
         begin = time.monotonic()
         news = self._look(max_scrubs, max_lock_age, contact=0.0)
-        if news.outage is None and news.locked and (patience := self.holders(news).patience):
+        if news.outage is None and (patience := news.holders.patience):
             log.info(
                 "Pilots were not heard in time. They have %.0f s to be, should the database have been away.", patience
             )
@@ -68,17 +67,12 @@ class WatchedSubmission:
         limits: Any = {"max_scrubs": max_scrubs, "max_lock_age": max_lock_age}
         return self.do(look_after(pool, self._batch, self.watched, contact=contact, **limits))
 
-    def holders(self, news: News) -> Holders:
-        """Who holds the tokens that are locked after a look."""
-        return self.do(holding.holders(self._picas.pool, self._batch, news.jobs or ()))
-
     def foreign(self) -> tuple[str, ...]:
         """Tokens that are held by nobody of whom anything is known; none while the cluster does not answer."""
         try:
-            found = self.do(jobs.look(self.watched.key, self.watched.folder, self.watched.since))
+            return self.do(reaping.holders(self._picas.pool, self._batch, self.watched)).foreign
         except RemoteError:
             return ()
-        return self.do(holding.holders(self._picas.pool, self._batch, found.jobs)).foreign
 
     def log_news(self, sizes: Mapping[str, int]) -> list[logs.LogNews]:
         """The pilots' logs that have grown since they had ``sizes`` (bytes by name); none when the cluster does not answer."""

@@ -269,8 +269,7 @@ class PicasTokenStateSensor(BaseSensorOperator):
                 told.tell(news)
                 if not self.reschedule and told.logs_are_due():  # mode `reschedule` does not remember what it has shown
                     told.tell_logs(submitted.log_news(told.sizes))
-                working = news.locked and (max_lock_age is not None or submitted.holders(news).known)
-                if news.pilots_left is not False or working:
+                if news.pilots_left is not False or news.worked_on(max_lock_age):
                     self._gone_since = None
                     return False
                 if not news.jobs and self.reschedule:  # nor since when there is none

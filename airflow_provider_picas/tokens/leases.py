@@ -45,14 +45,20 @@ class Lease:
         )
 
 
-def document_id(pilot: str) -> str:
-    """The id of a pilot's lease document."""
-    return f"_local/picas-pilot-{pilot}"
-
-
 def holders(locked: Sequence[Mapping[str, Any]]) -> list[str]:
     """The pilots with a lease that hold these tokens, each once."""
     return sorted({str(token["pilot"]) for token in locked if held_by_pilot(dict(token))})
+
+
+@dataclass(frozen=True)
+class Holders:
+    """Who holds locked tokens."""
+
+    known: int = 0  #: tokens that pilots with a lease hold, or jobs of the submission
+    foreign: tuple[str, ...] = ()  #: ids of the others: whether their pilots live, nobody can tell
+    patience: float = (
+        0.0  #: seconds, half a lease, that silent pilots have to be heard after an outage; 0: none is silent
+    )
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,24 @@ class Judgement:
             return self._lost_lease(str(token["pilot"]), lock)
         return self._dead_client(token, lock)
 
+    def holders(self, locked: Sequence[Mapping[str, Any]]) -> Holders:
+        """Who holds these tokens."""
+        jobs = self.slurm.jobs if self.slurm else {}
+        foreign = [
+            str(token["_id"])
+            for token in locked
+            if not held_by_pilot(dict(token)) and str(token.get("slurm_job_id")) not in jobs
+        ]
+        silent = [
+            lease.lease / 2
+            for pilot in holders(locked)
+            if (lease := self.leases.get(pilot)) and not lease.ended and self._is_silent(lease)
+        ]
+        return Holders(len(locked) - len(foreign), tuple(foreign), max(silent, default=0.0))
+
+    def _is_silent(self, lease: Lease) -> bool:
+        return self.now > lease.renewed + lease.lease + GRACE
+
     def _lost_lease(self, pilot: str, lock: float) -> str | None:
         lease = self.leases.get(pilot)
         if lease is None:
@@ -94,7 +118,7 @@ class Judgement:
                 return f"{where} has ended: {job.cause}"
             if lock + ROUNDING < self._latest_start(job):
                 return f"{where} was requeued"
-        if self.now > lease.renewed + lease.lease + GRACE and self.contact >= lease.lease / 2:
+        if self._is_silent(lease) and self.contact >= lease.lease / 2:
             return f"{where} was not heard for {self.now - lease.renewed:.0f} s"
         return None
 

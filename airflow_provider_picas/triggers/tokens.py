@@ -17,7 +17,6 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 from airflow_provider_picas import stopping
 from airflow_provider_picas.couchdb import errors
 from airflow_provider_picas.couchdb.protocol import Request
-from airflow_provider_picas.holding import holders
 from airflow_provider_picas.hooks.picas import PicasAsyncHook
 from airflow_provider_picas.operation import drive_async
 from airflow_provider_picas.pilots_log import PilotsLog
@@ -195,7 +194,7 @@ class PicasTokenStateTrigger(BaseTrigger):
                 news = await self._look(picas, slurm, watched)
                 told.tell(news)
                 now = time.monotonic()
-                if news.pilots_left is False and not await self._anybody_works(picas, news):
+                if news.pilots_left is False and not news.worked_on(self.max_lock_age):
                     none_left_since = none_left_since if none_left_since is not None else now
                     # A job that was just submitted may show a moment later; one that Slurm says has ended, has.
                     if now - none_left_since >= (FIRST_INTERVAL if news.jobs else GONE_AFTER):
@@ -241,19 +240,6 @@ class PicasTokenStateTrigger(BaseTrigger):
             return 0.0
         seconds = time.monotonic() - self._answers_since
         return seconds if self._feed is None else min(seconds, self._feed.contact)
-
-    async def _anybody_works(self, picas: PicasAsyncHook, news: News) -> bool:
-        """Whether tokens are held by anybody of whom something is known, or they are given back in time."""
-        if not news.locked or self.max_lock_age is not None:
-            return bool(news.locked)
-
-        async def send(request: Any) -> Any:
-            return await picas.send(request)
-
-        try:
-            return (await drive_async(holders(picas.pool, self.batch, news.jobs or ()), send)).known > 0
-        except errors.CouchDBError:
-            return True  # the next look tells
 
     async def _show_logs(self, slurm: Cluster, watched: Watched, told: PilotsLog) -> None:
         try:

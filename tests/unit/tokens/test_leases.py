@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from airflow_provider_picas.pilot.picas_pilot import lease_id
 from airflow_provider_picas.slurm.jobs import Job, Look
 from airflow_provider_picas.tokens import leases
-from airflow_provider_picas.tokens.leases import Judgement, Lease
+from airflow_provider_picas.tokens.leases import Holders, Judgement, Lease
 
 NOW = 10_000
 KEY = "picas-x.1"
@@ -128,7 +129,23 @@ def test_a_token_that_was_reset_by_hand_and_locked_by_a_client_is_the_clients() 
 def test_holders_are_named_once() -> None:
     tokens = [held(), held(pilot="p0"), held(), client(), held(claim="abc-1")]
     assert leases.holders(tokens) == ["p0", "p1"]
-    assert leases.document_id("p1") == "_local/picas-pilot-p1"
+    assert lease_id("p1") == "_local/picas-pilot-p1"
+
+
+def test_who_holds_tokens() -> None:
+    ended, silent = lease(pilot="p2", ended=True, renewed=0), lease(pilot="p3", renewed=NOW - 62)
+    known = {found.pilot: found for found in (lease(), ended, silent)}
+    tokens = [
+        held(),
+        held(pilot="p2"),
+        client(_id="b:own"),
+        client(_id="b:other", slurm_job_id="99"),
+        client(_id="b:none", slurm_job_id=None),
+    ]
+    judgement = Judgement(NOW, known, KEY, slurm(), contact=0)
+    assert judgement.holders(tokens) == Holders(known=3, foreign=("b:other", "b:none"))
+    assert judgement.holders([held(pilot="p3"), *tokens]).patience == 30, "half of its lease"
+    assert Judgement(NOW, {}).holders([client(_id="b:own")]).foreign == ("b:own",), "Slurm does not answer"
 
 
 def test_a_broken_lease_is_an_old_one() -> None:
