@@ -51,41 +51,44 @@ def arrays(run: Run) -> Counter[str]:
     return Counter(name for _, name in {tuple(row.split()) for row in rows if row} if name.startswith(key))
 
 
-@pytest.mark.parametrize("kind", ["fixed", "auto"])
-def test_a_worker_killed_at_each_step(run: Run, kind: str) -> None:
-    """Each worker dies one step later than the one before, as Airflow's retries would; pilots take the tokens meanwhile."""
-    run.push(12)
-    more: dict[str, Any] = {"pilots": "auto", "tokens_per_pilot": 6, "max_pilots": 2} if kind == "auto" else {}
+def submit_among_deaths(run: Run, seconds: float = 0, **more: Any) -> int:
+    """Each worker dies one step later than the one before, as Airflow's retries would; how many did until one submitted."""
     died = 0
-    while (reported := worker(run, died, **more)) is None:
+    while (reported := worker(run, died, seconds, **more)) is None:
         died += 1
         assert died < 30
-    tell(f"{kind}: workers were killed at {died} steps")
-    assert died >= 5
     run.submitted = reported["output"]
+    return died
+
+
+def check_submitted_once(run: Run, tokens: int) -> None:
+    """There is one job array, and its pilots run all tokens."""
     assert run.submitted["submission"].endswith(".1")
     assert arrays(run) == {run.submitted["submission"]: 1}
     run.wait()
-    assert run.result()["done"] == 12
+    assert run.result()["done"] == tokens
     run.check_done_once()
+
+
+@pytest.mark.parametrize("kind", ["fixed", "auto"])
+def test_a_worker_killed_at_each_step(run: Run, kind: str) -> None:
+    """Pilots take the tokens meanwhile."""
+    run.push(12)
+    more: dict[str, Any] = {"pilots": "auto", "tokens_per_pilot": 6, "max_pilots": 2} if kind == "auto" else {}
+    died = submit_among_deaths(run, **more)
+    tell(f"{kind}: workers were killed at {died} steps")
+    assert died >= 5
+    check_submitted_once(run, 12)
 
 
 @pytest.mark.parametrize("seconds", [0.1, 60])
 def test_a_worker_killed_while_a_step_runs_or_after_it(run: Run, seconds: float) -> None:
     """What the step has begun on the cluster goes on there, and the next worker finds it."""
     run.push(4)
-    died = 0
-    while (reported := worker(run, died, seconds)) is None:
-        died += 1
-        assert died < 30
+    died = submit_among_deaths(run, seconds)
     tell(f"workers were killed {seconds:g} s into {died} steps, or at their ends")
     assert died >= 3
-    run.submitted = reported["output"]
-    assert run.submitted["submission"].endswith(".1")
-    assert arrays(run) == {run.submitted["submission"]: 1}
-    run.wait()
-    assert run.result()["done"] == 4
-    run.check_done_once()
+    check_submitted_once(run, 4)
 
 
 @contextmanager

@@ -53,6 +53,18 @@ def remote(spider: str) -> Iterator[SlurmHook]:
 
 
 @pytest.fixture
+def proxy(pool: Pool) -> Iterator[Proxy]:
+    with Proxy(pool.url) as between:
+        yield between
+
+
+@pytest.fixture
+def behind(pool: Pool, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> PicasHook:
+    """The pool, through the proxy."""
+    return PicasHook(set_connection(monkeypatch, "behind", {**native.picas_connection(pool), "host": proxy.url}))
+
+
+@pytest.fixture
 def watched(remote: SlurmHook) -> Iterator[Watched]:
     """A submission of which Slurm knows no job."""
     name = f"picas-test-{secrets.token_hex(4)}.1"
@@ -167,52 +179,39 @@ def test_a_result_that_the_database_refuses_is_shortened(
 
 
 def test_a_proxy_refuses_a_log(
-    hook: PicasHook,
-    pool: Pool,
-    remote: SlurmHook,
-    watched: Watched,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
+    hook: PicasHook, proxy: Proxy, behind: PicasHook, remote: SlurmHook, watched: Watched, tmp_path: Path
 ) -> None:
     (token,) = lives.fill(hook, {State.LOCKED: 1}, **CLAIM)
     change = result(hook.get(token), 5)
     change.attachments = {"attempt-1.out": {"content_type": "text/plain", "data": "bG9nCg=="}}
     leave(remote, watched, [change], tmp_path)
-    with Proxy(pool.url) as proxy:
-        behind = set_connection(monkeypatch, "behind", {**native.picas_connection(pool), "host": proxy.url})
-        proxy.hurt(413, on="_bulk_docs")
-        assert look(watched, PicasHook(behind)).sent == 1
+    proxy.hurt(413, on="_bulk_docs")
+    assert look(watched, behind).sent == 1
     sent = hook.get(token)
     assert (sent["output"], sent["exit_code"], sent.get("_attachments")) == (5, 0, None)
 
 
 def test_a_result_that_the_database_never_takes_holds_up_no_other(
-    hook: PicasHook,
-    pool: Pool,
-    remote: SlurmHook,
-    watched: Watched,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
+    hook: PicasHook, proxy: Proxy, behind: PicasHook, remote: SlurmHook, watched: Watched, tmp_path: Path
 ) -> None:
     ids = lives.fill(hook, {State.LOCKED: 3}, **CLAIM)
     one, other, free = (hook.get(token) for token in ids)
     leave(remote, watched, [result(one, 1), result(other, 2)], tmp_path)
-    with Proxy(pool.url) as proxy:
-        behind = set_connection(monkeypatch, "behind", {**native.picas_connection(pool), "host": proxy.url})
-        proxy.hurt(*[504] * 10, on="_bulk_docs")  # as often as the first is tried
-        news = look(watched, PicasHook(behind))
-        (waits,) = news.unsent
-        assert waits in (one["_id"], other["_id"])
-        assert (news.sent, [token for token, _ in news.reaped], news.locked) == (1, [free["_id"]], 1)
-        assert waits in str(news.trouble)
-        assert len(files(remote, watched)) == 1
-        assert look(watched, PicasHook(behind)).sent == 1
+    proxy.hurt(*[504] * 10, on="_bulk_docs")  # as often as the first is tried
+    news = look(watched, behind)
+    (waits,) = news.unsent
+    assert waits in (one["_id"], other["_id"])
+    assert (news.sent, [token for token, _ in news.reaped], news.locked) == (1, [free["_id"]], 1)
+    assert waits in str(news.trouble)
+    assert len(files(remote, watched)) == 1
+    assert look(watched, behind).sent == 1
     assert [hook.get(token["_id"])["output"] for token in (one, other)] == [1, 2]
 
 
 def test_a_database_that_is_away_moves_no_result(
     hook: PicasHook,
-    pool: Pool,
+    proxy: Proxy,
+    behind: PicasHook,
     remote: SlurmHook,
     watched: Watched,
     monkeypatch: pytest.MonkeyPatch,
@@ -223,14 +222,12 @@ def test_a_database_that_is_away_moves_no_result(
     tokens = lives.fill(hook, {State.LOCKED: number}, **CLAIM)
     leave(remote, watched, [result(hook.get(token), 5) for token in tokens], tmp_path)
     names = files(remote, watched)
-    with Proxy(pool.url) as proxy:
-        behind = set_connection(monkeypatch, "behind", {**native.picas_connection(pool), "host": proxy.url})
-        proxy.hurt(*[503] * 10 * number, on="_bulk_docs")
-        with pytest.raises(errors.UnavailableError, match="is not available"):
-            look(watched, PicasHook(behind))
-        assert files(remote, watched) == names
-        assert hook.count("b") == Counts(locked=number)
-        assert look(watched, PicasHook(behind)).sent == number
+    proxy.hurt(*[503] * 10 * number, on="_bulk_docs")
+    with pytest.raises(errors.UnavailableError, match="is not available"):
+        look(watched, behind)
+    assert files(remote, watched) == names
+    assert hook.count("b") == Counts(locked=number)
+    assert look(watched, behind).sent == number
     assert [hook.get(token)["output"] for token in tokens] == [5] * number
     assert files(remote, watched) == []
 
