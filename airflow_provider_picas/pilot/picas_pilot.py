@@ -631,7 +631,10 @@ class Change:
             # Given back already, by this change or by somebody who reaped the token: either is what is wanted.
             given_back = is_todo(doc) and "claim" not in doc and self.set.get("lock") == 0
             return "landed" if given_back else "refused"
-        if self.set.get("done") and all(doc.get(name) == self.set[name] for name in ("done", "exit_code")):
+        final = dict({"lock": self.lock}, **self.set)
+        # A PiCaS client that took the token leaves the claim in it, and may have ended in the same second.
+        shown = [name for name in ("lock", "done", "exit_code", "seconds") if name in final]
+        if final.get("done") and all(doc.get(name) == final[name] for name in shown):
             return "landed"
         return "apply" if doc.get("lock") == self.lock and _is_zero(doc.get("done")) else "refused"
 

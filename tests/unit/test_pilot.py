@@ -322,6 +322,12 @@ ELSEWHERE = claimed(_rev="4-z", claim="def-1005", lock=1005, pilot="q")
         (DONE, EDITED, "apply"),
         (DONE, DONE.apply(), "landed"),
         (DONE, {**DONE.apply(), "comment": "by hand"}, "landed"),
+        (
+            DONE,
+            claimed(lock=1009, done=1010, exit_code=0),
+            "refused",
+        ),  # a PiCaS client took it, and ended in the same second
+        (DONE, claimed(done=1010, exit_code=0), "refused"),  # and began in the same one, too
         (DONE, RESET, "refused"),
         (DONE, GIVEN_BACK, "refused"),
         (DONE, ELSEWHERE, "refused"),
