@@ -563,6 +563,10 @@ class Token:
         self.taken = time.monotonic()
         self.lost = False
 
+    def is_claimed_in(self, doc: Doc) -> bool:
+        """Whether a document shows this claim, and no other lock: a PiCaS client that takes the token leaves the claim in it."""
+        return bool(doc.get("claim") == self.claim and doc.get("lock") == self.doc["lock"])
+
 
 _OR_NONE = (dict, type(None))
 _CHANGE: Dict[str, Any] = {  # of what types the parts of a change are that was kept in a file
@@ -1301,8 +1305,8 @@ class Claims:
         docs = self._database.read([token.id for token in tokens])
         mine = []
         for token in tokens:
-            doc = docs.get(token.id) or {}
-            if doc.get("claim") == token.claim:
+            doc = docs.get(token.id)
+            if doc and token.is_claimed_in(doc):
                 token.doc["_rev"] = doc["_rev"]
                 mine.append(token)
         self.in_flight = [token for token in tokens if token not in mine]
@@ -1333,7 +1337,7 @@ class Claims:
         status, doc = self._database.request("GET", path, query={"conflicts": True})
         if status != 200:
             raise Unreachable(f"{self._database.place} answers {status} to a read of {path}", status)
-        if doc.get("claim") != token.claim:
+        if not token.is_claimed_in(doc):
             return False
         for revision in doc.get("_conflicts", []):
             self._database.request("DELETE", f"{path}?rev={quote(revision)}")
@@ -1885,7 +1889,7 @@ class Lease(threading.Thread):
         changed = [name for name, revision in revisions.items() if revision != tokens[name].doc["_rev"]]
         for name, doc in (self._database.read(changed) if changed else {}).items():
             token = tokens[name]
-            if not doc or doc.get("claim") != token.claim or doc.get("lock") != token.doc["lock"]:
+            if not doc or not token.is_claimed_in(doc):
                 self._work.lose(token, "was deleted" if not doc else "was given to another or reset")
                 if doc and self._lapsed_at < token.taken and reaped_from(doc, token.claim):
                     # By the wait, whom Slurm has told that this job is no more: all that it took would be taken away.
@@ -2094,7 +2098,7 @@ class Claimer(threading.Thread):
         elif claims.contested:
             work.pause(random.uniform(0.01, 0.1))
         elif claims.deferred:
-            work.wait(2.0)
+            work.wait(2.0, until=lambda: not self._busy())
         else:
             self._find_nothing(work)
 

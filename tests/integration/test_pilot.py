@@ -574,7 +574,7 @@ def test_a_free_slot_asks_seldom_while_others_work(
         assert behind_proxy.run('sleep "$PICAS_INPUT"', slots=2) == 0
         asked = [request for request in counting.requests if "/todo?" in request]
     assert pool.states() == {State.DONE: 21}
-    assert len(asked) < 20, asked
+    assert len(asked) < 30, asked
 
 
 def test_unstarted_tokens_do_not_wait_behind_a_long_one(pool: Pool, submission: Submission) -> None:
@@ -916,6 +916,25 @@ def test_a_claimer_that_fails_amid_a_claim_leaves_no_token_locked(
     assert pool.states() == {State.TODO: 3}
     assert not any(doc["scrub_count"] or "attempts" in doc or "pilot" in doc for doc in pool.docs().values())
     assert pool.leases()[0]["ended"] is True
+
+
+def test_a_token_that_a_client_took_while_the_answer_to_a_claim_was_lost_is_the_clients(
+    pool: Pool, behind_proxy: Submission, server: couchdb.CouchDBAdmin
+) -> None:
+    pool.push([{}])
+
+    def lock_as_the_client() -> None:
+        doc = pool.get("b:0000")
+        taken = {**doc, "lock": doc["lock"] + 1, "hostname": "elsewhere"}
+        assert pool.request("PUT", "b:0000", taken)[0] == 201
+
+    with faults.Proxy(server.url) as hurting:
+        behind_proxy.write_credentials(hurting.url)
+        hurting.meanwhile = lock_as_the_client
+        hurting.hurt(faults.Fault.LOSE, on="_bulk_docs")
+        assert behind_proxy.run(COUNT) == 0
+    assert behind_proxy.runs() == {}
+    assert (pool.get("b:0000")["hostname"], pool.states()) == ("elsewhere", {State.LOCKED: 1})
 
 
 @pytest.mark.parametrize("broken", [["b%3A0001"], ["b%3A0000", "b%3A0002"], ["b%3A"]])
