@@ -8,9 +8,10 @@ from __future__ import annotations
 import base64
 import json
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from typing import Any, TypeVar
 
 from airflow_provider_picas.couchdb import errors
@@ -131,7 +132,11 @@ def look_after(
             news.slurm = yield from slurm_jobs.look(watched.key, watched.folder, watched.since)
         except RemoteError as error:
             news.outage = str(error)
-    judgement, locked = yield from _locked(pool, batch, watched, news, max_lock_age, contact)
+    key = watched.key if watched else None
+    judge = partial(
+        Judgement, key=key, slurm=news.slurm, before=news.before, max_lock_age=max_lock_age, contact=contact
+    )
+    judgement, locked = yield from _locked(pool, batch, judge)
     dead = _dead(judgement, locked)
     if dead and watched is not None and news.outage is None:
         try:
@@ -141,7 +146,7 @@ def look_after(
         if news.sent:
             # What died meanwhile is left to the next look: its result may have come after the folder was read.
             judged = {token["_id"] for token, _ in dead}
-            judgement, locked = yield from _locked(pool, batch, watched, news, max_lock_age, contact)
+            judgement, locked = yield from _locked(pool, batch, judge)
             dead = [(token, cause) for token, cause in _dead(judgement, locked) if token["_id"] in judged]
         dead = [(token, cause) for token, cause in dead if token["_id"] not in news.unsent]
     if dead and news.outage is None:
@@ -153,20 +158,15 @@ def look_after(
 
 def holders(pool: Pool, batch: str | None, watched: Watched) -> Operation[Holders]:
     """Who holds the locked tokens. Raises RemoteError."""
-    news = News(slurm=(yield from slurm_jobs.look(watched.key, watched.folder, watched.since)))
-    judgement, locked = yield from _locked(pool, batch, watched, news)
+    slurm = yield from slurm_jobs.look(watched.key, watched.folder, watched.since)
+    judgement, locked = yield from _locked(pool, batch, partial(Judgement, key=watched.key, slurm=slurm))
     return judgement.holders(locked)
 
 
 def _locked(
-    pool: Pool,
-    batch: str | None,
-    watched: Watched | None,
-    news: News,
-    max_lock_age: float | None = None,
-    contact: float = math.inf,
+    pool: Pool, batch: str | None, judge: Callable[[float, dict[str, Lease]], Judgement]
 ) -> Operation[tuple[Judgement, list[Document]]]:
-    """All locked tokens, and what is known to judge them by."""
+    """All locked tokens, and what ``judge`` makes of the database's time and the leases of their pilots."""
     locked: list[Document] = []
     after: Next | None = None
     while True:
@@ -176,8 +176,7 @@ def _locked(
             break
     # The leases are read after the tokens: a pilot renews before it claims, so an expired lease covers its tokens.
     known, now = (yield from read_leases(pool, leases.holders(locked))) if locked else ({}, 0.0)
-    key = watched.key if watched else None
-    return Judgement(now, known, key, news.slurm, news.before, max_lock_age, contact), locked
+    return judge(now, known), locked
 
 
 def _dead(judgement: Judgement, locked: Sequence[Document]) -> list[tuple[Document, str]]:

@@ -56,9 +56,8 @@ class Holders:
 
     known: int = 0  #: tokens that pilots with a lease hold, or jobs of the submission
     foreign: tuple[str, ...] = ()  #: ids of the others: whether their pilots live, nobody can tell
-    patience: float = (
-        0.0  #: seconds, half a lease, that silent pilots have to be heard after an outage; 0: none is silent
-    )
+    patience: float = 0.0
+    """Seconds, half a lease, that silent pilots have to be heard after an outage; 0 when none is silent."""
 
 
 @dataclass(frozen=True)
