@@ -432,9 +432,9 @@ class Database:
         status, rows = self.request("POST", "_bulk_docs", {"docs": list(docs)})
         return status, {row["id"]: row for row in rows if "id" in row} if status in (201, 202) else {}
 
-    def put_local(self, name: str, doc: Doc) -> None:
+    def put_local(self, doc_id: str, doc: Doc) -> None:
         """Write a ``_local`` document, whatever is there."""
-        path = "_local/" + quote(name, safe="")
+        path = quote(doc_id)
         status, _ = self.request("PUT", path, doc)
         if status == 409:  # CouchDB overwrites, others want the revision
             status, _ = self.request("PUT", path, dict(doc, _rev=(self.get(path) or {}).get("_rev")))
@@ -1857,7 +1857,7 @@ class Lease(threading.Thread):
             "lease": self._config.lease,
             "ended": ended,
         }
-        self._database.put_local(f"picas-pilot-{self._me.pilot}", dict(lease, **self._work.activity()))
+        self._database.put_local(lease_id(self._me.pilot), dict(lease, **self._work.activity()))
         if self._renewed_at is not None and not self.valid():
             self._lapsed_at = started
         self._renewed_at = started
@@ -2120,7 +2120,7 @@ class Claimer(threading.Thread):
             reaped, self._living = self._reaper.reap(but=self._outbox.left)
             if sent or reaped:
                 return
-            self._next_reap = now + min(self._reap_every, self._reap_every if busy else 0.3 + idle)
+            self._next_reap = now + (self._reap_every if busy else min(self._reap_every, 0.3 + idle))
         lingers = self._living and min(idle, self._pilot.clock.contact()) <= lease + 3
         if not busy and idle >= self._pilot.config.wait_for_work and not lingers:
             work.stop(DRAIN, "nothing is left to do")

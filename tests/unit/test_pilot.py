@@ -322,12 +322,9 @@ ELSEWHERE = claimed(_rev="4-z", claim="def-1005", lock=1005, pilot="q")
         (DONE, EDITED, "apply"),
         (DONE, DONE.apply(), "landed"),
         (DONE, {**DONE.apply(), "comment": "by hand"}, "landed"),
-        (
-            DONE,
-            claimed(lock=1009, done=1010, exit_code=0),
-            "refused",
-        ),  # a PiCaS client took it, and ended in the same second
-        (DONE, claimed(done=1010, exit_code=0), "refused"),  # and began in the same one, too
+        # A PiCaS client took it and ended in the same second; then it began in the same one, too.
+        (DONE, claimed(lock=1009, done=1010, exit_code=0), "refused"),
+        (DONE, claimed(done=1010, exit_code=0), "refused"),
         (DONE, RESET, "refused"),
         (DONE, GIVEN_BACK, "refused"),
         (DONE, ELSEWHERE, "refused"),
