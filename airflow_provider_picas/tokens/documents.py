@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from airflow_provider_picas.pilot.picas_pilot import MOST_NESTED, add_attempt, is_nested_more
@@ -139,33 +139,40 @@ def encode(document: Mapping[str, Any]) -> bytes:
     return text
 
 
-def _json_fault(value: Any, path: str = "") -> str | None:
-    """Where a value is no JSON: the path and what stands there."""
+def _json_fault(value: Any) -> str | None:
+    """Where a value is no JSON: the path and what stands there, the first of them in its order."""
+    waiting: list[tuple[str, Any, int]] = [("", value, 0)]
+    while waiting:
+        path, value, depth = waiting.pop()
+        parts: list[tuple[str, Any]] = []
+        if isinstance(value, Mapping):
+            bad_key = next((key for key in value if not isinstance(key, str)), None)
+            if bad_key is not None:
+                return f"{path or 'it'} has the key {bad_key!r:.80}, which is no text"
+            parts = [(f"{path}.{key}" if path else key, item) for key, item in value.items()]
+        elif isinstance(value, list | tuple):
+            parts = [(f"{path}[{place}]", item) for place, item in enumerate(value)]
+        elif fault := _scalar_fault(value):
+            return f"{path or 'it'} {fault}"
+        if parts and depth > MOST_NESTED:
+            return "it is nested too deeply"  # or holds itself
+        waiting += [(name, item, depth + 1) for name, item in reversed(parts)]
+    return None
+
+
+def _scalar_fault(value: Any) -> str | None:
+    """Why a value that holds no others is no JSON."""
     if value is None or isinstance(value, bool | int):
         return None
     if isinstance(value, float):
-        return None if math.isfinite(value) else f"{path or 'it'} is {value}"
-    if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            return f"{path or 'it'} holds a lone surrogate"
-        return None
-    if isinstance(value, Mapping):
-        bad_key = next((key for key in value if not isinstance(key, str)), None)
-        if bad_key is not None:
-            return f"{path or 'it'} has the key {bad_key!r:.80}, which is no text"
-        parts: Iterator[tuple[str, Any]] = (
-            (f"{path}.{key}" if path else str(key), item) for key, item in value.items()
-        )
-    elif isinstance(value, list | tuple):
-        parts = ((f"{path}[{place}]", item) for place, item in enumerate(value))
-    else:
-        return f"{path or 'it'} is of type {type(value).__name__}"
+        return None if math.isfinite(value) else f"is {value}"
+    if not isinstance(value, str):
+        return f"is of type {type(value).__name__}"
     try:
-        return next((fault for name, item in parts if (fault := _json_fault(item, name))), None)
-    except RecursionError:
-        return "it is nested too deeply"
+        value.encode()
+    except UnicodeEncodeError:
+        return "holds a lone surrogate"
+    return None
 
 
 def authors_fields(document: Mapping[str, Any]) -> dict[str, Any]:
