@@ -114,7 +114,7 @@ def mended(cluster: Cluster, node: str) -> Iterator[None]:
 
 def test_sigkill_of_slurmd(run: Run, cluster: Cluster) -> None:
     """The pilot runs on, and Slurm has given it up: it must not go on to take tokens which the wait takes away again."""
-    run.push([{"input": 40, "priority": 1}, *[{"input": 7}] * 9])
+    run.push([{"input": 40, "priority": 1}, *[{"input": 1}] * 45])
     run.submit("sleep $(($PICAS_ATTEMPT == 1 ? $PICAS_INPUT : 2))", sbatch={"exclusive": True})
     run.wait()
     nodes: list[str] = []
@@ -125,10 +125,11 @@ def test_sigkill_of_slurmd(run: Run, cluster: Cluster) -> None:
 
     fault = hurt(run, kill_slurmd)
     with mended(cluster, nodes[0]):
-        claimed_again(run, fault, "SIGKILL of slurmd")
+        seconds = claimed_again(run, fault, "SIGKILL of slurmd")
         run.until(lambda: not run.pids(fault.job), "The end of the pilot that Slurm has given up", 40)
-        assert run.result()["done"] == 10
+        assert run.result()["done"] == 46
     run.check_done_once([fault.token])
+    assert seconds < LEASE + BUSY
     assert reason(run, fault).endswith("NODE_FAIL"), "it renewed its lease all the time"
 
 
