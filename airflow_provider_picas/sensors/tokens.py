@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -24,11 +25,11 @@ from airflow_provider_picas.couchdb.errors import CouchDBError, ForbiddenError, 
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.submission import WatchedSubmission
 from airflow_provider_picas.links import PicasMonitoringLink, PicasPoolLink, push_links
-from airflow_provider_picas.operators.instance import push_id
+from airflow_provider_picas.operators import instance
 from airflow_provider_picas.pilots_log import PilotsLog
 from airflow_provider_picas.reaping import Watched
 from airflow_provider_picas.slurm.remote import RemoteError, UnreachableError
-from airflow_provider_picas.stopping import How
+from airflow_provider_picas.stopping import CANCEL_WAIT, How
 from airflow_provider_picas.tokens import ids, waiting
 from airflow_provider_picas.tokens.batch import Batch
 from airflow_provider_picas.tokens.counts import Completeness, Counts, ErrorBudget
@@ -64,7 +65,8 @@ class PicasTokenStateSensor(BaseSensorOperator):
         are, unless it is one of ``pilots``. Default: never.
     :param pilots_interval: seconds between two looks at the pilots. Default: 5 to 60, longer while nothing changes.
     :param on_kill: what happens to the pilots when a person marks the waiting task failed: ``cancel`` (the default), ``drain`` or
-        ``leave``. When it is cleared or marked a success they are left alone. Needs ``deferrable`` and Airflow 3.3.
+        ``leave``. When it is cleared or marked a success they are left alone. Airflow gives the process of a wait that is not
+        ``deferrable`` 5 s for it, and tells a wait of mode ``reschedule`` nothing between two looks.
     :param picas_conn_id: a connection of type ``picas``.
     :param database: another database than the batch's or the connection's.
     :param deferrable: wait in the triggerer. Default: ``[operators] default_deferrable``.
@@ -122,8 +124,10 @@ class PicasTokenStateSensor(BaseSensorOperator):
         self._progress = Progress(self.no_progress)
         self._gone_since: float | None = None  #: Slurm knows of no job of the submission
         self._told: PilotsLog | None = None
+        self._instance: Any = None  #: the task instance that runs
 
     def execute(self, context: Context) -> Any:
+        self._instance = context["ti"]
         if not self.deferrable:
             return self._poke_on(context)
         try:
@@ -173,6 +177,7 @@ class PicasTokenStateSensor(BaseSensorOperator):
 
     def execute_complete(self, context: Context, event: Mapping[str, Any], deadline: float) -> dict[str, int]:
         """What the trigger found out; its counts are the task's result."""
+        self._instance = context["ti"]
         outcome = Outcome(event["outcome"])
         batch = self._batch()
         if outcome is Outcome.AWAY:
@@ -191,6 +196,31 @@ class PicasTokenStateSensor(BaseSensorOperator):
             if over or not completeness.counts.todo or self._submit_again(completeness, batch):
                 self._defer(deadline)
         return self._conclude(context, outcome, completeness, batch)
+
+    def on_kill(self) -> None:
+        """Called by Airflow in a signal handler, 5 s before it kills the process: stop the pilots if a person failed the task.
+
+        What the handler has interrupted may hold the process's line to Airflow until it goes on, so a thread does the work.
+        """
+        if self._instance is not None and self.on_kill_how is not How.LEAVE:
+            threading.Thread(target=self._stop_pilots, name="stop-pilots", daemon=True).start()
+
+    def _stop_pilots(self) -> None:
+        """Stop the pilots, unless the task is killed for another reason than that a person failed it."""
+        try:
+            watched, batch = self._watched(), self._batch()
+            if watched is None:
+                return
+            if (state := instance.state(self._instance)) != "failed":
+                self.log.info("The task is %s, not failed: the pilots of %s are left alone.", state, watched.key)
+                return
+            self.log.info("The task was marked failed: %s the pilots of %s.", self.on_kill_how, watched.key)
+            with WatchedSubmission(watched, self._hook(batch), batch.id if batch else None) as submitted:
+                submitted.stop(self.on_kill_how)
+                submitted.remove_credentials(CANCEL_WAIT)
+            self.log.info("The pilots of %s: %s is done.", watched.key, self.on_kill_how)
+        except Exception as error:  # of Airflow's API, the pool or the cluster
+            self.log.warning("The pilots could not be stopped: %s", error)
 
     def poke(self, context: Context) -> PokeReturnValue:
         batch = self._batch()
@@ -359,7 +389,7 @@ class PicasTokenStateSensor(BaseSensorOperator):
             return False
         if self.mode == "reschedule":
             ti = context["ti"]
-            name = ids.digest(push_id(context), str(ti.try_number))
+            name = ids.digest(instance.push_id(context), str(ti.try_number))
             try:
                 idle = hook.do(changes.idle(hook.pool, name, counts.finished))
             except ForbiddenError as error:

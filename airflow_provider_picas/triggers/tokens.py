@@ -13,12 +13,14 @@ from typing import Any
 
 from airflow.providers.common.compat.sdk import conf
 from airflow.triggers.base import BaseTrigger, TriggerEvent
+from asgiref.sync import sync_to_async
 
 from airflow_provider_picas import stopping
 from airflow_provider_picas.couchdb import errors
 from airflow_provider_picas.couchdb.protocol import Request
 from airflow_provider_picas.hooks.picas import PicasAsyncHook
 from airflow_provider_picas.operation import drive_async
+from airflow_provider_picas.operators import instance
 from airflow_provider_picas.pilots_log import PilotsLog
 from airflow_provider_picas.reaping import News, Watched, look_after
 from airflow_provider_picas.slurm import logs
@@ -123,6 +125,10 @@ class PicasTokenStateTrigger(BaseTrigger):
                 event = await self._wait(news)
             except errors.CouchDBError as error:
                 event = self._event(Outcome.AWAY, Completeness(Counts(), self.expected), str(error))
+            except asyncio.CancelledError:
+                if not hasattr(BaseTrigger, "on_kill"):  # before Airflow 3.3, this is all that a trigger hears
+                    self._begin_to_stop_pilots()
+                raise
             finally:
                 if looks is not None:
                     looks.cancel()
@@ -252,19 +258,25 @@ class PicasTokenStateTrigger(BaseTrigger):
 
         It is also called when the task is cleared, marked a success, or another triggerer takes over: these leave them alone.
         """
+        if work := self._begin_to_stop_pilots():
+            await asyncio.shield(work)
+
+    def _begin_to_stop_pilots(self) -> asyncio.Task[None] | None:
+        """Stop the pilots in a task of its own: Airflow 3.3.2 cancels ``on_kill`` a second after it was called."""
         watched = Watched.parse(self.pilots)
         if watched is None or self.on_kill_how == How.LEAVE:
-            return
-        # Airflow 3.3.2 cancels this method a second after it was called: the work goes on beside it.
+            return None
         work = asyncio.create_task(self._stop_pilots(watched))
         _stopping.add(work)
         work.add_done_callback(_stopping.discard)
-        await asyncio.shield(work)
+        return work
 
     async def _stop_pilots(self, watched: Watched) -> None:
         for tries in range(1, STOP_TRIES + 1):
             try:
-                state = await self._task_state()
+                state = await sync_to_async(instance.state)(
+                    self.task_instance
+                )  # asyncio.to_thread has no way to Airflow
                 if state != "failed":
                     self.log.info("The task is %s, not failed: the pilots of %s are left alone.", state, watched.key)
                     return
@@ -297,22 +309,6 @@ class PicasTokenStateTrigger(BaseTrigger):
             removal = stopping.remove_credentials(watched, CANCEL_WAIT if how is How.CANCEL else DRAIN_WAIT)
             if not await drive_async(removal, perform_patiently):
                 self.log.warning("Some have not ended yet; their credentials stay in %s.", watched.folder)
-
-    async def _task_state(self) -> str | None:
-        """The state that Airflow has for the task now."""
-        from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
-        from asgiref.sync import sync_to_async
-
-        ti = self.task_instance
-        if ti is None:
-            return None
-        states: Any = await sync_to_async(RuntimeTaskInstance.get_task_states)(
-            dag_id=ti.dag_id, task_ids=[ti.task_id], run_ids=[ti.run_id], map_index=ti.map_index
-        )
-        found = states.get(ti.run_id, {})
-        name = f"{ti.task_id}_{ti.map_index}" if ti.map_index is not None and ti.map_index >= 0 else ti.task_id
-        state = found.get(ti.task_id, found.get(name))
-        return None if state is None else str(getattr(state, "value", state))
 
 
 _stopping: set[asyncio.Task[None]] = set()

@@ -1,6 +1,7 @@
 """Who stops a wait in a running Airflow, and what becomes of its pilots and their tokens.
 
-The wait is deferred, so it is the trigger that is stopped. Airflow 3.3 tells it, whoever did it.
+Where the wait is deferred, it is the trigger that is stopped, and that Airflow 3.3 tells, whoever did it; else (``stop_poke``)
+it is the task's process.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ BATCHES = [f"b{number:02}" for number in range(50)]  # as in the DAG fifty_waits
 def airflow(run_folder: Path) -> Iterator[Airflow]:
     """An Airflow whose components can be killed."""
     standalone = Airflow(run_folder / "airflow", dags=DAGS)
-    standalone.start(["stop_cancel", "stop_drain", "stop_teardown", "fifty_waits"])
+    standalone.start(["stop_cancel", "stop_poke", "stop_drain", "stop_teardown", "fifty_waits"])
     yield standalone
     for process in RESTARTED:
         processes.end_session(process.pid)
@@ -44,15 +45,17 @@ def airflow(run_folder: Path) -> Iterator[Airflow]:
 
 
 class Waiting:
-    """A run whose wait is deferred, and whose pilots hold two tokens."""
+    """A run whose wait is deferred, or pokes, and whose pilots hold two tokens, which end when there is the file ``gate``."""
 
-    def __init__(self, api: AirflowApi, cluster: Cluster, pool: Pool, dag_id: str, seconds: int = 60) -> None:
+    def __init__(self, api: AirflowApi, cluster: Cluster, pool: Pool, dag_id: str) -> None:
         self.api, self.cluster, self.pool, self.dag_id = api, cluster, pool, dag_id
-        body = {"logical_date": None, "conf": {"seconds": seconds}}
+        self.gate = cluster.home / f"gate-{pool.database}"
+        body = {"logical_date": None, "conf": {"gate": str(self.gate)}}
         self.run = str(api.request("POST", f"dags/{dag_id}/dagRuns", body)["dag_run_id"])
-        api.wait_for_task(dag_id, self.run, "wait", ["deferred"])
-        # Before the triggerer has begun, Airflow has nobody to tell that the task was marked failed.
-        self.until(lambda: " starting" in self.log(), "The start of the trigger")
+        pokes = dag_id == "stop_poke"
+        api.wait_for_task(dag_id, self.run, "wait", ["running" if pokes else "deferred"])
+        # Before the triggerer, or the sensor, has begun, Airflow has nobody to tell that the task was marked failed.
+        self.until(lambda: (" todo" if pokes else " starting") in self.log(), "The start of the wait")
         self.until(lambda: len(self.tokens(State.LOCKED)) == 2, "The claim of two tokens")
 
     @property
@@ -106,8 +109,8 @@ def start(airflow: Airflow, cluster: Cluster, pool: Pool) -> Iterator[Any]:
     airflow.api.add_connection("spider", **native.ssh_connection(cluster))
     made: list[Waiting] = []
 
-    def begin(dag_id: str = "stop_cancel", seconds: int = 60) -> Waiting:
-        made.append(Waiting(airflow.api, cluster, pool, dag_id, seconds))
+    def begin(dag_id: str = "stop_cancel") -> Waiting:
+        made.append(Waiting(airflow.api, cluster, pool, dag_id))
         return made[-1]
 
     yield begin
@@ -115,35 +118,42 @@ def start(airflow: Airflow, cluster: Cluster, pool: Pool) -> Iterator[Any]:
         waiting.end()
 
 
-def test_marked_failed_the_pilots_are_cancelled_and_their_tokens_given_back(start: Any) -> None:
-    waiting: Waiting = start()
+@pytest.mark.parametrize("dag_id", ["stop_cancel", "stop_poke"])
+def test_marked_failed_the_pilots_are_cancelled_and_their_tokens_given_back(start: Any, dag_id: str) -> None:
+    waiting: Waiting = start(dag_id)
     at = time.time()
     waiting.api.set_task_state(waiting.dag_id, waiting.run, "wait", "failed")
     waiting.until(lambda: not waiting.jobs(), "The end of the pilots")
     waiting.until(lambda: len(waiting.tokens(State.TODO)) == 3, "The return of the tokens")
-    tell(f"marked failed: no pilot and no locked token {time.time() - at:.1f} s later")
+    tell(f"marked failed ({dag_id}): no pilot and no locked token {time.time() - at:.1f} s later")
     assert time.time() - at < 45
     waiting.until(lambda: not list(Path(waiting.submitted["folder"], "credentials").iterdir()), "The credentials' end")
 
 
 def test_marked_failed_with_drain_they_finish_what_they_hold(start: Any) -> None:
-    waiting: Waiting = start("stop_drain", 20)
+    waiting: Waiting = start("stop_drain")
     waiting.api.set_task_state(waiting.dag_id, waiting.run, "wait", "failed")
+    logs = [Path(waiting.submitted["folder"], f"pilot-{job}.log") for job in waiting.jobs()]
+    waiting.until(lambda: all("is drained" in log.read_text() for log in logs), "The drain of both pilots")
+    waiting.gate.touch()
     waiting.until(lambda: not waiting.jobs(), "The end of the pilots")
     assert (len(waiting.tokens(State.DONE)), len(waiting.tokens(State.TODO))) == (2, 1)
     waiting.until(lambda: not list(Path(waiting.submitted["folder"], "credentials").iterdir()), "The credentials' end")
 
 
-def test_marked_a_success_the_pilots_are_left_alone(start: Any) -> None:
-    waiting: Waiting = start()
+@pytest.mark.parametrize("dag_id", ["stop_cancel", "stop_poke"])
+def test_marked_a_success_the_pilots_are_left_alone(start: Any, dag_id: str) -> None:
+    waiting: Waiting = start(dag_id)
     waiting.api.set_task_state(waiting.dag_id, waiting.run, "wait", "success")
     waiting.pilots_live()
 
 
-def test_cleared_the_pilots_are_left_alone_and_watched_again(start: Any) -> None:
-    waiting: Waiting = start("stop_cancel", 30)
+@pytest.mark.parametrize("dag_id", ["stop_cancel", "stop_poke"])
+def test_cleared_the_pilots_are_left_alone_and_watched_again(start: Any, dag_id: str) -> None:
+    waiting: Waiting = start(dag_id)
     waiting.api.clear(waiting.dag_id, waiting.run, ["wait"])
     waiting.pilots_live(10)
+    waiting.gate.touch()
     assert waiting.api.wait_for_run(waiting.dag_id, waiting.run)["state"] == "success"
     assert len(waiting.tokens(State.DONE)) == 3
 
@@ -157,9 +167,10 @@ def components(airflow: Airflow, name: str) -> list[int]:
     leaders = {airflow._process.pid, *(process.pid for process in RESTARTED)}
     found = []
     for pid in {pid for leader in leaders for pid in processes.session(leader)}:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-        if name in words or name.replace("-", "_") in words:
-            found.append(pid)
+        with suppress(OSError):  # it has ended
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+            if name in words or name.replace("-", "_") in words:
+                found.append(pid)
     return found
 
 
@@ -195,9 +206,10 @@ def restart(airflow: Airflow, what: str, how: signal.Signals) -> subprocess.Pope
     ],
 )
 def test_a_component_that_ends_and_comes_back(start: Any, airflow: Airflow, what: str, how: signal.Signals) -> None:
-    waiting: Waiting = start("stop_cancel", 60)
+    waiting: Waiting = start("stop_cancel")
     again = restart(airflow, what, how)
     waiting.pilots_live(15)
+    waiting.gate.touch()
     assert waiting.api.wait_for_run(waiting.dag_id, waiting.run)["state"] == "success"
     assert again.poll() is None
     assert waiting.api.task(waiting.dag_id, waiting.run, "wait")["try_number"] == 1

@@ -7,13 +7,14 @@ from airflow_provider_picas.operators.tokens import PicasPushTokensOperator
 from airflow_provider_picas.sensors.tokens import PicasTokenStateSensor
 
 
-def make(dag_id, on_kill, teardown=False):
-    @dag(dag_id=dag_id, schedule=None, catchup=False, params={"seconds": 60})
+def make(dag_id, on_kill, teardown=False, deferrable=True):
+    @dag(dag_id=dag_id, schedule=None, catchup=False, params={"gate": ""})
     def run():
-        push = PicasPushTokensOperator(task_id="push", inputs=["{{ params.seconds }}"] * 3)
+        """The pilots' tokens end when there is a file."""
+        push = PicasPushTokensOperator(task_id="push", inputs=["{{ params.gate }}"] * 3)
         pilots = PicasSubmitPilotsOperator(
             task_id="pilots",
-            command='sleep "$PICAS_INPUT"',
+            command='until [ -e "$PICAS_INPUT" ]; do sleep 0.2; done',
             batch=push.output,
             pilots=2,
             pilot={"lease": 15},
@@ -23,9 +24,10 @@ def make(dag_id, on_kill, teardown=False):
             task_id="wait",
             batch=push.output,
             pilots=pilots.output,
-            deferrable=True,
+            deferrable=deferrable,
             pilots_interval=5,
             on_kill=on_kill,
+            poke_interval=10,
             timeout=600,
         )
         if teardown:
@@ -36,5 +38,6 @@ def make(dag_id, on_kill, teardown=False):
 
 
 make("stop_cancel", "cancel")
+make("stop_poke", "cancel", deferrable=False)
 make("stop_drain", "drain")
 make("stop_teardown", "leave", teardown=True)
