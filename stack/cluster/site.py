@@ -159,9 +159,12 @@ class Cluster:
     def start_sshd(self, index: int, *, options: Iterable[str] = ()) -> None:
         """Start the sshd of a login node; ``options`` override its configuration, as in ``["MaxStartups=1:100:1"]``."""
         host, port = self.logins[index]
-        argv = ["-D", "-e", "-f", str(self.folder / "etc" / f"sshd_config{index}")]
-        overrides = [word for option in options for word in ("-o", option)]
-        self._start("sshd", *overrides, *argv, name=f"login{index}", env=sshd.wrapper(site=self._site))
+        config = self.folder / "etc" / f"sshd_config{index}"
+        if changed := dict(option.split("=", 1) for option in options):  # the file goes before some of sshd's -o
+            kept = [line for line in config.read_text().splitlines() if line.partition(" ")[0] not in changed]
+            config = config.with_name(f"{config.name}-changed")
+            config.write_text("\n".join([*(f"{name} {value}" for name, value in changed.items()), *kept, ""]))
+        self._start("sshd", "-D", "-e", "-f", str(config), name=f"login{index}", env=sshd.wrapper(site=self._site))
         self._wait(f"login{index}", lambda: processes.answers(host, port))
 
     def stop_accounting(self) -> None:

@@ -171,6 +171,12 @@ class Run:
         processes.wait_for(all_claimed, what=f"The next claim of {', '.join(tokens)}", seconds=PATIENCE)
         return max(first.values()) - since
 
+    def long_token(self) -> tuple[str, str]:
+        """The id of the token with a priority, which is claimed first and takes long, once it runs; and its pilot's job."""
+        long = next(token["_id"] for token in self.pool.tokens() if token.get("priority"))
+        self.until(lambda: self.begun()[long], f"The start of {long}")
+        return long, next(line.job for line in self.lines() if line.token == long)
+
     def states(self) -> Counter[State | None]:
         """How many tokens are in each state."""
         return Counter(state_of(token) for token in self.pool.tokens())

@@ -36,18 +36,15 @@ def test_sshd_is_gone_for_a_minute(run: Run, cluster: Cluster, capsys: pytest.Ca
     run.push([{"input": 20, "priority": 1}, *[{"input": 3}] * 15])
     run.submit("sleep $(($PICAS_ATTEMPT == 1 ? $PICAS_INPUT : 2))")
     run.wait()
-    run.running(2)
+    long, job = run.long_token()
     with login_away(cluster):
-        job = run.lines()[0].job
-        run.until(lambda: run.held_by(job), "A token at work")
-        held = run.held_by(job)
         at = time.time()
         run.kill_pilot(job)
         time.sleep(60)
-    seconds = run.next_claim(held, at)
+    seconds = run.next_claim([long], at)
     tell(f"sshd away: the token of a killed pilot was claimed again after {seconds:.1f} s")
     assert run.result()["done"] == 16
-    run.check_done_once(held)
+    run.check_done_once([long])
     said = capsys.readouterr().out
     assert "cannot be reached" in said or "broke" in said
 
@@ -73,20 +70,41 @@ def test_a_submission_waits_for_sshd(run: Run, cluster: Cluster) -> None:
     assert run.result()["done"] == 4
 
 
-def test_sshd_refuses_connections_at_random(run: Run, cluster: Cluster) -> None:
-    """MaxStartups: so many that have not logged in yet are dropped before they can say a word."""
+@contextlib.contextmanager
+def crowd(cluster: Cluster) -> Iterator[None]:
+    """As many connections that never log in as MaxStartups allows: all others are dropped before they can say a word."""
+    with contextlib.ExitStack() as connections:
+        for _ in range(2):
+            connections.enter_context(socket.create_connection(cluster.logins[0]))
+        yield
+
+
+def drops(cluster: Cluster) -> int:
+    """How often the login node's sshd has begun to drop connections; it logs the first of a series."""
+    return (cluster.folder / "log" / "login0.log").read_text().count("past MaxStartups")
+
+
+def test_sshd_refuses_connections(run: Run, cluster: Cluster) -> None:
+    """MaxStartups is reached, first when the pilots are submitted, then under the wait."""
     cluster.stop_sshd(0)
-    cluster.start_sshd(0, options=["MaxStartups=1:70:3"])
-    crowd = [socket.create_connection(cluster.logins[0]) for _ in range(2)]  # they never log in
+    cluster.start_sshd(0, options=["MaxStartups=2"])
     try:
-        run.push(12)
-        run.submit("sleep 2")
+        run.push([{"input": 1}] * 30)
+        with crowd(cluster):
+            submission = threading.Thread(target=run.submit, args=["sleep $PICAS_INPUT"])
+            submission.start()
+            run.until(lambda: drops(cluster), "The refusal of a submission")
+        submission.join(60)
         run.wait()
-        assert run.result()["done"] == 12
+        run.running(4)
+        cluster.stop_sshd(0)  # ends the connections that there are
+        cluster.start_sshd(0, options=["MaxStartups=2"])
+        before = drops(cluster)
+        with crowd(cluster):
+            run.until(lambda: drops(cluster) > before, "The refusal of a wait")
+        assert run.result()["done"] == 30
         run.check_done_once()
     finally:
-        for one in crowd:
-            one.close()
         cluster.stop_sshd(0)
         cluster.start_sshd(0)
 
@@ -119,15 +137,12 @@ def test_sacct_does_not_answer(run: Run, cluster: Cluster, capsys: pytest.Captur
     try:
         run.submit("sleep $PICAS_INPUT")
         run.wait()
-        run.until(lambda: len(run.lines()) > 0, "The first token")
-        job = run.lines()[0].job
-        run.until(lambda: run.held_by(job), "A token at work")
-        held = run.held_by(job)
+        long, job = run.long_token()
         at = time.time()
         run.kill_pilot(job)
-        tell(f"no sacct: claimed again after {run.next_claim(held, at):.1f} s")
+        tell(f"no sacct: claimed again after {run.next_claim([long], at):.1f} s")
         assert run.result()["done"] == 6
-        run.check_done_once(held)
+        run.check_done_once([long])
     finally:
         cluster.start_accounting()
     assert "sacct does not answer" in capsys.readouterr().out
@@ -168,13 +183,10 @@ def test_clocks_an_hour_apart(
         run.push([{"input": 8, "priority": 1}, *[{"input": 2}] * 7])
         run.submit("sleep $PICAS_INPUT")
         run.wait()
-        run.until(lambda: run.lines(), "The first token")
-        job = run.lines()[0].job
-        run.until(lambda: run.held_by(job), "A token at work")
-        held = run.held_by(job)
+        long, job = run.long_token()
         run.kill_pilot(job)
         assert run.result()["done"] == 8
-        run.check_done_once(held)
+        run.check_done_once([long])
         assert sum(token["scrub_count"] for token in pool.tokens()) == 1
         assert all(abs(token["done"] - time.time() - 3600 * hours) < 300 for token in pool.tokens())
         run.close()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from airflow_provider_picas.operators.pilots import PicasSubmitPilotsOperator
+from airflow_provider_picas.tokens.states import State
 from tests.chaos.run import Run, tell
 from tests.integration.tasks import context
 
@@ -55,9 +56,10 @@ def test_the_picas_clients_pilots_beside_ours(run: Run) -> None:
     """Ours never run a token that another holds. The client (1.1.2) locks what it has fetched without a look at its lock, so it
     takes a token now and then that a pilot of either kind has just claimed; then the late one of two results is refused."""
     run.push(600)
-    command = f'echo ours "$PICAS_TOKEN_ID" >> {run.file}; sleep 0.05'
+    both = f"until grep -qs ^client {run.file}; do sleep 0.1; done"
+    command = f'{both}; echo ours "$PICAS_TOKEN_ID" >> {run.file}; sleep 0.05'
     run.submitted = submit(run, "ours", 3, command=command, batch=run.pushed, pilot={"lease": 60})
-    run.until(lambda: counted(run), "The first token of ours")
+    run.until(lambda: run.states()[State.LOCKED], "The first token of ours")
     theirs = submit(run, "theirs", 3, script=str(CLIENT_SCRIPT), env={"RUNS": str(run.file)})
     run.wait()
     assert run.result(280)["done"] == 600

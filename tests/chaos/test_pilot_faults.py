@@ -41,16 +41,10 @@ def push(run: Run) -> None:
     run.push([{"input": 8, "priority": 1}, *[{"input": 1}] * 5])
 
 
-def long_token(run: Run) -> str:
-    return next(token["_id"] for token in run.pool.tokens() if token.get("priority"))
-
-
 def hurt(run: Run, fault: Callable[[str], object]) -> Fault:
     """Let a fault befall the job of the pilot that runs the long token."""
-    long = long_token(run)
-    run.until(lambda: run.begun()[long], f"The start of {long}")
+    long, job = run.long_token()
     time.sleep(1)
-    job = next(line.job for line in run.lines() if line.token == long)
     at = time.time()
     fault(job)
     return Fault(long, job, at)
@@ -129,7 +123,7 @@ def test_sigkill_of_slurmd(run: Run, cluster: Cluster) -> None:
         run.until(lambda: not run.pids(fault.job), "The end of the pilot that Slurm has given up", 40)
         assert run.result()["done"] == 46
     run.check_done_once([fault.token])
-    assert seconds < LEASE + BUSY
+    assert seconds < LEASE + 2 * BUSY, "Slurm alone takes 11 s"
     assert reason(run, fault).endswith("NODE_FAIL"), "it renewed its lease all the time"
 
 
@@ -193,6 +187,7 @@ def test_the_wall_clock_ends(run: Run) -> None:
 HOLD = """#!/bin/bash
 source ~/picas-venv/bin/activate
 exec python3 - <<'PYTHON'
+import os
 import time
 
 import picasconfig
@@ -205,6 +200,8 @@ client = CouchDB(
     username=picasconfig.PICAS_USERNAME,
     password=picasconfig.PICAS_PASSWORD,
 )
+while len(client.view("locked").rows) < int(os.environ["SLURM_ARRAY_TASK_ID"]):
+    time.sleep(0.2)  # one after the other: two clients may lock the same token
 next(TaskViewIterator(client, "todo", design_doc="Monitor"))
 time.sleep(600)
 PYTHON
@@ -276,9 +273,7 @@ def test_the_last_pilot_dies_after_all_others_have_left(run: Run) -> None:
     run.push([{"input": 25, "priority": 1}, {"input": 1}])
     run.submit("sleep $(($PICAS_ATTEMPT == 1 ? $PICAS_INPUT : 1))", 2, pilot={"lease": 4})
     run.wait(resubmit=1)
-    long = long_token(run)
-    run.until(lambda: run.begun()[long], "The start of the long token")
-    job = next(line.job for line in run.lines() if line.token == long)
+    long, job = run.long_token()
     other = run.job(1 if job.endswith("_0") else 0)
     run.until(lambda: not run.pids(other), "The end of the other pilot")
     at = time.time()
