@@ -637,13 +637,14 @@ class TestChanges:
     @pytest.mark.parametrize("start", ["now", "last_seq"])
     def test_a_write_wakes_a_long_poll(self, pool: Pool, start: str) -> None:
         pool.put("before")
-        future = self.poll(pool, since=pool.last_seq() if start == "last_seq" else "now", heartbeat="10000")
-        time.sleep(0.5)
-        assert not future.done()
+        since = pool.last_seq() if start == "last_seq" else "now"
+        connection, response = stream(pool, feed="longpoll", since=since, heartbeat="200")
+        begin = list(itertools.takewhile(bytes.strip, response))  # until the first heartbeat: so it waits
         pool("PUT", "/_local/quiet", {})  # wakes nobody
         pool.put("after")
-        status, answer = future.result(timeout=LIMIT)
-        assert (status, [row["id"] for row in answer["results"]]) == (200, ["after"])
+        answer = json.loads(b"".join([*begin, *itertools.islice(response, 100)]))  # heartbeats for 20 s at most
+        connection.close()
+        assert (response.status, [row["id"] for row in answer["results"]]) == (200, ["after"])
         assert pool("GET", f"/_changes?{query(since=answer['last_seq'])}")[1]["results"] == []
 
     def test_no_write_is_missed_between_polls(self, pool: Pool) -> None:
@@ -656,7 +657,7 @@ class TestChanges:
         since, seen = pool.last_seq(), set[str]()
         writer = threading.Thread(target=write)
         writer.start()
-        deadline = time.monotonic() + LIMIT
+        deadline = time.monotonic() + 5 * LIMIT
         while len(seen) < len(written) and time.monotonic() < deadline:
             answer = pool("GET", f"/_changes?{query(feed='longpoll', since=since, timeout='2000')}")[1]
             seen |= {row["id"] for row in answer["results"]}
@@ -668,7 +669,7 @@ class TestChanges:
         since, began = pool.last_seq(), time.monotonic()
         status, answer = pool("GET", f"/_changes?{query(feed='longpoll', since=since, timeout='700')}")
         assert (status, answer["results"]) == (200, [])
-        assert 0.6 < time.monotonic() - began < 5
+        assert 0.6 < time.monotonic() - began < LIMIT
 
     def test_a_long_poll_with_rows_answers_at_once(self, pool: Pool) -> None:
         pool.put("a")
@@ -681,12 +682,16 @@ class TestChanges:
 
     def test_continuous(self, pool: Pool) -> None:
         pool.put("a")
-        connection, response = stream(pool, feed="continuous", since="0", timeout="1500")
+        connection, response = stream(pool, feed="continuous", since="0", heartbeat="30000")
         rows = (json.loads(line) for line in response if line.strip())
         assert next(rows)["id"] == "a"
         pool.put("b")
         assert next(rows)["id"] == "b"
-        assert "last_seq" in next(rows)
+        connection.close()
+        connection, response = stream(pool, feed="continuous", since="0", timeout="1000")
+        *known, end = (json.loads(line) for line in response if line.strip())
+        assert {row["id"] for row in known} == {"a", "b"}
+        assert "last_seq" in end
         connection.close()
 
     def test_filters(self, pool: Pool) -> None:
@@ -765,6 +770,7 @@ class TestProcess:
             for writer in writers:
                 writer.start()
             time.sleep(1.5)
+            processes.wait_for(lambda: len(acknowledged) > 100, what="Writing", seconds=60)
             url = server.url
             server.kill()
             for writer in writers:
@@ -773,7 +779,6 @@ class TestProcess:
             assert server.url == url
             rows = server.request("GET", "/pool/_all_docs")[1]["rows"]
             found = {row["id"]: row["value"]["rev"] for row in rows}
-            assert len(acknowledged) > 100
             assert {doc_id: found.get(doc_id) for doc_id in acknowledged} == acknowledged
             locals_found = {row["id"] for row in server.request("GET", "/pool/_local_docs")[1]["rows"]}
             assert set(pilots) <= locals_found
@@ -800,9 +805,10 @@ class TestProcess:
             path = "/_users/_changes?feed=continuous&heartbeat=10000"
             connection.request("GET", path, headers={"Authorization": f"Basic {login}"})
             connection.getresponse()
-            began = time.monotonic()
+            process = server.process
+            assert process is not None
             server.stop()
-            assert time.monotonic() - began < 3
+            assert process.returncode == 0, "it ends before it would be killed"
             connection.close()
 
     def test_the_password_is_in_one_private_file_only(self, tmp_path: Path) -> None:
@@ -822,7 +828,5 @@ class TestProcess:
         program = couchdb.install()
         stamp = program.parent / "installed"
         before = stamp.stat().st_mtime_ns
-        began = time.monotonic()
         assert couchdb.install() == program
-        assert time.monotonic() - began < 1
         assert stamp.stat().st_mtime_ns == before
