@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from stack import docker, native, paths, processes
 from stack.airflow import Airflow
@@ -35,6 +36,9 @@ os.environ["AIRFLOW_HOME"] = str(RUN / "airflow-home")
 os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
 # Triggers that a test runs itself may fire at once.
 os.environ["AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL"] = "0"
+
+settings.register_profile("any_speed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any_speed")
 
 
 def pytest_report_header() -> list[str]:

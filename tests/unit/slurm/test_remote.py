@@ -68,7 +68,7 @@ def test_a_profile_that_ends_the_shell_is_told_with_its_words(tmp_path: Path) ->
         run("echo hi", tmp_path, "echo Your password has expired; exit 1")
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     words=st.lists(
         st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r"), max_size=20), max_size=4

@@ -120,7 +120,7 @@ class Lives:
         assert {state: counted[state] for state in State if counted[state]} == Counter(self.expected.values())
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(steps)
 def test_any_life(life: list[tuple[str, set[str], Any]]) -> None:
     lives = Lives()

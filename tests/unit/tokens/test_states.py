@@ -97,7 +97,7 @@ TIMES = st.one_of(st.just(0), st.just(1_763_820_000), st.just(ABSENT), VALUES)
 TOKENS = st.builds(token, st.text(max_size=5), TIMES, TIMES, st.one_of(st.just(ABSENT), VALUES))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(documents=st.lists(TOKENS, min_size=40, max_size=80))
 def test_python_and_javascript_agree_on_generated_tokens(
     run_views: Callable[..., list[ViewRows]], documents: list[dict[str, Any]]
@@ -105,7 +105,7 @@ def test_python_and_javascript_agree_on_generated_tokens(
     agree(documents, run_views(documents))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(document=TOKENS)
 def test_at_most_one_state_fits(document: dict[str, Any]) -> None:
     fitting = [
