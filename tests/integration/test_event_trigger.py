@@ -17,6 +17,8 @@ from airflow_provider_picas.triggers.events import PicasTokenEventTrigger
 from stack.couchdb import CouchDBAdmin
 from stack.pool import Pool
 
+SOON = 40.0  # seconds: after a slow look the feed pauses three times as long
+
 
 class Store:
     """What Airflow 3.3 keeps for a watched asset."""
@@ -59,7 +61,7 @@ class Watcher:
         self._events = trigger.run()
         self._coming: asyncio.Future[Any] | None = None
 
-    async def next(self, seconds: float = 10) -> dict[str, Any]:
+    async def next(self, seconds: float = SOON) -> dict[str, Any]:
         """The payload of the next event."""
         self._coming = self._coming or asyncio.ensure_future(anext(self._events))
         done, _ = await asyncio.wait({self._coming}, timeout=seconds)
@@ -191,25 +193,28 @@ def test_what_airflow_kept_while_it_caught_up_is_not_told_again(hook: PicasHook)
         async for item in trigger.open_shared_stream(trigger.serialize()[1]):
             kept.put_nowait(item)
 
+    async def until_kept(number: int) -> None:
+        async with asyncio.timeout(SOON):
+            while kept.qsize() < number:
+                await asyncio.sleep(0.05)
+
     async def stream() -> AsyncIterator[feed.Touched]:
         while True:
             yield await kept.get()
 
     async def watch() -> None:
         keeping = asyncio.create_task(keep())
-        for number, change in enumerate((lambda: push(hook, "a", 1), lambda: finish(hook, "a")), start=1):
-            await asyncio.sleep(0.5)
+        await until_kept(1)  # the feed begins
+        for number, change in enumerate((lambda: push(hook, "a", 1), lambda: finish(hook, "a")), start=2):
             await asyncio.to_thread(change)
-            async with asyncio.timeout(10):
-                while kept.qsize() <= number:
-                    await asyncio.sleep(0.05)
+            await until_kept(number)
         told = trigger.filter_shared_stream(stream())
         assert (await anext(told)).payload["batch"] == "a"
         coming = asyncio.ensure_future(anext(told))
         assert not (await asyncio.wait({coming}, timeout=1.5))[0]
         await asyncio.to_thread(push, hook, "b", 1)
         await asyncio.to_thread(finish, hook, "b")
-        assert (await asyncio.wait_for(coming, 10)).payload["batch"] == "b"
+        assert (await asyncio.wait_for(coming, SOON)).payload["batch"] == "b"
         keeping.cancel()
         await asyncio.gather(keeping, return_exceptions=True)
 
@@ -226,7 +231,9 @@ def test_after_a_restart_it_goes_on_where_it_was(hook: PicasHook) -> None:
     async def watch() -> None:
         async with watching("complete", store=store) as watcher:
             assert (await watcher.next())["batch"] == "b"
-            await watcher.none()  # in which it is kept
+            async with asyncio.timeout(SOON):
+                while not store.values:
+                    await watcher.none(0.5)
         finish(hook, "a")  # while no triggerer runs
         async with watching("complete", store=store) as watcher:
             assert (await watcher.next())["batch"] == "a"  # and not b again

@@ -25,7 +25,7 @@ from stack.couchdb import CouchDBAdmin
 from stack.pool import Pool
 from tests.conftest import set_connection
 
-SOON = 10.0  # seconds
+SOON = 40.0  # seconds: after a slow look the feed pauses three times as long
 TOLD = 30.0  # seconds: the hook tries five times, which takes up to 11 s, and the feed asks once more before it tells an outage
 
 
@@ -283,7 +283,7 @@ def test_a_pool_that_is_deleted_and_made_anew(hook: PicasHook, pool: Pool, couch
             couchdb.create_database(pool.database, members=[pool.user], admins=[pool.user])
             hook.deploy_views()
             push(hook, "a", 1)
-            await news.until(Counts(todo=1), 20)
+            await news.until(Counts(todo=1))
             await news.noticed("made anew")
             finish(hook, "a")  # and the feed goes on
             await news.until(Counts(done=1))
@@ -302,7 +302,7 @@ def test_a_pool_that_stays_away_fails_the_waits_with_the_reason(
             await news.until(Counts(todo=1))
             couchdb.delete_database(pool.database)
             with pytest.raises(errors.NotFoundError, match="There is no database"):
-                await news.until(Counts(done=1), 20)
+                await news.until(Counts(done=1))
             assert open_feeds() == 0  # who comes later begins anew
 
     try:
@@ -427,7 +427,7 @@ def test_an_outage_loses_nothing(hook: PicasHook, through_tunnel: Any) -> None:
             assert "does not answer" in await news.noticed("The wait goes on")
             await asyncio.to_thread(finish, hook, "a", 2)
             await tunnel.start()
-            await news.until(Counts(done=2), 40)
+            await news.until(Counts(done=2))
             await news.noticed("answers again")
 
     through_tunnel(wait)
@@ -453,7 +453,7 @@ def test_the_end_of_an_outage_is_told_to_who_only_follows(hook: PicasHook, throu
 
 
 def test_a_proxy_that_cuts_long_polls(hook: PicasHook, through_tunnel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The polls become short enough, no outage is told, and changes are still noticed at once."""
+    """The polls become short enough, no outage is told, and changes are still noticed."""
     monkeypatch.setattr(feed, "SHORTEST_POLL", 1.0)
     push(hook, "a", 1)
 
@@ -464,10 +464,8 @@ def test_a_proxy_that_cuts_long_polls(hook: PicasHook, through_tunnel: Any, monk
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(news.read(), 6)
             assert "timeout=" in polls(tunnel)[-1]
-            begin = time.monotonic()
             await asyncio.to_thread(finish, hook, "a")
             await news.until(Counts(done=1))
-            assert time.monotonic() - begin < 2
 
     through_tunnel(wait)
 
@@ -483,21 +481,24 @@ def test_half_a_row(hook: PicasHook, through_tunnel: Any) -> None:
             await asyncio.to_thread(finish, hook, "a")
             await news.noticed("The wait goes on")
             tunnel.cut_answers_at = None
-            await news.until(Counts(done=1), 40)
+            await news.until(Counts(done=1))
 
     through_tunnel(wait)
 
 
 def test_an_idle_wait_asks_nothing(hook: PicasHook, through_tunnel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feed, "HEARTBEAT", 0.5)
+    monkeypatch.setattr(feed, "HEARTBEAT", 2.0)
     push(hook, "a", 1)
 
     async def wait(tunnel: Tunnel) -> None:
         async with waiting(conn_id="tunnel") as news:
             await news.until(Counts(todo=1))
+            async with asyncio.timeout(SOON):
+                while not polls(tunnel):
+                    await asyncio.sleep(0.05)
             await asyncio.sleep(0.5)
             before = len(tunnel.requests)
-            await asyncio.sleep(5)
+            await asyncio.sleep(7)  # a poll without signs of life breaks after 6
             assert len(tunnel.requests) == before
 
     through_tunnel(wait)

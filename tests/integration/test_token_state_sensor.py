@@ -149,7 +149,7 @@ class TestOutcome:
         self, batch: dict[str, Any], run: Callable[..., Any], deferrable: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """As the PiCaS client's RunActor does with max_scrub."""
-        monkeypatch.setattr(waiting, "SETTLE_SECONDS", 1.5)
+        monkeypatch.setattr(waiting, "SETTLE_SECONDS", 8.0)
         put(range(9), DONE)
 
         def fail_and_run_again() -> None:
@@ -330,7 +330,7 @@ class TestTrigger:
 
     def test_it_tells_what_it_last_saw_when_the_time_is_up(self, batch: dict[str, Any]) -> None:
         put([0, 1, 2], DONE)
-        waits = sensor(batch, deferrable=True, timeout=0.5)
+        waits = sensor(batch, deferrable=True, timeout=8)  # the feed has to look once
         with pytest.raises(
             AirflowSensorTimeout, match=r"did not finish in time: 7 todo, 0 locked, 3 done, 0 error of 10"
         ):
