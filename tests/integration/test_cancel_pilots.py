@@ -25,6 +25,8 @@ from tests.integration.tasks import context
 
 pytestmark = pytest.mark.usefixtures("picas_default", "spider")
 
+STARTED = 'echo >> ~/"$STARTED"'
+
 
 class Run:
     """A batch, and pilots for it."""
@@ -34,7 +36,12 @@ class Run:
         push = PicasPushTokensOperator(task_id="push", inputs=list(range(tokens)))
         self.batch: Any = push.execute(context(run_id=pool.database))
         submit = PicasSubmitPilotsOperator(
-            task_id="pilots", command=command, batch=self.batch, ssh_conn_id="spider", **arguments
+            task_id="pilots",
+            command=command,
+            batch=self.batch,
+            ssh_conn_id="spider",
+            env={"STARTED": f"started-{pool.database}"},
+            **arguments,
         )
         self.pilots: Any = submit.execute(context("pilots", run_id=pool.database))
 
@@ -44,6 +51,11 @@ class Run:
 
     def states(self) -> Counter[State | None]:
         return Counter(state_of(token) for token in self.pool.tokens())
+
+    def started(self) -> int:
+        """How many commands have come to ``STARTED``: a token is locked before its command starts."""
+        with SlurmHook("spider") as slurm:
+            return len(slurm.run(f"cat ~/started-{self.pool.database}").stdout)
 
     def until(self, condition: Callable[[], object], what: str) -> None:
         processes.wait_for(condition, what=what, seconds=60)
@@ -61,8 +73,8 @@ def credentials(run: Run) -> list[str]:
 
 
 def test_cancel(pool: Pool) -> None:
-    run = Run(pool, 4, "trap '' TERM; sleep 300", pilots=3, pilot={"slots": 1})
-    run.until(lambda: run.states()[State.LOCKED] == 3, "The claim of three tokens")
+    run = Run(pool, 4, f"trap '' TERM; {STARTED}; sleep 300", pilots=3, pilot={"slots": 1})
+    run.until(lambda: run.started() == 3, "The start of three commands")
     assert credentials(run) == ["picasconfig.py"]
     begin = time.monotonic()
     run.stop()
@@ -110,8 +122,8 @@ def test_cancel_of_pilots_that_have_not_begun(pool: Pool) -> None:
 
 
 def test_drain(pool: Pool) -> None:
-    run = Run(pool, 6, "sleep 6", pilots=2, pilot={"lease": 6})
-    run.until(lambda: run.states()[State.LOCKED] == 2, "The claim of two tokens")
+    run = Run(pool, 6, f"{STARTED}; sleep 6", pilots=2, pilot={"lease": 12})
+    run.until(lambda: run.started() >= 2, "The start of two commands")
     assert run.stop(how="drain") == 0
     run.until(lambda: not left(run), "The pilots' end")
     states = run.states()
