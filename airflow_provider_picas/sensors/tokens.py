@@ -25,11 +25,12 @@ from airflow_provider_picas.couchdb.errors import CouchDBError, ForbiddenError, 
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.submission import WatchedSubmission
 from airflow_provider_picas.links import PicasMonitoringLink, PicasPoolLink, push_links
-from airflow_provider_picas.operators import instance
+from airflow_provider_picas.operators.instance import push_id
 from airflow_provider_picas.pilots_log import PilotsLog
 from airflow_provider_picas.reaping import Watched
 from airflow_provider_picas.slurm.remote import RemoteError, UnreachableError
 from airflow_provider_picas.stopping import CANCEL_WAIT, How
+from airflow_provider_picas.task_state import task_state
 from airflow_provider_picas.tokens import ids, waiting
 from airflow_provider_picas.tokens.batch import Batch
 from airflow_provider_picas.tokens.counts import Completeness, Counts, ErrorBudget
@@ -211,7 +212,7 @@ class PicasTokenStateSensor(BaseSensorOperator):
             watched, batch = self._watched(), self._batch()
             if watched is None:
                 return
-            if (state := instance.state(self._instance)) != "failed":
+            if (state := task_state(self._instance)) != "failed":
                 self.log.info("The task is %s, not failed: the pilots of %s are left alone.", state, watched.key)
                 return
             self.log.info("The task was marked failed: %s the pilots of %s.", self.on_kill_how, watched.key)
@@ -389,7 +390,7 @@ class PicasTokenStateSensor(BaseSensorOperator):
             return False
         if self.mode == "reschedule":
             ti = context["ti"]
-            name = ids.digest(instance.push_id(context), str(ti.try_number))
+            name = ids.digest(push_id(context), str(ti.try_number))
             try:
                 idle = hook.do(changes.idle(hook.pool, name, counts.finished))
             except ForbiddenError as error:

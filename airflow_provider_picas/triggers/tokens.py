@@ -20,12 +20,12 @@ from airflow_provider_picas.couchdb import errors
 from airflow_provider_picas.couchdb.protocol import Request
 from airflow_provider_picas.hooks.picas import PicasAsyncHook
 from airflow_provider_picas.operation import drive_async
-from airflow_provider_picas.operators import instance
 from airflow_provider_picas.pilots_log import PilotsLog
 from airflow_provider_picas.reaping import News, Watched, look_after
 from airflow_provider_picas.slurm import logs
 from airflow_provider_picas.slurm.remote import Output, RemoteError, Step
 from airflow_provider_picas.stopping import How
+from airflow_provider_picas.task_state import task_state
 from airflow_provider_picas.tokens import waiting
 from airflow_provider_picas.tokens.counts import Completeness, Counts, ErrorBudget
 from airflow_provider_picas.tokens.waiting import Outcome, Progress, Threshold, Verdict
@@ -274,9 +274,7 @@ class PicasTokenStateTrigger(BaseTrigger):
     async def _stop_pilots(self, watched: Watched) -> None:
         for tries in range(1, STOP_TRIES + 1):
             try:
-                state = await sync_to_async(instance.state)(
-                    self.task_instance
-                )  # asyncio.to_thread has no way to Airflow
+                state = await sync_to_async(task_state)(self.task_instance)  # no other thread has a way to Airflow
                 if state != "failed":
                     self.log.info("The task is %s, not failed: the pilots of %s are left alone.", state, watched.key)
                     return

@@ -16,7 +16,6 @@ from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSki
 from airflow_provider_picas.couchdb.errors import CouchDBError
 from airflow_provider_picas.hooks import slurm
 from airflow_provider_picas.hooks.picas import PicasHook
-from airflow_provider_picas.operators import instance
 from airflow_provider_picas.reaping import News
 from airflow_provider_picas.sensors import tokens as sensors
 from airflow_provider_picas.sensors.tokens import PicasTokenStateSensor
@@ -262,7 +261,7 @@ def test_the_tasks_state_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None
         return str(answer)
 
     made = trigger(pilots=PILOTS)
-    monkeypatch.setattr(instance, "state", state)
+    monkeypatch.setattr(triggers, "task_state", state)
     asyncio.run(made.on_kill())
     assert not answers
 
