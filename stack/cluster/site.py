@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
@@ -156,14 +156,14 @@ class Cluster:
         self._kill(f"login{index}")
         pids.kill(lambda: self._sshds(f"login{index}.log"))
 
-    def start_sshd(self, index: int, *, options: Iterable[str] = ()) -> None:
-        """Start the sshd of a login node; ``options`` override its configuration, as in ``["MaxStartups=1:100:1"]``."""
+    def start_sshd(self, index: int, *, max_startups: int = 200) -> None:
+        """Start the sshd of a login node. It drops connections while ``max_startups`` others have not logged in."""
         host, port = self.logins[index]
-        config = self.folder / "etc" / f"sshd_config{index}"
-        if changed := dict(option.split("=", 1) for option in options):  # the file goes before some of sshd's -o
-            kept = [line for line in config.read_text().splitlines() if line.partition(" ")[0] not in changed]
-            config = config.with_name(f"{config.name}-changed")
-            config.write_text("\n".join([*(f"{name} {value}" for name, value in changed.items()), *kept, ""]))
+        config, mark = self.folder / "etc" / f"sshd_config{index}", {processes.MARK: str(self.folder)}
+        text = sshd.sshd_config(
+            folder=self.folder, user=self.user, host=host, port=port, environment=mark, max_startups=max_startups
+        )
+        self._write(config, text)
         self._start("sshd", "-D", "-e", "-f", str(config), name=f"login{index}", env=sshd.wrapper(site=self._site))
         self._wait(f"login{index}", lambda: processes.answers(host, port))
 
@@ -267,10 +267,6 @@ class Cluster:
         self._write(etc / "passwd", sshd.passwd(user=self.user, home=self.home))
         self._write(etc / "group", f"{self.user}:x:{os.getgid()}:\n")
         self.logins = [(host, ports.pop()) for host in LOGIN_HOSTS]
-        for index, (host, port) in enumerate(self.logins):
-            mark = {processes.MARK: str(self.folder)}
-            text = sshd.sshd_config(folder=self.folder, user=self.user, host=host, port=port, environment=mark)
-            self._write(etc / f"sshd_config{index}", text)
         self._make_keys()
 
     def _profile(self) -> str:

@@ -16,7 +16,9 @@ PRIVILEGE_SEPARATION = Path("/run/sshd")
 """Where Debian's sshd, started by root, locks itself in; services make it at boot, and containers have none."""
 
 
-def sshd_config(*, folder: Path, user: str, host: str, port: int, environment: dict[str, str]) -> str:
+def sshd_config(
+    *, folder: Path, user: str, host: str, port: int, environment: dict[str, str], max_startups: int
+) -> str:
     """The text of sshd_config for one login node; ``environment`` is what every session gets at once."""
     sets = " ".join(f'"{name}={value}"' for name, value in environment.items())
     return f"""\
@@ -36,7 +38,7 @@ PrintMotd no
 PrintLastLog no
 X11Forwarding no
 PermitUserRC no
-MaxStartups 200
+MaxStartups {max_startups}
 MaxSessions 200
 SetEnv {sets}
 Subsystem sftp internal-sftp

@@ -181,15 +181,6 @@ class Run:
         """How many tokens are in each state."""
         return Counter(state_of(token) for token in self.pool.tokens())
 
-    def held_by(self, job: str) -> list[str]:
-        """Ids of the tokens that the pilots of a job (``12_0``) hold and have begun."""
-        begun = self.begun()
-        return [
-            token["_id"]
-            for token in self.pool.tokens()
-            if state_of(token) is State.LOCKED and token.get("slurm_job_id") == job and begun[token["_id"]]
-        ]
-
     def until(self, condition: Callable[[], object], what: str, seconds: float = PATIENCE) -> None:
         """Wait for something to become true. Raises StackError."""
         processes.wait_for(condition, what=what, seconds=seconds)

@@ -87,7 +87,7 @@ def drops(cluster: Cluster) -> int:
 def test_sshd_refuses_connections(run: Run, cluster: Cluster) -> None:
     """MaxStartups is reached, first when the pilots are submitted, then under the wait."""
     cluster.stop_sshd(0)
-    cluster.start_sshd(0, options=["MaxStartups=2"])
+    cluster.start_sshd(0, max_startups=2)
     try:
         run.push([{"input": 1}] * 30)
         with crowd(cluster):
@@ -98,7 +98,7 @@ def test_sshd_refuses_connections(run: Run, cluster: Cluster) -> None:
         run.wait()
         run.running(4)
         cluster.stop_sshd(0)  # ends the connections that there are
-        cluster.start_sshd(0, options=["MaxStartups=2"])
+        cluster.start_sshd(0, max_startups=2)
         before = drops(cluster)
         with crowd(cluster):
             run.until(lambda: drops(cluster) > before, "The refusal of a wait")
