@@ -175,7 +175,6 @@ def test_any_sequence_of_pushes(picas_default: str, pool: Pool, monkeypatch: pyt
             settings=settings(
                 max_examples=25,
                 stateful_step_count=20,
-                deadline=None,
                 suppress_health_check=list(HealthCheck),
                 phases=[Phase.generate],  # to find a shorter sequence that fails takes minutes
             ),

@@ -139,7 +139,7 @@ class TwoWriters(RuleBasedStateMachine):
 
 def test_any_lives_with_two_writers(hook: PicasHook) -> None:
     machine = type("Machine", (TwoWriters,), {"hook": hook})
-    few = settings(max_examples=15, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck))
+    few = settings(max_examples=15, stateful_step_count=20, suppress_health_check=list(HealthCheck))
     run_state_machine_as_test(machine, settings=few)
 
 

@@ -235,8 +235,10 @@ def test_a_database_that_is_away_moves_no_result(
 def test_a_command_that_writes_too_much_is_stopped_at_once(remote: SlurmHook, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slurm_module, "_LARGEST_OUTPUT", 100_000)
     remote.run("true")
+    begin = time.monotonic()
     for stream in (1, 2):
         with pytest.raises(RemoteError, match="it wrote more than 100,000 bytes") as caught:
             remote.run(f"yes >&{stream}", timeout=15)
         assert not isinstance(caught.value, UnreachableError)
+    assert time.monotonic() - begin < 10
     assert remote.run("head -c 90000 /dev/zero | tr '\\0' x").stdout == "x" * 90_000
