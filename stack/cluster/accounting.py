@@ -57,6 +57,7 @@ def slurmdbd_conf(*, site: Path, plugins: Path, user: str, port: int) -> str:
     return f"""\
 AuthType=auth/munge
 AuthInfo=socket={site}/munge.sock
+CommunicationParameters=NoInAddrAny
 DbdHost=localhost
 DbdAddr=127.0.0.1
 DbdPort={port}

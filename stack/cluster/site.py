@@ -300,11 +300,12 @@ BANNER
         self, program: str, *arguments: str, name: str = "", env: dict[str, str] | None = None
     ) -> subprocess.Popen[bytes]:
         name = name or program
+        own = slurm.loopback(site=self._site) if program.startswith("slurm") else {}
         daemon = processes.start(
             [str(packages.SBIN / program), *arguments],
             folder=self.folder,
             name=name,
-            env={"SLURM_CONF": self._slurm_conf, **(env or {})},
+            env={"SLURM_CONF": self._slurm_conf, **own, **(env or {})},
             cwd=self.folder,
         )
         self._daemons[name] = daemon

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from stack.cluster import packages
+
 NAME = "minispider"
 
 
@@ -36,6 +38,7 @@ SlurmdUser={user}
 AuthType=auth/munge
 CredType=cred/munge
 AuthInfo=socket={site}/munge.sock,cred_expire=5
+CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
 SlurmctldPort={controller_port}
 SlurmctldPidFile={folder}/run/slurmctld.pid
 SlurmdPidFile={folder}/run/slurmd-%n.pid
@@ -85,6 +88,18 @@ PartitionName=normal Nodes={",".join(nodes)} Default=YES DefaultTime=60 MaxTime=
 """
     kept = [line for line in text.splitlines() if line.partition("=")[0] not in settings]
     return "\n".join([*(f"{name}={value}" for name, value in settings.items()), *kept, ""])
+
+
+def loopback(*, site: Path) -> dict[str, str]:
+    """The environment that keeps Slurm's daemons on loopback.
+
+    With ``CommunicationParameters=NoInAddrAny,NoCtldInAddrAny`` they listen on the address of the host's name only. nss_wrapper
+    makes that name ``localhost``.
+    """
+    return {
+        "LD_PRELOAD": f"{site}/prefix/lib/{packages.libraries().name}/libnss_wrapper.so",
+        "NSS_WRAPPER_HOSTNAME": "localhost",
+    }
 
 
 CGROUP_CONF = "CgroupPlugin=cgroup/v1\n"

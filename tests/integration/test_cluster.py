@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import paramiko
+import psutil
 import pytest
 
 from stack import paths, processes
@@ -223,3 +224,22 @@ def test_a_folder_with_other_content_is_refused(tmp_path: Path) -> None:
     with pytest.raises(processes.StackError, match="choose another folder"):
         Cluster(tmp_path).start()
     assert (tmp_path / "thesis.txt").exists()
+
+
+def test_slurm_listens_on_loopback_only(site: Cluster) -> None:
+    listening = {
+        (process.name(), socket.laddr.ip)
+        for process in psutil.process_iter()
+        if f"SLURM_CONF={site._slurm_conf}" in _environment(process)
+        for socket in process.net_connections("inet")
+        if socket.status == psutil.CONN_LISTEN
+    }
+    assert {name for name, _ in listening} == {"slurmctld", "slurmd", "slurmdbd"}
+    assert {address for _, address in listening} == {"127.0.0.1"}
+
+
+def _environment(process: psutil.Process) -> list[str]:
+    try:
+        return [f"{name}={value}" for name, value in process.environ().items()]
+    except psutil.Error:
+        return []
