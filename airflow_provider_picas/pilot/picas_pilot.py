@@ -278,6 +278,32 @@ def parse_picasconfig(text: str) -> Dict[str, str]:
 # --- the database ---------------------------------------------------------------------------------------------------
 
 
+class Quorum:
+    """Whether a cluster of CouchDB nodes stores writes on most copies of a document. All threads note what they see.
+
+    It answers 201 then, and 202 while too few nodes can be reached: what is written so may lose against what others write.
+    """
+
+    def __init__(self) -> None:
+        self._lost_at: Optional[float] = None
+
+    def note(self, stored: bool) -> None:
+        """A write was stored on most copies, or on fewer."""
+        if stored:
+            self._lost_at = None
+        elif self._lost_at is None:
+            self._lost_at = time.monotonic()
+
+    def lost_for(self) -> float:
+        """Seconds since writes have been stored on too few copies; 0 while they are safe."""
+        lost_at = self._lost_at
+        return 0.0 if lost_at is None else time.monotonic() - lost_at
+
+    def holds(self) -> bool:
+        """Whether the last write was stored on most copies. True before the first one."""
+        return self._lost_at is None
+
+
 class Clock:
     """The database's clock, from the ``Date`` of its answers: a node's own may be wrong. And when it last answered.
 
@@ -290,6 +316,7 @@ class Clock:
         self._last_answer = time.monotonic()
         self._longest_gap = longest_gap
         self._back_since: Optional[float] = None  # when contact was found, for the first time or again
+        self.quorum = Quorum()
 
     def hear(self, date: Optional[str]) -> None:
         """Take the ``Date`` of a useful answer."""
@@ -328,6 +355,7 @@ class Database:
         self.place = f"{parts.scheme}://{parts.hostname}:{port}/{access.database}"
         self._prefix = parts.path.rstrip("/") + "/" + quote(access.database, safe="")
         self._clock = clock
+        self.quorum = clock.quorum
         self._unreadable: Set[str] = set()  # ids of documents nested too deeply to be read, or to be written again
         self._connection = http.client.HTTPConnection(parts.hostname, port, timeout=timeout)
         if parts.scheme == "https":
@@ -428,9 +456,16 @@ class Database:
         return {row["key"]: (row.get("value") or {}).get("rev") for row in self._rows_of(ids)}
 
     def bulk(self, docs: Sequence[Doc]) -> Tuple[int, Dict[str, Doc]]:
-        """``_bulk_docs``: the status, and the row of each document; no rows when the request was refused as a whole."""
+        """``_bulk_docs``: the status, and the row of each document; no rows when the request was refused as a whole.
+
+        A row with ``accepted`` was stored on too few copies: see ``Quorum``.
+        """
         status, rows = self.request("POST", "_bulk_docs", {"docs": list(docs)})
-        return status, {row["id"]: row for row in rows if "id" in row} if status in (201, 202) else {}
+        found = {row["id"]: row for row in rows if "id" in row} if status in (201, 202) else {}
+        written = [not row.get("accepted") for row in found.values() if row.get("rev")]
+        if written:
+            self.quorum.note(any(written))
+        return status, found
 
     def put_local(self, doc_id: str, doc: Doc) -> None:
         """Write a ``_local`` document, whatever is there."""
@@ -440,6 +475,7 @@ class Database:
             status, _ = self.request("PUT", path, dict(doc, _rev=(self.get(path) or {}).get("_rev")))
         if status not in (201, 202):
             raise Unreachable(f"{self.place} answers {status} to a write of {path}", status)
+        self.quorum.note(status == 201)
 
     def rows(self, view: str, limit: int, **query: Any) -> List[Doc]:
         """The first rows of a view, without those of documents that cannot be read. Raises Failed if there is no such view."""
