@@ -38,11 +38,31 @@ def json_line(row: Row) -> str:
     return json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n"
 
 
+# Keys by which Airflow's serialization recognizes objects (``airflow.sdk.serde``, and ``airflow.serialization`` before 3.0).
+_AIRFLOW_KEYS = frozenset({"__classname__", "__version__", "__data__", "__id__", "__type", "__var"})
+
+
+def for_xcom(value: Any) -> Any:
+    """The value as it may go to XCom: a mapping with keys that Airflow reserves for its own objects becomes a JSON string.
+
+    A token's output is written by whoever runs a pilot. Airflow would make a Connection, say, of
+    ``{"__type": "airflow.sdk.definitions.connection.Connection", "__var": …}``, or refuse the whole result.
+    """
+    if isinstance(value, list):
+        return [for_xcom(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if _AIRFLOW_KEYS.isdisjoint(value):
+        return {key: for_xcom(item) for key, item in value.items()}
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
 def csv_cells(row: Row) -> list[str]:
     """A row's cells: lists and mappings as JSON, None as nothing.
 
-    A text that a spreadsheet would take for a formula (``=``, ``+``, ``-``, ``@``, a tab or a line break first) gets an
-    apostrophe before it, unless it is a number: results may come from anybody's pilot. JSON Lines and Parquet are exact.
+    A string that a spreadsheet would evaluate as a formula gets an apostrophe in front, unless it is a number: results may come
+    from anybody's pilot. Spreadsheets in Dutch, German and other languages split cells at a semicolon, whatever the quotes, so
+    the part behind each semicolon is treated alike. JSON Lines and Parquet are exact.
     """
     return [_cell(value) for value in row.values()]
 
@@ -84,15 +104,24 @@ def _at(token: Mapping[str, Any], path: str) -> Any:
     return value
 
 
+_NUMBER = re.compile(r"[+-][0-9]{1,30}(\.[0-9]{1,30})?([eE][+-]?[0-9]{1,4})?")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # full-width forms count, too
+
+
 def _cell(value: Any) -> str:
     if value is None:
         return ""
-    if isinstance(value, str):
-        formula = value[:1] in ("=", "+", "-", "@", "\t", "\r", "\n") and not re.fullmatch(
-            r"[+-][0-9]{1,30}(\.[0-9]{1,30})?([eE][+-]?[0-9]{1,4})?", value
-        )
-        return f"'{value}" if formula else value
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    if not isinstance(value, str):
+        # The same JSON, without a semicolon at which a spreadsheet would split it.
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace(";", "\\u003b")
+    first, *others = value.split(";")
+    return ";".join(
+        [f"'{first}" if _is_formula(value) else first, *(f"'{part}" if _is_formula(part) else part for part in others)]
+    )
+
+
+def _is_formula(text: str) -> bool:
+    return text.startswith(_FORMULA) and not _NUMBER.fullmatch(text)
 
 
 def _type_of(value: Any) -> str:

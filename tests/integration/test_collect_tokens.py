@@ -22,6 +22,11 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 from airflow.sdk import ObjectStoragePath
 from airflow.sdk.io import attach
 
+try:
+    from airflow.sdk.serde import deserialize, serialize
+except ImportError:  # before Airflow 3.2
+    from airflow.serialization.serde import deserialize, serialize
+
 from airflow_provider_picas.couchdb import errors, protocol
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.operators.files import FileError
@@ -100,6 +105,27 @@ def test_rows_go_to_xcom(hook: PicasHook) -> None:
         if place > 1
     ]
     assert len(json.dumps(output)) < 48_000
+
+
+def test_outputs_that_look_like_objects_of_airflow_stay_data(hook: PicasHook) -> None:
+    connection = {"__type": "airflow.sdk.definitions.connection.Connection", "__var": {"conn_id": "x", "host": "evil"}}
+    outputs = [
+        connection,
+        {"deep": [connection]},
+        {"__classname__": "x"},
+        {"__id__": 5},
+        {"__version__": 1},
+        {"_plain": {"a": 1}},
+    ]
+    ids = lives.fill(hook, {State.DONE: len(outputs)})
+    for token_id, output in zip(ids, outputs, strict=True):
+        lives.change(hook, token_id, output=output)
+    # As Airflow takes a result to XCom and hands it to the next task.
+    rows = deserialize(json.loads(json.dumps(serialize(collect()["rows"]))))
+    text = json.dumps(connection, separators=(",", ":"))
+    assert [row["output"] for row in rows] == [
+        text, {"deep": [text]}, '{"__classname__":"x"}', '{"__id__":5}', '{"__version__":1}', {"_plain": {"a": 1}},
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["r.jsonl", "r.csv", "r.parquet"])

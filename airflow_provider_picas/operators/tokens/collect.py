@@ -22,7 +22,7 @@ from airflow_provider_picas.tokens import attachments, waiting
 from airflow_provider_picas.tokens.batch import Batch
 from airflow_provider_picas.tokens.causes import Groups
 from airflow_provider_picas.tokens.counts import Completeness, Counts, ErrorBudget
-from airflow_provider_picas.tokens.results import Row, json_line, parse_fields, row_of
+from airflow_provider_picas.tokens.results import Row, for_xcom, json_line, parse_fields, row_of
 from airflow_provider_picas.tokens.selection import Selection, whole_number
 from airflow_provider_picas.tokens.states import State, state_of
 from airflow_provider_picas.tokens.text import one_line, sample
@@ -44,9 +44,10 @@ class PicasCollectTokensOperator(SelectingOperator):
     :param states: which states. Default: ``done`` and ``error``.
     :param fields: fields of the tokens to collect, besides ``id``, ``state``, ``exit_code``, ``lock`` and ``done`` (seconds since
         1970). A path, such as ``output.words``, reaches into a mapping. Default: ``output``.
-    :param path: a file, local or in an object store, which is there only once it is whole. Without it, the rows go to XCom.
-    :param file_format: ``jsonl``, ``csv`` or ``parquet``. Default: by the ending of ``path``. In CSV a text that a spreadsheet
-        would take for a formula gets an apostrophe before it; Parquet needs the extra ``parquet``.
+    :param path: a file, local or in an object store, which is there only once it is whole. Without it, the rows go to XCom,
+        where a mapping with keys that Airflow reserves (``__type``, ``__classname__`` …) is a JSON string.
+    :param file_format: ``jsonl``, ``csv`` or ``parquet``. Default: by the ending of ``path``. In CSV a string that a
+        spreadsheet would evaluate as a formula gets an apostrophe in front; Parquet needs the extra ``parquet``.
     :param max_xcom_bytes: fail rather than put more bytes of rows into XCom.
     :param attachments: a folder, local or in an object store, for the attachments of the tokens, each token's in a folder of its
         own. Names that are not safe, or differ by case only, are changed and get a digest.
@@ -138,7 +139,7 @@ class PicasCollectTokensOperator(SelectingOperator):
                     " much for XCom. Give `path`, such as path='/data/results.jsonl', collect fewer `fields`, or raise"
                     " max_xcom_bytes."
                 )
-            found.append(row)
+            found.append(for_xcom(row))
         return found
 
     def _download(self, hook: PicasHook, selection: Selection, limit: int) -> dict[str, Any]:
