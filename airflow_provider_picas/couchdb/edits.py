@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 from airflow_provider_picas.couchdb import errors
-from airflow_provider_picas.couchdb.pool import PAGE, Document, Pool
+from airflow_provider_picas.couchdb.pool import PAGE, Document, Pool, has_path
 from airflow_provider_picas.couchdb.protocol import Operation, Request, json_body, refused
 from airflow_provider_picas.tokens import attachments, documents, views
 from airflow_provider_picas.tokens.counts import Counts, from_rows
@@ -173,18 +173,23 @@ def attachment(pool: Pool, token_id: str, name: str, rev: str | None = None) -> 
 
 
 def attachment_in_document(pool: Pool, token: Document, name: str) -> Operation[bytes]:
-    """An attachment whose name cannot stand in a URL; all others of the token come with it."""
+    """An attachment that no URL can name; all others of the token come with it."""
     whole = yield from with_attachments(pool, token)
     return base64.b64decode(whole["_attachments"][name]["data"])
+
+
+def _content(pool: Pool, token: Document, name: str) -> Operation[bytes]:
+    if not (has_path(token["_id"]) and has_path(name)):
+        return (yield from attachment_in_document(pool, token, name))
+    answer = yield attachment(pool, token["_id"], name, token["_rev"])
+    return answer.body
 
 
 def with_attachments(pool: Pool, token: Document) -> Operation[Document]:
     """The token with the data of its attachments in it, at the revision that it has. Raises NotFoundError if that is gone."""
     if not attachments.stubs_of(token):
         return token
-    answer = yield Request("GET", pool.document_path(token["_id"]), {"attachments": "true", "rev": token["_rev"]})
-    document: Document = answer.json()
-    return document
+    return (yield from pool.with_attachments(token["_id"], token["_rev"]))
 
 
 def batches(pool: Pool) -> Operation[dict[str, Counts]]:
@@ -293,10 +298,10 @@ def _with_copied_logs(pool: Pool, token: Document, changed: Document) -> Operati
     copies: dict[str, Any] = {}
     for copy, name in attachments.logs_to_copy(token).items():
         try:
-            answer = yield attachment(pool, token["_id"], name, token["_rev"])
+            content = yield from _content(pool, token, name)
         except errors.NotFoundError:
             continue  # the token has changed: the write will be refused, and it is looked at again
-        copies[copy] = {"content_type": "text/plain", "data": base64.b64encode(answer.body).decode()}
+        copies[copy] = {"content_type": "text/plain", "data": base64.b64encode(content).decode()}
     if not copies:
         return changed
     kept = {name: stub for name, stub in token["_attachments"].items() if name not in attachments.outdated_logs(token)}

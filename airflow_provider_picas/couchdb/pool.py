@@ -50,6 +50,11 @@ class Row:
     reason: str | None
 
 
+def has_path(part: str) -> bool:
+    """Whether a URL's path can name a document or an attachment of this name. Dots alone mean folders in a URL, quoted or not."""
+    return part not in (".", "..")
+
+
 @dataclass(frozen=True)
 class Next:
     """Where the next page begins, and how many rows it has."""
@@ -67,7 +72,9 @@ class Pool:
     # -- requests ----------------------------------------------------------------------------------------------------
 
     def path(self, *parts: str) -> str:
-        """The path of something in the database. Each part is quoted whole."""
+        """The path of something in the database. Each part is quoted whole. Raises ValueError for a part without a path."""
+        if not all(map(has_path, parts)):
+            raise ValueError(f"{'/'.join(parts)!r:.200} has no URL of its own.")
         return "/".join([self.settings.database_path, *(quote(part, safe="") for part in parts)])
 
     def document_path(self, document_id: str) -> str:
@@ -103,9 +110,29 @@ class Pool:
 
     def get(self, document_id: str) -> Operation[Document]:
         """A document. Raises NotFoundError when there is none."""
+        if not has_path(document_id):
+            found = yield from self.fetch([document_id])
+            if document_id not in found:
+                raise errors.NotFoundError(f"There is no document {document_id!r} in {self.settings.place}.")
+            return found[document_id]
         answer = yield Request("GET", self.document_path(document_id))
         document: Document = answer.json()
         return document
+
+    def with_attachments(self, document_id: str, rev: str) -> Operation[Document]:
+        """A revision of a document with the data of its attachments in it. Raises NotFoundError when CouchDB has forgotten it."""
+        if has_path(document_id):
+            answer = yield Request("GET", self.document_path(document_id), {"attachments": "true", "rev": rev})
+            document: Document = answer.json()
+            return document
+        body = json_body({"docs": [{"id": document_id, "rev": rev}]})
+        answer = yield Request("POST", self.path("_bulk_get"), {"attachments": "true"}, body)
+        for result in answer.json()["results"]:
+            for found in result["docs"]:
+                if "ok" in found:
+                    document = found["ok"]
+                    return document
+        raise errors.NotFoundError(f"Revision {rev} of {document_id!r} is gone from {self.settings.place}.")
 
     def fetch(self, document_ids: Sequence[str]) -> Operation[dict[str, Document]]:
         """Documents by id, at most a page of them; those that do not exist are left out."""
@@ -120,7 +147,7 @@ class Pool:
         return [Row(row["id"], row.get("rev"), row.get("error"), row.get("reason")) for row in answer.json()]
 
     def put(self, document: Mapping[str, Any]) -> Operation[str]:
-        """Write one document; its new revision. Raises ConflictError."""
+        """Write one document, whose id has a path; its new revision. Raises ConflictError."""
         request = Request("PUT", self.document_path(document["_id"]), body=json_body(document), repeatable=False)
         answer = yield request
         return str(answer.json()["rev"])

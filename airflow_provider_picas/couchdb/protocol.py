@@ -13,6 +13,7 @@ from urllib.parse import urlencode
 
 from airflow_provider_picas.couchdb import errors
 from airflow_provider_picas.couchdb.settings import Settings
+from airflow_provider_picas.tokens.text import one_line
 
 TRIES = 5
 """How often a request that is safe to repeat is sent."""
@@ -122,7 +123,7 @@ def check(settings: Settings, conn_id: str, request: Request, answer: Answer) ->
 def _error(
     settings: Settings, conn_id: str, request: Request, status: int, error: str, reason: str
 ) -> errors.CouchDBError:
-    said = f"({status} {error}: {reason[:500]})"
+    said = f"({status} {one_line(f'{error}: {reason}', 500)})"
     details: dict[str, Any] = {"status": status, "error": error, "reason": reason}
     if status == 401:
         who = f"login {settings.login!r}" if settings.login else "no login"
@@ -132,7 +133,7 @@ def _error(
         )
     if status == 403:
         return errors.ForbiddenError(
-            f"{settings.login or 'Nobody'} may not do this in {settings.place} {said}. Ask who keeps the database for the right.",
+            f"{_who(settings)} may not do this in {settings.place} {said}. Ask the database's administrator for the right.",
             **details,
         )
     if status == 404:
@@ -155,17 +156,22 @@ def _error(
 
 def refused(settings: Settings, token_id: str, error: str, reason: str | None) -> errors.CouchDBError:
     """The error for a token that a request of several does not write. ``error`` and ``reason`` are its row's."""
-    said, reason = f"({error}: {(reason or '')[:500]})", reason or ""
+    reason = reason or ""
+    said = f"({one_line(f'{error}: {reason}', 500)})"
     if error in ("forbidden", "unauthorized"):
         return errors.ForbiddenError(
-            f"{settings.login or 'Nobody'} may not write token {token_id!r} to {settings.place} {said}."
-            " Ask who keeps the database for the right to write.",
+            f"{_who(settings)} may not write token {one_line(token_id)!r} to {settings.place} {said}."
+            " Ask the database's administrator for the right to write.",
             error=error,
             reason=reason,
         )
     return errors.CouchDBError(
-        f"CouchDB refuses token {token_id!r} in {settings.place} {said}.", error=error, reason=reason
+        f"CouchDB refuses token {one_line(token_id)!r} in {settings.place} {said}.", error=error, reason=reason
     )
+
+
+def _who(settings: Settings) -> str:
+    return f"Login {settings.login!r}" if settings.login else "A connection without a login"
 
 
 def _is_html(answer: Answer) -> bool:

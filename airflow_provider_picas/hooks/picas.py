@@ -21,7 +21,7 @@ from airflow.providers.http.hooks.http import HttpHook
 
 from airflow_provider_picas import __version__, pattern
 from airflow_provider_picas.couchdb import edits, errors, protocol
-from airflow_provider_picas.couchdb.pool import PAGE, Deployment, Document, Next, Pool
+from airflow_provider_picas.couchdb.pool import PAGE, Deployment, Document, Next, Pool, has_path
 from airflow_provider_picas.couchdb.protocol import Answer, Operation, Request
 from airflow_provider_picas.couchdb.push import push, requests_of
 from airflow_provider_picas.couchdb.settings import EXTRAS, Settings, from_connection
@@ -373,7 +373,7 @@ class PicasHook(HttpHook):
         Raises NotFoundError when the token has changed since it was read and CouchDB has forgotten that revision.
         """
         expected = attachments.size(attachments.stubs_of(token).get(name, {}))
-        if name in (".", ".."):  # in a URL it would name something else
+        if not (has_path(token["_id"]) and has_path(name)):
             content = self.do(edits.attachment_in_document(self.pool, token, name))
             return file.write(content if limit is None else content[-limit:])
         request = edits.attachment(self.pool, token["_id"], name, token["_rev"])

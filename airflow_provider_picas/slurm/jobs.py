@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from airflow_provider_picas.slurm.remote import Command, Operation, Output, UnreachableError, quote
+from airflow_provider_picas.tokens.text import one_line
 
 _SQUEUE = "%i|%F|%K|%T|%r|%S|%M|%C|%N"
 _SACCT = "JobID,State,ExitCode,Reason,Start,End,ElapsedRaw,AllocCPUS,TotalCPU,NodeList"
@@ -167,7 +168,7 @@ def parse(lines: Iterable[str]) -> Look:
     return Look(
         jobs,
         at=at,
-        unaccounted="|".join(rows["E"][0]) or "no reason given" if rows["E"] else None,
+        unaccounted=one_line("|".join(rows["E"][0])) or "no reason given" if rows["E"] else None,
     )
 
 

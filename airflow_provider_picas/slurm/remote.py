@@ -10,6 +10,8 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from airflow_provider_picas.tokens.text import one_line
+
 
 class RemoteError(Exception):
     """Something on the cluster's side went wrong; the message says where and what to do."""
@@ -61,7 +63,8 @@ class Output:
     @property
     def said(self) -> str:
         """What it said about its failure: stderr, else stdout; at most 1,000 characters."""
-        return (self.stderr.strip() or self.stdout.strip())[-1000:] or f"exit code {self.code}, and no message"
+        said = (self.stderr.strip() or self.stdout.strip())[-1000:]
+        return one_line(" ".join(said.split()), 1000) or f"exit code {self.code}, and no message"
 
 
 Step = Command | Send | Pause
@@ -96,7 +99,7 @@ def unwrap(stdout: str, stderr: str, marker: str) -> Output:
     known of the command; RemoteError when the login shell did not get as far as the command."""
     start = re.search(rf"^{marker}$\n?", stdout, re.MULTILINE)
     if start is None:
-        said = " ".join((stderr.strip() or stdout.strip())[-300:].split()) or "nothing"
+        said = one_line(" ".join((stderr.strip() or stdout.strip())[-300:].split()), 300) or "nothing"
         raise RemoteError(f"The login shell on the cluster ended before it ran a command. It said: {said}")
     end = re.search(rf"\n{marker} ([0-9]+)\n", stdout[start.end() - 1 :])
     if end is None:

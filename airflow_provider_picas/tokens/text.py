@@ -1,7 +1,8 @@
-"""Token content in messages: it is foreign, so it is bounded and stays on one line."""
+"""Foreign text in messages and logs: what tokens, servers, login nodes and pilots send is bounded and escaped here."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,19 @@ def sample(values: Sequence[Any], most: int = 5, total: int | None = None) -> st
 
 
 def one_line(text: str, length: int = 200) -> str:
-    """The text on one line, control characters escaped, at most ``length`` characters."""
+    """The text on one line, control characters escaped, at most ``length`` characters.
+
+    Escape sequences, right-to-left marks and the like lose their effect, and so do the commands that fold lines in Airflow's log
+    (``::group::``, ``::endgroup::``).
+    """
     clean = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text[: length + 1])
+    clean = _GROUP.sub(": :", clean)
     return clean if len(text) <= length and len(clean) <= length else f"{clean[: length - 1]}…"
+
+
+def last_lines(text: str, characters: int, length: int = 500) -> str:
+    """The last lines of a text of several, at most ``characters`` of it, each as ``one_line`` gives it."""
+    return "\n".join(one_line(line, length) for line in text[-characters:].splitlines())
+
+
+_GROUP = re.compile(r"::(?=(?:end)?group::)")

@@ -157,7 +157,7 @@ class TestConnection:
             connect(schema=other.database)
             ok, text = PicasHook().test_connection()
         assert not ok
-        assert "Ask who keeps the database" in text
+        assert "Ask the database's administrator" in text
 
     def test_a_password_with_any_characters(self, couchdb: CouchDBAdmin, pool: Pool, connect: Connect) -> None:
         password = "pä:s/w@rd €\\'\" %41"

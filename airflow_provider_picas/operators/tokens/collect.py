@@ -25,7 +25,7 @@ from airflow_provider_picas.tokens.counts import Completeness, Counts, ErrorBudg
 from airflow_provider_picas.tokens.results import Row, for_xcom, json_line, parse_fields, row_of
 from airflow_provider_picas.tokens.selection import Selection, whole_number
 from airflow_provider_picas.tokens.states import State, state_of
-from airflow_provider_picas.tokens.text import one_line, sample
+from airflow_provider_picas.tokens.text import last_lines, one_line, sample
 from airflow_provider_picas.tokens.waiting import Outcome
 
 MAX_XCOM_BYTES = 48_000
@@ -185,8 +185,9 @@ class PicasCollectTokensOperator(SelectingOperator):
             )
             if group["log"]:
                 self.log.info(
-                    "The end of %s of %s:\n%s", group["log"]["name"], group["log"]["id"], group["log"]["tail"]
-                )
+                    "The end of %s of %s:\n%s",
+                    one_line(group["log"]["name"]), one_line(group["log"]["id"]), last_lines(group["log"]["tail"], _TAIL),
+                )  # fmt: skip
 
     def _judge(
         self, context: Context, output: dict[str, Any], counts: Counts, batch: Batch | None, budget: ErrorBudget

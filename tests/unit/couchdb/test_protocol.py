@@ -28,7 +28,7 @@ def check(told: Answer, request: Request = GET) -> Answer:
     ("status", "error", "reason", "kind", "words"),
     [
         (401, "unauthorized", "Wrong password.", errors.UnauthorizedError, "login and password of connection 'my_pool'"),
-        (403, "forbidden", "no", errors.ForbiddenError, "me may not do this in pool on https://couch.example.org:6984"),
+        (403, "forbidden", "no", errors.ForbiddenError, "Login 'me' may not do this in pool on https://couch.example.org:6984"),
         (404, "not_found", "Database does not exist.", errors.NotFoundError, "Check the database of connection 'my_pool'"),
         (404, "not_found", "missing", errors.NotFoundError, "Not found in pool"),
         (409, "conflict", "Document update conflict.", errors.ConflictError, "has changed meanwhile"),
@@ -99,8 +99,12 @@ def test_a_proxys_own_page_is_worth_another_try(status: int) -> None:
 @pytest.mark.parametrize(
     ("error", "kind", "words"),
     [
-        ("forbidden", errors.ForbiddenError, r"me may not write token 'b:1' to pool on .*forbidden: no.*Ask who keeps"),
-        ("unauthorized", errors.ForbiddenError, "Ask who keeps the database"),
+        (
+            "forbidden",
+            errors.ForbiddenError,
+            r"Login 'me' may not write token 'b:1' to pool on .*forbidden: no.*Ask the database's administrator",
+        ),
+        ("unauthorized", errors.ForbiddenError, "administrator"),
         ("bad_request", errors.CouchDBError, r"CouchDB refuses token 'b:1' in pool on .*bad_request: no"),
     ],
 )
