@@ -95,13 +95,67 @@ class Unreadable(Unreachable):
     """An answer nested so deeply that Python cannot read it."""
 
 
+class Log:
+    """The job's log, written by a thread of its own: a full pipe, or a file system that hangs, must not stop work.
+
+    What cannot be written in time is left out, oldest first, and counted in the log.
+    """
+
+    MOST = 1000  # entries that wait to be written
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._waiting: Deque[str] = collections.deque()
+        self._left_out = 0
+        self._busy = False  # entries are being written
+        self._writer: Optional[threading.Thread] = None
+
+    def add(self, entry: str) -> None:
+        """Write an entry soon. Never waits for the log."""
+        with self._changed:
+            self._waiting.append(entry)
+            if len(self._waiting) > self.MOST:
+                self._waiting.popleft()
+                self._left_out += 1
+            if self._writer is None:
+                with suppress(RuntimeError):  # no thread can be started now: the next entry tries again
+                    writer = threading.Thread(target=self._write, name="log", daemon=True)
+                    writer.start()
+                    self._writer = writer
+            self._changed.notify_all()
+
+    def flush(self, seconds: float) -> None:
+        """Wait until all entries are written, at most this long."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._waiting and not self._busy, seconds)
+
+    def _write(self) -> None:
+        while True:
+            with self._changed:
+                self._busy = False
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: bool(self._waiting))
+                entries, left_out = "".join(self._waiting), self._left_out
+                self._waiting.clear()
+                self._left_out, self._busy = 0, True
+            if left_out:
+                entries = _entry(f"{left_out} entries are missing here: the log could not be written.") + entries
+            with suppress(OSError, ValueError):  # a full disk below the job's log must not end the pilot
+                sys.stdout.buffer.write(entries.encode("utf-8", "backslashreplace"))
+                sys.stdout.flush()
+
+
+_LOG = Log()
+
+
+def _entry(message: str) -> str:
+    clean = "".join(char if char.isprintable() else "\n    " if char == "\n" else ascii(char)[1:-1] for char in message)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {clean}\n"
+
+
 def log(message: str) -> None:
     """One entry in the job's log. Token content in it is foreign: control characters are escaped."""
-    clean = "".join(char if char.isprintable() else "\n    " if char == "\n" else ascii(char)[1:-1] for char in message)
-    with suppress(OSError, ValueError):  # a full disk below the job's log must not end the pilot
-        line = f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {clean}\n"
-        sys.stdout.buffer.write(line.encode("utf-8", "backslashreplace"))
-        sys.stdout.flush()
+    _LOG.add(_entry(message))
 
 
 def number(value: Any, default: float = 0) -> float:
@@ -2364,9 +2418,12 @@ def main(arguments: Sequence[str]) -> int:
     except Failed as error:
         log(f"The pilot cannot work. {error}")
         return error.code
+    except Exception:
+        log("The pilot failed:\n" + traceback.format_exc())
+        return EX_SOFTWARE
 
 
 if __name__ == "__main__":
     exit_code = main(sys.argv[1:])
-    sys.stdout.flush()
-    os._exit(exit_code)  # threads may hang in a request: nothing waits for them
+    _LOG.flush(1.0)
+    os._exit(exit_code)  # threads may hang in a request, or in the log: nothing waits for them

@@ -141,17 +141,25 @@ class Submission:
     ) -> subprocess.Popen[bytes]:
         """Start a pilot. Its log is ``pilot-<n>.log`` in the folder."""
         name = f"pilot-{len(self.pilots)}"
-        config = self.folder / f"{name}.json"
-        config.write_text(json.dumps({"command": command, "submission": "sub-1", "batch": "b", "lease": 30, **keys}))
+        config = self.write_config(name, command, **keys)
         with (self.folder / f"{name}.log").open("wb") as log:
             process = subprocess.Popen(
                 [python, str(self.folder / pilot.FILE.name), str(config)],
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "TMPDIR": str(self.scratch), "RUNS": str(self.folder / "runs"), **(env or {})},
+                env={**self.environment(), **(env or {})},
             )
         self.pilots.append(process)
         return process
+
+    def write_config(self, name: str, command: str | list[str], **keys: Any) -> Path:
+        config = self.folder / f"{name}.json"
+        config.write_text(json.dumps({"command": command, "submission": "sub-1", "batch": "b", "lease": 30, **keys}))
+        return config
+
+    def environment(self) -> dict[str, str]:
+        """What pilots are started with."""
+        return {**os.environ, "TMPDIR": str(self.scratch), "RUNS": str(self.folder / "runs")}
 
     def run(self, command: str | list[str], *, seconds: float = 60, **keys: Any) -> int:
         """Run one pilot to its end; returns its exit code."""
