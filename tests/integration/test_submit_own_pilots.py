@@ -233,7 +233,7 @@ def test_more_pilots_are_submitted_while_they_finish_tokens(tasks: Tasks) -> Non
         ({"pilot": {"lease": object()}}, "no JSON"),
         ({"files": ["/nowhere.dat"]}, "The file '/nowhere.dat' cannot be read"),
         ({"credentials": "sometimes"}, "it is 'send' or 'existing'"),
-        ({"pilots": 0}, "pilots is 0; it takes a whole number from 1"),
+        ({"pilots": 0}, "`pilots` is 0; it takes a whole number from 1"),
         ({"pilots": "auto", "tokens_per_pilot": 0}, "tokens_per_pilot is 0"),
         ({"env": {"A B": "x"}}, "no name of a variable"),
     ],

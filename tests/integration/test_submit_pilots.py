@@ -230,6 +230,7 @@ class TestOptions:
             ({"sbatch": {"export": "NONE"}}, "'export' cannot be set"),
             ({"pilots": 0}, "pilots.* is 0; it takes a whole number from 1"),
             ({"pilots": "many"}, "pilots.* is 'many'; it takes a whole number from 1"),
+            ({"dry_run": "tru"}, "`dry_run` is 'tru'; it takes true or false"),
             ({"env": {"a b": "c"}}, "'a b' in `env` is no name of a variable"),
             ({"workdir": "no where"}, r"The folder 'no where' \(workdir\) cannot be entered on the cluster"),
             ({"remote_folder": "no where"}, "The remote folder 'no where' cannot be entered on the cluster .*Create it there"),
@@ -331,7 +332,7 @@ class TestOnce:
     def test_a_dry_run_shows_all_and_submits_nothing(
         self, script: Callable[..., str], remote: SlurmHook, capsys: pytest.CaptureFixture[str], pool: Pool
     ) -> None:
-        task = operator(script(QUICK + "echo dry\n"), "dry", pilots=3, sbatch={"time": 9}, dry_run=True)
+        task = operator(script(QUICK + "echo dry\n"), "dry", pilots=3, sbatch={"time": 9}, dry_run="on")
         assert task.execute(context("dry")) is None
         said = capsys.readouterr().out
         assert "echo dry" in said

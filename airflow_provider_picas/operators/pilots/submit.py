@@ -17,6 +17,7 @@ from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.slurm import SlurmHook
 from airflow_provider_picas.links import PicasMonitoringLink, PicasPoolLink, push_links
 from airflow_provider_picas.operators.instance import submission_key
+from airflow_provider_picas.operators.parameters import flag, optional_positive_number, positive_number
 from airflow_provider_picas.pilot import picas_pilot
 from airflow_provider_picas.slurm import arrays, credentials, pilot_job, sbatch, submission
 from airflow_provider_picas.slurm.arrays import Array
@@ -137,7 +138,7 @@ class PicasSubmitPilotsOperator(BaseOperator):
             job = self._job(context, picas, batch)
             push_links(context, picas.settings)
             with SlurmHook(self.ssh_conn_id) as slurm:
-                if _is_true(self.dry_run):
+                if flag("dry_run", self.dry_run):
                     self._show(self._plan(context, job, self._arrays(picas, slurm, batch), 0), job)
                     return None
                 done = slurm.adopt(submission_key(context), self.remote_folder)
@@ -258,11 +259,11 @@ class PicasSubmitPilotsOperator(BaseOperator):
     def _arrays(self, picas: PicasHook, slurm: SlurmHook, batch: Batch | None) -> list[Array]:
         """The sbatch calls to make; none when there is nothing to run or no room."""
         options = dict(self.sbatch or {})
-        fixed = None if self.pilots in (None, "", "auto") else _whole(self.pilots, "pilots")
+        fixed = None if self.pilots in (None, "", "auto") else positive_number("pilots", self.pilots)
         if fixed is None and self.pilots != "auto" and self.command is not None:
             fixed = 1
         # A mapping, true, or what a template made of it.
-        classes = isinstance(self.resource_classes, Mapping) or _is_true(self.resource_classes)
+        classes = isinstance(self.resource_classes, Mapping) or flag("resource_classes", self.resource_classes)
         if fixed is None and self.pilots != "auto" and not classes:
             return [Array(None, options)]
         todo: dict[str, int] = {}
@@ -299,11 +300,14 @@ class PicasSubmitPilotsOperator(BaseOperator):
         per_pilot = float(self.tokens_per_pilot)
         if not per_pilot > 0:
             raise ValueError(f"tokens_per_pilot is {self.tokens_per_pilot!r:.80}; it takes a number above 0.")
-        return arrays.pilots_for(tokens, per_pilot, _optional(self.max_pilots, "max_pilots"))
+        return arrays.pilots_for(tokens, per_pilot, optional_positive_number("max_pilots", self.max_pilots))
 
     def _room(self, slurm: SlurmHook) -> int | None:
         """How many pilots may be added under the caps; None without any."""
-        most, queued = _optional(self.max_pilots, "max_pilots"), _optional(self.max_queued, "max_queued")
+        most, queued = (
+            optional_positive_number("max_pilots", self.max_pilots),
+            optional_positive_number("max_queued", self.max_queued),
+        )
         if most is None and queued is None:
             return None
         waiting, running = slurm.count_pilots()
@@ -322,7 +326,7 @@ class PicasSubmitPilotsOperator(BaseOperator):
             return 0
 
     def _plan(self, context: Context, job: _Job, wanted: Sequence[Array], finished: int) -> submission.Plan:
-        running = arrays.at_once(wanted, _optional(self.max_running, "max_running"))
+        running = arrays.at_once(wanted, optional_positive_number("max_running", self.max_running))
 
         def commands(folder: str, key: str) -> list[list[str]]:
             return [
@@ -467,25 +471,5 @@ def _config_name(number: int) -> str:
     return pilot_job.CONFIG_FILE if number == 0 else f"pilot-{number}.json"
 
 
-def _is_true(value: Any) -> bool:
-    """A flag that a template may have rendered to text."""
-    return str(value).strip().lower() in ("true", "1", "yes")
-
-
 def _is_executable(path: Path) -> bool:
     return bool(path.stat().st_mode & 0o100)
-
-
-def _optional(value: Any, name: str) -> int | None:
-    return None if value in (None, "", "None") else _whole(value, name)
-
-
-def _whole(value: Any, name: str) -> int:
-    """A whole number from 1; templates render to text."""
-    try:
-        number = int(value)
-    except (TypeError, ValueError):
-        number = 0
-    if number < 1 or isinstance(value, bool) or (isinstance(value, float) and value != number):
-        raise ValueError(f"{name} is {value!r:.80}; it takes a whole number from 1.")
-    return number

@@ -7,7 +7,8 @@ from typing import Any
 
 from airflow.providers.common.compat.sdk import Context
 
-from airflow_provider_picas.operators.tokens.selecting import SelectingOperator, is_true
+from airflow_provider_picas.operators.parameters import flag
+from airflow_provider_picas.operators.tokens.selecting import SelectingOperator
 
 
 class PicasResetTokensOperator(SelectingOperator):
@@ -46,13 +47,13 @@ class PicasResetTokensOperator(SelectingOperator):
         self.dry_run = dry_run  # type: ignore[method-assign, assignment]  # Airflow's method of that name is never called on a task
 
     def execute(self, context: Context) -> dict[str, Any]:
-        dry_run = is_true(self.dry_run)
         with self._author_errors():
+            dry_run = flag("dry_run", self.dry_run)
             batch = self._batch()
             selection = self._selection(batch)
             hook = self._hook(batch)
             report = hook.reset(
-                selection, reason=self.reason or "reset", keep_logs=is_true(self.keep_logs), dry_run=dry_run
+                selection, reason=self.reason or "reset", keep_logs=flag("keep_logs", self.keep_logs), dry_run=dry_run
             )
         self._tell(report, "would be reset" if dry_run else "reset", hook, selection)
         return self._output(batch, hook, reset=report.changed, ids=report.changed_ids, left=report.left_dict())

@@ -10,6 +10,7 @@ from typing import Any
 from airflow.providers.common.compat.sdk import AirflowFailException, BaseOperator
 
 from airflow_provider_picas.hooks.picas import PicasHook
+from airflow_provider_picas.operators.parameters import flag
 from airflow_provider_picas.pattern import PatternError
 from airflow_provider_picas.tokens.batch import Batch
 from airflow_provider_picas.tokens.selection import EditReport, Selection, UnknownBatchError
@@ -74,7 +75,7 @@ class SelectingOperator(BaseOperator):
 
     def _batch(self) -> Batch | None:
         batch = Batch.parse(self.batch)
-        if batch is None and not is_true(self.whole_pool):
+        if batch is None and not flag("whole_pool", self.whole_pool):
             raise ValueError(
                 "There is no batch: `batch` is empty. Give the push operator's output, or the name of a batch; to mean all"
                 " tokens of the pool, set whole_pool=True."
@@ -104,8 +105,3 @@ class SelectingOperator(BaseOperator):
         """A result that can be given on as a batch, if there is one."""
         tokens = batch.tokens if batch else None
         return {"database": hook.settings.database, "batch": batch.id if batch else None, "tokens": tokens, **more}
-
-
-def is_true(value: Any) -> bool:
-    """Whether a switch is on; templates render it to text."""
-    return str(value).strip().lower() in ("true", "1", "yes", "on")

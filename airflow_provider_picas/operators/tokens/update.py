@@ -7,7 +7,8 @@ from typing import Any
 
 from airflow.providers.common.compat.sdk import Context
 
-from airflow_provider_picas.operators.tokens.selecting import SelectingOperator, is_true
+from airflow_provider_picas.operators.parameters import flag
+from airflow_provider_picas.operators.tokens.selecting import SelectingOperator
 
 
 class PicasUpdateTokensOperator(SelectingOperator):
@@ -30,8 +31,8 @@ class PicasUpdateTokensOperator(SelectingOperator):
         self.dry_run = dry_run  # type: ignore[method-assign, assignment]  # Airflow's method of that name is never called on a task
 
     def execute(self, context: Context) -> dict[str, Any]:
-        dry_run = is_true(self.dry_run)
         with self._author_errors():
+            dry_run = flag("dry_run", self.dry_run)
             batch = self._batch()
             selection = self._selection(batch)
             hook = self._hook(batch)
