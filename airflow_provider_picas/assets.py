@@ -31,6 +31,11 @@ def pool_asset(
     :param name: name of the asset. Default: its URI.
     :param watchers: ``AssetWatcher`` with ``PicasTokenEventTrigger``.
     """
+    if not host or re.search(r"[/@\s]", host):
+        raise ValueError(
+            f"`host` is {host!r:.200}; it takes the name of the database server, such as 'picas.surfsara.nl', with the port if it"
+            " has an unusual one, and no http://, path or login."
+        )
     uri = f"{SCHEME}://{host}/{quote(database, safe='')}"
     return Asset(uri=uri, name=name or uri, group=group, watchers=list(watchers), **fields)
 

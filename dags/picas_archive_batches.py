@@ -12,6 +12,7 @@ from airflow.sdk import Param, dag, task
 
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.operators.tokens import PicasDeleteTokensOperator
+from airflow_provider_picas.tokens.ids import batch_id
 
 DAY = 24 * 60 * 60  # seconds
 MOST_BATCHES = 500  # of one run; the next takes the others
@@ -24,6 +25,9 @@ def old_batches(params=None):
     old = []
     for batch, counts in hook.batches().items():
         if counts.finished < counts.total or len(old) == MOST_BATCHES:
+            continue
+        if batch != batch_id(batch):
+            print(f"{batch!r} stays: its name is not one of this provider's batches.")
             continue
         objection = hook.unfinished(batch, params["days"] * DAY)
         print(f"{batch}: {objection or 'is archived'}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import itertools
+import re
 import secrets
 import threading
 import time
@@ -164,7 +165,10 @@ class PicasHook(HttpHook):
             info = self.do(self.pool.info())
             return True, f"CouchDB {version}, {self.settings.place}: {info['doc_count']:,} documents."
         except (errors.CouchDBError, ValueError) as error:
-            return False, str(error)
+            # The Test button tries a connection under a name that Airflow has made up.
+            return False, re.sub(
+                rf"([Cc])onnection {re.escape(repr(self.picas_conn_id))}", _this_connection, str(error)
+            )
 
     def do(self, operation: Operation[Result]) -> Result:
         """Drive an operation to its end and return its result."""
@@ -693,7 +697,16 @@ def _no_connection(conn_id: str) -> errors.SettingsError:
     )
 
 
+def _this_connection(found: re.Match[str]) -> str:
+    return f"{'T' if found[1] == 'C' else 't'}his connection"
+
+
 def _settings(connection: Any, conn_id: str, database: str | None, extra: Mapping[str, Any] | None = None) -> Settings:
+    if connection.conn_type in ("ssh", "sftp"):
+        raise errors.SettingsError(
+            f"Connection {conn_id!r} is of type {connection.conn_type!r}. `picas_conn_id` takes a connection of type"
+            " 'picas', to the CouchDB server; `ssh_conn_id` takes the one to the cluster."
+        )
     fields = connection.extra_dejson if extra is None else extra
     return from_connection(
         conn_id,

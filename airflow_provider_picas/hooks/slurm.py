@@ -11,7 +11,7 @@ from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from airflow.providers.common.compat.sdk import BaseHook
+from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
 
 from airflow_provider_picas.operation import drive, drive_async
 from airflow_provider_picas.slurm import jobs, remote, submission
@@ -72,6 +72,8 @@ class SlurmHook(BaseHook):
 
         try:
             hook = SSHHook(ssh_conn_id=self.ssh_conn_id)
+        except AirflowNotFoundException:
+            raise RemoteError(_no_connection(self.ssh_conn_id)) from None
         except (ValueError, paramiko.SSHException) as error:  # such as a host key that is none
             raise RemoteError(f"Connection {self.ssh_conn_id!r} cannot be used: {error}") from None
         hook.conn_timeout = hook.conn_timeout or int(CONNECT_TIMEOUT)  # without, the kernel waits for minutes
@@ -296,13 +298,23 @@ class SlurmAsyncHook:
             raise type(error)(f"{self.place}: {error}") from None
 
 
+def _no_connection(ssh_conn_id: str) -> str:
+    return (
+        f"There is no connection {ssh_conn_id!r}. Make one of type SSH to the cluster's login node, in the UI or by"
+        " `airflow connections add`; or name another as ssh_conn_id."
+    )
+
+
 async def _ssh_connection(ssh_conn_id: str) -> Any:
     from airflow.providers.ssh.hooks.ssh import SSHHookAsync
 
     chatty = logging.getLogger("asyncssh")
     if chatty.level == logging.NOTSET:
         chatty.setLevel(logging.WARNING)  # it logs each command, and each step of each connection
-    return await SSHHookAsync(ssh_conn_id).get_conn()  # type: ignore[no-untyped-call]
+    try:
+        return await SSHHookAsync(ssh_conn_id).get_conn()  # type: ignore[no-untyped-call]
+    except AirflowNotFoundException:
+        raise RemoteError(_no_connection(ssh_conn_id)) from None
 
 
 def _write(sftp: paramiko.SFTPClient, file: remote.RemoteFile) -> None:

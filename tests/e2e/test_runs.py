@@ -151,6 +151,8 @@ def test_old_batches_are_archived(api: AirflowApi, couchdb: CouchDBAdmin, pool: 
         couchdb.request(
             "PUT", f"/{pool.database}/{token['_id']}", {**token, "lock": ended, "done": ended, "exit_code": 0}
         )
+    foreign = {"_id": "we ird:1", "batch": "we ird", "type": "token", "lock": ended, "done": ended, "exit_code": 0}
+    couchdb.request("PUT", f"/{pool.database}/we%20ird:1", foreign)  # a name that a push would not give
     api.request("POST", "variables", {"key": "picas_archive", "value": str(tmp_path)})
     try:
         api.unpause(ARCHIVE)
@@ -161,6 +163,6 @@ def test_old_batches_are_archived(api: AirflowApi, couchdb: CouchDBAdmin, pool: 
     output = mapped_xcom(api, ARCHIVE, run, "archive", 0)
     assert (output["batch"], output["archived"], output["deleted"]) == (waiting[0]["batch"], 20, 20)
     assert [file.name for file in tmp_path.iterdir()] == [Path(output["archive"]).name]
-    assert {token["batch"] for token in pool.tokens()} == {kept}
+    assert {token["batch"] for token in pool.tokens()} == {kept, "we ird"}
     finish(couchdb, pool, 0)
     api.wait_for_run("rerun_by_clearing", new)

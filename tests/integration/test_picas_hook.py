@@ -130,11 +130,15 @@ class TestConnection:
     @pytest.mark.parametrize(
         ("fields", "words"),
         [
-            ({"password": "wrong"}, "Check login and password of connection 'picas_default'"),
+            ({"password": "wrong"}, "Check login and password of this connection."),
             ({"login": "nobody"}, "CouchDB refuses login 'nobody'"),
             ({"login": "", "password": ""}, "refuses no login"),
             ({"schema": "nowhere"}, "There is no database nowhere"),
-            ({"host": ""}, "it has no host"),
+            ({"host": ""}, "This connection: it has no host"),
+            (
+                {"conn_type": "ssh"},
+                "This connection is of type 'ssh'. `picas_conn_id` takes a connection of type 'picas'",
+            ),
             ({"extra": {"colour": "red"}}, "unknown extra field 'colour'"),
             ({"extra": {"ca_file": "/nowhere/ca.pem", "verify": True}, "host": "https://127.0.0.1:1"}, "'ca_file'"),
         ],
@@ -145,6 +149,7 @@ class TestConnection:
         ok, text = hook.test_connection()
         assert not ok
         assert words in text
+        assert "picas_default" not in text  # the Test button makes up a name
 
     def test_no_such_connection(self) -> None:
         with pytest.raises(Exception, match="nowhere_conn"):

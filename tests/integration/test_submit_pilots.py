@@ -432,7 +432,7 @@ class TestLogin:
 
     def test_no_such_connection(self, script: Callable[..., str]) -> None:
         task = PicasSubmitPilotsOperator(task_id="t", script=script(), ssh_conn_id="no_such_cluster")
-        with pytest.raises(Exception, match="no_such_cluster"):
+        with pytest.raises(AirflowException, match=r"There is no connection 'no_such_cluster'\. Make one of type SSH"):
             task.execute(context("t"))
 
 

@@ -43,6 +43,12 @@ def test_a_pool() -> None:
     assert pool_asset("h", "p").name == "picas://h/p"
 
 
+@pytest.mark.parametrize("host", ["http://picas.surfsara.nl", "host/path", "me@host", "a b", ""])
+def test_a_host_is_no_url(host: str) -> None:
+    with pytest.raises(ValueError, match=r"`host` is .*; it takes the name of the database server"):
+        pool_asset(host, "pool")
+
+
 def test_openlineage() -> None:
     pytest.importorskip("openlineage.client")
     dataset = to_openlineage(pool_asset("picas.surfsara.nl", "group/pool"))
