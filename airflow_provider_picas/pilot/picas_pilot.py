@@ -66,6 +66,7 @@ SHORT = 0.5  # seconds below which a token is short
 STALE = 10.0  # seconds after which a claimed token that has not been started is given back
 STOP_WITHIN = 9.0  # seconds from a signal to the end
 TERM_GRACE = 3.0  # seconds of those that commands get between SIGTERM and SIGKILL
+CONFIRM = 3.0  # seconds, at most, that a pilot which was frozen past its lease gets to make sure of its tokens
 BULK_BYTES = 16_000_000  # of logs in one request, roughly
 MAX_ATTEMPTS = 10  # earlier attempts that a token keeps, and their logs
 FIELD_BYTES = 64 * 1024  # largest value in the command's environment
@@ -1139,7 +1140,8 @@ class Run:
         for descriptor in tails:
             os.set_blocking(descriptor, False)
             poll.register(descriptor, select.POLLIN)
-        while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        only_killed = False  # it had no chance to end because of a signal, other than by SIGKILL
+        while not _ended(pid):
             if pipes:
                 for descriptor, _ in poll.poll(100):
                     if not tails[descriptor].read(descriptor):
@@ -1151,9 +1153,13 @@ class Run:
             now = time.monotonic()
             if self._stop is None and 0 < limit < now - self.started:
                 self.stop("time limit", self._config.kill_after)
-            if self._stop is not None:
+            # The pilot may have been frozen since: a command that has ended by itself has a result.
+            if self._stop is not None and not _ended(pid):
+                only_killed = self._stop[1] == 0 and (kill_at is None or only_killed)
                 how, grace = self._stop
                 kill_at = self._terminate(pid, kill_at, now, grace)
+        if only_killed and _ended(pid) == os.CLD_EXITED:
+            how = "exit"  # a moment before the signal
         signal_group(pid, signal.SIGKILL)
         self._processes.end_orphans(b"PICAS_TOKEN_FILE=" + os.fsencode(self._token_file))
         for descriptor in pipes:
@@ -1169,6 +1175,12 @@ class Run:
         if now >= kill_at:
             signal_group(pid, signal.SIGKILL)
         return kill_at
+
+
+def _ended(pid: int) -> int:
+    """How a child ended: CLD_EXITED or another of waitid's codes; 0 while it runs. Its zombie is left."""
+    found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    return found.si_code if found else 0
 
 
 def remove_tree(path: str) -> None:
@@ -1928,12 +1940,17 @@ class Lease(threading.Thread):
         self._work = work
         self._renewed_at: Optional[float] = None
         self._lapsed_at = 0.0  # when it was last renewed too late
+        self._secured = True  # False after a late renewal, until the tokens are known to be this pilot's still
         self._ended = threading.Event()
 
     def valid(self) -> bool:
         """Whether others must still believe that this pilot lives, with some room."""
         room = min(5.0, 0.15 * self._config.lease)
-        return self._renewed_at is not None and time.monotonic() - self._renewed_at < self._config.lease - room
+        return (
+            self._secured
+            and self._renewed_at is not None
+            and time.monotonic() - self._renewed_at < self._config.lease - room
+        )
 
     def renew(self, ended: bool = False) -> None:
         """Write the lease. Raises Unreachable."""
@@ -1950,6 +1967,8 @@ class Lease(threading.Thread):
         self._database.put_local(lease_id(self._me.pilot), dict(lease, **self._work.activity()))
         if self._renewed_at is not None and not self.valid():
             self._lapsed_at = started
+        if self._renewed_at is not None and not self.valid():
+            self._secured = False
         self._renewed_at = started
 
     def run(self) -> None:
@@ -1960,8 +1979,12 @@ class Lease(threading.Thread):
         while not self._ended.wait(pause):
             try:
                 self.renew()
+                if not self._secured:
+                    self._write_tokens_again()
                 self._look()
-                backoff, pause = Backoff(0.5, longest), third
+                self._secured = True
+                # A renewal that took too long, as when the pilot was frozen meanwhile, is repeated at once.
+                backoff, pause = Backoff(0.5, longest), third if self.valid() else 0.0
             except Unreachable as error:
                 if backoff.tries == 0:
                     log(f"The lease cannot be renewed: {error}.")
@@ -1969,6 +1992,23 @@ class Lease(threading.Thread):
             except Exception:
                 log("The lease's thread failed:\n" + traceback.format_exc())
                 pause = backoff.pause()
+
+    def _write_tokens_again(self) -> None:
+        """Give the tokens that are still this pilot's a new revision: whoever saw its old lease can reap them no more.
+
+        Raises Unreachable when one of them cannot be written.
+        """
+        tokens = {token.id: token for token in self._work.held()}
+        docs = self._database.read(list(tokens)) if tokens else {}
+        mine = [doc for name, doc in docs.items() if doc and tokens[name].is_claimed_in(doc)]
+        status, rows = self._database.bulk(mine) if mine else (201, {})
+        for doc in mine:
+            revision = rows.get(doc["_id"], {}).get("rev")
+            if status != 201 or not revision:
+                raise Unreachable(f"{self._database.place} did not take token {doc['_id']} ({status})", status)
+            tokens[doc["_id"]].doc["_rev"] = revision
+        if mine:
+            log(f"The lease was renewed late; {len(mine)} tokens are still this pilot's.")
 
     def _look(self) -> None:
         flag = self._database.get("_local/" + quote(f"picas-submission-{self._config.submission}", safe=""))
@@ -2010,6 +2050,7 @@ class WallClock(threading.Thread):
         self._given = float(given) if given.isdigit() else None  # seconds since 1970
         self._end: Optional[float] = None  # monotonic
         self.asked = threading.Event()  # set when Slurm has been asked once, or there is none
+        self._again = threading.Event()
 
     def remaining(self) -> Optional[float]:
         """Seconds until the job ends, by the database's clock; None if unknown or without limit."""
@@ -2017,9 +2058,14 @@ class WallClock(threading.Thread):
             return self._end - time.monotonic()
         return None if self._given is None else self._given - self._clock.now()
 
+    def ask_again(self) -> None:
+        """Ask soon: a job's time stands still while it is suspended."""
+        self._again.set()
+
     def run(self) -> None:
         """Ask until the pilot ends."""
         while self._job:
+            self._again.clear()
             # A duration: the cluster's clock may be another than the database's.
             asked = time.monotonic()
             left = self._ask("scontrol", "show", "job", self._job)
@@ -2030,7 +2076,7 @@ class WallClock(threading.Thread):
             elif self.remaining() is None and not self.asked.is_set():
                 log("Slurm does not say when this job ends.")
             self.asked.set()
-            time.sleep(self.EVERY)
+            self._again.wait(self.EVERY)
         self.asked.set()
 
     def _ask(self, *argv: str) -> Optional[float]:
@@ -2250,6 +2296,8 @@ class Pilot:
         self.environment = job_environment(dict(os.environ), self._access.folder)
         self.scratch = self.files = ""
         self._signal: Optional[int] = None
+        self._watched = time.monotonic()  # when it last looked what has to be stopped
+        self._thawed = float("-inf")  # when it went on after it was frozen (monotonic)
 
     def run(self) -> int:
         """Work until there is nothing left to do; returns what to exit with. Raises Failed before any token is claimed."""
@@ -2347,12 +2395,18 @@ class Pilot:
 
     def _watch(self) -> None:
         """Ten times a second: what has to be stopped or given back?"""
-        work, remaining, silence = self.work, self.wall_clock.remaining(), self.clock.silence()
+        work, config, now = self.work, self.config, time.monotonic()
+        if now - self._watched > config.lease / 3:
+            self._thawed = now  # the process, or the machine, stood still
+            self.wall_clock.ask_again()
+        self._watched = now
+        fresh = now - self._thawed < min(CONFIRM, config.lease / 4)
+        remaining, silence = self.wall_clock.remaining(), min(self.clock.silence(), now - self._thawed)
         if self._signal:
             work.stop(STOP, f"told to by {signal.Signals(self._signal).name}")
-        elif remaining is not None and remaining < STOP_WITHIN:
+        elif remaining is not None and remaining < STOP_WITHIN and not fresh:
             work.stop(STOP, "the job's wall-clock ends")
-        elif silence > max(self.config.outage, self.config.lease):
+        elif silence > max(config.outage, config.lease):
             work.stop(STOP, f"the database has not answered for {silence:.0f} s", EX_UNAVAILABLE)
         valid = self.lease.valid()
         for token in work.stale(all_of_them=work.level != GO or not valid):
@@ -2362,9 +2416,9 @@ class Pilot:
         for run in runs:
             if work.level == STOP:
                 run.stop(work.why, TERM_GRACE)
-            elif not valid:
+            elif not valid and not fresh:
                 if not run.stopped:
-                    log(f"The lease of {self.config.lease:g} s is lost: work on {run.token.id} stops.")
+                    log(f"The lease of {config.lease:g} s is lost: work on {run.token.id} stops.")
                 run.stop("the pilot lost its lease", 0)
 
     def _finish(self, claimer: Claimer) -> int:
