@@ -16,6 +16,7 @@ import collections
 import ctypes
 import errno
 import hashlib
+import hmac
 import http.client
 import json
 import os
@@ -180,7 +181,7 @@ class Config(NamedTuple):
     database: Optional[str] = None  # None: what picasconfig.py names
     batch: Optional[str] = None  # None: the whole pool
     classes: Optional[List[str]] = None  # resource classes "<cores>/<gpu>/<time>"; None: any
-    credentials: Optional[str] = None  # picasconfig.py's folder; None: "credentials"; "existing": on PYTHONPATH
+    credentials: Optional[str] = None  # folder; None: "credentials"; "existing": PYTHONPATH, or the PiCaS client's
     tls_verify: bool = True
     ca_file: Optional[str] = None
     files: List[str] = []  # names of files beside pilot.json that the command finds in its folder
@@ -283,22 +284,12 @@ class Access(NamedTuple):
 
 
 def read_access(folder: str, config: Config) -> Access:
-    """The credentials in ``picasconfig.py``; nothing in it is executed. ``folder`` is pilot.json's. Raises Failed."""
-    if config.credentials == "existing":
-        places = [place for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place]
-        where = "on PYTHONPATH"
-    else:
-        places = [os.path.join(folder, os.path.expanduser(config.credentials or "credentials"))]
-        where = f"in {places[0]}"
-    found = [place for place in places if os.path.isfile(os.path.join(place, "picasconfig.py"))]
-    if not found:
-        raise Failed(f"There is no picasconfig.py {where}.", EX_CONFIG)
-    path = os.path.join(found[0], "picasconfig.py")
+    """The credentials in ``picasconfig.py`` or ``conf.yml``; nothing is executed. ``folder`` is pilot.json's. Raises Failed."""
+    path = _find_credentials(folder, config)
     try:
-        with open(path, encoding="utf-8") as file:
-            values = parse_picasconfig(file.read())
-        if os.stat(path).st_mode & 0o077:
-            log(f"Others may read {path}, which holds a password: chmod 600 it.")
+        values, secret = read_credentials(path)
+        if os.stat(secret).st_mode & 0o077:
+            log(f"Others may read {secret}, which holds a password or the key to one: chmod 600 it.")
     except (OSError, ValueError) as error:
         raise Failed(f"{path} cannot be read: {error}.", EX_CONFIG) from None
     if config.database:
@@ -307,16 +298,69 @@ def read_access(folder: str, config: Config) -> Access:
         if not values.get(name):
             raise Failed(f"{path} does not set {name} to a text.", EX_CONFIG)
     login, password = values.get("PICAS_USERNAME", ""), values.get("PICAS_PASSWORD", "")
-    return Access(values["PICAS_HOST_URL"], values["PICAS_DATABASE"], login, password, found[0])
+    return Access(values["PICAS_HOST_URL"], values["PICAS_DATABASE"], login, password, os.path.dirname(path))
 
 
-def parse_picasconfig(text: str) -> Dict[str, str]:
-    """The assignments of text literals to ``PICAS_…`` names. Raises ValueError, without the text: it holds a password."""
+def _find_credentials(folder: str, config: Config) -> str:
+    """The file with the credentials; of several the first. Raises Failed."""
+    if config.credentials == "existing":
+        places = [place for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place]
+        paths = [os.path.join(place, "picasconfig.py") for place in places]
+        paths.append(os.path.join(os.path.expanduser(CLIENT_FOLDER), CONF_YML))
+        missing = f"no picasconfig.py on PYTHONPATH, and no {paths[-1]}"
+    else:
+        place = os.path.join(folder, os.path.expanduser(config.credentials or "credentials"))
+        paths = [os.path.join(place, name) for name in ("picasconfig.py", CONF_YML)]
+        missing = f"no picasconfig.py in {place}, and no {CONF_YML}"
+    for path in paths:
+        if os.path.isfile(path):
+            return path
+    raise Failed(f"There is {missing}.", EX_CONFIG)
+
+
+# --- the PiCaS client's files of credentials (client 1.1.2: picas_config.py, crypto.py) -------------------------------
+
+CLIENT_FOLDER = "~/.config/picas"
+CONF_YML = "conf.yml"
+KEY_FILE = "key.dat"  # beside it: the Fernet key of its password
+
+_SETTINGS = {
+    "host_url": "PICAS_HOST_URL",
+    "database": "PICAS_DATABASE",
+    "username": "PICAS_USERNAME",
+    "encrypted_password": "PICAS_PASSWORD",
+}  # names in conf.yml, and in picasconfig.py
+
+
+class Credentials(NamedTuple):
+    """What a file of credentials says. The values' names are those of ``picasconfig.py``."""
+
+    values: Dict[str, str]
+    secret: str  # the file that must be kept from others: the one with the password, or with the key to it
+
+
+def read_credentials(path: str) -> Credentials:
+    """Read a ``picasconfig.py`` or ``conf.yml``. Raises OSError; ValueError, without the file's text: it holds a password."""
+    with open(path, encoding="utf-8") as file:
+        text = file.read()
+    if not path.endswith((".yml", ".yaml")):
+        return parse_picasconfig(text, path)
+    values = {_SETTINGS[name]: value for name, value in parse_conf_yml(text).items() if name in _SETTINGS}
+    key_file = _key_file(path)
+    if values.get("PICAS_PASSWORD"):
+        values["PICAS_PASSWORD"] = _decrypt_with(key_file, values["PICAS_PASSWORD"])
+    return Credentials(values, key_file)
+
+
+def parse_picasconfig(text: str, path: str = "picasconfig.py") -> Credentials:
+    """The assignments of text literals to ``PICAS_…`` names. Of code, two kinds of the client's examples are understood:
+    settings that PicasConfig reads from ``conf.yml``, and ``decrypt_password`` of a literal. Raises as ``read_credentials``.
+    """
     try:
         tree = ast.parse(text)
     except SyntaxError as error:
         raise ValueError(f"line {error.lineno} is no Python") from None
-    values = {}
+    found = Credentials({}, path)
     for node in tree.body:
         targets = node.targets if isinstance(node, ast.Assign) else []
         names = [target.id for target in targets if isinstance(target, ast.Name) and target.id.startswith("PICAS_")]
@@ -324,10 +368,153 @@ def parse_picasconfig(text: str) -> Dict[str, str]:
             try:
                 value = ast.literal_eval(node.value)  # type: ignore[attr-defined]
             except ValueError:
-                raise ValueError(f"{name} is no plain text between quotes") from None
+                value, key_file = _value_of_code(name, node, tree, path)
+                found = found._replace(secret=key_file) if name == "PICAS_PASSWORD" else found
             if isinstance(value, str):
-                values[name] = value
+                found.values[name] = value
+    return found
+
+
+def _value_of_code(name: str, node: ast.AST, tree: ast.AST, path: str) -> Tuple[Optional[str], str]:
+    """The value that an assignment computes, and the file with the key to the password. Raises as ``read_credentials``."""
+    words = _words(node)
+    setting = next((word for word in words if word in _SETTINGS), None)
+    calls = [part for part in ast.walk(tree) if isinstance(part, ast.Call) and "PicasConfig" in _words(part.func)]
+    if setting and calls:
+        paths = [word for word in _words(calls[0]) if word.endswith((".yml", ".yaml"))]
+        conf = read_credentials(os.path.expanduser((paths or [f"{CLIENT_FOLDER}/{CONF_YML}"])[0]))
+        return conf.values.get(_SETTINGS[setting]), conf.secret
+    encrypted = next((word for word in words if word.startswith("gAAAA")), None)  # every Fernet token does
+    if encrypted and "decrypt_password" in words:
+        key_file = _key_file(path)
+        return _decrypt_with(key_file, encrypted), key_file
+    raise ValueError(f"{name} is no plain text between quotes, nor a setting that PicasConfig reads from {CONF_YML}")
+
+
+def _words(node: ast.AST) -> List[str]:
+    """The names, attributes and text literals in some code."""
+    found = []
+    for part in ast.walk(node):
+        for field in ("id", "attr", "value", "s"):  # "s": Python before 3.8
+            word = getattr(part, field, None)
+            word = word.decode("ascii", "replace") if isinstance(word, bytes) else word
+            if isinstance(word, str):
+                found.append(word)
+    return found
+
+
+_CONF_LINE = re.compile(
+    r"""([A-Za-z_]+):\s+(?:"((?:[^"\\]|\\["\\abtnvfrxuU])*)"|'((?:[^']|'')*)'|([^\s"'#&*!|>%@`{}\[\],].*?))\s*(?:\s#.*)?$"""
+)
+
+
+def parse_conf_yml(text: str) -> Dict[str, str]:
+    """The YAML that the client writes: ``name: text`` on each line. Raises ValueError for all else."""
+    values: Dict[str, str] = {}
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip() or line.lstrip().startswith("#") or line.rstrip() == "---":
+            continue
+        match = _CONF_LINE.match(line)
+        try:
+            name, double, single, plain = match.groups() if match else ("", "\\", None, None)
+            if double is not None:
+                double = ast.literal_eval(f'"{double}"')  # these escapes are also Python's
+        except SyntaxError:
+            raise ValueError(f"line {number} is not as the PiCaS client writes it, <name>: <text>") from None
+        values[name] = double or (single or "").replace("''", "'") or plain or ""
     return values
+
+
+def _key_file(path: str) -> str:
+    """The file with the key to the password in a file: beside it, or where the client keeps it."""
+    beside = os.path.join(os.path.dirname(path), KEY_FILE)
+    return beside if os.path.isfile(beside) else os.path.join(os.path.expanduser(CLIENT_FOLDER), KEY_FILE)
+
+
+def _decrypt_with(key_file: str, encrypted: str) -> str:
+    """A password that was encrypted with the key in a file. Raises ValueError."""
+    try:
+        with open(key_file, "rb") as file:
+            key = file.read()
+    except OSError as error:
+        raise ValueError(f"the key to its password, {key_file}, cannot be read ({error.strerror})") from None
+    try:
+        return decrypt_fernet(encrypted.encode(), key).decode()
+    except ValueError:
+        raise ValueError(f"its password was not encrypted with the key in {key_file}") from None
+
+
+def decrypt_fernet(token: bytes, key: bytes) -> bytes:
+    """Decrypt a Fernet token (AES-128-CBC, HMAC-SHA256): the nodes' Python has no library for it. Raises ValueError."""
+    secret, data = base64.urlsafe_b64decode(key.strip()), base64.urlsafe_b64decode(token)
+    body, iv, blocks = data[:-32], data[9:25], data[25:-32]
+    if len(secret) != 32 or len(data) < 73 or len(blocks) % 16 or data[0] != 0x80:
+        raise ValueError("no Fernet token, or no key of one")
+    if not hmac.compare_digest(hmac.new(secret[:16], body, "sha256").digest(), data[-32:]):
+        raise ValueError("encrypted with another key")
+    decrypt, plain, previous = _aes_decryption(secret[16:]), b"", iv
+    for place in range(0, len(blocks), 16):
+        block = blocks[place : place + 16]
+        plain += bytes(_xor(decrypt(block), previous))
+        previous = block
+    return plain[: -plain[-1]]
+
+
+def _aes_decryption(key: bytes) -> Callable[[bytes], bytes]:
+    """AES-128 decryption of one block with this key (FIPS 197). Not for keys of others: its duration depends on the key."""
+    box = _aes_box()
+    inverse = [box.index(value) for value in range(256)]
+    schedule, constant = list(key), 1
+    while len(schedule) < 176:
+        word = schedule[-4:]
+        if len(schedule) % 16 == 0:
+            word = [box[byte] for byte in word[1:] + word[:1]]
+            word[0] ^= constant
+            constant = _aes_times(constant, 2)
+        schedule += _xor(schedule[-16:], word)
+
+    def decrypt(block: bytes) -> bytes:
+        state = _xor(block, schedule[160:])
+        for start in range(144, -1, -16):
+            state = [inverse[state[(place - 4 * (place % 4)) % 16]] for place in range(16)]
+            state = _xor(state, schedule[start:])
+            if start:
+                state = [
+                    _aes_times(state[place], 14)
+                    ^ _aes_times(state[place // 4 * 4 + (place + 1) % 4], 11)
+                    ^ _aes_times(state[place // 4 * 4 + (place + 2) % 4], 13)
+                    ^ _aes_times(state[place // 4 * 4 + (place + 3) % 4], 9)
+                    for place in range(16)
+                ]
+        return bytes(state)
+
+    return decrypt
+
+
+def _xor(these: Sequence[int], others: Sequence[int]) -> List[int]:
+    return [a ^ b for a, b in zip(these, others)]  # noqa: B905 (strict is newer than Python 3.6)
+
+
+def _aes_times(a: int, b: int) -> int:
+    """The product in AES's field of 256 elements."""
+    product = 0
+    while b:
+        product ^= a * (b & 1)
+        a, b = (a << 1) ^ 0x11B * (a >> 7), b >> 1
+    return product
+
+
+def _aes_box() -> List[int]:
+    """AES's substitution of bytes."""
+    powers = [1]
+    for _ in range(254):
+        powers.append(_aes_times(powers[-1], 3))
+    box = [0x63] * 256
+    for exponent, value in enumerate(powers):
+        inverse = powers[-exponent % 255]
+        bits = inverse ^ inverse << 1 ^ inverse << 2 ^ inverse << 3 ^ inverse << 4
+        box[value] = (bits ^ bits >> 8) & 0xFF ^ 0x63
+    return box
 
 
 # --- the database ---------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from airflow_provider_picas.hooks.slurm import SlurmHook
 from airflow_provider_picas.operators.pilots import PicasSubmitPilotsOperator
 from airflow_provider_picas.operators.tokens import PicasPushTokensOperator
 from airflow_provider_picas.sensors.tokens import PicasTokenStateSensor
+from airflow_provider_picas.slurm.remote import quote
 from airflow_provider_picas.tokens.states import State, state_of
 from airflow_provider_picas.triggers import tokens as triggers
 from stack import processes
@@ -402,3 +403,32 @@ def test_the_logs_end_is_told_when_no_pilot_is_left(tasks: Tasks, capsys: pytest
         tasks.wait()
     assert "this is why" in capsys.readouterr().out
     assert tasks.wait_context["ti"].xcoms["figures"]["jobs"] == {"FAILED, exit code 3": 1}
+
+
+def test_credentials_that_the_picas_client_keeps(tasks: Tasks) -> None:
+    """``conf.yml`` and its key as the client's own program writes them; its newest ``picasconfig.py`` is code that reads them."""
+    pool, kept = tasks.pool, "~/.config/picas"
+    init = ["picas-venv/bin/picas-cli", "init", "--host-url", pool.url, "--database", pool.database]
+    init += ["--username", pool.user, "--password", pool.password]
+    made = tasks.remote.run(f"mkdir -p ~/.config own; {quote(*init)}; rm -f own/picasconfig.py; cat {kept}/conf.yml")
+    assert "encrypted_password:" in made.stdout, made.stderr
+    assert pool.password not in made.stdout
+    try:
+        for text in (
+            "",
+            "from picas.picas_config import PicasConfig\nfrom picas.crypto import decrypt_password\n"
+            "config = PicasConfig(load=True)\nPICAS_HOST_URL = config.config['host_url']\n"
+            "PICAS_DATABASE = config.config['database']\nPICAS_USERNAME = config.config['username']\n"
+            "PICAS_PASSWORD = decrypt_password(config.config['encrypted_password']).decode()\n",
+        ):
+            setup = 'export PYTHONPATH="$HOME/own"'
+            tasks.remote.run(f"[ -z {quote(text)} ] || printf %s {quote(text)} >own/picasconfig.py")
+            push = PicasPushTokensOperator(task_id="push", tokens=[{"input": text}], batch=f"b{len(text)}")
+            tasks.batch = push.execute(context(run_id=pool.database))
+            tasks.submit("true", f"pilots{len(text)}", credentials="existing", setup=setup, pilot={"lease": 6})
+            assert tasks.wait()["done"] == 1
+            tasks.ended()
+            assert pool.password not in tasks.logs()
+        assert tasks.states() == {State.DONE: 2}
+    finally:
+        tasks.remote.run(f"rm -rf {kept} own/picasconfig.py")

@@ -9,10 +9,23 @@ from pathlib import Path
 import pytest
 
 from airflow_provider_picas import cli
-from airflow_provider_picas.cli import ImportFailedError, connection, read_credentials
+from airflow_provider_picas.cli.import_connection import ImportFailedError, connection, read_credentials
+from airflow_provider_picas.pilot import picas_pilot
 from stack import paths
 
 PASSWORD = 'pa\'ss "wörd" \\ $HOME'
+
+NEWEST_EXAMPLE = """
+# First create configuration file with "python create_config.py"
+from picas.picas_config import PicasConfig
+from picas.crypto import decrypt_password
+
+config = PicasConfig(load=True)
+PICAS_HOST_URL = config.config['host_url']
+PICAS_DATABASE = config.config['database']
+PICAS_USERNAME = config.config['username']
+PICAS_PASSWORD = decrypt_password(config.config['encrypted_password']).decode()
+"""
 
 
 def test_picasconfig(tmp_path: Path) -> None:
@@ -31,7 +44,7 @@ def test_picasconfig(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("PICAS_HOST_URL = 'x'\n", "does not tell the database, login, password"),
+        ("PICAS_HOST_URL = 'x'\n", "does not set the database, login, password"),
         ("PICAS_PASSWORD = open('/etc/passwd').read()\n", "PICAS_PASSWORD is no plain text"),
         ("PICAS_PASSWORD = 's3cret\n", "line 1 is no Python"),
     ],
@@ -75,13 +88,26 @@ def test_conf_yml(conf: Path) -> None:
     assert found == {"host": "https://picas.example:6984", "database": "db", "login": "me", "password": PASSWORD}
 
 
+def test_the_clients_newest_picasconfig_is_code_that_reads_conf_yml(
+    conf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = tmp_path / "picasconfig.py"
+    file.write_text(NEWEST_EXAMPLE)
+    assert read_credentials(file) == read_credentials(conf)
+    assert read_credentials(file)["password"] == PASSWORD
+    conf.unlink()
+    with pytest.raises(ImportFailedError, match=r"\.config/picas/conf\.yml cannot be read \(No such file"):
+        read_credentials(file)
+
+
 def test_conf_yml_whose_key_is_lost_or_another(conf: Path) -> None:
-    key = conf.with_name(cli.KEY_FILE)
+    key = conf.with_name(picas_pilot.KEY_FILE)
     key.write_bytes(b"x" * 44)
     with pytest.raises(ImportFailedError, match="was not encrypted with the key in"):
         read_credentials(conf)
     key.unlink()
-    with pytest.raises(ImportFailedError, match=r"key of the password, .*key\.dat, cannot be read \(No such file"):
+    with pytest.raises(ImportFailedError, match=r"key to its password, .*key\.dat, cannot be read \(No such file"):
         read_credentials(conf)
 
 
@@ -89,7 +115,7 @@ def test_a_file_that_is_missing_or_no_text(tmp_path: Path) -> None:
     with pytest.raises(ImportFailedError, match="cannot be read"):
         read_credentials(tmp_path / "nowhere.yml")
     (tmp_path / "bytes.py").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ImportFailedError, match="it is no text"):
+    with pytest.raises(ImportFailedError, match="is not a text file"):
         read_credentials(tmp_path / "bytes.py")
 
 
@@ -100,5 +126,5 @@ def test_the_command_says_what_is_wrong_and_never_the_password(
     file.write_text("PICAS_PASSWORD = 's3cret'\n")
     assert cli.main(["import-connection", str(file)]) == 1
     said = capsys.readouterr()
-    assert "does not tell the host, database, login" in said.err
+    assert "does not set the host, database, login" in said.err
     assert "s3cret" not in said.out + said.err

@@ -94,7 +94,8 @@ def test_configuration_that_is_none(text: str) -> None:
 
 def test_picasconfig_is_read_and_never_executed() -> None:
     text = "import os\nPICAS_HOST_URL=\"https://h:6984\"\nPICAS_PASSWORD = 'a\"b'\nOTHER = 1\nPICAS_DATABASE = ''\nos.abort()\n"
-    values = picas_pilot.parse_picasconfig(text)
+    values, secret = picas_pilot.parse_picasconfig(text, "/x/picasconfig.py")
+    assert secret == "/x/picasconfig.py"
     assert values == {"PICAS_HOST_URL": "https://h:6984", "PICAS_PASSWORD": 'a"b', "PICAS_DATABASE": ""}
 
 

@@ -62,7 +62,8 @@ class PicasSubmitPilotsOperator(BaseOperator):
     :param remote_folder: folder on the cluster for submissions, absolute or below the home. It must exist. Default:
         ``picas-pilots`` in the home, which is made.
     :param credentials: ``"send"``: the connection's credentials go to the cluster as a file that only the user can read.
-        ``"existing"``: the pilots find a ``picasconfig.py`` of your own by PYTHONPATH, which ``setup`` or ``env`` may set.
+        ``"existing"``: the pilots find a ``picasconfig.py`` of your own by PYTHONPATH, which ``setup`` or ``env`` may set, or the
+        PiCaS client's ``~/.config/picas/conf.yml``.
     :param dry_run: submit nothing; log the script and the command.
     :param ssh_conn_id: a connection of type ``ssh`` to a login node.
     :param picas_conn_id: a connection of type ``picas``.

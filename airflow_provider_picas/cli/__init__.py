@@ -1,0 +1,41 @@
+"""The command ``airflow-picas``. Each of its commands is a module; what needs Airflow is imported when a command runs."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Sequence
+
+from airflow_provider_picas import __version__
+from airflow_provider_picas.cli import import_connection
+from airflow_provider_picas.cli.import_connection import ImportFailedError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="airflow-picas",
+        description="Set up and look at PiCaS token pools and their pilots, from where Airflow runs.",
+    )
+    parser.add_argument("--version", action="version", version=f"airflow-provider-picas {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="command")
+    for command in (import_connection,):
+        command.add(commands)
+    options = parser.parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # what the terminal's encoding lacks
+    try:
+        code = int(options.run(options))
+        sys.stdout.flush()
+        return code
+    except ImportFailedError as error:
+        print(f"airflow-picas: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # such as `| head`
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
