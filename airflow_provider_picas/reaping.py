@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -22,7 +23,7 @@ from airflow_provider_picas.slurm import jobs as slurm_jobs
 from airflow_provider_picas.slurm.jobs import Job, Life, Look
 from airflow_provider_picas.slurm.remote import Command, Output, RemoteError, Step, ok, quote
 from airflow_provider_picas.tokens import documents, leases
-from airflow_provider_picas.tokens.leases import Holders, Judgement, Lease
+from airflow_provider_picas.tokens.leases import Holders, Judgement, Lease, Observer
 from airflow_provider_picas.tokens.states import State
 
 Result = TypeVar("Result")
@@ -31,6 +32,7 @@ Operation = Generator[Request | Step, Any, Result]
 
 UNSENT_FILES = 100  # results that one command reads
 UNSENT_BYTES = 4_000_000  # of them, together, at most, and a part of one that is larger
+WITNESS = "_local/picas-quorum"  # written to see whether a quorum of a cluster's nodes takes it
 MOST_LEFT = 2  # results that the database may answer with an error until the fault is taken to be its own
 
 
@@ -117,11 +119,13 @@ def look_after(
     *,
     max_scrubs: int,
     max_lock_age: float | None,
-    contact: float = math.inf,
+    observer: Observer | None = None,
+    contact: float = -math.inf,
 ) -> Operation[News]:
     """Look at the jobs and at the locked tokens; send what pilots left unsent; give back the tokens of dead pilots.
 
-    ``contact``: seconds since which the database has answered without a break, as far as is known.
+    ``observer``: remembers the looks before this one. Without it nobody counts as dead by silence alone. ``contact``: monotonic
+    time since which the database has answered without a break, as far as is known.
 
     An outage of the cluster is told in the news. While it lasts no lease is judged: a result may lie in the submission's folder.
     """
@@ -133,11 +137,14 @@ def look_after(
         except RemoteError as error:
             news.outage = str(error)
     key = watched.key if watched else None
-    judge = partial(
-        Judgement, key=key, slurm=news.slurm, before=news.before, max_lock_age=max_lock_age, contact=contact
-    )
-    judgement, locked = yield from _locked(pool, batch, judge)
+    judge = partial(Judgement, key=key, slurm=news.slurm, before=news.before, max_lock_age=max_lock_age)
+    look = partial(_locked, pool, batch, judge, observer or Observer(), contact)
+    judgement, locked = yield from look()
     dead = _dead(judgement, locked)
+    if dead and news.outage is None:
+        news.outage = yield from _minority(pool)
+        judgement, locked = yield from look()  # what was read while this node was cut off from the others may be old
+        dead = _again(dead, judgement, locked)
     if dead and watched is not None and news.outage is None:
         try:
             news.sent, news.unsent = yield from send_unsent(pool, watched.folder)
@@ -145,9 +152,8 @@ def look_after(
             news.outage = str(error)
         if news.sent:
             # What died meanwhile is left to the next look: its result may have come after the folder was read.
-            judged = {token["_id"] for token, _ in dead}
-            judgement, locked = yield from _locked(pool, batch, judge)
-            dead = [(token, cause) for token, cause in _dead(judgement, locked) if token["_id"] in judged]
+            judgement, locked = yield from look()
+            dead = _again(dead, judgement, locked)
         dead = [(token, cause) for token, cause in dead if token["_id"] not in news.unsent]
     if dead and news.outage is None:
         yield from _reap(pool, dead, max_scrubs, news)
@@ -159,12 +165,13 @@ def look_after(
 def holders(pool: Pool, batch: str | None, watched: Watched) -> Operation[Holders]:
     """Who holds the locked tokens. Raises RemoteError."""
     slurm = yield from slurm_jobs.look(watched.key, watched.folder, watched.since)
-    judgement, locked = yield from _locked(pool, batch, partial(Judgement, key=watched.key, slurm=slurm))
+    judge = partial(Judgement, key=watched.key, slurm=slurm)
+    judgement, locked = yield from _locked(pool, batch, judge, Observer(), -math.inf)
     return judgement.holders(locked)
 
 
 def _locked(
-    pool: Pool, batch: str | None, judge: Callable[[float, dict[str, Lease]], Judgement]
+    pool: Pool, batch: str | None, judge: Callable[..., Judgement], observer: Observer, contact: float
 ) -> Operation[tuple[Judgement, list[Document]]]:
     """All locked tokens, and what ``judge`` makes of the database's time and the leases of their pilots."""
     locked: list[Document] = []
@@ -175,13 +182,38 @@ def _locked(
         if after is None:
             break
     # The leases are read after the tokens: a pilot renews before it claims, so an expired lease covers its tokens.
-    known, now = (yield from read_leases(pool, leases.holders(locked))) if locked else ({}, 0.0)
-    return judge(now, known), locked
+    pilots = leases.holders(locked)
+    asked = time.monotonic()
+    known, now = (yield from read_leases(pool, pilots)) if locked else ({}, 0.0)
+    observer.note(pilots, known, time.monotonic())
+    return judge(now, known, silent=observer.silent(locked, now, asked, contact)), locked
 
 
 def _dead(judgement: Judgement, locked: Sequence[Document]) -> list[tuple[Document, str]]:
     """The tokens whose pilots are dead, each with the cause."""
     return [(token, cause) for token in locked if (cause := judgement.death(token))]
+
+
+def _again(
+    dead: Sequence[tuple[Document, str]], judgement: Judgement, locked: Sequence[Document]
+) -> list[tuple[Document, str]]:
+    """Those of these dead that a later look still finds dead."""
+    before = {token["_id"] for token, _ in dead}
+    return [(token, cause) for token, cause in _dead(judgement, locked) if token["_id"] in before]
+
+
+def _minority(pool: Pool) -> Operation[str | None]:
+    """Why the database's node may not see what other nodes are told, as a minority of a cluster that is cut off; None if it does.
+
+    Pilots that reach the others renew their leases there.
+    """
+    try:
+        answer: Answer = yield Request("PUT", pool.document_path(WITNESS), body=json_body({"asked": int(time.time())}))
+    except errors.ConflictError:
+        return None  # it is there; CouchDB overwrites it, others want its revision
+    if answer.status != 202:
+        return None
+    return "CouchDB stores what is written on too few nodes of its cluster (202). No pilot counts as dead meanwhile."
 
 
 def read_leases(pool: Pool, pilots: Sequence[str]) -> Operation[tuple[dict[str, Lease], float]]:

@@ -14,6 +14,7 @@ from airflow_provider_picas.reaping import News, Operation, Watched, look_after
 from airflow_provider_picas.slurm import calls
 from airflow_provider_picas.slurm.remote import Command, Output, Pause, ok, quote
 from airflow_provider_picas.slurm.submission import CREDENTIALS
+from airflow_provider_picas.tokens.leases import Observer
 
 CANCEL_WAIT = 50  # seconds that cancelled pilots have to give their tokens back: Slurm's KillWait is 30
 LONGEST_PAUSE = 120.0  # seconds between two questions whether the pilots have ended
@@ -57,10 +58,10 @@ def drained(pool: Pool, key: str) -> Operation[bool]:
 def cancel(pool: Pool, batch: str | None, watched: Watched, *, wait: float = CANCEL_WAIT) -> Operation[News]:
     """Cancel the jobs; give back the tokens that they did not give back themselves, once they have ended or ``wait`` is over."""
     yield from ok(calls.cancel(watched.key, _MOST_CALLS), "The pilots could not be cancelled")
-    waited, reaped = 0.0, list[tuple[str, str]]()
+    waited, reaped, observer = 0.0, list[tuple[str, str]](), Observer()
     while True:
         # The cancel is no fault of the tokens: none is given up.
-        news: News = yield from look_after(pool, batch, watched, max_scrubs=10**6, max_lock_age=None)
+        news: News = yield from look_after(pool, batch, watched, max_scrubs=10**6, max_lock_age=None, observer=observer)
         reaped += news.reaped
         news.reaped = reaped
         if news.pilots_left is False or waited >= wait:

@@ -18,6 +18,7 @@ from airflow_provider_picas.reaping import News, Operation, Result, Watched, loo
 from airflow_provider_picas.slurm import calls, credentials, jobs, logs, submission
 from airflow_provider_picas.slurm.figures import Figures, figures
 from airflow_provider_picas.slurm.remote import RemoteError, RemoteFile
+from airflow_provider_picas.tokens.leases import Observer
 
 log = logging.getLogger(__name__)
 
@@ -46,26 +47,21 @@ class WatchedSubmission:
         )
 
     def look(self, max_scrubs: int, max_lock_age: float | None) -> News:
-        """Look at jobs and locked tokens, and give back those of dead pilots.
-
-        Silent pilots have half a lease to be heard first: who looks now and then does not know how long the database answers.
-        """
-        begin = time.monotonic()
-        news = self._look(max_scrubs, max_lock_age, contact=0.0)
-        if news.outage is None and (patience := news.holders.patience):
-            log.info(
-                "Pilots were not heard in time. They have %.0f s to be, should the database have been away.", patience
-            )
-            time.sleep(max(0.0, begin + patience + 0.1 - time.monotonic()))
-            later = self._look(max_scrubs, max_lock_age, contact=time.monotonic() - begin)
+        """Look at jobs and locked tokens, and give back those of dead pilots: with a second look if any is silent."""
+        observer = Observer()
+        news = self._look(max_scrubs, max_lock_age, observer)
+        if news.outage is None and (patience := news.holders.patience) > 0:
+            log.info("Pilots were not heard in time. They are looked at again in %.0f s.", patience)
+            time.sleep(patience + 0.1)
+            later = self._look(max_scrubs, max_lock_age, observer)
             later.reaped[:0], later.given_up[:0], later.sent = news.reaped, news.given_up, later.sent + news.sent
             return later
         return news
 
-    def _look(self, max_scrubs: int, max_lock_age: float | None, contact: float) -> News:
+    def _look(self, max_scrubs: int, max_lock_age: float | None, observer: Observer) -> News:
         pool = self._picas.pool
         limits: Any = {"max_scrubs": max_scrubs, "max_lock_age": max_lock_age}
-        return self.do(look_after(pool, self._batch, self.watched, contact=contact, **limits))
+        return self.do(look_after(pool, self._batch, self.watched, observer=observer, **limits))
 
     def foreign(self) -> tuple[str, ...]:
         """Tokens that are held by nobody of whom anything is known; none while the cluster does not answer."""

@@ -73,6 +73,7 @@ MAX_ATTEMPTS = 10  # earlier attempts that a token keeps, and their logs
 FIELD_BYTES = 64 * 1024  # largest value in the command's environment
 FIELDS_BYTES = 512 * 1024  # of all values together
 PROGRESS_BYTES = 4096
+FIRST_REVISION = 1_000_000_000  # of a lease: ten digits for as long as a pilot may live
 MOST_NESTED = 500  # lists and objects within each other in a field of a token: Python's JSON fails at about 990
 JOB_ID_FIELDS = ("slurm_job_id", "dirac_job_id", "wms_job_id", "cream_job_id", "pbs_job_id")
 
@@ -552,30 +553,42 @@ class Clock:
     ``longest_gap``: seconds without a useful answer after which contact was lost.
     """
 
+    COARSE = 1.0  # seconds by which two dates may contradict each other: servers keep the header for a second
+
     def __init__(self, longest_gap: float = float("inf")) -> None:
-        self._offset = time.time() - time.monotonic()
+        offset = time.time() - time.monotonic()
+        self._offset = (offset, offset)  # of the database's clock from the monotonic one: at least, at most
         self._heard = False
         self._last_answer = time.monotonic()
         self._longest_gap = longest_gap
         self._back_since: Optional[float] = None  # when contact was found, for the first time or again
         self.quorum = Quorum()
 
-    def hear(self, date: Optional[str]) -> None:
-        """Take the ``Date`` of a useful answer."""
+    def hear(self, date: Optional[str], sent: Optional[float] = None, received: Optional[float] = None) -> None:
+        """Take the ``Date`` of a useful answer. It was made between the monotonic times ``sent`` and ``received``."""
         now = time.monotonic()
         if self._back_since is None or now - self._last_answer > self._longest_gap:
             self._back_since = now
         self._last_answer = now
         try:
-            seen = parsedate_to_datetime(date or "").timestamp() + 0.5 - now  # the header has whole seconds
+            seen = parsedate_to_datetime(date or "").timestamp()
         except (TypeError, ValueError, IndexError):
             return
-        if not self._heard or abs(seen - self._offset) > 1.5:
-            self._offset, self._heard = seen, True
+        low = seen - (now if received is None else received)
+        high = seen + 1 - (now if sent is None else sent)  # the header has whole seconds
+        least, most = self._offset
+        if not self._heard or low > most + self.COARSE or high < least - self.COARSE:
+            self._offset, self._heard = (low, high), True  # the first date, or the database's clock has stepped
+        elif max(low, least) <= min(high, most):
+            self._offset = (max(low, least), min(high, most))
 
     def now(self) -> float:
         """Seconds since 1970 by the database's clock."""
-        return time.monotonic() + self._offset
+        return self.at(time.monotonic())
+
+    def at(self, moment: float) -> float:
+        """What the database's clock shows at a monotonic time."""
+        return moment + sum(self._offset) / 2
 
     def silence(self) -> float:
         """Seconds since the last useful answer."""
@@ -623,10 +636,12 @@ class Database:
         data = None if body is None else json.dumps(body, allow_nan=False, separators=(",", ":")).encode("ascii")
         tries = 3 if method == "GET" or path == "_all_docs" else 1  # what only reads can be asked again at once
         while True:
+            sent = time.monotonic()
             try:
                 self._connection.request(method, url, data, self._headers)
                 response = self._connection.getresponse()
-                return self._useful(response.status, response.getheader("Date"), response.read())
+                dated = (response.getheader("Date"), sent, time.monotonic())
+                return self._useful(response.status, dated, response.read())
             except (OSError, ValueError, http.client.HTTPException) as error:
                 self._connection.close()
                 if "CERTIFICATE_VERIFY_FAILED" in str(error) or isinstance(error, ssl.CertificateError):
@@ -637,7 +652,7 @@ class Database:
                     raise Unreachable(message) from None
                 time.sleep(random.uniform(0, 0.1))
 
-    def _useful(self, status: int, date: Optional[str], answer: bytes) -> Tuple[int, Any]:
+    def _useful(self, status: int, dated: Tuple[Optional[str], float, float], answer: bytes) -> Tuple[int, Any]:
         try:
             data = json.loads(answer.decode("utf-8"))
         except ValueError:
@@ -645,13 +660,13 @@ class Database:
                 return status, {}
             raise Unreachable(f"{self.place} answers HTTP {status} without JSON", status) from None
         except RecursionError:
-            self._clock.hear(date)
+            self._clock.hear(*dated)
             raise Unreadable(f"{self.place} answers with JSON that is nested too deeply", status) from None
         told = data if isinstance(data, dict) else {}
         no_database = status == 404 and told.get("reason") in ("Database does not exist.", "no_db_file")
         if status >= 500 or status in (401, 403, 408, 429) or no_database:
             raise Unreachable(f"{self.place} answers {status} {told.get('error')}: {told.get('reason')}", status)
-        self._clock.hear(date)
+        self._clock.hear(*dated)
         return status, data
 
     def get(self, path: str) -> Optional[Doc]:
@@ -710,12 +725,14 @@ class Database:
         return status, found
 
     def put_local(self, doc_id: str, doc: Doc) -> None:
-        """Write a ``_local`` document, whatever is there."""
+        """Write a ``_local`` document, whatever is there. Raises Unreachable also when too few nodes of a cluster have it."""
         path = quote(doc_id)
         status, _ = self.request("PUT", path, doc)
         if status == 409:  # CouchDB overwrites, others want the revision
-            status, _ = self.request("PUT", path, dict(doc, _rev=(self.get(path) or {}).get("_rev")))
-        if status not in (201, 202):
+            there = self.get(path) or {}
+            revision = {"_rev": there["_rev"]} if "_rev" in there else {}
+            status, _ = self.request("PUT", path, dict({k: v for k, v in doc.items() if k != "_rev"}, **revision))
+        if status != 201:
             raise Unreachable(f"{self.place} answers {status} to a write of {path}", status)
         self.quorum.note(status == 201)
 
@@ -945,10 +962,16 @@ class Change:
         return cls(**values)
 
 
-def reaped_from(doc: Doc, claim: str) -> bool:
-    """Whether a token was taken away from the pilot of this claim because that one counted as dead."""
+def reason_of_reaping(doc: Doc, claim: str) -> str:
+    """Why a token was taken away from the pilot of this claim because that one counted as dead; empty if it was not."""
     attempts = [attempt for attempt in list_or_empty(doc.get("attempts")) if isinstance(attempt, dict)]
-    return any(a.get("claim") == claim and str(a.get("reason")).startswith("reaped:") for a in attempts)
+    reasons = [str(attempt.get("reason")) for attempt in attempts if attempt.get("claim") == claim]
+    return next((reason for reason in reasons if reason.startswith("reaped:")), "")
+
+
+def given_up_by_slurm(reason: str) -> bool:
+    """Whether a token was reaped because Slurm said that the pilot's job has ended or was requeued: see tokens/leases.py."""
+    return " has ended: " in reason or reason.endswith(" was requeued")
 
 
 def release(token: Token) -> Change:
@@ -1421,6 +1444,74 @@ def lease_id(pilot: str) -> str:
     return f"_local/picas-pilot-{pilot}"
 
 
+class Shown(NamedTuple):
+    """What a lease shows: how often it was written, when last by the database's clock, and for how many seconds it holds."""
+
+    renewals: float  # 0: by a pilot that does not count them
+    renewed: float
+    lease: float
+
+    @classmethod
+    def of(cls, doc: Doc, default: float) -> "Shown":
+        """What the lease in a document shows; ``default``: the length of one that does not say."""
+        return cls(number(doc.get("renewals")), number(doc.get("renewed")), number(doc.get("lease"), default))
+
+    def is_newer(self, than: "Shown") -> bool:
+        """Whether the pilot has written this after the other. By number: clocks step."""
+        return self.renewals > than.renewals or (self.renewals == than.renewals and self.renewed != than.renewed)
+
+
+class Silence:
+    """The rule by which pilots count as dead that are not heard any more, for one observer: a pilot, or a wait.
+
+    One reading of a lease proves nothing. A write that was delayed may have set it back, another copy of the database may lack
+    it or have an old one, the database's clock may have stepped, or nobody could reach the database. So a pilot is dead only
+    when its lease is over, and the observer has read nothing newer for more than a renewal by its own clock, in which it was in
+    contact itself. Times are the observer's monotonic ones unless they are said to be the database's.
+
+    ``default``: seconds, the lease of a pilot whose lease was never seen.
+    """
+
+    GRACE = 1.0  # seconds on top of a lease: the database's clock has whole seconds
+
+    def __init__(self, default: float) -> None:
+        self._longest = default
+        self._seen: Dict[str, Tuple[Optional[Shown], float]] = {}  # the newest, and when it was first read
+
+    def note(self, pilot: str, shown: Optional[Shown], answered: float) -> None:
+        """What an answer that came at ``answered`` shows of a pilot; None: no lease."""
+        newest = self._seen.get(pilot, (None, 0.0))[0]
+        if shown is not None:
+            self._longest = max(self._longest, shown.lease)
+        if pilot not in self._seen or (shown is not None and (newest is None or shown.is_newer(newest))):
+            self._seen[pilot] = (shown, answered)
+
+    def missing(self, pilot: str, lock: float, now: float, asked: float, contact: float) -> Optional[float]:
+        """Seconds until a pilot that was noted counts as dead: 0 or less when it does, None while its lease holds.
+
+        ``lock``: when its oldest token was locked, and ``now``: when it was ``asked`` for leases, both by the database's
+        clock. ``contact``: since when the observer has been in contact.
+        """
+        newest, first = self._seen[pilot]
+        watched = asked - max(first, contact)
+        if newest is None:
+            # A pilot writes its lease before it claims: somebody has removed it, and it is written again at the next renewal.
+            return self._longest - watched if now > lock + 2 * self._longest else None
+        # A clock that was set back would keep the dead alive for long, but they have been watched for a whole lease.
+        if now <= newest.renewed + newest.lease + self.GRACE and watched <= newest.lease + self.GRACE:
+            return None
+        return newest.lease / 2 - watched
+
+    def heard(self, pilot: str) -> float:
+        """When the newest lease of a pilot was written, by the database's clock."""
+        newest = self._seen[pilot][0]
+        return 0.0 if newest is None else newest.renewed
+
+    def keep(self, pilots: Sequence[str]) -> None:
+        """Forget all others."""
+        self._seen = {pilot: self._seen[pilot] for pilot in pilots if pilot in self._seen}
+
+
 def batch_range(batch: Optional[str]) -> Doc:
     """Limits of a batch's ids in a view that is sorted by id."""
     return {} if batch is None else {"startkey": batch + ":", "endkey": batch + ":\ufff0"}
@@ -1639,12 +1730,18 @@ class Reaper:
     PAGE = 500  # tokens read in one request
     PAGES = 4  # requests in one round; the next round goes on from there
 
-    def __init__(self, database: Database, config: Config, me: Identity, clock: Clock) -> None:
+    def __init__(
+        self, database: Database, config: Config, me: Identity, clock: Clock, contact: Callable[[], float]
+    ) -> None:
+        """``contact``: tells since how many seconds this pilot could do what it expects of others."""
         self._database = database
         self._config = config
         self._me = me
         self._clock = clock
-        self._alive_until: Dict[str, float] = {}
+        self._contact = contact
+        self._silence = Silence(config.lease)
+        self._read_next: Dict[str, float] = {}  # when the lease of a living pilot is to be read again (monotonic)
+        self._met: Set[str] = set()  # pilots that held tokens since the first one was looked at
         self._skip = 0  # locked tokens that were looked at since the first one was
         self._living_then = True  # whether living pilots held tokens when all had been looked at; not known yet
         self._living_since = False  # and among those since
@@ -1660,6 +1757,9 @@ class Reaper:
             self._skip += len(docs) - reaped
             if len(docs) < self.PAGE:
                 self._skip, self._living_then, self._living_since = 0, self._living_since, False
+                self._silence.keep(list(self._met))
+                self._read_next = {name: at for name, at in self._read_next.items() if name in self._met}
+                self._met = set()
                 break
         return total, self._living_then or self._living_since
 
@@ -1669,11 +1769,11 @@ class Reaper:
         oldest: Dict[str, float] = {}
         for doc in docs:
             oldest[doc["pilot"]] = min(number(doc["lock"]), oldest.get(doc["pilot"], float("inf")))
-        # A lease is read again only when it would have expired.
-        now = self._clock.now()
-        judged = [pilot for pilot in oldest if now > self._alive_until.get(pilot, 0)]
+        self._met.update(oldest)
+        asked = time.monotonic()
+        judged = [pilot for pilot in oldest if asked >= self._read_next.get(pilot, 0)]
         leases = self._database.leases(judged)
-        causes = {pilot: self._death(pilot, oldest[pilot], leases.get(pilot)) for pilot in judged}
+        causes = {pilot: self._death(pilot, oldest[pilot], leases.get(pilot), asked) for pilot in judged}
         now = int(self._clock.now())
         dead = [(doc, causes.get(doc["pilot"])) for doc in docs]
         changes = [reap(doc, cause, self._config.max_scrubs, now) for doc, cause in dead if cause]
@@ -1695,23 +1795,27 @@ class Reaper:
             return self._database.documents(MONITOR + "locked", **batch_range(self._config.batch), **query)
         return []
 
-    def _death(self, pilot: str, lock: float, lease: Optional[Doc]) -> Optional[str]:
-        """Why a pilot counts as dead, or None. ``lock``: of the oldest of its tokens."""
-        now = self._clock.now()
-        if lease is None:
-            # A pilot writes its lease before it claims: somebody has removed it.
-            return f"pilot {pilot} has no lease" if now > lock + 2 * self._config.lease else None
-        who = f"pilot {pilot} (job {lease.get('job')} on {lease.get('hostname')})"
-        if lease.get("ended"):
+    def _death(self, pilot: str, lock: float, lease: Optional[Doc], asked: float) -> Optional[str]:
+        """Why a pilot counts as dead, or None. ``lock``: of its oldest token; ``asked``: when its lease was, monotonic."""
+        answered = time.monotonic()
+        known = lease or {}
+        who = f"pilot {pilot} (job {known.get('job')} on {known.get('hostname')})"
+        if known.get("ended"):
             return f"{who} has ended"
-        renewed = number(lease.get("renewed"))
-        until = renewed + number(lease.get("lease"), self._config.lease) + 1
-        if now > until:
-            if self._clock.contact() < self._config.lease / 2:
-                return None  # it may not have reached the database either: time to renew, and to send what it has
-            return f"{who} was not heard for {now - renewed:.0f} s"
-        self._alive_until[pilot] = until
-        return None
+        shown = Shown.of(known, self._config.lease) if lease else None
+        self._silence.note(pilot, shown, answered)
+        now = self._clock.at(asked)
+        missing = self._silence.missing(pilot, lock, now, asked, answered - self._contact())
+        if missing is None:
+            # Not at each round, but soon enough to have read its last lease long before that is over.
+            self._read_next[pilot] = answered + (shown.lease if shown else self._config.lease) / 6
+        if missing is None or missing > 0:
+            return None
+        return (
+            f"{who} was not heard for {now - self._silence.heard(pilot):.0f} s"
+            if lease
+            else f"pilot {pilot} has no lease"
+        )
 
 
 # --- reporting ------------------------------------------------------------------------------------------------------
@@ -2125,9 +2229,10 @@ class Lease(threading.Thread):
         self._me = me
         self._clock = clock
         self._work = work
+        self._renewals = 0  # how often that was tried
         self._renewed_at: Optional[float] = None
-        self._lapsed_at = 0.0  # when it was last renewed too late
         self._secured = True  # False after a late renewal, until the tokens are known to be this pilot's still
+        self._in_time_since = 0.0  # since when no renewal was late
         self._ended = threading.Event()
 
     def valid(self) -> bool:
@@ -2139,23 +2244,36 @@ class Lease(threading.Thread):
             and time.monotonic() - self._renewed_at < self._config.lease - room
         )
 
+    def contact(self) -> float:
+        """Seconds since which this pilot has renewed its lease in time, as it expects it of others; 0 when it is late itself."""
+        now, renewed_at = time.monotonic(), self._renewed_at
+        return now - self._in_time_since if renewed_at is not None and self._in_time(now, renewed_at) else 0.0
+
+    def _in_time(self, now: float, renewed_at: float) -> bool:
+        return now - renewed_at <= self._config.lease / 2
+
     def renew(self, ended: bool = False) -> None:
-        """Write the lease. Raises Unreachable."""
+        """Write the lease. Raises Unreachable, also when too few nodes of a cluster have it: others may not see it then."""
         started = time.monotonic()
+        self._renewals += 1
         lease = {
             "pilot": self._me.pilot,
             "submission": self._config.submission,
             "job": self._me.job,
             "hostname": self._me.hostname,
             "renewed": int(self._clock.now()),
+            "renewals": self._renewals,  # a late write of an older lease shows by it
             "lease": self._config.lease,
             "ended": ended,
+            # Nodes of a cluster find out by the revision which of them has the newest lease. It is compared as text, so its
+            # length must not change.
+            "_rev": f"0-{FIRST_REVISION + self._renewals}",
         }
         self._database.put_local(lease_id(self._me.pilot), dict(lease, **self._work.activity()))
         if self._renewed_at is not None and not self.valid():
-            self._lapsed_at = started
-        if self._renewed_at is not None and not self.valid():
             self._secured = False
+        if self._renewed_at is None or not self._in_time(started, self._renewed_at):
+            self._in_time_since = time.monotonic()
         self._renewed_at = started
 
     def run(self) -> None:
@@ -2207,10 +2325,11 @@ class Lease(threading.Thread):
         for name, doc in (self._database.read(changed) if changed else {}).items():
             token = tokens[name]
             if not doc or not token.is_claimed_in(doc):
-                self._work.lose(token, "was deleted" if not doc else "was given to another or reset")
-                if doc and self._lapsed_at < token.taken and reaped_from(doc, token.claim):
-                    # By the wait, whom Slurm has told that this job is no more: all that it took would be taken away.
-                    self._work.stop(STOP, "it was taken for dead while its lease stood")
+                reason = reason_of_reaping(doc or {}, token.claim)
+                given = f"was given back ({reason})" if reason else "was given to another or reset"
+                self._work.lose(token, given if doc else "was deleted")
+                if given_up_by_slurm(reason):  # all that it took would be taken away
+                    self._work.stop(STOP, "Slurm has given up this job")
 
     def end(self, clean: bool) -> None:
         """Stop renewing; ``clean``: nothing is left unsent, so say that the pilot has ended."""
@@ -2502,7 +2621,8 @@ class Pilot:
             log(f"Pilot {self._me.pilot} of submission {self.config.submission} on {self._database.place}, {what}.")
             parts = (self._database, self.config, self._me, self.clock)
             cluster = number((info.get("cluster") or {}).get("n"), 1) > 1
-            claimer = Claimer(self, Claims(*parts, cluster=cluster), Reaper(*parts), self._outbox, self._database)
+            reaper = Reaper(*parts, self.lease.contact)
+            claimer = Claimer(self, Claims(*parts, cluster=cluster), reaper, self._outbox, self._database)
             slots = [Slot(self, name) for name in range(self.config.slots)]
             for thread in (self.lease, self.reporter, claimer, *slots):
                 thread.start()

@@ -5,30 +5,27 @@ A pilot keeps one ``_local/picas-pilot-<id>`` document; see ``docs/architecture.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from airflow_provider_picas.pilot.picas_pilot import held_by_pilot, number
+from airflow_provider_picas.pilot.picas_pilot import Shown, Silence, held_by_pilot, number
 from airflow_provider_picas.slurm.jobs import Job, Life, Look
 
-GRACE = 1.0  # second on top of a lease: the database's clock has whole seconds
 ROUNDING = 2.0  # seconds between two times that are whole seconds each, until one counts as later
 SKEW = 30.0  # seconds that the clocks of a node and of the cluster may differ
-NO_LEASE = 240.0  # seconds after which a token counts as orphaned whose pilot has no lease document at all
+LEASE = 120.0  # seconds, of a pilot whose lease was never seen: pilot.json's default
 
 
 @dataclass(frozen=True)
 class Lease:
-    """What a pilot last said of itself. ``renewed``: seconds since 1970 by the database's clock; ``lease``: seconds."""
+    """What a pilot last said of itself, and what of it shows that it lives."""
 
     pilot: str
     submission: str
     job: str | None
     hostname: str
-    renewed: float
-    lease: float
+    shown: Shown
     ended: bool
 
     @classmethod
@@ -39,10 +36,32 @@ class Lease:
             submission=str(document.get("submission", "")),
             job=document.get("job"),
             hostname=str(document.get("hostname", "")),
-            renewed=number(document.get("renewed")),
-            lease=number(document.get("lease"), NO_LEASE / 2),
+            shown=Shown.of(dict(document), LEASE),
             ended=bool(document.get("ended")),
         )
+
+
+class Observer:
+    """What one wait remembers of the leases that it has read, from one look to the next: see ``Silence``."""
+
+    def __init__(self) -> None:
+        self._silence = Silence(LEASE)
+
+    def note(self, pilots: Sequence[str], found: Mapping[str, Lease], answered: float) -> None:
+        """Leases that were read. ``pilots``: all that hold tokens; ``answered``: when, by the monotonic clock."""
+        for pilot in pilots:
+            self._silence.note(pilot, found[pilot].shown if pilot in found else None, answered)
+        self._silence.keep(pilots)
+
+    def silent(self, locked: Sequence[Mapping[str, Any]], now: float, asked: float, contact: float) -> dict[str, float]:
+        """The pilots whose leases are over, each with the seconds until it counts as dead (``Silence.missing``)."""
+        locks: dict[str, float] = {}
+        for token in locked:
+            if held_by_pilot(dict(token)):
+                pilot, lock = str(token["pilot"]), number(token.get("lock"))
+                locks[pilot] = min(lock, locks.get(pilot, lock))
+        found = {pilot: self._silence.missing(pilot, lock, now, asked, contact) for pilot, lock in locks.items()}
+        return {pilot: missing for pilot, missing in found.items() if missing is not None}
 
 
 def holders(locked: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -57,7 +76,7 @@ class Holders:
     known: int = 0  #: tokens that pilots with a lease hold, or jobs of the submission
     foreign: tuple[str, ...] = ()  #: ids of the others: whether their pilots live, nobody can tell
     patience: float = 0.0
-    """Seconds, half a lease, that silent pilots have to be heard after an outage; 0 when none is silent."""
+    """Seconds for which silent pilots must stay silent until they count as dead; 0 when none is silent."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +94,7 @@ class Judgement:
     slurm: Look | None = None
     before: float = 0.0
     max_lock_age: float | None = None  #: seconds; for pilots without leases
-    contact: float = math.inf
-    """Seconds since which the database has answered without a break, as far as is known. After an outage nobody could renew
-    a lease: pilots have half of one to be heard again before they count as dead."""
+    silent: Mapping[str, float] = field(default_factory=dict)  #: what ``Observer.silent`` says
 
     def death(self, token: Mapping[str, Any]) -> str | None:
         """Why the pilot that holds a locked token counts as dead, or None while it does not."""
@@ -94,20 +111,15 @@ class Judgement:
             for token in locked
             if not held_by_pilot(dict(token)) and str(token.get("slurm_job_id")) not in jobs
         ]
-        silent = [
-            lease.lease / 2
-            for pilot in holders(locked)
-            if (lease := self.leases.get(pilot)) and not lease.ended and self._is_silent(lease)
-        ]
-        return Holders(len(locked) - len(foreign), tuple(foreign), max(silent, default=0.0))
-
-    def _is_silent(self, lease: Lease) -> bool:
-        return self.now > lease.renewed + lease.lease + GRACE
+        ended = {pilot for pilot, lease in self.leases.items() if lease.ended}
+        silent = [self.silent[pilot] for pilot in holders(locked) if pilot in self.silent and pilot not in ended]
+        return Holders(len(locked) - len(foreign), tuple(foreign), max([0.0, *silent]))
 
     def _lost_lease(self, pilot: str, lock: float) -> str | None:
         lease = self.leases.get(pilot)
+        dead = self.silent.get(pilot, 1.0) <= 0
         if lease is None:
-            return f"pilot {pilot} has no lease" if self.now > lock + NO_LEASE else None
+            return f"pilot {pilot} has no lease" if dead else None
         where = f"pilot {pilot} (job {lease.job} on {lease.hostname})"
         if lease.ended:
             return f"{where} has ended"
@@ -115,21 +127,21 @@ class Judgement:
         if job is not None and lease.submission == self.key:
             if job.life is Life.ENDED:
                 return f"{where} has ended: {job.cause}"
-            if lock + ROUNDING < self._latest_start(job):
+            if lock + ROUNDING < self._latest_start(job, lease):
                 return f"{where} was requeued"
-        if self._is_silent(lease) and self.contact >= lease.lease / 2:
-            return f"{where} was not heard for {self.now - lease.renewed:.0f} s"
-        return None
+        return f"{where} was not heard for {self.now - lease.shown.renewed:.0f} s" if dead else None
 
     def _job(self, identifier: Any) -> Job | None:
         return self.slurm.jobs.get(str(identifier)) if self.slurm else None
 
-    def _latest_start(self, job: Job) -> float:
+    def _latest_start(self, job: Job, lease: Lease) -> float:
         """When the job was last started, or that it is yet to be: what was locked before is another copy's. At the earliest, by
         the database's clock; 0 when unknown."""
         assert self.slurm is not None
         if job.life is Life.WAITING:
             return self.before
+        if self.now - lease.shown.renewed > lease.shown.lease / 2:
+            return 0.0  # the database's clock may have stepped since the token was locked: the lease's end will tell
         return self.before + job.started - self.slurm.at if job.started and job.life is Life.RUNNING else 0.0
 
     def _dead_client(self, token: Mapping[str, Any], lock: float) -> str | None:

@@ -28,6 +28,7 @@ from airflow_provider_picas.stopping import How
 from airflow_provider_picas.task_state import task_state
 from airflow_provider_picas.tokens import waiting
 from airflow_provider_picas.tokens.counts import Completeness, Counts, ErrorBudget
+from airflow_provider_picas.tokens.leases import Observer
 from airflow_provider_picas.tokens.waiting import Outcome, Progress, Threshold, Verdict
 from airflow_provider_picas.triggers.cluster import Cluster, cluster_for
 from airflow_provider_picas.triggers.feed import CountsSubscription, Feed, feed_for
@@ -108,6 +109,7 @@ class PicasTokenStateTrigger(BaseTrigger):
         self._news: CountsSubscription | None = None
         self._feed: Feed | None = None
         self._answers_since: float | None = None  #: when the first look succeeded, or that after an outage
+        self._observer = Observer()
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """The class's path and its arguments."""
@@ -215,7 +217,10 @@ class PicasTokenStateTrigger(BaseTrigger):
                 quiet = seen == states and not news.reaped and none_left_since is None
                 states = seen
                 interval = min(LONGEST_INTERVAL, interval * 1.5) if quiet else FIRST_INTERVAL
-                await asyncio.sleep((self.pilots_interval or interval) * random.uniform(0.9, 1.0))
+                pause = (self.pilots_interval or interval) * random.uniform(0.9, 1.0)
+                if news.holders.patience > 0:  # silent pilots are looked at again as soon as they may count as dead
+                    pause = min(pause, max(FIRST_INTERVAL, news.holders.patience + 0.1))
+                await asyncio.sleep(pause)
 
     async def _look(self, picas: PicasAsyncHook, slurm: Cluster, watched: Watched) -> News:
         try:
@@ -226,6 +231,7 @@ class PicasTokenStateTrigger(BaseTrigger):
                     watched,
                     max_scrubs=self.max_scrubs,
                     max_lock_age=self.max_lock_age,
+                    observer=self._observer,
                     contact=self._contact(),
                 ),
                 lambda step: picas.send(step) if isinstance(step, Request) else slurm.perform(step),
@@ -241,11 +247,10 @@ class PicasTokenStateTrigger(BaseTrigger):
         return news
 
     def _contact(self) -> float:
-        """Seconds since which the database has answered without a break: what the looks know of it, and what the feed does."""
+        """Since when (monotonic) the database has answered without a break: what the looks know of it, and what the feed does."""
         if self._answers_since is None:
-            return 0.0
-        seconds = time.monotonic() - self._answers_since
-        return seconds if self._feed is None else min(seconds, self._feed.contact)
+            return math.inf
+        return max(self._answers_since, time.monotonic() - self._feed.contact if self._feed else -math.inf)
 
     async def _show_logs(self, slurm: Cluster, watched: Watched, told: PilotsLog) -> None:
         try:

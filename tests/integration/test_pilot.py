@@ -755,11 +755,11 @@ def test_tokens_of_the_dead_are_found_behind_many_of_the_living(pool: Pool, batc
     scripts = [{"lock": 1000, "hostname": "a PiCaS client's"}] * 600
     pool.push(scripts + held("living", 600) + held("dead", 3))
     with parts_of_a_pilot(pool, pool.server.url, batch=batch) as parts:
-        reaper = picas_pilot.Reaper(*parts)
+        reaper = picas_pilot.Reaper(*parts, parts[-1].contact)
         assert reaper.reap() == (3, True)
         assert reaper.reap() == (0, True)
         put_lease(pool, "living", ended=True)
-        reaper = picas_pilot.Reaper(*parts)
+        reaper = picas_pilot.Reaper(*parts, parts[-1].contact)
         assert reaper.reap() == (600, False)
     assert pool.states() == {State.LOCKED: 600, State.TODO: 603}
 
@@ -772,10 +772,10 @@ def test_a_round_is_bounded_and_the_next_one_goes_on(pool: Pool, monkeypatch: py
     scripts = [{"lock": 1000, "hostname": "a PiCaS client's"}] * 12
     pool.push(held("dead", 2) + held("living", 1) + scripts + held("dead", 1))
     with parts_of_a_pilot(pool, pool.server.url) as parts:
-        reaper = picas_pilot.Reaper(*parts)
+        reaper = picas_pilot.Reaper(*parts, parts[-1].contact)
         assert [reaper.reap() for _ in range(8)] == [(2, True), (0, True), (1, True)] + [(0, True)] * 5
         put_lease(pool, "living", ended=True)
-        reaper = picas_pilot.Reaper(*parts)
+        reaper = picas_pilot.Reaper(*parts, parts[-1].contact)
         assert [reaper.reap() for _ in range(4)] == [(1, True), (0, True), (0, False), (0, False)]
     assert pool.states() == {State.LOCKED: 12, State.TODO: 4}
 
@@ -1057,7 +1057,7 @@ def test_who_comes_back_first_after_an_outage_takes_nobody_for_silent(
     put_lease(pool, "gone", age=1)
     pool.push(held("silent", 2) + held("gone", 1))
     with parts_of_a_pilot(pool, proxy.url) as parts:
-        reaper = picas_pilot.Reaper(*parts)
+        reaper = picas_pilot.Reaper(*parts, parts[-1].contact)
         assert reaper.reap() == (0, True)
         proxy.fault = lambda request: "refuse"
         now = 5
@@ -1078,7 +1078,7 @@ def test_who_starts_takes_nobody_for_silent_at_once(pool: Pool) -> None:
     put_lease(pool, "gone", ended=True)
     pool.push(held("silent", 2) + held("gone", 1))
     with parts_of_a_pilot(pool, pool.server.url) as parts:
-        reaper = picas_pilot.Reaper(*parts)
+        reaper = picas_pilot.Reaper(*parts, parts[-1].contact)
         assert reaper.reap() == (1, True)
         until(lambda: reaper.reap() == (2, False), 10)
 
@@ -1219,7 +1219,7 @@ def test_a_result_that_cannot_be_kept_loses_no_other(pool: Pool, submission: Sub
     made.work.stop(picas_pilot.DRAIN, "the test ends it")
     made.wall_clock.asked.set()
     with parts_of_a_pilot(pool, pool.server.url) as parts:
-        claims, reaper = picas_pilot.Claims(*parts, cluster=False), picas_pilot.Reaper(*parts)
+        claims, reaper = picas_pilot.Claims(*parts, cluster=False), picas_pilot.Reaper(*parts, parts[-1].contact)
         claimer = picas_pilot.Claimer(made, claims, reaper, made._outbox, parts[0])
         for thread in (made.lease, claimer):
             thread.start()
