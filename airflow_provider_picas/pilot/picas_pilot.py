@@ -732,9 +732,10 @@ class Database:
             there = self.get(path) or {}
             revision = {"_rev": there["_rev"]} if "_rev" in there else {}
             status, _ = self.request("PUT", path, dict({k: v for k, v in doc.items() if k != "_rev"}, **revision))
+        if status in (201, 202):
+            self.quorum.note(status == 201)
         if status != 201:
             raise Unreachable(f"{self.place} answers {status} to a write of {path}", status)
-        self.quorum.note(status == 201)
 
     def rows(self, view: str, limit: int, **query: Any) -> List[Doc]:
         """The first rows of a view, without those of documents that cannot be read. Raises Failed if there is no such view."""

@@ -39,10 +39,10 @@ CLAIM = {"lock": lives.NOW, "hostname": "n1", "pilot": PILOT, "claim": f"0011223
 
 @pytest.fixture
 def hook(picas_default: str) -> PicasHook:
-    """The pool, where a pilot was not heard for long."""
+    """The pool, where a pilot has ended."""
     hook = PicasHook(picas_default)
     lease = {"pilot": PILOT, "submission": "s", "job": None, "hostname": "n1", "renewed": lives.NOW, "lease": 2}
-    hook.do(hook.pool.put({"_id": f"_local/picas-pilot-{PILOT}", **lease}))
+    hook.do(hook.pool.put({"_id": f"_local/picas-pilot-{PILOT}", **lease, "ended": True}))
     return hook
 
 
@@ -149,7 +149,7 @@ def test_who_dies_meanwhile_is_left_to_the_next_look(
         if isinstance(step, Request):
             return hook.send(step)
         if "rm -f" in getattr(step, "text", ""):
-            hook.do(hook.pool.put({**hook.get("_local/picas-pilot-late"), "renewed": lives.NOW}))
+            hook.do(hook.pool.put({**hook.get("_local/picas-pilot-late"), "ended": True}))
             leave(remote, watched, [result(hook.get(second), 2)], tmp_path / "second")
         return remote.perform(step)
 
