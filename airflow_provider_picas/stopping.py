@@ -76,8 +76,13 @@ def remove_credentials(watched: Watched, wait: float = 0.0) -> Operation[bool]:
     names = quote(",".join(calls.job_names(watched.key, _MOST_CALLS)))
     folder = quote(f"{watched.folder}/{CREDENTIALS}")
     text = f"""
+settled() {{
+  i=0; while [ -e command.$i ]; do [ -e started.$i/code ] || return; i=$((i+1)); done
+}}
+cd -- {quote(watched.folder)} 2>/dev/null || exit 0
+settled || exit 6  # more pilots are about to be submitted
 left=$(squeue --noheader --all --name={names} --format=%i) || exit 5
-[ -z "$left" ] || exit 6
+[ -z "$left" ] && settled || exit 6
 find {folder} -mindepth 1 -delete 2>/dev/null || true"""
     waited, pause = 0.0, 2.0
     while True:

@@ -17,7 +17,8 @@ from airflow_provider_picas.operation import drive
 from airflow_provider_picas.reaping import News, Operation, Result, Watched, look_after
 from airflow_provider_picas.slurm import calls, credentials, jobs, logs, submission
 from airflow_provider_picas.slurm.figures import Figures, figures
-from airflow_provider_picas.slurm.remote import RemoteError, RemoteFile
+from airflow_provider_picas.slurm.jobs import Life
+from airflow_provider_picas.slurm.remote import RemoteError, RemoteFile, Send, ok
 from airflow_provider_picas.tokens.leases import Observer
 
 log = logging.getLogger(__name__)
@@ -80,23 +81,32 @@ class WatchedSubmission:
     def resubmit(self, most: int, finished: int) -> str | None:
         """Submit the same pilots once more, unless that was done ``most`` times, or the last ones finished no token.
 
-        Why not, or None when it was done.
+        Why not, or None when pilots were submitted, by this wait or by another one of the same pilots.
         """
         folder, key, count = self.watched.folder, self.watched.key, self.watched.calls
+        scope = self._batch or ""
         if self.do(stopping.drained(self._picas.pool, key)):
             return "Somebody has drained or cancelled them."
-        record = self.do(calls.read(folder))
-        if record.open and not record.refused:
-            record = self.do(calls.settle(folder, key))  # a worker was killed while it did this
-        else:
-            done, before = self.do(submission.rounds(folder, count))
+        done, before = self.do(submission.rounds(folder, scope))
+        if self.do(calls.read(folder)).settled:
+            if any(job.life is not Life.ENDED for job in self._jobs().values()):
+                log.info("Pilots of %s wait or run: somebody else has submitted them again.", key)
+                return None
             if done >= most:
                 return f"They were submitted again {done} times, as often as `resubmit` allows."
             if finished <= before:
                 return "The pilots that were submitted again have finished no token."
-            record = self.do(submission.submit_more(folder, key, count, finished, self._credentials()))
+            self.do(submission.prepare_round(folder, key, count, done + 1, finished, scope))
+        # The round may also be that of another wait, or of a worker that was killed: whoever is here goes on with it.
+        if files := self._credentials():
+            self.do(ok(Send(files), "The credentials could not be sent"))
+        record = self.do(calls.settle(folder, key))
         log.info("No pilot was left, so the same ones were submitted again: job %s.", ", ".join(record.job_ids))
         return None
+
+    def _jobs(self) -> dict[str, jobs.Job]:
+        """The submission's jobs by id."""
+        return self.do(jobs.look(self.watched.key, self.watched.folder, self.watched.since)).jobs
 
     def _credentials(self) -> list[RemoteFile]:
         """The files of credentials that came with the submission, and may be gone by now."""
@@ -112,8 +122,7 @@ class WatchedSubmission:
     def figures(self, tokens: int) -> Figures:
         """What the pilots cost, so far. ``tokens`` have finished, some perhaps before they were submitted."""
         tokens = max(0, tokens - self.do(submission.finished_before(self.watched.folder)))
-        found = self.do(jobs.look(self.watched.key, self.watched.folder, self.watched.since))
-        return figures(found.jobs.values(), tokens, time.time() - self.watched.since)
+        return figures(self._jobs().values(), tokens, time.time() - self.watched.since)
 
     def log_tails(self) -> str:
         """The ends of the newest logs."""

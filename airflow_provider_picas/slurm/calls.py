@@ -1,7 +1,8 @@
 """The sbatch calls of one submission: files in its folder on the cluster, which say what was called and what came of it.
 
-``command.<i>`` is the i-th call, ``started.<i>`` its lock (a folder, which only one can make), ``out.<i>``, ``err.<i>`` and
-``code.<i>`` what sbatch answered. When they do not tell whether there is a job, Slurm is asked by its name.
+``command.<i>`` is the i-th call. ``started.<i>`` is a folder: its lock, since only one process can make it, and in it ``out``,
+``err`` and ``code``, which are sbatch's answer. When they do not tell whether there is a job, Slurm is asked by its name. A call
+that made no job is given up by moving that folder to ``given-up.<i>.<n>``, and can then be started again.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ class Call:
     age: int  #: seconds since it was started
     stdout: str
     stderr: str
+    given_up: int = 0  #: how often it was given up before
 
     @property
     def job_id(self) -> str | None:
@@ -100,6 +102,13 @@ class Record:
         """Whether sbatch said no to any of them."""
         return any(call.refused for call in self.calls)
 
+    @property
+    def settled(self) -> bool:
+        """Whether it is known what came of every call. A record without calls is not settled: nothing was submitted."""
+        if self.refused:
+            return not any(call.may_be_running for call in self.calls)
+        return bool(self.calls) and not self.open
+
 
 def job_name(key: str, call: int) -> str:
     """The name of the jobs of the n-th sbatch call of a submission, from 0."""
@@ -122,8 +131,11 @@ i=0
 while [ -e command.$i ]; do
   if mkdir started.$i 2>/dev/null; then
     command=$(cat command.$i)
-    (cd -- {quote(workdir)} && eval "exec timeout --kill-after=5 {SBATCH_LIMIT} $command") </dev/null >out.$i 2>err.$i
-    echo $? >code.$i.new && mv code.$i.new code.$i
+    (
+      cd started.$i || exit  # whoever gives the call up moves this folder, and a late answer with it
+      (cd -- {quote(workdir)} && eval "exec timeout --kill-after=5 {SBATCH_LIMIT} $command") </dev/null >out 2>err
+      echo $? >code.new && mv code.new code
+    )
   fi
   i=$((i+1))
 done""")
@@ -136,9 +148,10 @@ echo "since $(stat -c %Y made 2>/dev/null || stat -c %Y .)"
 i=0
 while [ -e command.$i ]; do
   age=0; [ -d started.$i ] && age=$(($(date +%s) - $(stat -c %Y started.$i)))
-  echo "call $([ -d started.$i ] && echo yes || echo no) $(cat code.$i 2>/dev/null || echo -) $age"
-  echo "out $(head -c 20000 out.$i 2>/dev/null | base64 -w0)"
-  echo "err $(head -c 20000 err.$i 2>/dev/null | base64 -w0)"
+  given_up=$(ls -d given-up.$i.* 2>/dev/null | wc -l)
+  echo "call $([ -d started.$i ] && echo yes || echo no) $(cat started.$i/code 2>/dev/null || echo -) $age $given_up"
+  echo "out $(head -c 20000 started.$i/out 2>/dev/null | base64 -w0)"
+  echo "err $(head -c 20000 started.$i/err 2>/dev/null | base64 -w0)"
   i=$((i+1))
 done
 true"""
@@ -161,8 +174,9 @@ def parse_record(lines: Sequence[str]) -> Record:
         elif word == "out":
             parts.append(_decoded(rest))
         elif word == "err":
-            started, code, age, out = parts
-            calls.append(Call(started == "yes", int(code) if code.isdigit() else None, int(age), out, _decoded(rest)))
+            started, code, age, given_up, out = parts
+            number = int(code) if code.isdigit() else None
+            calls.append(Call(started == "yes", number, int(age), out, _decoded(rest), int(given_up)))
     return Record(since, acknowledged, tuple(calls))
 
 
@@ -185,10 +199,13 @@ def settle(folder: str, key: str) -> Operation[Record]:
     all of them anew. UnreachableError when nothing is known, in which case the next try finds out.
     """
     record = yield from _start(folder)
+    if not record.calls:
+        raise RemoteError(
+            f"The submission's folder {folder} on the cluster holds no sbatch call: its files were removed."
+        )
     waited = 0.0  # seconds, without the time that the questions took: so at least
     none_since: float | None = None  # when Slurm first said that there is no such job
-    resubmitted = False
-    while record.open and not record.refused:
+    while not record.settled:
         found = yield from find_jobs(key, record)
         if found is None or any(record.calls[number].may_be_running for number in record.open):
             none_since = None  # a controller that does not answer may be holding the request back
@@ -197,7 +214,7 @@ def settle(folder: str, key: str) -> Operation[Record]:
             # A job may still appear a while after Slurm has said that there is none.
             if waited - none_since >= (yield from _message_timeout()) + MARGIN:
                 record = yield from _start_again(folder, record)
-                resubmitted, none_since = True, None
+                none_since = None
                 continue
         if found and (yield from _write_down(folder, record, found)):
             record = yield from read(folder)
@@ -211,11 +228,8 @@ def settle(folder: str, key: str) -> Operation[Record]:
         waited += ASK_EVERY
         record = yield from read(folder)
     if record.refused:
-        jobs_left = False
-        if any(call.job_id or call.uncertain for call in record.calls):
-            jobs_left = (yield cancel(key, len(record.calls))).code != 0
-        raise SubmissionRefusedError(_refusal(record, jobs_left), jobs_left=jobs_left)
-    if resubmitted:
+        yield from _refuse(key, record)
+    if any(call.given_up for call in record.calls):
         yield from _cancel_others(key, record)
     return record
 
@@ -273,13 +287,21 @@ setsid -f bash ./{SUBMIT_SCRIPT} </dev/null >/dev/null 2>&1
 t=0
 while [ $t -lt {int(ANSWER_WAIT * 5)} ]; do
   i=0; missing=
-  while [ -e command.$i ]; do [ -e code.$i ] || missing=1; i=$((i+1)); done
+  while [ -e command.$i ]; do [ -e started.$i/code ] || missing=1; i=$((i+1)); done
   [ -n "$missing" ] || break
   sleep 0.2; t=$((t+1))
 done
 {READ}"""
     output = yield from ok(Command(text, timeout=ANSWER_WAIT + 30), "The submission could not be started")
     return parse_record(output.stdout.splitlines())
+
+
+def _refuse(key: str, record: Record) -> Operation[None]:
+    """Cancel the jobs that were accepted. Raises SubmissionRefusedError."""
+    jobs_left = False
+    if any(call.job_id or call.uncertain for call in record.calls):
+        jobs_left = (yield cancel(key, len(record.calls))).code != 0
+    raise SubmissionRefusedError(_refusal(record, jobs_left), jobs_left=jobs_left)
 
 
 def _refusal(record: Record, jobs_left: bool) -> str:
@@ -300,17 +322,23 @@ def _write_down(folder: str, record: Record, found: Mapping[int, str]) -> Operat
     """Write down the ids of jobs that were found by name; whether there was any to write."""
     news = {number: found[number] for number in record.open if number in found}
     for number, job in news.items():
-        text = f"cd -- {quote(folder)} && echo {quote(job)} >out.{number} && echo 0 >code.{number}"
+        text = (
+            f"cd -- {quote(folder)} && mkdir -p started.{number} && cd started.{number}"
+            f" && echo {quote(job)} >out.$$ && mv out.$$ out && echo 0 >code.$$ && mv code.$$ code"
+        )
         yield from ok(Command(text), "The job's id could not be written down")
     return bool(news)
 
 
 def _start_again(folder: str, record: Record) -> Operation[Record]:
-    """Unlock the calls that made no job, and run them. Of two tries only one succeeds in moving a lock away."""
+    """Give up the calls that made no job, and run them again. Of several tries that found the same, one gives up each call.
+
+    The folder that is moved is not empty, so it cannot replace that of a try that was faster and has started the call again.
+    """
     for number in record.open:
         yield Command(
-            f"cd -- {quote(folder)} && mv -T -- started.{number} given-up.{number}.$$ 2>/dev/null"
-            f" && rm -f -- code.{number} out.{number} err.{number}"
+            f"cd -- {quote(folder)} && touch started.{number}/given-up"
+            f" && mv -T -- started.{number} given-up.{number}.{record.calls[number].given_up}"
         )
     return (yield from _start(folder))
 

@@ -1,22 +1,36 @@
 """A submission: all sbatch calls of one operator run, which cannot happen twice.
 
 It lives in a folder of its own in the shared home on the cluster, ``<remote folder>/<key>``, where ``key`` is also the name of
-its jobs. ``slurm.calls`` says what the folder holds. The file ``acknowledged`` says that the operator has reported it:
-without it, the next try adopts the jobs, even ended ones; with it, and no job left, the next try is a new submission.
+its jobs. ``slurm.calls`` says what the folder holds. The folder is filled under another name and then renamed: of several workers
+that submit the same task one succeeds, and the others go on with its folder. From then on nothing in it is replaced or removed.
+The file ``acknowledged`` says that the operator has reported it: without it, the next try adopts the jobs, even ended ones; with
+it, and no job left, the next try is a new submission.
+
+More pilots are a further round of the same calls. ``round.<n>`` holds its commands and comes into being by a rename, too.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from airflow_provider_picas.slurm import calls
 from airflow_provider_picas.slurm.calls import Record, SubmissionRefusedError, job_name
-from airflow_provider_picas.slurm.remote import Command, Operation, RemoteError, RemoteFile, Send, ok, quote
+from airflow_provider_picas.slurm.remote import (
+    Command,
+    Operation,
+    RemoteError,
+    RemoteFile,
+    Send,
+    UnreachableError,
+    new_marker,
+    ok,
+    quote,
+)
 from airflow_provider_picas.tokens import ids
 
-__all__ = ["Plan", "Submission", "SubmissionRefusedError", "base_key", "job_name", "submit", "submit_more"]
+__all__ = ["Plan", "Submission", "SubmissionRefusedError", "base_key", "job_name", "submit"]
 
 DEFAULT_FOLDER = "picas-pilots"
 """Where submissions are kept, below the home on the cluster; made when it is missing, unlike a folder that somebody named."""
@@ -98,12 +112,10 @@ def submit(plan: Plan) -> Operation[Submission]:
         # Once more: the try that was refused may have been killed before it had done this.
         yield from ok(calls.cancel(latest.key, len(latest.record.calls)), "Jobs of a refused submission may be left")
         yield from remove_credentials(latest.folder)
-    if not latest.generation or latest.record.acknowledged or latest.record.refused:
-        latest = yield from _new(plan, latest)
-    yield from _send(plan, latest)
-    record = yield from _settle(latest)
-    yield from calls.acknowledge(latest.folder)
-    return latest.submission(record, adopted=False)
+    made, ours = yield from _make(plan, latest)
+    record = yield from _settle(made)
+    yield from calls.acknowledge(made.folder)
+    return made.submission(record, adopted=not ours)
 
 
 def adopt(base_key: str, folder: str | None) -> Operation[Submission | None]:
@@ -117,14 +129,12 @@ def adopt(base_key: str, folder: str | None) -> Operation[Submission | None]:
 
 def _adopt(latest: _Latest) -> Operation[Submission | None]:
     record = latest.record
-    if not latest.generation or (record.refused and not record.acknowledged):
+    if not latest.generation or not record.calls or (record.refused and not record.acknowledged):
         return None
-    if record.acknowledged:
+    if record.acknowledged and (record.settled or record.refused):
         running = yield from calls.active(latest.key, len(record.calls))
         return latest.submission(record, adopted=True) if running else None
-    if not any(call.started for call in record.calls):
-        return None
-    adopted = not record.open
+    adopted = record.settled
     if not adopted:
         record = yield from _settle(latest)
     yield from calls.acknowledge(latest.folder)
@@ -146,16 +156,31 @@ def remove_credentials(folder: str) -> Operation[None]:
     yield Command(f"find {quote(f'{folder}/{CREDENTIALS}')} -mindepth 1 -delete 2>/dev/null || true")
 
 
-def rounds(folder: str, count: int) -> Operation[tuple[int, int]]:
-    """How often a submission of ``count`` sbatch calls was repeated, and how many tokens had finished when it last was."""
-    text = f"""
-cd -- {quote(folder)} || exit 4
+def rounds(folder: str, scope: str) -> Operation[tuple[int, int]]:
+    """How often a submission was repeated, and how many tokens of ``scope`` had finished when it last was; -1: not known.
+
+    A round whose worker was killed is completed.
+    """
+    output = yield from ok(
+        Command(f"cd -- {quote(folder)} || exit 4\n{_PLACE}\n{_LAST_ROUND}"), "The submission's folder cannot be read"
+    )
+    number, _, note = output.stdout.strip().partition(" ")
+    finished, _, of_scope = note.partition(" ")
+    return int(number), int(finished) if of_scope == ids.digest(scope) else -1
+
+
+_PLACE = """
 n=0; while [ -e command.$n ]; do n=$((n+1)); done
-printf '%s %s\n' $n "$(cat finished 2>/dev/null || echo -1)"
+while file=$(ls -d round.*/command.$n 2>/dev/null) && [ -n "$file" ]; do
+  cp -- "$file" .command.$n.$$ && mv -f -- .command.$n.$$ command.$n || exit 1
+  n=$((n+1))
+done"""
+"""Shell text that puts the commands of all rounds into the submission's folder. It can be repeated, and run twice at once."""
+
+_LAST_ROUND = """
+n=0; while [ -d round.$((n+1)) ]; do n=$((n+1)); done
+echo "$n $(cat round.$n/finished 2>/dev/null || echo -1)"
 """
-    output = yield from ok(Command(text), "The submission's folder cannot be read")
-    commands, finished = output.stdout.split()
-    return int(commands) // max(1, count) - 1, int(finished)
 
 
 def finished_before(folder: str) -> Operation[int]:
@@ -170,28 +195,27 @@ def had_credentials(folder: str) -> Operation[bool]:
     return output.code == 0
 
 
-def submit_more(
-    folder: str, key: str, count: int, finished: int, files: Sequence[RemoteFile] = ()
-) -> Operation[Record]:
-    """Repeat the first ``count`` sbatch calls of a submission, under new job names: more pilots of the same kind.
+def prepare_round(folder: str, key: str, count: int, number: int, finished: int, scope: str) -> Operation[None]:
+    """Prepare round ``number``, from 1: the first ``count`` sbatch calls of a submission under new job names. ``calls.settle``
+    submits them. When somebody else has prepared it already, theirs stands.
 
-    ``finished`` tokens are noted, so that the next one can tell whether these pilots did anything; ``files`` are sent anew: the
-    credentials, which are gone by then.
+    ``finished`` tokens of ``scope`` are noted, so that the next round can tell whether these pilots did anything.
     """
-    if files:
-        yield from ok(Send(files), "The submission's files could not be sent")
     old, new = f"s/--job-name={quote(key)}\\(-[0-9]*\\)\\{{0,1\\}}\\>/", f"--job-name={quote(key)}-$n/"
+    aside = f".round.{number}.{new_marker()}"
     text = f"""
-cd -- {quote(folder)} || exit 4
-n=0; while [ -e command.$n ]; do n=$((n+1)); done
-i=0
-while [ $i -lt {int(count)} ]; do
-  sed "{old}{new}" command.$i >.command.$n && mv .command.$n command.$n
+umask 077
+cd -- {quote(folder)} && mkdir {aside} || exit 4
+i=0; n={number * count}
+while [ $i -lt {count} ]; do
+  sed "{old}{new}" command.$i >{aside}/command.$n || exit 1
   i=$((i+1)); n=$((n+1))
 done
-echo {int(finished)} >finished"""
+echo {quote(str(finished), ids.digest(scope))} >{aside}/finished || exit 1
+mv -T -- {aside} round.{number} 2>/dev/null || rm -rf -- {aside}
+[ -d round.{number} ] || exit 1
+{_PLACE}"""
     yield from ok(Command(text), "More pilots could not be prepared")
-    return (yield from calls.settle(folder, key))
 
 
 def _find(base_key: str, folder: str | None) -> Operation[_Latest]:
@@ -221,25 +245,32 @@ cd -- {quote(base_key)}."$n" || exit 4
     return _Latest(base, base_key, int(generation), calls.parse_record(lines))
 
 
-def _new(plan: Plan, latest: _Latest) -> Operation[_Latest]:
-    """Make the next submission's folder. When somebody else just did, theirs is taken."""
+def _make(plan: Plan, latest: _Latest) -> Operation[tuple[_Latest, bool]]:
+    """Make the next submission's folder, with all that is in it. Whether it is ours: another worker may have been faster."""
     wanted = _Latest(latest.base, plan.base_key, latest.generation + 1, calls.parse_record(()))
-    # Made aside and moved, so that it never lacks what is in it.
-    aside = f"{wanted.base}/.{wanted.key}"
-    output = yield Command(
-        f"umask 077; mkdir -p -- {quote(f'{aside}/{CREDENTIALS}')} && mv -T -- {quote(aside, wanted.folder)}"
-    )
+    aside = f"{wanted.base}/.{wanted.key}.{new_marker()}"
+    failure: RemoteError | None = None
+    try:
+        yield from _send(plan, wanted, aside)
+        others = f"{quote(wanted.base)}/{quote(f'.{wanted.key}.')}*"
+        yield from ok(
+            Command(f"mv -T -- {quote(aside, wanted.folder)} && rm -rf -- {others}"),
+            f"The submission's folder {wanted.folder} could not be made",
+        )
+    except UnreachableError:
+        raise
+    except RemoteError as error:  # so does a worker that was faster
+        failure = error
+        yield Command(f"rm -rf -- {quote(aside)}")
     found = yield from _find(plan.base_key, plan.folder)
-    if found.generation < wanted.generation:
-        raise RemoteError(f"The submission's folder {wanted.folder} could not be made on the cluster: {output.said}.")
-    return found
+    if failure and found.generation < wanted.generation:
+        raise failure
+    return found, failure is None
 
 
-def _send(plan: Plan, latest: _Latest) -> Operation[None]:
-    folder, key = latest.folder, latest.key
-    if latest.record.calls:
-        # A try that was killed before it started any: this one may make fewer.
-        yield from ok(Command(f"cd -- {quote(folder)} && rm -f -- command.*"), "The submission could not be begun anew")
+def _send(plan: Plan, wanted: _Latest, aside: str) -> Operation[None]:
+    """Send the files of a submission into the folder ``aside``, which is to become the submission's."""
+    folder, key = wanted.folder, wanted.key
     workdir = yield from _workdir(plan, folder)
     python_path = f"{folder}/{CREDENTIALS}" if plan.python_path else None
     script = calls.submit_script(folder, workdir, plan.environment, python_path)
@@ -250,7 +281,10 @@ def _send(plan: Plan, latest: _Latest) -> Operation[None]:
         RemoteFile(f"{folder}/made", b""),
         *(RemoteFile(f"{folder}/command.{number}", command) for number, command in enumerate(commands)),
     ]
-    yield from ok(Send(files), "The submission's files could not be sent")
+    made = Command(f"umask 077; mkdir -p -- {quote(f'{aside}/{CREDENTIALS}')}")
+    yield from ok(made, "The submission's folder could not be made")
+    moved = [replace(file, path=aside + file.path.removeprefix(folder)) for file in files]
+    yield from ok(Send(moved), "The submission's files could not be sent")
 
 
 def _workdir(plan: Plan, folder: str) -> Operation[str]:

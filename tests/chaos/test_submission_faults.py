@@ -187,9 +187,7 @@ def test_a_resubmission_whose_worker_is_killed(run: Run, monkeypatch: pytest.Mon
     run.submit("exit 1", pilot={"lease": LEASE, "stop_exit_codes": [1]})
     folder, key = run.submitted["folder"], run.submitted["submission"]
     run.until(lambda: not run.cluster.run("squeue", "--noheader", f"--name={key}").stdout, "The pilots' end", 60)
-    (job_folder,) = [folder]
-    # All that ``submit_more`` does before it speaks with Slurm.
-    steps = submission.submit_more(job_folder, key, 1, 0)
+    steps = submission.prepare_round(folder, key, 1, 1, 0, run.pushed["batch"])
     run.cluster_command(next(steps).text)  # type: ignore[union-attr]
     run.wait(resubmit=1)
     with pytest.raises(AirflowException):

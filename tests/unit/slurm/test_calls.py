@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from airflow_provider_picas.operation import drive
 from airflow_provider_picas.slurm import calls, submission
 from airflow_provider_picas.slurm.calls import Record
-from airflow_provider_picas.slurm.remote import Command, Output, Pause, RemoteError, Send, Step, quote
+from airflow_provider_picas.slurm.remote import Output, Pause, RemoteError, Send, Step, quote
 
 
 def shell(step: Step) -> Output:
@@ -110,18 +111,64 @@ def test_more_pilots_are_the_same_calls_under_new_names(folder: Path) -> None:
         f"echo --job-name={key} --array=0-1 /x/{key}/pilot.sh 11",
         f"echo --job-name={key}-1 --array=0-1 /x/{key}/pilot-1.sh 12",
     )
-    steps = submission.submit_more(str(folder), key, 2, 5)
-    first = next(steps)
-    assert isinstance(first, Command)
-    assert shell(first).code == 0
+    prepare_round(folder, key, 1, 5)
     assert (folder / "command.2").read_text() == f"echo --job-name={key}-2 --array=0-1 /x/{key}/pilot.sh 11"
     assert (folder / "command.3").read_text() == f"echo --job-name={key}-3 --array=0-1 /x/{key}/pilot-1.sh 12"
-    assert drive(submission.rounds(str(folder), 2), shell) == (1, 5)
-    assert shell(first).code == 0
+    assert rounds(folder) == (1, 5)
+    assert rounds(folder, "another batch") == (1, -1)
+    prepare_round(folder, key, 2, 7)
     assert (folder / "command.5").read_text().startswith(f"echo --job-name={key}-5 ")
-    assert drive(submission.rounds(str(folder), 2), shell) == (2, 5)
+    assert rounds(folder) == (2, 7)
+
+
+def test_a_round_is_prepared_once_and_completed_when_its_worker_was_killed(folder: Path) -> None:
+    key = "picas-x-12ab.1"
+    prepare(folder, *(f"echo --job-name={key} {number}" for number in range(12)))
+    for finished in (5, 6):
+        prepare_round(folder, key, 1, finished, calls=12)
+    assert rounds(folder) == (1, 5)
+    for number in (13, 20):  # the worker was killed while it put them there
+        (folder / f"command.{number}").unlink()
+    assert rounds(folder) == (1, 5)
+    assert (folder / "command.20").read_text() == f"echo --job-name={key}-20 8"
+    assert len(read(folder).calls) == 24
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
 
 
 def test_rounds_before_the_first_one_is_repeated(folder: Path) -> None:
     prepare(folder, "echo 1", "echo 2")
-    assert drive(submission.rounds(str(folder), 2), shell) == (0, -1)
+    assert rounds(folder) == (0, -1)
+
+
+def prepare_round(folder: Path, key: str, number: int, finished: int, calls: int = 2) -> None:
+    drive(submission.prepare_round(str(folder), key, calls, number, finished, "batch"), shell)
+
+
+def rounds(folder: Path, scope: str = "batch") -> tuple[int, int]:
+    return drive(submission.rounds(str(folder), scope), shell)
+
+
+def test_of_two_tries_that_give_a_call_up_one_starts_it_again(folder: Path) -> None:
+    """The slower one saw the call before it was started again."""
+    prepare(folder, "bash -c 'echo x >> ran; echo Socket timed out >&2; exit 1'")
+    run(folder)
+    seen = read(folder)
+    (folder / "command.0").write_text("bash -c 'echo x >> ran; echo 42'")
+    for _ in range(2):
+        drive(calls._start_again(str(folder), seen), shell)
+    assert (folder / "ran").read_text().split() == ["x", "x"]
+    record = read(folder)
+    assert (record.job_ids, record.calls[0].given_up) == (("42",), 1)
+
+
+def test_the_late_answer_of_a_call_that_was_given_up_counts_for_nothing(folder: Path) -> None:
+    prepare(folder, "bash -c 'touch begun; until [ -e go ]; do sleep 0.05; done; echo 41'")
+    late = subprocess.Popen(["bash", f"./{calls.SUBMIT_SCRIPT}"], cwd=folder)
+    while not (folder / "begun").exists():
+        time.sleep(0.02)
+    seen = read(folder)
+    (folder / "command.0").write_text("echo 42")
+    drive(calls._start_again(str(folder), seen), shell)
+    (folder / "go").touch()
+    assert late.wait(20) == 0
+    assert read(folder).job_ids == ("42",)

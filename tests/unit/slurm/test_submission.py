@@ -33,11 +33,11 @@ def text64(text: str) -> str:
     return base64.b64encode(text.encode()).decode()
 
 
-def record(*called: tuple[str, str, str, str], acknowledged: bool = False, age: int = 1) -> str:
+def record(*called: tuple[str, str, str, str], acknowledged: bool = False, age: int = 1, given_up: int = 0) -> str:
     """What READ prints: for each call whether it was started, its code, its output and its errors."""
     lines = ["since 1763820000", *(["acknowledged"] if acknowledged else [])]
     for started, code, out, err in called:
-        lines += [f"call {started} {code} {age}", f"out {text64(out)}", f"err {text64(err)}"]
+        lines += [f"call {started} {code} {age} {given_up}", f"out {text64(out)}", f"err {text64(err)}"]
     return "\n".join(lines) + "\n"
 
 
@@ -58,17 +58,19 @@ class Cluster:
     KINDS = {
         "find": "umask 077\n",
         "make": "umask 077; mkdir",
+        "rename": "mv -T -- /home",
         "start": "setsid -f",
         "acknowledge": "acknowledged",
         "timeout": "scontrol show config",
         "squeue": "squeue --noheader --all --states=all",
         "active": "%F|%T",
         "cancel": "scancel",
-        "unlock": "given-up",
+        "unlock": "/given-up",
         "note": "echo 0 >code",
         "read": "since $(stat",
         "workdir": "pwd -P",
         "credentials": "-mindepth 1 -delete",
+        "remove": "rm -rf --",
     }
 
     def __call__(self, step: Step) -> Output:
@@ -111,7 +113,7 @@ def test_a_first_submission() -> None:
     assert done == submission.Submission(
         "picas-t-0.1", "/home/me/picas-pilots/picas-t-0.1", ("42",), 1763820000, adopted=False
     )
-    assert cluster.asked == ["find", "make", "find", "start", "acknowledge"]
+    assert cluster.asked == ["find", "make", "rename", "find", "start", "acknowledge"]
     files = {file.path.rpartition("/")[2]: file for file in cluster.sent}
     assert list(files) == ["pilot.sh", "submit.sh", "made", "command.0"]
     assert files["command.0"].content == b"sbatch --job-name=picas-t-0.1 /home/me/picas-pilots/picas-t-0.1/pilot.sh"
@@ -185,7 +187,7 @@ def test_nothing_is_submitted_while_jobs_of_a_refused_submission_may_be_left() -
 def test_a_job_of_an_sbatch_that_timed_out_is_found_by_its_name() -> None:
     cluster = Cluster(find=FRESH, start=record(("yes", "1", "", TIMED_OUT)), squeue="77|picas-t-0.1\n", read=DONE)
     assert submit(cluster).job_ids == ("42",)
-    assert cluster.asked[3:] == ["start", "squeue", "note", "read", "acknowledge"]
+    assert cluster.asked[4:] == ["start", "squeue", "note", "read", "acknowledge"]
 
 
 def test_of_two_jobs_with_the_name_the_earlier_one_counts() -> None:
@@ -198,7 +200,8 @@ def test_of_two_jobs_with_the_name_the_earlier_one_counts() -> None:
 
 def test_sbatch_is_called_again_only_after_slurm_has_said_no_for_long_enough() -> None:
     uncertain = record(("yes", "1", "", TIMED_OUT))
-    cluster = Cluster(find=FRESH, start=[uncertain, DONE], read=uncertain, squeue="", timeout="10\n")
+    again = record(("yes", "0", "42\n", ""), given_up=1)
+    cluster = Cluster(find=FRESH, start=[uncertain, again], read=uncertain, squeue="", timeout="10\n")
     assert submit(cluster).job_ids == ("42",)
     assert cluster.asked.count("start") == 2
     assert "unlock" in cluster.asked
@@ -239,7 +242,7 @@ def test_a_controller_that_stays_away_ends_the_try_but_not_the_submission() -> N
         ({"find": Output(3, stderr="cd: runs: No")}, {"folder": "runs"}, "The remote folder 'runs' cannot be entered"),
         ({"find": Output(4, stderr="x")}, {}, "submission's folder cannot be read"),
         ({"find": NOTHING, "make": Output(1, stderr="quota")}, {}, "could not be made on the cluster: quota"),
-        ({"find": FRESH, "workdir": Output(1, stderr="no")}, {"workdir": "w"}, r"The folder 'w' \(workdir\)"),
+        ({"find": NOTHING, "workdir": Output(1, stderr="no")}, {"workdir": "w"}, r"The folder 'w' \(workdir\)"),
         ({"find": FRESH, "start": Output(3, stderr="gone")}, {}, "could not be started on the cluster: gone"),
     ],
 )  # fmt: skip
