@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from airflow_provider_picas.couchdb import errors
-from airflow_provider_picas.couchdb.pool import Document, Next, Pool
+from airflow_provider_picas.couchdb.pool import TOO_LARGE, Document, Next, Pool
 from airflow_provider_picas.couchdb.protocol import Answer, Request, json_body
 from airflow_provider_picas.pilot.picas_pilot import Change, held_by_pilot, lease_id, reap
 from airflow_provider_picas.slurm import jobs as slurm_jobs
@@ -341,7 +341,7 @@ def _send(pool: Pool, change: Change) -> Operation[str]:
             continue
         if rows[0].error is None:
             return "landed"
-        if rows[0].error in ("forbidden", "unauthorized"):
+        if rows[0].error in ("forbidden", "unauthorized") or (rows[0].error == TOO_LARGE and not change.shrink()):
             return "refused"
     raise failure
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 from airflow_provider_picas.couchdb import errors
-from airflow_provider_picas.couchdb.pool import PAGE, Document, Pool, has_path
+from airflow_provider_picas.couchdb.pool import PAGE, TOO_LARGE, Document, Pool, has_path
 from airflow_provider_picas.couchdb.protocol import Operation, Request, json_body, refused
 from airflow_provider_picas.tokens import attachments, documents, views
 from airflow_provider_picas.tokens.counts import Counts, from_rows
@@ -261,6 +261,8 @@ def _write(
                 report.change(row.id)
             elif row.error == "conflict":
                 conflicts.append(row.id)
+            elif row.error == TOO_LARGE:
+                report.leave("is too large to be written again", row.id)
             else:
                 raise refused(pool.settings, row.id, row.error, row.reason)
     return conflicts, unanswered

@@ -29,6 +29,10 @@ class ConflictError(CouchDBError):
     """409: the document changed meanwhile, or exists."""
 
 
+class TooLargeError(CouchDBError):
+    """413: CouchDB, or a proxy before it, takes no request of this size."""
+
+
 class UnavailableError(CouchDBError):
     """No connection, no answer in time, a broken answer, or a status (429, 5xx) that says to come back later."""
 

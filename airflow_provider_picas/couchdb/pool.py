@@ -24,6 +24,9 @@ PAGE_BYTES = 4_000_000
 FIRST_PAGE = 100
 """Documents of the first page of a reading: nothing is known of their size yet."""
 
+TOO_LARGE = "too_large"
+"""The error of a document that CouchDB, or a proxy before it, does not take for its size alone."""
+
 _WHOLE = {"include_docs": True, "buffer_response": True}  # else CouchDB sends a piece for every document or two
 
 _WRITE_TRIES = 10  # a token changed by others at each try; the backoff lies in the request
@@ -140,10 +143,22 @@ class Pool:
         answer = yield Request("POST", self.path("_all_docs"), {"include_docs": "true"}, body)
         return {row["id"]: row["doc"] for row in answer.json()["rows"] if row.get("doc")}
 
-    def write(self, encoded: Iterable[bytes]) -> Operation[list[Row]]:
-        """Write documents, already encoded, in one request. An error does not mean that nothing was written: read again."""
-        body = b'{"docs":[' + b",".join(encoded) + b"]}"
-        answer = yield Request("POST", self.path("_bulk_docs"), body=body, repeatable=False)
+    def write(self, encoded: Iterable[bytes], *, repeatable: bool = False) -> Operation[list[Row]]:
+        """Write documents, already encoded, in one request, or in more where CouchDB or a proxy takes no request of that size.
+
+        ``repeatable``: they carry no revision, so writing them twice writes them once. An error does not mean that nothing was
+        written: read again. A document that is too large by itself has a row with the error ``TOO_LARGE``.
+        """
+        documents = list(encoded)
+        body = b'{"docs":[' + b",".join(documents) + b"]}"
+        try:
+            answer = yield Request("POST", self.path("_bulk_docs"), body=body, repeatable=repeatable)
+        except errors.TooLargeError as error:
+            half = len(documents) // 2
+            if not half:
+                return [Row(json.loads(text)["_id"], None, TOO_LARGE, str(error)) for text in documents]
+            rows = yield from self.write(documents[:half], repeatable=repeatable)
+            return rows + (yield from self.write(documents[half:], repeatable=repeatable))
         return [Row(row["id"], row.get("rev"), row.get("error"), row.get("reason")) for row in answer.json()]
 
     def put(self, document: Mapping[str, Any]) -> Operation[str]:

@@ -112,7 +112,9 @@ def check(settings: Settings, conn_id: str, request: Request, answer: Answer) ->
     except ValueError:
         told = None
     if not isinstance(told, dict) or (request.method != "HEAD" and "error" not in told):
-        if answer.status in RETRY_STATUSES:  # a proxy's own page
+        if answer.status == 413:  # a proxy's own page, as below
+            raise _too_large(settings, request, "")
+        if answer.status in RETRY_STATUSES:
             raise errors.UnavailableError(
                 f"{settings.place} is not available (HTTP {answer.status}). Try again later.", status=answer.status
             )
@@ -149,14 +151,26 @@ def _error(
         return errors.NotFoundError(message, **details)
     if status == 409:
         return errors.ConflictError(f"The document in {settings.place} has changed meanwhile {said}.", **details)
+    if status == 413:
+        return _too_large(settings, request, said, **details)
     if status in RETRY_STATUSES:
         return errors.UnavailableError(f"{settings.place} is not available {said}. Try again later.", **details)
     return errors.CouchDBError(f"CouchDB refused a request to {settings.place} {said}.", **details)
 
 
+def _too_large(settings: Settings, request: Request, said: str, **details: Any) -> errors.TooLargeError:
+    return errors.TooLargeError(
+        f"{settings.place} takes no request of {len(request.body or b''):,} bytes {said or '(HTTP 413)'}. The limit is CouchDB's"
+        " (max_document_size, max_http_request_size), or that of a proxy before it (client_max_body_size in nginx).",
+        **{"status": 413, **details},
+    )
+
+
 def refused(settings: Settings, token_id: str, error: str, reason: str | None) -> errors.CouchDBError:
     """The error for a token that a request of several does not write. ``error`` and ``reason`` are its row's."""
     reason = reason or ""
+    if error == "too_large":
+        return errors.TooLargeError(f"Token {one_line(token_id)!r} is too large. {reason}", status=413, error=error)
     said = f"({one_line(f'{error}: {reason}', 500)})"
     if error in ("forbidden", "unauthorized"):
         return errors.ForbiddenError(

@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from airflow_provider_picas.couchdb import errors
-from airflow_provider_picas.couchdb.pool import Document, Pool
-from airflow_provider_picas.couchdb.protocol import Answer, Operation, Request, refused
+from airflow_provider_picas.couchdb.pool import Document, Pool, Row
+from airflow_provider_picas.couchdb.protocol import Operation, refused
 from airflow_provider_picas.tokens import documents
 from airflow_provider_picas.tokens.documents import BadTokenError
 from airflow_provider_picas.tokens.push import (
@@ -71,8 +71,8 @@ def push(pool: Pool, tokens: Mapping[str, bytes], on_existing: OnExisting) -> Op
     waiting = dict(tokens)
     unanswered: dict[str, Action] = {}
     for _ in range(_TRIES):
-        answer = yield _bulk_write(pool, waiting.values(), repeatable=True)
-        conflicts = _read(pool, answer, waiting, report)
+        rows = yield from pool.write(waiting.values(), repeatable=True)
+        conflicts = _read(pool, rows, waiting, report)
         if conflicts:
             yield from _settle(pool, conflicts, waiting, on_existing, report, unanswered)
         if not waiting:
@@ -82,22 +82,16 @@ def push(pool: Pool, tokens: Mapping[str, bytes], on_existing: OnExisting) -> Op
     )
 
 
-def _bulk_write(pool: Pool, encoded: Iterable[bytes], *, repeatable: bool) -> Request:
-    """Documents without a revision may be sent again: that writes them once."""
-    body = b'{"docs":[' + b",".join(encoded) + b"]}"
-    return Request("POST", pool.path("_bulk_docs"), body=body, repeatable=repeatable)
-
-
-def _read(pool: Pool, answer: Answer, waiting: dict[str, bytes], report: PushReport) -> list[str]:
+def _read(pool: Pool, rows: Sequence[Row], waiting: dict[str, bytes], report: PushReport) -> list[str]:
     """Read every row: what was written waits no longer. The ids that conflict are returned; any other error is raised."""
     before, conflicts = len(waiting), []
-    for row in answer.json():
-        if "error" not in row:
-            del waiting[row["id"]]
-        elif row["error"] == "conflict":
-            conflicts.append(row["id"])
+    for row in rows:
+        if row.error is None:
+            del waiting[row.id]
+        elif row.error == "conflict":
+            conflicts.append(row.id)
         else:
-            raise refused(pool.settings, row["id"], row["error"], row.get("reason"))
+            raise refused(pool.settings, row.id, row.error, row.reason)
     report.written += before - len(waiting)
     return conflicts
 
@@ -147,15 +141,14 @@ def _write_changes(
 ) -> Operation[None]:
     """Write tokens that were there already, each if it is as it was seen. What is written waits no longer."""
     try:
-        answer = yield _bulk_write(pool, [documents.encode(token) for _, token in changes], repeatable=False)
-        rows = answer.json()
+        rows = yield from pool.write([documents.encode(token) for _, token in changes])
     except errors.UnavailableError:
         unanswered.update((token["_id"], action) for action, token in changes)
         return  # written or not: the next look tells
     for (action, token), row in zip(changes, rows, strict=True):
         # A row that conflicts is a token that moved on meanwhile: it is looked at again.
-        if "error" not in row:
+        if row.error is None:
             del waiting[token["_id"]]
             report.write(action)
-        elif row["error"] != "conflict":
-            raise refused(pool.settings, row["id"], row["error"], row.get("reason"))
+        elif row.error != "conflict":
+            raise refused(pool.settings, row.id, row.error, row.reason)

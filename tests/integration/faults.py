@@ -32,7 +32,8 @@ class Proxy:
 
     ``requests`` are those that came, as ``"<method> <path and query>"``; ``headers`` theirs, with names in small letters;
     ``connections`` is the number of those that clients made. ``meanwhile`` is called when an answer was lost, before anybody
-    knows of it.
+    knows of it. Of a request with a body of more than ``largest`` bytes the server never hears, as with nginx's
+    ``client_max_body_size``.
     """
 
     def __init__(self, url: str, tls: ssl.SSLContext | None = None) -> None:
@@ -40,6 +41,7 @@ class Proxy:
         self.headers: list[dict[str, str]] = []
         self.connections = 0
         self.meanwhile: Callable[[], object] = lambda: None
+        self.largest: int | None = None
         self._faults: list[tuple[Fault | int, Callable[[str], bool]]] = []
         self._lock = threading.Lock()
         self._broken_after: int | None = None
@@ -105,6 +107,9 @@ class _Handler(BaseHTTPRequestHandler):
         proxy, upstream = self.server.proxy, self.server.upstream
         proxy.headers.append({name.lower(): value for name, value in self.headers.items()})
         fault = proxy.fault_of(f"{self.command} {self.path}")
+        if proxy.largest is not None and len(body) > proxy.largest:
+            page = b"<html><head><title>413 Request Entity Too Large</title></head></html>"
+            return self.answer(413, [("Content-Type", "text/html")], page)
         if fault is Fault.DROP:
             return self.break_off()
         if isinstance(fault, int):

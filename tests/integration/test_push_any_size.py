@@ -424,7 +424,9 @@ class TestShapes:
         assert couchdb.request("PUT", f"/{pool.database}/_security", security)[0] == 200
         hook = PicasHook()
         assert (hook.count("b"), hook.count()) == (Counts(todo=3), Counts(todo=3))
-        with pytest.raises(errors.ForbiddenError, match=rf"{pool.user} may not write token .*read only.*Ask who keeps"):
+        with pytest.raises(
+            errors.ForbiddenError, match=rf"Login '{pool.user}' may not write token .*read only.*Ask the"
+        ):
             run("push2", inputs=range(5))
 
 

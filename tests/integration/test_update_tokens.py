@@ -148,7 +148,7 @@ def test_a_login_that_may_only_read(
     forbid = "function (doc, old, user) { if (user.roles.indexOf('_admin') < 0) throw({forbidden: 'read only'}); }"
     design = {"_id": "_design/readonly", "validate_doc_update": forbid}
     assert couchdb.request("PUT", f"/{pool.database}/_design/readonly", design)[0] == 201
-    with pytest.raises(errors.ForbiddenError, match=rf"{pool.user} may not write token .*read only.*Ask who keeps"):
+    with pytest.raises(errors.ForbiddenError, match=rf"Login '{pool.user}' may not write token .*read only.*Ask the"):
         edit().execute(context())
     assert list(hook.batch_documents("b")) == before
 

@@ -36,7 +36,7 @@ def check(told: Answer, request: Request = GET) -> Answer:
         (500, "internal_server_error", "boom", errors.UnavailableError, "Try again later"),
         (503, "service_unavailable", "x", errors.UnavailableError, "Try again later"),
         (400, "bad_request", "invalid UTF-8 JSON", errors.CouchDBError, "refused a request"),
-        (413, "document_too_large", "b:5", errors.CouchDBError, "document_too_large: b:5"),
+        (413, "document_too_large", "b:5", errors.TooLargeError, "document_too_large: b:5"),
     ],
 )  # fmt: skip
 def test_errors_of_couchdb(status: int, error: str, reason: str, kind: type[errors.CouchDBError], words: str) -> None:
