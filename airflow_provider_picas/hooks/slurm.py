@@ -6,7 +6,10 @@ import asyncio
 import logging
 import posixpath
 import random
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -33,6 +36,9 @@ Result = TypeVar("Result")
 
 CONNECT_TIMEOUT = 30.0  # seconds; from a task the connection's extra ``conn_timeout`` may name another
 CONNECT_TRIES = 8  # of a task, for a login node that does not answer: more than a minute
+CLOSE_TIMEOUT = 5.0  # seconds for the end of a connection
+SEND_TIMEOUT = 60.0  # seconds to send files, and one more for each SEND_RATE bytes
+SEND_RATE = 50_000
 _LARGEST_OUTPUT = 16_000_000  # bytes; more is no answer of a Slurm command
 
 
@@ -162,18 +168,15 @@ class SlurmHook(BaseHook):
 
         marker = remote.new_marker()
         self.log.debug("On %s: %s", self.place, command.text)
+        transport = self._transport()
         try:
-            transport = self.get_conn().get_transport()
-            if transport is None:
-                raise UnreachableError(f"The connection to {self.place} broke.")
-            with transport.open_session(timeout=30) as channel:
+            with (
+                self._limited(command.timeout, "A command"),
+                transport.open_session(timeout=command.timeout) as channel,
+            ):
                 channel.exec_command(remote.wrap(command.text, marker))
                 channel.shutdown_write()
-                stdout, stderr = _read(channel, command.timeout)
-        except TimeoutError:
-            raise UnreachableError(
-                f"A command on {self.place} did not end within {command.timeout:g} s. The login node or Slurm hangs; try later."
-            ) from None
+                stdout, stderr = _read(channel)
         except (paramiko.SSHException, OSError, EOFError) as error:
             self.close()
             raise UnreachableError(f"The connection to {self.place} broke: {error or type(error).__name__}.") from None
@@ -186,16 +189,53 @@ class SlurmHook(BaseHook):
         except RemoteError as error:
             raise type(error)(f"{self.place}: {error}") from None
 
+    def _transport(self) -> paramiko.Transport:
+        transport = self.get_conn().get_transport()
+        if transport is None:
+            raise UnreachableError(f"The connection to {self.place} broke.")
+        return transport
+
+    @contextmanager
+    def _limited(self, seconds: float, what: str) -> Iterator[None]:
+        """Close the connection when what is done takes longer: paramiko waits for many answers without a time-out.
+
+        Raises UnreachableError then. The next step opens another connection.
+        """
+        client, expired = self._client, threading.Event()
+
+        def expire() -> None:
+            expired.set()
+            if client is not None:
+                client.close()
+
+        timer = threading.Timer(seconds, expire)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        except Exception:
+            if not expired.is_set():
+                raise
+        finally:
+            timer.cancel()
+        if expired.is_set():
+            self.close()
+            raise UnreachableError(
+                f"{what} on {self.place} did not end within {seconds:g} s. The login node or Slurm hangs; try later."
+            )
+
     def _send(self, step: Send) -> Output:
         import paramiko
 
         connection, path = self.get_conn(), "SFTP"
+        seconds = SEND_TIMEOUT + sum(len(file.content) for file in step.files) // SEND_RATE
         try:
-            if self._sftp is None:
-                self._sftp = connection.open_sftp()
-            for file in step.files:
-                path = file.path
-                _write(self._sftp, file)
+            with self._limited(seconds, "Sending files"):
+                if self._sftp is None:
+                    self._sftp = connection.open_sftp()
+                for file in step.files:
+                    path = file.path
+                    _write(self._sftp, file)
         except (paramiko.SSHException, EOFError, OSError) as error:
             transport = connection.get_transport()
             # An OSError is what the server says of a file, but for those of a connection that is gone.
@@ -218,6 +258,7 @@ class SlurmAsyncHook:
         self.ssh_conn_id = ssh_conn_id
         self._connection: Any = None
         self._lock = asyncio.Lock()
+        self._failed: RemoteError | None = None  #: why the last try to connect failed
 
     async def __aenter__(self) -> SlurmAsyncHook:
         return self
@@ -227,10 +268,17 @@ class SlurmAsyncHook:
 
     async def close(self) -> None:
         """Close the connection; the next step opens another."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
-            await connection.wait_closed()
+        if self._connection is not None:
+            await self._close(self._connection)
+
+    async def _close(self, connection: Any) -> None:
+        """Close a connection, without waiting long for the other side. If another one was opened meanwhile, it stays."""
+        if self._connection is connection:
+            self._connection = None
+        connection.close()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(connection.wait_closed(), CLOSE_TIMEOUT)
+        connection.abort()
 
     @property
     def connected(self) -> bool:
@@ -258,18 +306,23 @@ class SlurmAsyncHook:
     async def _connect(self) -> Any:
         import asyncssh
 
+        failed_before = self._failed
         async with self._lock:
             if self._connection is None:
+                if self._failed is not None and self._failed is not failed_before:
+                    raise self._failed  # of the try that this one waited for
                 try:
                     self._connection = await asyncio.wait_for(_ssh_connection(self.ssh_conn_id), CONNECT_TIMEOUT)
                 except asyncssh.HostKeyNotVerifiable as error:
-                    raise RemoteError(f"The SSH host key of {self.place} is not the expected one ({error}).") from None
+                    self._failed = RemoteError(f"The SSH host key of {self.place} is not the expected one ({error}).")
+                    raise self._failed from None
                 except asyncssh.PermissionDenied as error:
-                    raise RemoteError(f"{self.place} refuses the login ({error}).") from None
+                    self._failed = RemoteError(f"{self.place} refuses the login ({error}).")
+                    raise self._failed from None
                 except (OSError, asyncssh.Error, TimeoutError) as error:
-                    raise UnreachableError(
-                        f"{self.place} cannot be reached: {error or type(error).__name__}."
-                    ) from None
+                    reason = str(error) or type(error).__name__
+                    self._failed = UnreachableError(f"{self.place} cannot be reached: {reason}.")
+                    raise self._failed from None
             return self._connection
 
     async def _run(self, command: Command) -> Output:
@@ -278,23 +331,21 @@ class SlurmAsyncHook:
         marker = remote.new_marker()
         connection = await self._connect()
         try:
-            result = await connection.run(
-                remote.wrap(command.text, marker),
-                timeout=command.timeout,
-                check=False,
-                stdin=asyncssh.DEVNULL,
-                encoding=None,
-            )
+            async with asyncio.timeout(command.timeout):  # also for opening the session, which asyncssh does not limit
+                result = await connection.run(
+                    remote.wrap(command.text, marker), check=False, stdin=asyncssh.DEVNULL, encoding=None
+                )
         except TimeoutError:
+            await self._close(connection)
             raise UnreachableError(f"A command on {self.place} did not end within {command.timeout:g} s.") from None
         except (OSError, asyncssh.Error) as error:
-            await self.close()
+            await self._close(connection)
             raise UnreachableError(f"The connection to {self.place} broke: {error or type(error).__name__}.") from None
         stdout, stderr = (bytes(text or b"").decode("utf-8", "replace") for text in (result.stdout, result.stderr))
         try:
             return remote.unwrap(stdout, stderr, marker)
         except RemoteError as error:
-            await self.close()
+            await self._close(connection)
             raise type(error)(f"{self.place}: {error}") from None
 
 
@@ -326,9 +377,8 @@ def _write(sftp: paramiko.SFTPClient, file: remote.RemoteFile) -> None:
     sftp.posix_rename(aside, file.path)
 
 
-def _read(channel: paramiko.Channel, timeout: float) -> tuple[bytes, bytes]:
-    """Read both streams until the channel closes, or one is larger than any is wanted. Raises TimeoutError."""
-    deadline = time.monotonic() + timeout
+def _read(channel: paramiko.Channel) -> tuple[bytes, bytes]:
+    """Read both streams until the channel closes, or one is larger than any is wanted."""
     parts: dict[str, bytearray] = {"out": bytearray(), "err": bytearray()}
     pause = 0.002
     while True:
@@ -342,8 +392,6 @@ def _read(channel: paramiko.Channel, timeout: float) -> tuple[bytes, bytes]:
             got = True
         if (ended and not got) or max(map(len, parts.values())) > _LARGEST_OUTPUT:
             return bytes(parts["out"]), bytes(parts["err"])
-        if time.monotonic() > deadline:
-            raise TimeoutError
         if not got:
             time.sleep(pause)
             pause = min(0.05, pause * 1.5)

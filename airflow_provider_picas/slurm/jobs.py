@@ -14,6 +14,7 @@ _SQUEUE = "%i|%F|%K|%T|%r|%S|%M|%C|%N"
 _SACCT = "JobID,State,ExitCode,Reason,Start,End,ElapsedRaw,AllocCPUS,TotalCPU,NodeList"
 
 
+LOOK_TIMEOUT = 60.0  # seconds that squeue and sacct have, together
 LINGER = 45  # seconds that an ended job's processes may take: Slurm's KillWait is 30
 
 
@@ -93,7 +94,7 @@ def look(key: str, folder: str, since: int) -> Operation[Look]:
 
     ``since``: seconds since 1970, before the first of them. Raises UnreachableError when squeue does not answer.
     """
-    step = LookAt(_text([(key, folder)], since), key=key, folder=folder, since=since)
+    step = LookAt(_text([(key, folder)], since), LOOK_TIMEOUT, key=key, folder=folder, since=since)
     output = yield step
     if output.code != 0:
         raise UnreachableError(f"squeue does not answer: {output.said}")
@@ -103,7 +104,8 @@ def look(key: str, folder: str, since: int) -> Operation[Look]:
 def together(steps: Sequence[LookAt]) -> Command:
     """One command for several looks; ``apart`` divides its output among them."""
     since = min(step.since for step in steps)
-    return Command(_text([(step.key, step.folder) for step in steps], since, f"{_SQUEUE}|%j", f"{_SACCT},JobName"))
+    text = _text([(step.key, step.folder) for step in steps], since, f"{_SQUEUE}|%j", f"{_SACCT},JobName")
+    return Command(text, LOOK_TIMEOUT)
 
 
 def apart(output: Output, steps: Sequence[LookAt]) -> list[Output]:

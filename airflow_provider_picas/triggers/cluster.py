@@ -24,6 +24,7 @@ SESSIONS = 4  # commands at once: sshd's MaxSessions is 10 a connection
 GATHER = 0.2  # seconds until a look begins: others may join it
 SHORTEST_PAUSE = 2.0  # seconds between two looks
 LOAD = 10.0  # a pause is so many times as long as the look before it took
+LONGEST_PAUSE = 60.0  # seconds; a look that took very long says more of its connection than of Slurm
 TOGETHER = 300  # submissions that one command asks about: Linux takes 128 KiB for an argument, enough for some 800
 FIRST_RECONNECT, LONGEST_RECONNECT = 2.0, 120.0  # seconds, with jitter
 
@@ -87,9 +88,9 @@ class Cluster:
 
     async def _carry_out(self, step: Step) -> Output:
         """Over the connection. While the cluster cannot be reached, it is tried now and then only."""
-        if self._failure is not None and time.monotonic() < self._retry_at:
-            raise self._failure
+        self._check_reachable()
         async with self._sessions:
+            self._check_reachable()  # those before it may have found out
             try:
                 output = await self._hook.perform(step)
             except RemoteError as error:
@@ -101,6 +102,10 @@ class Cluster:
         self._failure, self._pause = None, FIRST_RECONNECT
         return output
 
+    def _check_reachable(self) -> None:
+        if self._failure is not None and time.monotonic() < self._retry_at:
+            raise self._failure
+
     async def _keep_looking(self) -> None:
         while True:
             await self._wake.wait()
@@ -110,7 +115,8 @@ class Cluster:
             begin = time.monotonic()
             await self._look(asked)
             took = time.monotonic() - begin
-            await asyncio.sleep(max(SHORTEST_PAUSE, LOAD * took) * random.uniform(0.9, 1.0))
+            pause = min(max(SHORTEST_PAUSE, LOAD * took), LONGEST_PAUSE)
+            await asyncio.sleep(pause * random.uniform(0.9, 1.0))
 
     async def _look(self, asked: dict[LookAt, list[asyncio.Future[Output]]]) -> None:
         for start in range(0, len(asked), TOGETHER):

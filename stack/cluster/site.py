@@ -167,6 +167,13 @@ class Cluster:
         self._start("sshd", "-D", "-e", "-f", str(config), name=f"login{index}", env=sshd.wrapper(site=self._site))
         self._wait(f"login{index}", lambda: processes.answers(host, port))
 
+    def freeze_sessions(self, index: int) -> list[int]:
+        """Let the sshd processes of a login node's open connections hang (SIGSTOP); new ones are served. Their ids."""
+        sessions = self._sshds(f"login{index}.log") - {self._daemons[f"login{index}"].pid}
+        for pid in sessions:
+            os.kill(pid, signal.SIGSTOP)
+        return sorted(sessions)
+
     def stop_accounting(self) -> None:
         """Take slurmdbd away; the controller goes on without."""
         self._kill("slurmdbd")
