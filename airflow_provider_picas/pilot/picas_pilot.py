@@ -64,6 +64,7 @@ NUMBERS = 2**31 - 1  # the tokens of a class and priority are numbered at random
 WORK_A_CLAIM = 2.0  # seconds of work that one claim aims at
 GATHER = 0.5  # seconds for which results of short tokens are gathered into one request, while there are more to come
 SHORT = 0.5  # seconds below which a token is short
+EMPTY_LOOKS, EMPTY_FOR = 5, 15.0  # in a cluster: looks that find nothing, and seconds, until nothing is left
 STALE = 10.0  # seconds after which a claimed token that has not been started is given back
 STOP_WITHIN = 9.0  # seconds from a signal to the end
 TERM_GRACE = 3.0  # seconds of those that commands get between SIGTERM and SIGKILL
@@ -612,6 +613,9 @@ class Database:
         self._clock = clock
         self.quorum = clock.quorum
         self._unreadable: Set[str] = set()  # ids of documents nested too deeply to be read, or to be written again
+        self._left_out: Dict[
+            str, float
+        ] = {}  # ids of documents that are passed over, with the others, until when (monotonic)
         self._connection = http.client.HTTPConnection(parts.hostname, port, timeout=timeout)
         if parts.scheme == "https":
             context = ssl.create_default_context(cafile=os.path.expanduser(config.ca_file) if config.ca_file else None)
@@ -669,6 +673,10 @@ class Database:
         self._clock.hear(*dated)
         return status, data
 
+    def close(self) -> None:
+        """Close the connection. The next request makes a new one, which may lead to another node."""
+        self._connection.close()
+
     def get(self, path: str) -> Optional[Doc]:
         """The document at a quoted path, or None."""
         status, doc = self.request("GET", path)
@@ -686,13 +694,14 @@ class Database:
             raise Unreachable(f"{self.place} answers {status} to {path}", status)
         return list(answer["rows"])
 
-    def read(self, ids: Sequence[str]) -> Dict[str, Optional[Doc]]:
+    def read(self, ids: Sequence[str], **query: Any) -> Dict[str, Optional[Doc]]:
         """Documents by id; None for what is missing, deleted, or nested too deeply."""
         try:
-            docs = {row["key"]: row.get("doc") for row in self._rows_of(ids, include_docs=True)}
+            docs = {row["key"]: row.get("doc") for row in self._rows_of(ids, include_docs=True, **query)}
         except Unreadable:
             if len(ids) > 1:  # by halves, until the one is found that is to blame
-                return dict(self.read(ids[: len(ids) // 2]), **self.read(ids[len(ids) // 2 :]))
+                half = len(ids) // 2
+                return dict(self.read(ids[:half], **query), **self.read(ids[half:], **query))
             self._leave_out(ids[0])
             return {ids[0]: None}
         return {name: doc if doc and self._is_readable(doc) else None for name, doc in docs.items()}
@@ -708,6 +717,40 @@ class Database:
             log(f"{name} is nested more than {MOST_NESTED} deep: it is left alone.")
         self._unreadable.add(name)
 
+    def branches(self, ids: Sequence[str]) -> Dict[str, List[Doc]]:
+        """The revisions of documents that are in conflict, the winner first: mostly one, none for what cannot be read.
+
+        In a cluster these are read from most copies, as documents by id are, and unlike the rows of a view.
+        """
+        docs = self.read(ids, conflicts=True) if ids else {}
+        return {name: self._branches_of(doc) for name, doc in docs.items()}
+
+    def _branches_of(self, doc: Optional[Doc]) -> List[Doc]:
+        if not doc:
+            return []
+        if not doc.pop("_conflicts", None):
+            return [doc]
+        path = quote(doc["_id"], safe="")
+        status, answer = self.request("GET", path + "?open_revs=all")
+        if status != 200:
+            raise Unreachable(f"{self.place} answers {status} to a read of {path}", status)
+        found = [row["ok"] for row in answer if "ok" in row and not row["ok"].get("_deleted")]
+        return sorted(found, key=revision_rank, reverse=True)
+
+    def with_attachments(self, doc: Doc) -> Doc:
+        """A document with the data of its attachments in it. Raises Unreachable."""
+        if not doc.get("_attachments"):
+            return doc
+        path = quote(doc["_id"], safe="")
+        status, answer = self.request("GET", f"{path}?attachments=true&rev={quote(doc['_rev'])}")
+        if status != 200:
+            raise Unreachable(f"{self.place} answers {status} to a read of {path}", status)
+        return dict(answer)
+
+    def delete(self, doc: Doc) -> None:
+        """Delete a revision, which must not be the winner: the document would be gone. Raises Unreachable."""
+        self.request("DELETE", f"{quote(doc['_id'], safe='')}?rev={quote(doc['_rev'])}")
+
     def revisions(self, ids: Sequence[str]) -> Dict[str, Optional[str]]:
         """Current revisions by id."""
         return {row["key"]: (row.get("value") or {}).get("rev") for row in self._rows_of(ids)}
@@ -719,6 +762,8 @@ class Database:
         """
         status, rows = self.request("POST", "_bulk_docs", {"docs": list(docs)})
         found = {row["id"]: row for row in rows if "id" in row} if status in (201, 202) else {}
+        if status == 202 and not any(row.get("accepted") for row in found.values()):
+            found = {name: dict(row, accepted=True) for name, row in found.items()}  # it does not say which
         written = [not row.get("accepted") for row in found.values() if row.get("rev")]
         if written:
             self.quorum.note(any(written))
@@ -739,20 +784,42 @@ class Database:
 
     def rows(self, view: str, limit: int, **query: Any) -> List[Doc]:
         """The first rows of a view, without those of documents that cannot be read. Raises Failed if there is no such view."""
-        query["limit"] = limit + len(self._unreadable)
+        left_out = self._passed_over()
+        query["limit"] = limit + len(left_out)
         status, answer = self.request("GET", view, query=query)
         if status != 200:
             raise Failed(f"{self.place} has no view {view}: deploy the design documents.", EX_CONFIG)
-        return [row for row in answer["rows"] if row["id"] not in self._unreadable][:limit]
+        return [row for row in answer["rows"] if row["id"] not in left_out][:limit]
+
+    def sum(self, view: str, **query: Any) -> int:
+        """What a view reduces to. Raises Failed if there is no such view."""
+        status, answer = self.request("GET", view, query=query)
+        if status != 200:
+            raise Failed(f"{self.place} has no view {view}: deploy the design documents.", EX_CONFIG)
+        return int(sum(row["value"] for row in answer["rows"]))
 
     def documents(self, view: str, limit: int, **query: Any) -> List[Doc]:
         """The documents of the first rows of a view, as they are now, but for those that cannot be read."""
-        if not self._unreadable:
+        if not self._passed_over():
             with suppress(Unreadable):
                 docs = [row["doc"] for row in self.rows(view, limit, include_docs=True, **query) if row.get("doc")]
                 return [doc for doc in docs if self._is_readable(doc)]
         names = [row["id"] for row in self.rows(view, limit, **query)]
         return [doc for doc in self.read(names).values() if doc] if names else []
+
+    def leave_out(self, name: str, seconds: float) -> None:
+        """Pass over a document in the rows of views, for so long."""
+        self._left_out[name] = time.monotonic() + seconds
+
+    def left_out(self) -> bool:
+        """Whether there are documents that are passed over for some time only."""
+        return any(until < float("inf") for until in self._left_out.values())
+
+    def _passed_over(self) -> Set[str]:
+        now = time.monotonic()
+        for name in [name for name, until in self._left_out.items() if until <= now]:
+            del self._left_out[name]
+        return self._unreadable.union(self._left_out)
 
     def unreadable(self) -> int:
         """How many documents were found so far that cannot be read."""
@@ -938,6 +1005,21 @@ class Change:
             return "landed"
         return "apply" if doc.get("lock") == self.lock and _is_zero(doc.get("done")) else "refused"
 
+    def verdict_of(self, branches: Sequence[Doc]) -> str:
+        """The verdict of the revisions of a token in conflict, the winner first. "apply": ``doc`` is the one to write to.
+
+        "lost": the result shows in a revision that lost against one without a result, which has to adopt it.
+        """
+        verdicts = [self.verdict(doc) for doc in branches]
+        if "landed" in verdicts:
+            if verdicts[0] == "landed" or not self.set.get("done"):
+                return "landed"
+            return "refused" if is_finished(branches[0]) else "lost"
+        if "apply" in verdicts:
+            self.doc = branches[verdicts.index("apply")]
+            return "apply"
+        return "refused"
+
     def shrink(self) -> bool:
         """Leave out a part of a change that the database refuses as it is; False if there is nothing to leave out."""
         if self.attachments:
@@ -961,6 +1043,69 @@ class Change:
         if not isinstance(values, dict) or any(not isinstance(values.get(name), of) for name, of in _CHANGE.items()):
             raise ValueError("no change of a token")
         return cls(**values)
+
+
+# --- revisions in conflict: pure functions ---------------------------------------------------------------------------
+
+
+def revision_rank(doc: Doc) -> Tuple[int, str]:
+    """How CouchDB ranks revisions that are in conflict. The highest wins, on all nodes the same."""
+    generation, _, digest = doc["_rev"].partition("-")
+    return int(generation), digest
+
+
+def is_finished(doc: Doc) -> bool:
+    """Whether a token is done or in error."""
+    return not _is_zero(doc.get("lock", 0)) and not _is_zero(doc.get("done", 0))
+
+
+class Merger(NamedTuple):
+    """How a token with revisions in conflict becomes one again.
+
+    Only the winner is written to, and only others are deleted: whoever else does the same meanwhile, the token stays.
+    """
+
+    new: Optional[Doc]  # to be written on top of the winner before anything is deleted; None: the winner stays as it is
+    source: Optional[Doc]  # the revision whose attachments ``new`` has
+    losers: List[Doc]  # to be deleted
+
+
+def merge(branches: Sequence[Doc], may_run: Callable[[Doc], bool]) -> Optional[Merger]:
+    """What to do with revisions in conflict, the winner first; None: wait, since a pilot may run the token under one that lost.
+
+    A result that lost is adopted, the first one if there are several. If the winner has a result, too, that one stays, which
+    everybody has seen, and the other is kept as an attempt.
+    """
+    winner, losers = branches[0], list(branches[1:])
+    results = sorted((doc for doc in losers if is_finished(doc)), key=lambda doc: number(doc.get("done")))
+    if is_finished(winner):
+        kept = winner
+    elif results:
+        kept = results[0]
+    else:
+        return None if any(may_run(doc) for doc in losers) else Merger(None, None, losers)
+    new = dict(kept)
+    if kept is not winner:
+        for attempt in list_or_empty(winner.get("attempts")):
+            if attempt not in list_or_empty(new.get("attempts")) and not _is_of(attempt, kept):
+                new["attempts"] = add_attempt(new, attempt)
+        new["scrub_count"] = max(int(number(doc.get("scrub_count"))) for doc in (kept, winner))
+    for doc in results:
+        if (doc.get("claim"), doc.get("done")) != (kept.get("claim"), kept.get("done")):
+            new["attempts"] = add_attempt(new, _other_result(doc))
+    if new == winner:
+        return Merger(None, None, losers)
+    return Merger(dict(new, _rev=winner["_rev"]), None if kept is winner else kept, losers)
+
+
+def _is_of(attempt: Any, doc: Doc) -> bool:
+    return isinstance(attempt, dict) and attempt.get("claim") == doc.get("claim")
+
+
+def _other_result(doc: Doc) -> Doc:
+    fields = ("lock", "hostname", "claim", "done", "exit_code", "seconds", *JOB_ID_FIELDS)
+    known = {name: doc[name] for name in fields if name in doc}
+    return dict(known, reason="second result: its revision lost against one with a result")
 
 
 def reason_of_reaping(doc: Doc, claim: str) -> str:
@@ -1518,28 +1663,125 @@ def batch_range(batch: Optional[str]) -> Doc:
     return {} if batch is None else {"startkey": batch + ":", "endkey": batch + ":\ufff0"}
 
 
+class Conflicts:
+    """Merges revisions of tokens that are in conflict, as nodes of a cluster leave them that did not see each other.
+
+    Used by one thread. ``contact``: as for ``Reaper``; ``held``: the claims of this pilot that it has not ended.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        config: Config,
+        me: Identity,
+        clock: Clock,
+        contact: Callable[[], float],
+        held: Callable[[], Set[str]] = set,
+    ) -> None:
+        self._database = database
+        self._config = config
+        self._me = me
+        self._clock = clock
+        self._contact = contact
+        self._held = held
+        self._silence = Silence(config.lease)
+
+    def settle(self, branches: Sequence[Doc]) -> Optional[Doc]:
+        """The token with no revisions in conflict any more. None: later. Raises Unreachable."""
+        if len(branches) == 1:
+            return branches[0]
+        plan = merge(branches, self._may_run)
+        if plan is None:
+            return None
+        winner = branches[0]
+        if plan.new is not None:
+            new = dict(plan.new)
+            if plan.source is not None:
+                found = self._database.with_attachments(plan.source).get("_attachments") or {}
+                parts = ("content_type", "data")
+                new["_attachments"] = {name: {part: file[part] for part in parts} for name, file in found.items()}
+                log(
+                    f"{winner['_id']}: the result of claim {new.get('claim')} lost against another revision; it is adopted."
+                )
+            row = self._database.bulk([new])[1].get(winner["_id"], {})
+            if not row.get("rev") or row.get("accepted"):
+                return None
+            winner = dict(new, _rev=row["rev"])
+        for doc in plan.losers:
+            self._database.delete(doc)
+        return winner
+
+    def without(self, ids: Sequence[str]) -> Set[str]:
+        """Which of these tokens have no revisions in conflict. Those of the others are merged if that can be done."""
+        alone = set()
+        for name, branches in self._database.branches(ids).items():
+            if len(branches) == 1:
+                alone.add(name)
+            elif branches:
+                self.settle(branches)  # who asks sees what has become of it the next time
+        return alone
+
+    def _may_run(self, doc: Doc) -> bool:
+        """Whether a pilot may run the token under this revision."""
+        if not held_by_pilot(doc):
+            return False
+        pilot = doc["pilot"]
+        if pilot == self._me.pilot:
+            return doc["claim"] in self._held()
+        asked = time.monotonic()
+        lease = self._database.leases([pilot]).get(pilot)
+        if lease and lease.get("ended"):
+            return False
+        answered = time.monotonic()
+        self._silence.note(pilot, Shown.of(lease, self._config.lease) if lease else None, answered)
+        now, lock = self._clock.at(asked), number(doc.get("lock"))
+        missing = self._silence.missing(pilot, lock, now, asked, answered - self._contact())
+        return missing is None or missing > 0
+
+
 class Claims:
     """Finds tokens in state todo and claims them. Used by one thread."""
 
     HEADS_LAST = 1.0  # seconds for which the best priorities are taken as known
     MOST_CLASSES = 50
+    MOST_UNSETTLED = 1000
+    LOOKS = 12  # at a claim that is not to be seen, with growing pauses; one look at one that was refused as a conflict
+    MOST_REFUSED = 100  # tokens that the database lets the pilot not claim, before it ever claimed one
+    NO_VIEWS = 60.0  # seconds for which a cluster may miss its views: a node that comes back does
 
-    def __init__(self, database: Database, config: Config, me: Identity, clock: Clock, cluster: bool) -> None:
+    def __init__(
+        self,
+        database: Database,
+        config: Config,
+        me: Identity,
+        clock: Clock,
+        cluster: bool,
+        conflicts: Conflicts,
+    ) -> None:
         self._database = database
         self._config = config
         self._me = me
         self._clock = clock
-        self._cluster = cluster
+        self.cluster = cluster
         self._heads: List[Tuple[float, str]] = []  # priority (negated) and class
         self._heads_until = 0.0
         self._used_up: Set[Tuple[float, str]] = set()  # heads of which nothing is left in this pilot's share
-        self._own_views = True
-        self.in_flight: List[Token] = []  # a claim was sent, and whether it stands is not known
+        self._conflicts = conflicts
+        self._own_views_at = 0.0  # monotonic: when they are asked for again; until then they are missing
+        self._no_views_since: Optional[float] = None
+        self._told: Set[str] = set()
+        self.in_flight: List[Token] = []  # a claim was sent, and whether it was carried out is not known
+        self._unsettled: Dict[
+            str, Unsettled
+        ] = {}  # by token: claims in a cluster of which it is not known whether they stand
         # Of the candidates that the last take found: not claimed because
         self.contested = 0  # others were quicker, or enough were claimed
         self.unfit = 0  # they would not fit into the wall-clock
         self.deferred = 0  # their pilots died, and this one is not alone with them
         self.conflicts = 0  # of all claims: others were quicker
+        self._claimed = False  # a claim was written
+        self._refusals: Dict[str, int] = collections.Counter()  # by token
+        self._refusal = ""  # the last one
         self._most = config.max_claim * config.slots  # tokens that one claim asks for, fewer while pilots collide
 
     def take(self, wanted: int, fits: Callable[[Doc], bool], deaths: int) -> List[Token]:
@@ -1550,13 +1792,13 @@ class Claims:
         have been claimed.
         """
         self.contested = self.unfit = self.deferred = 0
-        wanted = min(wanted, self._most)
+        wanted = min(wanted, self._most) if self._database.quorum.holds() else 1  # which shows whether it does again
         clean: List[Doc] = []
         suspects: List[Doc] = []
         seen: Set[str] = set()
         for docs in self._find(wanted):
             for doc in filter(is_todo, docs):
-                if doc["_id"] in seen:
+                if doc["_id"] in seen or self._is_unsettled(doc["_id"]):
                     continue
                 seen.add(doc["_id"])
                 died = attempts_by_kind(doc)["reaped"]
@@ -1581,14 +1823,28 @@ class Claims:
 
     def _find(self, wanted: int) -> Iterator[List[Doc]]:
         """Candidates, best priority first."""
-        if self._own_views:
+        if time.monotonic() >= self._own_views_at:
             try:
                 yield from self._find_by_priority(wanted)
+                self._no_views_since = None
                 return
             except Failed as error:
-                log(f"{error} Monitor/todo is used instead: priorities count only among the tokens seen.")
-                self._own_views = False
-        yield self._find_in_monitor(wanted)
+                self._tell_once(f"{error} Monitor/todo is used instead: priorities count only among the tokens seen.")
+                self._own_views_at = time.monotonic() + (2.0 if self.cluster else 60.0)
+        try:
+            yield self._find_in_monitor(wanted)
+            self._no_views_since = None
+        except Failed as error:
+            now = time.monotonic()
+            self._no_views_since = self._no_views_since or now
+            if self.cluster and now - self._no_views_since < self.NO_VIEWS:
+                raise Unreachable(str(error), 404) from None
+            raise
+
+    def _tell_once(self, message: str) -> None:
+        if message not in self._told:
+            log(message)
+        self._told.add(message)
 
     def _find_by_priority(self, wanted: int) -> Iterator[List[Doc]]:
         while True:
@@ -1670,16 +1926,22 @@ class Claims:
             status, rows = self._database.bulk([token.doc for token in tokens])
         except Unreachable:
             mine = self._landed(tokens)
-        else:
-            if status != 201:
-                # 202: not written by a quorum, so no claim. 4xx: some may be written. All are given back.
-                raise Unreachable(f"{self._database.place} answers {status} to a claim", status)
-            mine = [token for token in tokens if rows.get(token.id, {}).get("rev")]
-            for token in mine:
-                token.doc["_rev"] = rows[token.id]["rev"]
-            self.conflicts += len(tokens) - len(mine)
-            self.in_flight = []
-        return self._standing(mine) if self._cluster else mine
+            if not self.cluster:
+                return mine
+            self._doubt(mine)  # it may be stored on too few copies
+            return []
+        if not rows:  # refused as a whole, and some may be written all the same: all are given back
+            if len(tokens) == 1:
+                self._refused(tokens[0].id, f"HTTP {status}", final=False)
+            self._most = 1
+            raise Unreachable(f"{self._database.place} answers {status} to a claim", status)
+        self.in_flight = []
+        mine = self._written(tokens, rows)
+        if self.cluster and mine:
+            return self._standing(mine)
+        if status == 202 and not mine:
+            raise Unreachable(f"{self._database.place} answers 202 to a claim: too few of its nodes store it", status)
+        return mine
 
     def _landed(self, tokens: List[Token]) -> List[Token]:
         """The claims that were carried out although the answer was lost. The others stay in flight: they may yet be."""
@@ -1693,36 +1955,154 @@ class Claims:
         self.in_flight = [token for token in tokens if token not in mine]
         return mine
 
+    def _written(self, tokens: List[Token], rows: Dict[str, Doc]) -> List[Token]:
+        """The claims that were written safely, by the rows of the answer."""
+        mine = []
+        for token in tokens:
+            row = rows.get(token.id, {})
+            if row.get("rev"):
+                token.doc["_rev"] = row["rev"]
+                if row.get("accepted"):
+                    self._doubt([token])
+                else:
+                    mine.append(token)
+            elif row.get("error") == "conflict":
+                self.conflicts += 1
+                if self.cluster:  # one node may have stored it, and then it may win
+                    self._doubt([token], beaten=True)
+            else:
+                error = str(row.get("error"))
+                final = error in ("forbidden", "unauthorized")
+                self._refused(token.id, f"{error}: {row.get('reason')}", final)
+        self._claimed = self._claimed or bool(mine)
+        if not self._claimed and len(self._refusals) >= self.MOST_REFUSED:
+            raise Failed(self.refusal(), EX_NOPERM)
+        return mine
+
+    def _refused(self, name: str, why: str, final: bool) -> None:
+        """Leave out a token that the database does not let this pilot claim: for good, or for a while and then try again."""
+        self._refusals[name] += 1
+        self._refusal = why
+        final = final or self._refusals[name] >= 3
+        self._database.leave_out(name, float("inf") if final else 20.0)
+        if len(self._told) < 100 and why not in self._told:
+            self._told.add(why)
+            log(f"The database does not let this pilot claim {name} ({why:.500}). It goes on with others.")
+
+    def refusal(self) -> str:
+        """Why not a single token could be claimed, if so."""
+        if self._claimed or not self._refusals:
+            return ""
+        return (
+            f"{self._database.place} lets this login claim no token ({self._refusal:.500})."
+            " Ask who keeps the database for the right to write"
+        )
+
+    # In a cluster two nodes may both accept a claim. One of the revisions wins, everywhere the same, once the nodes have told
+    # each other. After an answer of 202, a lost one, or a conflict, nothing is written to the token until writes reach most of
+    # its copies again, and it was read from them: a claim that lost is deleted then, and one that won is written once more.
+
+    def _doubt(self, tokens: Sequence[Token], beaten: bool = False) -> None:
+        for token in tokens:
+            if token.id not in self._unsettled or not beaten:
+                self._unsettled[token.id] = Unsettled(token, beaten)
+        for name in list(self._unsettled)[: -self.MOST_UNSETTLED]:
+            del self._unsettled[name]
+
+    def total(self) -> Optional[int]:
+        """How many tokens a copy of the database holds, in whatever state; None if the views do not tell."""
+        try:
+            return self._database.sum(DESIGN + "counts", **self._keys())
+        except Failed:
+            return None
+
+    def _keys(self) -> Doc:
+        batch = self._config.batch
+        return {} if batch is None else {"startkey": [batch], "endkey": [batch, {}]}
+
+    def _is_unsettled(self, name: str) -> bool:
+        return name in self._unsettled and not self._unsettled[name].beaten
+
+    def unsettled(self) -> bool:
+        """Whether there are claims that may yet turn out to stand."""
+        return any(not entry.beaten and entry.seen for entry in self._unsettled.values())
+
+    def settle(self) -> List[Token]:
+        """Look again at claims of which it is not known whether they stand. Those that do. Raises Unreachable."""
+        now = time.monotonic()
+        due = [entry for entry in self._unsettled.values() if now >= entry.next_look][:200]
+        if not due or not self._database.quorum.holds():
+            return []
+        branches = self._database.branches([entry.token.id for entry in due])
+        won = []
+        for entry in due:
+            stands = self._stands(entry.token, branches.get(entry.token.id, []), entry)
+            entry.looked()
+            if stands:
+                won.append(entry.token)
+            elif stands is False or (not entry.seen and entry.looks >= (1 if entry.beaten else self.LOOKS)):
+                self._unsettled.pop(entry.token.id, None)
+        return self._claim_again(won)
+
+    def _claim_again(self, tokens: List[Token]) -> List[Token]:
+        """Write claims again that won. What is read after that has come from the copies that hold them."""
+        if not tokens:
+            return []
+        rows = self._database.bulk([token.doc for token in tokens])[1]
+        safe = []
+        for token in tokens:
+            row = rows.get(token.id, {})
+            if row.get("rev"):
+                token.doc["_rev"] = row["rev"]
+                if not row.get("accepted"):
+                    safe.append(token)
+        return self._standing(safe)
+
     def _standing(self, mine: List[Token]) -> List[Token]:
-        """Those of these claims that stand. What cannot be judged stays in flight. Raises Unreachable if none stands then."""
-        others, standing, unknown = self.in_flight, [], list(mine)
-        self.in_flight = others + mine
-        fault: Optional[Unreachable] = None
+        """Those of these claims, which were written safely, that stand. Raises Unreachable: they are looked at again then."""
+        self._doubt(mine)
+        branches = self._database.branches([token.id for token in mine])
+        standing = []
         for token in mine:
-            try:
-                if self._stands(token):
-                    standing.append(token)
-                unknown.remove(token)
-            except Unreachable as error:
-                fault = error
-                if not error.status:
-                    break  # nobody answers: each of the others would take as long
-        self.in_flight = others + unknown
-        if fault and not standing:
-            raise fault
+            stands = self._stands(token, branches.get(token.id, []), self._unsettled[token.id])
+            if stands is not None:
+                del self._unsettled[token.id]
+            if stands:
+                standing.append(token)
         return standing
 
-    def _stands(self, token: Token) -> bool:
-        """In a cluster two nodes may both accept a claim: one revision wins, everywhere the same; the other is removed."""
-        path = quote(token.id, safe="")
-        status, doc = self._database.request("GET", path, query={"conflicts": True})
-        if status != 200:
-            raise Unreachable(f"{self._database.place} answers {status} to a read of {path}", status)
-        if not token.is_claimed_in(doc):
+    def _stands(self, token: Token, branches: List[Doc], entry: "Unsettled") -> Optional[bool]:
+        """Whether a claim that was not started stands among the revisions of the token; None: not known yet."""
+        place = next((place for place, doc in enumerate(branches) if token.is_claimed_in(doc)), None)
+        entry.seen = place is not None
+        if place is None:
+            return None
+        if place > 0:
+            self._database.delete(branches[place])  # another one won
             return False
-        for revision in doc.get("_conflicts", []):
-            self._database.request("DELETE", f"{path}?rev={quote(revision)}")
-        return True
+        doc = self._conflicts.settle(branches)
+        if doc is None:
+            entry.beaten = False  # whoever runs it under another revision will have ended one day
+            return None
+        token.doc["_rev"] = doc["_rev"]
+        return token.is_claimed_in(doc) and not is_finished(doc)
+
+
+class Unsettled:
+    """A claim of which it is not known whether it stands, and when to look again."""
+
+    def __init__(self, token: Token, beaten: bool) -> None:
+        self.token = token
+        self.beaten = beaten  # it was refused as a conflict
+        self.seen = not beaten  # among the token's revisions, when last looked at
+        self.looks = 0
+        self._pause = Backoff(1.0, 60.0)
+        self.next_look = time.monotonic() + (1.0 if beaten else 0.0)  # the nodes tell each other within moments
+
+    def looked(self) -> None:
+        """It is looked at now."""
+        self.looks += 1
+        self.next_look = time.monotonic() + (self._pause.pause() if not self.seen else 2.0)
 
 
 class Reaper:
@@ -1732,7 +2112,13 @@ class Reaper:
     PAGES = 4  # requests in one round; the next round goes on from there
 
     def __init__(
-        self, database: Database, config: Config, me: Identity, clock: Clock, contact: Callable[[], float]
+        self,
+        database: Database,
+        config: Config,
+        me: Identity,
+        clock: Clock,
+        contact: Callable[[], float],
+        conflicts: Optional[Conflicts] = None,
     ) -> None:
         """``contact``: tells since how many seconds this pilot could do what it expects of others."""
         self._database = database
@@ -1740,6 +2126,7 @@ class Reaper:
         self._me = me
         self._clock = clock
         self._contact = contact
+        self._conflicts = conflicts or Conflicts(database, config, me, clock, contact)
         self._silence = Silence(config.lease)
         self._read_next: Dict[str, float] = {}  # when the lease of a living pilot is to be read again (monotonic)
         self._met: Set[str] = set()  # pilots that held tokens since the first one was looked at
@@ -1777,7 +2164,10 @@ class Reaper:
         causes = {pilot: self._death(pilot, oldest[pilot], leases.get(pilot), asked) for pilot in judged}
         now = int(self._clock.now())
         dead = [(doc, causes.get(doc["pilot"])) for doc in docs]
-        changes = [reap(doc, cause, self._config.max_scrubs, now) for doc, cause in dead if cause]
+        alone = self._conflicts.without([doc["_id"] for doc, cause in dead if cause])
+        changes = [
+            reap(doc, cause, self._config.max_scrubs, now) for doc, cause in dead if cause and doc["_id"] in alone
+        ]
         rows = self._database.bulk([change.apply() for change in changes])[1] if changes else {}
         reaped = [change for change in changes if rows.get(change.token, {}).get("rev")]
         for change in reaped:
@@ -1874,6 +2264,9 @@ class Outbox:
             change = self._read(path)
             if change is None:
                 continue
+            if not database.quorum.holds():  # what is read may be what one node alone knows
+                self.left.append(change.token)
+                continue
             try:
                 verdict = self._send_one(database, change)
             except Unreachable as error:
@@ -1916,12 +2309,17 @@ class Outbox:
     @staticmethod
     def _send_one(database: Database, change: Change) -> str:
         for _ in range(10):
-            change.doc = database.read([change.token])[change.token]
-            verdict = change.verdict(change.doc)
+            branches = database.branches([change.token])[change.token]
+            verdict = change.verdict_of(branches)
+            if verdict == "lost":
+                raise Unreachable("its token has revisions in conflict, of which another one shows", 409)
             if verdict != "apply":
                 return verdict
             _, rows = database.bulk([change.apply()])
-            if rows.get(change.token, {}).get("rev"):
+            row = rows.get(change.token, {})
+            if row.get("accepted"):
+                raise Unreachable(f"{database.place} answers 202: too few of its nodes store it", 202)
+            if row.get("rev"):
                 return "landed"
             if not rows and not change.shrink():
                 break
@@ -1931,14 +2329,20 @@ class Outbox:
 class Reporter(threading.Thread):
     """Writes changes into tokens, several in one request when they come fast. Never drops one."""
 
-    def __init__(self, database: Database, outbox: Outbox, settled: Callable[[Change, str], None]) -> None:
+    def __init__(
+        self, database: Database, outbox: Outbox, settled: Callable[[Change, str], None], conflicts: Conflicts
+    ) -> None:
         super().__init__(name="reporter", daemon=True)
         self._database = database
+        self._conflicts = conflicts
         self._outbox = outbox
         self._settled = settled
         self._changed = threading.Condition()
         self._queue: Deque[Change] = collections.deque()
         self._sending: Dict[str, Change] = {}  # by claim
+        self._unsafe: Dict[
+            str, Change
+        ] = {}  # by claim: stored on too few copies, to be read again when writes are safe
         self._closed = False
         self._more = False
         self.gather = 0.0  # seconds
@@ -1954,21 +2358,29 @@ class Reporter(threading.Thread):
     def pending(self) -> int:
         """Changes that are not known to be written."""
         with self._changed:
-            return len(self._queue) + len(self._sending)
+            return len(self._queue) + len(self._sending) + len(self._unsafe)
+
+    def claims(self) -> Set[str]:
+        """The claims whose changes are not known to be written."""
+        with self._changed:
+            return {change.claim for change in [*self._queue, *self._sending.values(), *self._unsafe.values()]}
 
     def close(self) -> List[Change]:
         """Stop. Returns what is not known to be written."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-            return [*self._sending.values(), *self._queue]
+            return [*self._unsafe.values(), *self._sending.values(), *self._queue]
 
     def run(self) -> None:
         """Write until closed."""
         while not self._closed:
             with self._changed:
-                self._changed.wait_for(lambda: bool(self._queue) or self._closed)
+                self._changed.wait_for(lambda: bool(self._queue) or self._closed, 1.0 if self._unsafe else None)
                 self._changed.wait_for(lambda: not self._more or self._closed, self.gather)
+                if self._unsafe and self._database.quorum.holds():
+                    self._sending.update(self._unsafe)
+                    self._unsafe.clear()
             self._send()
 
     def _fill(self) -> None:
@@ -2016,7 +2428,7 @@ class Reporter(threading.Thread):
         """Try to write these; returns whether to go on one by one."""
         for change, verdict in self._judge_again([change for change in changes if change.doc is None]):
             self._settle(change, verdict)
-            changes.remove(change)
+        changes = [change for change in changes if change.claim in self._sending]
         if not changes:
             return alone
         status, rows = self._database.bulk([change.apply() for change in changes])
@@ -2026,7 +2438,9 @@ class Reporter(threading.Thread):
                 self._settle(changes[0], "refused")
         for change in changes:
             row = rows.get(change.token, {})
-            if row.get("rev"):
+            if row.get("accepted"):
+                self._put_off(change)
+            elif row.get("rev"):
                 self._settle(change, "landed")
             elif row.get("error") == "forbidden":
                 log(f"The database forbids the result of {change.token}: {row.get('reason')}.")
@@ -2037,15 +2451,30 @@ class Reporter(threading.Thread):
 
     def _judge_again(self, changes: List[Change]) -> List[Tuple[Change, str]]:
         """Read tokens again. Those that show the change already, or belong to others now, with the verdict."""
-        docs = self._database.read([change.token for change in changes]) if changes else {}
+        found = self._database.branches([change.token for change in changes])
         settled = []
         for change in changes:
-            verdict = change.verdict(docs.get(change.token))
-            if verdict == "apply":
-                change.doc = docs[change.token]
-            else:
+            branches = found.get(change.token, [])
+            verdict = change.verdict_of(branches)
+            if verdict == "lost" or (verdict == "landed" and len(branches) > 1):
+                doc = self._conflicts.settle(branches) if self._database.quorum.holds() else None
+                verdict = change.verdict_of([doc]) if doc else verdict
+            if verdict == "lost" or (verdict == "landed" and not self._database.quorum.holds()):
+                self._put_off(change)
+            elif verdict != "apply":
                 settled.append((change, verdict))
         return settled
+
+    def _put_off(self, change: Change) -> None:
+        """Look at the token again when writes reach most of its copies. Until then nothing more is written to it."""
+        change.doc = None
+        with self._changed:
+            if self._sending.pop(change.claim, None):
+                self._unsafe[change.claim] = change
+                if len(self._unsafe) == 1:
+                    log(
+                        f"The result of {change.token} is stored on too few of the database's nodes: it is read again later."
+                    )
 
     def _settle(self, change: Change, verdict: str) -> None:
         if verdict == "refused" and change.kind != "released":
@@ -2323,8 +2752,10 @@ class Lease(threading.Thread):
         tokens = {token.id: token for token in self._work.held()}
         revisions = self._database.revisions(list(tokens)) if tokens else {}
         changed = [name for name, revision in revisions.items() if revision != tokens[name].doc["_rev"]]
-        for name, doc in (self._database.read(changed) if changed else {}).items():
+        for name, branches in self._database.branches(changed).items():
             token = tokens[name]
+            # In a cluster another revision may show while this pilot's is there: that one's pilot waits.
+            doc = next(filter(token.is_claimed_in, branches), branches[0] if branches else None)
             if not doc or not token.is_claimed_in(doc):
                 reason = reason_of_reaping(doc or {}, token.claim)
                 given = f"was given back ({reason})" if reason else "was given to another or reset"
@@ -2496,6 +2927,9 @@ class Claimer(threading.Thread):
         self._idle_since: Optional[float] = None  # nor was there anything else to do
         self._next_reap = time.monotonic() + self._reap_every
         self._living = False  # whether living pilots hold tokens
+        self._totals: Deque[Optional[int]] = collections.deque(
+            maxlen=EMPTY_LOOKS
+        )  # in a cluster, while nothing is found
 
     def run(self) -> None:
         """Claim until the pilot is to end."""
@@ -2515,6 +2949,9 @@ class Claimer(threading.Thread):
             except Exception:
                 log("The claimer failed:\n" + traceback.format_exc())
                 work.stop(DRAIN, "there is a fault in the pilot", EX_SOFTWARE)
+        with suppress(Unreachable, Failed):  # others see from the lease that this pilot has ended
+            for token in self._claims.settle():
+                self._pilot.reporter.put(release(token))
 
     @property
     def conflicts(self) -> int:
@@ -2529,24 +2966,55 @@ class Claimer(threading.Thread):
 
     def _step(self) -> None:
         work, claims = self._pilot.work, self._claims
+        outage = max(self._pilot.config.outage, self._pilot.config.lease)
+        lost_for = self._database.quorum.lost_for()
+        if lost_for > outage:
+            work.stop(
+                DRAIN, f"too few of the database's nodes store what is written, for {lost_for:.0f} s", EX_UNAVAILABLE
+            )
+            return
+        if self._pilot.lease.valid() and self._start(claims.settle()):
+            return
         wanted = work.wanted()
         if not wanted or not self._pilot.lease.valid():
             work.wait(0.5)
             return
         tokens = claims.take(wanted, self._pilot.fits, work.deaths_allowed(self._pilot.reporter.pending()))
         self.release_in_flight()
-        if tokens:
-            work.add(tokens)
-            self._nothing_since = self._idle_since = None
-        elif claims.contested:
+        if self._start(tokens):
+            return
+        if claims.contested:
             work.pause(random.uniform(0.01, 0.1))
-        elif claims.deferred:
+        elif claims.deferred or self._database.left_out():
             work.wait(2.0, until=lambda: not self._busy())
         else:
             self._find_nothing(work)
 
+    def _start(self, tokens: List[Token]) -> bool:
+        """Hand tokens to the slots; whether there were any."""
+        if tokens:
+            self._pilot.work.add(tokens)
+            self._nothing_since = self._idle_since = None
+            self._totals.clear()
+        return bool(tokens)
+
+    def _is_sure(self, idle: float) -> bool:
+        """Whether nothing is left. In a cluster a copy of the database that lags may show none of the tokens that wait.
+
+        So that takes several looks, over new connections, at copies that hold the same number of tokens each time.
+        """
+        if not self._claims.cluster:
+            return True
+        self._totals.append(self._claims.total())
+        self._database.close()
+        return idle >= EMPTY_FOR and len(self._totals) == EMPTY_LOOKS and len(set(self._totals)) == 1
+
     def _find_nothing(self, work: Work) -> None:
         busy = self._busy()
+        refusal = self._claims.refusal()
+        if refusal and not busy:
+            work.stop(DRAIN, refusal, EX_NOPERM)
+            return
         if self._claims.unfit and not busy:
             work.stop(DRAIN, "no token fits into the rest of its wall-clock")
             return
@@ -2565,7 +3033,7 @@ class Claimer(threading.Thread):
                 return
             self._next_reap = now + (self._reap_every if busy else min(self._reap_every, 0.3 + idle))
         lingers = self._living and min(idle, self._pilot.clock.contact()) <= lease + 3
-        if not busy and idle >= self._pilot.config.wait_for_work and not lingers:
+        if not busy and idle >= self._pilot.config.wait_for_work and not lingers and self._is_sure(idle):
             work.stop(DRAIN, "nothing is left to do")
             return
         # Each look is a request: what others of its slots finish meanwhile is no reason for one, unless that was the last.
@@ -2576,7 +3044,7 @@ class Claimer(threading.Thread):
         """Whether this pilot holds tokens, or has results to send."""
         work = self._pilot.work
         with work.changed:
-            return bool(work.runs or work.ready or self._pilot.reporter.pending())
+            return bool(work.runs or work.ready or self._pilot.reporter.pending() or self._claims.unsettled())
 
 
 # --- the pilot ------------------------------------------------------------------------------------------------------
@@ -2597,9 +3065,11 @@ class Pilot:
         self._access = read_access(folder, config)
         self._database = Database(self._access, config, self.clock)  # this thread's, then the claimer's
         self._outbox = Outbox(folder, self._access.database)
-        self.reporter = Reporter(Database(self._access, config, self.clock), self._outbox, self.work.settled)
         quick = Database(self._access, config, self.clock, timeout=max(1.0, min(30.0, config.lease / 4)))
         self.lease = Lease(quick, config, self._me, self.clock, self.work)
+        database = Database(self._access, config, self.clock)
+        conflicts = Conflicts(database, config, self._me, self.clock, self.lease.contact, self.held_claims)
+        self.reporter = Reporter(database, self._outbox, self.work.settled, conflicts)
         self.environment = job_environment(dict(os.environ), self._access.folder)
         self.scratch = self.files = ""
         self._signal: Optional[int] = None
@@ -2622,8 +3092,9 @@ class Pilot:
             log(f"Pilot {self._me.pilot} of submission {self.config.submission} on {self._database.place}, {what}.")
             parts = (self._database, self.config, self._me, self.clock)
             cluster = number((info.get("cluster") or {}).get("n"), 1) > 1
-            reaper = Reaper(*parts, self.lease.contact)
-            claimer = Claimer(self, Claims(*parts, cluster=cluster), reaper, self._outbox, self._database)
+            conflicts = Conflicts(*parts, self.lease.contact, self.held_claims)
+            claims, reaper = Claims(*parts, cluster, conflicts), Reaper(*parts, self.lease.contact, conflicts)
+            claimer = Claimer(self, claims, reaper, self._outbox, self._database)
             slots = [Slot(self, name) for name in range(self.config.slots)]
             for thread in (self.lease, self.reporter, claimer, *slots):
                 thread.start()
@@ -2633,6 +3104,10 @@ class Pilot:
             return self._finish(claimer)
         finally:
             remove_tree(self.scratch)
+
+    def held_claims(self) -> Set[str]:
+        """The claims of tokens that wait or run here, and of those whose results are not known to be written."""
+        return {token.claim for token in self.work.held()} | self.reporter.claims()
 
     def fits(self, doc: Doc) -> bool:
         """Whether a token is expected to end before the job does."""

@@ -964,32 +964,6 @@ def test_a_token_that_a_client_took_while_the_answer_to_a_claim_was_lost_is_the_
     assert (pool.get("b:0000")["hostname"], pool.states()) == ("elsewhere", {State.LOCKED: 1})
 
 
-@pytest.mark.parametrize("broken", [["b%3A0001"], ["b%3A0000", "b%3A0002"], ["b%3A"]])
-@pytest.mark.parametrize("answer", ["kept", "lost"])
-def test_claims_in_a_cluster_that_cannot_be_judged_stay_in_flight(
-    pool: Pool, proxy: Proxy, broken: list[str], answer: str
-) -> None:
-    pool.push([{}] * 3)
-
-    def fault(request: bytes) -> str:
-        line = request.split(b"\r\n", 1)[0].decode()
-        if line.startswith("GET ") and any(name in line for name in broken):
-            return "503"
-        return "drop answer" if "_bulk_docs" in line and answer == "lost" else ""
-
-    proxy.fault = fault
-    tokens = []
-    with parts_of_a_pilot(pool, proxy.url) as parts:
-        claims = picas_pilot.Claims(*parts, cluster=True)
-        with contextlib.suppress(picas_pilot.Unreachable):  # nothing stands
-            tokens = claims.take(3, lambda doc: True, 0)
-    ids = {"b:0000", "b:0001", "b:0002"}
-    hurt = {token for token in ids if any(token.replace(":", "%3A").startswith(name) for name in broken)}
-    assert {doc["_id"] for doc in pool.docs().values() if state_of(doc) is State.LOCKED} == ids
-    assert {token.id for token in claims.in_flight} == hurt
-    assert {token.id for token in tokens} == ids - hurt
-
-
 def test_tls(pool: Pool, submission: Submission, tmp_path: Path) -> None:
     pool.push([{}])
     context, ca_file = faults.self_signed(tmp_path)
@@ -1219,7 +1193,9 @@ def test_a_result_that_cannot_be_kept_loses_no_other(pool: Pool, submission: Sub
     made.work.stop(picas_pilot.DRAIN, "the test ends it")
     made.wall_clock.asked.set()
     with parts_of_a_pilot(pool, pool.server.url) as parts:
-        claims, reaper = picas_pilot.Claims(*parts, cluster=False), picas_pilot.Reaper(*parts, parts[-1].contact)
+        conflicts = picas_pilot.Conflicts(*parts, parts[-1].contact)
+        claims = picas_pilot.Claims(*parts, False, conflicts)
+        reaper = picas_pilot.Reaper(*parts, parts[-1].contact, conflicts)
         claimer = picas_pilot.Claimer(made, claims, reaper, made._outbox, parts[0])
         for thread in (made.lease, claimer):
             thread.start()
