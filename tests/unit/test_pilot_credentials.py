@@ -72,6 +72,7 @@ def test_existing_credentials_may_be_conf_yml_alone(home: Path, capfd: pytest.Ca
     assert access == Access("https://h:1", "d", "u", "hunter2", str(home / ".config" / "picas"))
     (home / ".config" / "picas" / "key.dat").chmod(0o644)
     picas_pilot.read_access("/nowhere", CONFIG._replace(credentials="existing"))
+    picas_pilot._LOG.flush(10)
     said = capfd.readouterr()
     assert "key.dat" in said.out + said.err
     (home / ".config" / "picas" / "conf.yml").unlink()
