@@ -18,6 +18,20 @@ for name in ("asyncssh", "paramiko"):
     logging.getLogger(name).setLevel(logging.WARNING)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--rounds=N``: run N random rounds and nothing else; ``--seed=S``: the seed of the first one."""
+    parser.addoption("--rounds", type=int, default=0, help="random rounds to run, and nothing else")
+    parser.addoption("--seed", type=int, default=None, help="seed of the first random round")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With ``--rounds`` only the rounds."""
+    if config.getoption("--rounds"):
+        others = [item for item in items if not item.name.startswith("test_round[")]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if item not in others]
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """The figures."""
     if figures:

@@ -213,18 +213,23 @@ def results_kept(history: History) -> Iterator[str]:
         attempts = {attempt.get("claim"): attempt for attempt in document.get("attempts") or []}
         attempt = attempts.get(run.claim)
         shown = document.get("claim") == run.claim and state(document) in FINISHED
-        retried = attempt is not None and run.code and attempt.get("exit_code") == run.code
+        # A failure that is tried again is not sent to a token that was given back meanwhile: that is what it asks for.
+        retried = attempt is not None and run.code and _gives_back(attempt, run)
         forgotten = attempt is None and len(attempts) >= MOST_ATTEMPTS
         if not (shown or retried or forgotten or _lost_with_its_pilot(history, run)):
             how = f"its attempt says: {attempt.get('reason')}" if attempt else "it has no attempt"
             yield f"{run.token}: {run.claim} of pilot {run.pilot} ended with {run.code}, and the result is nowhere; {how}"
 
 
+def _gives_back(attempt: dict[str, Any], run: Run) -> bool:
+    return attempt.get("exit_code") == run.code or str(attempt.get("reason")).startswith("reaped:")
+
+
 def _lost_with_its_pilot(history: History, run: Run) -> bool:
     """The pilot was killed before it sent the result, or it and its commands were frozen in the moment when the command ended."""
     assert run.ended is not None
     for hurt in history.hurts:
-        if hurt.pilot == run.pilot and hurt.kind == "killed" and hurt.begin >= run.ended - MOMENT:
+        if hurt.pilot == run.pilot and hurt.kind == "killed":
             return True
         if hurt.pilot == run.pilot and hurt.commands and 0 <= hurt.begin - run.ended <= MOMENT:
             return True

@@ -10,6 +10,7 @@ from tests.integration.faults import Fault
 
 STATUSES = (429, 500, 502, 503, 504)
 DURATION = 24.0  # seconds within which faults begin
+SHORT = 8.0  # the same, in a smoke test
 
 
 @dataclass(frozen=True)
@@ -71,11 +72,11 @@ def draw(seed: int, *, nodes: int = 1, short: bool = False) -> Plan:
     """A plan for a database of so many ``nodes`` (0: a server that cannot be hurt). ``short``: for a smoke test."""
     dice = random.Random(seed)
     pilots = 3 if short else dice.randint(2, 5)
-    lease = dice.randint(6, 10)
-    duration = 10.0 if short else DURATION
+    lease = 6 if short else dice.randint(6, 10)
+    duration = SHORT if short else DURATION
     kinds = ["kill", "kill", "freeze", "freeze", "partition"]
     events = [
-        _pilot_event(dice, kind, place, lease, at)
+        _pilot_event(dice, kind, place, lease if not short else 4, at)
         for place in range(pilots)
         for kind, at in zip(dice.sample(kinds, 2), _times(dice, 2, duration), strict=True)
     ]
