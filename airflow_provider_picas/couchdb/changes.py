@@ -69,10 +69,26 @@ def changes(
     return Changes(str(told["last_seq"]), tuple(row["id"] for row in rows), more=len(rows) >= PAGE)
 
 
-def birth(pool: Pool) -> Operation[str]:
-    """When the database was made, as its server tells, in whole seconds: another one of the same name has another."""
+@dataclass(frozen=True)
+class Standing:
+    """Which database answers, and where its feed stands. ``birth``: when it was made, in whole seconds: another of the same name
+    has another."""
+
+    birth: str
+    sequence: str
+
+
+def standing(pool: Pool) -> Operation[Standing]:
+    """Ask the database for its own figures."""
     info: Mapping[str, Any] = yield from pool.info()
-    return str(info.get("instance_start_time", ""))
+    return Standing(str(info.get("instance_start_time", "")), str(info.get("update_seq", "")))
+
+
+def is_older(sequence: str, than: str) -> bool:
+    """Whether a database at this sequence is at an earlier state, as after a backup was restored: its feed is silent until it has
+    passed ``than``. Sequences begin with the number of changes."""
+    now, before = sequence.partition("-")[0], than.partition("-")[0]
+    return now.isdigit() and before.isdigit() and int(now) < int(before)
 
 
 def counts_of(pool: Pool, batches: Collection[str]) -> Operation[dict[str, Counts]]:

@@ -43,3 +43,8 @@ class NotCouchDBError(CouchDBError):
 
 class SettingsError(CouchDBError, ValueError):
     """The connection's fields make no sense; the message names the field."""
+
+
+def is_refusal(error: CouchDBError) -> bool:
+    """Whether waiting alone does not help: the database is gone or closed to us, or something else answers."""
+    return not isinstance(error, UnavailableError)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ from airflow.providers.common.compat.sdk import (
 
 from airflow_provider_picas import assets
 from airflow_provider_picas.couchdb import changes
-from airflow_provider_picas.couchdb.errors import CouchDBError, ForbiddenError, UnavailableError
+from airflow_provider_picas.couchdb.errors import CouchDBError, ForbiddenError, UnavailableError, is_refusal
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.submission import WatchedSubmission
 from airflow_provider_picas.links import PicasMonitoringLink, PicasPoolLink, push_links
@@ -36,7 +37,7 @@ from airflow_provider_picas.tokens.batch import Batch
 from airflow_provider_picas.tokens.counts import Completeness, Counts, ErrorBudget
 from airflow_provider_picas.tokens.states import State
 from airflow_provider_picas.tokens.text import sample
-from airflow_provider_picas.tokens.waiting import Outcome, Progress, Threshold, Verdict
+from airflow_provider_picas.tokens.waiting import Endurance, Outcome, Progress, Threshold, Verdict
 from airflow_provider_picas.triggers.tokens import GONE_AFTER, PicasTokenStateTrigger
 
 _SAMPLE = 5  # ids that a message names
@@ -68,6 +69,10 @@ class PicasTokenStateSensor(BaseSensorOperator):
     :param on_kill: what happens to the pilots when a person marks the waiting task failed: ``cancel`` (the default), ``drain`` or
         ``leave``. When it is cleared or marked a success they are left alone. Airflow gives the process of a wait that is not
         ``deferrable`` 5 s for it, and tells a wait of mode ``reschedule`` nothing between two looks.
+    :param outage: seconds, or a timedelta, that the database may be away until the task fails. Default: while it does not
+        answer, until ``timeout``; while it refuses (it was deleted, the password changed), 15 minutes, as long as pilots go on.
+        A wait of mode ``reschedule`` remembers nothing between two looks, so it goes on until ``timeout`` in either case.
+        A database that refuses the first look of all fails the task at once.
     :param picas_conn_id: a connection of type ``picas``.
     :param database: another database than the batch's or the connection's.
     :param deferrable: wait in the triggerer. Default: ``[operators] default_deferrable``.
@@ -80,8 +85,8 @@ class PicasTokenStateSensor(BaseSensorOperator):
     """
 
     template_fields: Sequence[str] = (
-        "batch", "max_errors", "success_threshold", "pilots", "resubmit", "max_scrubs", "max_lock_age", "picas_conn_id",
-        "database",
+        "batch", "max_errors", "success_threshold", "pilots", "resubmit", "max_scrubs", "max_lock_age", "outage",
+        "picas_conn_id", "database",
     )  # fmt: skip
     operator_extra_links = (PicasPoolLink(), PicasMonitoringLink())
     ui_color = "#d7ecf5"
@@ -100,6 +105,7 @@ class PicasTokenStateSensor(BaseSensorOperator):
         max_lock_age: float | str | None = None,
         pilots_interval: float | None = None,
         on_kill: str = How.CANCEL,
+        outage: float | timedelta | str | None = None,
         picas_conn_id: str = PicasHook.default_conn_name,
         database: str | None = None,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
@@ -117,12 +123,15 @@ class PicasTokenStateSensor(BaseSensorOperator):
         self.max_lock_age = max_lock_age
         self.pilots_interval = pilots_interval
         self.on_kill_how = How(on_kill)
+        self.outage = outage.total_seconds() if isinstance(outage, timedelta) else outage
         self.picas_conn_id = picas_conn_id
         self.database = database
         self.deferrable = deferrable
         self._last_counts: Counts | None = None
         self._concluded = False
         self._progress = Progress(self.no_progress)
+        self._endurance: Endurance | None = None  #: of a wait that pokes
+        self._refused: bool | None = None  #: what was said of an outage; None: there is none
         self._gone_since: float | None = None  #: Slurm knows of no job of the submission
         self._told: PilotsLog | None = None
         self._instance: Any = None  #: the task instance that runs
@@ -131,8 +140,9 @@ class PicasTokenStateSensor(BaseSensorOperator):
         self._instance = context["ti"]
         if not self.deferrable:
             return self._poke_on(context)
+        self._outage()  # a wrong value is found before the wait
         try:
-            result = self.poke(context)
+            result = self._poke(context)
         except UnavailableError as error:
             self.log.warning("%s The wait goes on.", error)  # the trigger gives it time
         else:
@@ -169,6 +179,7 @@ class PicasTokenStateSensor(BaseSensorOperator):
             fail_fast=self.fail_fast,
             success_threshold=None if (threshold := self._threshold()) is None else threshold.limit,
             no_progress=self.no_progress,
+            outage=self._outage(),
         )
         left = timedelta(seconds=max(1, deadline - time.time()))
         self.defer(
@@ -186,11 +197,13 @@ class PicasTokenStateSensor(BaseSensorOperator):
             if self.soft_fail:
                 raise AirflowSkipException(event["reason"])
             raise CouchDBError(event["reason"])
+        if event.get("reason"):
+            self.log.warning("The counts are from before an outage. %s", event["reason"])
         completeness = Completeness(Counts(**event["counts"]), event["expected"])
         if outcome is Outcome.NO_PILOTS:
             try:  # the trigger's counts may be older than its look at the pilots
                 completeness = self._look(self._hook(batch), batch)
-            except UnavailableError as error:
+            except CouchDBError as error:
                 self.log.warning("%s The wait goes on.", error)
                 self._defer(deadline)
             over = self._judge(completeness, batch).over
@@ -224,6 +237,35 @@ class PicasTokenStateSensor(BaseSensorOperator):
             self.log.warning("The pilots could not be stopped: %s", error)
 
     def poke(self, context: Context) -> PokeReturnValue:
+        try:
+            result = self._poke(context)
+        except CouchDBError as error:
+            if self._fails_by(error, context):
+                raise
+            return PokeReturnValue(False)
+        if self._endurance is not None and self._refused is not None:
+            self.log.info("The database answers again.")
+            self._endurance.answered()
+            self._refused = None
+        return result
+
+    def _fails_by(self, error: CouchDBError, context: Context) -> bool:
+        """Whether an outage fails the task. It is said once, and again when no answer becomes a refusal."""
+        refused = is_refusal(error)
+        if self.reschedule:  # it does not know since when
+            first = context["ti"].get_first_reschedule_date(context) is None
+            endurance = Endurance(math.inf)
+        else:
+            first = self._last_counts is None
+            endurance = self._endurance = self._endurance or Endurance(self._outage())
+        if (refused and first) or endurance.over(refused, time.monotonic()):
+            return True
+        if refused != self._refused:
+            self.log.warning("%s %s", error, endurance.promise(refused))
+            self._refused = refused
+        return False
+
+    def _poke(self, context: Context) -> PokeReturnValue:
         batch = self._batch()
         hook = self._hook(batch)
         if self._last_counts is None:
@@ -436,6 +478,16 @@ class PicasTokenStateSensor(BaseSensorOperator):
             return float(self.max_lock_age)
         except (TypeError, ValueError):
             raise AirflowFailException(f"max_lock_age is a number of seconds, not {self.max_lock_age!r:.80}.") from None
+
+    def _outage(self) -> float | None:
+        if self.outage in (None, "", "None"):
+            return None
+        try:
+            if (seconds := float(self.outage)) >= 0:
+                return seconds
+        except (TypeError, ValueError):
+            pass
+        raise AirflowFailException(f"outage is a number of seconds, not {self.outage!r:.80}.")
 
     def _max_scrubs(self) -> int:
         number = self._whole("max_scrubs")

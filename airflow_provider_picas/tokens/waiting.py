@@ -14,6 +14,10 @@ SETTLE_SECONDS = 10.0
 """An error counts once it has stood for so long: the PiCaS client's pilots save a failed token and scrub it a moment later."""
 
 
+REFUSED_SECONDS = 900.0
+"""A wait fails when the database has refused it for so long: deleted, or closed to its login. Pilots go on for as long."""
+
+
 class Outcome(StrEnum):
     """How a wait stands."""
 
@@ -80,6 +84,44 @@ class Progress:
     def left(self, now: float) -> float:
         """Seconds until it has been too long; infinity before anything was noted."""
         return math.inf if self.limit is None else self._since + self.limit - now
+
+
+class Endurance:
+    """How long a wait goes on while the database does not serve it.
+
+    ``limit``: seconds. None: while the database does not answer, until the wait's deadline, since nothing is lost by waiting and
+    pilots go on, too; while it refuses, ``REFUSED_SECONDS``, since that is for a person to mend.
+    """
+
+    def __init__(self, limit: float | None) -> None:
+        self.limit = limit
+        self._since: float | None = None
+        self._refused_since: float | None = None
+
+    def over(self, refused: bool, now: float) -> bool:
+        """Note that a request failed at ``now`` (seconds, by any clock); whether that has gone on for too long.
+
+        ``refused``: the database answered that it does not serve us. Otherwise it did not answer, or asked us to come back.
+        """
+        self._since = now if self._since is None else self._since
+        if not refused:
+            self._refused_since = None
+        elif self._refused_since is None:
+            self._refused_since = now
+        if self.limit is not None:
+            return now - self._since > self.limit
+        return self._refused_since is not None and now - self._refused_since > REFUSED_SECONDS
+
+    def answered(self) -> None:
+        """Note that a request succeeded."""
+        self._since = self._refused_since = None
+
+    def promise(self, refused: bool) -> str:
+        """What the log says about how long the wait goes on."""
+        limit = REFUSED_SECONDS if self.limit is None and refused else self.limit
+        if limit is None:
+            return "The wait goes on until its deadline."
+        return "The wait goes on." if math.isinf(limit) else f"The wait goes on, for {limit / 60:g} minutes at most."
 
 
 @dataclass(frozen=True)

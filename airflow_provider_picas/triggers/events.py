@@ -156,19 +156,27 @@ class PicasTokenEventTrigger(BaseEventTrigger):
 
     async def _ask(self, hook: PicasAsyncHook, memory: _Memory) -> tuple[str, Mapping[str, Counts]]:
         """Where the feed stands, and the counts of the batches that were touched since ``memory``, or of all."""
-        birth = await hook.do(changes.birth(hook.pool))
-        if memory.position and memory.birth == birth:
+        standing = await hook.do(changes.standing(hook.pool))
+        same = memory.birth == standing.birth
+        if memory.position and same and not changes.is_older(standing.sequence, memory.position):
             position, batches = await self._touched_since(hook, memory.position)
             return position, await hook.do(changes.counts_of(hook.pool, batches)) if batches else {}
-        memory.birth, memory.levels = birth, {}
         position = await hook.do(hook.pool.sequence())
+        found = await self._count_all(hook)
+        # After a backup was restored, what was told before and still holds is not told again.
+        memory.levels = {batch: level for batch, level in memory.levels.items() if same and batch in found}
+        memory.birth = standing.birth
+        return position, found
+
+    async def _count_all(self, hook: PicasAsyncHook) -> Mapping[str, Counts]:
+        """The counts of all batches that may be watched."""
         if self.batch is not None and "*" not in self.batch:
-            return position, await hook.do(changes.counts_of(hook.pool, [self.batch]))
+            return await hook.do(changes.counts_of(hook.pool, [self.batch]))
         try:
             found = await hook.do(edits.batches(hook.pool))
         except errors.NotFoundError:  # PiCaS's own views only: the pool as a whole
-            return position, {NO_BATCH: await hook.count()}
-        return position, found | await hook.do(changes.counts_of(hook.pool, [NO_BATCH]))
+            return {NO_BATCH: await hook.count()}
+        return found | await hook.do(changes.counts_of(hook.pool, [NO_BATCH]))
 
     async def _touched_since(self, hook: PicasAsyncHook, position: str) -> tuple[str, list[str]]:
         batches: set[str] = set()

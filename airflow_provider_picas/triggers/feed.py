@@ -3,7 +3,8 @@
 The poll tells which batches were touched, and wakes a look at the counts of just those that somebody waits for. A look brings
 the database work, so the next one waits a multiple of the time that it took, and longer while no batch can be complete soon.
 After an outage the feed goes on from where it was, and all counts are read again; so they are now and then, whatever the feed
-said.
+said. A database that is at an earlier state than before, as after a backup was restored, is followed from there. Each wait
+decides how long it endures an outage; the feed tries to connect as long as anybody waits.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import math
 import random
 import time
 from abc import abstractmethod
@@ -27,6 +29,7 @@ from airflow_provider_picas.couchdb.protocol import Operation
 from airflow_provider_picas.hooks.picas import PicasAsyncHook
 from airflow_provider_picas.metrics import PoolGauges
 from airflow_provider_picas.tokens.counts import Counts
+from airflow_provider_picas.tokens.waiting import Endurance
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +38,7 @@ Result = TypeVar("Result")
 
 HEARTBEAT = 20.0  # seconds between the signs of life of a poll that has nothing to tell
 READ_AGAIN = 1_800.0  # seconds after which all counts are read, whatever the feed said
-GRACE = 300.0  # seconds that a pool may be away, deleted or closed to us before its waits fail
+CHECK_AGAIN = 60.0  # seconds of a silent poll after which the database is asked whether it is still the same
 GATHER = 0.05  # seconds after a wake-up: tokens finish in bursts, and one look does for all of them
 SHORTEST_PAUSE = 0.1  # seconds between two looks
 LONGEST_PAUSE = 30.0
@@ -43,7 +46,7 @@ LOAD = 3.0  # a pause is so many times as long as the look before it took
 FEW = 5  # tokens left, below which a batch may be complete at any moment
 WHILE_MANY = 1.0  # seconds between two looks at most because no batch can be complete soon
 PATIENCE = 5.0  # seconds that a look may take until it is asked whether an index is being built
-SAY_AGAIN = 60.0  # seconds between two notices of an index that is being built
+SAY_AGAIN = 60.0  # seconds between two notices of an index that is being built, or of an earlier state
 SHORTEST_POLL = 5.0  # seconds: a poll that lasted longer before it broke was cut by something in between
 BROKEN_POLLS = 3  # in a row that may break sooner, while the server answers otherwise
 FIRST_RECONNECT, LONGEST_RECONNECT = 1.0, 30.0  # seconds, with jitter
@@ -74,9 +77,13 @@ class Touched:
 
 
 class Subscription(Generic[Item]):
-    """News for one wait: an asynchronous iterator, which may be cancelled while it waits and asked again."""
+    """News for one wait: an asynchronous iterator, which may be cancelled while it waits and asked again.
 
-    def __init__(self) -> None:
+    ``outage``: as for ``Endurance``.
+    """
+
+    def __init__(self, outage: float | None) -> None:
+        self.endurance = Endurance(outage)
         self._ready = asyncio.Event()
         self._failure: Exception | None = None
         self._notices: list[str] = []
@@ -101,6 +108,14 @@ class Subscription(Generic[Item]):
         self._notices.append(text)
         self._ready.set()
 
+    def note_outage(self, error: errors.CouchDBError, *, say: bool) -> None:
+        """Fail when it has gone on for too long. ``say``: add a notice."""
+        refused = errors.is_refusal(error)
+        if self.endurance.over(refused, time.monotonic()):
+            self.fail(error)
+        elif say:
+            self.notify(f"{error} {self.endurance.promise(refused)}")
+
     def wake(self) -> None:
         """Let the iterator go on, with no news."""
         self._ready.set()
@@ -114,8 +129,8 @@ class Subscription(Generic[Item]):
 class CountsSubscription(Subscription[News]):
     """The counts of one batch, or of the whole pool: first the present ones, then each time that they differ."""
 
-    def __init__(self, batch: str | None) -> None:
-        super().__init__()
+    def __init__(self, batch: str | None, outage: float | None) -> None:
+        super().__init__(outage)
         self.batch = batch
         self._known: Counts | None = None
         self._new: Counts | None = None
@@ -148,7 +163,7 @@ class TouchedSubscription(Subscription[Touched]):
     """All batches that are touched from now on; first, where the feed begins."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(math.inf)
         self._position = ""
         self._counts: dict[str, Counts] = {}
         self._asked_at: dict[str, float] = {}
@@ -192,18 +207,19 @@ class Feed:
         self._broken_polls = 0  #: in a row
         self._away_since: float | None = None
         self._answers_since = time.monotonic()
-        self._outage: str | None = None  #: what was said of it
-        self._noticed_index = -SAY_AGAIN
+        self._outage: errors.CouchDBError | None = None  #: what was said of it
+        self._noticed_index = self._noticed_older = -SAY_AGAIN
 
     # -- subscribers --------------------------------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def subscribe(self, batch: str | None) -> AsyncIterator[CountsSubscription]:
-        """The counts of a batch, or with None of the whole pool. The iterator raises CouchDBError when the pool stays away."""
-        subscription = CountsSubscription(batch)
+    async def subscribe(self, batch: str | None, *, outage: float | None = None) -> AsyncIterator[CountsSubscription]:
+        """The counts of a batch, or with None of the whole pool. The iterator raises CouchDBError when the pool stays away for
+        longer than ``outage`` allows (as for ``Endurance``)."""
+        subscription = CountsSubscription(batch, outage)
         self._waits.setdefault(batch, set()).add(subscription)
         if self._outage:
-            subscription.notify(self._outage)
+            subscription.note_outage(self._outage, say=True)
         self._touch({batch})
         self._start()
         try:
@@ -217,7 +233,7 @@ class Feed:
 
     @asynccontextmanager
     async def follow(self) -> AsyncIterator[TouchedSubscription]:
-        """All batches that are touched from now on. The iterator raises CouchDBError when the pool stays away."""
+        """All batches that are touched from now on. The iterator goes on through outages, however long."""
         subscription = TouchedSubscription()
         self._followers.add(subscription)
         self._start()
@@ -254,7 +270,7 @@ class Feed:
 
     def _notify(self, text: str) -> None:
         log.info("%s: %s", self, text)
-        for subscription in self._subscriptions():
+        for subscription in list(self._subscriptions()):
             subscription.notify(text)
 
     def __str__(self) -> str:
@@ -284,31 +300,39 @@ class Feed:
                 subscription.fail(error)
 
     def _note_outage(self, error: errors.CouchDBError) -> None:
-        """Say it once, and raise it when the grace time is over."""
-        now = time.monotonic()
+        """Say it once, and again when no answer becomes a refusal or the other way round. Waits that endure no more fail."""
         self._longest_poll, self._broken_polls = None, 0
         if self._away_since is None:
-            self._away_since = now
-            self._outage = f"{error} The wait goes on, for {GRACE / 60:g} minutes at most."
-            self._notify(self._outage)
-        elif now - self._away_since > GRACE:
-            raise error
+            self._away_since = time.monotonic()
+        say = self._outage is None or errors.is_refusal(error) != errors.is_refusal(self._outage)
+        if say:
+            self._outage = error
+            log.info("%s: %s", self, error)
+        for subscription in list(self._subscriptions()):
+            subscription.note_outage(error, say=say)
 
     @property
     def contact(self) -> float:
         """Seconds since which the database has answered without a break, as far as is known."""
         return 0.0 if self._away_since is not None else time.monotonic() - self._answers_since
 
+    @property
+    def trouble(self) -> str | None:
+        """Why the database does not serve us; None while it does."""
+        return None if self._outage is None else str(self._outage)
+
     def _note_answer(self) -> None:
         if self._away_since is not None:
             self._away_since = self._outage = None
             self._answers_since = time.monotonic()
+            for subscription in list(self._subscriptions()):
+                subscription.endurance.answered()
             self._notify("The database answers again.")
 
     async def _follow_pool(self, hook: PicasAsyncHook) -> None:
         """Listen and look until one of them fails."""
         self._gauges.database = hook.settings.database
-        await self._check_birth(hook)
+        await self._check_pool(hook)
         if self._since is None:
             self._since = await hook.do(hook.pool.sequence())
         self._begin()
@@ -323,14 +347,30 @@ class Feed:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _check_birth(self, hook: PicasAsyncHook) -> None:
-        """Begin anew if the pool was deleted and made again: where its feed stood means nothing there."""
-        birth = await hook.do(changes.birth(hook.pool))
-        if self._birth is not None and birth != self._birth:
+    async def _check_pool(self, hook: PicasAsyncHook) -> bool:
+        """Begin anew if the database was deleted and made again, or restored from a backup: where its feed stood means nothing
+        there. Whether that was so."""
+        since = self._since
+        standing = await hook.do(changes.standing(hook.pool))
+        if self._birth is not None and standing.birth != self._birth:
             self._notify("The database was deleted and made anew. Its tokens are counted from the start.")
-            self._since = await hook.do(hook.pool.sequence())
-            self._begin()
-        self._birth = birth
+        elif since is not None and changes.is_older(standing.sequence, since):
+            self._notice_older()
+        else:
+            self._birth = standing.birth
+            return False
+        self._birth = standing.birth
+        self._since = await hook.do(hook.pool.sequence())
+        self._begin()
+        return True
+
+    def _notice_older(self) -> None:
+        """Not each time: in a cluster, nodes that lag behind are at an earlier state, too."""
+        if time.monotonic() - self._noticed_older >= SAY_AGAIN:
+            self._noticed_older = time.monotonic()
+            self._notify(
+                "The database is at an earlier state than before, as after a backup was restored. All tokens are counted again."
+            )
 
     def _begin(self) -> None:
         """Have everything looked at that happened without us."""
@@ -359,14 +399,26 @@ class Feed:
         """The next changes; None if the poll ended without any, as it does when the pool is deleted. Nothing is lost by that."""
         since = self._since or "now"
         begin = time.monotonic()
+        if self._longest_poll is None:
+            operation = changes.changes(hook.pool, since, heartbeat=HEARTBEAT)
+        else:
+            operation = changes.changes(hook.pool, since, timeout=self._longest_poll)
+        poll = asyncio.create_task(hook.do(operation))
         try:
-            if self._longest_poll is None:
-                news = await hook.do(changes.changes(hook.pool, since, heartbeat=HEARTBEAT))
-            else:
-                news = await hook.do(changes.changes(hook.pool, since, timeout=self._longest_poll))
+            while not (await asyncio.wait({poll}, timeout=CHECK_AGAIN))[0]:
+                if await self._check_pool(hook):
+                    return None  # this poll is deaf
+            return await self._read(hook, poll, time.monotonic() - begin)
+        finally:
+            poll.cancel()
+            await asyncio.gather(poll, return_exceptions=True)
+
+    async def _read(self, hook: PicasAsyncHook, poll: asyncio.Task[Changes], lasted: float) -> Changes | None:
+        """What a poll that has ended after so many seconds brought."""
+        try:
+            news = poll.result()
         except errors.UnavailableError:
-            lasted = time.monotonic() - begin
-            await self._check_birth(hook)  # raises when the server or the pool is gone
+            await self._check_pool(hook)  # raises when the server or the pool is gone
             if lasted >= SHORTEST_POLL:
                 # A proxy has had enough, or keeps the signs of life back: ask for answers that come in time.
                 self._longest_poll = max(SHORTEST_POLL, 0.8 * lasted)
@@ -376,7 +428,7 @@ class Feed:
             return None
         self._broken_polls = 0
         if not news.ids:
-            await self._check_birth(hook)
+            await self._check_pool(hook)
             return None
         return news
 
@@ -393,7 +445,6 @@ class Feed:
         again = _next_reading()
         while True:
             if not await self._woken(again):
-                await self._check_birth(hook)
                 self._touch(self._waits)
                 again = _next_reading()
             await asyncio.sleep(GATHER)

@@ -44,7 +44,7 @@ GONE_AFTER = 60.0  # seconds that Slurm must know of no job of a submission unti
 
 _ARGUMENTS = (
     "picas_conn_id", "database", "batch", "expected", "max_errors", "deadline", "pilots", "max_scrubs", "max_lock_age",
-    "pilots_interval", "on_kill_how", "fail_fast", "success_threshold", "no_progress",
+    "pilots_interval", "on_kill_how", "fail_fast", "success_threshold", "no_progress", "outage",
 )  # fmt: skip
 
 
@@ -64,8 +64,10 @@ class PicasTokenStateTrigger(BaseTrigger):
     :param fail_fast: do not wait for the others once too many tokens are in error.
     :param success_threshold: as for ``Threshold``: so many tokens done are enough.
     :param no_progress: seconds without a token that finishes after which the wait is over; they begin anew in another triggerer.
+    :param outage: seconds that the database may be away until the wait is over; None: as for ``Endurance``.
 
-    The event's payload is ``{"outcome", "counts", "expected"}``, and ``"reason"`` if the pool stayed away.
+    The event's payload is ``{"outcome", "counts", "expected"}``, and ``"reason"`` if the pool stayed away, or is away at the
+    deadline.
 
     Tokens that are added to a batch while it is waited for are waited for, too: the wait is over when none waits or runs, and at
     least as many have finished as were pushed. With ``expected`` None, a batch with no tokens is unknown, and a pool with none
@@ -88,6 +90,7 @@ class PicasTokenStateTrigger(BaseTrigger):
         fail_fast: bool = False,
         success_threshold: float | None = None,
         no_progress: float | None = None,
+        outage: float | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.picas_conn_id = picas_conn_id
@@ -104,6 +107,7 @@ class PicasTokenStateTrigger(BaseTrigger):
         self.fail_fast = fail_fast
         self.success_threshold = success_threshold
         self.no_progress = no_progress
+        self.outage = outage
         self._logged_at = -LOG_INTERVAL
         self._nobody_left = False
         self._news: CountsSubscription | None = None
@@ -120,7 +124,7 @@ class PicasTokenStateTrigger(BaseTrigger):
         watched = Watched.parse(self.pilots)
         may_fire_at = time.monotonic() + _lingering()
         self._feed = feed_for(self.picas_conn_id, self.database)
-        async with self._feed.subscribe(self.batch) as news:
+        async with self._feed.subscribe(self.batch, outage=self.outage) as news:
             self._news = news
             looks = asyncio.create_task(self._keep_watching(watched)) if watched else None
             try:
@@ -160,7 +164,8 @@ class PicasTokenStateTrigger(BaseTrigger):
                 if progress.left(now) <= 0:
                     return self._event(Outcome.NO_PROGRESS, completeness)
             if now >= deadline:
-                return self._event(Outcome.TIMED_OUT, completeness or Completeness(Counts(), self.expected))
+                reason = self._feed.trouble if self._feed else None
+                return self._event(Outcome.TIMED_OUT, completeness or Completeness(Counts(), self.expected), reason)
             item = await _next(news, min(deadline - now, progress.left(now), settling.left(now)))
             if item.counts is not None:
                 completeness = Completeness(item.counts, self.expected)

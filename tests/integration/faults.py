@@ -63,6 +63,10 @@ class Proxy:
         with self._lock:
             self._faults += [(fault, lambda request: on in request) for fault in faults]
 
+    def redirect(self, url: str) -> None:
+        """Pass new requests on to another server; those under way stay with the old one."""
+        self._server.upstream = urllib.parse.urlsplit(url)
+
     def break_after(self, requests: int | None) -> None:
         """Drop every connection after so many more requests; None: no longer."""
         with self._lock:

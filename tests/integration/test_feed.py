@@ -17,6 +17,7 @@ from airflow_provider_picas import metrics
 from airflow_provider_picas.couchdb import changes, errors
 from airflow_provider_picas.hooks.picas import PicasAsyncHook, PicasHook
 from airflow_provider_picas.tokens import documents
+from airflow_provider_picas.tokens import waiting as wait_rules
 from airflow_provider_picas.tokens.counts import Counts
 from airflow_provider_picas.triggers import feed
 from airflow_provider_picas.triggers.feed import CountsSubscription, feed_for, open_feeds
@@ -294,7 +295,7 @@ def test_a_pool_that_is_deleted_and_made_anew(hook: PicasHook, pool: Pool, couch
 def test_a_pool_that_stays_away_fails_the_waits_with_the_reason(
     hook: PicasHook, pool: Pool, couchdb: CouchDBAdmin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(feed, "GRACE", 2.0)
+    monkeypatch.setattr(wait_rules, "REFUSED_SECONDS", 2.0)
     push(hook, "a", 1)
 
     async def wait() -> None:
@@ -303,7 +304,7 @@ def test_a_pool_that_stays_away_fails_the_waits_with_the_reason(
             couchdb.delete_database(pool.database)
             with pytest.raises(errors.NotFoundError, match="There is no database"):
                 await news.until(Counts(done=1))
-            assert open_feeds() == 0  # who comes later begins anew
+        assert open_feeds() == 0
 
     try:
         asyncio.run(wait())
@@ -314,7 +315,7 @@ def test_a_pool_that_stays_away_fails_the_waits_with_the_reason(
 def test_credentials_that_stop_working_fail_it_after_a_while(
     hook: PicasHook, pool: Pool, couchdb: CouchDBAdmin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(feed, "GRACE", 2.0)
+    monkeypatch.setattr(wait_rules, "REFUSED_SECONDS", 2.0)
     monkeypatch.setattr(feed, "HEARTBEAT", 1.0)
     push(hook, "a", 1)
 

@@ -193,7 +193,7 @@ def test_a_pool_without_tokens_is_complete(picas_default: str) -> None:
 def test_a_pool_that_goes_away_is_told_as_the_reason(
     hook: PicasHook, pool: Pool, couchdb: CouchDBAdmin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(feed, "GRACE", 1.0)
+    monkeypatch.setattr(waiting, "REFUSED_SECONDS", 1.0)
     try:
         found = event(trigger(), lambda: couchdb.delete_database(pool.database))
     finally:
