@@ -63,7 +63,10 @@ def changes(
     elif timeout is not None:
         params |= {"feed": "longpoll", "timeout": str(max(1, int(timeout * 1000)))}
         read_timeout = timeout + 15
-    answer = yield Request("GET", pool.path("_changes"), params, repeatable=False, read_timeout=read_timeout)
+    endless = heartbeat is not None
+    answer = yield Request(
+        "GET", pool.path("_changes"), params, repeatable=False, read_timeout=read_timeout, endless=endless
+    )
     told = answer.json()
     rows = told["results"]
     return Changes(str(told["last_seq"]), tuple(row["id"] for row in rows), more=len(rows) >= PAGE)

@@ -187,9 +187,11 @@ def _content(pool: Pool, token: Document, name: str) -> Operation[bytes]:
 
 def with_attachments(pool: Pool, token: Document) -> Operation[Document]:
     """The token with the data of its attachments in it, at the revision that it has. Raises NotFoundError if that is gone."""
-    if not attachments.stubs_of(token):
+    stubs = attachments.stubs_of(token)
+    if not stubs:
         return token
-    return (yield from pool.with_attachments(token["_id"], token["_rev"]))
+    size = sum(map(attachments.size, stubs.values()))
+    return (yield from pool.with_attachments(token["_id"], token["_rev"], size))
 
 
 def batches(pool: Pool) -> Operation[dict[str, Counts]]:

@@ -33,6 +33,10 @@ class TooLargeError(CouchDBError):
     """413: CouchDB, or a proxy before it, takes no request of this size."""
 
 
+class LargeAnswerError(CouchDBError):
+    """The answer is larger than any that CouchDB has reason to send; it was not read to its end."""
+
+
 class UnavailableError(CouchDBError):
     """No connection, no answer in time, a broken answer, or a status (429, 5xx) that says to come back later."""
 

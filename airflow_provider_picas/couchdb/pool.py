@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 from urllib.parse import quote
 
 from airflow_provider_picas.couchdb import errors
-from airflow_provider_picas.couchdb.protocol import Answer, Operation, Request, json_body
+from airflow_provider_picas.couchdb.protocol import LARGEST_ANSWER, Answer, Operation, Request, json_body
 from airflow_provider_picas.couchdb.settings import Settings
 from airflow_provider_picas.tokens import counts, ids, views
 from airflow_provider_picas.tokens.states import State
@@ -122,14 +122,19 @@ class Pool:
         document: Document = answer.json()
         return document
 
-    def with_attachments(self, document_id: str, rev: str) -> Operation[Document]:
-        """A revision of a document with the data of its attachments in it. Raises NotFoundError when CouchDB has forgotten it."""
+    def with_attachments(self, document_id: str, rev: str, size: int) -> Operation[Document]:
+        """A revision of a document with the data of its attachments in it, which have ``size`` bytes together.
+
+        Raises NotFoundError when CouchDB has forgotten it.
+        """
+        largest = LARGEST_ANSWER + size * 4 // 3
         if has_path(document_id):
-            answer = yield Request("GET", self.document_path(document_id), {"attachments": "true", "rev": rev})
+            params = {"attachments": "true", "rev": rev}
+            answer = yield Request("GET", self.document_path(document_id), params, largest=largest)
             document: Document = answer.json()
             return document
         body = json_body({"docs": [{"id": document_id, "rev": rev}]})
-        answer = yield Request("POST", self.path("_bulk_get"), {"attachments": "true"}, body)
+        answer = yield Request("POST", self.path("_bulk_get"), {"attachments": "true"}, body, largest=largest)
         for result in answer.json()["results"]:
             for found in result["docs"]:
                 if "ok" in found:
@@ -140,7 +145,14 @@ class Pool:
     def fetch(self, document_ids: Sequence[str]) -> Operation[dict[str, Document]]:
         """Documents by id, at most a page of them; those that do not exist are left out."""
         body = json_body({"keys": list(document_ids)})
-        answer = yield Request("POST", self.path("_all_docs"), {"include_docs": "true"}, body)
+        try:
+            answer = yield Request("POST", self.path("_all_docs"), {"include_docs": "true"}, body)
+        except errors.LargeAnswerError:
+            half = len(document_ids) // 2
+            if not half:
+                raise
+            first = yield from self.fetch(document_ids[:half])
+            return first | (yield from self.fetch(document_ids[half:]))
         return {row["id"]: row["doc"] for row in answer.json()["rows"] if row.get("doc")}
 
     def write(self, encoded: Iterable[bytes], *, repeatable: bool = False) -> Operation[list[Row]]:
@@ -244,15 +256,25 @@ class Pool:
         found = [row for row in rows if row["id"] != last and (batch is None or ids.in_batch(row["id"], batch))]
         return found, Next(rows[-1]["key"], limit) if full else None
 
-    def _document_page(
-        self, answer: Answer, batch: str | None, after: Next | None
-    ) -> tuple[list[Document], Next | None]:
-        """The documents of a page, and where the next one begins."""
-        rows, following = self._page(answer, batch, after, FIRST_PAGE)
-        if following:
-            read = after.limit + 1 if after else FIRST_PAGE
-            following = Next(following.key, min(PAGE, max(1, PAGE_BYTES * read // len(answer.body))))
-        return [row["doc"] for row in rows if row.get("doc")], following
+    def _documents(
+        self, batch: str | None, after: Next | None, request: Callable[[dict[str, Any]], Request]
+    ) -> Operation[tuple[list[Document], Next | None]]:
+        """The documents of a page, fewer if they are too large together, and where the next page begins."""
+        limit = FIRST_PAGE if after is None else after.limit
+        while True:
+            begin = after and Next(after.key, limit)
+            try:
+                answer = yield request({**self._range(batch, begin, limit), **_WHOLE})
+            except errors.LargeAnswerError:
+                if limit == 1:
+                    raise
+                limit = max(1, limit // 8)
+                continue
+            rows, following = self._page(answer, batch, begin, limit)
+            if following:
+                read = limit + 1 if begin else limit
+                following = Next(following.key, min(PAGE, max(1, PAGE_BYTES * read // len(answer.body))))
+            return [row["doc"] for row in rows if row.get("doc")], following
 
     def ids(
         self, state: State, batch: str | None = None, *, after: Next | None = None, limit: int = PAGE
@@ -266,18 +288,18 @@ class Pool:
         self, state: State, batch: str | None = None, *, after: Next | None = None
     ) -> Operation[tuple[list[Document], Next | None]]:
         """A page of the tokens in a state, and where the next page begins (``after``), or None at the end."""
-        query = {**self._range(batch, after, FIRST_PAGE), **_WHOLE}
-        answer = yield self.view_request(state, reduce=False, **query)
-        return self._document_page(answer, batch, after)
+        return (yield from self._documents(batch, after, lambda query: self.view_request(state, reduce=False, **query)))
 
     def batch_documents(
         self, batch: str | None, *, after: Next | None = None
     ) -> Operation[tuple[list[Document], Next | None]]:
         """A page of all documents of a batch, or of the pool, whatever their state, and where the next page begins."""
-        query = {**self._range(batch, after, FIRST_PAGE), **_WHOLE}
-        params = {name: json.dumps(value) for name, value in query.items() if value is not None}
-        answer = yield Request("GET", self.path("_all_docs"), params)
-        return self._document_page(answer, batch, after)
+
+        def request(query: Mapping[str, Any]) -> Request:
+            params = {name: json.dumps(value) for name, value in query.items() if value is not None}
+            return Request("GET", self.path("_all_docs"), params)
+
+        return (yield from self._documents(batch, after, request))
 
     def stateless(self, batch: str | None = None, *, limit: int = PAGE) -> Operation[list[str]]:
         """Ids of tokens in no state, at most ``limit`` of them; none where the provider's views are not deployed."""

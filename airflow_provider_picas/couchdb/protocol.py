@@ -23,6 +23,12 @@ TRIES_TO_CONNECT = 5
 
 _ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False)  # json.dumps makes one a call
 
+LARGEST_ANSWER = 64_000_000
+"""Bytes of an answer, decompressed, that are read; a page of tokens has some 4 MB."""
+
+SLOWEST_ANSWER = 10
+"""An answer may take this many times the read time-out, which is for each piece of it."""
+
 RETRY_STATUSES = frozenset({429, 500, 502, 503, 504})
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _LONGEST_WAIT = 30.0  # seconds
@@ -44,6 +50,8 @@ class Request:
     repeatable: bool = True
     read_timeout: float | None = None  #: seconds; None is the connection's
     raw: bool = False  #: the answer is an attachment, which may be anything
+    endless: bool = False  #: CouchDB answers when something happens, and until then sends signs of life
+    largest: int = LARGEST_ANSWER  #: bytes of the answer, decompressed
 
     @property
     def target(self) -> str:
@@ -219,6 +227,28 @@ def unreachable(settings: Settings, conn_id: str, cause: str) -> errors.CouchDBE
     tls = " and speaks TLS; if it does not, begin the host with http://" if settings.url.startswith("https:") else ""
     return errors.UnavailableError(
         f"{settings.url} does not answer ({cause}). Check host and port of connection {conn_id!r}, and that the server runs{tls}."
+    )
+
+
+def longest(settings: Settings, request: Request) -> float | None:
+    """Seconds that an answer may take as a whole; None without a limit."""
+    return None if request.endless else SLOWEST_ANSWER * (request.read_timeout or settings.read_timeout)
+
+
+def check_size(settings: Settings, request: Request, size: int) -> None:
+    """Raise LargeAnswerError when more was read of an answer than may be."""
+    if size > request.largest:
+        raise errors.LargeAnswerError(
+            f"The answer of {settings.place} to {request.method} {one_line(request.path)} has more than {request.largest:,} bytes"
+            " and was not read to its end."
+        )
+
+
+def too_slow(settings: Settings, request: Request) -> errors.UnavailableError:
+    """The error for an answer that came so slowly that it was given up."""
+    return errors.UnavailableError(
+        f"The answer of {settings.place} to {request.method} {one_line(request.path)} was not complete after"
+        f" {longest(settings, request):,.0f} s. If the network is that slow, raise `read_timeout` in the connection's extra."
     )
 
 

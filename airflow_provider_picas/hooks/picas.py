@@ -16,6 +16,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import requests
+import urllib3
 from airflow.providers.common.compat.connection import get_async_connection, get_async_extra_dejson
 from airflow.providers.common.compat.sdk import AirflowNotFoundException
 from airflow.providers.http.hooks.http import HttpHook
@@ -201,12 +202,15 @@ class PicasHook(HttpHook):
                 headers=request.headers,
                 timeout=(settings.connect_timeout, request.read_timeout or settings.read_timeout),
                 allow_redirects=False,
+                stream=True,
             )
+            with response:
+                body = _read(settings, request, response)
         except requests.exceptions.SSLError as error:
             raise protocol.tls_failed(settings, self.picas_conn_id, _cause(error)) from None
-        except requests.exceptions.RequestException as error:
+        except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError) as error:
             raise protocol.unreachable(settings, self.picas_conn_id, _cause(error)) from None
-        return _answer(response)
+        return Answer(response.status_code, _headers(response), body)
 
     # -- the pool -----------------------------------------------------------------------------------------------------
 
@@ -386,7 +390,7 @@ class PicasHook(HttpHook):
             file.seek(start)
             file.truncate()
             try:
-                size = self._download_once(request, file, limit)
+                size = self._download_once(request, file, limit, expected)
                 if size == expected:
                     return size
                 raise errors.UnavailableError(
@@ -399,7 +403,7 @@ class PicasHook(HttpHook):
                 time.sleep(protocol.wait_before(attempt + 1))
         raise AssertionError("not reached")
 
-    def _download_once(self, request: Request, file: BinaryIO, limit: int | None) -> int:
+    def _download_once(self, request: Request, file: BinaryIO, limit: int | None, expected: int) -> int:
         settings = self.settings
         try:
             with self.get_conn().get(
@@ -413,6 +417,8 @@ class PicasHook(HttpHook):
                 size, tail = 0, b""
                 for chunk in response.iter_content(CHUNK):
                     size += len(chunk)
+                    if size > expected:
+                        break
                     if limit is None:
                         file.write(chunk)
                     else:
@@ -637,8 +643,12 @@ class PicasAsyncHook:
         settings = self.settings
         if self._session is None:
             raise RuntimeError("PicasAsyncHook is used outside of its `async with`.")
+        longest = protocol.longest(settings, request)
+        started = time.monotonic()
         timeout = aiohttp.ClientTimeout(
-            total=None, connect=settings.connect_timeout, sock_read=request.read_timeout or settings.read_timeout
+            total=longest,
+            connect=settings.connect_timeout,
+            sock_read=request.read_timeout or settings.read_timeout,
         )
         try:
             async with self._session.request(
@@ -649,12 +659,17 @@ class PicasAsyncHook:
                 timeout=timeout,
                 allow_redirects=False,
             ) as response:
-                body = await response.read()
+                body = bytearray()
+                async for piece in response.content.iter_any():
+                    body += piece
+                    protocol.check_size(settings, request, len(body))
                 headers = {name.lower(): value for name, value in response.headers.items()}
-                return Answer(response.status, headers, body)
+                return Answer(response.status, headers, bytes(body))
         except (aiohttp.ClientSSLError, aiohttp.ClientConnectorCertificateError) as error:
             raise protocol.tls_failed(settings, self.picas_conn_id, str(error)) from None
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            if longest is not None and time.monotonic() - started >= longest:
+                raise protocol.too_slow(settings, request) from None
             raise protocol.unreachable(settings, self.picas_conn_id, str(error) or type(error).__name__) from None
 
     async def count(self, batch: str | None = None) -> Counts:
@@ -721,9 +736,23 @@ def _settings(connection: Any, conn_id: str, database: str | None, extra: Mappin
 
 
 def _answer(response: requests.Response) -> Answer:
-    return Answer(
-        response.status_code, {name.lower(): value for name, value in response.headers.items()}, response.content
-    )
+    return Answer(response.status_code, _headers(response), response.content)
+
+
+def _headers(response: requests.Response) -> dict[str, str]:
+    return {name.lower(): value for name, value in response.headers.items()}
+
+
+def _read(settings: Settings, request: Request, response: requests.Response) -> bytes:
+    """The body of an answer. Raises LargeAnswerError and UnavailableError at its limits of size and time."""
+    started, longest = time.monotonic(), protocol.longest(settings, request)
+    body = bytearray()
+    while piece := response.raw.read1(CHUNK, decode_content=True):  # what has come, unlike read()
+        body += piece
+        protocol.check_size(settings, request, len(body))
+        if longest is not None and time.monotonic() - started > longest:
+            raise protocol.too_slow(settings, request)
+    return bytes(body)
 
 
 def _cause(error: Exception) -> str:

@@ -59,7 +59,7 @@ class Plan:
         dice = random.Random(f"{self.seed}/{place}/{number}")
         if dice.random() >= self.hurt:
             return None
-        kind = dice.choices(["status", *Fault, "delay"], [30, 15, 20, 10, 25])[0]
+        kind = dice.choices(["status", Fault.DROP, Fault.LOSE, Fault.CUT, "delay"], [30, 15, 20, 10, 25])[0]
         if isinstance(kind, Fault):
             return kind
         if kind == "status":

@@ -11,7 +11,9 @@ import itertools
 import socket
 import ssl
 import threading
+import time
 import urllib.parse
+import zlib
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -25,6 +27,9 @@ class Fault(enum.Enum):
     DROP = "the connection breaks before the server has seen the request"
     LOSE = "the server has done it, and the connection breaks before its answer"
     CUT = "the connection breaks in the middle of the server's answer"
+    BOMB = "the answer is a gigabyte of blanks, compressed"
+    ENDLESS = "the answer never ends"
+    TRICKLE = "the answer comes a byte at a time, 20 a second, and never ends"
 
 
 class Proxy:
@@ -116,6 +121,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self.answer(413, [("Content-Type", "text/html")], page)
         if fault is Fault.DROP:
             return self.break_off()
+        if fault in (Fault.BOMB, Fault.ENDLESS, Fault.TRICKLE):
+            return self.flood(fault)
         if isinstance(fault, int):
             text = b'{"error":"injected","reason":"by the proxy"}'
             return self.answer(fault, [("Content-Type", "application/json")], text)
@@ -146,6 +153,24 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content[: len(content) // 2] if cut else content)
         if cut:
             self.break_off()
+
+    def flood(self, fault: Fault | int | None) -> None:
+        """An answer that no client should read to its end. It goes on until the client closes the connection."""
+        self.send_response_only(200)
+        self.send_header("Content-Type", "application/json")
+        if fault is Fault.BOMB:
+            self.send_header("Content-Encoding", "gzip")
+        self.end_headers()
+        packer, blanks = zlib.compressobj(wbits=31), b" " * 1_000_000
+        with contextlib.suppress(OSError):
+            for _ in range(1_000) if fault is Fault.BOMB else itertools.repeat(None):
+                if fault is Fault.TRICKLE:
+                    time.sleep(0.05)
+                    self.wfile.write(b" ")
+                else:
+                    self.wfile.write(packer.compress(blanks) if fault is Fault.BOMB else blanks)
+            self.wfile.write(packer.flush())
+        self.close_connection = True
 
     def break_off(self) -> None:
         self.close_connection = True

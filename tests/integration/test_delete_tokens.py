@@ -319,7 +319,8 @@ def test_a_pool_that_is_deleted_meanwhile_is_named(hook: PicasHook, couchdb: Cou
     [
         ({"batch": "nothing"}, "no token of batch 'nothing'"),
         ({"batch": ""}, "`batch` is empty"),
-        ({"batch": "", "whole_pool": "{{ nothing }}"}, "`batch` is empty"),
+        ({"batch": "", "whole_pool": "None"}, "`batch` is empty"),
+        ({"batch": "", "whole_pool": "{{ nothing }}"}, "`whole_pool` is '{{ nothing }}'; it takes true or false"),
         ({"batch": None, "whole_pool": True, "finished_for": 5}, "`finished_for` is for a batch"),
         ({"finished_for": "long"}, "`finished_for` is 'long'; it takes a number of seconds"),
     ],

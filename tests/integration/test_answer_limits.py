@@ -1,0 +1,73 @@
+"""Answers without an end, or with far too much in them: both hooks give up at a limit, and say which."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from airflow_provider_picas.couchdb import errors, protocol
+from airflow_provider_picas.hooks.picas import PicasAsyncHook, PicasHook
+from airflow_provider_picas.tokens.states import State
+from stack import native
+from stack.pool import Pool
+from tests.conftest import set_connection
+from tests.integration import lives
+from tests.integration.faults import Fault, Proxy
+
+
+@pytest.fixture
+def proxy(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    monkeypatch.setattr(protocol, "wait_before", lambda attempt, retry_after=None: 0.0)
+    with Proxy(pool.url) as proxy:
+        fields = native.picas_connection(pool) | {"host": proxy.url, "port": None}
+        set_connection(monkeypatch, "picas_default", fields | {"extra": {"read_timeout": 0.2}})
+        yield proxy
+
+
+def ask() -> Any:
+    return PicasHook().get("x")
+
+
+def ask_async() -> Any:
+    async def whole() -> Any:
+        async with PicasAsyncHook() as hook:
+            return await hook.get("x")
+
+    return asyncio.run(whole())
+
+
+@pytest.mark.parametrize("question", [ask, ask_async])
+@pytest.mark.parametrize("fault", [Fault.BOMB, Fault.ENDLESS])
+def test_an_answer_of_more_bytes_than_any_has(proxy: Proxy, question: Callable[[], Any], fault: Fault) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    proxy.hurt(fault, on="/x")
+    with pytest.raises(errors.LargeAnswerError, match=r"to GET /test_\w+/x has more than 64,000,000 bytes"):
+        question()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400_000  # kB: it is not a gigabyte
+
+
+@pytest.mark.parametrize("question", [ask, ask_async])
+def test_an_answer_that_trickles(proxy: Proxy, question: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "TRIES_TO_CONNECT", 1)
+    proxy.hurt(Fault.TRICKLE, on="/x")
+    with pytest.raises(errors.UnavailableError, match=r"to GET /test_\w+/x was not complete after 2 s"):
+        question()
+
+
+def test_a_page_that_is_too_large_is_read_in_smaller_ones(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    hook = PicasHook()
+    ids = lives.fill(hook, {State.DONE: 40}, output="x" * 3_000)
+    check_size = protocol.check_size
+    monkeypatch.setattr(
+        protocol,
+        "check_size",
+        lambda settings, request, size: check_size(settings, replace(request, largest=50_000), size),
+    )
+    assert [token["_id"] for token in hook.tokens(State.DONE, "b")] == ids
+    assert [token["_id"] for token in hook.batch_documents("b")] == ids
+    assert sorted(hook.do(hook.pool.fetch(ids))) == ids
