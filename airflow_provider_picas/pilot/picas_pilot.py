@@ -15,9 +15,11 @@ import base64
 import collections
 import ctypes
 import errno
+import fcntl
 import hashlib
 import hmac
 import http.client
+import inspect
 import json
 import os
 import random
@@ -77,6 +79,9 @@ PROGRESS_BYTES = 4096
 FIRST_REVISION = 1_000_000_000  # of a lease: ten digits for as long as a pilot may live
 MOST_NESTED = 500  # lists and objects within each other in a field of a token: Python's JSON fails at about 990
 JOB_ID_FIELDS = ("slurm_job_id", "dirac_job_id", "wms_job_id", "cream_job_id", "pbs_job_id")
+
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)  # each tells the pilot to stop
 
 
 class Failed(Exception):
@@ -1306,6 +1311,8 @@ class Processes:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._started: Set[int] = set()
+        self._runs: Dict[int, bytes] = {}  # commands of tokens, by pid: what their environment, and no other, holds
+        self._before = _children()  # what the job's setup left running, before this program took the place of its shell
 
     def become_subreaper(self) -> None:
         """Make this process the parent of what its commands leave behind, so that it is found. Best effort."""
@@ -1314,58 +1321,140 @@ class Processes:
         except (OSError, AttributeError):
             log("No child subreaper here: what leaves its command's session may stay until the job ends.")
 
-    def start(self, argv: Sequence[str], **options: Any) -> "subprocess.Popen[bytes]":
-        """Start a process that ``end_orphans`` leaves alone until ``ended`` is called. Raises OSError."""
+    def start(self, argv: Sequence[str], mark: bytes = b"", **options: Any) -> "subprocess.Popen[bytes]":
+        """Start a process that is left alone until ``ended`` is called; ``mark``: of a token's command. Raises OSError."""
+        options = dict({"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE}, **options)
         with self._lock:
-            process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, **options)
+            process = subprocess.Popen(argv, **options)
             self._started.add(process.pid)
+            if mark:
+                self._runs[process.pid] = mark
         return process
 
     def ended(self, process: "subprocess.Popen[bytes]") -> None:
         """To be called before the process is waited for."""
         with self._lock:
             self._started.discard(process.pid)
+            self._runs.pop(process.pid, None)
             process.wait()
 
-    def end_orphans(self, mark: bytes) -> None:
-        """Kill processes that left their command's session, known by ``mark`` in their environment; reap what ended."""
+    def end_orphans(self, run: int) -> None:
+        """Kill what the command with this pid has left running, whatever session it is in."""
+        self._end(lambda pid: self._is_of(pid, run))
+
+    def end_all(self) -> None:
+        """Kill all that commands have left running. To be called when none runs any more."""
+        self._end(lambda pid: True)
+
+    def _end(self, chosen: Callable[[int], bool]) -> None:
         deadline = time.monotonic() + 2
         while time.monotonic() < deadline:
-            # A killed one's children become ours in turn: until none is left.
-            orphans = [pid for pid in self._orphans() if _has_mark(pid, mark)]
+            # When one is killed, its children become ours: until none is left.
+            orphans = [pid for pid in self._orphans() if chosen(pid)]
             if not orphans:
                 return
             for pid in orphans:
-                with suppress(OSError):
-                    os.kill(pid, signal.SIGKILL)
-                    os.waitpid(pid, 0)
+                kill_tree(pid)
+            time.sleep(0.001)
 
     def _orphans(self) -> List[int]:
         orphans = []
         with self._lock:
-            for pid in _children():
-                if pid not in self._started:
-                    with suppress(ChildProcessError):
-                        if os.waitpid(pid, os.WNOHANG)[0] == 0:
-                            orphans.append(pid)
+            for pid in _children() - self._started:
+                with suppress(ChildProcessError):
+                    if os.waitpid(pid, os.WNOHANG)[0]:
+                        self._before.discard(pid)
+                    elif pid not in self._before:
+                        orphans.append(pid)
         return orphans
+
+    def _is_of(self, pid: int, run: int) -> bool:
+        """Whether an orphan comes from this command: by its environment or session, else because it can be no other's."""
+        with self._lock:
+            runs, setup = dict(self._runs), bool(self._before)
+        environment = _environment(pid)
+        session, started = session_and_start(pid)
+        owners = [other for other, mark in runs.items() if mark in environment or other == session]
+        if owners:
+            return run in owners
+        # It has neither. Then it is older than the other commands, or of one that has ended; and no process of the setup can
+        # have left it.
+        return not setup and all(started < session_and_start(other)[1] for other in runs if other != run)
 
 
 def _children() -> Set[int]:
-    found: Set[int] = set()
-    for task in os.listdir("/proc/self/task") if os.path.isdir("/proc/self/task") else []:
-        # The thread may have ended meanwhile, or the kernel does not tell.
-        with suppress(OSError, ValueError), open(f"/proc/self/task/{task}/children") as file:
-            found.update(int(pid) for pid in file.read().split())
+    return set(children_of("self"))
+
+
+def children_of(process: "Union[int, str]") -> "List[int]":
+    """Pids of a process's children, as far as the kernel tells."""
+    found, folder = [], f"/proc/{process}/task"
+    with suppress(OSError):  # it may have ended, or one of its threads
+        for task in os.listdir(folder):
+            with suppress(OSError, ValueError), open(f"{folder}/{task}/children") as file:
+                found += [int(pid) for pid in file.read().split()]
     return found
 
 
-def _has_mark(pid: int, mark: bytes) -> bool:
+def kill_tree(process: int) -> None:
+    """Kill a process and all below it."""
+    pids = [process]
+    for pid in pids:
+        pids += children_of(pid)
+    for pid in pids:
+        with suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _environment(pid: int) -> List[bytes]:
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
-            return mark in file.read().split(b"\0")
+            return file.read().split(b"\0")
     except OSError:
-        return False
+        return []
+
+
+def session_and_start(pid: int) -> Tuple[int, int]:
+    """The session of a process, and when it was started in the kernel's ticks; zeros if it has ended."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+        return int(fields[3]), int(fields[19])
+    except (OSError, ValueError, IndexError):
+        return 0, 0
+
+
+def processes_of(scratch: str, inside: bool = False) -> "List[int]":
+    """Processes that have it from the pilot with this scratch folder, in their environment, to run a token.
+
+    ``inside``: also others that work in the folder.
+    """
+    mark, found = b"\0PICAS_TOKEN_FILE=" + os.fsencode(scratch) + b"/", []
+    for name in os.listdir("/proc") if os.path.isdir("/proc") else []:
+        with suppress(OSError):  # it may have ended, or be another user's
+            if name.isdigit():
+                with open(f"/proc/{name}/environ", "rb") as file:
+                    marked = mark in b"\0" + file.read()
+                if marked or (inside and (os.readlink(f"/proc/{name}/cwd") + "/").startswith(scratch + "/")):
+                    found.append(int(name))
+    return found
+
+
+def guard(scratch: str) -> None:
+    """Wait until the pilot is no more. If it was killed, kill the commands that it leaves, and remove its scratch folder.
+
+    Runs in a process of its own, as a script of this and the functions that it needs.
+    """
+    if os.read(0, 1):
+        return  # the pilot has ended in good order; nothing is read when it died
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        pids = processes_of(scratch)
+        if not pids and not processes_of(scratch, inside=True):
+            os.execvp("rm", ["rm", "-rf", "--", scratch])
+        for pid in pids:
+            kill_tree(pid)
+        time.sleep(0.02)
 
 
 def signal_group(pid: int, what: int) -> None:
@@ -1478,6 +1567,7 @@ class Run:
             "PICAS_ATTEMPT": str(self.token.attempt),
         }
         options: Doc = {"cwd": self.folder, "stderr": subprocess.PIPE, "start_new_session": True}
+        options["mark"] = b"PICAS_TOKEN_FILE=" + os.fsencode(self._token_file)
         try:
             environment = dict(env, **token_environment(self.token.doc), **own)
             return self._processes.start(argv, env=environment, **options)
@@ -1517,7 +1607,7 @@ class Run:
         if only_killed and _ended(pid) == os.CLD_EXITED:
             how = "exit"  # a moment before the signal
         signal_group(pid, signal.SIGKILL)
-        self._processes.end_orphans(b"PICAS_TOKEN_FILE=" + os.fsencode(self._token_file))
+        self._processes.end_orphans(pid)
         for descriptor in pipes:
             tails[descriptor].read(descriptor)
         return how
@@ -1540,7 +1630,10 @@ def _ended(pid: int) -> int:
 
 
 def remove_tree(path: str) -> None:
-    """Remove a scratch folder, also when its owner made parts of it read-only."""
+    """Remove a scratch folder, or what is in one, also when its owner made parts of it read-only."""
+    with suppress(OSError):
+        if os.path.islink(path) or not os.path.isdir(path):
+            os.unlink(path)
     shutil.rmtree(path, ignore_errors=True)
     if not os.path.lexists(path):
         return
@@ -1554,6 +1647,67 @@ def remove_tree(path: str) -> None:
     shutil.rmtree(path, ignore_errors=True)
     if os.path.lexists(path):
         log(f"The scratch folder {path} cannot be removed.")
+
+
+LOCK = "pilot.lock"  # file of a scratch folder, locked while its pilot lives; it holds the id of the node's boot
+MOST_STALE = 50  # scratch folders of dead pilots that one pilot removes
+
+
+def lock_scratch(scratch: str) -> None:
+    """Lock a new scratch folder until this process ends. Raises OSError."""
+    path = os.path.join(scratch, LOCK)
+    # Locked before it has its name: nobody finds it without. The file stays open, so that the lock stays.
+    descriptor = os.open(path + ".new", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    os.write(descriptor, _boot().encode("ascii"))
+    with suppress(OSError):  # a file system without locks: then it is left alone
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.rename(path + ".new", path)
+
+
+def _boot() -> str:
+    """What no other node has, nor this one after a reboot."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+def remove_stale_scratch(base: str) -> None:
+    """Remove what pilots that were killed on this node have left in a folder for temporary files, unless a command uses it."""
+    removed = 0
+    try:
+        for entry in os.scandir(base):
+            if entry.name.startswith("picas-") and entry.is_dir(follow_symlinks=False) and removed < MOST_STALE:
+                removed += entry.stat(follow_symlinks=False).st_uid == os.getuid() and _remove_if_stale(entry.path)
+    except OSError as error:
+        log(f"Scratch folders of earlier pilots below {base} cannot be found: {error}.")
+    if removed:
+        log(f"Removed {removed} scratch folders of pilots that were killed on this node.")
+
+
+def _remove_if_stale(scratch: str) -> bool:
+    path = os.path.join(scratch, LOCK)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:
+        return False  # no pilot's, or one that cannot be locked
+    try:
+        boot = _boot()
+        if not boot or os.read(descriptor, 100) != boot.encode("ascii"):
+            return False  # where nodes share the file system: another node's, whose locks may not be seen here
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if processes_of(scratch, inside=True):
+            return False
+        for name in os.listdir(scratch):
+            if name != LOCK:  # it goes last, so that the rest is found if this pilot is killed meanwhile
+                remove_tree(os.path.join(scratch, name))
+        remove_tree(scratch)
+        return True
+    except OSError:
+        return False  # its pilot lives
+    finally:
+        os.close(descriptor)
 
 
 # --- claiming, and giving back what dead pilots hold ----------------------------------------------------------------
@@ -3072,13 +3226,14 @@ class Pilot:
         self.reporter = Reporter(database, self._outbox, self.work.settled, conflicts)
         self.environment = job_environment(dict(os.environ), self._access.folder)
         self.scratch = self.files = ""
+        self._guard: "Optional[subprocess.Popen[bytes]]" = None
         self._signal: Optional[int] = None
         self._watched = time.monotonic()  # when it last looked what has to be stopped
         self._thawed = float("-inf")  # when it went on after it was frozen (monotonic)
 
     def run(self) -> int:
         """Work until there is nothing left to do; returns what to exit with. Raises Failed before any token is claimed."""
-        for name in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP):
+        for name in SIGNALS:
             signal.signal(name, self._on_signal)
         self.processes.become_subreaper()
         self.wall_clock.start()
@@ -3087,6 +3242,7 @@ class Pilot:
             return EX_OK
         try:
             self._make_scratch()
+            self._start_guard()
             self._check_command()
             what = f"batch {self.config.batch}" if self.config.batch else "all batches"
             log(f"Pilot {self._me.pilot} of submission {self.config.submission} on {self._database.place}, {what}.")
@@ -3103,7 +3259,9 @@ class Pilot:
                 self._watch()
             return self._finish(claimer)
         finally:
+            self.processes.end_all()
             remove_tree(self.scratch)
+            self._end_guard()
 
     def held_claims(self) -> Set[str]:
         """The claims of tokens that wait or run here, and of those whose results are not known to be written."""
@@ -3150,12 +3308,39 @@ class Pilot:
         base = os.environ.get("TMPDIR") or "/tmp"
         try:
             self.scratch = tempfile.mkdtemp(prefix="picas-", dir=base)
+            lock_scratch(self.scratch)
             self.files = os.path.join(self.scratch, "files")
             os.mkdir(self.files)
             for name in self.config.files:
                 shutil.copy(os.path.join(self._folder, name), self.files)
         except (OSError, shutil.Error) as error:
             raise Failed(f"The scratch folder below {base} cannot be made: {error}.", EX_IOERR) from None
+        threading.Thread(target=remove_stale_scratch, args=(base,), name="scratch", daemon=True).start()
+
+    def _start_guard(self) -> None:
+        """Start what ends the commands if this process is killed. Best effort."""
+        try:
+            parts = [inspect.getsource(part) for part in (children_of, kill_tree, processes_of, guard)]
+            script = os.path.join(self.scratch, "guard.py")
+            with open(script, "w") as file:
+                imports = "import os, signal, sys, time\nfrom contextlib import suppress\n"
+                file.write("\n".join([imports, *parts, "guard(sys.argv[1])\n"]))
+            # Slurm may signal all processes of a job: the guard inherits that these are blocked, and stays.
+            blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [*SIGNALS, signal.SIGUSR2])
+            try:
+                self._guard = self.processes.start(
+                    [sys.executable, "-I", "-S", script, self.scratch], env=self.environment, cwd="/", start_new_session=True,
+                    stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                )  # fmt: skip
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        except (OSError, TypeError) as error:
+            log(f"There is no guard here: if this pilot is killed, its commands may run on ({error}).")
+
+    def _end_guard(self) -> None:
+        if self._guard is not None:
+            with suppress(OSError, subprocess.TimeoutExpired):
+                self._guard.communicate(b"the pilot has ended", timeout=2)
 
     def _check_command(self) -> None:
         """Say once, not once a token, that the command cannot be run. Raises Failed; the code is the shell's."""

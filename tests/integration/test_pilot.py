@@ -187,7 +187,7 @@ class Submission:
                 process.kill()
             process.wait()
         subprocess.run(["chmod", "-R", "u+rwx", str(self.scratch)], check=False)
-        shutil.rmtree(self.scratch)
+        subprocess.run(["rm", "-rf", str(self.scratch)], check=True)  # the guard of a pilot may be at it, too
 
 
 @pytest.fixture

@@ -16,12 +16,23 @@ from pathlib import Path
 import pytest
 
 from airflow_provider_picas import pilot
+from airflow_provider_picas.pilot import picas_pilot
 from airflow_provider_picas.tokens.states import State, state_of
 from stack import couchdb
 from tests.integration import faults, test_pilot
 from tests.integration.test_pilot import COUNT, GATE, Pool, Submission, until
 
 server, member, pool, submission = test_pilot.server, test_pilot.member, test_pilot.pool, test_pilot.submission
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(submission: Submission) -> Iterator[None]:
+    """End what a test that fails would leave running: commands write the pids into files."""
+    yield
+    for name in ("hidden", "beside", "pids"):
+        for pid in pids_in(submission.folder / f"runs.{name}"):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 # --- the log -----------------------------------------------------------------------------------------------------------
@@ -181,3 +192,138 @@ def test_a_frozen_pilot_that_cannot_make_sure_of_its_tokens_stops_work(
         until(lambda: pool.states()[State.LOCKED] == 0 or submission.runs().total() > 2)
         for name in ("b:0000", "b:0001"):
             assert pool.get(name)["attempts"][0]["reason"] == "given back: the pilot lost its lease"
+
+
+# --- what commands leave running, and what a killed pilot leaves ---------------------------------------------------------
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; a zombie does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def pids_in(path: Path) -> list[int]:
+    """The pids that commands have written into a file, one a line."""
+    return [int(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
+
+
+HIDE = (  # in a session of its own, without a variable, a file or a parent that shows where it comes from
+    f'{sys.executable} -c \'import subprocess as s; print(s.Popen(["sleep", "1000"], env={{}}, cwd="/", '
+    "start_new_session=True, stdin=s.DEVNULL, stdout=s.DEVNULL, stderr=s.DEVNULL).pid)' >> $RUNS.hidden"
+)
+"""A command that leaves a process running."""
+
+
+@pytest.mark.parametrize("leaves", [HIDE, "setsid env -i sh -c 'echo $$ >> '\"$RUNS.hidden\"'; exec sleep 1000' &"])
+def test_what_hides_from_the_pilot_ends_with_its_token(pool: Pool, submission: Submission, leaves: str) -> None:
+    pool.push([{"input": leaves}, {"input": GATE, "priority": -1}])
+    process = submission.start('eval "$PICAS_INPUT"; until [ -e "$RUNS.hidden" ]; do sleep 0.05; done', max_claim=1)
+    until(lambda: pool.states()[State.DONE] == 1)
+    (hidden,) = pids_in(submission.folder / "runs.hidden")
+    assert not alive(hidden)
+    submission.open_gate()
+    assert process.wait(30) == 0
+
+
+def test_what_hides_beside_another_command_spares_that_and_ends_with_it(pool: Pool, submission: Submission) -> None:
+    """Of two commands either may have left it: the other's own processes, in sessions of their own, are not touched."""
+    beside = f"setsid sh -c 'echo $$ > '\"$RUNS.beside\"'; exec sleep 1000' & {GATE}; kill -0 $(cat $RUNS.beside)"
+    pool.push([{"input": beside, "priority": 1}, {"input": HIDE}, {"input": HIDE}, {"input": "true", "priority": -1}])
+    config = {"slots": 2, "max_claim": 1}
+    process = submission.start('test "$PICAS_INPUT" || exit; eval "$PICAS_INPUT"', **config)
+    until(lambda: pool.states()[State.DONE] == 3)
+    (other,) = pids_in(submission.folder / "runs.beside")
+    assert alive(other)
+    submission.open_gate()
+    assert process.wait(30) == 0
+    assert pool.states() == {State.DONE: 4}, "a process of the other command was killed"
+    assert not any(alive(pid) for pid in [other, *pids_in(submission.folder / "runs.hidden")])
+
+
+def test_what_the_setup_left_running_stays(pool: Pool, submission: Submission) -> None:
+    """The pilot takes the place of the job's shell, and its children."""
+    pool.push([{"input": HIDE}, {"input": "true"}])
+    config = submission.write_config("pilot-0", 'eval "$PICAS_INPUT"; kill -0 $(cat "$RUNS.setup")')
+    arguments = f"{sys.executable} -I {submission.folder / pilot.FILE.name} {config}"
+    setup = f'sleep 1000 & echo $! > "$RUNS.setup"; exec {arguments}'
+    process = subprocess.Popen(
+        ["/bin/sh", "-c", setup], env=submission.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    submission.pilots.append(process)
+    assert process.wait(60) == 0
+    (of_setup,) = pids_in(submission.folder / "runs.setup")
+    try:
+        assert alive(of_setup)
+        assert pool.states() == {State.DONE: 2}
+        assert not any(alive(pid) for pid in pids_in(submission.folder / "runs.hidden"))
+    finally:
+        os.kill(of_setup, signal.SIGKILL)
+
+
+def guard_of(process: subprocess.Popen[bytes]) -> int:
+    """The pid of the process that ends a pilot's commands when that was killed."""
+    for folder in Path(f"/proc/{process.pid}/task").iterdir():
+        for pid in (folder / "children").read_text().split():
+            if b"guard.py" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                return int(pid)
+    raise AssertionError("there is no guard")
+
+
+RUNNING = f"{COUNT}; echo $$ >> $RUNS.pids; sleep 1000 & echo $! >> $RUNS.pids; setsid sleep 1000 & echo $! >> $RUNS.pids; wait"
+
+
+def test_a_pilot_that_is_killed_alone_leaves_no_command_and_no_folder(pool: Pool, submission: Submission) -> None:
+    """Its lease lasts long yet: whoever takes its token later is alone with it."""
+    pool.push([{}, {}])
+    victim = submission.start(RUNNING, lease=600, slots=2)
+    until(lambda: len(pids_in(submission.folder / "runs.pids")) == 6)
+    victim.kill()
+    until(lambda: not any(alive(pid) for pid in pids_in(submission.folder / "runs.pids")))
+    until(lambda: not list(submission.scratch.iterdir()))
+
+
+def test_a_signal_to_all_of_a_job_does_not_end_the_guard(pool: Pool, submission: Submission) -> None:
+    pool.push([{}])
+    process = submission.start(f"trap '' TERM; {RUNNING}", lease=600)
+    until(lambda: len(pids_in(submission.folder / "runs.pids")) == 3)
+    guard = guard_of(process)
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP):
+        os.kill(guard, number)
+    process.terminate()
+    until(lambda: "Stops" in submission.log())
+    assert alive(guard)
+    assert process.wait(30) == 0
+    assert not alive(guard)
+    assert pool.states() == {State.TODO: 1}
+
+
+def test_scratch_folders_of_killed_pilots_are_removed_by_the_next_one(pool: Pool, submission: Submission) -> None:
+    """But not those of living pilots, nor while a command runs there, nor what no pilot has made."""
+    pool.push([{"input": "wait"}, {"input": "go"}])
+    command = 'test "$PICAS_INPUT" = wait || exit 0; ' + RUNNING
+    living = submission.start(f"{COUNT}; {GATE}", batch="c", wait_for_work=600)
+    until(lambda: len(list(submission.scratch.glob("picas-*/guard.py"))) == 1)
+    (of_living,) = submission.scratch.iterdir()
+    victim = submission.start(command, lease=600, max_claim=1)
+    until(lambda: len(pids_in(submission.folder / "runs.pids")) == 3)
+    (of_victim,) = set(submission.scratch.iterdir()) - {of_living}
+    os.kill(guard_of(victim), signal.SIGKILL)
+    victim.kill()
+    victim.wait()
+    others = [submission.scratch / "picas-of-somebody", submission.scratch / "other", submission.scratch / "picas-link"]
+    for folder in others[:2]:
+        folder.mkdir()
+    others[2].symlink_to(others[1])
+
+    picas_pilot.remove_stale_scratch(str(submission.scratch))
+    assert set(submission.scratch.iterdir()) == {of_living, of_victim, *others}
+    for pid in pids_in(submission.folder / "runs.pids"):
+        os.kill(pid, signal.SIGKILL)
+    submission.start("true", batch="c", wait_for_work=600)
+    until(lambda: "Removed 1 scratch folders" in submission.log())
+    assert not of_victim.exists()
+    assert {of_living, *others} <= set(submission.scratch.iterdir())
+    assert living.poll() is None
