@@ -15,6 +15,10 @@ _SACCT = "JobID,State,ExitCode,Reason,Start,End,ElapsedRaw,AllocCPUS,TotalCPU,No
 
 
 LOOK_TIMEOUT = 60.0  # seconds that squeue and sacct have, together
+FORGOTTEN_AFTER = (
+    60  # seconds for which the controller must not know a job until it counts as ended, whatever sacct says
+)
+_MOST_ASKED = 5_000  # of such jobs, that one command asks about
 LINGER = 45  # seconds that an ended job's processes may take: Slurm's KillWait is 30
 
 
@@ -31,8 +35,11 @@ _WAITING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD",
 _RUNNING = {"RUNNING", "COMPLETING", "SUSPENDED", "STAGE_OUT", "SIGNALING", "STOPPED", "RESIZING"}
 _ENDED = {
     "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "BOOT_FAIL", "DEADLINE",
-    "LAUNCH_FAILED", "RECONFIG_FAIL", "REVOKED",
+    "LAUNCH_FAILED", "RECONFIG_FAIL", "REVOKED", "FORGOTTEN",
 }  # fmt: skip
+
+FORGOTTEN = "FORGOTTEN"
+"""Our own word for a job that the controller does not know any more, and whose end slurmdbd was never told: a runaway job."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,8 @@ class Job:
     @property
     def cause(self) -> str:
         """Why it ended, for people: the state, and what it adds."""
+        if self.state == FORGOTTEN:
+            return f"{self.reason} for sacct, but unknown to Slurm's controller"
         code, _, signal = self.exit_code.partition(":")
         if self.state in ("COMPLETED", "FAILED") and (code not in ("", "0") or signal not in ("", "0")):
             return f"{self.state}, {f'signal {signal}' if signal not in ('', '0') else f'exit code {code}'}"
@@ -72,12 +81,14 @@ class Job:
 class Look:
     """What Slurm told of a submission's jobs, by id. ``at``: seconds since 1970 by the cluster's clock, before it was asked.
 
-    ``unaccounted`` is what sacct said when it failed. Ended jobs are then known until MinJobAge only.
+    ``unaccounted`` is what sacct said when it failed. Ended jobs are then known until MinJobAge only. ``unqueued``: jobs that
+    sacct does not know to have ended, and that squeue did not list.
     """
 
     jobs: dict[str, Job]
     at: int
     unaccounted: str | None = None
+    unqueued: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -98,7 +109,44 @@ def look(key: str, folder: str, since: int) -> Operation[Look]:
     output = yield step
     if output.code != 0:
         raise UnreachableError(f"squeue does not answer: {output.said}")
-    return parse(output.stdout.splitlines())
+    found = parse(output.stdout.splitlines())
+    if not found.unqueued:
+        return found
+    forgotten = yield from _forgotten(folder, found.unqueued)
+    ended = {name: replace(found.jobs[name], state=FORGOTTEN, reason=found.jobs[name].state) for name in forgotten}
+    return replace(found, jobs={**found.jobs, **ended})
+
+
+def _forgotten(folder: str, unqueued: Sequence[str]) -> Operation[list[str]]:
+    """Those of the jobs that the controller has not known for ``FORGOTTEN_AFTER``; none while it does not answer.
+
+    They are asked for by their ids: a job that was just submitted, or renamed, is known by it. Since when they are unknown is
+    kept in the submission's folder, for looks that remember nothing.
+    """
+    ids = ",".join(unqueued[:_MOST_ASKED])
+    output = yield Command(f"""
+cd -- {quote(folder)} || exit 4
+found=$(squeue --noheader --all --array --states=all --jobs={quote(ids)} --format=%i 2>&1) || case $found in
+  *"Invalid job id"*) found=;;
+  *) exit 5;;
+esac
+now=$(date +%s)
+[ -e unknown.jobs ] || : >unknown.jobs || exit 6
+printf '%s\n' "$found" | awk -v now="$now" -v ids={quote(ids)} '
+  FILENAME == "unknown.jobs" {{ since[$1] = $2; next }}
+  {{ known[$1]; array = $1; if (sub(/_\\[.*/, "", array)) known[array] }}
+  END {{
+    n = split(ids, id, ",")
+    for (i = 1; i <= n; i++) {{
+      array = id[i]; sub(/_.*/, "", array)
+      if (!(id[i] in known) && !(array in known)) print id[i], (id[i] in since) ? since[id[i]] : now
+    }}
+  }}' unknown.jobs - >.unknown.jobs.$$ && mv -f .unknown.jobs.$$ unknown.jobs && echo "$now" && cat unknown.jobs""")
+    if output.code != 0:
+        return []
+    now, *rows = output.stdout.split("\n")
+    unknown = (row.split() for row in rows if row)
+    return [name for name, since in unknown if name in unqueued and int(now) - int(since) >= FORGOTTEN_AFTER]
 
 
 def together(steps: Sequence[LookAt]) -> Command:
@@ -163,7 +211,9 @@ def parse(lines: Iterable[str]) -> Look:
             rows[kind].append(cells)
     at = int(rows["T"][0][0]) if rows["T"] else 0
     jobs = {job.id: job for cells in rows["A"] if len(cells) == 10 for job in _accounted(cells)}
+    listed: set[str] = set()
     for job in (job for cells in rows["Q"] if len(cells) == 9 for job in _queued(cells)):
+        listed.add(job.id)
         known = jobs.get(job.id)
         if known is None or known.life is not Life.ENDED or known.started < job.started or _lingers(job, known, at):
             jobs[job.id] = job
@@ -171,6 +221,7 @@ def parse(lines: Iterable[str]) -> Look:
         jobs,
         at=at,
         unaccounted=one_line("|".join(rows["E"][0])) or "no reason given" if rows["E"] else None,
+        unqueued=tuple(name for name, job in jobs.items() if job.life is not Life.ENDED and name not in listed),
     )
 
 

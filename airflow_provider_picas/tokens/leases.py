@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from airflow_provider_picas.pilot.picas_pilot import Shown, Silence, held_by_pilot, number
-from airflow_provider_picas.slurm.jobs import Job, Life, Look
+from airflow_provider_picas.slurm.jobs import FORGOTTEN, Job, Life, Look
 
 ROUNDING = 2.0  # seconds between two times that are whole seconds each, until one counts as later
 SKEW = 30.0  # seconds that the clocks of a node and of the cluster may differ
@@ -125,7 +125,7 @@ class Judgement:
             return f"{where} has ended"
         job = self._job(lease.job)
         if job is not None and lease.submission == self.key:
-            if job.life is Life.ENDED:
+            if job.life is Life.ENDED and job.state != FORGOTTEN:  # the lease of a pilot that lives outweighs it
                 return f"{where} has ended: {job.cause}"
             if lock + ROUNDING < self._latest_start(job, lease):
                 return f"{where} was requeued"
