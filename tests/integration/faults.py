@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import email.utils
 import enum
 import http.client
 import ipaddress
@@ -30,6 +31,8 @@ class Fault(enum.Enum):
     BOMB = "the answer is a gigabyte of blanks, compressed"
     ENDLESS = "the answer never ends"
     TRICKLE = "the answer comes a byte at a time, 20 a second, and never ends"
+    LATE = "the request reaches the server when `let_go` is set, whether or not the client still waits"
+    HOLD = "the server has done it, and its answer comes when `let_go` is set"
 
 
 class Proxy:
@@ -38,7 +41,8 @@ class Proxy:
     ``requests`` are those that came, as ``"<method> <path and query>"``; ``headers`` theirs, with names in small letters;
     ``connections`` is the number of those that clients made. ``meanwhile`` is called when an answer was lost, before anybody
     knows of it. Of a request with a body of more than ``largest`` bytes the server never hears, as with nginx's
-    ``client_max_body_size``.
+    ``client_max_body_size``. ``ahead``: seconds that are added to the Date of every answer.
+    ``minority``: writes are told to be on too few nodes of a cluster (202), as on those that are cut off from most others.
     """
 
     def __init__(self, url: str, tls: ssl.SSLContext | None = None) -> None:
@@ -47,6 +51,10 @@ class Proxy:
         self.connections = 0
         self.meanwhile: Callable[[], object] = lambda: None
         self.largest: int | None = None
+        self.ahead = 0.0
+        self.minority = False
+        self.let_go = threading.Event()
+        self.held = 0  # requests that LATE or HOLD has kept back so far
         self._faults: list[tuple[Fault | int, Callable[[str], bool]]] = []
         self._lock = threading.Lock()
         self._broken_after: int | None = None
@@ -71,6 +79,12 @@ class Proxy:
     def redirect(self, url: str) -> None:
         """Pass new requests on to another server; those under way stay with the old one."""
         self._server.upstream = urllib.parse.urlsplit(url)
+
+    def hold(self) -> None:
+        """Keep a request back until ``let_go`` is set."""
+        with self._lock:
+            self.held += 1
+        self.let_go.wait(120)
 
     def break_after(self, requests: int | None) -> None:
         """Drop every connection after so many more requests; None: no longer."""
@@ -126,6 +140,8 @@ class _Handler(BaseHTTPRequestHandler):
         if isinstance(fault, int):
             text = b'{"error":"injected","reason":"by the proxy"}'
             return self.answer(fault, [("Content-Type", "application/json")], text)
+        if fault is Fault.LATE:
+            proxy.hold()
         connection = http.client.HTTPConnection(str(upstream.hostname), upstream.port, timeout=60)
         headers = {name: value for name, value in self.headers.items() if name.lower() not in _HOP_BY_HOP}
         try:
@@ -139,8 +155,14 @@ class _Handler(BaseHTTPRequestHandler):
         if fault is Fault.LOSE:
             proxy.meanwhile()
             return self.break_off()
+        if fault is Fault.HOLD:
+            proxy.hold()
         kept = [(name, value) for name, value in response.getheaders() if name.lower() not in _HOP_BY_HOP]
-        self.answer(response.status, kept, content, cut=fault is Fault.CUT)
+        if proxy.ahead:
+            kept = [(name, _moved(value, proxy.ahead) if name.lower() == "date" else value) for name, value in kept]
+        status = 202 if proxy.minority and response.status == 201 else response.status
+        with contextlib.suppress(OSError):  # the client may have given up
+            self.answer(status, kept, content, cut=fault is Fault.CUT)
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = relay
 
@@ -177,6 +199,11 @@ class _Handler(BaseHTTPRequestHandler):
         with contextlib.suppress(OSError):
             self.wfile.flush()
             socket.socket.shutdown(self.connection, socket.SHUT_RDWR)  # of TLS, too: with no farewell
+
+
+def _moved(date: str, seconds: float) -> str:
+    """An HTTP date, so many seconds later."""
+    return email.utils.formatdate(email.utils.parsedate_to_datetime(date).timestamp() + seconds, usegmt=True)
 
 
 class Relay:

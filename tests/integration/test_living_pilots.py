@@ -1,0 +1,250 @@
+"""A pilot that lives is never taken for dead, neither by another pilot nor by a wait; one that is dead is.
+
+Each test has a pilot at work, another one that looks for tokens of the dead, and a wait that does the same. Faults are put
+between them and the database, or into the database.
+"""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_provider_picas import reaping
+from airflow_provider_picas.hooks.picas import PicasHook
+from airflow_provider_picas.pilot import picas_pilot
+from airflow_provider_picas.reaping import News
+from airflow_provider_picas.tokens import views
+from airflow_provider_picas.tokens.leases import Observer
+from airflow_provider_picas.tokens.states import State
+from stack import couchdb as couchdb_stack
+from tests.conftest import set_connection
+from tests.integration.faults import Fault, Proxy
+from tests.integration.test_pilot import COUNT, GATE, PASSWORD, Pool, Submission, until
+
+LEASE = 4  # seconds; renewed every 1.3 s
+RENEWAL = "PUT /{name}/_local/picas-pilot-"
+READING = "_local_docs"  # of leases, by another pilot or the wait
+
+
+@pytest.fixture
+def pool(couchdb: couchdb_stack.CouchDBAdmin) -> Iterator[Pool]:
+    """An empty pool with the design documents, and a user of its own."""
+    name = f"living-{random.randrange(10**9)}"
+    couchdb.create_user(name, PASSWORD)
+    couchdb.create_database(name, members=[name])
+    made = Pool(couchdb, name, name)
+    for design, doc in views.design_documents().items():
+        assert made.request("PUT", f"_design/{design}", doc)[0] == 201
+    yield made
+    couchdb.delete_database(name)
+    couchdb.delete_user(name)
+
+
+class Site:
+    """A pilot at work on a token, and those that may take it for dead, each behind a proxy of its own."""
+
+    def __init__(self, pool: Pool, folder: Path, proxies: Sequence[Proxy], hook: PicasHook) -> None:
+        self.pool, self.proxies = pool, proxies
+        self.worker, self.other, _ = proxies
+        self.working = Submission(folder / "working", pool, self.worker.url)
+        self.looking = Submission(folder / "looking", pool, self.other.url)
+        self._hook = hook
+        self._observer = Observer()
+        self._renewal = RENEWAL.format(name=pool.name)
+
+    def begin(self, lease: float = LEASE) -> subprocess.Popen[bytes]:
+        """Start both pilots, and go on when the token runs and the other pilot has read the lease."""
+        self.pool.push([{}])
+        pilot = self.working.start(f"{COUNT}; {GATE}", lease=lease)
+        until(lambda: self.working.runs().total() == 1)
+        self.looking.start(COUNT, lease=lease, wait_for_work=300)
+        self.readings(1)
+        return pilot
+
+    def look(self) -> News:
+        """The wait's look, which must give nothing back."""
+        news = self.look_once()
+        assert not news.reaped
+        assert not news.given_up
+        assert not self.looking.runs(), "the other pilot has run the token, too"
+        return news
+
+    def look_once(self) -> News:
+        """The wait's look."""
+        looked = reaping.look_after(
+            self._hook.pool, "b", None, max_scrubs=3, max_lock_age=None, observer=self._observer
+        )
+        news = self._hook.do(looked)  # type: ignore[arg-type]
+        assert isinstance(news, News)
+        return news
+
+    def renewals(self) -> int:
+        """How often the pilot at work has sent its lease."""
+        return sum(request.startswith(self._renewal) for request in self.worker.requests)
+
+    def renew(self, times: int) -> None:
+        """Wait until it has done so again."""
+        wanted = self.renewals() + times
+        until(lambda: self.look() and self.renewals() >= wanted, 60)
+
+    def readings(self, times: int) -> None:
+        """Wait until the other pilot has read leases again, and the wait as well."""
+        wanted = self._read() + times
+        until(lambda: self.look() and self._read() >= wanted, 60)
+
+    def _read(self) -> int:
+        return sum(READING in request for request in self.other.requests)
+
+    def check(self) -> None:
+        """End the command: its token was run once, by the pilot that lived all the time, which ends well."""
+        self.look()
+        self.working.open_gate()
+        assert self.working.pilots[0].wait(60) == 0, self.working.log()
+        assert self.pool.states() == {State.DONE: 1}
+        token = self.pool.get("b:0000")
+        assert not token.get("attempts")
+        assert token["scrub_count"] == 0
+        assert self.working.runs() + self.looking.runs() == {"b:0000": 1}
+        assert "is lost" not in self.working.log()
+
+    def close(self) -> None:
+        for proxy in self.proxies:
+            proxy.let_go.set()
+        self.working.close()
+        self.looking.close()
+
+
+@pytest.fixture
+def site(pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    with ExitStack() as stack:
+        proxies = [stack.enter_context(Proxy(pool.server.url)) for _ in range(3)]
+        fields = {"conn_type": "picas", "schema": pool.name, "login": pool.member, "password": PASSWORD}
+        hook = PicasHook(set_connection(monkeypatch, "wait", {**fields, "host": proxies[2].url}))
+        made = Site(pool, tmp_path, proxies, hook)
+        yield made
+        made.close()
+
+
+def test_a_renewal_that_comes_later_than_those_after_it(site: Site) -> None:
+    """It sets the lease back to a time that is longer ago than the lease is long."""
+    site.begin()
+    site.worker.hurt(Fault.LATE, on=site._renewal)
+    until(lambda: site.worker.held == 1)
+    held = time.monotonic()
+    until(lambda: site.look() and time.monotonic() > held + LEASE + 2, 60)
+    newest = lease_of(site)["renewed"]
+    site.worker.let_go.set()
+    until(lambda: lease_of(site)["renewed"] < newest - LEASE / 2, 10)
+    site.readings(2)
+    site.renew(2)
+    site.check()
+
+
+def lease_of(site: Site) -> dict[str, Any]:
+    """The lease of the pilot at work."""
+    holder = site.pool.get("b:0000")["pilot"]
+    (lease,) = [lease for lease in site.pool.leases() if lease["pilot"] == holder]
+    return lease
+
+
+@pytest.mark.parametrize("step", [200, -200])
+def test_the_databases_clock_steps(site: Site, step: float) -> None:
+    site.begin()
+    for proxy in site.proxies:
+        proxy.ahead = step
+    site.readings(2)
+    site.renew(3)
+    site.readings(2)
+    assert lease_of(site)["renewed"] == pytest.approx(time.time() + step, abs=5)
+    site.check()
+
+
+def test_local_documents_are_gone(site: Site) -> None:
+    """As after a fail-over to a replica: leases are never replicated."""
+    site.begin()
+    locked = time.monotonic()
+    until(lambda: site.look() and time.monotonic() > locked + 2 * LEASE + 1, 60)
+    lease = lease_of(site)
+    assert site.pool.request("DELETE", f"_local/picas-pilot-{lease['pilot']}?rev={lease['_rev']}")[0] == 200
+    site.readings(2)
+    until(lambda: lease["pilot"] in [there["pilot"] for there in site.pool.leases()])
+    site.check()
+
+
+def test_an_answer_that_is_delayed_does_not_set_the_clock_back(pool: Pool) -> None:
+    config = picas_pilot.Config(command="true", submission="s")
+    clock = picas_pilot.Clock()
+    with Proxy(pool.server.url) as proxy:
+        access = picas_pilot.Access(proxy.url, pool.name, pool.member, PASSWORD, "")
+        database = picas_pilot.Database(access, config, clock)
+        database.request("GET", "")
+        before = clock.now() - time.time()
+        proxy.hurt(Fault.HOLD)
+        threading.Timer(3, proxy.let_go.set).start()
+        database.request("GET", "")
+        assert clock.now() - time.time() == pytest.approx(before, abs=1.1)
+        database._connection.close()
+
+
+def test_who_is_killed_is_dead_for_both(site: Site) -> None:
+    pilot = site.begin()
+    site.look()
+    killed = time.monotonic()
+    pilot.kill()
+    found: list[News] = []
+    until(lambda: found.append(site.look_once()) or found[-1].reaped or site.looking.runs())  # type: ignore[func-returns-value]
+    print(f"given back {time.monotonic() - killed:.1f} s after the kill, with a lease of {LEASE} s")
+    assert time.monotonic() - killed < LEASE + 5
+    until(lambda: site.pool.states() == {State.DONE: 1})
+    (attempt,) = site.pool.get("b:0000")["attempts"]
+    assert "was not heard for" in attempt["reason"]
+
+
+def test_whose_writes_reach_too_few_nodes_takes_nobody_for_dead(site: Site) -> None:
+    """As on the smaller side of a cluster that is divided: it sees no renewal of those on the other side."""
+    pilot = site.begin()
+    for proxy in site.proxies[1:]:
+        proxy.minority = True
+    site.readings(1)
+    pilot.kill()
+    until(lambda: site.look_once().outage, 60)
+    until(lambda: "cannot be renewed" in site.looking.log())
+    assert site.pool.states() == {State.LOCKED: 1}
+    for proxy in site.proxies:
+        proxy.minority = False
+    until(lambda: site.look_once().reaped or site.looking.runs(), 60)
+    until(lambda: site.pool.states() == {State.DONE: 1})
+
+
+@pytest.mark.parametrize(
+    ("cause", "stops"),
+    [
+        ("pilot p (job 1 on n) was not heard for 9 s", False),
+        ("pilot p (job 1 on n) has ended: NODE_FAIL", True),
+        ("pilot p (job 1 on n) was requeued", True),
+    ],
+)
+def test_a_pilot_whose_token_was_reaped_goes_on_unless_slurm_has_given_it_up(
+    pool: Pool, tmp_path: Path, cause: str, stops: bool
+) -> None:
+    submission = Submission(tmp_path / "submission", pool)
+    with closing(submission):
+        pool.push([{}, {}])
+        pilot = submission.start(f'{COUNT}; test "$PICAS_ATTEMPT" = 2 || {{ {GATE}; }}', lease=3)
+        until(lambda: submission.runs().total() == 1)
+        (held,) = [doc for doc in pool.docs().values() if doc["lock"]]
+        pool.put(picas_pilot.reap(held, cause, 3, held["lock"] + 1).apply())
+        until(lambda: f"was given back (reaped: {cause})" in submission.log())
+        if not stops:
+            submission.open_gate()
+        assert pilot.wait(60) == 0, submission.log()
+        assert ("Slurm has given up this job" in submission.log()) is stops
+        assert pool.states() == ({State.TODO: 2} if stops else {State.DONE: 2})
