@@ -41,6 +41,11 @@ settings.register_profile("any_speed", deadline=None, suppress_health_check=[Hea
 settings.load_profile("any_speed")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--all``: also the tests that are left out where nothing has changed that they test."""
+    parser.addoption("--all", action="store_true", help="also the embedded server's tests when the server is unchanged")
+
+
 def pytest_report_header() -> list[str]:
     """What the tests run on."""
     if os.environ.get(COUCHDB_URL):
