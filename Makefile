@@ -1,6 +1,7 @@
 # The two commands to know: `make demo` and `make test`. Both install what they need below .stack/ and nowhere else.
 #   make demo STACK=docker    the same on docker/compose.yaml
 #   make test TESTS=tests/unit/tokens ARGS='-k states'
+#   make check                lint, types and unit tests: a minute and a half, without Slurm and CouchDB
 
 STACK  ?= native
 TESTS  ?=
@@ -10,23 +11,26 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 VENV   := .stack/airflow/bin
 
 unexport PYTHONDONTWRITEBYTECODE
-.PHONY: demo test chaos bench compat lint format install pins clean python
+.PHONY: demo test check chaos bench compat lint format install pins clean python
 
 demo: python
 	@exec $(PYTHON) -m stack.demo --stack $(STACK)
 
-# Two at a time but for the end-to-end tests: most of the time they wait for something real.
+# Side by side: most of the time they wait for something real. ARGS=--all also tests an embedded server that has not changed.
 test: install lint
 ifeq ($(strip $(TESTS)),)
-	$(VENV)/pytest -n 2 --dist loadfile tests/unit tests/integration $(ARGS)
-	$(VENV)/pytest tests/e2e $(ARGS)
+	$(VENV)/pytest -n 4 --dist loadfile tests/unit tests/integration tests/e2e $(ARGS)
 else
 	$(VENV)/pytest $(TESTS) $(ARGS)
 endif
 
-# Kills, stops and cuts the real parts while pilots work. Half an hour; the figures stand at the end.
+check: lint
+	$(VENV)/pytest tests/unit $(ARGS)
+
+# Kills, stops and cuts the real parts while pilots work. The figures stand at the end. With PICAS_SOAK_SECONDS=180 the soak takes
+# three minutes instead of ten.
 chaos: install
-	$(VENV)/pytest tests/chaos $(ARGS)
+	$(VENV)/pytest -n 3 --dist loadfile tests/chaos $(ARGS)
 
 # On the CouchDB that PICAS_TEST_COUCHDB_URL names, else the embedded one. ARGS=--keep rewrites benchmarks/results.*
 bench: install

@@ -89,4 +89,6 @@ def tests(session: nox.Session, airflow: str) -> None:
     pins = paths.PROJECT / "stack" / f"requirements-airflow-{airflow}.txt"
     session.install("-r", str(pins), env=env)
     session.install("--no-deps", "--no-build-isolation", "--editable", str(paths.PROJECT), env=env)
-    session.run("pytest", *(session.posargs or TESTS), env={"PYTHONDONTWRITEBYTECODE": None})
+    session.run(
+        "pytest", *(session.posargs or ("-n", "3", "--dist", "loadfile", *TESTS)), env={"PYTHONDONTWRITEBYTECODE": None}
+    )

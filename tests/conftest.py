@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shlex
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -30,6 +32,7 @@ from stack.pool import Pool
 
 RUN = paths.RUN / f"tests-{os.getpid()}"
 COUCHDB_URL = "PICAS_TEST_COUCHDB_URL"
+LONG = re.compile("tests/e2e/|tests/chaos/test_(feed_soak|stopping)")
 
 # Before the first import of Airflow, which makes its home where this says.
 os.environ["AIRFLOW_HOME"] = str(RUN / "airflow-home")
@@ -44,6 +47,32 @@ settings.load_profile("any_speed")
 def pytest_addoption(parser: pytest.Parser) -> None:
     """``--all``: also the tests that are left out where nothing has changed that they test."""
     parser.addoption("--all", action="store_true", help="also the embedded server's tests when the server is unchanged")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """``--dist loadfile`` gives each file to one worker; here all that share an Airflow go to the same one."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "one Airflow" if shares_airflow(nodeid) else super()._split_scope(nodeid)
+
+    config.option.loadscopereorder = False
+    return Scheduling(config, log)
+
+
+def shares_airflow(nodeid: str) -> bool:
+    return nodeid.startswith("tests/e2e/") and not nodeid.startswith("tests/e2e/test_demo.py")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Let xdist's workers begin with what takes longest, and end with unit tests; between them, files with many tests first."""
+    if hasattr(config, "workerinput"):
+        sizes = Counter(item.path for item in items)
+        items.sort(key=lambda i: (not LONG.match(i.nodeid), "/unit/" in i.nodeid, -sizes[i.path], i.path))
 
 
 def pytest_report_header() -> list[str]:
