@@ -290,12 +290,12 @@ class Access(NamedTuple):
     folder: str  # where picasconfig.py is
 
 
-def read_access(folder: str, config: Config) -> Access:
+def read_access(folder: str, config: Config, again: bool = False) -> Access:
     """The credentials in ``picasconfig.py`` or ``conf.yml``; nothing is executed. ``folder`` is pilot.json's. Raises Failed."""
     path = _find_credentials(folder, config)
     try:
         values, secret = read_credentials(path)
-        if os.stat(secret).st_mode & 0o077:
+        if os.stat(secret).st_mode & 0o077 and not again:
             log(f"Others may read {secret}, which holds a password or the key to one: chmod 600 it.")
     except (OSError, ValueError) as error:
         raise Failed(f"{path} cannot be read: {error}.", EX_CONFIG) from None
@@ -605,10 +605,58 @@ class Clock:
         return 0.0 if self._back_since is None else time.monotonic() - self._back_since
 
 
+class Login:
+    """The login of all connections. When the database refuses it, it is read again: the password may have been changed."""
+
+    def __init__(self, access: Access, read: Optional[Callable[[], Access]] = None) -> None:
+        self.access = access
+        self._read = read
+        self._reading = threading.Lock()
+        self._backoff = Backoff(0.5, longest=5.0)
+        self._next = 0.0  # when to read again (monotonic)
+        self._told = ""
+
+    def headers(self) -> Dict[str, str]:
+        """What a request needs to log in."""
+        if not self.access.username:
+            return {}
+        login = f"{self.access.username}:{self.access.password}".encode()
+        return {"Authorization": "Basic " + base64.b64encode(login).decode("ascii")}
+
+    def has_changed(self, refused: Access) -> bool:
+        """Whether there is another login than the one that was refused. Now and then the file is read to find out."""
+        # A file system that hangs holds up one thread only.
+        if self.access == refused and self._read and self._reading.acquire(blocking=False):
+            try:
+                if time.monotonic() >= self._next:
+                    self._next = time.monotonic() + self._backoff.pause()
+                    self._take(self._read())
+            except Failed as error:
+                self._tell_once(f"The database refuses the login, and there is no other: {error}")
+            finally:
+                self._reading.release()
+        return self.access != refused
+
+    def _take(self, found: Access) -> None:
+        if (found.url, found.database) != (self.access.url, self.access.database):
+            # Its password is not for this server.
+            self._tell_once(f"The credentials in {found.folder} are for another database by now: they are not used.")
+        elif found != self.access:
+            self.access, self._backoff, self._told = found, Backoff(0.5, longest=5.0), ""
+            log(f"The credentials in {found.folder} have changed: they are used from now on.")
+
+    def _tell_once(self, message: str) -> None:
+        if message != self._told:
+            log(message)
+        self._told = message
+
+
 class Database:
     """One keep-alive connection to one CouchDB database; each thread has its own."""
 
-    def __init__(self, access: Access, config: Config, clock: Clock, timeout: float = 60) -> None:
+    def __init__(self, login: Union[Access, Login], config: Config, clock: Clock, timeout: float = 60) -> None:
+        self._login = Login(login) if isinstance(login, Access) else login
+        access = self._login.access
         parts = urlsplit(access.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise Failed("PICAS_HOST_URL must be http(s)://host:port.", EX_CONFIG)
@@ -629,9 +677,6 @@ class Database:
                 context.verify_mode = ssl.CERT_NONE
             self._connection = http.client.HTTPSConnection(parts.hostname, port, timeout=timeout, context=context)
         self._headers = {"Accept": "application/json", "Content-Type": "application/json", "User-Agent": "picas-pilot"}
-        if access.username:
-            login = f"{access.username}:{access.password}".encode()
-            self._headers["Authorization"] = "Basic " + base64.b64encode(login).decode("ascii")
 
     def request(self, method: str, path: str, body: Any = None, query: Optional[Doc] = None) -> Tuple[int, Any]:
         """Status and JSON of one request; values of ``query`` are sent as JSON.
@@ -645,12 +690,14 @@ class Database:
         data = None if body is None else json.dumps(body, allow_nan=False, separators=(",", ":")).encode("ascii")
         tries = 3 if method == "GET" or path == "_all_docs" else 1  # what only reads can be asked again at once
         while True:
-            sent = time.monotonic()
+            sent, access = time.monotonic(), self._login.access
             try:
-                self._connection.request(method, url, data, self._headers)
+                self._connection.request(method, url, data, {**self._headers, **self._login.headers()})
                 response = self._connection.getresponse()
-                dated = (response.getheader("Date"), sent, time.monotonic())
-                return self._useful(response.status, dated, response.read())
+                dated, content = (response.getheader("Date"), sent, time.monotonic()), response.read()
+                if response.status in (401, 403) and self._login.has_changed(access):
+                    continue  # it was not carried out
+                return self._useful(response.status, dated, content)
             except (OSError, ValueError, http.client.HTTPException) as error:
                 self._connection.close()
                 if "CERTIFICATE_VERIFY_FAILED" in str(error) or isinstance(error, ssl.CertificateError):
@@ -3217,11 +3264,12 @@ class Pilot:
         self._folder = folder
         self._me = Identity.here()
         self._access = read_access(folder, config)
-        self._database = Database(self._access, config, self.clock)  # this thread's, then the claimer's
+        login = Login(self._access, lambda: read_access(folder, config, again=True))
+        self._database = Database(login, config, self.clock)  # this thread's, then the claimer's
         self._outbox = Outbox(folder, self._access.database)
-        quick = Database(self._access, config, self.clock, timeout=max(1.0, min(30.0, config.lease / 4)))
+        quick = Database(login, config, self.clock, timeout=max(1.0, min(30.0, config.lease / 4)))
         self.lease = Lease(quick, config, self._me, self.clock, self.work)
-        database = Database(self._access, config, self.clock)
+        database = Database(login, config, self.clock)
         conflicts = Conflicts(database, config, self._me, self.clock, self.lease.contact, self.held_claims)
         self.reporter = Reporter(database, self._outbox, self.work.settled, conflicts)
         self.environment = job_environment(dict(os.environ), self._access.folder)
