@@ -10,8 +10,8 @@ import sys
 from collections.abc import Sequence
 
 from airflow_provider_picas import __version__
-from airflow_provider_picas.cli import import_connection
-from airflow_provider_picas.cli.import_connection import ImportFailedError
+from airflow_provider_picas.cli import check, import_connection
+from airflow_provider_picas.cli.common import CommandError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"airflow-provider-picas {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
-    for command in (import_connection,):
+    for command in (check, import_connection):
         command.add(commands)
     options = parser.parse_args(arguments)
     for stream in (sys.stdout, sys.stderr):
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = int(options.run(options))
         sys.stdout.flush()
         return code
-    except ImportFailedError as error:
+    except CommandError as error:
         print(f"airflow-picas: {error}", file=sys.stderr)
         return 1
     except BrokenPipeError:  # such as `| head`

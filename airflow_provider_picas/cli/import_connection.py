@@ -17,13 +17,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from airflow_provider_picas.cli.common import CommandError
 from airflow_provider_picas.couchdb.settings import host_and_port
 from airflow_provider_picas.pilot import picas_pilot
 
 CONF_YML = Path(picas_pilot.CLIENT_FOLDER) / picas_pilot.CONF_YML
 
 
-class ImportFailedError(Exception):
+class ImportFailedError(CommandError):
     """The credentials cannot be read or stored; the message says which file and why, without their content."""
 
 

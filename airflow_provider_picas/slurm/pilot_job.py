@@ -17,7 +17,7 @@ WARNING = "B:TERM@20"
 _PYTHONS = ("python3", *(f"python3.{minor}" for minor in range(14, 5, -1)), "/usr/libexec/platform-python")
 
 
-def batch_script(folder: str, config: str, setup: str | None) -> bytes:
+def batch_script(folder: str, config: str, setup: str | None, program: str = PILOT_FILE) -> bytes:
     """The script: the author's setup, then the pilot in place of the shell, so that Slurm's signals reach it.
 
     A command of the setup that fails ends the job: said once, not by every token. That is a trap and not ``set -e``, under which
@@ -29,13 +29,18 @@ def batch_script(folder: str, config: str, setup: str | None) -> bytes:
             f'echo "The setup failed with code $?, so this pilot takes no token: $BASH_COMMAND" >&2; exit {EX_CONFIG}'
         )
         lines += [f"trap {quote(failed)} ERR", setup.rstrip("\n"), "trap - ERR"]
+    lines += python_lines(f"{folder}/{program}", f"{folder}/{config}")
+    return ("\n".join(lines) + "\n").encode()
+
+
+def python_lines(program: str, config: str) -> list[str]:
+    """Shell text that becomes a Python program: that of the first Python that is new enough."""
     old = "import sys; sys.exit(sys.version_info < (3, 6))"
-    lines += [
+    return [
         f"for python in {' '.join(_PYTHONS)}; do",
         f'  command -v "$python" >/dev/null && "$python" -I -c {quote(old)} 2>/dev/null || continue',
-        f'  exec "$python" -I {quote(f"{folder}/{PILOT_FILE}", f"{folder}/{config}")}',
+        f'  exec "$python" -I {quote(program, config)}',
         "done",
         'echo "There is no Python 3.6 or newer on $(hostname). Load one in the setup, such as: module load Python" >&2',
         f"exit {EX_CONFIG}",
     ]
-    return ("\n".join(lines) + "\n").encode()

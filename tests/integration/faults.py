@@ -217,6 +217,11 @@ class Relay:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
+        """Take no more connections. Those that are there stay."""
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(
+                socket.SHUT_RDWR
+            )  # wakes the thread that waits in accept, which keeps the port open
         self._listener.close()
 
     def serve(self, client: socket.socket, server: socket.socket) -> None:

@@ -1,0 +1,181 @@
+"""Whether the cluster lets us in, knows Slurm's commands, and has room in the shared home."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import posixpath
+import time
+from collections.abc import Generator, Iterator
+from typing import TYPE_CHECKING
+
+from airflow_provider_picas.checks import node
+from airflow_provider_picas.checks.finding import Finding, failed, ok, warned
+from airflow_provider_picas.checks.node import Probe
+from airflow_provider_picas.hooks.slurm import SlurmAsyncHook, SlurmHook
+from airflow_provider_picas.slurm.pilot_job import python_lines
+from airflow_provider_picas.slurm.remote import Command, RemoteError, Send, quote
+from airflow_provider_picas.slurm.submission import DEFAULT_FOLDER
+from airflow_provider_picas.tokens.text import one_line
+
+if TYPE_CHECKING:
+    import paramiko
+
+SLOW_LOGIN = 10.0  # seconds that a login shell takes until it is called slow
+PATIENCE = 20  # seconds that each of Slurm's commands has
+WRITTEN = 1 << 20  # bytes that are written into the home
+LEAST_ROOM = 100 << 20  # bytes that should be left there
+
+_WITHOUT = {
+    "sbatch": "no pilot can be submitted",
+    "squeue": "nobody can tell which pilots wait or run",
+    "scontrol": "pilots cannot ask how much time is left, and a lost submission takes longer to settle",
+    "sacct": "why a pilot ended is known from squeue only, for a few minutes (Slurm's MinJobAge), and figures lack what it used",
+}
+_NEEDED = ("sbatch", "squeue")
+_OTHER_FOLDER = (
+    "Make room there (see the site's `quota`), or name another folder as `remote_folder` (here --remote-folder)."
+)
+
+
+class OneTry(SlurmHook):
+    """The hook, but it tries to connect once: whoever checks wants to know now."""
+
+    def _connect(self) -> paramiko.SSHClient:
+        return self._connect_once()
+
+
+def check(slurm: SlurmHook, probe: Probe, remote_folder: str | None, *, submit: bool) -> Iterator[Finding]:
+    """Check the cluster as far as a login node shows it. ``submit``: a compute node will be asked, too."""
+    try:
+        slurm.get_conn()
+    except RemoteError as error:
+        yield failed("ssh, tasks", str(error))
+        yield asyncio.run(_trigger(slurm.ssh_conn_id))
+        return
+    yield ok("ssh, tasks", f"paramiko logs in: {slurm.place}.")
+    if slurm.ssh.no_host_key_check:
+        yield warned(
+            "ssh, host key",
+            "It is not checked. Put it in the connection's extra 'host_key', as `ssh-keyscan` prints it.",
+        )
+    yield asyncio.run(_trigger(slurm.ssh_conn_id))
+    try:
+        yield from _shell(slurm)
+        yield from _commands(slurm)
+        yield from _home(slurm, probe, remote_folder, submit=submit)
+    except RemoteError as error:
+        yield failed("cluster", str(error))
+
+
+def _shell(slurm: SlurmHook) -> Iterator[Finding]:
+    begin = time.monotonic()
+    output = slurm.run("echo picas")
+    seconds = time.monotonic() - begin
+    if output.stdout.strip() != "picas":
+        yield failed("login shell", f"It changes what commands print: {one_line(output.said)!r} came for 'picas'.")
+    elif seconds > SLOW_LOGIN:
+        yield warned("login shell", f"A command takes {seconds:.0f} s: look for slow commands in the login profile.")
+    else:
+        yield ok("login shell", "It runs commands.")
+
+
+async def _trigger(ssh_conn_id: str) -> Finding:
+    what = "ssh, triggerer"
+    try:
+        async with SlurmAsyncHook(ssh_conn_id) as hook:
+            await hook.perform(Command("true"))
+        return ok(what, "asyncssh logs in, too.")
+    except (RemoteError, ValueError, OSError) as error:
+        return failed(what, f"asyncssh, which deferred waits use, cannot: {error}")
+
+
+def _commands(slurm: SlurmHook) -> Iterator[Finding]:
+    """Ask each of Slurm's commands something that it has to answer."""
+    text = f"""
+ask() {{
+  command -v "$1" >/dev/null || {{ echo "$1 missing"; return; }}
+  said=$(timeout {PATIENCE} "$@" 2>&1); echo "$1 $? $(printf %s "$said" | tail -c 500 | base64 -w0)"
+}}
+ask sbatch --version
+ask squeue --noheader --user="$(id -un)"
+ask scontrol ping
+ask sacct --noheader --allocations --starttime=now-1hour"""
+    output = slurm.run(text, timeout=4 * PATIENCE + 30)
+    answers = {words[0]: words[1:] for line in output.stdout.splitlines() if (words := line.split())}
+    for name, loss in _WITHOUT.items():
+        code, *encoded = answers.get(name, ["missing"])
+        said = one_line(base64.b64decode("".join(encoded)).decode("utf-8", "replace").strip())
+        if code == "0" and (name != "scontrol" or "UP" in said):
+            yield ok(name, said if name == "sbatch" else "It answers.")
+            continue
+        if code == "missing":
+            why = "It is not on the login shell's PATH: put it there in the login profile, or name a login node that has it"
+        elif code == "124":
+            why = f"It did not answer within {PATIENCE} s: try later, or ask the site"
+        else:
+            why = f"It fails with exit code {one_line(code)}: {said}"
+        yield (failed if name in _NEEDED else warned)(name, f"{why}. Without it, {loss}.")
+
+
+def _home(slurm: SlurmHook, probe: Probe, remote_folder: str | None, *, submit: bool) -> Iterator[Finding]:
+    """Write where submissions go, in both ways that the operator uses, and look around from there."""
+    if remote_folder is None:
+        enter = f'cd -- "$HOME/{DEFAULT_FOLDER}" 2>/dev/null || cd -- "$HOME"'
+    else:
+        enter = f'cd -- "$HOME" && cd -- {quote(remote_folder)}'
+    made = slurm.run(f'{enter} && mktemp -d -- "$PWD/.picas-check-XXXXXXXX"')
+    folder = made.stdout.strip()
+    if made.code != 0:
+        yield failed("home", f"No folder can be made for submissions ({one_line(made.said)}). {_OTHER_FOLDER}")
+        return
+    try:
+        if (yield from _room(slurm, folder, probe)):
+            yield from _login_node(slurm, folder, probe, submit=submit)
+    finally:
+        slurm.run(f"rm -rf -- {quote(folder)}")
+
+
+def _room(slurm: SlurmHook, folder: str, probe: Probe) -> Generator[Finding, None, bool]:
+    """Write a file by a command, and send some; whether that can be done."""
+    place = posixpath.dirname(folder)
+    text = f"""
+dd if=/dev/urandom of={quote(f"{folder}/room")} bs=65536 count={WRITTEN // 65536} conv=fsync 2>&1 || exit
+echo; df -Pk -- {quote(folder)} | tail -n 1"""
+    written = slurm.run(text)
+    if written.code != 0:
+        of_dd = [line.rpartition(": ")[2] for line in written.stdout.splitlines() if line.startswith("dd:")]
+        said = of_dd[0] if of_dd else written.said
+        yield failed("home", f"{place} cannot be written ({one_line(said)}). {_OTHER_FOLDER}")
+        return False
+    sent = slurm.perform(Send(probe.files(folder)))
+    if sent.code != 0:
+        yield failed("home", f"Files cannot be sent to {place} by SFTP ({one_line(sent.said)}). {_OTHER_FOLDER}")
+        return False
+    words = written.stdout.split()  # the last line is df's: device, size, used, left, share, mount
+    left = int(words[-3]) * 1024 if len(words) > 3 and words[-3].isdigit() else None
+    room = f"{place} can be written" + (f", and df says that {left / 1e9:,.1f} GB are left" if left is not None else "")
+    yield (
+        warned("home", f"{room}. {_OTHER_FOLDER}") if left is not None and left < LEAST_ROOM else ok("home", f"{room}.")
+    )
+    return True
+
+
+def _login_node(slurm: SlurmHook, folder: str, probe: Probe, *, submit: bool) -> Iterator[Finding]:
+    """What the login node tells of Python, the clock, and the way to the database."""
+    output = slurm.run("\n".join(python_lines(f"{folder}/{node.PROGRAM}", f"{folder}/{node.CONFIG}")), timeout=60)
+    report = node.read_report(output.stdout)
+    compute = "Pilots run on compute nodes, which are asked" + (" below." if submit else " with --submit.")
+    if report is None:
+        yield warned("login node, Python", f"{one_line(output.said)} {compute}")
+        return
+    yield ok("login node, Python", one_line(str(report.get("python"))))
+    if probe.url is None:
+        return
+    why = probe.reaches(report)
+    if why is None:
+        yield ok("login node, database", f"{probe.url} answers.")
+    else:
+        text = f"{probe.url} does not answer from there ({why}). {compute}"
+        yield (warned if submit else failed)("login node, database", text)
+    yield from node.clock("login node", report)

@@ -1,0 +1,121 @@
+"""The program that looks around on a node of the cluster (``pilot/node_check.py``), and what its report means."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from airflow_provider_picas.checks.finding import Finding, failed, ok, warned
+from airflow_provider_picas.couchdb.errors import CouchDBError
+from airflow_provider_picas.hooks.picas import PicasHook
+from airflow_provider_picas.pilot import node_check
+from airflow_provider_picas.slurm.credentials import CA_FILE
+from airflow_provider_picas.slurm.remote import RemoteFile
+from airflow_provider_picas.tokens.leases import SKEW
+from airflow_provider_picas.tokens.text import one_line
+
+PROGRAM = "node_check.py"
+CONFIG = "check.json"
+RESULT = "result.json"
+TIMEOUT = 15.0  # seconds that the database has to answer a node
+_LEAST_SCRATCH = 100_000_000  # bytes
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a node is to try: no credentials. ``url`` None: the connection to the pool cannot be read."""
+
+    url: str | None
+    tls_verify: bool = True
+    ca_file: str | None = None
+
+    @classmethod
+    def of(cls, hook: PicasHook) -> Probe:
+        """How the hook reaches the database."""
+        try:
+            settings = hook.settings
+        except CouchDBError:
+            return cls(None)
+        verify = settings.verify
+        return cls(settings.url, verify is not False, verify if isinstance(verify, str) else None)
+
+    def files(self, folder: str, *, to_file: bool = False) -> list[RemoteFile]:
+        """The files that a node needs in a folder. ``to_file``: the report goes into the file ``RESULT`` there, too."""
+        config = {
+            "url": self.url or "http://127.0.0.1:9",
+            "tls_verify": self.tls_verify,
+            "ca_file": f"{folder}/{CA_FILE}" if self.ca_file else None,
+            "timeout": TIMEOUT,
+            "result": f"{folder}/{RESULT}" if to_file else None,
+        }
+        files = [
+            RemoteFile(f"{folder}/{PROGRAM}", Path(node_check.__file__).read_bytes()),
+            RemoteFile(f"{folder}/{CONFIG}", json.dumps(config).encode()),
+        ]
+        if self.ca_file:
+            files.append(RemoteFile(f"{folder}/{CA_FILE}", Path(self.ca_file).read_bytes()))
+        return files
+
+    def reaches(self, report: Mapping[str, Any]) -> str | None:
+        """Why a node does not reach the database; None if it does."""
+        found = report.get("database")
+        if not isinstance(found, Mapping):
+            return "its report cannot be read"
+        if found.get("error"):
+            return one_line(str(found["error"]), 300)
+        if not found.get("json"):
+            return f"what answers is not CouchDB (HTTP {one_line(str(found.get('status')))})"
+        return None
+
+
+def read_report(text: str) -> Mapping[str, Any] | None:
+    """The report of a node; None for anything else."""
+    for line in reversed(text.splitlines()):
+        try:
+            report = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(report, dict):
+            return report
+    return None
+
+
+def clock(what: str, report: Mapping[str, Any]) -> Iterator[Finding]:
+    """How far the node's clock is off, if it has reached the database."""
+    database = report.get("database")
+    ahead = database.get("ahead") if isinstance(database, Mapping) else None
+    if isinstance(ahead, int | float):
+        yield clock_finding(f"{what}, clock", -ahead)
+
+
+def clock_finding(what: str, off: float) -> Finding:
+    """A clock that is so many seconds ahead of the database's, whose answers have whole seconds."""
+    if abs(off) <= SKEW:
+        return ok(what, f"It is within {max(1, round(abs(off)))} s of the database's.")
+    return warned(
+        what,
+        f"It is {abs(off):.0f} s {'ahead of' if off > 0 else 'behind'} the database's, so dead pilots may be"
+        " found late or wrongly. Ask for the time to be synchronised (NTP).",
+    )
+
+
+def scratch(what: str, report: Mapping[str, Any]) -> Iterator[Finding]:
+    """Whether commands have a folder to run in."""
+    found = report.get("scratch")
+    if not isinstance(found, Mapping):
+        return
+    folder, free = one_line(str(found.get("folder"))), found.get("free")
+    if found.get("error"):
+        yield failed(
+            what,
+            f"The scratch folder {folder} cannot be written ({one_line(str(found['error']))}). Set TMPDIR in the setup.",
+        )
+    elif found.get("noexec"):
+        yield warned(what, f"No program can be run from the scratch folder {folder} (noexec), so none of `files`.")
+    elif isinstance(free, int) and free < _LEAST_SCRATCH:
+        yield warned(what, f"The scratch folder {folder} has {free / 1e6:.0f} MB left. Set TMPDIR in the setup.")
+    else:
+        yield ok(what, f"The scratch folder {folder} can be written.")

@@ -1,0 +1,144 @@
+"""Whether the pool answers, and what its login may do there."""
+
+from __future__ import annotations
+
+import ipaddress
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from airflow_provider_picas.checks.finding import Finding, failed, ok, warned
+from airflow_provider_picas.couchdb import errors, protocol
+from airflow_provider_picas.couchdb.pool import Pool
+from airflow_provider_picas.couchdb.protocol import Answer, Operation, Request
+from airflow_provider_picas.hooks.picas import PicasHook
+from airflow_provider_picas.tokens import views
+
+SLOW = 10.0  # seconds after which an answer of the views is called slow
+_ASK = "Ask the database's administrator"
+
+
+class OneTry(PicasHook):
+    """The hook, but each request is sent once: whoever checks wants to know now."""
+
+    def send(self, request: Request) -> Answer:
+        """Send one request; its answer. Raises CouchDBError."""
+        return protocol.check(self.settings, self.picas_conn_id, request, self._send_once(request))
+
+
+def check(hook: PicasHook) -> Iterator[Finding]:
+    """Check the pool. The first thing that fails and that all others need ends it."""
+    try:
+        _ = hook.settings
+        yield from _server(hook)
+        yield from _login(hook)
+    except errors.CouchDBError as error:
+        yield failed("database", str(error))
+        return
+    steps: tuple[tuple[str, Callable[[PicasHook], Iterator[Finding]]], ...] = (
+        ("write access", _write),
+        ("views", _views),
+    )
+    for what, step in steps:
+        try:
+            yield from step(hook)
+        except errors.CouchDBError as error:
+            yield failed(what, str(error))
+
+
+def _server(hook: PicasHook) -> Iterator[Finding]:
+    settings = hook.settings
+    try:
+        yield ok("database", f"CouchDB {hook.do(hook.pool.server_version())} answers at {settings.url}.")
+    except errors.UnauthorizedError:
+        yield ok("database", f"{settings.url} answers.")
+        raise
+    finally:
+        address = urlsplit(settings.url)
+        if address.scheme == "http" and not _is_loopback(address.hostname or ""):
+            yield warned("encryption", "The host begins with http://, so passwords cross the network as plain text.")
+        elif settings.verify is False:
+            yield warned("encryption", "The connection does not verify the server's certificate (extra 'verify').")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _login(hook: PicasHook) -> Iterator[Finding]:
+    documents = hook.do(hook.pool.info()).get("doc_count")
+    yield ok("login", f"{_who(hook)} may read {hook.settings.database} ({documents} documents).")
+
+
+def _who(hook: PicasHook) -> str:
+    return repr(hook.settings.login) if hook.settings.login else "Anybody, without a login,"
+
+
+def _write(hook: PicasHook) -> Iterator[Finding]:
+    hook.do(_write_and_delete(hook.pool))
+    yield ok("write access", f"{_who(hook)} may write.")
+
+
+def _write_and_delete(pool: Pool) -> Operation[None]:
+    """A local document: it is in no view, and is not replicated."""
+    name = f"_local/airflow-picas-check-{secrets.token_hex(8)}"
+    rev = yield from pool.put({"_id": name})
+    yield Request("DELETE", pool.document_path(name), {"rev": rev})
+
+
+def _views(hook: PicasHook) -> Iterator[Finding]:
+    of_pool = hook.settings.design_document
+    wanted = {of_pool: views.monitor(), views.PROVIDER: views.provider()}
+    present = {name: hook.do(_design(hook.pool, name)) for name in wanted}
+    may_write = hook.do(_may_write_design(hook.pool))
+    missing = {name: views.missing_views(present[name], wanted[name]) for name in wanted}
+    if missing[of_pool] and (of_pool != views.MONITOR or may_write is False):
+        lacks = f"Design document {of_pool!r} of {hook.settings.place} lacks the views {', '.join(missing[of_pool])}"
+        may_not = f", and {_who(hook)} may not write design documents" if may_write is False else ""
+        yield failed(
+            "views", f"{lacks}{may_not}. {_ASK} to run PicasHook.deploy_views, or PiCaS's create_views.py, as an admin."
+        )
+        return
+    if (missing[views.PROVIDER] or views.differs(present[views.PROVIDER], wanted[views.PROVIDER])) and not may_write:
+        yield warned(
+            "views",
+            f"Design document {views.PROVIDER!r} is missing or of another version, and {_who(hook)} may not write it: waits and"
+            f" pilots are slower, and pilots='auto' does not work. {_ASK} to run PicasHook.deploy_views as an admin.",
+        )
+    if missing[of_pool]:
+        yield ok("views", "They are not there yet; the first push writes them.")
+        return
+    begin = time.monotonic()
+    counts = hook.count()
+    seconds = time.monotonic() - begin
+    if seconds > SLOW:
+        yield warned(
+            "views", f"They took {seconds:.0f} s to answer: {counts}. CouchDB may be indexing; waits are slow."
+        )
+    else:
+        yield ok("views", f"They answer: {counts}.")
+
+
+def _design(pool: Pool, name: str) -> Operation[Mapping[str, Any] | None]:
+    try:
+        return (yield from pool.get(f"_design/{name}"))
+    except errors.NotFoundError:
+        return None
+
+
+def _may_write_design(pool: Pool) -> Operation[bool | None]:
+    """Whether the login is an admin of the database; None where the server does not say."""
+    try:
+        session = (yield Request("GET", "/_session")).json()["userCtx"]
+        admins = (yield Request("GET", pool.path("_security"))).json().get("admins", {})
+        roles = set(session["roles"])
+        return bool(
+            "_admin" in roles or session["name"] in admins.get("names", []) or roles & set(admins.get("roles", []))
+        )
+    except (errors.CouchDBError, KeyError, TypeError, AttributeError):
+        return None
