@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from airflow_provider_picas import cli
+from airflow_provider_picas import __version__, cli
 from airflow_provider_picas.cli.import_connection import ImportFailedError, connection, read_credentials
 from airflow_provider_picas.pilot import picas_pilot
 from stack import paths
@@ -128,3 +129,25 @@ def test_the_command_says_what_is_wrong_and_never_the_password(
     said = capsys.readouterr()
     assert "does not set the host, database, login" in said.err
     assert "s3cret" not in said.out + said.err
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"airflow-provider-picas {__version__}\n"
+
+
+def test_help_and_version_do_not_wait_for_airflow() -> None:
+    program = "import sys; from airflow_provider_picas import cli; sys.exit('airflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False, timeout=60).returncode == 0
+
+
+def test_output_that_nobody_reads_and_a_terminal_without_unicode(tmp_path: Path) -> None:
+    file = tmp_path / "picasconfig.py"
+    file.write_text("PICAS_HOST_URL = 'x'\n")
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    command = [sys.executable, "-m", "airflow_provider_picas", "import-connection", str(tmp_path / "é.py")]
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=60)
+    assert ended.returncode == 1
+    assert r"\xe9.py cannot be read" in ended.stderr

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
@@ -11,21 +10,20 @@ from typing import Any
 from airflow.providers.common.compat.sdk import AirflowFailException, Context
 
 from airflow_provider_picas import lineage
-from airflow_provider_picas.couchdb.errors import NotFoundError
 from airflow_provider_picas.couchdb.pool import Document
 from airflow_provider_picas.couchdb.settings import Settings
+from airflow_provider_picas.hooks.failures import FailedTokens, report
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.operators.files import path_of, whole_file
 from airflow_provider_picas.operators.results import format_of, write_rows
 from airflow_provider_picas.operators.tokens.selecting import SelectingOperator
 from airflow_provider_picas.tokens import attachments, waiting
 from airflow_provider_picas.tokens.batch import Batch
-from airflow_provider_picas.tokens.causes import Groups
 from airflow_provider_picas.tokens.counts import Completeness, Counts, ErrorBudget
 from airflow_provider_picas.tokens.results import Row, for_xcom, json_line, parse_fields, row_of
 from airflow_provider_picas.tokens.selection import Selection, whole_number
-from airflow_provider_picas.tokens.states import State, state_of
-from airflow_provider_picas.tokens.text import last_lines, one_line, sample
+from airflow_provider_picas.tokens.states import State
+from airflow_provider_picas.tokens.text import sample
 from airflow_provider_picas.tokens.waiting import Outcome
 
 MAX_XCOM_BYTES = 48_000
@@ -33,9 +31,6 @@ MAX_XCOM_BYTES = 48_000
 
 MAX_ATTACHMENT_BYTES = 100_000_000
 """Attachments that are larger are not downloaded unless asked."""
-
-_GROUPS = 10  # causes that the summary names
-_TAIL = 1_000  # characters of a log in the summary
 
 
 class PicasCollectTokensOperator(SelectingOperator):
@@ -102,7 +97,7 @@ class PicasCollectTokensOperator(SelectingOperator):
             hook = self._hook(batch)
             self._settings = hook.settings
             counts = hook.count_existing(selection.batch)
-            failed = _Failed(hook)
+            failed = FailedTokens(hook)
             rows = (row_of(token, fields) for token in failed.watch(hook.select(selection)))
             if self.path:
                 collected = write_rows(rows, self.path, file_format, fields)
@@ -115,7 +110,8 @@ class PicasCollectTokensOperator(SelectingOperator):
                 failed.add(hook.tokens(State.ERROR, selection.batch))
             result["errors"] = failed.summary()
             result["attachments"] = self._download(hook, selection, attachment_bytes) if self.attachments else None
-        self._tell_errors(result["errors"], failed.tokens)
+        for line in report(result["errors"], failed.tokens):
+            self.log.info("%s", line)
         output = self._output(batch, hook, counts=counts.as_dict(), **result)
         if budget is not None:
             self._judge(context, output, counts, batch, budget)
@@ -176,19 +172,6 @@ class PicasCollectTokensOperator(SelectingOperator):
             "too_large": {"attachments": len(total.too_large), "names": total.too_large[:5]},
         }
 
-    def _tell_errors(self, groups: Sequence[Mapping[str, Any]], tokens: int) -> None:
-        if groups:
-            self.log.info("%d tokens are in error. By cause:", tokens)
-        for group in groups:
-            self.log.info(
-                "%8d  %s (%s)", group["tokens"], one_line(group["cause"]), sample(group["ids"], total=group["tokens"])
-            )
-            if group["log"]:
-                self.log.info(
-                    "The end of %s of %s:\n%s",
-                    one_line(group["log"]["name"]), one_line(group["log"]["id"]), last_lines(group["log"]["tail"], _TAIL),
-                )  # fmt: skip
-
     def _judge(
         self, context: Context, output: dict[str, Any], counts: Counts, batch: Batch | None, budget: ErrorBudget
     ) -> None:
@@ -223,51 +206,3 @@ class _Saved:
         self.files += other.files
         self.bytes += other.bytes
         self.too_large += other.too_large
-
-
-class _Failed:
-    """The tokens in error by cause, and one of each cause, whose log is shown."""
-
-    def __init__(self, hook: PicasHook) -> None:
-        self._hook = hook
-        self._groups = Groups()
-        self._examples: dict[str, Document] = {}
-        self.tokens = 0
-
-    def watch(self, tokens: Iterator[Document]) -> Iterator[Document]:
-        """The tokens, after a look at each."""
-        for token in tokens:
-            if state_of(token) is State.ERROR:
-                self.tokens += 1
-                if self._groups.add(token):
-                    kept = {name: token.get(name) for name in ("_id", "_rev", "_attachments")}
-                    self._examples[token["_id"]] = kept
-            yield token
-
-    def add(self, tokens: Iterator[Document]) -> None:
-        """Look at tokens."""
-        for _ in self.watch(tokens):
-            pass
-
-    def summary(self) -> list[dict[str, Any]]:
-        """The largest groups, for XCom."""
-        return [
-            {
-                "cause": group.cause,
-                "tokens": group.tokens,
-                "ids": group.ids,
-                "log": self._log(self._examples[group.ids[0]]),
-            }
-            for group in self._groups.largest(_GROUPS)
-        ]
-
-    def _log(self, token: Document) -> dict[str, str] | None:
-        for name in attachments.log_names(token)[:1]:
-            file = io.BytesIO()
-            try:
-                self._hook.download(token, name, file, limit=4 * _TAIL)
-            except NotFoundError:
-                return None  # it was run again meanwhile
-            text = file.getvalue().decode("utf-8", "replace").strip()
-            return {"id": token["_id"], "name": name, "tail": text[-_TAIL:]}
-        return None

@@ -1,0 +1,29 @@
+"""What people ask of a pool: which batches changed last, and which pilots have been heard of."""
+
+from __future__ import annotations
+
+import json
+
+from airflow_provider_picas.couchdb.pool import Document, Pool
+from airflow_provider_picas.couchdb.protocol import Operation, Request
+from airflow_provider_picas.pilot.picas_pilot import lease_id
+
+LAST_CHANGES = 5_000  # changes that are read
+MOST_LEASES = 2_000  # leases that are read
+
+_LEASE = lease_id("")
+
+
+def changed_last(pool: Pool) -> Operation[list[str]]:
+    """The batches of the last changed tokens, the latest first; not those that have not changed for long."""
+    answer = yield Request("GET", pool.path("_changes"), {"descending": "true", "limit": str(LAST_CHANGES)})
+    ids = (str(row["id"]) for row in answer.json()["results"])
+    return list(dict.fromkeys(batch for batch, colon, _ in (name.partition(":") for name in ids) if colon))
+
+
+def pilots(pool: Pool) -> Operation[tuple[list[Document], int | None]]:
+    """The leases of pilots, at most ``MOST_LEASES`` of them, and the database's time."""
+    keys = {"startkey": json.dumps(_LEASE), "endkey": json.dumps(f"{_LEASE}\ufff0")}
+    params = {"include_docs": "true", "limit": str(MOST_LEASES), **keys}
+    answer = yield Request("GET", pool.path("_local_docs"), params)
+    return [row["doc"] for row in answer.json()["rows"] if row.get("doc")], answer.time
