@@ -200,7 +200,7 @@ def environment(venv: Path, pins: Path) -> None:
     """Make the virtual environment anew with exactly what the pins say."""
     shutil.rmtree(venv, ignore_errors=True)
     run([sys.executable, "-m", "venv", "--without-pip", venv])
-    uv = next(line.strip() for line in AIRFLOW_PINS.read_text().splitlines() if line.startswith("uv=="))
+    uv = next(line.split()[0] for line in AIRFLOW_PINS.read_text().splitlines() if line.startswith("uv=="))
     if not (paths.AIRFLOW_VENV / "bin" / "uv").exists():
         run([venv / "bin" / "python", *bootstrap_pip(), "install", "--quiet", uv])
     pip(venv, ["install", "-r", str(pins)])
@@ -284,7 +284,8 @@ def write_pins() -> None:
         if asked is None:
             source.write_text("picas\n")
         resolved = CACHE / pins.name
-        options = ["--universal", "--python-version", "3.11", "--upgrade", "--no-header", "--no-annotate"]
+        options = ["--universal", "--python-version", "3.11", "--upgrade"]
+        options += ["--generate-hashes", "--no-header", "--no-annotate"]
         run([paths.AIRFLOW_VENV / "bin" / "uv", "pip", "compile", *options, source, "-o", resolved],
             env=uv_settings(paths.AIRFLOW_VENV / "bin" / "python"))  # fmt: skip
         pins.write_text("\n".join([*heading, resolved.read_text()]))
