@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import itertools
+import logging
+import math
 import re
 import secrets
 import threading
@@ -40,6 +42,8 @@ from airflow_provider_picas.tokens.states import State
 if TYPE_CHECKING:
     import aiohttp
 
+log = logging.getLogger(__name__)
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -48,6 +52,9 @@ PUSH_CONNECTIONS = 4
 
 CHUNK = 1 << 16
 """Bytes of an attachment that are read at once."""
+
+FIRST_LOOK_UP, LONGEST_LOOK_UP = 5.0, 300.0
+"""Seconds until the connection is looked up again for a request that was refused; longer each time that it has not changed."""
 
 _USER_AGENT = f"airflow-provider-picas/{__version__}"
 
@@ -567,6 +574,9 @@ class PicasAsyncHook:
     """A PiCaS pool, from a trigger: the same operations over one aiohttp session.
 
     Use it as an asynchronous context manager; the session lives as long. Parameters as for ``PicasHook``.
+
+    When a request is refused (401 or 403) or gets no answer, the connection is looked up again, now and then: somebody may have
+    changed it, as with a new password. Then the request is sent with what it says now.
     """
 
     def __init__(self, picas_conn_id: str = PicasHook.default_conn_name, *, database: str | None = None) -> None:
@@ -574,20 +584,18 @@ class PicasAsyncHook:
         self.database = database
         self._session: aiohttp.ClientSession | None = None
         self._settings: Settings | None = None
+        self._tls: Any = True
+        self._renewal = asyncio.Lock()
+        self._look_up_pause = FIRST_LOOK_UP
+        self._looked_up_at = -math.inf
 
     async def __aenter__(self) -> PicasAsyncHook:
         import aiohttp
 
-        settings = await self._look_up()
-        headers = {"User-Agent": _USER_AGENT}
-        if settings.login:
-            login = f"{settings.login}:{settings.password}".encode()
-            headers["Authorization"] = f"Basic {base64.b64encode(login).decode()}"
-        context = await asyncio.to_thread(_ssl, settings, self.picas_conn_id)
+        if self._settings is None:
+            await self._apply(await self._look_up())
         self._session = aiohttp.ClientSession(
-            headers=headers,
-            connector=aiohttp.TCPConnector(ssl=context, limit=16),
-            auto_decompress=True,
+            headers={"User-Agent": _USER_AGENT}, connector=aiohttp.TCPConnector(limit=16), auto_decompress=True
         )
         return self
 
@@ -596,14 +604,41 @@ class PicasAsyncHook:
             await self._session.close()
 
     async def _look_up(self) -> Settings:
-        if self._settings is None:
-            try:
-                connection = await get_async_connection(self.picas_conn_id)
-            except AirflowNotFoundException:
-                raise _no_connection(self.picas_conn_id) from None
+        self._looked_up_at = time.monotonic()
+        try:
+            connection = await get_async_connection(self.picas_conn_id)
             extra = await get_async_extra_dejson(connection)
-            self._settings = _settings(connection, self.picas_conn_id, self.database, extra)
-        return self._settings
+        except AirflowNotFoundException:
+            raise _no_connection(self.picas_conn_id) from None
+        except Exception as error:  # Airflow's API is away: as if the database were
+            raise errors.UnavailableError(
+                f"Airflow does not tell the connection {self.picas_conn_id!r} ({type(error).__name__}: {error!s:.300})."
+            ) from error
+        return _settings(connection, self.picas_conn_id, self.database, extra)
+
+    async def _apply(self, settings: Settings) -> None:
+        self._tls = await asyncio.to_thread(_ssl, settings, self.picas_conn_id)
+        self._settings = settings
+
+    async def _renew(self, used: Settings) -> bool:
+        """Look the connection up again; whether it is another one than ``used``."""
+        async with self._renewal:
+            if self.settings != used:
+                return True  # another request has done it
+            if time.monotonic() - self._looked_up_at < self._look_up_pause:
+                return False
+            try:
+                found = await self._look_up()
+                if found != used:
+                    await self._apply(found)
+            except errors.CouchDBError:
+                found = used
+            if found == used:
+                self._look_up_pause = min(LONGEST_LOOK_UP, self._look_up_pause * 2)
+                return False
+            self._look_up_pause = FIRST_LOOK_UP
+            log.info("Connection %r has changed. Requests go on with what it says now.", self.picas_conn_id)
+            return True
 
     @property
     def settings(self) -> Settings:
@@ -624,13 +659,19 @@ class PicasAsyncHook:
     async def send(self, request: Request) -> Answer:
         """Send one request, again if that is safe and may help; its answer. Raises CouchDBError."""
         for attempt in itertools.count(1):
-            retry_after = None
+            retry_after, used = None, self.settings
             try:
                 answer = await self.send_once(request)
                 retry_after = answer.headers.get("retry-after")
-                return protocol.check(self.settings, self.picas_conn_id, request, answer)
+                return protocol.check(used, self.picas_conn_id, request, answer)
+            except (errors.UnauthorizedError, errors.ForbiddenError):
+                if not await self._renew(used):
+                    raise
+                continue  # it was refused, so nothing was done
             except errors.UnavailableError as error:
                 if not protocol.worth_repeating(request, error, attempt):
+                    if not error.status:
+                        await self._renew(used)  # for the next request
                     raise
             await asyncio.sleep(protocol.wait_before(attempt + 1, retry_after))
         raise AssertionError("not reached")
@@ -645,6 +686,10 @@ class PicasAsyncHook:
             raise RuntimeError("PicasAsyncHook is used outside of its `async with`.")
         longest = protocol.longest(settings, request)
         started = time.monotonic()
+        headers = dict(request.headers)
+        if settings.login:
+            login = f"{settings.login}:{settings.password}".encode()
+            headers["Authorization"] = f"Basic {base64.b64encode(login).decode()}"
         timeout = aiohttp.ClientTimeout(
             total=longest,
             connect=settings.connect_timeout,
@@ -655,7 +700,8 @@ class PicasAsyncHook:
                 request.method,
                 URL(settings.url + request.target, encoded=True),
                 data=request.body,
-                headers=request.headers,
+                headers=headers,
+                ssl=self._tls,
                 timeout=timeout,
                 allow_redirects=False,
             ) as response:
@@ -663,8 +709,8 @@ class PicasAsyncHook:
                 async for piece in response.content.iter_any():
                     body += piece
                     protocol.check_size(settings, request, len(body))
-                headers = {name.lower(): value for name, value in response.headers.items()}
-                return Answer(response.status, headers, bytes(body))
+                told = {name.lower(): value for name, value in response.headers.items()}
+                return Answer(response.status, told, bytes(body))
         except (aiohttp.ClientSSLError, aiohttp.ClientConnectorCertificateError) as error:
             raise protocol.tls_failed(settings, self.picas_conn_id, str(error)) from None
         except (aiohttp.ClientError, TimeoutError, OSError) as error:

@@ -299,8 +299,31 @@ class SlurmAsyncHook:
         if isinstance(step, Command):
             return await self._run(step)
         if isinstance(step, Send):
-            raise RemoteError("Triggers send no files.")
+            return await self._send(step)
         await asyncio.sleep(step.seconds)
+        return Output(0)
+
+    async def _send(self, step: Send) -> Output:
+        import asyncssh
+
+        connection, path = await self._connect(), "SFTP"
+        seconds = SEND_TIMEOUT + sum(len(file.content) for file in step.files) // SEND_RATE
+        try:
+            async with asyncio.timeout(seconds), connection.start_sftp_client() as sftp:
+                for file in step.files:
+                    path = file.path
+                    aside = _aside(path)
+                    mode = asyncssh.SFTPAttrs(permissions=file.mode)
+                    async with sftp.open(aside, "xb", attrs=mode) as handle:
+                        await handle.setstat(mode)  # whatever the umask is
+                        await handle.write(file.content)
+                    await sftp.posix_rename(aside, path)
+        except asyncssh.SFTPError as error:
+            return Output(1, stderr=f"{path}: {error}")
+        except (OSError, asyncssh.Error, TimeoutError) as error:
+            await self._close(connection)
+            reason = str(error) or type(error).__name__
+            raise UnreachableError(f"Files could not be sent to {self.place} by SFTP: {reason}.") from None
         return Output(0)
 
     async def _connect(self) -> Any:
@@ -368,9 +391,13 @@ async def _ssh_connection(ssh_conn_id: str) -> Any:
         raise RemoteError(_no_connection(ssh_conn_id)) from None
 
 
+def _aside(path: str) -> str:
+    """A new name beside a file. It is renamed once it is whole: nobody sees half of it, or sees it before its mode is set."""
+    return posixpath.join(posixpath.dirname(path), f".{posixpath.basename(path)}.{remote.new_marker()}")
+
+
 def _write(sftp: paramiko.SFTPClient, file: remote.RemoteFile) -> None:
-    """Write beside the file and rename: nobody sees half of it, or sees it before its mode is set."""
-    aside = posixpath.join(posixpath.dirname(file.path), f".{posixpath.basename(file.path)}.{remote.new_marker()}")
+    aside = _aside(file.path)
     with sftp.open(aside, "wx") as handle:
         handle.chmod(file.mode)
         handle.write(file.content)

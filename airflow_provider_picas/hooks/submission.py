@@ -11,6 +11,7 @@ from typing import Any
 from airflow_provider_picas import reaping, stopping
 from airflow_provider_picas.couchdb.errors import CouchDBError
 from airflow_provider_picas.couchdb.protocol import Request
+from airflow_provider_picas.couchdb.settings import Settings
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.slurm import SlurmHook
 from airflow_provider_picas.operation import drive
@@ -18,11 +19,12 @@ from airflow_provider_picas.reaping import News, Operation, Result, Watched, loo
 from airflow_provider_picas.slurm import calls, credentials, jobs, logs, submission
 from airflow_provider_picas.slurm.figures import Figures, figures
 from airflow_provider_picas.slurm.jobs import Life
-from airflow_provider_picas.slurm.remote import RemoteError, RemoteFile, Send, ok
+from airflow_provider_picas.slurm.remote import RemoteError, RemoteFile, Send, UnreachableError, ok
 from airflow_provider_picas.tokens.leases import Observer
 
 log = logging.getLogger(__name__)
 
+RENEWED = "Connection %r has changed: the pilots' credentials on the cluster were replaced."
 END_WAIT = 60.0  # seconds that pilots with nothing left to do have to end, before their credentials stay for now
 
 
@@ -112,12 +114,19 @@ class WatchedSubmission:
         """The files of credentials that came with the submission, and may be gone by now."""
         if not self.do(submission.had_credentials(self.watched.folder)):
             return []
-        folder, settings = f"{self.watched.folder}/{submission.CREDENTIALS}", self._picas.settings
-        config = credentials.picasconfig(settings.url, settings.database, settings.login, settings.password)
-        files = [RemoteFile(f"{folder}/{credentials.FILE}", config)]
-        if isinstance(settings.verify, str):
-            files.append(RemoteFile(f"{folder}/{credentials.CA_FILE}", Path(settings.verify).read_bytes()))
-        return files
+        return credential_files(self.watched.folder, self._picas.settings)
+
+    def renew_credentials(self) -> bool:
+        """Give pilots that wait or run the connection's login, if it has changed; False if the cluster did not answer."""
+        try:
+            files = credential_files(self.watched.folder, self._picas.settings)
+            if self.do(submission.renew_credentials(self.watched.folder, files, self._picas.picas_conn_id)):
+                log.info(RENEWED, self._picas.picas_conn_id)
+        except UnreachableError:
+            return False
+        except (RemoteError, OSError) as error:
+            log.warning("The pilots' credentials could not be renewed: %s", error)
+        return True
 
     def figures(self, tokens: int) -> Figures:
         """What the pilots cost, so far. ``tokens`` have finished, some perhaps before they were submitted."""
@@ -162,3 +171,13 @@ class WatchedSubmission:
             return None
         log.info("The pilots of %s:\n%s", self.watched.key, result.table())
         return result.as_dict()
+
+
+def credential_files(folder: str, settings: Settings) -> list[RemoteFile]:
+    """The connection's credentials as pilots read them, in the submission's folder. Raises OSError for a CA file that is gone."""
+    place = f"{folder}/{submission.CREDENTIALS}"
+    config = credentials.picasconfig(settings.url, settings.database, settings.login, settings.password)
+    files = [RemoteFile(f"{place}/{credentials.FILE}", config)]
+    if isinstance(settings.verify, str):
+        files.append(RemoteFile(f"{place}/{credentials.CA_FILE}", Path(settings.verify).read_bytes()))
+    return files

@@ -23,6 +23,7 @@ from airflow.providers.common.compat.sdk import (
 from airflow_provider_picas import assets
 from airflow_provider_picas.couchdb import changes
 from airflow_provider_picas.couchdb.errors import CouchDBError, ForbiddenError, UnavailableError, is_refusal
+from airflow_provider_picas.couchdb.settings import Settings
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.submission import WatchedSubmission
 from airflow_provider_picas.links import PicasMonitoringLink, PicasPoolLink, push_links
@@ -131,6 +132,9 @@ class PicasTokenStateSensor(BaseSensorOperator):
         self._concluded = False
         self._progress = Progress(self.no_progress)
         self._endurance: Endurance | None = None  #: of a wait that pokes
+        self._pilots_settings: Settings | None = (
+            None  #: of the connection, when the pilots' credentials were last renewed
+        )
         self._refused: bool | None = None  #: what was said of an outage; None: there is none
         self._gone_since: float | None = None  #: Slurm knows of no job of the submission
         self._told: PilotsLog | None = None
@@ -342,6 +346,8 @@ class PicasTokenStateSensor(BaseSensorOperator):
                 told.tell(news)
                 if not self.reschedule and told.logs_are_due():  # mode `reschedule` does not remember what it has shown
                     told.tell_logs(submitted.log_news(told.sizes))
+                if news.pilots_left:
+                    self._renew_credentials(submitted, hook)
                 if news.pilots_left is not False or news.worked_on(max_lock_age):
                     self._gone_since = None
                     return False
@@ -353,6 +359,10 @@ class PicasTokenStateSensor(BaseSensorOperator):
                     return now - self._gone_since >= GONE_AFTER
                 time.sleep(2)
         return True
+
+    def _renew_credentials(self, submitted: WatchedSubmission, hook: PicasHook) -> None:
+        if hook.settings != self._pilots_settings and submitted.renew_credentials():
+            self._pilots_settings = hook.settings
 
     def _submit_again(self, completeness: Completeness, batch: Batch | None) -> bool:
         """Submit the same pilots again, if that is wanted and worth it; whether to go on waiting."""

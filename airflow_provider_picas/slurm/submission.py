@@ -11,11 +11,12 @@ More pilots are a further round of the same calls. ``round.<n>`` holds its comma
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from airflow_provider_picas.slurm import calls
+from airflow_provider_picas.slurm import calls, credentials
 from airflow_provider_picas.slurm.calls import Record, SubmissionRefusedError, job_name
 from airflow_provider_picas.slurm.remote import (
     Command,
@@ -40,7 +41,7 @@ CREDENTIALS = "credentials"
 
 
 SENT = "credentials.sent"
-"""File of a submission that says that it came with credentials."""
+"""File of a submission that says that it came with credentials, and from which connection."""
 
 
 FINISHED_BEFORE = "finished.before"
@@ -193,6 +194,33 @@ def had_credentials(folder: str) -> Operation[bool]:
     """Whether credentials were sent with a submission; they may be gone by now."""
     output = yield Command(f"[ -e {quote(folder)}/{SENT} ]")
     return output.code == 0
+
+
+def renew_credentials(folder: str, files: Sequence[RemoteFile], conn_id: str) -> Operation[bool]:
+    """Replace the credentials of a submission by ``files`` where they differ; whether that was done.
+
+    Only those that are still there, for the same database, and sent from the connection ``conn_id``.
+    """
+    by_name = {file.path.rpartition("/")[2]: file for file in files}
+    text = f"""
+cd -- {quote(f"{folder}/{CREDENTIALS}")} 2>/dev/null || exit 0
+echo "$(head -c 1000 ../{SENT} 2>/dev/null)"
+grep '^PICAS_DATABASE = ' {credentials.FILE} 2>/dev/null || exit 0
+sha256sum -- {quote(*by_name)} 2>/dev/null
+exit 0"""
+    output = yield from ok(Command(text), "The pilots' credentials cannot be read")
+    conn_id_then, database, *digests = [*output.stdout.splitlines(), "", ""]
+    if conn_id_then not in ("", conn_id) or database.encode() not in by_name[credentials.FILE].content.splitlines():
+        return False
+    there = {name: digest for digest, _, name in (line.partition("  ") for line in digests)}
+    changed = [
+        file
+        for name, file in by_name.items()
+        if name in there and there[name] != hashlib.sha256(file.content).hexdigest()
+    ]
+    if changed:
+        yield from ok(Send(changed), "The pilots' credentials could not be replaced")
+    return bool(changed)
 
 
 def prepare_round(folder: str, key: str, count: int, number: int, finished: int, scope: str) -> Operation[None]:

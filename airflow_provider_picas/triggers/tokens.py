@@ -18,12 +18,14 @@ from asgiref.sync import sync_to_async
 from airflow_provider_picas import stopping
 from airflow_provider_picas.couchdb import errors
 from airflow_provider_picas.couchdb.protocol import Request
+from airflow_provider_picas.couchdb.settings import Settings
 from airflow_provider_picas.hooks.picas import PicasAsyncHook
+from airflow_provider_picas.hooks.submission import RENEWED, credential_files
 from airflow_provider_picas.operation import drive_async
 from airflow_provider_picas.pilots_log import PilotsLog
 from airflow_provider_picas.reaping import News, Watched, look_after
-from airflow_provider_picas.slurm import logs
-from airflow_provider_picas.slurm.remote import Output, RemoteError, Step
+from airflow_provider_picas.slurm import logs, submission
+from airflow_provider_picas.slurm.remote import Output, RemoteError, Step, UnreachableError
 from airflow_provider_picas.stopping import How
 from airflow_provider_picas.task_state import task_state
 from airflow_provider_picas.tokens import waiting
@@ -112,6 +114,9 @@ class PicasTokenStateTrigger(BaseTrigger):
         self._nobody_left = False
         self._news: CountsSubscription | None = None
         self._feed: Feed | None = None
+        self._pilots_settings: Settings | None = (
+            None  #: of the connection, when the pilots' credentials were last renewed
+        )
         self._answers_since: float | None = None  #: when the first look succeeded, or that after an outage
         self._observer = Observer()
 
@@ -216,6 +221,8 @@ class PicasTokenStateTrigger(BaseTrigger):
                             self._news.wake()
                 else:
                     none_left_since, self._nobody_left = None, False
+                if news.pilots_left:
+                    await self._renew_credentials(picas, slurm, watched)
                 if told.logs_are_due():
                     await self._show_logs(slurm, watched, told)
                 seen = {name: job.state for name, job in (news.jobs or {}).items()}
@@ -250,6 +257,21 @@ class PicasTokenStateTrigger(BaseTrigger):
         if self._answers_since is None:
             self._answers_since = time.monotonic()
         return news
+
+    async def _renew_credentials(self, picas: PicasAsyncHook, slurm: Cluster, watched: Watched) -> None:
+        """Give pilots that wait or run the connection's login, if it has changed since they were submitted."""
+        settings = picas.settings
+        if settings == self._pilots_settings:
+            return
+        try:
+            files = await asyncio.to_thread(credential_files, watched.folder, settings)
+            if await slurm.do(submission.renew_credentials(watched.folder, files, self.picas_conn_id)):
+                self.log.info(RENEWED, self.picas_conn_id)
+        except UnreachableError:
+            return  # the next look tries again
+        except (RemoteError, OSError) as error:
+            self.log.warning("The pilots' credentials could not be renewed: %s", error)
+        self._pilots_settings = settings
 
     def _contact(self) -> float:
         """Since when (monotonic) the database has answered without a break: what the looks know of it, and what the feed does."""

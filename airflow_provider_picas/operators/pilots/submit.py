@@ -196,7 +196,7 @@ class PicasSubmitPilotsOperator(BaseOperator):
             script = self._read(self.script, context, "The script")
             sbatch.check_script(script, self.script)
             self._tell_about(script, batch)
-            return _PicasScript(secrets, script)
+            return _PicasScript(secrets, self.picas_conn_id, script)
         files = {Path(name.removesuffix(".j2")).name: self._read(name, context, "The file") for name in self.files}
         if sum(map(len, files.values())) > MAX_FILE_BYTES:
             raise ValueError(
@@ -216,7 +216,7 @@ class PicasSubmitPilotsOperator(BaseOperator):
             options["tls_verify"] = False
         elif isinstance(settings.verify, str):
             secrets[credentials.CA_FILE] = self._read(settings.verify, context, "The CA file")
-        job = _OwnPilot(secrets, self.setup, options, files, executable)
+        job = _OwnPilot(secrets, self.picas_conn_id, self.setup, options, files, executable)
         job.check()
         return job
 
@@ -369,8 +369,9 @@ class PicasSubmitPilotsOperator(BaseOperator):
 class _Job:
     """What the pilots' jobs are made of: a script, and the files that go with it."""
 
-    def __init__(self, secrets: Mapping[str, bytes]) -> None:
+    def __init__(self, secrets: Mapping[str, bytes], conn_id: str) -> None:
         self.secrets = secrets
+        self._conn_id = conn_id  #: where the secrets come from: a wait with another connection does not renew them
 
     def script_name(self, number: int) -> str:
         """Name of the batch script of the n-th sbatch call."""
@@ -388,14 +389,14 @@ class _Job:
         """The files to send."""
         secrets = f"{folder}/{submission.CREDENTIALS}"
         files = [RemoteFile(f"{secrets}/{name}", content) for name, content in self.secrets.items()]
-        return [*files, RemoteFile(f"{folder}/{submission.SENT}", b"")] if files else []
+        return [*files, RemoteFile(f"{folder}/{submission.SENT}", self._conn_id.encode())] if files else []
 
 
 class _PicasScript(_Job):
     """The author's own script."""
 
-    def __init__(self, secrets: Mapping[str, bytes], script: bytes) -> None:
-        super().__init__(secrets)
+    def __init__(self, secrets: Mapping[str, bytes], conn_id: str, script: bytes) -> None:
+        super().__init__(secrets, conn_id)
         self._script = script
 
     def script(self, folder: str, number: int) -> bytes:
@@ -411,12 +412,13 @@ class _OwnPilot(_Job):
     def __init__(
         self,
         secrets: Mapping[str, bytes],
+        conn_id: str,
         setup: str | None,
         options: Mapping[str, Any],
         files: Mapping[str, bytes],
         executable: set[str],
     ) -> None:
-        super().__init__(secrets)
+        super().__init__(secrets, conn_id)
         self._setup = setup
         self._options = options
         self._files = files

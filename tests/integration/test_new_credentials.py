@@ -1,0 +1,208 @@
+"""A password that changes on the server and in the connection, while a wait and its pilots run."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_provider_picas.couchdb.errors import UnauthorizedError
+from airflow_provider_picas.hooks import picas as hooks
+from airflow_provider_picas.hooks.picas import PicasAsyncHook, PicasHook
+from airflow_provider_picas.hooks.slurm import SlurmHook
+from airflow_provider_picas.hooks.submission import WatchedSubmission, credential_files
+from airflow_provider_picas.reaping import Watched
+from airflow_provider_picas.slurm import credentials, submission
+from airflow_provider_picas.slurm.remote import Send
+from airflow_provider_picas.tokens import documents, waiting
+from airflow_provider_picas.tokens.counts import Counts
+from airflow_provider_picas.triggers import feed
+from airflow_provider_picas.triggers.cluster import cluster_for
+from stack import native
+from stack.couchdb import CouchDBAdmin
+from stack.pool import Pool
+from tests.conftest import set_connection
+
+
+def change_password(couchdb: CouchDBAdmin, pool: Pool) -> Pool:
+    """Give the pool's user another password; the pool as it is reached then."""
+    path = f"/_users/org.couchdb.user:{pool.user}"
+    _, user = couchdb.request("GET", path)
+    new = secrets.token_urlsafe(16)
+    status, answer = couchdb.request("PUT", path, {**user, "password": new})
+    assert status == 201, answer
+    return replace(pool, password=new)
+
+
+@pytest.fixture
+def lookups(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The connections that asynchronous hooks have looked up."""
+    made: list[str] = []
+    real = hooks.get_async_connection
+
+    async def look_up(conn_id: str) -> Any:
+        made.append(conn_id)
+        return await real(conn_id)
+
+    monkeypatch.setattr(hooks, "get_async_connection", look_up)
+    return made
+
+
+def test_a_hook_takes_up_the_new_password(
+    pool: Pool, picas_default: str, couchdb: CouchDBAdmin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hooks, "FIRST_LOOK_UP", 0.0)
+    PicasHook(picas_default).deploy_views()
+
+    async def work() -> None:
+        async with PicasAsyncHook(picas_default) as hook:
+            assert await hook.count() == Counts()
+            changed = change_password(couchdb, pool)
+            with pytest.raises(UnauthorizedError):
+                await hook.count()
+            set_connection(monkeypatch, picas_default, native.picas_connection(changed))
+            several = await asyncio.gather(*(hook.count() for _ in range(3)))
+            assert several == [Counts()] * 3
+            assert hook.settings.password == changed.password
+
+    asyncio.run(work())
+
+
+def test_refused_requests_do_not_look_it_up_each_time(
+    pool: Pool, picas_default: str, couchdb: CouchDBAdmin, lookups: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hooks, "FIRST_LOOK_UP", 0.001)
+    PicasHook(picas_default).deploy_views()
+
+    async def work() -> None:
+        async with PicasAsyncHook(picas_default) as hook:
+            change_password(couchdb, pool)
+            for _ in range(100):
+                with pytest.raises(UnauthorizedError):
+                    await hook.count()
+
+    asyncio.run(work())
+    assert 3 < len(lookups) < 30  # each pause is twice the one before
+
+
+def test_the_feed_goes_on_with_the_new_password(
+    pool: Pool, picas_default: str, couchdb: CouchDBAdmin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody is told of an outage when the connection is changed in time."""
+    monkeypatch.setattr(hooks, "FIRST_LOOK_UP", 0.0)
+    monkeypatch.setattr(waiting, "REFUSED_SECONDS", 0.0)
+    hook = PicasHook(picas_default)
+    hook.deploy_views()
+
+    def push(hook: PicasHook, ordinal: int) -> None:
+        hook.push([documents.new_token({"input": 0}, batch="a", push="a", ordinal=ordinal)])
+
+    async def work() -> None:
+        async with feed.feed_for(picas_default).subscribe("a") as news, asyncio.timeout(60):
+            assert (await anext(news)).counts == Counts()
+            changed = change_password(couchdb, pool)
+            set_connection(monkeypatch, picas_default, native.picas_connection(changed))
+            notices: list[str] = []
+            for ordinal in range(3):
+                await asyncio.to_thread(push, PicasHook(picas_default), ordinal)
+                counts = None
+                while counts != Counts(todo=ordinal + 1):
+                    item = await anext(news)
+                    counts, notices = item.counts or counts, [*notices, *item.notices]
+            assert notices == []
+
+    asyncio.run(work())
+
+
+# -- the pilots' files -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def remote(spider: str) -> Iterator[SlurmHook]:
+    with SlurmHook(spider) as hook:
+        yield hook
+
+
+@pytest.fixture
+def submitted(remote: SlurmHook, picas_default: str) -> Iterator[Watched]:
+    """The folder of a submission that came with credentials of ``picas_default``."""
+    home = remote.run("cd && pwd -P").stdout.strip()
+    watched = Watched(f"picas-test-{secrets.token_hex(4)}.1", f"{home}/renewed-{secrets.token_hex(4)}", 0, "spider")
+    assert remote.run(f"mkdir -p -m 700 {watched.folder}/{submission.CREDENTIALS}").code == 0
+    files = credential_files(watched.folder, PicasHook(picas_default).settings)
+    assert remote.perform(Send(files)).code == 0
+    assert remote.run(f"printf picas_default > {watched.folder}/{submission.SENT}").code == 0
+    yield watched
+    remote.run(f"rm -rf {watched.folder}")
+
+
+def renew(watched: Watched, how: str, conn_id: str = "picas_default", **options: Any) -> None:
+    """Renew the pilots' credentials, as a task or a trigger does."""
+    hook = PicasHook(conn_id, **options)
+    if how == "task":
+        with WatchedSubmission(watched, hook, None) as acting:
+            assert acting.renew_credentials()
+        return
+
+    async def work() -> None:
+        files = credential_files(watched.folder, hook.settings)
+        async with cluster_for("spider").use() as slurm:
+            await slurm.do(submission.renew_credentials(watched.folder, files, conn_id))
+
+    asyncio.run(work())
+
+
+def listing(remote: SlurmHook, watched: Watched) -> list[str]:
+    return remote.run(f"cd {watched.folder}/credentials && stat -c '%a %n %i' $(ls -A)").stdout.splitlines()
+
+
+def password(remote: SlurmHook, watched: Watched) -> str:
+    return remote.run(f'grep PASSWORD {watched.folder}/credentials/{credentials.FILE} | cut -d"\'" -f2').stdout.strip()
+
+
+@pytest.mark.parametrize("how", ["task", "trigger"])
+def test_the_pilots_file_is_replaced_whole(
+    submitted: Watched, remote: SlurmHook, pool: Pool, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = listing(remote, submitted)
+    renew(submitted, how)  # nothing has changed
+    assert listing(remote, submitted) == before
+    changed = replace(pool, password=f"{secrets.token_urlsafe(8)}é%")
+    set_connection(monkeypatch, "picas_default", native.picas_connection(changed))
+    renew(submitted, how)
+    after = listing(remote, submitted)
+    assert [line.rpartition(" ")[0] for line in after] == ["600 picasconfig.py"]
+    assert after != before  # another file, which was renamed
+    text = remote.run(f"cat {submitted.folder}/credentials/{credentials.FILE}").stdout.encode()
+    assert text == credential_files("", PicasHook("picas_default").settings)[0].content
+    assert pool.password.encode() not in text
+
+
+@pytest.mark.parametrize("how", ["task", "trigger"])
+def test_credentials_of_others_are_left_alone(
+    submitted: Watched, remote: SlurmHook, pool: Pool, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed = native.picas_connection(replace(pool, password="another"))
+    set_connection(monkeypatch, "picas_other", changed)
+    renew(submitted, how, "picas_other")  # another connection than that of the submission
+    set_connection(monkeypatch, "picas_default", changed)
+    renew(submitted, how, database="elsewhere")
+    assert password(remote, submitted) == pool.password
+    remote.run(f"rm {submitted.folder}/credentials/*")
+    renew(submitted, how)  # gone, since the pilots have ended
+    assert listing(remote, submitted) == []
+
+
+def test_a_submission_of_an_earlier_version(
+    submitted: Watched, remote: SlurmHook, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not say from which connection its credentials came."""
+    remote.run(f": > {submitted.folder}/{submission.SENT}")
+    set_connection(monkeypatch, "picas_default", native.picas_connection(replace(pool, password="another")))
+    renew(submitted, "trigger")
+    assert password(remote, submitted) == "another"
