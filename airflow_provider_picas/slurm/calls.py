@@ -60,6 +60,11 @@ class Call:
         return sbatch.job_id(self.stdout) if self.code == 0 else None
 
     @property
+    def printed_ids(self) -> list[str]:
+        """What may be the id of the job that it made, when several numbers were printed."""
+        return sbatch.job_ids(self.stdout) if self.code == 0 else []
+
+    @property
     def uncertain(self) -> bool:
         """Whether there may be a job that the folder does not know of."""
         if not self.started or self.job_id or self.code in _NOT_RUN:
@@ -335,7 +340,10 @@ def _start_again(folder: str, record: Record) -> Operation[Record]:
 
     The folder that is moved is not empty, so it cannot replace that of a try that was faster and has started the call again.
     """
-    for number in record.open:
+    # sbatch has made these jobs, but printed several numbers, and Slurm has forgotten their names: the first number counts.
+    made = {number: ids[0] for number in record.open if (ids := record.calls[number].printed_ids)}
+    yield from _write_down(folder, record, made)
+    for number in set(record.open) - set(made):
         yield Command(
             f"cd -- {quote(folder)} && touch started.{number}/given-up"
             f" && mv -T -- started.{number} given-up.{number}.{record.calls[number].given_up}"

@@ -122,9 +122,17 @@ def command_line(
     return ["sbatch", "--parsable", f"--job-name={key}", *arguments, script_path]
 
 
+def job_ids(output: str) -> list[str]:
+    """What may be the job's id in the output of ``sbatch --parsable``: lines of ``<id>`` or ``<id>;<cluster>``, as sbatch writes.
+
+    Some sites put a script around sbatch that prints more. A line with the cluster can only be sbatch's own.
+    """
+    found = [match for line in output.splitlines() if (match := re.fullmatch(r"([1-9][0-9]*)(;\S+)?", line.strip()))]
+    sure = [match for match in found if match.group(2)]
+    return list(dict.fromkeys(match.group(1) for match in sure or found))
+
+
 def job_id(output: str) -> str | None:
-    """The job id in the output of ``sbatch --parsable`` (``<id>`` or ``<id>;<cluster>``), or None if there is none."""
-    for line in reversed(output.splitlines()):
-        if match := re.fullmatch(r"([0-9]+)(?:;\S+)?", line.strip()):
-            return match.group(1)
-    return None
+    """The job id in the output of ``sbatch --parsable``; None if there is none, or more than one line could be it."""
+    ids = job_ids(output)
+    return ids[0] if len(ids) == 1 else None

@@ -134,6 +134,10 @@ def test_command_line(options: dict[str, Any], pilots: int | None, script: str, 
         ("", None),
         ("Submitted batch job 123\n", None),
         ("123 456\n", None),
+        ("456\n12\n", None),
+        ("12\n456;cluster\n7\n", "456"),
+        ("456\n456\n", "456"),
+        ("0\n456\n0123\n", "456"),
     ],
 )
 def test_job_id(output: str, job: str | None) -> None:
