@@ -2657,8 +2657,8 @@ class Reporter(threading.Thread):
         for change in changes:
             branches = found.get(change.token, [])
             verdict = change.verdict_of(branches)
-            if verdict == "lost" or (verdict == "landed" and len(branches) > 1):
-                doc = self._conflicts.settle(branches) if self._database.quorum.holds() else None
+            if len(branches) > 1 and verdict != "apply" and self._database.quorum.holds():
+                doc = self._conflicts.settle(branches)
                 verdict = change.verdict_of([doc]) if doc else verdict
             if verdict == "lost" or (verdict == "landed" and not self._database.quorum.holds()):
                 self._put_off(change)
