@@ -15,8 +15,8 @@ from datetime import datetime
 from functools import partial
 from typing import Any, TypeVar
 
-from airflow_provider_picas.couchdb import errors
-from airflow_provider_picas.couchdb.pool import TOO_LARGE, Document, Next, Pool
+from airflow_provider_picas.couchdb import conflicts, errors
+from airflow_provider_picas.couchdb.pool import PAGE, TOO_LARGE, Document, Next, Pool
 from airflow_provider_picas.couchdb.protocol import Answer, Request, json_body
 from airflow_provider_picas.pilot.picas_pilot import Change, held_by_pilot, lease_id, reap
 from airflow_provider_picas.slurm import jobs as slurm_jobs
@@ -138,7 +138,8 @@ def look_after(
             news.outage = str(error)
     key = watched.key if watched else None
     judge = partial(Judgement, key=key, slurm=news.slurm, before=news.before, max_lock_age=max_lock_age)
-    look = partial(_locked, pool, batch, judge, observer or Observer(), contact)
+    observer = observer or Observer()
+    look = partial(_locked, pool, batch, judge, observer, contact)
     judgement, locked = yield from look()
     dead = _dead(judgement, locked)
     if dead and news.outage is None:
@@ -156,6 +157,7 @@ def look_after(
             dead = _again(dead, judgement, locked)
         dead = [(token, cause) for token, cause in dead if token["_id"] not in news.unsent]
     if dead and news.outage is None:
+        dead = yield from _without_conflicts(pool, dead, judge, observer, contact)
         yield from _reap(pool, dead, max_scrubs, news)
     gone = {token for token, _ in (*news.reaped, *news.given_up)}
     news.holders = judgement.holders([token for token in locked if token["_id"] not in gone])
@@ -226,8 +228,41 @@ def read_leases(pool: Pool, pilots: Sequence[str]) -> Operation[tuple[dict[str, 
     return {lease.pilot: lease for lease in map(Lease.parse, found)}, float(answer.time)
 
 
+def _without_conflicts(
+    pool: Pool,
+    dead: Sequence[tuple[Document, str]],
+    judge: Callable[..., Judgement],
+    observer: Observer,
+    contact: float,
+) -> Operation[list[tuple[Document, str]]]:
+    """The dead whose tokens have no revisions in conflict. Those of the others are merged, for the next look.
+
+    In a cluster another revision may have a result, or be run by a living pilot.
+    """
+    found: dict[str, list[Document]] = {}
+    for start in range(0, len(dead), PAGE):
+        found |= yield from conflicts.branches(pool, [token["_id"] for token, _ in dead[start : start + PAGE]])
+    losers = [document for revisions in found.values() for document in revisions[1:]]
+    if losers:
+        pilots, others = leases.holders(losers), observer.of_conflicts()
+        asked = time.monotonic()
+        known, now = yield from read_leases(pool, pilots)
+        others.note(pilots, known, time.monotonic())
+        judgement = judge(now, known, silent=others.silent(losers, now, asked, contact))
+
+        def may_run(token: Document) -> bool:
+            return held_by_pilot(token) and judgement.death(token) is None
+
+        for revisions in found.values():
+            if len(revisions) > 1:
+                yield from conflicts.settle(pool, revisions, may_run)
+    return [(token, cause) for token, cause in dead if len(found.get(token["_id"], ())) == 1]
+
+
 def _reap(pool: Pool, dead: Sequence[tuple[Document, str]], max_scrubs: int, news: News) -> Operation[None]:
     """Give the tokens back, or put them in error when that was done too often. A token that moved on meanwhile stays."""
+    if not dead:
+        return
     _, now = yield from read_leases(pool, [])
     changed = [(token, cause, _given_back(token, cause, max_scrubs, int(now))) for token, cause in dead]
     rows = yield from pool.write([documents.encode(new) for _, _, new in changed])
@@ -322,15 +357,14 @@ def _send(pool: Pool, change: Change) -> Operation[str]:
     database takes no part of it. Raises CouchDBError when that is not known."""
     failure: errors.CouchDBError = errors.ConflictError(f"Token {change.token} changes all the time.")
     for _ in range(10):
-        found: Mapping[str, Document] = yield from pool.fetch([change.token])
-        document = found.get(change.token)
-        verdict: str = change.verdict(document)
-        if verdict != "apply" or document is None:
+        verdict = yield from _verdict(pool, change)
+        if verdict != "apply":
             return verdict
-        change.doc = document
         try:
             rows = yield from pool.write([json_body(change.apply())])
         except errors.UnavailableError as error:
+            if error.status == 202:
+                raise  # the next look might see what one node alone knows
             failure = error
             continue  # written or not: the next look tells
         except (errors.CouchDBError, ValueError) as error:
@@ -344,6 +378,18 @@ def _send(pool: Pool, change: Change) -> Operation[str]:
         if rows[0].error in ("forbidden", "unauthorized") or (rows[0].error == TOO_LARGE and not change.shrink()):
             return "refused"
     raise failure
+
+
+def _verdict(pool: Pool, change: Change) -> Operation[str]:
+    """What the token says of a result now. Raises UnavailableError when it is in a revision that lost, and will be adopted."""
+    found: Mapping[str, list[Document]] = yield from conflicts.branches(pool, [change.token])
+    verdict: str = change.verdict_of(found.get(change.token, []))
+    if verdict == "lost":
+        raise errors.UnavailableError(
+            f"{change.token} has revisions in conflict, and another one shows than the one with this result.",
+            status=409,
+        )
+    return verdict
 
 
 def _blames_document(error: errors.CouchDBError | ValueError) -> bool:

@@ -160,6 +160,8 @@ class Pool:
 
         ``repeatable``: they carry no revision, so writing them twice writes them once. An error does not mean that nothing was
         written: read again. A document that is too large by itself has a row with the error ``TOO_LARGE``.
+
+        Raises UnavailableError with status 202 when a cluster stores changes on too few of its nodes: others may win over them.
         """
         documents = list(encoded)
         body = b'{"docs":[' + b",".join(documents) + b"]}"
@@ -171,6 +173,11 @@ class Pool:
                 return [Row(json.loads(text)["_id"], None, TOO_LARGE, str(error)) for text in documents]
             rows = yield from self.write(documents[:half], repeatable=repeatable)
             return rows + (yield from self.write(documents[half:], repeatable=repeatable))
+        if answer.status == 202 and not repeatable:
+            raise errors.UnavailableError(
+                f"{self.settings.place} stores changes on too few nodes of its cluster (202). Try again later.",
+                status=202,
+            )
         return [Row(row["id"], row.get("rev"), row.get("error"), row.get("reason")) for row in answer.json()]
 
     def put(self, document: Mapping[str, Any]) -> Operation[str]:

@@ -46,6 +46,12 @@ class Observer:
 
     def __init__(self) -> None:
         self._silence = Silence(LEASE)
+        self._of_conflicts: Observer | None = None
+
+    def of_conflicts(self) -> Observer:
+        """Another one, for the pilots that hold revisions of tokens which lost against others."""
+        self._of_conflicts = self._of_conflicts or Observer()
+        return self._of_conflicts
 
     def note(self, pilots: Sequence[str], found: Mapping[str, Lease], answered: float) -> None:
         """Leases that were read. ``pilots``: all that hold tokens; ``answered``: when, by the monotonic clock."""

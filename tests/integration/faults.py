@@ -39,7 +39,8 @@ class Proxy:
     """An HTTP proxy in front of a server, on a port of its own. Without faults it passes everything on.
 
     ``requests`` are those that came, as ``"<method> <path and query>"``; ``headers`` theirs, with names in small letters;
-    ``connections`` is the number of those that clients made. ``meanwhile`` is called when an answer was lost, before anybody
+    ``connections`` is the number of those that clients made. ``rewrite`` makes of a request and the server's answer, status and
+    content, the one that the client gets. ``meanwhile`` is called when an answer was lost, before anybody
     knows of it. Of a request with a body of more than ``largest`` bytes the server never hears, as with nginx's
     ``client_max_body_size``. ``ahead``: seconds that are added to the Date of every answer.
     ``minority``: writes are told to be on too few nodes of a cluster (202), as on those that are cut off from most others.
@@ -50,6 +51,10 @@ class Proxy:
         self.headers: list[dict[str, str]] = []
         self.connections = 0
         self.meanwhile: Callable[[], object] = lambda: None
+        self.rewrite: Callable[[str, int, bytes], tuple[int, bytes]] = lambda request, status, content: (
+            status,
+            content,
+        )
         self.largest: int | None = None
         self.ahead = 0.0
         self.minority = False
@@ -161,6 +166,7 @@ class _Handler(BaseHTTPRequestHandler):
         if proxy.ahead:
             kept = [(name, _moved(value, proxy.ahead) if name.lower() == "date" else value) for name, value in kept]
         status = 202 if proxy.minority and response.status == 201 else response.status
+        status, content = proxy.rewrite(f"{self.command} {self.path}", status, content)
         with contextlib.suppress(OSError):  # the client may have given up
             self.answer(status, kept, content, cut=fault is Fault.CUT)
 
