@@ -148,9 +148,13 @@ echo; df -Pk -- {quote(folder)} | tail -n 1"""
         said = of_dd[0] if of_dd else written.said
         yield failed("home", f"{place} cannot be written ({one_line(said)}). {_OTHER_FOLDER}")
         return False
-    sent = slurm.perform(Send(probe.files(folder)))
+    try:
+        sent = slurm.perform(Send(probe.files(folder)))
+    except RemoteError as error:
+        yield failed("files", f"{error} Submissions need this: ask the site, or name another login node.")
+        return False
     if sent.code != 0:
-        yield failed("home", f"Files cannot be sent to {place} by SFTP ({one_line(sent.said)}). {_OTHER_FOLDER}")
+        yield failed("files", f"Files cannot be sent to {place} ({one_line(sent.said)}). {_OTHER_FOLDER}")
         return False
     words = written.stdout.split()  # the last line is df's: device, size, used, left, share, mount
     left = int(words[-3]) * 1024 if len(words) > 3 and words[-3].isdigit() else None

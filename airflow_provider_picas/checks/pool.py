@@ -34,6 +34,9 @@ def check(hook: PicasHook) -> Iterator[Finding]:
         _ = hook.settings
         yield from _server(hook)
         yield from _login(hook)
+    except (errors.UnauthorizedError, errors.ForbiddenError) as error:
+        yield failed("login", str(error))
+        return
     except errors.CouchDBError as error:
         yield failed("database", str(error))
         return
@@ -110,18 +113,23 @@ def _views(hook: PicasHook) -> Iterator[Finding]:
             f"Design document {views.PROVIDER!r} is missing or of another version, and {_who(hook)} may not write it: waits and"
             f" pilots are slower, and pilots='auto' does not work. {_ASK} to run PicasHook.deploy_views as an admin.",
         )
-    if missing[of_pool]:
+    if missing[of_pool] and may_write:
         yield ok("views", "They are not there yet; the first push writes them.")
-        return
+    elif missing[of_pool]:
+        yield warned("views", f"They are not there yet. Whether {_who(hook)} may write them, the server does not say.")
+    else:
+        yield _answering(hook)
+
+
+def _answering(hook: PicasHook) -> Finding:
     begin = time.monotonic()
     counts = hook.count()
     seconds = time.monotonic() - begin
     if seconds > SLOW:
-        yield warned(
+        return warned(
             "views", f"They took {seconds:.0f} s to answer: {counts}. CouchDB may be indexing; waits are slow."
         )
-    else:
-        yield ok("views", f"They answer: {counts}.")
+    return ok("views", f"They answer: {counts}.")
 
 
 def _design(pool: Pool, name: str) -> Operation[Mapping[str, Any] | None]:

@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import socket
 import ssl
 import sys
@@ -22,10 +23,12 @@ from typing import Any, Dict
 from urllib.parse import urlsplit
 
 SCRATCH_BYTES = 1_000_000  # that are written
+TIME_LIMIT = 50  # seconds until this ends by SIGALRM, whatever hangs
 
 
 def main(path: str) -> None:
     """Look around and report."""
+    signal.alarm(TIME_LIMIT)
     with open(path, encoding="utf-8") as file:
         config = json.load(file)
     found = {
@@ -84,7 +87,7 @@ def is_json_object(answer: bytes) -> bool:
     """Whether an answer may be CouchDB's: a login page or a proxy's is none."""
     try:
         return isinstance(json.loads(answer.decode("utf-8")), dict)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 
