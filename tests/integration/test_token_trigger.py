@@ -7,6 +7,7 @@ import threading
 import time
 import types
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, NoReturn
 
@@ -22,6 +23,7 @@ from airflow_provider_picas.sensors.tokens import PicasTokenStateSensor
 from airflow_provider_picas.slurm import logs
 from airflow_provider_picas.slurm.jobs import Job, Look
 from airflow_provider_picas.tokens import documents, waiting
+from airflow_provider_picas.tokens.counts import Counts
 from airflow_provider_picas.triggers import cluster as clusters
 from airflow_provider_picas.triggers import feed
 from airflow_provider_picas.triggers import tokens as triggers
@@ -75,8 +77,26 @@ def unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slurm, "CONNECT_TRIES", 1)
 
 
+SEEN: list[Counts] = []
+"""The counts that the last trigger has read."""
+
+
+def until_seen(**counts: int) -> None:
+    """Wait until the trigger has read these counts."""
+    processes.wait_for(lambda: SEEN and SEEN[-1] == Counts(**counts), what=f"The sight of {counts}", seconds=60)
+
+
 def event(made: PicasTokenStateTrigger, meanwhile: Callable[[], None] = lambda: None) -> dict[str, Any]:
-    """The trigger's one event; ``meanwhile`` is done once it waits."""
+    """The trigger's one event; ``meanwhile`` is done once it has read counts, or cannot."""
+    SEEN.clear()
+    tell = made._tell_news
+
+    def note(item: feed.News) -> None:
+        tell(item)
+        if item.counts is not None:
+            SEEN.append(item.counts)
+
+    made._tell_news = note  # type: ignore[method-assign]
 
     async def run() -> dict[str, Any]:
         events: list[Any] = []
@@ -86,7 +106,10 @@ def event(made: PicasTokenStateTrigger, meanwhile: Callable[[], None] = lambda: 
                 events.append(item.payload)
 
         reading = asyncio.create_task(read())
-        await asyncio.sleep(1)
+        with suppress(TimeoutError):  # there may be none to read
+            async with asyncio.timeout(5):
+                while not SEEN and not reading.done():
+                    await asyncio.sleep(0.02)
         await asyncio.to_thread(meanwhile)
         async with asyncio.timeout(90):
             await reading
@@ -106,7 +129,7 @@ def test_complete(hook: PicasHook) -> None:
 
 
 def test_the_deadline_is_the_triggers_own(hook: PicasHook) -> None:
-    found = event(trigger(deadline=time.time() + 8), lambda: finish(hook, 1))
+    found = event(trigger(deadline=time.time() + 5), lambda: finish(hook, 1))
     assert (found["outcome"], found["counts"]["done"]) == ("timed_out", 1)
 
 
@@ -116,7 +139,7 @@ def test_a_clock_that_jumps_ends_no_wait(hook: PicasHook, monkeypatch: pytest.Mo
     def jump_and_finish() -> None:
         monkeypatch.setattr(time, "time", lambda: real() + 86_400)
         finish(hook, 2)
-        time.sleep(1)
+        until_seen(todo=2, done=2)
         finish(hook, 2)
 
     assert event(trigger(), jump_and_finish)["outcome"] == "complete"
@@ -124,20 +147,20 @@ def test_a_clock_that_jumps_ends_no_wait(hook: PicasHook, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize(("fail_fast", "outcome"), [(True, "too_many_errors"), (False, "timed_out")])
 def test_fail_fast(hook: PicasHook, fail_fast: bool, outcome: str) -> None:
-    made = trigger(fail_fast=fail_fast, deadline=time.time() + (30 if fail_fast else 10))
+    made = trigger(fail_fast=fail_fast, deadline=time.time() + (30 if fail_fast else 6))
     found = event(made, lambda: finish(hook, 1, exit_code=1))
     assert (found["outcome"], found["counts"]["todo"]) == (outcome, 3)
 
 
 def test_an_error_that_is_taken_back_at_once_fails_nothing(hook: PicasHook, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waiting, "SETTLE_SECONDS", 6.0)
+    monkeypatch.setattr(waiting, "SETTLE_SECONDS", 4.0)
 
     def fail_and_scrub() -> None:
         finish(hook, 1, exit_code=1)
-        time.sleep(0.5)
+        until_seen(todo=3, error=1)
         (token,) = hook.tokens("error", BATCH)
         hook.do(hook.pool.write([documents.encode({**token, "lock": 0, "done": 0, "exit_code": ""})]))
-        time.sleep(6.5)  # the error would count by now
+        time.sleep(4.2)  # the error would count by now
         finish(hook, 4)
 
     assert event(trigger(fail_fast=True), fail_and_scrub)["outcome"] == "complete"
@@ -152,10 +175,17 @@ def test_success_threshold(hook: PicasHook, threshold: float, outcome: str) -> N
 
 
 def test_no_progress(hook: PicasHook) -> None:
-    begin = time.monotonic()
-    found = event(trigger(no_progress=7), lambda: finish(hook, 1))
+    finished = 0.0
+
+    def finish_one() -> None:
+        nonlocal finished
+        time.sleep(2)
+        finished = time.monotonic()
+        finish(hook, 1)
+
+    found = event(trigger(no_progress=5), finish_one)
     assert (found["outcome"], found["counts"]["done"]) == ("no_progress", 1)
-    assert time.monotonic() - begin > 8  # the token that has finished began it anew
+    assert time.monotonic() - finished > 4.9  # the token that has finished began it anew
 
 
 def test_tokens_added_and_deleted_while_it_waits(hook: PicasHook) -> None:
@@ -163,7 +193,7 @@ def test_tokens_added_and_deleted_while_it_waits(hook: PicasHook) -> None:
         hook.push([documents.new_token({"input": 9}, batch=BATCH, push="other", ordinal=9)])
         finish(hook, 4)
 
-    found = event(trigger(deadline=time.time() + 8), add)
+    found = event(trigger(deadline=time.time() + 5), add)
     assert (found["outcome"], found["counts"]["todo"]) == ("timed_out", 1)  # as many as were pushed, and one waits
 
     def delete() -> None:
@@ -245,7 +275,8 @@ def test_pilots_that_come_back_are_not_missed(hook: PicasHook, monkeypatch: pyte
         processes.wait_for(lambda: looks > 2, what="The look after the one that saw it", seconds=20)
         token = hook.get(f"{BATCH}:00000003")
         hook.do(hook.pool.put({**token, "lock": 0}))
-        time.sleep(1)
+        before = looks
+        processes.wait_for(lambda: looks > before + 1, what="A look that saw it todo", seconds=20)
         finish(hook, 1)
 
     assert event(made, give_back_and_finish)["outcome"] == "complete"
@@ -283,20 +314,20 @@ def sensor(**options: Any) -> PicasTokenStateSensor:
 
 @pytest.mark.parametrize("mode", ["poke", "reschedule"])
 def test_no_progress_between_pokes(hook: PicasHook, mode: str) -> None:
-    one = sensor(mode=mode, no_progress=5)
+    one = sensor(mode=mode, no_progress=3)
 
     def poke() -> bool:
         nonlocal one
         if mode == "reschedule":
-            one = sensor(mode=mode, no_progress=5)
+            one = sensor(mode=mode, no_progress=3)
         return bool(one.poke(CONTEXT))
 
     assert not poke()
-    time.sleep(5)
+    time.sleep(3)
     finish(hook, 1)
     assert not poke()
     assert not poke()  # it counts from when the token finished
-    time.sleep(5.2)
+    time.sleep(3.2)
     with pytest.raises(AirflowFailException, match="No token of batch a has finished"):
         poke()
 
@@ -338,8 +369,7 @@ def test_slurm_knows_of_no_pilot(hook: PicasHook, cluster: Cluster, monkeypatch:
     one = sensor(pilots=PILOTS)
     assert not one.poke(CONTEXT)
     assert not one.poke(CONTEXT)
-    monkeypatch.setattr(sensors, "GONE_AFTER", 1.0)
-    time.sleep(1)
+    monkeypatch.setattr(sensors, "GONE_AFTER", 0.0)
     with pytest.raises(AirflowFailException, match="no pilot is left"):
         one.poke(CONTEXT)
 
@@ -372,7 +402,7 @@ def test_a_client_that_is_gone_does_not_count_as_somebody_who_works(
     set_connection(monkeypatch, "away", native.ssh_connection(cluster))
     token = lock(hook, slurm_job_id="4711", hostname="elsewhere")
     options: dict[str, Any] = {"pilots": PILOTS, "max_lock_age": max_lock_age}
-    found = event(trigger(**options, pilots_interval=0.5, deadline=time.time() + (15 if max_lock_age else 60)))
+    found = event(trigger(**options, pilots_interval=0.5, deadline=time.time() + (8 if max_lock_age else 60)))
     assert found["outcome"] == ("timed_out" if max_lock_age else "no_pilots")
     one = sensor(**options, mode="reschedule")
     if max_lock_age:
