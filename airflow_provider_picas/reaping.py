@@ -296,7 +296,7 @@ find . -ignore_readdir_race -maxdepth 1 -name '[!.]*.json' -printf '%s %f\\n'"""
     sent, left = 0, dict[str, str]()
     for files in _portions(listed.stdout.splitlines()):
         contents = yield from _contents(unsent, files)
-        landed: list[str] = []
+        settled: list[str] = []
         refused: list[str] = []
         for name, content in contents.items():
             try:
@@ -310,14 +310,15 @@ find . -ignore_readdir_race -maxdepth 1 -name '[!.]*.json' -printf '%s %f\\n'"""
                     raise  # it is not in the results
                 left[change.token] = str(error)
                 continue
-            (landed if verdict == "landed" else refused).append(name)
-        sent += len(landed)
+            sent += verdict == "landed"
+            # Giving back a token that was never started is no result: there is nothing to keep when it is refused.
+            (refused if verdict == "refused" and change.kind != "released" else settled).append(name)
         away = [f"cd -- {quote(unsent)} || exit"]
-        if landed:
-            away.append(f"rm -f -- {quote(*landed)}")
+        if settled:
+            away.append(f"rm -f -- {quote(*settled)}")
         if refused:
             away.append(f"mkdir -p -m 700 ../refused && mv -f -- {quote(*refused)} ../refused/")
-        if landed or refused:
+        if settled or refused:
             yield Command("\n".join(away))
     return sent, left
 

@@ -104,57 +104,62 @@ class Unreadable(Unreachable):
     """An answer nested so deeply that Python cannot read it."""
 
 
-class Log:
-    """The job's log, written by a thread of its own: a full pipe, or a file system that hangs, must not stop work.
+class Background:
+    """Work that may block, such as writing to a file system that hangs, in a thread of its own: nothing else waits for it.
 
-    What cannot be written in time is left out, oldest first, and counted in the log.
+    ``do`` gets the items that wait, and how many were left out before them because more than ``most`` waited.
     """
 
-    MOST = 1000  # entries that wait to be written
-
-    def __init__(self) -> None:
+    def __init__(self, name: str, do: Callable[[List[Any], int], None], most: int = sys.maxsize) -> None:
+        self._name = name
+        self._do = do
+        self._most = most
         self._changed = threading.Condition()
-        self._waiting: Deque[str] = collections.deque()
+        self._waiting: Deque[Any] = collections.deque()
         self._left_out = 0
-        self._busy = False  # entries are being written
-        self._writer: Optional[threading.Thread] = None
+        self._busy = False
+        self._thread: Optional[threading.Thread] = None
 
-    def add(self, entry: str) -> None:
-        """Write an entry soon. Never waits for the log."""
+    def add(self, item: Any) -> None:
+        """Work on this soon. Never blocks."""
         with self._changed:
-            self._waiting.append(entry)
-            if len(self._waiting) > self.MOST:
+            self._waiting.append(item)
+            if len(self._waiting) > self._most:
                 self._waiting.popleft()
                 self._left_out += 1
-            if self._writer is None:
-                with suppress(RuntimeError):  # no thread can be started now: the next entry tries again
-                    writer = threading.Thread(target=self._write, name="log", daemon=True)
-                    writer.start()
-                    self._writer = writer
+            if self._thread is None:
+                with suppress(RuntimeError):  # no thread can be started now: the next item tries again
+                    thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                    thread.start()
+                    self._thread = thread
             self._changed.notify_all()
 
-    def flush(self, seconds: float) -> None:
-        """Wait until all entries are written, at most this long."""
+    def flush(self, seconds: float) -> bool:
+        """Wait until all is done, at most this long; whether it is."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._waiting and not self._busy, seconds)
+            return self._changed.wait_for(lambda: not self._waiting and not self._busy, seconds)
 
-    def _write(self) -> None:
+    def _run(self) -> None:
         while True:
             with self._changed:
                 self._busy = False
                 self._changed.notify_all()
                 self._changed.wait_for(lambda: bool(self._waiting))
-                entries, left_out = "".join(self._waiting), self._left_out
+                items, left_out = list(self._waiting), self._left_out
                 self._waiting.clear()
                 self._left_out, self._busy = 0, True
-            if left_out:
-                entries = _entry(f"{left_out} entries are missing here: the log could not be written.") + entries
-            with suppress(OSError, ValueError):  # a full disk below the job's log must not end the pilot
-                sys.stdout.buffer.write(entries.encode("utf-8", "backslashreplace"))
-                sys.stdout.flush()
+            self._do(items, left_out)
 
 
-_LOG = Log()
+def _write_log(entries: List[str], left_out: int) -> None:
+    if left_out:
+        entries.insert(0, _entry(f"{left_out} entries are missing here: the log could not be written."))
+    with suppress(OSError, ValueError):  # a full disk below the job's log must not end the pilot
+        sys.stdout.buffer.write("".join(entries).encode("utf-8", "backslashreplace"))
+        sys.stdout.flush()
+
+
+_LOG = Background("log", _write_log, most=1000)
 
 
 def _entry(message: str) -> str:
@@ -2437,6 +2442,7 @@ class Outbox:
         self._database = database
         self._earlier = earlier_submissions(folder)
         self._told: Set[str] = set()  # what was said of files that stay
+        self._records = Background("records", self._record)
         self.left: List[str] = []  # tokens whose results are known, and could not be sent the last time
 
     def keep(self, change: Change, kind: str = "unsent") -> None:
@@ -2458,6 +2464,23 @@ class Outbox:
                 os.unlink(temporary)
             raise
 
+    def record(self, change: Change) -> None:
+        """Keep a change that was refused, soon. Never blocks, nor fails."""
+        if change.kind != "released":  # a token that was never started has no result
+            self._records.add(change)
+
+    def flush(self, seconds: float) -> None:
+        """Wait until what was refused is kept, at most this long."""
+        if not self._records.flush(seconds):
+            log(f"Refused results cannot be kept in {self._folder}/refused: writing there takes too long.")
+
+    def _record(self, changes: List[Change], _left_out: int) -> None:
+        for change in changes:
+            try:
+                self.keep(change, "refused")
+            except Exception as error:  # of whatever kind: the others must not be lost with it
+                log(f"The refused result of {change.token} cannot be kept: {error}.")
+
     def send(self, database: Database) -> int:
         """Send what earlier pilots could not; returns how many tokens show it now. Raises Unreachable if nobody answers."""
         sent, self.left = 0, []
@@ -2476,9 +2499,10 @@ class Outbox:
                 self.left.append(change.token)  # the others may fare better
                 self._tell_once(f"{path} waits: {error}.")
                 continue
-            log(f"A result of {change.token} that an earlier pilot could not send: {verdict}.")
+            what = "release" if change.kind == "released" else "result"
+            log(f"A {what} of {change.token} that an earlier pilot could not send: {verdict}.")
             with suppress(OSError):
-                if verdict == "refused":
+                if verdict == "refused" and change.kind != "released":
                     self.keep(change, "refused")
                 os.unlink(path)
             sent += verdict == "landed"
@@ -2678,11 +2702,8 @@ class Reporter(threading.Thread):
                     )
 
     def _settle(self, change: Change, verdict: str) -> None:
-        if verdict == "refused" and change.kind != "released":
-            try:
-                self._outbox.keep(change, "refused")
-            except Exception as error:  # of whatever kind: the others wait behind it
-                log(f"The refused result of {change.token} cannot be kept: {error}.")
+        if verdict == "refused":
+            self._outbox.record(change)
         with self._changed:
             self._sending.pop(change.claim, None)
         self._settled(change, verdict)
@@ -3453,11 +3474,14 @@ class Pilot:
                 self._outbox.keep(change)
             except Exception as error:  # of whatever kind: the others must not be lost with it
                 log(f"The result of {change.token} is lost: it could be neither sent nor kept in a file: {error}.")
+        self._outbox.flush(1.0)
         self.lease.end(clean=not unsent)
         counts = ", ".join(f"{count} {kind}" for kind, count in sorted(work.counts.items()) if count)
         log(f"Ended: {work.why}. Tokens: {counts or 'none'}. Claims that others won: {claimer.conflicts}.")
         if unsent:
-            log(f"{len(unsent)} results could not be sent; they are in {self._folder}/unsent.")
+            results = sum(change.kind != "released" for change in unsent)
+            also = f", and {len(unsent) - results} tokens not given back," if len(unsent) > results else ""
+            log(f"{results} results{also} could not be sent; they are in {self._folder}/unsent.")
             return EX_TEMPFAIL
         return work.code
 

@@ -810,7 +810,7 @@ def test_a_late_result_is_refused_and_recorded(pool: Pool, submission: Submissio
     taken = {**doc, "claim": "other-1", "pilot": "other", "lock": doc["lock"] + 1, "hostname": "elsewhere"}
     pool.put(taken)
     submission.open_gate()
-    until(lambda: "is refused" in submission.log())
+    until(lambda: "is refused" in submission.log() and submission.files("refused"))
     assert {**pool.get("b:0000"), "_rev": ""} == {**taken, "_rev": ""}
     (record,) = submission.files("refused")
     assert json.loads(record.read_text())["change"]["set"]["output"] == "late"

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -81,7 +82,7 @@ def test_a_log_that_blocks_stops_no_work(pool: Pool, submission: Submission, ful
 def test_entries_that_a_blocked_log_cannot_take_are_counted(full_pipe: tuple[int, int]) -> None:
     text = (
         f"import os, sys; sys.path.insert(0, {str(pilot.FILE.parent)!r}); import picas_pilot as p\n"
-        "p.Log.MOST = 10\n"
+        "p._LOG._most = 10\n"
         "p.log('first'); p._LOG.flush(0.1)\n"
         "while not p._LOG._busy: pass\n"
         "for place in range(25): p.log(f'entry {place}')\n"
@@ -371,3 +372,47 @@ def test_a_pilot_takes_new_credentials_when_its_own_are_refused(
     assert submission.log().count("have changed: they are used from now on") == 1
     assert "another-password" not in submission.log()
     assert pool.leases()[0]["ended"] is True
+
+
+# --- files in the submission's folder --------------------------------------------------------------------------------------
+
+
+def test_a_token_that_was_never_started_is_no_refused_result(pool: Pool, submission: Submission) -> None:
+    """Its pilot could not give it back, and somebody else has it by now."""
+    pool.push(test_pilot.held("other", 2))
+    outbox = picas_pilot.Outbox(str(submission.folder), pool.name)
+    for name, done in (("b:0000", None), ("b:0001", 1010)):
+        doc = {**pool.get(name), "claim": "earlier-900", "lock": 900}
+        token = picas_pilot.Token(doc)
+        result = picas_pilot.Change.of("done", doc, set={"done": done, "exit_code": 0})
+        outbox.keep(result if done else picas_pilot.release(token))
+    assert submission.run("true") == 0, submission.log()
+    assert submission.files("unsent") == []
+    assert [path.name for path in submission.files("refused")] == ["b%3A0001-earlier-900.json"]
+
+
+def test_a_folder_that_hangs_holds_up_no_result(
+    pool: Pool, server: couchdb.CouchDBAdmin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where refused results are kept, the home, may hang: the results of other tokens are written meanwhile."""
+    hangs = threading.Event()
+    monkeypatch.setattr(picas_pilot.Outbox, "keep", lambda *args: hangs.wait(60))
+    pool.push(test_pilot.held("me", 2))
+    settled: list[tuple[str, str]] = []
+    with test_pilot.parts_of_a_pilot(pool, server.url) as parts:
+        conflicts = picas_pilot.Conflicts(*parts, parts[-1].contact)
+        outbox = picas_pilot.Outbox(str(tmp_path), pool.name)
+        reporter = picas_pilot.Reporter(
+            parts[0], outbox, lambda change, how: settled.append((change.token, how)), conflicts
+        )
+        reporter.start()
+        for name, claim in (("b:0000", "earlier-900"), ("b:0001", None)):
+            doc = pool.get(name)
+            doc.update({"claim": claim, "lock": 900, "_rev": "1-0"} if claim else {})
+            reporter.put(picas_pilot.Change.of("done", doc, set={"done": 1010, "exit_code": 0}, unset=("pilot",)))
+        until(lambda: len(settled) == 2)
+        reporter.close()
+        reporter.join(30)
+        assert sorted(settled) == [("b:0000", "refused"), ("b:0001", "landed")]
+        hangs.set()
+        outbox.flush(30)

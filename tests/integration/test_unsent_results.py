@@ -19,7 +19,7 @@ from airflow_provider_picas.hooks.picas import PicasAsyncHook, PicasHook
 from airflow_provider_picas.hooks.slurm import SlurmHook
 from airflow_provider_picas.hooks.submission import WatchedSubmission
 from airflow_provider_picas.operation import drive, drive_async
-from airflow_provider_picas.pilot.picas_pilot import EXIT_BAD_OUTPUT, Change, Outbox
+from airflow_provider_picas.pilot.picas_pilot import EXIT_BAD_OUTPUT, Change, Outbox, Token, release
 from airflow_provider_picas.reaping import News, Watched
 from airflow_provider_picas.slurm.remote import RemoteError, RemoteFile, Send, UnreachableError, quote
 from airflow_provider_picas.tokens.counts import Counts
@@ -242,3 +242,15 @@ def test_a_command_that_writes_too_much_is_stopped_at_once(remote: SlurmHook, mo
         assert not isinstance(caught.value, UnreachableError)
     assert time.monotonic() - begin < 10
     assert remote.run("head -c 90000 /dev/zero | tr '\\0' x").stdout == "x" * 90_000
+
+
+def test_a_token_that_was_never_started_is_no_refused_result(
+    hook: PicasHook, remote: SlurmHook, watched: Watched, tmp_path: Path
+) -> None:
+    ids = lives.fill(hook, {State.LOCKED: 2}, **CLAIM)
+    earlier = [{**hook.get(token), "claim": "0011223344556677-900", "lock": 900} for token in ids]
+    leave(remote, watched, [release(Token(earlier[0])), result(earlier[1], 5)], tmp_path)
+    assert look(watched, hook).sent == 0
+    (kept,) = files(remote, watched)
+    assert kept.startswith("refused/")
+    assert ids[1].rpartition(":")[2] in kept
