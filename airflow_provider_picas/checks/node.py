@@ -30,7 +30,7 @@ class Probe:
 
     url: str | None
     tls_verify: bool = True
-    ca_file: str | None = None
+    ca: bytes | None = None  #: certificates that the connection's ``ca_file`` holds
 
     @classmethod
     def of(cls, hook: PicasHook) -> Probe:
@@ -39,15 +39,18 @@ class Probe:
             settings = hook.settings
         except CouchDBError:
             return cls(None)
-        verify = settings.verify
-        return cls(settings.url, verify is not False, verify if isinstance(verify, str) else None)
+        try:
+            ca = Path(settings.verify).read_bytes() if isinstance(settings.verify, str) else None
+        except OSError:
+            ca = None  # the hook's own error says so
+        return cls(settings.url, settings.verify is not False, ca)
 
     def files(self, folder: str, *, to_file: bool = False) -> list[RemoteFile]:
         """The files that a node needs in a folder. ``to_file``: the report goes into the file ``RESULT`` there, too."""
         config = {
             "url": self.url or "http://127.0.0.1:9",
             "tls_verify": self.tls_verify,
-            "ca_file": f"{folder}/{CA_FILE}" if self.ca_file else None,
+            "ca_file": f"{folder}/{CA_FILE}" if self.ca else None,
             "timeout": TIMEOUT,
             "result": f"{folder}/{RESULT}" if to_file else None,
         }
@@ -55,8 +58,8 @@ class Probe:
             RemoteFile(f"{folder}/{PROGRAM}", Path(node_check.__file__).read_bytes()),
             RemoteFile(f"{folder}/{CONFIG}", json.dumps(config).encode()),
         ]
-        if self.ca_file:
-            files.append(RemoteFile(f"{folder}/{CA_FILE}", Path(self.ca_file).read_bytes()))
+        if self.ca:
+            files.append(RemoteFile(f"{folder}/{CA_FILE}", self.ca))
         return files
 
     def reaches(self, report: Mapping[str, Any]) -> str | None:

@@ -37,8 +37,11 @@ def site(cluster: Cluster | DockerStack) -> Cluster:
 
 
 @pytest.fixture
-def no_secret(pool: Pool, cluster: Cluster | DockerStack, capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
-    """Nothing that the test prints holds the password or the SSH key."""
+def no_secret(
+    pool: Pool, cluster: Cluster | DockerStack, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """Nothing that the test prints holds the password or the SSH key. What commands set for themselves goes again."""
+    monkeypatch.setenv("_AIRFLOW_PROCESS_CONTEXT", "server")
     yield
     said = capfd.readouterr()
     assert pool.password not in said.out + said.err
@@ -132,6 +135,22 @@ def test_no_right_to_read_or_no_such_database(new_pool: NewPool, pool: Pool, pic
     with new_pool() as other:
         assert failures(check(database=other.database)) == {"login"}
     assert "There is no database" in check(database="nowhere")["database"].text
+
+
+def test_a_ca_file_that_is_missing_and_a_server_without_tls(
+    pool: Pool, spider: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields = native.picas_connection(pool)
+    fields["host"] = fields["host"].replace("http:", "https:")
+    set_connection(monkeypatch, "picas_default", {**fields, "extra": {"ca_file": "/nowhere/ca.pem"}})
+    found = check()
+    assert failures(found) == {"database", "login node, database"}
+    assert "its 'ca_file' '/nowhere/ca.pem' is no file of certificates" in found["database"].text
+    set_connection(monkeypatch, "picas_default", {**fields, "extra": {"verify": False}})
+    found = check()
+    assert "does not answer by TLS" in found["database"].text
+    assert "SSLError" in found["login node, database"].text
+    assert found["encryption"].level is Level.WARN
 
 
 def test_connections_that_do_not_exist() -> None:

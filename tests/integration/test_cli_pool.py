@@ -20,8 +20,9 @@ Say = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def say(pool: Pool, capsys: pytest.CaptureFixture[str]) -> Say:
+def say(pool: Pool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Say:
     """Runs a command; its exit code, output and errors, which never hold the password or a control character."""
+    monkeypatch.setenv("_AIRFLOW_PROCESS_CONTEXT", "server")  # as commands set it for themselves; it goes again
 
     def run(*arguments: str) -> tuple[int, str, str]:
         code = cli.main(arguments)
