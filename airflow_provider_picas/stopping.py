@@ -5,6 +5,7 @@ Operations across both sides, as in ``reaping``.
 
 from __future__ import annotations
 
+import time
 from enum import StrEnum
 
 from airflow_provider_picas.couchdb import errors
@@ -18,7 +19,7 @@ from airflow_provider_picas.tokens.leases import Observer
 
 CANCEL_WAIT = 50  # seconds that cancelled pilots have to give their tokens back: Slurm's KillWait is 30
 LONGEST_PAUSE = 120.0  # seconds between two questions whether the pilots have ended
-_MOST_CALLS = 200  # sbatch calls of one submission that a name list covers
+MOST_CALLS = 200  # sbatch calls of one submission that a name list covers
 
 
 class How(StrEnum):
@@ -40,16 +41,21 @@ def stop(
     return None
 
 
+def drain_flag(key: str) -> str:
+    """The id of a submission's drain flag."""
+    return f"_local/picas-submission-{key}"
+
+
 def drain(pool: Pool, key: str) -> Operation[None]:
     """Raise the flag that our own pilots see when they renew their leases."""
-    path = pool.document_path(f"_local/picas-submission-{key}")
-    yield Request("PUT", path, body=json_body({"drain": True}))
+    flag = {"drain": True, "raised": int(time.time())}  # the time is for its removal, long after
+    yield Request("PUT", pool.document_path(drain_flag(key)), body=json_body(flag))
 
 
 def drained(pool: Pool, key: str) -> Operation[bool]:
     """Whether that flag is raised."""
     try:
-        flag = yield from pool.get(f"_local/picas-submission-{key}")
+        flag = yield from pool.get(drain_flag(key))
     except errors.NotFoundError:
         return False
     return bool(flag.get("drain"))
@@ -57,7 +63,7 @@ def drained(pool: Pool, key: str) -> Operation[bool]:
 
 def cancel(pool: Pool, batch: str | None, watched: Watched, *, wait: float = CANCEL_WAIT) -> Operation[News]:
     """Cancel the jobs; give back the tokens that they did not give back themselves, once they have ended or ``wait`` is over."""
-    yield from ok(calls.cancel(watched.key, _MOST_CALLS), "The pilots could not be cancelled")
+    yield from ok(calls.cancel(watched.key, MOST_CALLS), "The pilots could not be cancelled")
     waited, reaped, observer = 0.0, list[tuple[str, str]](), Observer()
     while True:
         # The cancel is no fault of the tokens: none is given up.
@@ -73,7 +79,7 @@ def cancel(pool: Pool, batch: str | None, watched: Watched, *, wait: float = CAN
 def remove_credentials(watched: Watched, wait: float = 0.0) -> Operation[bool]:
     """Remove the credentials from the submission's folder once no pilot is left that may yet read them, for which they have
     ``wait`` seconds. Whether that was done."""
-    names = quote(",".join(calls.job_names(watched.key, _MOST_CALLS)))
+    names = quote(",".join(calls.job_names(watched.key, MOST_CALLS)))
     folder = quote(f"{watched.folder}/{CREDENTIALS}")
     text = f"""
 settled() {{

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from airflow_provider_picas import reaping, stopping
+from airflow_provider_picas import reaping, stopping, tidying
 from airflow_provider_picas.couchdb.errors import CouchDBError
 from airflow_provider_picas.couchdb.protocol import Request
 from airflow_provider_picas.couchdb.settings import Settings
@@ -150,27 +150,50 @@ class WatchedSubmission:
                 log.warning("A wait may submit the pilots of %s again: %s", self.watched.key, error)
         return self.do(stopping.stop(self._picas.pool, self._batch, self.watched, how))
 
-    def remove_credentials(self, wait: float = 0.0) -> None:
-        """Remove the credentials from the cluster once the pilots have ended, for which they have ``wait`` seconds."""
-        if not self.do(stopping.remove_credentials(self.watched, wait)):
+    def remove_credentials(self, wait: float = 0.0) -> bool:
+        """Remove the credentials from the cluster once the pilots have ended, for which they have ``wait`` seconds. Whether they
+        have."""
+        ended = self.do(stopping.remove_credentials(self.watched, wait))
+        if not ended:
             log.warning("Pilots are left, so their credentials stay in %s. Cancel or drain them.", self.watched.folder)
+        return ended
 
-    def end(self, tokens: int | None) -> dict[str, Any] | None:
-        """What is done when the wait is over: log the figures, and remove the credentials once the pilots have ended.
+    def end(self, tokens: int | None, *, cancel_pending: bool = False) -> dict[str, Any] | None:
+        """What is done when the wait is over: log the figures, and remove the credentials and leases once the pilots have ended.
+
+        ``cancel_pending``: first cancel pilots that have not started, unless there is work for them.
 
         The figures, or None when the cluster does not answer, which fails no wait. ``tokens`` that have finished; None: nobody
         could count them, so there are no figures, and pilots that are left are not waited for.
         """
         try:
-            self.remove_credentials(0.0 if tokens is None else END_WAIT)
+            if cancel_pending:
+                self._cancel_pending()
+            ended = self.remove_credentials(0.0 if tokens is None else END_WAIT)
             if tokens is None:
                 return None
+            self._tidy(self.watched.key if ended else None)
             result = self.figures(tokens)
         except RemoteError as error:
             log.warning("The pilots' figures cannot be had: %s", error)
             return None
         log.info("The pilots of %s:\n%s", self.watched.key, result.table())
         return result.as_dict()
+
+    def _cancel_pending(self) -> None:
+        try:
+            number = self.do(tidying.cancel_pending(self._picas.pool, self.watched))
+        except CouchDBError as error:
+            log.info("Pilots that have not started may be left: %s", error)
+            return
+        if number:
+            log.info("No token is left for %d pilots that have not started: they were cancelled.", number)
+
+    def _tidy(self, key: str | None) -> None:
+        try:
+            self.do(tidying.local_documents(self._picas.pool, key))
+        except CouchDBError as error:  # a later wait does it
+            log.info("Leases of pilots that have ended may be left: %s", error)
 
 
 def credential_files(folder: str, settings: Settings) -> list[RemoteFile]:

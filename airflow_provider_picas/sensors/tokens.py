@@ -67,6 +67,8 @@ class PicasTokenStateSensor(BaseSensorOperator):
     :param max_lock_age: seconds after which a token is given back that is held by a pilot without a lease, as the PiCaS client's
         are, unless it is one of ``pilots``. Default: never.
     :param pilots_interval: seconds between two looks at the pilots. Default: 5 to 60, longer while nothing changes.
+    :param cancel_pending: when the wait succeeds, cancel those of ``pilots`` that have not started, if no token of their batch
+        (of the pool, if they take any) waits or runs. Those with ``wait_for_work`` are left.
     :param on_kill: what happens to the pilots when a person marks the waiting task failed: ``cancel`` (the default), ``drain`` or
         ``leave``. When it is cleared or marked a success they are left alone. Airflow gives the process of a wait that is not
         ``deferrable`` 5 s for it, and tells a wait of mode ``reschedule`` nothing between two looks.
@@ -105,6 +107,7 @@ class PicasTokenStateSensor(BaseSensorOperator):
         max_scrubs: int | str = 3,
         max_lock_age: float | str | None = None,
         pilots_interval: float | None = None,
+        cancel_pending: bool = True,
         on_kill: str = How.CANCEL,
         outage: float | timedelta | str | None = None,
         picas_conn_id: str = PicasHook.default_conn_name,
@@ -123,6 +126,7 @@ class PicasTokenStateSensor(BaseSensorOperator):
         self.max_scrubs = max_scrubs
         self.max_lock_age = max_lock_age
         self.pilots_interval = pilots_interval
+        self.cancel_pending = cancel_pending
         self.on_kill_how = How(on_kill)
         self.outage = outage.total_seconds() if isinstance(outage, timedelta) else outage
         self.picas_conn_id = picas_conn_id
@@ -298,7 +302,7 @@ class PicasTokenStateSensor(BaseSensorOperator):
         """End the wait: figures to XCom, credentials off the cluster, then success or failure."""
         self._concluded = True
         hook = self._hook(batch)
-        self._end_pilots(context, completeness.counts)
+        self._end_pilots(context, completeness.counts, succeeded=outcome.success)
         tails = self._tell_ends(hook, batch) if outcome is Outcome.NO_PILOTS else ""
         counts = completeness.counts.as_dict()
         told = {"batch": batch.id if batch else None, "outcome": str(outcome), "counts": counts}
@@ -308,13 +312,14 @@ class PicasTokenStateSensor(BaseSensorOperator):
         self.log.info("%s", self._explain(outcome, completeness, batch))
         return counts
 
-    def _end_pilots(self, context: Context, counts: Counts | None) -> None:
+    def _end_pilots(self, context: Context, counts: Counts | None, *, succeeded: bool = False) -> None:
         """Figures to XCom, unless nothing could be counted, and credentials off the cluster once the pilots have ended."""
         watched, batch = self._watched(), self._batch()
         if watched is None:
             return
         with WatchedSubmission(watched, self._hook(batch), batch.id if batch else None) as submitted:
-            if figures := submitted.end(counts.finished if counts else None):
+            finished = counts.finished if counts else None
+            if figures := submitted.end(finished, cancel_pending=succeeded and self.cancel_pending):
                 context["ti"].xcom_push("figures", figures)
 
     def _tell_ends(self, hook: PicasHook, batch: Batch | None) -> str:

@@ -29,6 +29,7 @@ from airflow_provider_picas.slurm.remote import (
     ok,
     quote,
 )
+from airflow_provider_picas.slurm.sweep import REMOVED
 from airflow_provider_picas.tokens import ids
 
 __all__ = ["Plan", "Submission", "SubmissionRefusedError", "base_key", "job_name", "submit"]
@@ -256,9 +257,12 @@ def _find(base_key: str, folder: str | None) -> Operation[_Latest]:
 umask 077
 {enter} || exit 3
 pwd -P
-n=$(ls -d -- {quote(base_key)}.* 2>/dev/null | sed 's/.*[.]//' | grep -E '^[0-9]+$' | sort -n | tail -n 1)
+n=$({{
+  ls -d -- {quote(base_key)}.* 2>/dev/null | sed 's/.*[.]//'
+  awk -v key={quote(base_key)} '$1 == key {{ print $2 }}' {REMOVED} 2>/dev/null
+}} | grep -E '^[0-9]+$' | sort -n | tail -n 1)
 echo "${{n:-0}}"
-[ -n "$n" ] || exit 0
+[ -n "$n" ] && [ -d {quote(base_key)}."$n" ] || exit 0
 cd -- {quote(base_key)}."$n" || exit 4
 {calls.READ}"""
     output = yield Command(text)

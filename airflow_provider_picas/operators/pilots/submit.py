@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, BaseOperator, Context
@@ -19,7 +19,7 @@ from airflow_provider_picas.links import PicasMonitoringLink, PicasPoolLink, pus
 from airflow_provider_picas.operators.instance import submission_key
 from airflow_provider_picas.operators.parameters import flag, optional_positive_number, positive_number
 from airflow_provider_picas.pilot import picas_pilot
-from airflow_provider_picas.slurm import arrays, credentials, pilot_job, sbatch, submission
+from airflow_provider_picas.slurm import arrays, credentials, pilot_job, sbatch, submission, sweep
 from airflow_provider_picas.slurm.arrays import Array
 from airflow_provider_picas.slurm.remote import RemoteError, RemoteFile, quote
 from airflow_provider_picas.slurm.sbatch import OptionError
@@ -61,6 +61,8 @@ class PicasSubmitPilotsOperator(BaseOperator):
     :param workdir: folder on the cluster where sbatch runs, absolute or below the home. Default: the submission's own folder.
     :param remote_folder: folder on the cluster for submissions, absolute or below the home. It must exist. Default:
         ``picas-pilots`` in the home, which is made.
+    :param keep_days: days for which the folder of a submission is kept once its jobs have ended and nothing changes in it. A task
+        that submits removes older ones from the remote folder, other tasks', too, but none with results that were not sent.
     :param credentials: ``"send"``: the connection's credentials go to the cluster as a file that only the user can read.
         ``"existing"``: the pilots find a ``picasconfig.py`` of your own by PYTHONPATH, which ``setup`` or ``env`` may set, or the
         PiCaS client's ``~/.config/picas/conf.yml``.
@@ -75,8 +77,8 @@ class PicasSubmitPilotsOperator(BaseOperator):
 
     template_fields: Sequence[str] = (
         "command", "setup", "files", "pilot", "script", "pilots", "tokens_per_pilot", "max_pilots", "max_queued", "max_running",
-        "resource_classes", "sbatch", "env", "batch", "workdir", "remote_folder", "credentials", "dry_run", "ssh_conn_id",
-        "picas_conn_id", "database",
+        "resource_classes", "sbatch", "env", "batch", "workdir", "remote_folder", "keep_days", "credentials", "dry_run",
+        "ssh_conn_id", "picas_conn_id", "database",
     )  # fmt: skip
     operator_extra_links = (PicasPoolLink(), PicasMonitoringLink())
     ui_color = "#e6dcf2"
@@ -100,6 +102,7 @@ class PicasSubmitPilotsOperator(BaseOperator):
         batch: str | Mapping[str, Any] | None = None,
         workdir: str | None = None,
         remote_folder: str | None = None,
+        keep_days: float | str = sweep.KEEP_DAYS,
         credentials: str = "send",
         dry_run: bool | str = False,
         ssh_conn_id: str = "ssh_default",
@@ -124,6 +127,7 @@ class PicasSubmitPilotsOperator(BaseOperator):
         self.batch = batch
         self.workdir = workdir
         self.remote_folder = remote_folder
+        self.keep_days = keep_days
         self.credentials = credentials
         # Airflow's method of this name is never called on a task.
         self.dry_run = dry_run  # type: ignore[method-assign, assignment]
@@ -145,11 +149,22 @@ class PicasSubmitPilotsOperator(BaseOperator):
                 done = slurm.adopt(submission_key(context), self.remote_folder)
                 if done is None and (wanted := self._arrays(picas, slurm, batch)):
                     done = slurm.submit(self._plan(context, job, wanted, self._finished(picas, batch)))
+                    self._sweep(slurm, done)
         except (SubmissionRefusedError, OptionError, ValueError) as error:
             raise AirflowFailException(str(error)) from None
         except (RemoteError, CouchDBError) as error:
             raise AirflowException(str(error)) from None
         return self._report(done)
+
+    def _sweep(self, slurm: SlurmHook, done: submission.Submission) -> None:
+        """Remove old submissions. That fails no task: the next one does it."""
+        try:
+            removed = slurm.do(sweep.sweep(str(PurePosixPath(done.folder).parent), float(self.keep_days)))
+        except RemoteError as error:
+            self.log.info("Old submissions stay for now: %s", error)
+            return
+        if removed:
+            self.log.info("Old submissions were removed from the cluster: %s.", sample(removed))
 
     def _report(self, done: submission.Submission | None) -> dict[str, Any]:
         if done is None:
@@ -179,6 +194,12 @@ class PicasSubmitPilotsOperator(BaseOperator):
             raise ValueError("Give either `command`, for our own pilot, or `script`, for a PiCaS pilot of yours.")
         if self.credentials not in ("send", "existing"):
             raise ValueError(f"credentials is {self.credentials!r:.80}; it is 'send' or 'existing'.")
+        try:
+            kept = float(self.keep_days)
+        except (TypeError, ValueError):
+            kept = 0.0
+        if not kept >= 1:
+            raise ValueError(f"keep_days is {self.keep_days!r:.80}; it takes a number of days from 1.")
         ours = [name for name in ("setup", "files", "pilot", "resource_classes") if getattr(self, name)]
         if self.script is not None and ours:
             raise ValueError(f"{', '.join(map(repr, ours))} belong to `command`: a `script` does that itself.")

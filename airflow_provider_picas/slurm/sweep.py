@@ -1,0 +1,58 @@
+"""Removing old submissions from the remote folder, so that it does not grow for ever.
+
+Only folders in which nothing was made or removed for a day are touched, and none whose jobs wait or run: no pilot reads them, and
+no worker is at work in them. Folders with results that were not sent yet stay, however old they are.
+"""
+
+from __future__ import annotations
+
+import math
+
+from airflow_provider_picas.slurm.remote import Command, Operation, ok, quote
+
+KEEP_DAYS = 30.0  # days after the last change for which the folder of a submission is kept
+KEEP_NUMBER = 1_000  # folders that are kept at most: the oldest ones go first
+IDLE = 1440  # minutes without a change, before anything is removed from a folder
+MOST_REMOVED = 200  # folders that one sweep removes
+REMOVED = ".removed"
+"""File of the remote folder: base key and number of submissions that were removed, so that no number is used twice."""
+_MOST_NOTED = 20_000  # lines of that file
+
+
+def sweep(folder: str, keep_days: float = KEEP_DAYS) -> Operation[list[str]]:
+    """Remove old submissions from a remote folder; their keys. Credentials of jobs that have ended go after a day.
+
+    Raises RemoteError, also when squeue does not answer: then nothing is removed.
+    """
+    seconds = int(min(keep_days * 86_400, math.ldexp(1, 53)))
+    text = f"""
+cd -- {quote(folder)} || exit 4
+jobs=$(squeue --noheader --all --user="$(id -un)" --format=%j) || exit 5
+find . -maxdepth 1 -type d \\( -name '.picas-*' -o -name '.gone.picas-*' \\) -mmin +{IDLE} -exec rm -rf -- {{}} +
+idle=$({{
+  printf '%s\\n' "$jobs" --
+  find . -maxdepth 1 -type d -name 'picas-*' -mmin +{IDLE} -printf '%T@ %f\\n' | sort -n
+}} | awk '
+  !listed && $0 == "--" {{ listed = 1; next }}
+  !listed {{ live[$0]; sub(/-[0-9]+$/, ""); live[$0]; next }}
+  NF == 2 && $2 ~ /^picas-[A-Za-z0-9_-]+[.][0-9]+$/ && !($2 in live)')
+[ -n "$idle" ] || exit 0
+{{
+  printf '%s\\n' "$idle" | cut -d' ' -f2
+  find . -mindepth 3 -maxdepth 3 -path './picas-*/credentials/*'
+}} | awk -F/ 'NF == 1 {{ idle[$0] }} NF == 4 && ($2 in idle)' | tr '\\n' '\\0' | xargs -0r rm -rf --
+extra=$(($(find . -maxdepth 1 -type d -name 'picas-*.[0-9]*' | wc -l) - {KEEP_NUMBER}))
+before=$(($(date +%s) - {seconds}))
+printf '%s\\n' "$idle" | head -n {MOST_REMOVED} | while read -r changed name; do
+  [ "${{changed%.*}}" -lt $before ] || [ $extra -gt 0 ] || continue
+  [ -z "$(find "$name/unsent" -name '*.json' 2>/dev/null | head -n 1)" ] || continue
+  echo "${{name%.*}} ${{name##*.}}" >>{REMOVED} || exit 1
+  mv -T -- "$name" ".gone.$name" && rm -rf -- ".gone.$name" || exit 1
+  echo "$name"
+  extra=$((extra-1))
+done || exit 1
+if [ -e {REMOVED} ] && [ "$(wc -l <{REMOVED})" -gt {_MOST_NOTED} ]; then
+  tail -n {_MOST_NOTED // 2} {REMOVED} >{REMOVED}.$$ && mv -f -- {REMOVED}.$$ {REMOVED}
+fi"""
+    output = yield from ok(Command(text), "Old submissions could not be removed")
+    return output.stdout.split()

@@ -1,0 +1,79 @@
+"""What is left when pilots have done their work, and who removes it. Operations across both sides, as in ``reaping``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from airflow_provider_picas.couchdb.pool import Document, Pool
+from airflow_provider_picas.couchdb.protocol import Answer, Request, json_body
+from airflow_provider_picas.pilot.picas_pilot import lease_id, number
+from airflow_provider_picas.reaping import Operation, Watched
+from airflow_provider_picas.slurm import calls
+from airflow_provider_picas.slurm.pilot_job import CONFIG_FILE
+from airflow_provider_picas.slurm.remote import Command, Output, ok, quote
+from airflow_provider_picas.stopping import MOST_CALLS, drain_flag
+
+KEEP_LEASES = 7 * 86_400  # seconds that the lease of a pilot is kept which was not heard any more
+KEEP_OTHERS = 90 * 86_400  # seconds that drain flags are kept, and what sensors of mode `reschedule` remember
+PAGE = 1_000  # local documents that one request reads
+MOST_PAGES = 20
+
+
+def cancel_pending(pool: Pool, watched: Watched) -> Operation[int]:
+    """Cancel the pilots that have not started, if there is no token that they could run. How many.
+
+    That is asked of their own batch, or of the whole pool when they take any token: another task may wait for those. Pilots that
+    were told to wait for work are left alone.
+    """
+    config: Output = yield Command(f"cat -- {quote(f'{watched.folder}/{CONFIG_FILE}')}")
+    options: Mapping[str, Any] = json.loads(config.stdout) if config.code == 0 else {}
+    if options.get("wait_for_work"):
+        return 0
+    counts = yield from pool.count(options.get("batch"))
+    if counts.todo or counts.locked:
+        return 0
+    names = quote(",".join(calls.job_names(watched.key, MOST_CALLS)))
+    text = f"""
+jobs=$(squeue --noheader --all --array --states=PENDING --name={names} --format='%F %i') || exit 5
+[ -n "$jobs" ] || exit 0
+scancel --state=PENDING $(printf '%s\\n' "$jobs" | cut -d' ' -f1 | sort -u) || exit 6
+printf '%s\\n' "$jobs" | wc -l"""
+    output: Output = yield from ok(Command(text), "Pilots that have not started could not be cancelled")
+    return int(output.stdout or 0)
+
+
+def local_documents(pool: Pool, key: str | None) -> Operation[int]:
+    """Delete the leases of a submission whose pilots are gone, and what is too old of any. How many documents.
+
+    ``key``: of a submission that has ended; None: only what is too old.
+    """
+    removed = 0
+    for prefix in (lease_id(""), drain_flag(""), "_local/picas-wait-"):
+        start = prefix
+        for _ in range(MOST_PAGES):
+            query = {"include_docs": "true", "limit": str(PAGE), "startkey": json.dumps(start)}
+            query["endkey"] = json.dumps(f"{prefix}\ufff0")
+            answer: Answer = yield Request("GET", pool.path("_local_docs"), query)
+            found = [row["doc"] for row in answer.json()["rows"] if row.get("doc")]
+            gone = [document for document in found if _is_over(document, key, float(answer.time or 0))]
+            if gone:
+                deletions = [{"_id": one["_id"], "_rev": one["_rev"], "_deleted": True} for one in gone]
+                yield from pool.write([json_body(one) for one in deletions])
+                removed += len(gone)
+            if len(found) < PAGE:
+                break
+            start = found[-1]["_id"]
+    return removed
+
+
+def _is_over(document: Document, key: str | None, now: float) -> bool:
+    """Whether nobody needs a local document any more. ``now``: the database's clock."""
+    if not document["_id"].startswith(lease_id("")):
+        since = number(document.get("raised") or document.get("since"))
+        return 0 < since < now - KEEP_OTHERS
+    over_since = number(document.get("renewed")) + 2 * number(document.get("lease"))
+    if over_since < now - KEEP_LEASES:
+        return True
+    return key is not None and document.get("submission") == key and (bool(document.get("ended")) or over_since < now)
