@@ -11,7 +11,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from airflow_provider_picas.reaping import News
 from airflow_provider_picas.tokens import views
 from airflow_provider_picas.tokens.leases import Observer
 from airflow_provider_picas.tokens.states import State
-from stack import couchdb as couchdb_stack
+from stack.couchdb import CouchDBAdmin
 from tests.conftest import set_connection
 from tests.integration.faults import Fault, Proxy
 from tests.integration.test_pilot import COUNT, GATE, PASSWORD, Pool, Submission, until
@@ -34,18 +34,25 @@ RENEWAL = "PUT /{name}/_local/picas-pilot-"
 READING = "_local_docs"  # of leases, by another pilot or the wait
 
 
-@pytest.fixture
-def pool(couchdb: couchdb_stack.CouchDBAdmin) -> Iterator[Pool]:
+@contextmanager
+def new_pool(server: CouchDBAdmin) -> Iterator[Pool]:
     """An empty pool with the design documents, and a user of its own."""
     name = f"living-{random.randrange(10**9)}"
-    couchdb.create_user(name, PASSWORD)
-    couchdb.create_database(name, members=[name])
-    made = Pool(couchdb, name, name)
+    server.create_user(name, PASSWORD)
+    server.create_database(name, members=[name])
+    made = Pool(server, name, name)
     for design, doc in views.design_documents().items():
         assert made.request("PUT", f"_design/{design}", doc)[0] == 201
     yield made
-    couchdb.delete_database(name)
-    couchdb.delete_user(name)
+    server.delete_database(name)
+    server.delete_user(name)
+
+
+@pytest.fixture
+def pool(couchdb: CouchDBAdmin) -> Iterator[Pool]:
+    """A pool for one test."""
+    with new_pool(couchdb) as made:
+        yield made
 
 
 class Site:
@@ -103,6 +110,12 @@ class Site:
     def _read(self) -> int:
         return sum(READING in request for request in self.other.requests)
 
+    def lease(self) -> dict[str, Any]:
+        """The lease of the pilot at work."""
+        holder = self.pool.get("b:0000")["pilot"]
+        (lease,) = [lease for lease in self.pool.leases() if lease["pilot"] == holder]
+        return lease
+
     def check(self) -> None:
         """End the command: its token was run once, by the pilot that lived all the time, which ends well."""
         self.look()
@@ -122,15 +135,21 @@ class Site:
         self.looking.close()
 
 
-@pytest.fixture
-def site(pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+@contextmanager
+def new_site(pool: Pool, folder: Path, urls: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    """``urls``: of the server, for the pilot at work, the other one, and the wait."""
     with ExitStack() as stack:
-        proxies = [stack.enter_context(Proxy(pool.server.url)) for _ in range(3)]
+        proxies = [stack.enter_context(Proxy(url)) for url in urls]
         fields = {"conn_type": "picas", "schema": pool.name, "login": pool.member, "password": PASSWORD}
         hook = PicasHook(set_connection(monkeypatch, "wait", {**fields, "host": proxies[2].url}))
-        made = Site(pool, tmp_path, proxies, hook)
+        with closing(Site(pool, folder, proxies, hook)) as made:
+            yield made
+
+
+@pytest.fixture
+def site(pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    with new_site(pool, tmp_path, [pool.server.url] * 3, monkeypatch) as made:
         yield made
-        made.close()
 
 
 def test_a_renewal_that_comes_later_than_those_after_it(site: Site) -> None:
@@ -140,19 +159,12 @@ def test_a_renewal_that_comes_later_than_those_after_it(site: Site) -> None:
     until(lambda: site.worker.held == 1)
     held = time.monotonic()
     until(lambda: site.look() and time.monotonic() > held + LEASE + 2, 60)
-    newest = lease_of(site)["renewed"]
+    newest = site.lease()["renewed"]
     site.worker.let_go.set()
-    until(lambda: lease_of(site)["renewed"] < newest - LEASE / 2, 10)
+    until(lambda: site.lease()["renewed"] < newest - LEASE / 2, 10)
     site.readings(2)
     site.renew(2)
     site.check()
-
-
-def lease_of(site: Site) -> dict[str, Any]:
-    """The lease of the pilot at work."""
-    holder = site.pool.get("b:0000")["pilot"]
-    (lease,) = [lease for lease in site.pool.leases() if lease["pilot"] == holder]
-    return lease
 
 
 @pytest.mark.parametrize("step", [200, -200])
@@ -163,7 +175,7 @@ def test_the_databases_clock_steps(site: Site, step: float) -> None:
     site.readings(2)
     site.renew(3)
     site.readings(2)
-    assert lease_of(site)["renewed"] == pytest.approx(time.time() + step, abs=5)
+    assert site.lease()["renewed"] == pytest.approx(time.time() + step, abs=5)
     site.check()
 
 
@@ -172,7 +184,7 @@ def test_local_documents_are_gone(site: Site) -> None:
     site.begin()
     locked = time.monotonic()
     until(lambda: site.look() and time.monotonic() > locked + 2 * LEASE + 1, 60)
-    lease = lease_of(site)
+    lease = site.lease()
     assert site.pool.request("DELETE", f"_local/picas-pilot-{lease['pilot']}?rev={lease['_rev']}")[0] == 200
     site.readings(2)
     until(lambda: lease["pilot"] in [there["pilot"] for there in site.pool.leases()])
