@@ -5,19 +5,19 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from airflow_provider_picas.couchdb.errors import CouchDBError
+from airflow_provider_picas.pilot import picas_pilot
 from airflow_provider_picas.reaping import News
 from airflow_provider_picas.tokens.states import State
 from stack.couchdb import CouchDBAdmin
 from tests.chaos.couchdb_nodes import CouchDBNodes, cluster_or_skip
-from tests.integration.test_living_pilots import LEASE, Site, new_pool, new_site
-from tests.integration.test_pilot import Pool, until
+from tests.integration.test_living_pilots import Site, new_pool, new_site
+from tests.integration.test_pilot import PASSWORD, Pool, until
 
 
 @pytest.fixture
@@ -51,31 +51,33 @@ def site(nodes: CouchDBNodes, pool: Pool, tmp_path: Path, monkeypatch: pytest.Mo
         yield made
 
 
-def kill_pilot(site: Site) -> None:
-    """It is dead for the others, whichever finds it first, within its lease and 5 s."""
-    killed = time.monotonic()
-    site.working.pilots[0].kill()
-    until(lambda: site.look_once().reaped or site.looking.runs(), 60)
-    print(f"given back {time.monotonic() - killed:.1f} s after the kill, with a lease of {LEASE} s")
-    assert time.monotonic() - killed < LEASE + 5
-    until(lambda: site.pool.states() == {State.DONE: 1}, 60)
-    (attempt,) = site.pool.get("b:0000")["attempts"]
-    assert "was not heard for" in attempt["reason"]
+def test_every_node_tells_the_newest_lease_when_one_was_away(nodes: CouchDBNodes, pool: Pool) -> None:
+    """The one that was away has an old lease still."""
+    config = picas_pilot.Config(command="true", submission="s", lease=60)
+    me = picas_pilot.Identity("p", "here", None, (0, 1))
+    clock, work = picas_pilot.Clock(), picas_pilot.Work(config)
 
+    databases = [
+        picas_pilot.Database(picas_pilot.Access(node.address, pool.name, pool.member, PASSWORD, ""), config, clock)
+        for node in nodes.nodes
+    ]
 
-def test_a_node_that_was_away_has_old_leases(nodes: CouchDBNodes, site: Site) -> None:
-    site.begin()
-    nodes[2].kill()
-    site.renew(3)
+    def told(place: int) -> list[int]:
+        """What a node tells when it is asked often."""
+        return [databases[place].leases(["p"])["p"]["counts"]["done"] for _ in range(20)]
+
+    lease = picas_pilot.Lease(databases[0], config, me, clock, work)
+    for renewal in range(1, 13):  # ten and more are no less than nine, as they would be as text
+        if renewal == 8:
+            nodes[2].kill()
+        work.counts["done"] = renewal
+        lease.renew()
     nodes.restart(nodes[2])
-    time_with_old_leases = time.monotonic() + LEASE
-    for place, proxy in enumerate(site.proxies):
-        proxy.redirect(nodes[2 if place else 0].address)
-    until(lambda: site.look() and time.monotonic() > time_with_old_leases, 60)
-    site.readings(10)
-    site.renew(2)
-    assert site.pool.states() == {State.LOCKED: 1}
-    kill_pilot(site)
+    assert [told(place) for place in range(3)] == [[12] * 20] * 3
+    nodes[1].kill()
+    assert [told(place) for place in (0, 2)] == [[12] * 20] * 2
+    for database in databases:
+        database._connection.close()
 
 
 def test_whoever_is_cut_off_with_a_node_takes_nobody_for_dead(nodes: CouchDBNodes, site: Site) -> None:

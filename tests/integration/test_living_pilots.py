@@ -65,16 +65,25 @@ class Site:
         self.looking = Submission(folder / "looking", pool, self.other.url)
         self._hook = hook
         self._observer = Observer()
-        self._renewal = RENEWAL.format(name=pool.name)
+        self.renewal = RENEWAL.format(name=pool.name)
 
     def begin(self, lease: float = LEASE) -> subprocess.Popen[bytes]:
         """Start both pilots, and go on when the token runs and the other pilot has read the lease."""
+        pilot = self.work(lease)
+        self.start_looking(lease)
+        return pilot
+
+    def work(self, lease: float = LEASE) -> subprocess.Popen[bytes]:
+        """Start the pilot that runs the token."""
         self.pool.push([{}])
         pilot = self.working.start(f"{COUNT}; {GATE}", lease=lease)
         until(lambda: self.working.runs().total() == 1)
+        return pilot
+
+    def start_looking(self, lease: float = LEASE) -> None:
+        """Start the other one, and go on when it has read the first one's lease."""
         self.looking.start(COUNT, lease=lease, wait_for_work=300)
         self.readings(1)
-        return pilot
 
     def look(self) -> News:
         """The wait's look, which must give nothing back."""
@@ -95,7 +104,7 @@ class Site:
 
     def renewals(self) -> int:
         """How often the pilot at work has sent its lease."""
-        return sum(request.startswith(self._renewal) for request in self.worker.requests)
+        return sum(request.startswith(self.renewal) for request in self.worker.requests)
 
     def renew(self, times: int) -> None:
         """Wait until it has done so again."""
@@ -155,7 +164,7 @@ def site(pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
 def test_a_renewal_that_comes_later_than_those_after_it(site: Site) -> None:
     """It sets the lease back to a time that is longer ago than the lease is long."""
     site.begin()
-    site.worker.hurt(Fault.LATE, on=site._renewal)
+    site.worker.hurt(Fault.LATE, on=site.renewal)
     until(lambda: site.worker.held == 1)
     held = time.monotonic()
     until(lambda: site.look() and time.monotonic() > held + LEASE + 2, 60)
@@ -181,13 +190,17 @@ def test_the_databases_clock_steps(site: Site, step: float) -> None:
 
 def test_local_documents_are_gone(site: Site) -> None:
     """As after a fail-over to a replica: leases are never replicated."""
-    site.begin()
+    site.work()
     locked = time.monotonic()
     until(lambda: site.look() and time.monotonic() > locked + 2 * LEASE + 1, 60)
+    site.renew(1)
+    site.worker.hurt(Fault.LATE, Fault.LATE, Fault.LATE, on=site.renewal)
     lease = site.lease()
-    assert site.pool.request("DELETE", f"_local/picas-pilot-{lease['pilot']}?rev={lease['_rev']}")[0] == 200
+    assert site.pool.request("DELETE", f"{lease['_id']}?rev={lease['_rev']}")[0] == 200
+    site.start_looking()
+    site.worker.let_go.set()
+    until(lambda: lease["_id"] in [there["_id"] for there in site.pool.leases()])
     site.readings(2)
-    until(lambda: lease["pilot"] in [there["pilot"] for there in site.pool.leases()])
     site.check()
 
 
