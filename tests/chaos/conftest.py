@@ -27,7 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """With ``--rounds`` only the rounds."""
-    if config.getoption("--rounds"):
+    if config.getoption("--rounds", 0):
         others = [item for item in items if not item.name.startswith("test_round[")]
         config.hook.pytest_deselected(items=others)
         items[:] = [item for item in items if item not in others]

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import fcntl
 import itertools
 import json
 import os
@@ -193,12 +194,22 @@ class CouchDBNode:
 
 
 class CouchDBNodes:
-    """All nodes of a cluster. Use it as a context manager: in the end all are up and joined again."""
+    """All nodes of a cluster, for one process at a time: others wait here, since they would fail by its faults.
+
+    Use it as a context manager: in the end all nodes are up and joined again.
+    """
 
     def __init__(self, urls: Sequence[str]) -> None:
         """Raises NotHere if one of them cannot be hurt."""
-        self.nodes = [CouchDBNode(url) for url in urls]
-        self._cookie = self.nodes[0].cookie
+        name = re.sub(r"\W+", "-", urllib.parse.urlsplit(urls[0]).netloc.rpartition("@")[2])
+        self._lock = open(Path(tempfile.gettempdir(), f"picas-test-{os.getuid()}-{name}.lock"), "w")  # noqa: SIM115
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        try:
+            self.nodes = [CouchDBNode(url) for url in urls]
+            self._cookie = self.nodes[0].cookie
+        except NotHere:
+            self._lock.close()
+            raise
         self._cut: set[str] = set()
 
     def __enter__(self) -> CouchDBNodes:
@@ -206,7 +217,8 @@ class CouchDBNodes:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self.mend()
+        with self._lock:
+            self.mend()
 
     def __getitem__(self, place: int) -> CouchDBNode:
         return self.nodes[place]

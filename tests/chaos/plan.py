@@ -117,5 +117,5 @@ def _pilot_event(dice: random.Random, kind: str, place: int, lease: int, at: flo
 
 
 def _server_event(dice: random.Random, nodes: int, at: float) -> Event:
-    kinds = ["server freeze", "server kill", *(["cut"] if nodes > 1 else [])]
-    return Event(at, dice.choice(kinds), dice.randrange(nodes), round(dice.uniform(1, 8), 2))
+    kinds = ["server freeze", "server kill", *(["cut", "cut"] if nodes > 1 else [])]
+    return Event(at, dice.choice(kinds), dice.randrange(nodes), round(dice.uniform(1, 10), 2))

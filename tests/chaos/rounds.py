@@ -27,7 +27,7 @@ from typing import Any
 from airflow_provider_picas import pilot
 from airflow_provider_picas.tokens import views
 from airflow_provider_picas.triggers.tokens import PicasTokenStateTrigger
-from stack import native
+from stack import native, paths
 from stack.couchdb import CouchDBAdmin
 from stack.pool import Pool
 from tests.chaos import history
@@ -176,6 +176,7 @@ class Round:
                 one.process.wait()
         self._wait.stop()
         self._stack.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
         self.servers.mend()
         admin = self.servers.admins[0]
         with suppress(OSError, RuntimeError):
@@ -256,6 +257,18 @@ class Round:
         self.figures.stalled = stalls.longest
         self.figures.seconds = time.monotonic() - began
         return self._history()
+
+    def check(self) -> list[str]:
+        """Run the plan to its end. What was not allowed to happen, after the folder of the records; nothing if all was well."""
+        found = self.run()
+        violations = history.check(found)
+        self.figures.violations = len(violations)
+        if violations:
+            found.save(self.folder / "history.json")
+            kept = paths.RUN / "rounds" / self.key  # the folder of this session goes with the next one
+            shutil.copytree(self.folder, kept, ignore=shutil.ignore_patterns("scratch", "locks", "credentials-*"))
+            violations.insert(0, f"records and logs: {kept}")
+        return violations
 
     def _at(self, seconds: float, action: Callable[[], object]) -> None:
         heapq.heappush(self._due, (seconds, next(self._order), action))

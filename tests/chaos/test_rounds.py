@@ -9,21 +9,18 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from stack import paths
 from stack.cluster import Cluster
 from stack.couchdb import CouchDB, CouchDBAdmin
 from tests.chaos import plan, rounds
 from tests.chaos.couchdb_nodes import CouchDBNode, CouchDBNodes, NotHere, urls_from_environment
-from tests.chaos.history import check
 from tests.chaos.rounds import Figures, Round, Servers
-from tests.chaos.run import figures
+from tests.chaos.run import figures, tell
 from tests.conftest import COUCHDB_URL, set_connection
 
 SMOKE_SEED = 3
@@ -31,7 +28,7 @@ SMOKE_SEED = 3
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One test for each round."""
-    count, seed = metafunc.config.getoption("--rounds"), metafunc.config.getoption("--seed")
+    count, seed = metafunc.config.getoption("--rounds", 0), metafunc.config.getoption("--seed", None)
     if "seed" in metafunc.fixturenames:
         first = SMOKE_SEED if seed is None else seed
         metafunc.parametrize("seed", range(first, first + max(1, count)), ids=lambda number: f"seed {number}")
@@ -76,17 +73,10 @@ def test_round(
     monkeypatch: pytest.MonkeyPatch,
     request: pytest.FixtureRequest,
 ) -> None:
-    short = request.config.getoption("--rounds") == 0
+    short = request.config.getoption("--rounds", 0) == 0
     drawn = plan.draw(seed, nodes=len(servers.nodes), short=short)
     with Round(drawn, servers, cluster.home, lambda name, fields: set_connection(monkeypatch, name, fields)) as made:
-        history = made.run()
-        history.save(made.folder / "history.json")
-        found = check(history)
-        made.figures.violations = len(found)
+        violations = made.check()
         rows.append(made.figures)
-        print("\n" + json.dumps({"database": servers.what, **asdict(made.figures)}))
-    kept = paths.RUN / "rounds" / made.folder.name  # this session's own folder goes with the next one
-    if found:
-        shutil.copytree(made.folder, kept, ignore=shutil.ignore_patterns("scratch", "locks", "credentials-*"))
-    shutil.rmtree(made.folder)
-    assert not found, f"records and logs: {kept}\n" + "\n".join(found)
+        tell(json.dumps({"database": servers.what, **asdict(made.figures)}))
+    assert not violations, "\n".join(violations)
