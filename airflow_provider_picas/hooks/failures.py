@@ -42,8 +42,8 @@ class FailedTokens:
         for _ in self.watch(tokens):
             pass
 
-    def summary(self) -> list[dict[str, Any]]:
-        """The largest groups, for XCom."""
+    def summary(self, most: int = _GROUPS) -> list[dict[str, Any]]:
+        """The largest groups, at most so many, for XCom."""
         return [
             {
                 "cause": group.cause,
@@ -51,7 +51,7 @@ class FailedTokens:
                 "ids": group.ids,
                 "log": self._log(self._examples[group.ids[0]]),
             }
-            for group in self._groups.largest(_GROUPS)
+            for group in self._groups.largest(most)
         ]
 
     def _log(self, token: Document) -> dict[str, str] | None:
@@ -69,7 +69,7 @@ class FailedTokens:
 def report(groups: Sequence[Mapping[str, Any]], tokens: int) -> Iterator[str]:
     """A summary for people, in texts of one or more lines. ``tokens`` are in error."""
     if groups:
-        yield f"{tokens} tokens are in error. By cause:"
+        yield f"{tokens:,} tokens failed. The causes:"
     for group in groups:
         yield f"{group['tokens']:8d}  {one_line(group['cause'])} ({sample(group['ids'], total=group['tokens'])})"
         if group["log"]:

@@ -24,6 +24,7 @@ from airflow_provider_picas import assets
 from airflow_provider_picas.couchdb import changes
 from airflow_provider_picas.couchdb.errors import CouchDBError, ForbiddenError, UnavailableError, is_refusal
 from airflow_provider_picas.couchdb.settings import Settings
+from airflow_provider_picas.hooks.failures import FailedTokens, report
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.submission import WatchedSubmission
 from airflow_provider_picas.links import PicasMonitoringLink, PicasPoolLink, push_links
@@ -42,6 +43,8 @@ from airflow_provider_picas.tokens.waiting import Endurance, Outcome, Progress, 
 from airflow_provider_picas.triggers.tokens import GONE_AFTER, PicasTokenStateTrigger
 
 _SAMPLE = 5  # ids that a message names
+_FAILED = 1_000  # failed tokens that are read for their causes
+_CAUSES = 3  # that the log names
 _MARGIN = timedelta(minutes=5)  # the trigger keeps the deadline itself; Airflow's is only for a triggerer that hangs
 
 
@@ -400,15 +403,17 @@ class PicasTokenStateSensor(BaseSensorOperator):
     ) -> NoReturn:
         name = batch.id if batch else None
         samples: dict[str, list[str]] = {}
+        if advice := waiting.advice(outcome):
+            self.log.error("%s", advice)
         try:
             if outcome in (Outcome.TOO_MANY_ERRORS, Outcome.TOO_FEW_DONE):
-                samples["in_error"] = list(islice(hook.token_ids(State.ERROR, name), _SAMPLE))
+                self._log_causes(hook, name)
             if outcome is Outcome.LOST:
                 samples["stateless"] = hook.stateless_ids(name, _SAMPLE)
                 if name is not None and completeness.missing and completeness.expected is not None:
                     samples["missing"] = hook.missing(name, completeness.expected)
         except CouchDBError as error:
-            self.log.warning("The tokens cannot be named: %s", error)
+            self.log.warning("Which tokens these are is not known: %s", error)
         text = self._explain(outcome, completeness, batch, **samples)
         if tails:
             self.log.error("The ends of the pilots' logs:\n%s", tails)
@@ -417,6 +422,17 @@ class PicasTokenStateSensor(BaseSensorOperator):
         if outcome is Outcome.TIMED_OUT:
             raise AirflowSensorTimeout(text)
         raise AirflowFailException(text)
+
+    def _log_causes(self, hook: PicasHook, batch: str | None) -> None:
+        """Why tokens failed: the most frequent causes, and the end of one token's log."""
+        failed = FailedTokens(hook)
+        failed.add(islice(hook.tokens(State.ERROR, batch), _FAILED))
+        causes = failed.summary(_CAUSES)
+        for group in causes[1:]:
+            group["log"] = None
+        for text in report(causes, failed.tokens):
+            for line in text.splitlines():
+                self.log.error("%s", line)
 
     def _judge(self, completeness: Completeness, batch: Batch | None) -> Verdict:
         return waiting.judge(

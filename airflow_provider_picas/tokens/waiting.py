@@ -174,6 +174,22 @@ def _failure(completeness: Completeness, budget: ErrorBudget, threshold: Thresho
     return Outcome.TOO_MANY_ERRORS if budget.spent(completeness.counts, completeness.total) else None
 
 
+_ADVICE = {
+    Outcome.TOO_MANY_ERRORS: "Clear the push task to run the failed tokens again; the others keep their results.",
+    Outcome.TOO_FEW_DONE: "Clear the push task to run the failed tokens again; the others keep their results.",
+    Outcome.NO_PROGRESS: "See in squeue whether the pilots pend or hang, and in their logs what they do.",
+    Outcome.NO_PILOTS: (
+        "See in the pilots' logs why they ended; then clear the task that submits them, or set `resubmit` to have more submitted."
+    ),
+    Outcome.TIMED_OUT: "Clear this task to wait again, with a longer `timeout` if the pilots still work.",
+}
+
+
+def advice(outcome: Outcome) -> str | None:
+    """What to do after a wait that failed so; None where ``explain`` says it."""
+    return _ADVICE.get(outcome)
+
+
 def explain(
     outcome: Outcome,
     completeness: Completeness,
@@ -182,41 +198,27 @@ def explain(
     where: str,
     threshold: Threshold | None = None,
     no_progress: float | None = None,
-    in_error: Sequence[str] = (),
     stateless: Sequence[str] = (),
     missing: Sequence[str] = (),
 ) -> str:
-    """What a wait that is over says: what happened, to which tokens, and what to do. Ids are samples."""
+    """What happened to a wait that is over, the numbers first: Airflow's pages cut an exception short. Ids are samples."""
     counts = completeness.counts
     if outcome is Outcome.COMPLETE:
         return f"All {completeness.total:,} tokens of {where} have finished: {counts}."
     if outcome is Outcome.TOO_MANY_ERRORS:
-        named = f": {sample(in_error, total=counts.error)}" if in_error else ""
-        return (
-            f"{counts.error:,} of {completeness.total:,} tokens of {where} are in error, and"
-            f" {budget.allowed(completeness.total):,} may be{named}. Clear the push task to run just these again."
-        )
+        allowed = budget.allowed(completeness.total)
+        return f"{counts.error:,} of {completeness.total:,} tokens failed ({allowed:,} allowed) in {where}."
     if outcome is Outcome.ENOUGH:
         return f"{counts.done:,} tokens of {where} are done, which is enough to go on ({counts})."
     if outcome is Outcome.TOO_FEW_DONE:
         needed = threshold.needed(completeness.total) if threshold else completeness.total
-        named = f" In error are {sample(in_error, total=counts.error)}." if in_error else ""
-        return (
-            f"{counts.done:,} of {completeness.total:,} tokens of {where} are done, and {needed:,} must be ({counts}).{named}"
-            " Clear the push task to run those in error again."
-        )
+        return f"{counts.done:,} of {completeness.total:,} tokens are done ({needed:,} needed) in {where}: {counts}."
     if outcome is Outcome.NO_PROGRESS:
-        return (
-            f"No token of {where} has finished for {(no_progress or 0) / 60:,.0f} minutes: {counts} of {completeness.total:,}."
-            " Look at the pilots: do they wait in the queue, or hang?"
-        )
+        return f"No token has finished for {(no_progress or 0) / 60:,.0f} minutes in {where}: {counts} of {completeness.total:,}."
     if outcome in (Outcome.LOST, Outcome.UNKNOWN):
         return _explain_lost(outcome, completeness, where, stateless, missing)
     if outcome is Outcome.NO_PILOTS:
-        return (
-            f"{counts.todo:,} tokens of {where} wait, and no pilot is left to take them ({counts})."
-            " Look at the pilots' ends below; then clear the task that submits them, or set `resubmit`."
-        )
+        return f"{counts.todo:,} tokens wait, and no pilot is left to take them, in {where} ({counts})."
     if outcome is Outcome.TIMED_OUT:
         return f"The tokens of {where} did not finish in time: {counts} of {completeness.total:,}."
     if outcome is Outcome.AWAY:

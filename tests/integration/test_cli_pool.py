@@ -116,7 +116,7 @@ def test_errors(pool: Pool, say: Say) -> None:
     code, out, _ = say("errors", "--batch", "b")
     assert code == 0
     lines = out.splitlines()
-    assert lines[0] == "8 tokens are in error. By cause:"
+    assert lines[0] == "8 tokens failed. The causes:"
     ids = ", ".join(f"b:{number:08d}" for number in range(5))
     assert lines[1] == f"{7:8}  exit code 3: no file <n> ({ids} and 2 more)"
     assert "\\x1b[<n>Jother (exit code 1) (b:00000007)" in lines[2]

@@ -329,7 +329,7 @@ def test_errors_are_grouped_by_cause_with_the_end_of_a_log(hook: PicasHook, capl
 @pytest.mark.parametrize(
     ("states", "asked", "message"),
     [
-        ({State.DONE: 2, State.ERROR: 1}, {"max_errors": 0}, "1 of 3 tokens of batch b are in error"),
+        ({State.DONE: 2, State.ERROR: 1}, {"max_errors": 0}, r"1 of 3 tokens failed \(0 allowed\) in batch b\."),
         ({State.DONE: 2, State.TODO: 1}, {"max_errors": 0}, "have not all finished"),
         ({State.DONE: 2}, {"max_errors": "0", "batch": {"batch": "b", "tokens": 3}}, "will never be complete"),
     ],

@@ -193,7 +193,7 @@ def test_a_list_of_arguments_is_no_shell_text(tasks: Tasks) -> None:
 def test_a_node_that_is_not_ready_is_said_once_and_takes_no_token(tasks: Tasks, setup: str, words: str) -> None:
     tasks.push([{"input": n} for n in range(5)])
     tasks.submit("true", setup=setup, pilots=1)
-    with pytest.raises(AirflowFailException, match=r"5 tokens of .* wait, and no pilot is left to take them"):
+    with pytest.raises(AirflowFailException, match="5 tokens wait, and no pilot is left to take them"):
         tasks.wait()
     assert tasks.logs().count(words) == 1
     assert tasks.states() == {State.TODO: 5}

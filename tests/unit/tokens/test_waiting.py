@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_picas.tokens.counts import Completeness, Counts, ErrorBudget
-from airflow_provider_picas.tokens.waiting import Outcome, Progress, Threshold, explain, judge
+from airflow_provider_picas.tokens.waiting import Outcome, Progress, Threshold, advice, explain, judge
 
 
 @pytest.mark.parametrize(
@@ -123,10 +123,25 @@ def said(outcome: Outcome, found: Counts, expected: int | None = 10, **samples: 
     return explain(outcome, Completeness(found, expected), ErrorBudget(0), where="batch b", **samples)
 
 
-def test_errors_are_named_up_to_five() -> None:
-    text = said(Outcome.TOO_MANY_ERRORS, Counts(done=2, error=8), in_error=[f"b:{n}" for n in range(5)])
-    assert "8 of 10 tokens of batch b are in error, and 0 may be: b:0, b:1, b:2, b:3, b:4 and 3 more." in text
-    assert "Clear the push task" in text
+def test_the_numbers_come_first() -> None:
+    """Airflow's pages cut an exception after some 70 characters."""
+    assert said(Outcome.TOO_MANY_ERRORS, Counts(done=2, error=8)) == "8 of 10 tokens failed (0 allowed) in batch b."
+    few = explain(
+        Outcome.TOO_FEW_DONE,
+        Completeness(Counts(done=2, error=8), 10),
+        ErrorBudget(0),
+        where="batch b",
+        threshold=Threshold(0.5),
+    )
+    assert few.startswith("2 of 10 tokens are done (5 needed) in batch b: ")
+    assert said(Outcome.NO_PILOTS, Counts(todo=8)).startswith("8 tokens wait, and no pilot is left")
+
+
+def test_what_can_be_done_is_said() -> None:
+    assert "Clear the push task" in str(advice(Outcome.TOO_MANY_ERRORS))
+    assert "Clear the push task" in str(advice(Outcome.TOO_FEW_DONE))
+    assert "clear the task that submits them" in str(advice(Outcome.NO_PILOTS))
+    assert advice(Outcome.LOST) is None
 
 
 def test_lost_tokens_are_named_by_kind() -> None:
@@ -135,7 +150,7 @@ def test_lost_tokens_are_named_by_kind() -> None:
 
 
 def test_foreign_ids_stay_on_one_line() -> None:
-    text = said(Outcome.TOO_MANY_ERRORS, Counts(error=10), in_error=["a\nERROR forged\x1b[31m", "x" * 5_000])
+    text = said(Outcome.LOST, Counts(done=8, stateless=2), stateless=["a\nERROR forged\x1b[31m", "x" * 5_000])
     assert "\n" not in text
     assert "\x1b" not in text
     assert len(text) < 600
