@@ -195,6 +195,25 @@ def test_a_frozen_pilot_that_cannot_make_sure_of_its_tokens_stops_work(
             assert pool.get(name)["attempts"][0]["reason"] == "given back: the pilot lost its lease"
 
 
+@pytest.mark.parametrize("frozen_before", [True, False])
+def test_time_that_a_pilot_was_frozen_is_no_silence_and_no_time_of_its_job(
+    pool: Pool, submission: Submission, frozen_before: bool
+) -> None:
+    """A job that is suspended does not use up its wall-clock: Slurm is asked again before that stops the pilot."""
+    config = picas_pilot.Config(command="true", submission="s", batch="b")
+    for place in range(2):
+        made = picas_pilot.Pilot(str(submission.folder), config)
+        if frozen_before:
+            made._watched -= 5000
+        if place:
+            made.clock._last_answer -= 5000
+        else:
+            made.wall_clock._end = time.monotonic() - 4000
+        made._watch()
+        assert made.work.level == (picas_pilot.GO if frozen_before else picas_pilot.STOP)
+        assert made.wall_clock._again.is_set() == frozen_before
+
+
 # --- what commands leave running, and what a killed pilot leaves ---------------------------------------------------------
 
 
