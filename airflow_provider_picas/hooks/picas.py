@@ -24,7 +24,7 @@ from airflow.providers.common.compat.sdk import AirflowNotFoundException
 from airflow.providers.http.hooks.http import HttpHook
 
 from airflow_provider_picas import __version__, pattern
-from airflow_provider_picas.couchdb import edits, errors, protocol
+from airflow_provider_picas.couchdb import changes, edits, errors, protocol
 from airflow_provider_picas.couchdb.pool import PAGE, Deployment, Document, Next, Pool, has_path
 from airflow_provider_picas.couchdb.protocol import Answer, Operation, Request
 from airflow_provider_picas.couchdb.push import push, requests_of
@@ -53,6 +53,9 @@ PUSH_CONNECTIONS = 4
 CHUNK = 1 << 16
 """Bytes of an attachment that are read at once."""
 
+SAY_AGAIN = 60.0
+"""Seconds between two lines in the log about an index that is being built."""
+
 FIRST_LOOK_UP, LONGEST_LOOK_UP = 5.0, 300.0
 """Seconds until the connection is looked up again for a request that was refused; longer each time that it has not changed."""
 
@@ -68,6 +71,8 @@ class PicasHook(HttpHook):
     :param design_document: another design document with PiCaS's views than the connection's, such as ``SingleCore``: then
         only the tokens in its views are counted, read and changed, but for those that are named by their ids.
     :param method: HTTP method of ``run()``, which is ``HttpHook``'s, for anything that has no method here.
+    :param wait_for_index: go on asking a view while CouchDB builds its index: it answers 500 after a minute then, and the index
+        of a large pool takes longer. With False, UnavailableError is raised after a few tries, as for other requests.
 
     Methods raise the errors of ``airflow_provider_picas.couchdb.errors``. Requests that are safe to repeat are sent again
     when the server is away or says so, with growing pauses.
@@ -85,8 +90,11 @@ class PicasHook(HttpHook):
         database: str | None = None,
         design_document: str | None = None,
         method: str = "GET",
+        wait_for_index: bool = True,
     ) -> None:
         super().__init__(method=method, http_conn_id=picas_conn_id)
+        self.wait_for_index = wait_for_index
+        self._noticed_index = -SAY_AGAIN
         self.picas_conn_id = picas_conn_id
         self.database = database
         self.design_document = design_document
@@ -191,12 +199,27 @@ class PicasHook(HttpHook):
                 retry_after = answer.headers.get("retry-after")
                 return protocol.check(self.settings, self.picas_conn_id, request, answer)
             except errors.UnavailableError as error:
-                if not protocol.worth_repeating(request, error, attempt):
+                building = self._note_index(request)
+                if not building and not protocol.worth_repeating(request, error, attempt):
                     raise
-                pause = protocol.wait_before(attempt + 1, retry_after)
-                self.log.warning("%s Trying again in %.1f s.", error, pause)
+                pause = protocol.wait_before(min(attempt, protocol.TRIES) + 1, retry_after)
+                if not building:
+                    self.log.warning("%s Trying again in %.1f s.", error, pause)
             time.sleep(pause)
         raise AssertionError("not reached")
+
+    def _note_index(self, request: Request) -> bool:
+        """Say, now and then, that the request waits for an index, if it does."""
+        if not self.wait_for_index or "/_view/" not in request.path:
+            return False
+        try:
+            building = self.do(changes.index_progress(self.pool))
+        except errors.CouchDBError:
+            return False
+        if building is not None and time.monotonic() - self._noticed_index >= SAY_AGAIN:
+            self._noticed_index = time.monotonic()
+            self.log.info("CouchDB is building the index of %s. The task goes on when it is done.", building)
+        return building is not None
 
     def _send_once(self, request: Request) -> Answer:
         settings = self.settings

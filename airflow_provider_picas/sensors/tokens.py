@@ -537,7 +537,9 @@ class PicasTokenStateSensor(BaseSensorOperator):
         return self.database or (batch.database if batch else None)
 
     def _hook(self, batch: Batch | None) -> PicasHook:
-        return PicasHook(self.picas_conn_id, database=self._database(batch))
+        return PicasHook(
+            self.picas_conn_id, database=self._database(batch), wait_for_index=False
+        )  # `timeout` is looked at
 
     def _where(self, batch: Batch | None) -> str:
         return f"batch {batch.id}" if batch else "the pool"

@@ -142,6 +142,7 @@ class PicasTokenEventTrigger(BaseEventTrigger):
 
     async def _catch_up(self, memory: _Memory) -> list[dict[str, Any]]:
         """The payloads of what happened since ``memory``, or without one of the present state."""
+        said = False
         while True:
             try:
                 async with PicasAsyncHook(self.picas_conn_id, database=self.database) as hook:
@@ -151,7 +152,9 @@ class PicasTokenEventTrigger(BaseEventTrigger):
                     memory.counted_at = begin
                     return payloads
             except (errors.CouchDBError, AirflowNotFoundException) as error:
-                self.log.warning("%s The watcher goes on.", error)
+                if not said:
+                    self.log.warning("%s The watcher goes on.", error)
+                said = True
                 await asyncio.sleep(TRY_AGAIN * random.uniform(0.5, 1.0))
 
     async def _ask(self, hook: PicasAsyncHook, memory: _Memory) -> tuple[str, Mapping[str, Counts]]:

@@ -9,6 +9,7 @@ const { reducer } = require('./reductions');
 const { SortedRows } = require('./sorted-rows');
 
 const BATCH = 1000; // documents read at once while an index is brought up to date
+const LONGEST_TURN = 20; // ms of work on an index until other requests get a turn
 
 /** Compile all functions of a design document's views; raises compilation_error for a broken one. */
 function compileViews(designDocument) {
@@ -41,6 +42,7 @@ function compileViews(designDocument) {
 class Index {
   #sequence = 0;
   #updating = Promise.resolve();
+  #updates = 0;
   #rowsOf = new Map(); // document id -> [[view, row], ...]
 
   constructor(designDocument) {
@@ -50,16 +52,25 @@ class Index {
 
   /** Bring the index up to date. One update runs at a time. */
   update(pouch) {
-    this.#updating = this.#updating.catch(() => {}).then(() => this.#follow(pouch));
+    this.#updates += 1;
+    this.#updating = this.#updating.catch(() => {}).then(() => this.#follow(pouch)).finally(() => { this.#updates -= 1; });
     return this.#updating;
+  }
+
+  get isUpdating() {
+    return this.#updates > 0;
   }
 
   async #follow(pouch) {
     for (;;) {
       const { results } = await pouch.changes({ since: this.#sequence, include_docs: true, limit: BATCH });
+      let end = Date.now() + LONGEST_TURN;
       for (const change of results) {
         this.#apply(change);
         this.#sequence = change.seq;
+        if (Date.now() < end) continue;
+        await new Promise(setImmediate);
+        end = Date.now() + LONGEST_TURN;
       }
       if (results.length === BATCH) continue;
       // PouchDB leaves out a document that is written while it reads: its newest change comes with the next reading.
@@ -197,7 +208,7 @@ class Views {
       name: designName,
       view_index: {
         language: designDocument.language || 'javascript',
-        updater_running: false,
+        updater_running: this.#index(designDocument).isUpdating,
         compact_running: false,
         waiting_clients: 0,
         sizes: { file: 0, external: 0, active: 0 },

@@ -23,7 +23,7 @@ from airflow_provider_picas.tokens import documents, waiting
 from airflow_provider_picas.tokens.counts import Counts
 from airflow_provider_picas.triggers import feed
 from airflow_provider_picas.triggers.cluster import cluster_for
-from stack import native
+from stack import native, processes
 from stack.couchdb import CouchDBAdmin
 from stack.pool import Pool
 from tests.conftest import set_connection
@@ -36,6 +36,14 @@ def change_password(couchdb: CouchDBAdmin, pool: Pool) -> Pool:
     new = secrets.token_urlsafe(16)
     status, answer = couchdb.request("PUT", path, {**user, "password": new})
     assert status == 201, answer
+
+    def known() -> bool:  # CouchDB remembers users for a moment
+        told = [
+            couchdb.request("GET", f"/{pool.database}", login=(pool.user, each))[0] for each in (new, pool.password)
+        ]
+        return told == [200, 401]
+
+    processes.wait_for(known, what="The new password", seconds=30)
     return replace(pool, password=new)
 
 

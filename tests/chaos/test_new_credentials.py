@@ -1,0 +1,38 @@
+"""The password changes, on the server and then in the connection, while a wait and its pilot run."""
+
+from __future__ import annotations
+
+import pytest
+
+from airflow_provider_picas.hooks import picas as hooks
+from stack import native
+from stack.couchdb import CouchDBAdmin
+from stack.pool import Pool
+from tests.chaos.run import Run
+from tests.conftest import set_connection
+from tests.integration.test_new_credentials import change_password
+
+
+def test_pilot_and_wait_go_on_with_the_new_password(
+    run: Run, pool: Pool, couchdb: CouchDBAdmin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pilot finishes the token in hand and takes the next; then it is killed, and the wait gives that one back."""
+    monkeypatch.setattr(hooks, "FIRST_LOOK_UP", 1.0)
+    run.push(2)
+    run.submit(
+        f"while [ ! -e {run.file}.go ]; do sleep 0.1; done; [ $(wc -l < {run.file}) -lt 3 ] || sleep 1", pilots=1
+    )
+    run.wait(resubmit=1)
+    run.running(1)
+    changed = change_password(couchdb, pool)
+    set_connection(monkeypatch, "picas_default", native.picas_connection(changed))
+    run.pool = changed
+    run.until(
+        lambda: changed.password in run.cluster_command(f"cat {run.submitted['folder']}/credentials/*"), "The new file"
+    )
+    run.file.with_name(f"{run.file.name}.go").touch()
+    run.until(lambda: len(run.begun()) == 2, "The second token")
+    second = run.lines()[-1].token
+    run.kill_pilot(run.job())
+    assert run.result()["done"] == 2
+    run.check_done_once(died_with=[second])
