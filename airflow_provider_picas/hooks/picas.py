@@ -28,6 +28,7 @@ from airflow_provider_picas.couchdb import changes, edits, errors, protocol
 from airflow_provider_picas.couchdb.pool import PAGE, Deployment, Document, Next, Pool, has_path
 from airflow_provider_picas.couchdb.protocol import Answer, Operation, Request
 from airflow_provider_picas.couchdb.push import push, requests_of
+from airflow_provider_picas.couchdb.refusals import Refusals
 from airflow_provider_picas.couchdb.settings import EXTRAS, Settings, from_connection
 from airflow_provider_picas.keylog import KeyLog
 from airflow_provider_picas.operation import drive, drive_async
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     import aiohttp
 
 log = logging.getLogger(__name__)
+
+_refusals = Refusals()
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -599,7 +602,8 @@ class PicasAsyncHook:
     Use it as an asynchronous context manager; the session lives as long. Parameters as for ``PicasHook``.
 
     When a request is refused (401 or 403) or gets no answer, the connection is looked up again, now and then: somebody may have
-    changed it, as with a new password. Then the request is sent with what it says now.
+    changed it, as with a new password. Then the request is sent with what it says now. A login that was refused is not tried
+    again at once, by whichever hook of the process: ``couchdb.refusals`` says why.
     """
 
     def __init__(self, picas_conn_id: str = PicasHook.default_conn_name, *, database: str | None = None) -> None:
@@ -683,11 +687,18 @@ class PicasAsyncHook:
         """Send one request, again if that is safe and may help; its answer. Raises CouchDBError."""
         for attempt in itertools.count(1):
             retry_after, used = None, self.settings
+            known = _refusals.known(used, time.monotonic())
             try:
+                if known is not None:
+                    raise known
                 answer = await self.send_once(request)
                 retry_after = answer.headers.get("retry-after")
-                return protocol.check(used, self.picas_conn_id, request, answer)
-            except (errors.UnauthorizedError, errors.ForbiddenError):
+                checked = protocol.check(used, self.picas_conn_id, request, answer)
+                _refusals.forget(used)
+                return checked
+            except (errors.UnauthorizedError, errors.ForbiddenError) as error:
+                if error is not known:
+                    _refusals.note(used, error, time.monotonic())
                 if not await self._renew(used):
                     raise
                 continue  # it was refused, so nothing was done

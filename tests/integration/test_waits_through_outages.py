@@ -17,7 +17,7 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowSensorTimeout, TaskDeferred
 from airflow.sdk.exceptions import AirflowRescheduleException
 
-from airflow_provider_picas.couchdb import protocol
+from airflow_provider_picas.couchdb import protocol, refusals
 from airflow_provider_picas.couchdb.errors import CouchDBError, UnauthorizedError, UnavailableError
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.sensors.tokens import PicasTokenStateSensor
@@ -43,6 +43,8 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(waiting, "SETTLE_SECONDS", 0.5)
     monkeypatch.setattr(feed, "FIRST_RECONNECT", 0.1)
     monkeypatch.setattr(feed, "LONGEST_RECONNECT", 0.3)
+    monkeypatch.setattr(refusals, "FIRST_PAUSE", 0.2)
+    monkeypatch.setattr(refusals, "LONGEST_PAUSE", 0.2)
     monkeypatch.setattr(protocol, "TRIES", 1)
     monkeypatch.setattr(protocol, "TRIES_TO_CONNECT", 1)
 

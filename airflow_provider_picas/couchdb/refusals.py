@@ -1,0 +1,55 @@
+"""Logins that the database refuses: tried again now and then only, whoever asks.
+
+CouchDB 3.5 locks an account out for five minutes after five failed logins from one address, and many waits share a process.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from airflow_provider_picas.couchdb import errors
+from airflow_provider_picas.couchdb.settings import Settings
+
+FIRST_PAUSE, LONGEST_PAUSE = 30.0, 120.0
+"""Seconds until a refused login is tried again; each pause is twice the one before. Four tries in any five minutes."""
+
+_Login = tuple[str, str | None, str]
+
+
+@dataclass
+class _Refusal:
+    error: errors.CouchDBError
+    pause: float
+    retry_at: float
+
+
+class Refusals:
+    """What was refused, by any clock that its callers agree on (seconds)."""
+
+    def __init__(self) -> None:
+        self._known: dict[_Login, _Refusal] = {}
+
+    def known(self, settings: Settings, now: float) -> errors.CouchDBError | None:
+        """The error to expect for this login, while it is too early to try it again."""
+        refusal = self._known.get(_login(settings))
+        if refusal is None or now >= refusal.retry_at:
+            return None
+        told = refusal.error
+        return type(told)(str(told), status=told.status, error=told.error, reason=told.reason)
+
+    def note(self, settings: Settings, error: errors.CouchDBError, now: float) -> None:
+        """Note that the login was refused, unless it was only for what was asked with it."""
+        if not isinstance(error, errors.UnauthorizedError) and "locked" not in error.reason:
+            return
+        before = self._known.get(_login(settings))
+        pause = FIRST_PAUSE if before is None else min(LONGEST_PAUSE, 2 * before.pause)
+        if before is None or now >= before.retry_at:  # others were under way when it was refused
+            self._known[_login(settings)] = _Refusal(error, pause, now + pause)
+
+    def forget(self, settings: Settings) -> None:
+        """Note that the login was accepted."""
+        self._known.pop(_login(settings), None)
+
+
+def _login(settings: Settings) -> _Login:
+    return settings.url, settings.login, settings.password
