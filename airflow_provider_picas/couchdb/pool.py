@@ -320,7 +320,10 @@ class Pool:
         return [row["id"] for row in answer.json()["rows"] if batch is None or ids.in_batch(row["id"], batch)]
 
     def missing(self, batch: str, expected: int, *, limit: int = PAGE) -> Operation[list[str]]:
-        """Which of a batch's tokens are gone, by their place in the push (or the id that follows from it)."""
+        """Which of a batch's tokens are gone, by their place in the push (or the id that follows from it).
+
+        In a cluster the copy that lists them may lag: those whose ids are known are read again, from most copies.
+        """
         ordinals: set[int] = set()
         after: Next | None = None
         numbered = True
@@ -334,8 +337,14 @@ class Pool:
             if after is None:
                 break
         gone = (ordinal for ordinal in range(expected) if ordinal not in ordinals)
-        named = (ids.token_id(batch, ids.ordinal_key(n)) if numbered else f"input {n}" for n in gone)
-        return list(islice(named, limit))
+        if not numbered:
+            return [f"input {ordinal}" for ordinal in islice(gone, limit)]
+        confirmed: list[str] = []
+        while len(confirmed) < limit and (some := list(islice(gone, PAGE))):
+            names = [ids.token_id(batch, ids.ordinal_key(ordinal)) for ordinal in some]
+            present = yield from self.fetch(names)
+            confirmed += [name for name in names if name not in present]
+        return confirmed[:limit]
 
     # -- changes ------------------------------------------------------------------------------------------------------
 

@@ -220,6 +220,8 @@ class PicasTokenStateSensor(BaseSensorOperator):
             over = self._judge(completeness, batch).over
             if over or not completeness.counts.todo or self._submit_again(completeness, batch):
                 self._defer(deadline)
+        if self._lags(outcome, completeness, self._hook(batch), batch):
+            self._defer(deadline)
         return self._conclude(context, outcome, completeness, batch)
 
     def on_kill(self) -> None:
@@ -295,9 +297,30 @@ class PicasTokenStateSensor(BaseSensorOperator):
             outcome = Outcome.NO_PILOTS if not self.deferrable else outcome
         if outcome is Outcome.WAITING and self._stalled(context, hook, completeness.counts):
             outcome = Outcome.NO_PROGRESS
-        if outcome is Outcome.WAITING:
+        if outcome is Outcome.WAITING or self._lags(outcome, completeness, hook, batch):
             return PokeReturnValue(False)
         return PokeReturnValue(True, self._conclude(context, outcome, completeness, batch))
+
+    def _lags(self, outcome: Outcome, completeness: Completeness, hook: PicasHook, batch: Batch | None) -> bool:
+        """Whether tokens are not counted that are there: in a cluster the copy of the database that counts them may lag."""
+        if (
+            outcome is not Outcome.LOST
+            or batch is None
+            or completeness.expected is None
+            or completeness.counts.stateless
+        ):
+            return False
+        try:
+            lags = not hook.missing(batch.id, completeness.expected, limit=1)
+        except CouchDBError as error:
+            self.log.warning("Whether tokens are missing is not known. %s", error)
+            return isinstance(error, UnavailableError)
+        if lags:
+            self.log.warning(
+                "%d tokens of %s are not counted, and they are there: a copy of the database lags. The wait goes on.",
+                completeness.missing, self._where(batch),
+            )  # fmt: skip
+        return lags
 
     def _conclude(
         self, context: Context, outcome: Outcome, completeness: Completeness, batch: Batch | None
