@@ -14,6 +14,8 @@ from airflow_provider_picas.hooks.picas import PicasAsyncHook, PicasHook
 from airflow_provider_picas.sensors.tokens import PicasTokenStateSensor
 from airflow_provider_picas.tokens import documents
 from airflow_provider_picas.tokens.counts import Counts
+from airflow_provider_picas.tokens.selection import Selection
+from airflow_provider_picas.tokens.states import State
 from airflow_provider_picas.triggers import events
 from airflow_provider_picas.triggers.events import PicasTokenEventTrigger
 from stack import native
@@ -56,6 +58,15 @@ def slow(
 def test_a_task_waits_for_its_counts(slow: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert PicasHook(slow).count() == Counts(todo=NUMBER)
     assert capsys.readouterr().out.count("is building the index of Slow") == 1
+
+
+@pytest.mark.parametrize("work", ["collect", "reset"])
+def test_a_task_that_reads_or_changes_tokens_waits_too(slow: str, work: str) -> None:
+    hook = PicasHook(slow)
+    if work == "collect":
+        assert sum(1 for _ in hook.tokens(State.TODO)) == NUMBER
+    else:
+        assert hook.reset(Selection.parse(states=["error"])).changed == 0
 
 
 def test_a_poke_goes_on(slow: str, capsys: pytest.CaptureFixture[str]) -> None:
