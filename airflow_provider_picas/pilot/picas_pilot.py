@@ -8,6 +8,7 @@ airflow-provider-picas says what it promises to the command and how it speaks wi
 
 Threads: the main one (``Pilot``) watches signals, lease and wall-clock; ``Claimer`` fetches tokens, each ``Slot`` runs one
 at a time, ``Reporter`` writes results, ``Lease`` says that this pilot lives. They share ``Work``.
+A small process beside it, the ``guard``, ends its commands if it is killed.
 """
 
 import ast
