@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from airflow_provider_picas.couchdb import batch_pilots
 from airflow_provider_picas.couchdb.pool import Document, Pool
 from airflow_provider_picas.couchdb.protocol import Answer, Request, json_body
 from airflow_provider_picas.pilot.picas_pilot import lease_id, number
@@ -16,7 +17,9 @@ from airflow_provider_picas.slurm.remote import Command, Output, ok, quote
 from airflow_provider_picas.stopping import MOST_CALLS, drain_flag
 
 KEEP_LEASES = 7 * 86_400  # seconds that the lease of a pilot is kept which was not heard any more
-KEEP_OTHERS = 90 * 86_400  # seconds that drain flags are kept, and what sensors of mode `reschedule` remember
+KEEP_OTHERS = (
+    90 * 86_400
+)  # seconds that drain flags and batches' pilots are kept, and what rescheduled sensors remember
 PAGE = 1_000  # local documents that one request reads
 MOST_PAGES = 20
 
@@ -50,7 +53,7 @@ def local_documents(pool: Pool, key: str | None) -> Operation[int]:
     ``key``: of a submission that has ended; None: only what is too old.
     """
     removed = 0
-    for prefix in (lease_id(""), drain_flag(""), "_local/picas-wait-"):
+    for prefix in (lease_id(""), drain_flag(""), "_local/picas-wait-", batch_pilots.PREFIX):
         start = prefix
         for _ in range(MOST_PAGES):
             query = {"include_docs": "true", "limit": str(PAGE), "startkey": json.dumps(start)}

@@ -21,7 +21,7 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_provider_picas import assets
-from airflow_provider_picas.couchdb import changes
+from airflow_provider_picas.couchdb import batch_pilots, changes
 from airflow_provider_picas.couchdb.errors import CouchDBError, ForbiddenError, UnavailableError, is_refusal
 from airflow_provider_picas.couchdb.settings import Settings
 from airflow_provider_picas.hooks.failures import FailedTokens, report
@@ -60,7 +60,8 @@ class PicasTokenStateSensor(BaseSensorOperator):
     :param success_threshold: go on as soon as so many tokens are done: a number, or a fraction (``1.0`` is all). Tokens in error
         do not matter then, unless too few are left to reach it.
     :param no_progress: seconds, or a timedelta, without a token that finishes after which the task fails. Default: never.
-    :param pilots: the output of the operator that submits pilots. They are looked after: the tokens of those that have died are
+    :param pilots: the output of the operator that submits pilots. Default: those that one task has submitted for the batch; with
+        more such tasks, or without a batch, none. False: none. They are looked after: the tokens of those that have died are
         given back, and when none is left while tokens wait, the task fails, with the ends of the pilots' logs. These are shown
         as they run, too, unless the mode is ``reschedule``.
     :param resubmit: submit the same pilots again when none is left, so often, as long as they finish tokens and nobody has
@@ -105,7 +106,7 @@ class PicasTokenStateSensor(BaseSensorOperator):
         fail_fast: bool = False,
         success_threshold: float | str | None = None,
         no_progress: float | timedelta | None = None,
-        pilots: Mapping[str, Any] | None = None,
+        pilots: Mapping[str, Any] | bool | None = None,
         resubmit: int | str = 0,
         max_scrubs: int | str = 3,
         max_lock_age: float | str | None = None,
@@ -149,6 +150,7 @@ class PicasTokenStateSensor(BaseSensorOperator):
 
     def execute(self, context: Context) -> Any:
         self._instance = context["ti"]
+        self._find_pilots()
         if not self.deferrable:
             return self._poke_on(context)
         self._outage()  # a wrong value is found before the wait
@@ -182,7 +184,7 @@ class PicasTokenStateSensor(BaseSensorOperator):
             expected=batch.tokens if batch else None,
             max_errors=self._budget().limit,
             deadline=deadline,
-            pilots=self.pilots,
+            pilots=self.pilots if isinstance(self.pilots, Mapping) else None,
             max_scrubs=self._max_scrubs(),
             max_lock_age=self._max_lock_age(),
             pilots_interval=self.pilots_interval,
@@ -201,6 +203,7 @@ class PicasTokenStateSensor(BaseSensorOperator):
     def execute_complete(self, context: Context, event: Mapping[str, Any], deadline: float) -> dict[str, int]:
         """What the trigger found out; its counts are the task's result."""
         self._instance = context["ti"]
+        self._find_pilots()
         outcome = Outcome(event["outcome"])
         batch = self._batch()
         if outcome is Outcome.AWAY:
@@ -335,6 +338,7 @@ class PicasTokenStateSensor(BaseSensorOperator):
         assets.tell(context, self.outlets, told)
         if not outcome.success:
             self._fail(outcome, completeness, hook, batch, tails)
+        self._forget_pilots(batch)
         self.log.info("%s", self._explain(outcome, completeness, batch))
         return counts
 
@@ -519,9 +523,42 @@ class PicasTokenStateSensor(BaseSensorOperator):
         except ValueError as error:
             raise AirflowFailException(str(error)) from None
 
+    def _find_pilots(self) -> None:
+        """Take the pilots that were submitted for the batch, unless the author has said which."""
+        batch = self._batch()
+        if batch is None or self.pilots is False or self.pilots:
+            return
+        hook = self._hook(batch)
+        try:
+            found = hook.do(batch_pilots.find(hook.pool, batch.id))
+        except CouchDBError as error:
+            self.log.warning("Which pilots were submitted for batch %s is not known. %s", batch.id, error)
+            return
+        if len(found) == 1:
+            self.pilots = found[0]
+            self.log.info("The pilots of batch %s are those of %s.", batch.id, found[0]["submission"])
+        elif found:
+            self.log.info(
+                "%d tasks have submitted pilots for batch %s. Give the output of one as `pilots` to have them looked after.",
+                len(found), batch.id,
+            )  # fmt: skip
+
+    def _forget_pilots(self, batch: Batch | None) -> None:
+        """Note that the wait for the pilots of a batch is over: a later wait for a batch of that name is for others."""
+        watched = self._watched()
+        if watched is None or batch is None or not isinstance(self.pilots, Mapping):
+            return
+        hook = self._hook(batch)
+        try:
+            hook.do(batch_pilots.note(hook.pool, batch.id, self.pilots, ended=True))
+        except CouchDBError as error:
+            self.log.info(
+                "That the pilots of batch %s are not waited for any more could not be noted. %s", batch.id, error
+            )
+
     def _watched(self) -> Watched | None:
         try:
-            return Watched.parse(self.pilots)
+            return Watched.parse(self.pilots or None)
         except ValueError as error:
             raise AirflowFailException(str(error)) from None
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from airflow_provider_picas.hooks.slurm import SlurmHook
 from airflow_provider_picas.tokens.states import State, state_of
 from stack import native, processes, word_count
 from stack.airflow import Airflow
@@ -103,6 +104,12 @@ def test_the_pilots_are_the_jobs_of_the_submission(run: Run, cluster: Cluster | 
 
     ended_well = {f"{pilot}|COMPLETED|0:0" for pilot in pilots}
     processes.wait_for(lambda: ends() == ended_well, what=f"The good end of {len(pilots)} pilots", seconds=30)
+
+
+def test_no_password_stays_on_the_cluster(run: Run, spider: str) -> None:
+    folder = run.xcom("pilots")["folder"]
+    with SlurmHook(spider) as hook:
+        assert hook.run(f"ls -A {folder}/credentials").stdout == ""
 
 
 def test_the_output_of_push_is_a_small_mapping(run: Run) -> None:

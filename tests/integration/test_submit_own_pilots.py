@@ -16,6 +16,7 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, TaskDeferred
 
 from airflow_provider_picas import pilots_log
+from airflow_provider_picas.couchdb import batch_pilots
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.slurm import SlurmHook
 from airflow_provider_picas.operators.pilots import PicasSubmitPilotsOperator
@@ -60,11 +61,10 @@ class Tasks:
         sensor = PicasTokenStateSensor(
             task_id="wait",
             batch=self.batch,
-            pilots=self.pilots,
             poke_interval=1,
             timeout=90,
             deferrable=False,
-            **arguments,
+            **{"pilots": self.pilots, **arguments},
         )
         self.wait_context = context("wait", run_id=self.pool.database)
         result: dict[str, int] = sensor.execute(self.wait_context)
@@ -432,3 +432,38 @@ def test_credentials_that_the_picas_client_keeps(tasks: Tasks) -> None:
         assert tasks.states() == {State.DONE: 2}
     finally:
         tasks.remote.run(f"rm -rf {kept} own/picasconfig.py")
+
+
+def test_a_wait_knows_the_pilots_of_its_batch(tasks: Tasks, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nobody has told it: the credentials go all the same, and a later run on a batch of the same name has its own."""
+    for _ in range(2):
+        tasks.push([{"input": 5}])
+        tasks.submit("true", pilots=1)
+        assert tasks.wait(pilots=None)["done"] == 1
+        assert (
+            f"The pilots of batch {tasks.batch['batch']} are those of {tasks.pilots['submission']}"
+            in capsys.readouterr().out
+        )
+        assert tasks.remote.run(f"ls -A {tasks.pilots['folder']}/credentials").stdout == ""
+        assert "figures" in tasks.wait_context["ti"].xcoms
+        tasks.ended()
+
+
+def test_a_wait_notices_that_the_pilots_of_its_batch_are_gone(tasks: Tasks) -> None:
+    tasks.push([{"input": 5}])
+    tasks.submit("true", setup="false", pilots=1)
+    with pytest.raises(AirflowFailException, match="1 tokens wait, and no pilot is left to take them"):
+        tasks.wait(pilots=None)
+
+
+def test_a_wait_that_is_for_no_pilots_or_cannot_know_which(tasks: Tasks, capsys: pytest.CaptureFixture[str]) -> None:
+    tasks.push([{"input": 5}])
+    tasks.submit("true", pilots=1)
+    other = {**tasks.pilots, "submission": "picas-other-0123456789.1"}
+    hook = PicasHook()
+    hook.do(batch_pilots.note(hook.pool, tasks.batch["batch"], other))
+    tasks.ended()
+    assert tasks.wait(pilots=None)["done"] == 1
+    assert "2 tasks have submitted pilots for batch" in capsys.readouterr().out
+    assert tasks.wait(pilots=False)["done"] == 1
+    assert tasks.remote.run(f"ls -A {tasks.pilots['folder']}/credentials").stdout == "picasconfig.py\n"

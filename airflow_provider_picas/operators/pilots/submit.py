@@ -12,6 +12,7 @@ from typing import Any
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, BaseOperator, Context
 
 from airflow_provider_picas import pilot as pilot_program
+from airflow_provider_picas.couchdb import batch_pilots
 from airflow_provider_picas.couchdb.errors import CouchDBError
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.slurm import SlurmHook
@@ -154,7 +155,20 @@ class PicasSubmitPilotsOperator(BaseOperator):
             raise AirflowFailException(str(error)) from None
         except (RemoteError, CouchDBError) as error:
             raise AirflowException(str(error)) from None
-        return self._report(done)
+        output = self._report(done)
+        if done is not None and batch is not None:
+            self._note(picas, batch, output)
+        return output
+
+    def _note(self, picas: PicasHook, batch: Batch, output: Mapping[str, Any]) -> None:
+        """Let a wait for the batch know its pilots."""
+        try:
+            picas.do(batch_pilots.note(picas.pool, batch.id, output))
+        except CouchDBError as error:
+            self.log.warning(
+                "A wait for batch %s knows these pilots only if it gets them as `pilots`. Else it neither notices that they have"
+                " died nor removes their credentials. %s", batch.id, error,
+            )  # fmt: skip
 
     def _sweep(self, slurm: SlurmHook, done: submission.Submission) -> None:
         """Remove old submissions. That fails no task: the next one does it."""

@@ -1,0 +1,61 @@
+"""Which pilots were submitted for a batch: a small local document for each submission, written by the task that submits.
+
+So a wait for the batch knows its pilots without being told. Operations, as in ``pool``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from airflow_provider_picas.couchdb import errors
+from airflow_provider_picas.couchdb.pool import Pool
+from airflow_provider_picas.couchdb.protocol import Operation, Request, json_body
+
+PREFIX = "_local/picas-pilots-"
+_MOST = 1_000  # submissions of a batch that are read
+
+
+def note(pool: Pool, batch: str, pilots: Mapping[str, Any], *, ended: bool = False) -> Operation[None]:
+    """Note the pilots of a batch. ``pilots`` is the output of the operator that submitted them; ``ended``: their wait is over."""
+    document_id = _document_id(batch, pilots)
+    document = {"pilots": dict(pilots), "since": int(time.time()), "ended": ended}
+    for _ in range(3):
+        try:
+            yield Request("PUT", pool.document_path(document_id), body=json_body(document))
+            return
+        except errors.ConflictError:  # CouchDB overwrites a local document, others ask for the revision
+            present = yield from pool.get(document_id)
+            document["_rev"] = present["_rev"]
+
+
+def find(pool: Pool, batch: str) -> Operation[list[dict[str, Any]]]:
+    """The pilots that were submitted for a batch and whose wait is not over: for each task the output of its last submission."""
+    prefix = f"{PREFIX}{batch}:"
+    query = {
+        "include_docs": "true",
+        "limit": str(_MOST),
+        "startkey": json.dumps(prefix),
+        "endkey": json.dumps(f"{prefix}\ufff0"),
+    }
+    answer = yield Request("GET", pool.path("_local_docs"), query)
+    found = [row["doc"]["pilots"] for row in answer.json()["rows"] if row.get("doc") and not row["doc"].get("ended")]
+    tasks: dict[str, dict[str, Any]] = {}
+    for pilots in found:
+        task, number = _task(pilots)
+        if task not in tasks or number > _task(tasks[task])[1]:
+            tasks[task] = pilots
+    return list(tasks.values())
+
+
+def _document_id(batch: str, pilots: Mapping[str, Any]) -> str:
+    return f"{PREFIX}{batch}:{pilots['submission']}"
+
+
+def _task(pilots: Mapping[str, Any]) -> tuple[str, int]:
+    """The task that submitted the pilots, and how often it had done so: a submission's key ends in that number."""
+    match = re.fullmatch(r"(.*)\.([0-9]{1,9})", str(pilots.get("submission")))
+    return (match[1], int(match[2])) if match else (str(pilots.get("submission")), 0)
