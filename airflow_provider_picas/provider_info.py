@@ -102,7 +102,8 @@ def get_provider_info() -> dict[str, Any]:
                     "deployment": {
                         "description": (
                             "Name of this Airflow, part of the ids of batches: two Airflows that share a pool need"
-                            " different ones. Default: the host and path of [api] base_url."
+                            " different ones. Default: the host and path of [api] base_url; where that names no host, or"
+                            " only localhost, a name that is made once and kept in the Variable picas_deployment."
                         ),
                         "type": "string",
                         "version_added": "0.1.0",

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("AIRFLOW__LOGGING__LOGGING_LEVEL", "ERROR")  # before Airflow is imported
+os.environ.setdefault("AIRFLOW__PICAS__DEPLOYMENT", "bench")
 
 from benchmarks import counts, memory, pilots, push, reset, waits, watching
 from benchmarks.measure import PAIRS, Goal, Result

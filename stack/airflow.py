@@ -121,6 +121,7 @@ class Airflow:
             "AIRFLOW__SECRETS__BACKEND_KWARGS": json.dumps({"connections_file_path": str(self._connections_file)}),
             "AIRFLOW__API__PORT": str(self.port),
             "AIRFLOW__API__BASE_URL": self.url,
+            "AIRFLOW__PICAS__DEPLOYMENT": "",  # whatever this process's is: it makes a name of its own
             "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(log_ports[0]),
             "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(log_ports[1]),
             "PYTHONDONTWRITEBYTECODE": "",  # would cost every component 6 s of CPU

@@ -37,6 +37,8 @@ LONG = re.compile("tests/e2e/|tests/chaos/test_(feed_soak|stopping)")
 # Before the first import of Airflow, which makes its home where this says.
 os.environ["AIRFLOW_HOME"] = str(RUN / "airflow-home")
 os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
+# Operators that a test runs itself have no Airflow that keeps a Variable.
+os.environ["AIRFLOW__PICAS__DEPLOYMENT"] = "tests"
 # Triggers that a test runs itself may fire at once.
 os.environ["AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL"] = "0"
 

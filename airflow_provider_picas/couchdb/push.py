@@ -13,6 +13,7 @@ from airflow_provider_picas.tokens.documents import BadTokenError
 from airflow_provider_picas.tokens.push import (
     Action,
     DuplicateTokenError,
+    MayDiffer,
     OnExisting,
     PushReport,
     action_for,
@@ -60,7 +61,9 @@ def requests_of(tokens: Iterable[Document], execution: str) -> Iterator[dict[str
         raise fault
 
 
-def push(pool: Pool, tokens: Mapping[str, bytes], on_existing: OnExisting) -> Operation[PushReport]:
+def push(
+    pool: Pool, tokens: Mapping[str, bytes], on_existing: OnExisting, may_differ: MayDiffer = MayDiffer.ALL
+) -> Operation[PushReport]:
     """Write a request's worth of new tokens, encoded, by id.
 
     A lost answer is asked for by writing again: what was written then is a conflict with this very execution, and is left to
@@ -74,7 +77,7 @@ def push(pool: Pool, tokens: Mapping[str, bytes], on_existing: OnExisting) -> Op
         rows = yield from pool.write(waiting.values(), repeatable=True)
         conflicts = _read(pool, rows, waiting, report)
         if conflicts:
-            yield from _settle(pool, conflicts, waiting, on_existing, report, unanswered)
+            yield from _settle(pool, conflicts, waiting, on_existing, may_differ, report, unanswered)
         if not waiting:
             return report
     raise errors.ConflictError(
@@ -101,6 +104,7 @@ def _settle(
     conflicts: Sequence[str],
     waiting: dict[str, bytes],
     on_existing: OnExisting,
+    may_differ: MayDiffer,
     report: PushReport,
     unanswered: dict[str, Action],
 ) -> Operation[None]:
@@ -122,6 +126,8 @@ def _settle(
             report.write(unanswered.get(token_id, action))
             del waiting[token_id]
         elif action is Action.KEEP:
+            if on_existing is OnExisting.RESET and may_differ.objects(found, wanted):
+                raise _another_input(pool, found, wanted)
             report.keep(found, wanted)
             del waiting[token_id]
         elif action is Action.RESET:
@@ -130,6 +136,22 @@ def _settle(
             changes.append((action, {**wanted, "_rev": found["_rev"]}))
     if changes:
         yield from _write_changes(pool, changes, waiting, report, unanswered)
+
+
+def _another_input(pool: Pool, found: Document, wanted: Document) -> TokenExistsError:
+    """The error for a token that stands in the way of one with another input: its result would be taken for this one's."""
+    token_id = found["_id"]
+    said = f"Token {token_id!r} is in {pool.settings.place} already, with another input than this task's"
+    if (pushed := pushed_by(found)) != pushed_by(wanted):
+        return TokenExistsError(
+            f"{said}, pushed by {pushed or 'others'!r:.200}. Give the batch another name, or each input a `key` of its own;"
+            " or set on_existing to keep or replace."
+        )
+    return TokenExistsError(
+        f"{said}. This task runs for the first time, so another Airflow of the same name has pushed it, or a run of the same name"
+        " that was deleted. Give each Airflow a name of its own in `[picas] deployment`, or the batch another name; or set"
+        " on_existing to keep or replace."
+    )
 
 
 def _write_changes(

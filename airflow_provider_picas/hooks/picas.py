@@ -36,7 +36,7 @@ from airflow_provider_picas.tokens import attachments, documents, views
 from airflow_provider_picas.tokens.causes import error_text
 from airflow_provider_picas.tokens.counts import Counts
 from airflow_provider_picas.tokens.documents import BadTokenError
-from airflow_provider_picas.tokens.push import DuplicateTokenError, OnExisting, PushReport
+from airflow_provider_picas.tokens.push import DuplicateTokenError, MayDiffer, OnExisting, PushReport
 from airflow_provider_picas.tokens.selection import EditReport, Selection, UnknownBatchError, last_news
 from airflow_provider_picas.tokens.states import State
 
@@ -311,16 +311,18 @@ class PicasHook(HttpHook):
         *,
         on_existing: OnExisting | str = OnExisting.RESET,
         numbered: bool = False,
+        may_differ: MayDiffer | str = MayDiffer.ALL,
         progress: Callable[[PushReport], None] | None = None,
     ) -> PushReport:
         """Write new tokens (``documents.new_token``), each once, several requests at a time.
 
         ``tokens`` is read as it is sent: memory does not grow with their number. ``numbered``: their ids are made from their
-        ordinals, so no two are the same. ``progress`` is told after each request. When an input is bad, those before it are
+        ordinals, so no two are the same. ``may_differ``: which tokens may be kept although their input is another one now;
+        TokenExistsError is raised for others. ``progress`` is told after each request. When an input is bad, those before it are
         written before BadTokenError is raised; running the push again writes nothing twice. Raises DuplicateTokenError, mostly
         at the end, and what ``couchdb.push`` says.
         """
-        existing, report = OnExisting(on_existing), PushReport()
+        existing, differing, report = OnExisting(on_existing), MayDiffer(may_differ), PushReport()
         fault: ValueError | None = None
 
         def until_fault() -> Iterator[Mapping[str, bytes]]:
@@ -332,7 +334,9 @@ class PicasHook(HttpHook):
 
         with KeyLog() as keys:
             requests = until_fault() if numbered else keys.noted(until_fault())
-            for part in self.side_by_side(lambda request: self.do(push(self.pool, request, existing)), requests):
+            for part in self.side_by_side(
+                lambda request: self.do(push(self.pool, request, existing, differing)), requests
+            ):
                 report.add(part)
                 if progress:
                     progress(report)

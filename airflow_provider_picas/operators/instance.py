@@ -2,32 +2,115 @@
 
 from __future__ import annotations
 
+import ipaddress
+import logging
+import secrets
+import time
 from typing import Any
 from urllib.parse import urlsplit
 
-from airflow.providers.common.compat.sdk import conf
+from airflow.providers.common.compat.sdk import AirflowException, Variable, conf
 
 from airflow_provider_picas.slurm import submission
 from airflow_provider_picas.tokens import ids
 
+log = logging.getLogger(__name__)
+
+VARIABLE = "picas_deployment"
+"""The Airflow Variable with the name of an Airflow that has no other."""
+
+SETTLE_SECONDS = 2.0
+"""Two tasks may make a name at the same time; after so long both read the one that was written last."""
+
 
 def deployment() -> str:
-    """The name of this Airflow: ``[picas] deployment``, else host and path of ``[api] base_url``, else ``airflow``."""
-    named = conf.get("picas", "deployment", fallback="") or ""
+    """The name of this Airflow: ``[picas] deployment``, else host and path of ``[api] base_url``, unless that is ``localhost`` or
+    the like, else a name that is made once and kept in an Airflow Variable. Raises AirflowException."""
+    if named := conf.get("picas", "deployment", fallback=""):
+        return str(named)
     url = urlsplit(conf.get("api", "base_url", fallback="") or "")
-    return named or f"{url.hostname or 'airflow'}{url.path.rstrip('/')}"
+    return _kept_name() if _is_local(url.hostname) else f"{url.hostname}{url.path.rstrip('/')}"
 
 
 def push_id(context: Any) -> str:
     """The id of the push that a task instance makes."""
-    ti = context["ti"]
-    return ids.push_id(deployment(), ti.dag_id, ti.run_id, ti.task_id, _map_index(ti))
+    return _push_id(context["ti"], deployment())
+
+
+def former_push_id(context: Any) -> str | None:
+    """The id that a version of this provider used which made no names, where an earlier try may have pushed with it."""
+    former = _former_deployment(context["ti"])
+    return None if former is None else _push_id(context["ti"], former)
 
 
 def submission_key(context: Any) -> str:
     """The part that stays of the key of the submissions that a task instance makes."""
-    ti = context["ti"]
-    return submission.base_key(ti.task_id, deployment(), ti.dag_id, ti.run_id, str(_map_index(ti)))
+    return _submission_key(context["ti"], deployment())
+
+
+def submission_keys(context: Any) -> list[str]:
+    """``submission_key``, and the one that an earlier try may have used, as for ``former_push_id``."""
+    former = _former_deployment(context["ti"])
+    return [submission_key(context), *([] if former is None else [_submission_key(context["ti"], former)])]
+
+
+def is_first_try(context: Any) -> bool:
+    """Whether this task instance has never run before: Airflow goes on counting tries after a clear."""
+    return int(getattr(context["ti"], "try_number", 1)) <= 1
+
+
+def _former_deployment(ti: Any) -> str | None:
+    """The name that versions gave which made none, for a task instance that has run before, if it is another one now."""
+    if is_first_try({"ti": ti}):
+        return None
+    url = urlsplit(conf.get("api", "base_url", fallback="") or "")
+    former = f"{url.hostname or 'airflow'}{url.path.rstrip('/')}"
+    named = conf.get("picas", "deployment", fallback="")
+    return former if not named and _is_local(url.hostname) else None
+
+
+def _is_local(host: str | None) -> bool:
+    """Whether many Airflows may have this host: none, or a machine's own name for itself."""
+    if not host or host == "localhost":
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return address.is_loopback or address.is_unspecified
+
+
+def _kept_name() -> str:
+    """The name in the Variable, which is made if there is none."""
+    try:
+        if not (name := Variable.get(VARIABLE, default=None)):
+            made = f"airflow-{secrets.token_hex(4)}"
+            Variable.set(VARIABLE, made, description="Name of this Airflow in ids of PiCaS batches. Keep it.")
+            time.sleep(SETTLE_SECONDS)
+            name = Variable.get(VARIABLE, default=None)
+            log.info(
+                "This Airflow has no name for PiCaS batches yet, so it got one: %s, in the Variable %s.", name, VARIABLE
+            )
+    except Exception as error:
+        raise AirflowException(_unnamed(f"{type(error).__name__}: {error!s:.300}")) from error
+    if not name:
+        raise AirflowException(_unnamed("it was not kept"))
+    return str(name)
+
+
+def _unnamed(why: str) -> str:
+    return (
+        f"This Airflow has no name that keeps its batches apart from those of others, and the Variable {VARIABLE!r} for one could"
+        f" not be read or made ({why}). Set `[picas] deployment` in Airflow's configuration."
+    )
+
+
+def _push_id(ti: Any, name: str) -> str:
+    return ids.push_id(name, ti.dag_id, ti.run_id, ti.task_id, _map_index(ti))
+
+
+def _submission_key(ti: Any, name: str) -> str:
+    return submission.base_key(ti.task_id, name, ti.dag_id, ti.run_id, str(_map_index(ti)))
 
 
 def _map_index(ti: Any) -> int:

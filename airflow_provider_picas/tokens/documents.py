@@ -175,6 +175,10 @@ def _scalar_fault(value: Any) -> str | None:
     return None
 
 
+RUN_FIELDS = frozenset({"priority", "cores", "gpu", "time", "max_retries", "time_limit"})
+"""Fields of a token's author that say how it is run, not what is computed."""
+
+
 def authors_fields(document: Mapping[str, Any]) -> dict[str, Any]:
     """What the author of a token gave, attachments left out."""
     return {
@@ -185,6 +189,12 @@ def authors_fields(document: Mapping[str, Any]) -> dict[str, Any]:
 def differs(present: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     """Whether a token in the pool lacks something that its author gives now. Attachments are not compared."""
     return not has(present, authors_fields(wanted))
+
+
+def input_differs(present: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """``differs``, but for the fields that say how a token is run, which may be changed in the pool."""
+    fields = authors_fields(wanted)
+    return not has(present, {name: value for name, value in fields.items() if name not in RUN_FIELDS})
 
 
 def has(document: Mapping[str, Any], fields: Mapping[str, Any]) -> bool:

@@ -37,6 +37,22 @@ class OnExisting(StrEnum):
     FAIL = "fail"  #: fail if it was pushed by another task instance
 
 
+class MayDiffer(StrEnum):
+    """Which tokens a push with ``OnExisting.RESET`` may leave as they are although their input is another one now."""
+
+    ALL = "all"
+    OWN = "own"  #: those that an earlier execution of the same push wrote: a retry, or a clear
+    NONE = "none"  #: this is the push's first execution, so others have written what is there
+
+    def objects(self, present: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+        """Whether keeping ``present`` is a fault."""
+        if self is MayDiffer.ALL or present.get("push") == wanted["push"]:
+            return False
+        if self is MayDiffer.OWN and pushed_by(present) == pushed_by(wanted):
+            return False
+        return documents.input_differs(present, wanted)
+
+
 class Action(StrEnum):
     """What is done with one token that is in the pool already."""
 

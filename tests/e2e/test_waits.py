@@ -7,6 +7,7 @@ from datetime import datetime
 
 import pytest
 
+from airflow_provider_picas.tokens import ids
 from stack import native, processes
 from stack.airflow import Airflow
 from stack.airflow_api import AirflowApi
@@ -66,3 +67,19 @@ def test_a_run_that_the_scheduler_starts(api: AirflowApi, couchdb: CouchDBAdmin,
     api.wait_for_task(dag_id, run["dag_run_id"], "wait", ["deferred"])
     finish(couchdb, pool, [0, 0, 0])
     assert api.wait_for_run(dag_id, run["dag_run_id"])["state"] == "success"
+
+
+def test_an_airflow_without_a_name_keeps_one(api: AirflowApi, couchdb: CouchDBAdmin, pool: Pool) -> None:
+    """Its address is on localhost, as many others' is. A clear finds the batch again."""
+    run = api.trigger("wait_deferrable")
+    api.wait_for_task("wait_deferrable", run, "wait", ["deferred"])
+    name = api.request("GET", "variables/picas_deployment")["value"]
+    batch = api.xcom("wait_deferrable", run, "push")["batch"]
+    assert batch == ids.push_id(name, "wait_deferrable", run, "push")
+    finish(couchdb, pool, [0, 0, 0])
+    assert api.wait_for_run("wait_deferrable", run)["state"] == "success"
+    api.clear("wait_deferrable", run, ["push"])
+    assert api.wait_for_run("wait_deferrable", run)["state"] == "success"
+    assert api.xcom("wait_deferrable", run, "push")["batch"] == batch
+    assert len(pool.tokens()) == 3
+    assert api.request("GET", "variables/picas_deployment")["value"] == name

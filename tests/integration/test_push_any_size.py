@@ -42,10 +42,10 @@ def _connection(picas_default: str) -> None:
     """All tests push to ``pool``."""
 
 
-def run(task_id: str = "push", run_id: str = "run1", **arguments: Any) -> dict[str, Any]:
+def run(task_id: str = "push", run_id: str = "run1", try_number: int = 1, **arguments: Any) -> dict[str, Any]:
     """Run the operator as one task instance, and return its output."""
     output: dict[str, Any] = PicasPushTokensOperator(task_id=task_id, **arguments).execute(
-        context(task_id, run_id=run_id)
+        context(task_id, run_id=run_id, try_number=try_number)
     )
     return output
 
@@ -269,7 +269,7 @@ class TestExisting:
         run(tokens=[{"name": "a", "input": 1}, {"name": "b", "input": 1}], key="name", batch="b")
         lives.change(hook, "b:a", **lives.LIVES[State.ERROR])
         lives.attach(hook, "b:a", **{"logs.err": b"boom"})
-        run(tokens=[{"name": "a", "input": 2}, {"name": "b", "input": 2}], key="name", batch="b")
+        run(tokens=[{"name": "a", "input": 2}, {"name": "b", "input": 2}], key="name", batch="b", try_number=2)
         token = hook.get("b:a")
         assert (token["input"], token["attempts"][0]["exit_code"], hook.count("b")) == (2, 3, Counts(todo=2))
         assert lives.attached(hook, "b:a") == {"logs.err": b"boom"}

@@ -17,7 +17,7 @@ from airflow_provider_picas.couchdb.errors import CouchDBError
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.slurm import SlurmHook
 from airflow_provider_picas.links import PicasMonitoringLink, PicasPoolLink, push_links
-from airflow_provider_picas.operators.instance import submission_key
+from airflow_provider_picas.operators.instance import submission_key, submission_keys
 from airflow_provider_picas.operators.parameters import flag, optional_positive_number, positive_number
 from airflow_provider_picas.pilot import picas_pilot
 from airflow_provider_picas.slurm import arrays, credentials, pilot_job, sbatch, submission, sweep
@@ -147,7 +147,8 @@ class PicasSubmitPilotsOperator(BaseOperator):
                 if flag("dry_run", self.dry_run):
                     self._show(self._plan(context, job, self._arrays(picas, slurm, batch), 0), job)
                     return None
-                done = slurm.adopt(submission_key(context), self.remote_folder)
+                found = (slurm.adopt(key, self.remote_folder) for key in submission_keys(context))
+                done = next((standing for standing in found if standing), None)
                 if done is None and (wanted := self._arrays(picas, slurm, batch)):
                     done = slurm.submit(self._plan(context, job, wanted, self._finished(picas, batch)))
                     self._sweep(slurm, done)

@@ -20,13 +20,13 @@ from airflow_provider_picas.couchdb.pool import Deployment, Document
 from airflow_provider_picas.couchdb.push import TokenExistsError
 from airflow_provider_picas.couchdb.settings import Settings
 from airflow_provider_picas.hooks.picas import PicasHook
-from airflow_provider_picas.operators.instance import push_id
+from airflow_provider_picas.operators.instance import former_push_id, is_first_try, push_id
 from airflow_provider_picas.operators.tokens import source
 from airflow_provider_picas.operators.tokens.source import Attachments, Fields, Keys, Source
 from airflow_provider_picas.tokens import documents, ids
 from airflow_provider_picas.tokens.batch import Batch
 from airflow_provider_picas.tokens.documents import BadTokenError
-from airflow_provider_picas.tokens.push import DuplicateTokenError, OnExisting, PushReport
+from airflow_provider_picas.tokens.push import DuplicateTokenError, MayDiffer, OnExisting, PushReport
 
 ON_EMPTY = ("skip", "fail", "succeed")
 
@@ -58,7 +58,8 @@ class PicasPushTokensOperator(BaseOperator):
     :param batch: a name for the batch. Default: one made from the task instance, so that each run has its own.
     :param on_existing: what to do with a token that is in the pool already: ``reset`` (the default: run it again, with the fields
         that it has now, if it is in error, so that clearing the task runs just what failed), ``keep``, ``replace`` (write it anew
-        unless a pilot holds it), or ``fail`` (if it is another task's).
+        unless a pilot holds it), or ``fail`` (if it is another task's). ``reset`` fails at a token of another push that has
+        another input: its result would be taken for this one's. A retry or a clear keeps its own tokens, and names those.
     :param on_empty: what to do when there is nothing to push: ``skip`` (the default), ``fail`` or ``succeed``.
     :param deploy_views: create the views that the pool lacks, if the login may.
     :param design_documents: further design documents to create, with PiCaS's views of the tokens for which a JavaScript condition
@@ -124,7 +125,7 @@ class PicasPushTokensOperator(BaseOperator):
         if not isinstance(self.batch, str | None):
             raise AirflowFailException(f"batch is {self.batch!r:.200}; it is a name, which is a text.")
         hook = PicasHook(self.picas_conn_id, database=self.database)
-        push = push_id(context)
+        push = self._push_id(context, hook)
         self._settings = hook.settings
         batch = ids.batch_id(self.batch) if self.batch else push
         try:
@@ -139,6 +140,7 @@ class PicasPushTokensOperator(BaseOperator):
                 self._documents(given, batch, push),
                 on_existing=self.on_existing,
                 numbered=self.key is None,
+                may_differ=MayDiffer.NONE if is_first_try(context) else MayDiffer.OWN,
                 progress=progress.tell,
             )
         except BadTokenError as error:
@@ -164,6 +166,13 @@ class PicasPushTokensOperator(BaseOperator):
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
         """The pool that was pushed to; asked for by Airflow's OpenLineage provider."""
         return lineage.of(outputs=[lineage.pool(self._settings)]) if self._settings else None
+
+    def _push_id(self, context: Context, hook: PicasHook) -> str:
+        """The id of this push. A try after an upgrade of this provider goes on with that of the tries before."""
+        push, former = push_id(context), former_push_id(context)
+        if former is None or self.batch or next(hook.batch_documents(push), None) is not None:
+            return push
+        return push if next(hook.batch_documents(former), None) is None else former
 
     def _source(self, context: Context) -> Source:
         """What is to be pushed. Raises BadTokenError."""
