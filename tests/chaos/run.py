@@ -231,6 +231,11 @@ class Run:
         folder = Path(self.submitted["folder"])
         return "\n".join(f"--- {path.name}\n{path.read_text()}" for path in sorted(folder.glob("pilot-*.log")))
 
+    def said_by_each(self, words: str) -> list[int]:
+        """How often each pilot has logged these words."""
+        folder = Path(self.submitted["folder"])
+        return [path.read_text().count(words) for path in sorted(folder.glob("pilot-*.log"))]
+
     def files(self, kind: str) -> list[Path]:
         """Results in the submission's folder that were not sent (``unsent``), or ``refused``."""
         return sorted((Path(self.submitted["folder"]) / kind).glob("*.json"))

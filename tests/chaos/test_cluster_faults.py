@@ -31,7 +31,25 @@ def login_away(cluster: Cluster) -> Iterator[None]:
         cluster.start_sshd(0)
 
 
-def test_sshd_is_gone_for_a_minute(run: Run, cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
+class Said:
+    """What the operators and the wait have printed since the test began."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+        self._text = ""
+
+    def times(self, *words: str) -> int:
+        """How often any of these was said."""
+        self._text += self._capsys.readouterr().out
+        return sum(self._text.count(word) for word in words)
+
+
+@pytest.fixture
+def said(capsys: pytest.CaptureFixture[str]) -> Said:
+    return Said(capsys)
+
+
+def test_sshd_goes_away_and_comes_back(run: Run, cluster: Cluster, said: Said) -> None:
     """Meanwhile a pilot dies; the others give its token back, and the wait tells nothing wrong."""
     run.push([{"input": 20, "priority": 1}, *[{"input": 3}] * 15])
     run.submit("sleep $(($PICAS_ATTEMPT == 1 ? $PICAS_INPUT : 2))")
@@ -40,16 +58,14 @@ def test_sshd_is_gone_for_a_minute(run: Run, cluster: Cluster, capsys: pytest.Ca
     with login_away(cluster):
         at = time.time()
         run.kill_pilot(job)
-        time.sleep(60)
-    seconds = run.next_claim([long], at)
+        seconds = run.next_claim([long], at)
+        run.until(lambda: said.times("cannot be reached", "broke"), "A look that fails")
     tell(f"sshd away: the token of a killed pilot was claimed again after {seconds:.1f} s")
     assert run.result()["done"] == 16
     run.check_done_once([long])
-    said = capsys.readouterr().out
-    assert "cannot be reached" in said or "broke" in said
 
 
-def test_a_submission_waits_for_sshd(run: Run, cluster: Cluster) -> None:
+def test_a_submission_waits_for_sshd(run: Run, cluster: Cluster, said: Said) -> None:
     run.push(4)
     failed: list[BaseException] = []
 
@@ -62,7 +78,8 @@ def test_a_submission_waits_for_sshd(run: Run, cluster: Cluster) -> None:
     thread = threading.Thread(target=submit)
     with login_away(cluster):
         thread.start()
-        time.sleep(40)
+        run.until(lambda: said.times("Trying again") >= 3, "The third try")
+        assert thread.is_alive()
     thread.join(60)
     assert not thread.is_alive()
     assert not failed
@@ -130,7 +147,7 @@ def test_the_login_host_changes_between_connections(
         between.close()
 
 
-def test_sacct_does_not_answer(run: Run, cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sacct_does_not_answer(run: Run, cluster: Cluster, said: Said) -> None:
     """How the pilot ended is then known from squeue, for a while."""
     run.push([{"input": 8, "priority": 1}, *[{"input": 1}] * 5])
     cluster.stop_accounting()
@@ -145,19 +162,23 @@ def test_sacct_does_not_answer(run: Run, cluster: Cluster, capsys: pytest.Captur
         run.check_done_once([long])
     finally:
         cluster.start_accounting()
-    assert "sacct does not answer" in capsys.readouterr().out
+    assert said.times("sacct does not answer")
 
 
-def test_the_controller_hangs_and_is_restarted(run: Run, cluster: Cluster) -> None:
+def test_the_controller_hangs_and_is_restarted(run: Run, cluster: Cluster, said: Said) -> None:
     """Unknown is neither success nor death: no token is taken away."""
     run.push(10)
     run.submit("sleep 4")
     run.wait()
     run.running(2)
     cluster.stop_controller()
-    time.sleep(20)
+    run.until(lambda: said.times("squeue does not answer"), "A look that fails")
     cluster.continue_controller()
-    time.sleep(2)
+    # A controller that is killed forgets what it has not yet saved, and ends jobs that it does not know: let it save these.
+    begin = time.time_ns()
+    change = ("scontrol", "update", f"jobid={run.submitted['job_ids'][0]}", "comment=changed")
+    run.until(lambda: cluster.run(*change).returncode == 0, "The controller's answer")
+    run.until(lambda: (cluster.folder / "state" / "job_state").stat().st_mtime_ns > begin, "The controller's record")
     cluster.restart_controller()
     assert run.result()["done"] == 10
     run.check_done_once()

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ class Waiting:
         """Pilots that wait or run."""
         return self.cluster.run("squeue", "--noheader", "--array", f"--name={self.key}", "--format=%i").stdout.split()
 
-    def pilots_live(self, seconds: float = 15) -> None:
+    def pilots_live(self, seconds: float) -> None:
         """Check that the pilots and their tokens stay as they are."""
         held = {token["_id"]: token["claim"] for token in self.pool.tokens() if state_of(token) is State.LOCKED}
         deadline = time.monotonic() + seconds
@@ -145,14 +146,21 @@ def test_marked_failed_with_drain_they_finish_what_they_hold(start: Any) -> None
 def test_marked_a_success_the_pilots_are_left_alone(start: Any, dag_id: str) -> None:
     waiting: Waiting = start(dag_id)
     waiting.api.set_task_state(waiting.dag_id, waiting.run, "wait", "success")
-    waiting.pilots_live()
+    waiting.pilots_live(10)
 
 
 @pytest.mark.parametrize("dag_id", ["stop_cancel", "stop_poke"])
 def test_cleared_the_pilots_are_left_alone_and_watched_again(start: Any, dag_id: str) -> None:
     waiting: Waiting = start(dag_id)
     waiting.api.clear(waiting.dag_id, waiting.run, ["wait"])
-    waiting.pilots_live(10)
+    begun = " todo" if dag_id == "stop_poke" else " starting"
+
+    def waits_again() -> bool:
+        task = waiting.api.task(waiting.dag_id, waiting.run, "wait")
+        return task["try_number"] == 2 and task["state"] in ("running", "deferred") and begun in waiting.log(2)
+
+    waiting.until(waits_again, "The second wait")
+    waiting.pilots_live(2)
     waiting.gate.touch()
     assert waiting.api.wait_for_run(waiting.dag_id, waiting.run)["state"] == "success"
     assert len(waiting.tokens(State.DONE)) == 3
@@ -193,7 +201,17 @@ def restart(airflow: Airflow, what: str, how: signal.Signals) -> subprocess.Pope
     RESTARTED.append(again)
     if what == "api-server":
         processes.wait_for(airflow.api.healthy, what="The API server's return", seconds=120, process=again)
+    else:
+        at_work = datetime.now(UTC) + timedelta(seconds=2)  # its first heartbeat is older than its work
+        processes.wait_for(
+            lambda: heartbeat(airflow.api, what) > at_work, what=f"The {what}'s return", seconds=120, process=again
+        )
     return again
+
+
+def heartbeat(api: AirflowApi, what: str) -> datetime:
+    """When the scheduler or the triggerer was last heard of."""
+    return datetime.fromisoformat(api.request("GET", "monitor/health")[what][f"latest_{what}_heartbeat"])
 
 
 @pytest.mark.parametrize(
@@ -207,8 +225,11 @@ def restart(airflow: Airflow, what: str, how: signal.Signals) -> subprocess.Pope
 )
 def test_a_component_that_ends_and_comes_back(start: Any, airflow: Airflow, what: str, how: signal.Signals) -> None:
     waiting: Waiting = start("stop_cancel")
+    starts = waiting.log().count(" starting")
     again = restart(airflow, what, how)
-    waiting.pilots_live(15)
+    if what == "triggerer":
+        waiting.until(lambda: waiting.log().count(" starting") > starts, "The return of the trigger", 120)
+    waiting.pilots_live(5)
     waiting.gate.touch()
     assert waiting.api.wait_for_run(waiting.dag_id, waiting.run)["state"] == "success"
     assert again.poll() is None
@@ -263,7 +284,6 @@ def test_fifty_waits_while_components_are_restarted(
         (["triggerer", "scheduler"], signal.SIGKILL),
     ):
         last |= {name: restart(airflow, name, how) for name in names}
-        time.sleep(25)
         assert deferred(), Counter(task["state"] for task in waits())
         assert (claims(), jobs()) == (held, running), f"after {how.name} of {' and '.join(names)}"
     begin = time.monotonic()

@@ -6,10 +6,10 @@ import json
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +17,7 @@ from airflow.providers.common.compat.sdk import AirflowException
 
 from airflow_provider_picas.tokens.states import State
 from stack import paths
-from stack.cluster import Cluster
+from stack.cluster import Cluster, pids
 from tests.chaos.run import LEASE, Run, tell
 from tests.integration.tasks import context
 
@@ -91,6 +91,19 @@ def test_a_worker_killed_while_a_step_runs_or_after_it(run: Run, seconds: float)
     check_submitted_once(run, 4)
 
 
+def sbatch_runs(cluster: Cluster) -> bool:
+    """Whether a call of sbatch is under way; it waits for the controller then."""
+    found = pids.with_environment(SLURM_CONF=cluster._slurm_conf)
+    with suppress(OSError):
+        return any(Path(f"/proc/{pid}/comm").read_text().strip() == "sbatch" for pid in found)
+    return False
+
+
+def answered(cluster: Cluster) -> set[Path]:
+    """The files in which the calls of sbatch that have ended left their codes."""
+    return set(cluster.home.glob("picas-pilots/*/started.*/code"))
+
+
 @contextmanager
 def hanging(cluster: Cluster) -> Iterator[None]:
     """A controller that does not answer."""
@@ -109,9 +122,10 @@ def test_the_controller_hangs_while_sbatch_runs(run: Run, cluster: Cluster) -> N
     thread = threading.Thread(
         target=lambda: outputs.append(operator.execute(context("pilots", run_id=run.pool.database)))
     )
+    before = answered(cluster)
     with hanging(cluster):
         thread.start()
-        time.sleep(20)
+        run.until(lambda: answered(cluster) - before, "The end of sbatch")
         assert thread.is_alive(), "nothing is known while the controller hangs"
     thread.join(90)
     assert not thread.is_alive()
@@ -132,10 +146,9 @@ def test_a_worker_killed_while_the_controller_hangs(run: Run, cluster: Cluster) 
     with hanging(cluster):
         process.stdin.write(json.dumps(arguments(run)))
         process.stdin.close()
-        time.sleep(8)
+        run.until(lambda: sbatch_runs(cluster), "The start of sbatch")
         process.kill()
         process.wait()
-        time.sleep(4)
     reported = worker(run, -1)
     assert reported is not None
     run.submitted = reported["output"]
@@ -153,9 +166,8 @@ def test_the_controller_is_killed_while_sbatch_runs(run: Run, cluster: Cluster) 
     )
     cluster.stop_controller()
     thread.start()
-    time.sleep(3)
+    run.until(lambda: sbatch_runs(cluster), "The start of sbatch")
     cluster.kill_controller()
-    time.sleep(3)
     cluster.start_controller()
     thread.join(120)
     assert not thread.is_alive()
