@@ -23,7 +23,7 @@ class Delay:
 
 @dataclass(frozen=True)
 class Event:
-    """A fault at a time (seconds after the start) that lasts for some seconds.
+    """A fault at a time (seconds after the first commands began) that lasts for some seconds.
 
     ``kind``: freeze, kill or partition the pilot at the place ``target``; "server freeze", "server kill" and "cut" a node;
     "clock": the database's clock is ``amount`` seconds further from then on. ``commands``: the pilot's commands, too.
@@ -84,7 +84,7 @@ def draw(seed: int, *, nodes: int = 1, short: bool = False) -> Plan:
         times = _times(dice, 1 if short else 2, duration)
         events += [_server_event(dice, nodes, at) for at in times]
     if dice.random() < 0.5:
-        events.append(Event(dice.uniform(2, duration), "clock", amount=dice.choice([-200.0, 200.0])))
+        events.append(Event(round(dice.uniform(1, duration), 2), "clock", amount=dice.choice([-200.0, 200.0])))
     return Plan(
         seed,
         tuple(_token(dice) for _ in range(60 if short else dice.randint(100, 300))),
@@ -97,7 +97,7 @@ def draw(seed: int, *, nodes: int = 1, short: bool = False) -> Plan:
 
 
 def _token(dice: random.Random) -> dict[str, Any]:
-    long = dice.random() < 0.1
+    long = dice.random() < 0.15
     seconds = round(dice.uniform(1, 5) if long else dice.uniform(0.01, 0.25), 2)
     failures = dice.choices([0, 1, 2, 99], [85, 7, 5, 3])[0]
     return {"seconds": seconds, "failures": failures, "priority": dice.choice([0, 0, 0, 1])}
@@ -106,7 +106,7 @@ def _token(dice: random.Random) -> dict[str, Any]:
 def _times(dice: random.Random, count: int, duration: float) -> list[float]:
     """When faults of one thing begin, each in a part of the time of its own."""
     part = duration / count
-    return [round(2 + part * (place + dice.uniform(0, 0.5)), 2) for place in range(count)]
+    return [round(0.5 + part * (place + dice.uniform(0, 0.5)), 2) for place in range(count)]
 
 
 def _pilot_event(dice: random.Random, kind: str, place: int, lease: int, at: float) -> Event:

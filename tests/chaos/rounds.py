@@ -31,7 +31,7 @@ from stack import native, paths
 from stack.couchdb import CouchDBAdmin
 from stack.pool import Pool
 from tests.chaos import history
-from tests.chaos.couchdb_nodes import CouchDBNode, CouchDBNodes
+from tests.chaos.couchdb_nodes import CouchDBNode, CouchDBNodes, until
 from tests.chaos.history import History, Hurt, Kept, Overlap, Run
 from tests.chaos.plan import Event, Plan
 from tests.chaos.recorder import Clock, Recorder
@@ -233,10 +233,11 @@ class Round:
 
     def run(self) -> History:
         """Run the plan to its end; what was recorded."""
-        began = time.monotonic()
         for place in self._places:
             self._start_pilot(place)
         self._wait.start()
+        until(lambda: len(read_lines(self.folder / "lines")[0]) >= len(self._places), "The start of the first commands")
+        began = time.monotonic()
         for event in self.plan.events:
             self._at(event.at, lambda event=event: self._begin(event))
         limit = self.plan.ends + PATIENCE
