@@ -18,21 +18,24 @@ def test_pilot_and_wait_go_on_with_the_new_password(
 ) -> None:
     """The pilot finishes the token in hand and takes the next; then it is killed, and the wait gives that one back."""
     monkeypatch.setattr(hooks, "FIRST_LOOK_UP", 1.0)
+    first, second = (run.file.with_name(f"{run.file.name}.{name}") for name in ("first", "second"))
     run.push(2)
+    # The command of the first token sees one line of notes, that of the second three.
     run.submit(
-        f"while [ ! -e {run.file}.go ]; do sleep 0.1; done; [ $(wc -l < {run.file}) -lt 3 ] || sleep 1", pilots=1
+        f"gate={first}; [ $(wc -l < {run.file}) -eq 1 ] || gate={second}; while [ ! -e $gate ]; do sleep 0.1; done",
+        pilots=1,
     )
     run.wait(resubmit=1)
     run.running(1)
     changed = change_password(couchdb, pool)
     set_connection(monkeypatch, "picas_default", native.picas_connection(changed))
     run.pool = changed
-    run.until(
-        lambda: changed.password in run.cluster_command(f"cat {run.submitted['folder']}/credentials/*"), "The new file"
-    )
-    run.file.with_name(f"{run.file.name}.go").touch()
+    folder = f"{run.submitted['folder']}/credentials"
+    run.until(lambda: changed.password in run.cluster_command(f"cat {folder}/picasconfig.py"), "The new file")
+    first.touch()
     run.until(lambda: len(run.begun()) == 2, "The second token")
-    second = run.lines()[-1].token
+    token = run.lines()[-1].token
     run.kill_pilot(run.job())
+    second.touch()
     assert run.result()["done"] == 2
-    run.check_done_once(died_with=[second])
+    run.check_done_once(died_with=[token])
