@@ -328,7 +328,7 @@ def test_no_progress_between_pokes(hook: PicasHook, mode: str) -> None:
     assert not poke()
     assert not poke()  # it counts from when the token finished
     time.sleep(3.2)
-    with pytest.raises(AirflowFailException, match="No token of batch a has finished"):
+    with pytest.raises(AirflowFailException, match="No token has finished for"):
         poke()
 
 
