@@ -22,6 +22,7 @@ import hmac
 import http.client
 import inspect
 import json
+import math
 import os
 import random
 import re
@@ -39,8 +40,23 @@ import time
 import traceback
 import uuid
 from contextlib import suppress
+from decimal import Decimal
 from email.utils import parsedate_to_datetime
-from typing import Any, Callable, Deque, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple, Union
+from typing import (
+    Any,
+    Callable,
+    Deque,
+    Dict,
+    Iterator,
+    List,
+    Mapping,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Set,
+    Tuple,
+    Union,
+)
 from urllib.parse import quote, urlencode, urlsplit
 
 Doc = Dict[str, Any]
@@ -78,7 +94,11 @@ FIELD_BYTES = 64 * 1024  # largest value in the command's environment
 FIELDS_BYTES = 512 * 1024  # of all values together
 PROGRESS_BYTES = 4096
 FIRST_REVISION = 1_000_000_000  # of a lease: ten digits for as long as a pilot may live
+LARGEST_NUMBER = 1e300  # what is beyond it overflows: Python's integers have no limit
 MOST_NESTED = 500  # lists and objects within each other in a field of a token: Python's JSON fails at about 990
+TOO_DEEP = f"is nested more than {MOST_NESTED} deep"
+HUGE_INTEGER = re.compile(rb"[0-9]{4301}")  # more digits than Python 3.11 and later read as an integer
+TOO_LONG = "holds an integer of more than 4300 digits"
 JOB_ID_FIELDS = ("slurm_job_id", "dirac_job_id", "wms_job_id", "cream_job_id", "pbs_job_id")
 
 
@@ -102,7 +122,11 @@ class Unreachable(Exception):
 
 
 class Unreadable(Unreachable):
-    """An answer nested so deeply that Python cannot read it."""
+    """An answer that Python cannot read because of what a document holds. ``why``: what it is then said to be."""
+
+    def __init__(self, message: str, status: int, why: str) -> None:
+        super().__init__(message, status)
+        self.why = why
 
 
 class Background:
@@ -174,8 +198,9 @@ def log(message: str) -> None:
 
 
 def number(value: Any, default: float = 0) -> float:
-    """A JSON value as a number, or the default for what is none."""
-    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else default
+    """A JSON value as a number that can be calculated with, or the default for what is none."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return value if is_number and abs(value) < LARGEST_NUMBER else default
 
 
 def list_or_empty(value: Any) -> List[Any]:
@@ -657,6 +682,20 @@ class Login:
         self._told = message
 
 
+def read_answer(answer: bytes) -> Any:
+    """The JSON of an answer. Raises ValueError, also for integers that Python 3.11 would not read: others take minutes."""
+    limited = 0 < getattr(sys, "get_int_max_str_digits", int)() <= 4300
+    return json.loads(
+        answer.decode("utf-8"), parse_int=None if limited or not HUGE_INTEGER.search(answer) else _integer
+    )
+
+
+def _integer(text: str) -> int:
+    if len(text) > 4301:
+        raise ValueError("an integer with too many digits")
+    return int(text)
+
+
 class Database:
     """One keep-alive connection to one CouchDB database; each thread has its own."""
 
@@ -671,10 +710,11 @@ class Database:
         self._prefix = parts.path.rstrip("/") + "/" + quote(access.database, safe="")
         self._clock = clock
         self.quorum = clock.quorum
-        self._unreadable: Set[str] = set()  # ids of documents nested too deeply to be read, or to be written again
+        self._unreadable: Set[str] = set()  # ids of documents that cannot be read, or not be written again
         self._left_out: Dict[
             str, float
         ] = {}  # ids of documents that are passed over, with the others, until when (monotonic)
+        self._waited_for: Set[str] = set()  # those of them that may be taken after that
         self._connection = http.client.HTTPConnection(parts.hostname, port, timeout=timeout)
         if parts.scheme == "https":
             context = ssl.create_default_context(cafile=os.path.expanduser(config.ca_file) if config.ca_file else None)
@@ -716,14 +756,17 @@ class Database:
 
     def _useful(self, status: int, dated: Tuple[Optional[str], float, float], answer: bytes) -> Tuple[int, Any]:
         try:
-            data = json.loads(answer.decode("utf-8"))
+            data = read_answer(answer)
         except ValueError:
             if status == 413:  # a proxy's own page
                 return status, {}
+            if HUGE_INTEGER.search(answer):
+                self._clock.hear(*dated)
+                raise Unreadable(f"{self.place} answers with an integer that is too large", status, TOO_LONG) from None
             raise Unreachable(f"{self.place} answers HTTP {status} without JSON", status) from None
         except RecursionError:
             self._clock.hear(*dated)
-            raise Unreadable(f"{self.place} answers with JSON that is nested too deeply", status) from None
+            raise Unreadable(f"{self.place} answers with JSON that is nested too deeply", status, TOO_DEEP) from None
         told = data if isinstance(data, dict) else {}
         no_database = status == 404 and told.get("reason") in ("Database does not exist.", "no_db_file")
         if status >= 500 or status in (401, 403, 408, 429) or no_database:
@@ -743,7 +786,11 @@ class Database:
     def leases(self, pilots: Sequence[str]) -> Dict[str, Doc]:
         """The leases of pilots that have one."""
         names = {lease_id(pilot): pilot for pilot in pilots}
-        rows = self._rows_of(list(names), "_local_docs", include_docs=True) if names else []
+        try:
+            rows = self._rows_of(list(names), "_local_docs", include_docs=True) if names else []
+        except Unreadable:
+            half = len(pilots) // 2
+            return dict(self.leases(pilots[:half]), **self.leases(pilots[half:])) if half else {}
         return {names[row["key"]]: row["doc"] for row in rows if row.get("doc")}
 
     def _rows_of(self, ids: Sequence[str], path: str = "_all_docs", **query: Any) -> List[Doc]:
@@ -753,26 +800,26 @@ class Database:
         return list(answer["rows"])
 
     def read(self, ids: Sequence[str], **query: Any) -> Dict[str, Optional[Doc]]:
-        """Documents by id; None for what is missing, deleted, or nested too deeply."""
+        """Documents by id; None for what is missing, deleted, or cannot be read."""
         try:
             docs = {row["key"]: row.get("doc") for row in self._rows_of(ids, include_docs=True, **query)}
-        except Unreadable:
+        except Unreadable as error:
             if len(ids) > 1:  # by halves, until the one is found that is to blame
                 half = len(ids) // 2
                 return dict(self.read(ids[:half], **query), **self.read(ids[half:], **query))
-            self._leave_out(ids[0])
+            self._leave_out(ids[0], error.why)
             return {ids[0]: None}
         return {name: doc if doc and self._is_readable(doc) else None for name, doc in docs.items()}
 
     def _is_readable(self, doc: Doc) -> bool:
         too_deep = is_nested_more(doc, MOST_NESTED + 1)
         if too_deep:
-            self._leave_out(doc["_id"])
+            self._leave_out(doc["_id"], TOO_DEEP)
         return not too_deep
 
-    def _leave_out(self, name: str) -> None:
+    def _leave_out(self, name: str, why: str) -> None:
         if name not in self._unreadable:
-            log(f"{name} is nested more than {MOST_NESTED} deep: it is left alone.")
+            log(f"{name} {why}: it is left alone.")
         self._unreadable.add(name)
 
     def branches(self, ids: Sequence[str]) -> Dict[str, List[Doc]]:
@@ -865,13 +912,14 @@ class Database:
         names = [row["id"] for row in self.rows(view, limit, **query)]
         return [doc for doc in self.read(names).values() if doc] if names else []
 
-    def leave_out(self, name: str, seconds: float) -> None:
-        """Pass over a document in the rows of views, for so long."""
+    def leave_out(self, name: str, seconds: float, waits: bool = True) -> None:
+        """Pass over a document in the rows of views, for so long; ``waits``: there may be work in it after that."""
         self._left_out[name] = time.monotonic() + seconds
+        (self._waited_for.add if waits and seconds < float("inf") else self._waited_for.discard)(name)
 
     def left_out(self) -> bool:
-        """Whether there are documents that are passed over for some time only."""
-        return any(until < float("inf") for until in self._left_out.values())
+        """Whether there are documents that are passed over for some time only, and may be taken after it."""
+        return any(name in self._waited_for for name in self._left_out)
 
     def _passed_over(self) -> Set[str]:
         now = time.monotonic()
@@ -897,16 +945,163 @@ class Backoff:
         return min(self._longest, self._first * 2.0 ** min(self.tries - 1, 20)) * random.uniform(0.5, 1.5)
 
 
-# --- tokens: pure functions of a document ---------------------------------------------------------------------------
+# --- the states of a token: the package and the views use this one table ---------------------------------------------
+
+
+class Condition(NamedTuple):
+    """One comparison of a field with zero. ``parsed`` compares ``parseInt(field)`` instead of the field."""
+
+    field: str
+    operator: str
+    parsed: bool = False
+
+    def holds(self, doc: Mapping[str, Any]) -> bool:
+        """Whether it holds for a document, as in JavaScript."""
+        value = doc.get(self.field, MISSING)
+        return _COMPARISONS[self.operator](parse_int(value) if self.parsed else value)
+
+
+# The conditions of the PiCaS client's create_views.py (client 1.1.2). At most one state fits.
+CONDITIONS: Dict[str, Tuple[Condition, ...]] = {
+    "todo": (Condition("lock", "=="), Condition("done", "==")),
+    "locked": (Condition("lock", ">"), Condition("done", "==")),
+    "done": (Condition("lock", ">"), Condition("done", ">"), Condition("exit_code", "==", parsed=True)),
+    "error": (Condition("lock", ">"), Condition("done", ">"), Condition("exit_code", "!=", parsed=True)),
+}
+
+MISSING: Any = object()  # JavaScript's undefined: the document has no such field
+
+
+def state_of(doc: Mapping[str, Any]) -> Optional[str]:
+    """The state of a token, or None for one in no state (such as ``lock = 0, done > 0``)."""
+    for state, conditions in CONDITIONS.items():
+        for condition in conditions:
+            if not condition.holds(doc):
+                break
+        else:
+            return state
+    return None
 
 
 def is_todo(doc: Doc) -> bool:
-    """Whether a document is a token that nobody holds, as the views ask."""
-    return doc.get("type") == "token" and _is_zero(doc.get("lock")) and _is_zero(doc.get("done"))
+    """Whether a token waits for a pilot, as the view ``todo`` says."""
+    return doc.get("type") == "token" and state_of(doc) == "todo"
 
 
-def _is_zero(value: Any) -> bool:
-    return bool(value == 0) or (isinstance(value, str) and value.strip() in ("", "0"))
+def is_finished(doc: Doc) -> bool:
+    """Whether a token is done or in error."""
+    return state_of(doc) in ("done", "error")
+
+
+def to_number(value: Any) -> float:
+    """JavaScript's ``Number(value)`` for a value that came from JSON."""
+    if type(value) is int:
+        return _float(value)
+    if value is MISSING:
+        return math.nan
+    if value is None:
+        return 0.0
+    if isinstance(value, (bool, int, float)):
+        return _float(value)
+    if isinstance(value, str):
+        return _string_to_number(value)
+    return _string_to_number(to_string(value))
+
+
+def to_string(value: Any) -> str:
+    """JavaScript's ``String(value)`` for a value that came from JSON."""
+    if value is MISSING:
+        return "undefined"
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (int, float)):
+        return _number_to_string(_float(value))
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        return ",".join("" if item is None else to_string(item) for item in value)
+    return "[object Object]"
+
+
+def parse_int(value: Any) -> float:
+    """JavaScript's ``parseInt(value)``; NaN when there is no leading integer."""
+    if type(value) is int and abs(value) < _EXPONENT:
+        return _float(value)  # as nearly all are, in every token that is read
+    text = to_string(value).strip(_JS_SPACE)
+    match = re.match(r"([+-]?)(0[xX])?", text)
+    sign, prefix = (match.group(1), match.group(2)) if match else ("", None)
+    rest = text[len(sign) + len(prefix or "") :]
+    digits = re.match(r"[0-9a-fA-F]+" if prefix else r"[0-9]+", rest)
+    if digits is None:
+        return math.nan
+    # float() of digits, as int() refuses more than 4,300 of them.
+    number = _float(int(digits.group(), 16)) if prefix else float(digits.group())
+    return -number if sign == "-" else number
+
+
+_EXPONENT = 10**21  # from here on a number's text has one, and parseInt reads what is before it
+_JS_SPACE = "\t\n\v\f\r \u00a0\u1680\u2028\u2029\u202f\u205f\u3000\ufeff" + "".join(map(chr, range(0x2000, 0x200B)))
+
+
+def equals_zero(value: Any) -> bool:
+    # Loosely, as ==: null equals only null and undefined, so not 0, although Number(null) is 0.
+    return value is not None and to_number(value) == 0
+
+
+_COMPARISONS: Dict[str, Callable[[Any], bool]] = {
+    "==": equals_zero,
+    "!=": lambda value: not equals_zero(value),
+    ">": lambda value: to_number(value) > 0,
+}
+
+
+def _float(value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # an integer beyond the range of a double is Infinity in JavaScript
+        return math.inf if value > 0 else -math.inf
+
+
+def _string_to_number(text: str) -> float:
+    text = text.strip(_JS_SPACE)
+    if not text:
+        return 0.0
+    prefixed = re.fullmatch(r"0(?:[xX]([0-9a-fA-F]+)|[oO]([0-7]+)|[bB]([01]+))", text)
+    if prefixed:
+        hexadecimal, octal, binary = prefixed.groups()
+        return _float(int(hexadecimal or octal or binary, 16 if hexadecimal else 8 if octal else 2))
+    if re.fullmatch(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?", text):
+        return float(text)
+    if re.fullmatch(r"[+-]?Infinity", text):
+        return -math.inf if text[0] == "-" else math.inf
+    return math.nan
+
+
+def _number_to_string(number: float) -> str:
+    """ECMA-262 Number::toString: plain digits from 1e-6 up to 1e21, else an exponent."""
+    if math.isnan(number):
+        return "NaN"
+    if math.isinf(number):
+        return "Infinity" if number > 0 else "-Infinity"
+    if number == 0:
+        return "0"
+    sign = "-" if number < 0 else ""
+    _, digit_tuple, exponent = Decimal(repr(abs(number))).normalize().as_tuple()
+    digits = "".join(map(str, digit_tuple))
+    point = len(digits) + int(exponent)
+    if len(digits) <= point <= 21:
+        return sign + digits + "0" * (point - len(digits))
+    if 0 < point <= 21:
+        return f"{sign}{digits[:point]}.{digits[point:]}"
+    if -6 < point <= 0:
+        return f"{sign}0.{'0' * -point}{digits}"
+    mantissa = digits[0] + (f".{digits[1:]}" if len(digits) > 1 else "")
+    return f"{sign}{mantissa}e{'+' if point > 0 else '-'}{abs(point - 1)}"
+
+
+# --- tokens: pure functions of a document ---------------------------------------------------------------------------
 
 
 def class_name(doc: Doc) -> str:
@@ -915,7 +1110,7 @@ def class_name(doc: Doc) -> str:
     def part(value: Any) -> str:
         if isinstance(value, bool) or not isinstance(value, (int, float, str)):
             return ""
-        if isinstance(value, float) and value == int(value):
+        if isinstance(value, float) and value.is_integer():
             value = int(value)
         return str(value).replace("/", "")
 
@@ -1061,7 +1256,7 @@ class Change:
         shown = [name for name in ("lock", "done", "exit_code", "seconds") if name in final]
         if final.get("done") and all(doc.get(name) == final[name] for name in shown):
             return "landed"
-        return "apply" if doc.get("lock") == self.lock and _is_zero(doc.get("done")) else "refused"
+        return "apply" if doc.get("lock") == self.lock and equals_zero(doc.get("done")) else "refused"
 
     def verdict_of(self, branches: Sequence[Doc]) -> str:
         """The verdict of the revisions of a token in conflict, the winner first. "apply": ``doc`` is the one to write to.
@@ -1110,11 +1305,6 @@ def revision_rank(doc: Doc) -> Tuple[int, str]:
     """How CouchDB ranks revisions that are in conflict. The highest wins, on all nodes the same."""
     generation, _, digest = doc["_rev"].partition("-")
     return int(generation), digest
-
-
-def is_finished(doc: Doc) -> bool:
-    """Whether a token is done or in error."""
-    return not _is_zero(doc.get("lock", 0)) and not _is_zero(doc.get("done", 0))
 
 
 class Merger(NamedTuple):
@@ -1797,6 +1987,9 @@ def lease_id(pilot: str) -> str:
     return f"_local/picas-pilot-{pilot}"
 
 
+LONGEST_LEASE = 7 * 86_400.0  # seconds; more, and pilots without a lease would be waited for as long
+
+
 class Shown(NamedTuple):
     """What a lease shows: how often it was written, when last by the database's clock, and for how many seconds it holds."""
 
@@ -1807,7 +2000,8 @@ class Shown(NamedTuple):
     @classmethod
     def of(cls, doc: Doc, default: float) -> "Shown":
         """What the lease in a document shows; ``default``: the length of one that does not say."""
-        return cls(number(doc.get("renewals")), number(doc.get("renewed")), number(doc.get("lease"), default))
+        lease = min(max(0.0, number(doc.get("lease"), default)), LONGEST_LEASE)
+        return cls(number(doc.get("renewals")), number(doc.get("renewed")), lease)
 
     def is_newer(self, than: "Shown") -> bool:
         """Whether the pilot has written this after the other. By number: clocks step."""
@@ -1946,6 +2140,11 @@ class Conflicts:
         return missing is None or missing > 0
 
 
+Head = Tuple[
+    Any, str
+]  # what goes first of a class: its priority, negated (None where that is not finite), and the class
+
+
 class Claims:
     """Finds tokens in state todo and claims them. Used by one thread."""
 
@@ -1954,6 +2153,7 @@ class Claims:
     MOST_UNSETTLED = 1000
     LOOKS = 12  # at a claim that is not to be seen, with growing pauses; one look at one that was refused as a conflict
     MOST_REFUSED = 100  # tokens that the database lets the pilot not claim, before it ever claimed one
+    NOT_TODO_FOR = 2.0  # seconds for which a view may show as todo what is not, until that is stepped over
     NO_VIEWS = 60.0  # seconds for which a cluster may miss its views: a node that comes back does
 
     def __init__(
@@ -1970,13 +2170,14 @@ class Claims:
         self._me = me
         self._clock = clock
         self.cluster = cluster
-        self._heads: List[Tuple[float, str]] = []  # priority (negated) and class
+        self._heads: List[Head] = []
         self._heads_until = 0.0
-        self._used_up: Set[Tuple[float, str]] = set()  # heads of which nothing is left in this pilot's share
+        self._used_up: Set[str] = set()  # heads of which nothing is left in this pilot's share
         self._conflicts = conflicts
         self._own_views_at = 0.0  # monotonic: when they are asked for again; until then they are missing
         self._no_views_since: Optional[float] = None
         self._told: Set[str] = set()
+        self._not_todo: Dict[str, Tuple[str, float]] = {}  # by token that a view shows: its revision, and since when
         self.in_flight: List[Token] = []  # a claim was sent, and whether it was carried out is not known
         self._unsettled: Dict[
             str, Unsettled
@@ -1999,12 +2200,17 @@ class Claims:
         have been claimed.
         """
         self.contested = self.unfit = self.deferred = 0
+        not_todo = 0
         wanted = min(wanted, self._most) if self._database.quorum.holds() else 1  # which shows whether it does again
         clean: List[Doc] = []
         suspects: List[Doc] = []
         seen: Set[str] = set()
         for docs in self._find(wanted):
-            for doc in filter(is_todo, docs):
+            for doc in docs:
+                if not is_todo(doc):
+                    self._step_over(doc)
+                    not_todo += 1
+                    continue
                 if doc["_id"] in seen or self._is_unsettled(doc["_id"]):
                     continue
                 seen.add(doc["_id"])
@@ -2021,12 +2227,24 @@ class Claims:
                 break
         chosen = clean[:wanted] or suspects[:1]
         tokens = self._claim(chosen)
-        self.contested = len(clean) + len(suspects) - len(tokens)
+        self.contested = len(clean) + len(suspects) - len(tokens) + not_todo
         if len(tokens) < 0.5 * len(chosen):
             self._most = max(1, len(chosen) // 2)
         else:
             self._most = min(self._most * 2, self._config.max_claim * self._config.slots)
         return tokens
+
+    def _step_over(self, doc: Doc) -> None:
+        """Leave out a token that a view shows as todo although it is not, if that lasts: others may be behind it."""
+        name, now = doc["_id"], time.monotonic()
+        rev, since = self._not_todo.get(name, ("", now))
+        if rev != doc.get("_rev"):
+            since = now
+        self._not_todo = dict(list(self._not_todo.items())[-1000:])
+        self._not_todo[name] = (doc.get("_rev", ""), since)
+        if now - since >= self.NOT_TODO_FOR:
+            self._database.leave_out(name, 60.0, waits=False)
+            self._tell_once(f"A view shows {name} as todo, and it is not: it is left alone.")
 
     def _find(self, wanted: int) -> Iterator[List[Doc]]:
         """Candidates, best priority first."""
@@ -2067,11 +2285,11 @@ class Claims:
                 return
             self._heads_until = 0.0  # what was best is gone, or cannot be read
 
-    def _read_heads(self) -> List[Tuple[float, str]]:
+    def _read_heads(self) -> List[Head]:
         """The best priority (negated) of each class, best first."""
         batch = self._config.batch or ""
         start: List[Any] = [batch]
-        heads: List[Tuple[float, str]] = []
+        heads: List[Head] = []
         if self._config.classes is None:
             while len(heads) < self.MOST_CLASSES:
                 rows = self._first(start, [batch, {}])
@@ -2084,23 +2302,26 @@ class Claims:
                 rows = self._first([batch, name], [batch, name, {}])
                 heads += [(row["key"][2], name) for row in rows]
         random.shuffle(heads)
-        return sorted(heads, key=lambda head: head[0])
+        for priority, name in heads:
+            if number(priority, math.inf) == math.inf:
+                self._tell_once(f"A token of class {name!r:.100} has a priority without a finite value: it goes last.")
+        return sorted(heads, key=lambda head: number(head[0], math.inf))
 
     def _first(self, start: List[Any], end: List[Any]) -> List[Doc]:
         return self._database.rows(DESIGN + "todo", reduce=False, startkey=start, endkey=end, limit=1)
 
-    def _find_at(self, head: Tuple[float, str], limit: int) -> Iterator[List[Doc]]:
+    def _find_at(self, head: Head, limit: int) -> Iterator[List[Doc]]:
         """First in this pilot's share of the numbers within class and priority, then from a random one on, wrapping around.
 
         So pilots seldom meet: those of an array have a share each, until it is used up.
         """
         key = [self._config.batch or "", head[1], head[0]]
         place, shares = self._me.share
-        if shares > 1 and head not in self._used_up:
+        if shares > 1 and repr(head) not in self._used_up:
             low, high = (number * NUMBERS // shares for number in (place, place + 1))
             found = self._todo(limit, startkey=[*key, low], endkey=[*key, high], inclusive_end=False)
             if len(found) < limit:
-                self._used_up.add(head)
+                self._used_up.add(repr(head))
             yield found
         start = [*key, random.randrange(NUMBERS)]
         found = self._todo(limit, startkey=start, endkey=[*key, {}])

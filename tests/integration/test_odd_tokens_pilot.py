@@ -1,0 +1,133 @@
+"""Pilots on pools that hold an odd token beside good ones: it may fail alone, and the good ones are done all the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_provider_picas.tokens import views
+from airflow_provider_picas.tokens.states import State
+from stack import couchdb
+from tests.integration import test_pilot
+from tests.integration.faults import Proxy
+from tests.integration.test_pilot import COUNT, Pool, Submission, held, parts_of_a_pilot, put_lease, until
+
+server, member, pool = test_pilot.server, test_pilot.member, test_pilot.pool
+submission = test_pilot.submission
+
+LARGE, HUGE = "integer of 401 digits", "integer of 4301 digits"  # what the fixture big_integers replaces
+GOOD = [f"b:{place:04d}" for place in range(1, 6)]
+
+
+@pytest.fixture
+def big_integers(server: couchdb.CouchDBAdmin, tmp_path: Path, pool: Pool) -> Iterator[Submission]:
+    """A submission whose pilots read integers where the pool has LARGE and HUGE: the embedded server does not keep such."""
+
+    def rewrite(_request: str, status: int, content: bytes) -> tuple[int, bytes]:
+        for text, digits in ((LARGE, 400), (HUGE, 4300)):
+            content = content.replace(b'"%s"' % text.encode(), b"1" + b"0" * digits)
+        return status, content
+
+    with Proxy(server.url) as between:
+        between.rewrite = rewrite
+        made = Submission(tmp_path / "big", pool, between.url)
+        yield made
+        made.close()
+
+
+def pilots_url(submission: Submission) -> str:
+    """Where the pilots of a submission find their database."""
+    credentials: dict[str, str] = {}
+    exec((submission.folder / "credentials" / "picasconfig.py").read_text(), credentials)
+    return credentials["PICAS_HOST_URL"]
+
+
+def push(pool: Pool, odd: dict[str, Any]) -> None:
+    """One odd token, b:0000, before five good ones."""
+    pool.push([{"priority": 1, **odd}, {}, {}, {}, {}, {}])
+
+
+def good_ones_are_done(pool: Pool) -> bool:
+    docs = pool.docs()
+    return all(docs[name]["exit_code"] == 0 and docs[name]["done"] for name in GOOD)
+
+
+def with_view(pool: Pool, name: str, old: str, new: str) -> None:
+    """Deploy one of the provider's views with a change."""
+    document = pool.request("GET", f"_design/{views.PROVIDER}")[1]
+    source = document["views"][name]["map"]
+    assert old in source
+    document["views"][name]["map"] = source.replace(old, new)
+    pool.put(document)
+
+
+@pytest.mark.parametrize("lock", ["0.0", "0x0", [], [[]], " \n", "-0", [0], False])
+def test_what_the_view_shows_as_todo_is_todo(pool: Pool, submission: Submission, lock: Any) -> None:
+    push(pool, {"lock": lock})
+    assert submission.run(COUNT) == 0
+    assert submission.runs() == dict.fromkeys(["b:0000", *GOOD], 1)
+    assert pool.states() == {State.DONE: 6}
+
+
+def test_what_a_view_shows_and_cannot_be_taken_is_stepped_over(pool: Pool, submission: Submission) -> None:
+    """The views of a pool may be others than ours. More of such tokens than the pilot reads at once, before the good ones."""
+    with_view(pool, "todo", "if (doc.lock == 0", "if (doc.input == 'odd' || doc.lock == 0")
+    pool.push([{"priority": 1, "input": "odd", "lock": -1}] * 12 + [{}] * 5)
+    assert submission.run(COUNT) == 0, submission.log()
+    assert pool.states() == {None: 12, State.DONE: 5}
+    assert submission.log().count("shows b:0000 as todo, and it is not") == 1
+
+
+@pytest.mark.parametrize("key", ["null", "'high'", "[1]", "{}", "1e308"])
+def test_a_priority_without_a_finite_value_goes_last(pool: Pool, submission: Submission, key: str) -> None:
+    """CouchDB has null there for 10 to the power of 400."""
+    with_view(pool, "todo", "-priority", f"(doc.input == 'odd' ? {key} : -priority)")
+    pool.push([{"input": "odd"}, {}, {}, {}, {"cores": 2}, {"cores": 2, "input": "odd"}])
+    assert submission.run(COUNT) == 0, submission.log()
+    assert submission.runs() == dict.fromkeys(["b:0000", *GOOD], 1)
+    assert submission.log().count("a priority without a finite value") == 2
+
+
+def test_leases_beside_one_that_python_does_not_read(pool: Pool, big_integers: Submission) -> None:
+    assert pool.request("PUT", "_local/picas-pilot-odd", {"lease": HUGE})[0] == 201
+    for name in "abc":
+        put_lease(pool, name)
+    with parts_of_a_pilot(pool, pilots_url(big_integers)) as (database, *_):
+        assert list(database.leases(["a", "odd", "b", "c"])) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("field", ["lease", "renewals", "renewed"])
+def test_numbers_of_a_lease_that_overflow_count_for_nothing(pool: Pool, big_integers: Submission, field: str) -> None:
+    """The reaping of others goes on. Its own pilot counts as one that nobody has heard for a whole lease."""
+    put_lease(pool, "odd", age=1000)
+    name = "_local/picas-pilot-odd"
+    pool.put({**pool.request("GET", name)[1], field: LARGE})
+    put_lease(pool, "dead", ended=True)
+    push(pool, {})
+    pool.push([{**token, "batch": "b"} for token in [*held("odd", 1), *held("dead", 1)]], "b:locked")
+    pilot = big_integers.start(COUNT, lease=4)
+    until(lambda: pool.get("b:locked:0001")["done"], 60)
+    pilot.terminate()
+    assert pilot.wait(30) == 0, big_integers.log()
+    assert "failed" not in big_integers.log()
+    assert good_ones_are_done(pool)
+
+
+@pytest.mark.parametrize("views_of", ["provider", "picas"])
+def test_an_integer_that_python_does_not_read_stops_no_pilot(
+    pool: Pool, big_integers: Submission, views_of: str
+) -> None:
+    if views_of == "picas":
+        design = pool.request("GET", f"_design/{views.PROVIDER}")[1]
+        assert pool.request("DELETE", f"_design/{views.PROVIDER}?rev={design['_rev']}")[0] == 200
+    put_lease(pool, "dead", ended=True)
+    push(pool, {"input": {"a": [1, HUGE]}})
+    pool.push([{**token, "batch": "b"} for token in held("dead", 3)], "b:locked")
+    pool.put({**pool.get("b:locked:0001"), "input": HUGE})
+    assert big_integers.run(COUNT) == 0, big_integers.log()
+    assert big_integers.runs() == dict.fromkeys([*GOOD, "b:locked:0000", "b:locked:0002"], 1)
+    for bad in ("b:0000", "b:locked:0001"):
+        assert big_integers.log().count(f"{bad} holds an integer of more than 4300 digits: it is left alone.") == 1
