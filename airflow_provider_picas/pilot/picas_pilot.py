@@ -3261,9 +3261,16 @@ class WallClock(threading.Thread):
             self._again.wait(self.EVERY)
         self.asked.set()
 
+    @staticmethod
+    def _environment() -> Dict[str, str]:
+        """Without the variables that change what Slurm's commands answer, such as SQUEUE_PARTITION in a profile."""
+        needed = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT")
+        changing = re.compile("(SLURM|SQUEUE|SCONTROL)_")
+        return {name: value for name, value in os.environ.items() if name in needed or not changing.match(name)}
+
     def _ask(self, *argv: str) -> Optional[float]:
         try:
-            process = self._processes.start(argv, stderr=subprocess.DEVNULL)
+            process = self._processes.start(argv, stderr=subprocess.DEVNULL, env=self._environment())
         except OSError:
             return None
         killer = threading.Timer(20, process.kill)  # the controller may hang

@@ -288,7 +288,7 @@ def _start(folder: str) -> Operation[Record]:
     """Start the script and wait a while for sbatch's answers. It outlives the connection."""
     text = f"""
 cd -- {quote(folder)} || exit 3
-setsid -f bash ./{SUBMIT_SCRIPT} </dev/null >/dev/null 2>&1
+setsid -f bash -p ./{SUBMIT_SCRIPT} </dev/null >/dev/null 2>&1
 t=0
 while [ $t -lt {int(ANSWER_WAIT * 5)} ]; do
   i=0; missing=

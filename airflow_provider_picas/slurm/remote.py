@@ -83,15 +83,38 @@ def new_marker() -> str:
     return f"picas-{secrets.token_hex(8)}"
 
 
-def wrap(text: str, marker: str) -> str:
-    """The command line that runs some text in a login shell, between two markers.
+_ACCOUNT = "SBATCH_ACCOUNT"
+"""The one input variable of sbatch that is kept: at many sites the login profile says there who pays."""
 
-    Sites set PATH and modules in profile files, which may print a banner, too. The text is sent encoded since the account's
-    own shell, which reads the line first, may be a csh.
+_CLEAN = f"""
+set +o posix; unset -v CDPATH GLOBIGNORE GREP_OPTIONS
+kept=$(declare -p SLURM_CONF SLURM_CONF_SERVER SLURM_CLUSTERS SLURM_JWT {_ACCOUNT} 2>/dev/null)
+unset -v "${{!SLURM_@}}" "${{!SBATCH_@}}" "${{!SQUEUE_@}}" "${{!SCANCEL_@}}" "${{!SACCT_@}}" "${{!SCONTROL_@}}"
+eval "$kept"; unset -v kept
+"""
+"""Shell text after which only those variables of the login profile reach Slurm that say where it is.
+
+``SQUEUE_PARTITION`` or ``SACCT_STATE`` would hide jobs from us, ``SBATCH_ARRAY_INX`` would change the number of pilots.
+"""
+
+_WORD = 800  # characters; a bsd-csh takes no word of more than 1,023
+
+
+def wrap(text: str, marker: str) -> str:
+    """The command line that runs some text with the environment of a login shell, between two markers.
+
+    Sites set PATH and modules in profile files. Those may also print a banner, and define aliases, functions and shell options:
+    a clean shell takes the place of the login shell, and inherits its environment only. ``-p`` keeps it from BASH_ENV, exported
+    functions and SHELLOPTS, which jobs may need and still inherit. The text is sent encoded, and in short words, since the
+    account's own shell, which reads the line first, may be a csh. The words reach a plain sh, so that no profile changes them.
     """
-    encoded = base64.b64encode(text.encode()).decode()
-    inner = f'echo; echo {marker}; (eval "$(echo {encoded} | base64 -d)"); code=$?; echo; echo {marker} $code'
-    return f"exec bash -lc {shlex.quote(inner)}"
+    program = f"{_CLEAN}echo; echo {marker}; (eval {shlex.quote(text)}); code=$?; echo; echo {marker} $code"
+    encoded = base64.b64encode(program.encode()).decode()
+    stage = f'eval "$(echo {encoded} | base64 -d)"'
+    words = [stage[start : start + _WORD] for start in range(0, len(stage), _WORD)]
+    # "exec" in quotes is no alias. $0 is the one parameter that `set --` in a profile does not change.
+    login = '"exec" bash --noprofile --norc -p -c "$0"'
+    return 'exec sh -c \'IFS=; exec bash -lc "$0" "$*"\' ' + " ".join(f"'{word}'" for word in [login, *words])
 
 
 def unwrap(stdout: str, stderr: str, marker: str) -> Output:

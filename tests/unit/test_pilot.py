@@ -602,3 +602,12 @@ def test_a_stop_goes_before_a_drain() -> None:
     work.stop(picas_pilot.DRAIN, "late")
     assert (work.level, work.why) == (picas_pilot.STOP, "told to")
     assert work.stopping.is_set()
+
+
+def test_slurms_input_variables_do_not_reach_the_question_for_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SQUEUE_PARTITION", "SQUEUE_STATES", "SCONTROL_ALL", "SLURM_CLUSTERS", "SLURM_CONF", "SLURM_JOB_ID"):
+        monkeypatch.setenv(name, "1")
+    clock = picas_pilot.WallClock(picas_pilot.Clock(), picas_pilot.Processes())
+    asked = clock._environment()
+    assert {name for name in asked if name.startswith("S") and "_" in name} >= {"SLURM_CLUSTERS", "SLURM_CONF"}
+    assert not {"SQUEUE_PARTITION", "SQUEUE_STATES", "SCONTROL_ALL", "SLURM_JOB_ID"} & set(asked)

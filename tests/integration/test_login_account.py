@@ -1,0 +1,100 @@
+"""Login profiles and sites that would change what Slurm's commands answer, or what our shell text does."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from airflow_provider_picas.hooks.picas import PicasHook
+from airflow_provider_picas.hooks.slurm import SlurmHook
+from airflow_provider_picas.operators.pilots import PicasCancelPilotsOperator, PicasSubmitPilotsOperator
+from airflow_provider_picas.slurm.remote import RemoteFile, Send
+from stack import processes
+from tests.integration.tasks import context
+
+pytestmark = pytest.mark.usefixtures("picas_default", "spider")
+
+LIMIT = 60  # seconds to wait for anything
+HELD = "#!/bin/bash\n#SBATCH --hold\nsleep 600\n"
+
+
+@pytest.fixture
+def remote(spider: str) -> Iterator[SlurmHook]:
+    """The cluster, to look at."""
+    with SlurmHook("spider") as hook:
+        yield hook
+
+
+@pytest.fixture
+def task_id(remote: SlurmHook) -> Iterator[str]:
+    """A name of this test's own; its jobs are cancelled at the end."""
+    name = f"t{secrets.token_hex(4)}"
+    yield name
+    remote.run(f"scancel $(squeue -h -o '%F %j' | awk '$2 ~ /{name}/ {{ print $1 }}')")
+
+
+@contextmanager
+def profile(remote: SlurmHook, text: str) -> Iterator[None]:
+    """Shell text at the end of the login profile."""
+    file = remote.run('echo "$HOME/.bash_profile"').stdout.strip()
+    before = remote.run(f"cat {file}").stdout
+    remote.perform(Send([RemoteFile(file, f"{before}\n{text}\n".encode())]))
+    try:
+        yield
+    finally:
+        remote.perform(Send([RemoteFile(file, before.encode())]))
+
+
+def submit(script: Any, task_id: str, **arguments: Any) -> dict[str, Any]:
+    operator = PicasSubmitPilotsOperator(task_id=task_id, script=str(script), ssh_conn_id="spider", **arguments)
+    output = operator.execute(context(task_id))
+    assert output is not None
+    return output
+
+
+def cancel(pilots: dict[str, Any]) -> None:
+    PicasHook("picas_default").deploy_views()
+    PicasCancelPilotsOperator(task_id="cancel", pilots=pilots).execute(context("cancel"))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def held(tmp_path: Any) -> str:
+    """A script whose job does not start."""
+    (tmp_path / "held.sh").write_text(HELD)
+    return str(tmp_path / "held.sh")
+
+
+def jobs(remote: SlurmHook, pilots: dict[str, Any]) -> list[str]:
+    """Pilots that wait or run."""
+    return remote.run(f"squeue --noheader --array --name={pilots['submission']} --format=%i").stdout.split()
+
+
+VARIABLES = """
+export SQUEUE_PARTITION=other SQUEUE_STATES=RUNNING SQUEUE_USERS=nobody SACCT_FORMAT=JobID SCANCEL_STATE=RUNNING
+export SBATCH_ARRAY_INX=0-2 SBATCH_EXPORT=NONE SLURM_TIME_FORMAT=relative SLURM_BITSTR_LEN=1
+"""
+SHELL = """
+shopt -s expand_aliases
+alias ls='ls -l' grep='grep -n' cat='cat -n'
+export CDPATH=$HOME
+sort() { command sort -r "$@"; }
+export -f sort
+set -euo pipefail
+"""
+
+
+@pytest.mark.parametrize("text", [VARIABLES, SHELL], ids=["variables", "shell code"])
+def test_the_login_profile_changes_no_submission(held: str, remote: SlurmHook, task_id: str, text: str) -> None:
+    remote.run("mkdir -p pilots")
+    with profile(remote, text):
+        made = submit(held, task_id, remote_folder="pilots", env={"OURS": "1"})
+        again = submit(held, task_id, remote_folder="pilots", env={"OURS": "1"})
+    assert again["job_ids"] == made["job_ids"], "submitted twice"
+    assert jobs(remote, made) == made["job_ids"], "no array was asked for"
+    with profile(remote, text):
+        cancel(made)
+    processes.wait_for(lambda: not jobs(remote, made), what="The end of the pilots", seconds=LIMIT)
