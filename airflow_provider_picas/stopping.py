@@ -13,7 +13,7 @@ from airflow_provider_picas.couchdb.pool import Pool
 from airflow_provider_picas.couchdb.protocol import Request, json_body
 from airflow_provider_picas.reaping import News, Operation, Watched, look_after
 from airflow_provider_picas.slurm import calls
-from airflow_provider_picas.slurm.remote import Command, Output, Pause, ok, quote
+from airflow_provider_picas.slurm.remote import OURS, Command, Output, Pause, ok, quote
 from airflow_provider_picas.slurm.submission import CREDENTIALS
 from airflow_provider_picas.tokens.leases import Observer
 
@@ -87,7 +87,7 @@ settled() {{
 }}
 cd -- {quote(watched.folder)} 2>/dev/null || exit 0
 settled || exit 6  # more pilots are about to be submitted
-left=$(squeue --noheader --all --name={names} --format=%i) || exit 5
+left=$(squeue --noheader --all {OURS} --name={names} --format=%i) || exit 5
 [ -z "$left" ] && settled || exit 6
 find {folder} -mindepth 1 -delete 2>/dev/null || true"""
     waited, pause = 0.0, 2.0

@@ -13,7 +13,7 @@ from airflow_provider_picas.pilot.picas_pilot import lease_id, number
 from airflow_provider_picas.reaping import Operation, Watched
 from airflow_provider_picas.slurm import calls
 from airflow_provider_picas.slurm.pilot_job import CONFIG_FILE
-from airflow_provider_picas.slurm.remote import Command, Output, ok, quote
+from airflow_provider_picas.slurm.remote import OURS, Command, Output, ok, quote
 from airflow_provider_picas.stopping import MOST_CALLS, drain_flag
 
 KEEP_LEASES = 7 * 86_400  # seconds that the lease of a pilot is kept which was not heard any more
@@ -39,9 +39,9 @@ def cancel_pending(pool: Pool, watched: Watched) -> Operation[int]:
         return 0
     names = quote(",".join(calls.job_names(watched.key, MOST_CALLS)))
     text = f"""
-jobs=$(squeue --noheader --all --array --states=PENDING --name={names} --format='%F %i') || exit 5
+jobs=$(squeue --noheader --all --array --states=PENDING {OURS} --name={names} --format='%F %i') || exit 5
 [ -n "$jobs" ] || exit 0
-scancel --state=PENDING $(printf '%s\\n' "$jobs" | cut -d' ' -f1 | sort -u) || exit 6
+scancel {OURS} --state=PENDING $(printf '%s\\n' "$jobs" | cut -d' ' -f1 | sort -u) || exit 6
 printf '%s\\n' "$jobs" | wc -l"""
     output: Output = yield from ok(Command(text), "Pilots that have not started could not be cancelled")
     return int(output.stdout or 0)

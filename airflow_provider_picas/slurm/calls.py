@@ -13,7 +13,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from airflow_provider_picas.slurm import sbatch
-from airflow_provider_picas.slurm.remote import Command, Operation, Pause, RemoteError, UnreachableError, ok, quote
+from airflow_provider_picas.slurm.remote import (
+    OURS,
+    Command,
+    Operation,
+    Pause,
+    RemoteError,
+    UnreachableError,
+    ok,
+    quote,
+    started_after,
+)
 
 SUBMIT_SCRIPT = "submit.sh"
 ANSWER_WAIT = 40.0  # seconds that a try waits for sbatch's answer; sbatch itself gives up after MessageTimeout, 10 s
@@ -246,7 +256,9 @@ def acknowledge(folder: str) -> Operation[None]:
 
 def active(key: str, calls: int) -> Operation[bool]:
     """Whether a job of the submission waits or runs. Raises UnreachableError when Slurm does not answer: unknown is not ended."""
-    output = yield Command(f"squeue --noheader --all --name={quote(','.join(job_names(key, calls)))} --format='%F|%T'")
+    output = yield Command(
+        f"squeue --noheader --all {OURS} --name={quote(','.join(job_names(key, calls)))} --format='%F|%T'"
+    )
     if output.code != 0:
         raise UnreachableError(f"squeue does not tell whether the pilots of {key} still run: {output.said}")
     return bool(output.stdout.strip())
@@ -257,7 +269,7 @@ def cancel(key: str, calls: int) -> Command:
     names = quote(",".join(job_names(key, calls)))
     # By id: unlike squeue, scancel takes a list of names for one name, and cancels nothing.
     return Command(f"""
-jobs=$(squeue --noheader --all --name={names} --format=%F) || exit 5
+jobs=$(squeue --noheader --all {OURS} --name={names} --format=%F) || exit 5
 [ -z "$jobs" ] || scancel $(printf '%s\\n' "$jobs" | sort -u)""")
 
 
@@ -269,9 +281,9 @@ def find_jobs(key: str, record: Record) -> Operation[dict[int, str] | None]:
     names = {name: number for number, name in enumerate(job_names(key, len(record.calls)))}
     listed = quote(",".join(names))
     text = f"""
-squeue --noheader --all --states=all --name={listed} --format='%F|%j' || exit 5
-since=$(date -d @{record.since - 60} +%Y-%m-%dT%H:%M:%S)
-sacct --noheader --parsable2 --allocations --starttime="$since" --name={listed} --format=JobID,JobName 2>/dev/null || true"""
+squeue --noheader --all --states=all {OURS} --name={listed} --format='%F|%j' || exit 5
+sacct --noheader --parsable2 {OURS} --allocations {started_after(record.since - 60)} --name={listed} --format=JobID,JobName \
+  2>/dev/null || true"""
     output = yield Command(text)
     if output.code != 0:
         return None
@@ -356,6 +368,6 @@ def _cancel_others(key: str, record: Record) -> Operation[None]:
     for number, call in enumerate(record.calls):
         name, keep = quote(job_name(key, number)), quote(str(call.job_id))
         yield Command(
-            f"squeue --noheader --all --name={name} --format=%F | sort -u | grep -vx {keep}"
+            f"squeue --noheader --all {OURS} --name={name} --format=%F | sort -u | grep -vx {keep}"
             ' | while read -r job; do scancel "$job"; done'
         )

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from airflow_provider_picas.slurm.remote import Command, Operation, Output, UnreachableError, quote
+from airflow_provider_picas.slurm.remote import OURS, Command, Operation, Output, UnreachableError, quote, started_after
 from airflow_provider_picas.tokens.text import one_line
 
 _SQUEUE = "%i|%F|%K|%T|%r|%S|%M|%C|%N"
@@ -178,11 +178,10 @@ names=
 add() {{ names=$names,$1; i=1; while [ -e "$2/command.$i" ]; do names=$names,$1-$i; i=$((i+1)); done; }}
 {listed}
 names=${{names#,}}
-since=$(date -d @{since - 300} +%Y-%m-%dT%H:%M:%S)
 export SLURM_TIME_FORMAT=%s
 date '+T|%s'
-squeue --noheader --all --array --states=all --name="$names" --format={quote("Q|" + squeue)} || exit 5
-if rows=$(sacct --noheader --parsable2 --starttime="$since" --name="$names" --format={sacct} 2>&1); then
+squeue --noheader --all --array --states=all {OURS} --name="$names" --format={quote("Q|" + squeue)} || exit 5
+if rows=$(sacct --noheader --parsable2 {OURS} {started_after(since - 300)} --name="$names" --format={sacct} 2>&1); then
   [ -z "$rows" ] || printf '%s\n' "$rows" | sed 's/^/A|/'
 else
   printf '%s\n' "$rows" | tail -n 1 | sed 's/^/E|/'
@@ -192,7 +191,7 @@ true"""
 
 def count_pilots() -> Operation[tuple[int, int]]:
     """How many pilots of this package wait, and how many run, for the user who asks: their job names begin with ``picas-``."""
-    output = yield Command("squeue --noheader --array --user=\"$(id -un)\" --format='%T|%j' || exit 5")
+    output = yield Command(f"squeue --noheader --array {OURS} --format='%T|%j' || exit 5")
     if output.code != 0:
         raise UnreachableError(f"squeue does not answer: {output.said}")
     states = [

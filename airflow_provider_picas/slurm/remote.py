@@ -67,6 +67,9 @@ class Output:
         return one_line(" ".join(said.split()), 1000) or f"exit code {self.code}, and no message"
 
 
+OURS = '--user="$UID"'
+"""The option of squeue, sacct and scancel that leaves out other people's jobs, which may bear the same names."""
+
 Step = Command | Send | Pause
 Result = TypeVar("Result")
 Operation = Generator[Step, Output, Result]
@@ -76,6 +79,14 @@ Operation = Generator[Step, Output, Result]
 def quote(*words: str) -> str:
     """Words as shell text. All shell text that holds a value is made here."""
     return shlex.join(words)
+
+
+def started_after(since: int) -> str:
+    """The option of sacct for jobs that ran after this time, in seconds since 1970.
+
+    Local time would do for most of the year, but repeats an hour when clocks are set back.
+    """
+    return f"--starttime=uts{since}"
 
 
 def new_marker() -> str:

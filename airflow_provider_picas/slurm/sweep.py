@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from airflow_provider_picas.slurm.remote import Command, Operation, ok, quote
+from airflow_provider_picas.slurm.remote import OURS, Command, Operation, ok, quote
 
 KEEP_DAYS = 30.0  # days after the last change for which the folder of a submission is kept
 KEEP_NUMBER = 1_000  # folders that are kept at most: the oldest ones go first
@@ -27,7 +27,7 @@ def sweep(folder: str, keep_days: float = KEEP_DAYS) -> Operation[list[str]]:
     seconds = int(min(keep_days * 86_400, math.ldexp(1, 53)))
     text = f"""
 cd -- {quote(folder)} || exit 4
-jobs=$(squeue --noheader --all --user="$(id -un)" --format=%j) || exit 5
+jobs=$(squeue --noheader --all {OURS} --format=%j) || exit 5
 find . -maxdepth 1 -type d \\( -name '.picas-*' -o -name '.gone.picas-*' \\) -mmin +{IDLE} -exec rm -rf -- {{}} +
 idle=$({{
   printf '%s\\n' "$jobs" --

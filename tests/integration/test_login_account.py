@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
+from airflow_provider_picas import stopping
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.slurm import SlurmHook
 from airflow_provider_picas.operators.pilots import PicasCancelPilotsOperator, PicasSubmitPilotsOperator
+from airflow_provider_picas.reaping import Watched
+from airflow_provider_picas.slurm import jobs as slurm_jobs
 from airflow_provider_picas.slurm.remote import RemoteFile, Send
 from stack import processes
 from tests.integration.tasks import context
@@ -98,3 +102,24 @@ def test_the_login_profile_changes_no_submission(held: str, remote: SlurmHook, t
     with profile(remote, text):
         cancel(made)
     processes.wait_for(lambda: not jobs(remote, made), what="The end of the pilots", seconds=LIMIT)
+
+
+def test_jobs_of_other_people_with_our_names_are_not_ours(held: str, remote: SlurmHook, task_id: str) -> None:
+    """A held one would keep our credentials for ever, make a submission look alive, and be cancelled with ours."""
+    made = submit(held, task_id)
+    foreign = remote.run(
+        f"sbatch --uid=nobody --gid=nogroup --parsable --hold --chdir=/ --job-name={made['submission']} --wrap true"
+    ).stdout.strip()
+    if not foreign:
+        pytest.skip("the account cannot submit jobs as another user")
+    try:
+        look = remote.do(slurm_jobs.look(made["submission"], made["folder"], int(time.time())))
+        assert set(look.jobs) == set(made["job_ids"])
+        cancel(made)
+        assert jobs(remote, made) == [foreign]
+        watched = Watched(key=made["submission"], folder=made["folder"], since=0, ssh_conn_id="spider")
+        assert remote.do(stopping.remove_credentials(watched, wait=LIMIT)), "another user's job keeps the credentials"
+        again = submit(held, task_id)
+        assert again["job_ids"] != made["job_ids"], "another user's job makes the submission look alive"
+    finally:
+        remote.run(f"scancel {foreign}")

@@ -38,5 +38,5 @@ def test_one_command_names_all_and_begins_with_the_earliest() -> None:
     text = together(STEPS).text
     assert "add picas-a.1 '/home/me/my picas-a.1'" in text
     assert "add picas-b.1 '/home/me/my picas-b.1'" in text
-    assert "date -d @-260 " in text
+    assert "--starttime=uts-260 " in text
     assert (text.count("squeue "), text.count("sacct ")) == (1, 1)

@@ -81,7 +81,10 @@ def test_the_login_profile_is_read(tmp_path: Path) -> None:
 def test_shell_code_of_the_profile_does_not_reach_ours(tmp_path: Path, profile: str) -> None:
     (tmp_path / "pilots").mkdir()
     (tmp_path / "pilots" / "a.1").touch()
-    text = f'cd -- {tmp_path} && cd -- pilots; false | true && echo "$?"; ls -d a.*; echo "[$NO_SUCH]" "$#"; a=12; echo $a; bash -p -c "ls; cd /"'
+    text = f"""
+cd -- {tmp_path} && cd -- pilots; false | true && echo "$?"; ls -d a.*; echo "[$NO_SUCH]" "$#"; a=12; echo $a
+bash -p -c "ls; cd /"
+"""
     got = run(text, tmp_path, profile)
     assert (got.code, got.stdout) == (0, "0\na.1\n[] 0\n12\na.1\n")
 
