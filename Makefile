@@ -16,10 +16,12 @@ unexport PYTHONDONTWRITEBYTECODE
 demo: python
 	@exec $(PYTHON) -m stack.demo --stack $(STACK)
 
-# Side by side: most of the time they wait for something real. ARGS=--all also tests an embedded server that has not changed.
+# Side by side: most of the time they wait for something real, but the Airflows of the end-to-end tests work. ARGS=--all also tests
+# an embedded server that has not changed.
 test: install lint
 ifeq ($(strip $(TESTS)),)
-	$(VENV)/pytest -n 4 --dist loadfile tests/unit tests/integration tests/e2e $(ARGS)
+	$(VENV)/pytest -n 4 --dist loadfile tests/unit tests/integration $(ARGS)
+	$(VENV)/pytest -n 2 --dist loadfile tests/e2e $(ARGS)
 else
 	$(VENV)/pytest $(TESTS) $(ARGS)
 endif
