@@ -9,8 +9,9 @@ from typing import Any
 
 from airflow_provider_picas.reaping import News
 from airflow_provider_picas.slurm.logs import LogNews
-from airflow_provider_picas.tokens.text import sample
+from airflow_provider_picas.tokens.text import one_line, sample
 
+MOST_STUCK = 20  # tokens that are named because they cannot be given back
 LOGS_INTERVAL = 30.0  # seconds between two looks at the pilots' logs
 
 
@@ -22,6 +23,7 @@ class PilotsLog:
         self._log = log
         self._trouble: str | None = None
         self._logs_at = -math.inf
+        self._stuck: set[str] = set()  # tokens that were named
 
     def tell(self, news: News) -> None:
         """Tell what a look has found."""
@@ -34,6 +36,14 @@ class PilotsLog:
             if tokens:
                 causes = list(dict.fromkeys(cause for _, cause in tokens))
                 self._log.warning("%s: %s (%s).", what, sample([token for token, _ in tokens]), sample(causes))
+
+        for token, why in news.stuck.items():
+            if token not in self._stuck and len(self._stuck) < MOST_STUCK:
+                self._stuck.add(token)
+                self._log.warning(
+                    "The pilot of token %s is dead, and the token cannot be given back: it %s. Delete it, or mend it in the"
+                    " database.", one_line(token), why,
+                )  # fmt: skip
 
     def logs_are_due(self) -> bool:
         """Whether it is time to look at the pilots' logs."""

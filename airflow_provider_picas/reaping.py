@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from typing import Any, TypeVar
@@ -78,6 +78,7 @@ class News:
     given_up: list[tuple[str, str]] = field(default_factory=list)  #: token id, cause: scrubbed too often, now in error
     sent: int = 0  #: results that pilots had left in the submission's folder
     unsent: dict[str, str] = field(default_factory=dict)  #: why results stay there, by token: these are not given back
+    stuck: dict[str, str] = field(default_factory=dict)  #: why tokens of dead pilots cannot be given back
     holders: Holders = field(default_factory=Holders)  #: of the tokens that are locked after all this
 
     @property
@@ -160,7 +161,8 @@ def look_after(
         dead = yield from _without_conflicts(pool, dead, judge, observer, contact)
         yield from _reap(pool, dead, max_scrubs, news)
     gone = {token for token, _ in (*news.reaped, *news.given_up)}
-    news.holders = judgement.holders([token for token in locked if token["_id"] not in gone])
+    news.holders = judgement.holders([token for token in locked if token["_id"] not in {*gone, *news.stuck}])
+    news.holders = replace(news.holders, foreign=(*news.holders.foreign, *news.stuck))  # nobody works on them
     return news
 
 
@@ -264,11 +266,18 @@ def _reap(pool: Pool, dead: Sequence[tuple[Document, str]], max_scrubs: int, new
     if not dead:
         return
     _, now = yield from read_leases(pool, [])
-    changed = [(token, cause, _given_back(token, cause, max_scrubs, int(now))) for token, cause in dead]
-    rows = yield from pool.write([documents.encode(new) for _, _, new in changed])
+    changed = []
+    for token, cause in dead:
+        if documents.holds_huge_integer(token):
+            news.stuck[token["_id"]] = documents.HUGE_INTEGER
+        else:
+            changed.append((token, cause, _given_back(token, cause, max_scrubs, int(now))))
+    rows = (yield from pool.write([json_body(new) for _, _, new in changed])) if changed else []
     for (token, cause, new), row in zip(changed, rows, strict=True):
         if row.error is None:
             (news.given_up if new["done"] else news.reaped).append((token["_id"], cause))
+        elif row.error == TOO_LARGE:
+            news.stuck[token["_id"]] = "is too large to be written again"
 
 
 def _given_back(token: Document, cause: str, max_scrubs: int, now: int) -> Document:

@@ -72,10 +72,18 @@ def clock(pool: Pool) -> Operation[int]:
     return answer.time if answer.time is not None else int(time.time())
 
 
+def _objections(tokens: Sequence[Document], judge: Judge) -> list[str | None]:
+    """What ``judge`` says, and of those that it would have changed, which cannot be written back."""
+    return [
+        documents.HUGE_INTEGER if objection is None and documents.holds_huge_integer(token) else objection
+        for token, objection in zip(tokens, judge(tokens), strict=True)
+    ]
+
+
 def preview(tokens: Sequence[Document], judge: Judge) -> EditReport:
     """What a change of these tokens would report; nothing is written."""
     report = EditReport()
-    for token, objection in zip(tokens, judge(tokens), strict=True):
+    for token, objection in zip(tokens, _objections(tokens, judge), strict=True):
         if objection is None:
             report.change(token["_id"])
         else:
@@ -225,7 +233,7 @@ def _change(
     unanswered: dict[str, Document] = {}
     for _ in range(_TRIES):
         wanted = []
-        for token, objection in zip(tokens, judge(tokens), strict=True):
+        for token, objection in zip(tokens, _objections(tokens, judge), strict=True):
             if token["_id"] in unanswered and was_written(token, unanswered[token["_id"]]):
                 report.change(token["_id"])
             elif objection is not None:

@@ -6,6 +6,7 @@ import json
 import random
 import re
 from collections.abc import Generator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
@@ -13,6 +14,7 @@ from urllib.parse import urlencode
 
 from airflow_provider_picas.couchdb import errors
 from airflow_provider_picas.couchdb.settings import Settings
+from airflow_provider_picas.tokens.documents import integer
 from airflow_provider_picas.tokens.text import one_line
 
 TRIES = 5
@@ -76,9 +78,11 @@ class Answer:
     body: bytes
 
     def json(self) -> Any:
-        """The body as JSON. Raises UnavailableError when it was cut off."""
-        try:
+        """The body as JSON; integers with too many digits are ``HugeInteger``. Raises UnavailableError when it was cut off."""
+        with suppress(ValueError):
             return json.loads(self.body)
+        try:
+            return json.loads(self.body, parse_int=integer)
         except ValueError:
             raise errors.UnavailableError(
                 f"CouchDB's answer is no JSON ({len(self.body)} bytes): it was cut off on its way.", status=self.status

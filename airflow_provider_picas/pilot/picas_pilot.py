@@ -710,7 +710,7 @@ class Database:
         self._prefix = parts.path.rstrip("/") + "/" + quote(access.database, safe="")
         self._clock = clock
         self.quorum = clock.quorum
-        self._unreadable: Set[str] = set()  # ids of documents that cannot be read, or not be written again
+        self._left_alone: Set[str] = set()  # ids of documents that cannot be read or written by this pilot
         self._left_out: Dict[
             str, float
         ] = {}  # ids of documents that are passed over, with the others, until when (monotonic)
@@ -807,20 +807,15 @@ class Database:
             if len(ids) > 1:  # by halves, until the one is found that is to blame
                 half = len(ids) // 2
                 return dict(self.read(ids[:half], **query), **self.read(ids[half:], **query))
-            self._leave_out(ids[0], error.why)
+            self.leave_alone(ids[0], error.why)
             return {ids[0]: None}
         return {name: doc if doc and self._is_readable(doc) else None for name, doc in docs.items()}
 
     def _is_readable(self, doc: Doc) -> bool:
         too_deep = is_nested_more(doc, MOST_NESTED + 1)
         if too_deep:
-            self._leave_out(doc["_id"], TOO_DEEP)
+            self.leave_alone(doc["_id"], TOO_DEEP)
         return not too_deep
-
-    def _leave_out(self, name: str, why: str) -> None:
-        if name not in self._unreadable:
-            log(f"{name} {why}: it is left alone.")
-        self._unreadable.add(name)
 
     def branches(self, ids: Sequence[str]) -> Dict[str, List[Doc]]:
         """The revisions of documents that are in conflict, the winner first: mostly one, none for what cannot be read.
@@ -917,6 +912,16 @@ class Database:
         self._left_out[name] = time.monotonic() + seconds
         (self._waited_for.add if waits and seconds < float("inf") else self._waited_for.discard)(name)
 
+    def leave_alone(self, name: str, why: str) -> None:
+        """Pass over a document in the rows of views for as long as this pilot runs, and say why."""
+        if name not in self._left_alone:
+            log(f"{name} {why}: it is left alone.")
+        self._left_alone.add(name)
+
+    def left_alone(self) -> int:
+        """How many documents are passed over for as long as this pilot runs."""
+        return len(self._left_alone)
+
     def left_out(self) -> bool:
         """Whether there are documents that are passed over for some time only, and may be taken after it."""
         return any(name in self._waited_for for name in self._left_out)
@@ -925,11 +930,7 @@ class Database:
         now = time.monotonic()
         for name in [name for name, until in self._left_out.items() if until <= now]:
             del self._left_out[name]
-        return self._unreadable.union(self._left_out)
-
-    def unreadable(self) -> int:
-        """How many documents were found so far that cannot be read."""
-        return len(self._unreadable)
+        return self._left_alone.union(self._left_out)
 
 
 class Backoff:
@@ -2273,7 +2274,7 @@ class Claims:
 
     def _find_by_priority(self, wanted: int) -> Iterator[List[Doc]]:
         while True:
-            found, fresh, unreadable = False, time.monotonic() >= self._heads_until, self._database.unreadable()
+            found, fresh, unreadable = False, time.monotonic() >= self._heads_until, self._database.left_alone()
             if fresh:
                 self._heads, self._heads_until = self._read_heads(), time.monotonic() + self.HEADS_LAST
                 self._used_up.clear()
@@ -2281,7 +2282,7 @@ class Claims:
                 for docs in self._find_at(head, max(wanted, 5)):
                     found = found or bool(docs)
                     yield docs
-            if found or (fresh and unreadable == self._database.unreadable()):
+            if found or (fresh and unreadable == self._database.left_alone()):
                 return
             self._heads_until = 0.0  # what was best is gone, or cannot be read
 
@@ -2358,6 +2359,9 @@ class Claims:
                 return mine
             self._doubt(mine)  # it may be stored on too few copies
             return []
+        if status == 413:
+            self.in_flight = []
+            return self._claim_by_halves(docs)
         if not rows:  # refused as a whole, and some may be written all the same: all are given back
             if len(tokens) == 1:
                 self._refused(tokens[0].id, f"HTTP {status}", final=False)
@@ -2370,6 +2374,20 @@ class Claims:
         if status == 202 and not mine:
             raise Unreachable(f"{self._database.place} answers 202 to a claim: too few of its nodes store it", status)
         return mine
+
+    def _claim_by_halves(self, docs: List[Doc]) -> List[Token]:
+        """Claim tokens which together are too large for a request, and leave out those that are by themselves."""
+        half = len(docs) // 2
+        if not half:
+            self._database.leave_alone(docs[0]["_id"], "is too large for the database to take a claim of it")
+            return []
+        mine = self._claim(docs[:half])
+        try:
+            return mine + self._claim(docs[half:])
+        except Unreachable:
+            if not mine:
+                raise
+            return mine  # the next claim tells whether it lasts
 
     def _landed(self, tokens: List[Token]) -> List[Token]:
         """The claims that were carried out although the answer was lost. The others stay in flight: they may yet be."""
@@ -2596,12 +2614,25 @@ class Reaper:
         changes = [
             reap(doc, cause, self._config.max_scrubs, now) for doc, cause in dead if cause and doc["_id"] in alone
         ]
-        rows = self._database.bulk([change.apply() for change in changes])[1] if changes else {}
+        rows = self._write(changes)
         reaped = [change for change in changes if rows.get(change.token, {}).get("rev")]
         for change in reaped:
             why = change.attempt["reason"] if change.attempt else (change.error or {}).get("message")
             log(f"{change.token}: {why}")
         return len(reaped), len(reaped) < len(docs)
+
+    def _write(self, changes: List[Change]) -> Dict[str, Doc]:
+        """The rows of what was written. What is too large for a request goes by halves, until what is so by itself is left."""
+        if not changes:
+            return {}
+        status, rows = self._database.bulk([change.apply() for change in changes])
+        if status != 413:
+            return rows
+        half = len(changes) // 2
+        if not half:
+            self._database.leave_alone(changes[0].token, "is too large to be given back")
+            return {}
+        return dict(self._write(changes[:half]), **self._write(changes[half:]))
 
     def _locked(self) -> List[Doc]:
         # Where others give tokens back meanwhile, some are passed over until all are looked at again.
@@ -3485,7 +3516,10 @@ class Claimer(threading.Thread):
             self._next_reap = now + (self._reap_every if busy else min(self._reap_every, 0.3 + idle))
         lingers = self._living and min(idle, self._pilot.clock.contact()) <= lease + 3
         if not busy and idle >= self._pilot.config.wait_for_work and not lingers and self._is_sure(idle):
-            work.stop(DRAIN, "nothing is left to do")
+            left_alone = self._database.left_alone()
+            work.stop(
+                DRAIN, "nothing is left to do" + (f" but {left_alone} tokens that it cannot take" if left_alone else "")
+            )
             return
         # Each look is a request: what others of its slots finish meanwhile is no reason for one, unless that was the last.
         pause = random.uniform(0.5, 1) * min(3.0, 0.2 + now - self._nothing_since, lease / 6)

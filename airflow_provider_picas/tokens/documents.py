@@ -43,6 +43,39 @@ _ERROR_TEXT = 2_000  # characters of an error that an attempt keeps
 _ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"), ensure_ascii=False)  # json.dumps makes one a call
 
 
+MOST_DIGITS = 4_300
+"""Digits of an integer that Python reads and writes."""
+
+HUGE_INTEGER = f"holds an integer of more than {MOST_DIGITS:,} digits, which Python cannot write back"
+
+
+class HugeInteger(str):
+    """The digits of an integer that has too many of them for Python. As JSON it would be text."""
+
+    __slots__ = ()
+    seen = False  # whether there was one in this process: looking for them in every token takes time
+
+
+def integer(digits: str) -> int | HugeInteger:
+    """An integer in JSON: a number, or its digits if there are too many of them."""
+    if len(digits.lstrip("-")) <= MOST_DIGITS:
+        return int(digits)
+    HugeInteger.seen = True
+    return HugeInteger(digits)
+
+
+def holds_huge_integer(document: Mapping[str, Any]) -> bool:
+    """Whether a document that was read from CouchDB cannot be written back as it is."""
+    waiting: list[Any] = [document] if HugeInteger.seen else []
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, HugeInteger):
+            return True
+        if isinstance(value, dict | list):
+            waiting += value.values() if isinstance(value, dict) else value
+    return False
+
+
 class BadTokenError(ValueError):
     """An input that cannot be a token; the message says which one and why."""
 

@@ -19,6 +19,7 @@ server, member, pool = test_pilot.server, test_pilot.member, test_pilot.pool
 submission = test_pilot.submission
 
 LARGE, HUGE = "integer of 401 digits", "integer of 4301 digits"  # what the fixture big_integers replaces
+LIMIT = 20_000  # bytes
 GOOD = [f"b:{place:04d}" for place in range(1, 6)]
 
 
@@ -34,6 +35,16 @@ def big_integers(server: couchdb.CouchDBAdmin, tmp_path: Path, pool: Pool) -> It
     with Proxy(server.url) as between:
         between.rewrite = rewrite
         made = Submission(tmp_path / "big", pool, between.url)
+        yield made
+        made.close()
+
+
+@pytest.fixture
+def small_requests(server: couchdb.CouchDBAdmin, tmp_path: Path, pool: Pool) -> Iterator[Submission]:
+    """A submission whose pilots' requests are refused (413) when they have more than LIMIT bytes."""
+    with Proxy(server.url) as between:
+        between.largest = LIMIT
+        made = Submission(tmp_path / "small", pool, between.url)
         yield made
         made.close()
 
@@ -131,3 +142,24 @@ def test_an_integer_that_python_does_not_read_stops_no_pilot(
     assert big_integers.runs() == dict.fromkeys([*GOOD, "b:locked:0000", "b:locked:0002"], 1)
     for bad in ("b:0000", "b:locked:0001"):
         assert big_integers.log().count(f"{bad} holds an integer of more than 4300 digits: it is left alone.") == 1
+
+
+def test_tokens_that_are_too_large_to_be_written_are_left_alone(pool: Pool, small_requests: Submission) -> None:
+    """One that waits, and one that a dead pilot has locked. Those claimed and reaped in one request with them are not."""
+    put_lease(pool, "dead", ended=True)
+    push(pool, {"input": "x" * LIMIT})
+    pool.push([{**token, "batch": "b"} for token in held("dead", 4)], "b:locked")
+    pool.put({**pool.get("b:locked:0001"), "input": "x" * LIMIT})
+    assert small_requests.run(COUNT, lease=4) == 0, small_requests.log()
+    done = [*GOOD, "b:locked:0000", "b:locked:0002", "b:locked:0003"]
+    assert small_requests.runs() == dict.fromkeys(done, 1)
+    log = small_requests.log()
+    assert log.count("b:0000 is too large for the database to take a claim of it: it is left alone.") == 1
+    assert log.count("b:locked:0001 is too large to be given back: it is left alone.") == 1
+    assert "nothing is left to do but 2 tokens that it cannot take" in log
+
+
+def test_a_pool_of_which_every_token_is_too_large(pool: Pool, small_requests: Submission) -> None:
+    pool.push([{"input": "x" * LIMIT}] * 3)
+    assert small_requests.run(COUNT) == 0, small_requests.log()
+    assert "nothing is left to do but 3 tokens that it cannot take" in small_requests.log()

@@ -22,6 +22,7 @@ from airflow_provider_picas.operators.files import FileError, path_of, whole_fil
 from airflow_provider_picas.operators.tokens.selecting import SelectingOperator
 from airflow_provider_picas.tokens import archive
 from airflow_provider_picas.tokens.archive import BadArchiveError
+from airflow_provider_picas.tokens.documents import HUGE_INTEGER, holds_huge_integer
 from airflow_provider_picas.tokens.selection import EditReport, Selection, number_of_seconds
 from airflow_provider_picas.tokens.states import State, state_of
 
@@ -75,6 +76,8 @@ class PicasDeleteTokensOperator(SelectingOperator):
         for token in hook.select(selection):
             if selection.states is None and state_of(token) is State.LOCKED:
                 report.leave("is locked", token["_id"])
+            elif self.archive is not None and holds_huge_integer(token):
+                report.leave(HUGE_INTEGER, token["_id"])
             else:
                 yield token
 
