@@ -300,7 +300,7 @@ def send_unsent(pool: Pool, folder: str) -> Operation[tuple[int, dict[str, str]]
     unsent = f"{folder}/unsent"
     text = f"""
 cd -- {quote(unsent)} 2>/dev/null || exit 0
-find . -ignore_readdir_race -maxdepth 1 -name '[!.]*.json' -printf '%s %f\\n'"""
+find . -ignore_readdir_race -maxdepth 1 -name '*.json' -printf '%s %f\\n'"""
     listed: Output = yield from ok(Command(text), "Unsent results cannot be read")
     sent, left = 0, dict[str, str]()
     for files in _portions(listed.stdout.splitlines()):

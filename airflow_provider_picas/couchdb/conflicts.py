@@ -11,7 +11,8 @@ from contextlib import suppress
 from airflow_provider_picas.couchdb import errors
 from airflow_provider_picas.couchdb.pool import Document, Pool
 from airflow_provider_picas.couchdb.protocol import Operation, Request, json_body
-from airflow_provider_picas.pilot.picas_pilot import merge, revision_rank
+from airflow_provider_picas.pilot.picas_pilot import has_path, merge, revision_rank
+from airflow_provider_picas.tokens import attachments
 
 
 def branches(pool: Pool, document_ids: Sequence[str]) -> Operation[dict[str, list[Document]]]:
@@ -21,7 +22,13 @@ def branches(pool: Pool, document_ids: Sequence[str]) -> Operation[dict[str, lis
     found: dict[str, list[Document]] = {}
     for row in answer.json()["rows"]:
         document = row.get("doc")
-        if document and document.pop("_conflicts", None):
+        conflicts = document.pop("_conflicts", None) if document else None
+        if conflicts and not has_path(row["id"]):
+            revisions = [document]
+            for rev in conflicts:
+                revisions.append((yield from pool.with_attachments(row["id"], rev, 0, data=False)))
+            found[row["id"]] = sorted(revisions, key=revision_rank, reverse=True)
+        elif conflicts:
             answer = yield Request("GET", pool.document_path(row["id"]), {"open_revs": "all"})
             revisions = [one["ok"] for one in answer.json() if "ok" in one and not one["ok"].get("_deleted")]
             found[row["id"]] = sorted(revisions, key=revision_rank, reverse=True)
@@ -44,9 +51,8 @@ def settle(
     if plan.new is not None:
         new: Document = dict(plan.new)
         if plan.source is not None and plan.source.get("_attachments"):
-            params = {"attachments": "true", "rev": plan.source["_rev"]}
-            answer = yield Request("GET", pool.document_path(winner["_id"]), params)
-            files = answer.json()["_attachments"]
+            size = sum(map(attachments.size, attachments.stubs_of(plan.source).values()))
+            files = (yield from pool.with_attachments(winner["_id"], plan.source["_rev"], size))["_attachments"]
             parts = ("content_type", "data")
             new["_attachments"] = {name: {part: file[part] for part in parts} for name, file in files.items()}
         (row,) = yield from pool.write([json_body(new)])
@@ -54,6 +60,9 @@ def settle(
             return None
         winner = {**new, "_rev": row.rev}
     for loser in plan.losers:
+        if not has_path(loser["_id"]):
+            yield from pool.write([json_body({"_id": loser["_id"], "_rev": loser["_rev"], "_deleted": True})])
+            continue
         request = Request("DELETE", pool.document_path(loser["_id"]), {"rev": loser["_rev"]}, repeatable=False)
         with suppress(errors.ConflictError, errors.NotFoundError):  # somebody else has deleted it
             yield request

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 from airflow_provider_picas.couchdb import errors
-from airflow_provider_picas.couchdb.pool import PAGE, TOO_LARGE, Document, Pool, has_path
+from airflow_provider_picas.couchdb.pool import PAGE, TOO_LARGE, Document, Pool
 from airflow_provider_picas.couchdb.protocol import Operation, Request, json_body, refused
+from airflow_provider_picas.pilot.picas_pilot import has_path
 from airflow_provider_picas.tokens import attachments, documents, views
 from airflow_provider_picas.tokens.counts import Counts, from_rows
 from airflow_provider_picas.tokens.selection import EditReport, scrubs_of

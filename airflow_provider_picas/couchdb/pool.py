@@ -12,6 +12,7 @@ from urllib.parse import quote
 from airflow_provider_picas.couchdb import errors
 from airflow_provider_picas.couchdb.protocol import LARGEST_ANSWER, Answer, Operation, Request, json_body
 from airflow_provider_picas.couchdb.settings import Settings
+from airflow_provider_picas.pilot.picas_pilot import has_path
 from airflow_provider_picas.tokens import counts, ids, views
 from airflow_provider_picas.tokens.states import State
 
@@ -51,11 +52,6 @@ class Row:
     rev: str | None
     error: str | None
     reason: str | None
-
-
-def has_path(part: str) -> bool:
-    """Whether a URL's path can name a document or an attachment of this name. Dots alone mean folders in a URL, quoted or not."""
-    return part not in (".", "..")
 
 
 @dataclass(frozen=True)
@@ -122,19 +118,19 @@ class Pool:
         document: Document = answer.json()
         return document
 
-    def with_attachments(self, document_id: str, rev: str, size: int) -> Operation[Document]:
-        """A revision of a document with the data of its attachments in it, which have ``size`` bytes together.
+    def with_attachments(self, document_id: str, rev: str, size: int, *, data: bool = True) -> Operation[Document]:
+        """A revision of a document, with the ``data`` of its attachments in it unless told otherwise: ``size`` bytes together.
 
         Raises NotFoundError when CouchDB has forgotten it.
         """
         largest = LARGEST_ANSWER + size * 4 // 3
         if has_path(document_id):
-            params = {"attachments": "true", "rev": rev}
+            params = {"attachments": json.dumps(data), "rev": rev}
             answer = yield Request("GET", self.document_path(document_id), params, largest=largest)
             document: Document = answer.json()
             return document
         body = json_body({"docs": [{"id": document_id, "rev": rev}]})
-        answer = yield Request("POST", self.path("_bulk_get"), {"attachments": "true"}, body, largest=largest)
+        answer = yield Request("POST", self.path("_bulk_get"), {"attachments": json.dumps(data)}, body, largest=largest)
         for result in answer.json()["results"]:
             for found in result["docs"]:
                 if "ok" in found:

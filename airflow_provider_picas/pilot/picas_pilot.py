@@ -682,6 +682,11 @@ class Login:
         self._told = message
 
 
+def has_path(name: str) -> bool:
+    """Whether a URL's path can name a document or an attachment of this name. Dots alone mean folders in a URL, quoted or not."""
+    return name not in (".", "..")
+
+
 def read_answer(answer: bytes) -> Any:
     """The JSON of an answer. Raises ValueError, also for integers that Python 3.11 would not read: others take minutes."""
     limited = 0 < getattr(sys, "get_int_max_str_digits", int)() <= 4300
@@ -828,19 +833,34 @@ class Database:
     def _branches_of(self, doc: Optional[Doc]) -> List[Doc]:
         if not doc:
             return []
-        if not doc.pop("_conflicts", None):
+        conflicts = doc.pop("_conflicts", None)
+        if not conflicts:
             return [doc]
         path = quote(doc["_id"], safe="")
+        if not has_path(doc["_id"]):
+            others = [self._revision(doc["_id"], rev) for rev in conflicts]
+            return [doc, *sorted(others, key=revision_rank, reverse=True)]
         status, answer = self.request("GET", path + "?open_revs=all")
         if status != 200:
             raise Unreachable(f"{self.place} answers {status} to a read of {path}", status)
         found = [row["ok"] for row in answer if "ok" in row and not row["ok"].get("_deleted")]
         return sorted(found, key=revision_rank, reverse=True)
 
+    def _revision(self, name: str, rev: str, **query: Any) -> Doc:
+        """A revision of a document whose id has no path of its own. Raises Unreachable."""
+        status, answer = self.request("POST", "_bulk_get", {"docs": [{"id": name, "rev": rev}]}, query)
+        for result in answer["results"] if status == 200 else []:
+            for found in result["docs"]:
+                if "ok" in found:
+                    return dict(found["ok"])
+        raise Unreachable(f"{self.place} answers {status} to a read of revision {rev} of {name}", status or 404)
+
     def with_attachments(self, doc: Doc) -> Doc:
         """A document with the data of its attachments in it. Raises Unreachable."""
         if not doc.get("_attachments"):
             return doc
+        if not has_path(doc["_id"]):
+            return self._revision(doc["_id"], doc["_rev"], attachments=True)
         path = quote(doc["_id"], safe="")
         status, answer = self.request("GET", f"{path}?attachments=true&rev={quote(doc['_rev'])}")
         if status != 200:
@@ -849,7 +869,10 @@ class Database:
 
     def delete(self, doc: Doc) -> None:
         """Delete a revision, which must not be the winner: the document would be gone. Raises Unreachable."""
-        self.request("DELETE", f"{quote(doc['_id'], safe='')}?rev={quote(doc['_rev'])}")
+        if has_path(doc["_id"]):
+            self.request("DELETE", f"{quote(doc['_id'], safe='')}?rev={quote(doc['_rev'])}")
+        else:
+            self.bulk([{"_id": doc["_id"], "_rev": doc["_rev"], "_deleted": True}])
 
     def revisions(self, ids: Sequence[str]) -> Dict[str, Optional[str]]:
         """Current revisions by id."""
@@ -2702,7 +2725,7 @@ class Outbox:
         """Write a change to a file of its own. Raises OSError."""
         folder = os.path.join(self._folder, kind)
         os.makedirs(folder, mode=0o700, exist_ok=True)
-        name = quote(change.token, safe="")
+        name = re.sub(r"^\.", "%2E", quote(change.token, safe=""))  # not hidden
         if len(name) > 150:
             name = name[:100] + hashlib.sha256(change.token.encode("utf-8")).hexdigest()
         descriptor, temporary = tempfile.mkstemp(prefix=".", dir=folder)
@@ -2764,7 +2787,9 @@ class Outbox:
     def _unsent(self) -> Iterator[str]:
         for folder in [self._folder, *self._earlier]:
             unsent = os.path.join(folder, "unsent")
-            yield from (os.path.join(unsent, name) for name in _names(unsent, r"[^.].*\.json\Z"))
+            yield from (
+                os.path.join(unsent, name) for name in _names(unsent, r".*\.json\Z")
+            )  # temporary ones have no such end
 
     def _read(self, path: str) -> Optional[Change]:
         """The change in a file; None if it is gone or no result for this database."""

@@ -32,7 +32,7 @@ class OnExisting(StrEnum):
     """What a push does with a token that is in the pool already."""
 
     KEEP = "keep"  #: leave it as it is
-    RESET = "reset"  #: run it again if it is in error, with what the input says now, else leave it
+    RESET = "reset"  #: run it again if it is in error or in no state, with what the input says now, else leave it
     REPLACE = "replace"  #: write it anew unless a pilot holds it
     FAIL = "fail"  #: fail if it was pushed by another task instance
 
@@ -81,7 +81,7 @@ def action_for(present: Mapping[str, Any], wanted: Mapping[str, Any], on_existin
     if on_existing is OnExisting.FAIL:
         return Action.KEEP if own else Action.REFUSE
     state = state_of(present)
-    if on_existing is OnExisting.RESET and state is State.ERROR:
+    if on_existing is OnExisting.RESET and state in (State.ERROR, None):  # older PiCaS clients wrote lock = done = -1
         return Action.RESET
     if on_existing is OnExisting.REPLACE and state is not State.LOCKED:
         # One's own that nobody has touched is what was wanted already.

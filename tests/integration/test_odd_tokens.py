@@ -10,13 +10,17 @@ from typing import Any
 import pytest
 
 from airflow_provider_picas import reaping
+from airflow_provider_picas.couchdb import conflicts
+from airflow_provider_picas.couchdb.protocol import Operation, Request, json_body
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.operators.tokens import (
     PicasCollectTokensOperator,
     PicasDeleteTokensOperator,
+    PicasPushTokensOperator,
     PicasResetTokensOperator,
     PicasUpdateTokensOperator,
 )
+from airflow_provider_picas.tokens.counts import Counts
 from airflow_provider_picas.tokens.documents import HUGE_INTEGER
 from airflow_provider_picas.tokens.states import State
 from stack import native
@@ -83,3 +87,36 @@ def test_a_token_that_cannot_be_given_back_keeps_no_other_from_it(proxy: Proxy, 
     assert sorted(token for token, _ in news.reaped) == [ids[0], ids[2], ids[3]]
     assert news.stuck == {ids[1]: why}
     assert dataclasses.asdict(news.holders) == {"known": 0, "foreign": (ids[1],), "patience": 0.0}
+
+
+@pytest.mark.usefixtures("proxy")
+def test_what_an_older_client_left_in_no_state_runs_again_when_the_push_is_cleared() -> None:
+    """As the message of a wait that fails on such tokens says."""
+    push = PicasPushTokensOperator(task_id="push", batch="b", tokens=[{"input": place} for place in range(3)])
+    push.execute(context("push"))
+    hook = PicasHook()
+    lives.change(hook, "b:00000001", lock=-1, done=-1)
+    assert hook.count("b") == Counts(todo=2, stateless=1)
+    push.execute(context("push", try_number=2))
+    assert hook.count("b") == Counts(todo=3)
+
+
+@pytest.mark.parametrize("name", [".", "..", "plain"])
+def test_a_wait_merges_revisions_in_conflict_of_an_id_without_a_path(proxy: Proxy, name: str) -> None:
+    hook = PicasHook()
+    base = {"_id": name, "type": "token", "lock": 5, "done": 0, "exit_code": "", "scrub_count": 0}
+    log = {"attempt-1.out": {"content_type": "text/plain", "data": "b3V0"}}
+    lost = {**base, "_rev": "2-a", "done": 6, "exit_code": 0, "_attachments": log}
+    body = json_body({"docs": [{**base, "_rev": "2-f"}, lost], "new_edits": False})
+
+    def merge() -> Operation[list[dict[str, Any]]]:
+        yield Request("POST", hook.pool.path("_bulk_docs"), body=body)
+        found = yield from conflicts.branches(hook.pool, [name])
+        yield from conflicts.settle(hook.pool, found[name], lambda token: False)
+        after = yield from conflicts.branches(hook.pool, [name])
+        return [*found[name], *after[name]]
+
+    assert [(doc["_rev"][:3], doc["done"]) for doc in hook.do(merge())][:2] == [("2-f", 0), ("2-a", 6)]
+    (whole,) = hook.with_attachments([hook.get(name)])
+    assert (whole["done"], whole["_attachments"]["attempt-1.out"]["data"]) == (6, "b3V0")
+    assert not [request for request in proxy.requests if "/../" in request or "/./" in request]

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
+from airflow_provider_picas.pilot.picas_pilot import Conflicts
 from airflow_provider_picas.tokens import views
 from airflow_provider_picas.tokens.states import State
 from stack import couchdb
 from tests.integration import test_pilot
 from tests.integration.faults import Proxy
-from tests.integration.test_pilot import COUNT, Pool, Submission, held, parts_of_a_pilot, put_lease, until
+from tests.integration.test_pilot import COUNT, Pool, Submission, held, keep_unsent, parts_of_a_pilot, put_lease, until
 
 server, member, pool = test_pilot.server, test_pilot.member, test_pilot.pool
 submission = test_pilot.submission
@@ -163,3 +164,45 @@ def test_a_pool_of_which_every_token_is_too_large(pool: Pool, small_requests: Su
     pool.push([{"input": "x" * LIMIT}] * 3)
     assert small_requests.run(COUNT) == 0, small_requests.log()
     assert "nothing is left to do but 3 tokens that it cannot take" in small_requests.log()
+
+
+DOTS = [".", "..", ".hidden", "..x", "..."]
+
+
+def test_results_of_tokens_whose_ids_begin_with_a_dot_are_sent(pool: Pool, submission: Submission) -> None:
+    """Those that older pilots kept in hidden files, too."""
+    put_lease(pool, "dead", ended=True)
+    pool.push([{**token, "_id": name} for token, name in zip(held("dead", 5), DOTS, strict=True)])
+    for name in DOTS:
+        keep_unsent(submission.folder, pool, pool.docs()[name], name)
+    assert len(submission.files("unsent")) == 5
+    old = submission.folder / "unsent" / ".hidden-2-1000.json"
+    (submission.folder / "unsent" / "%2Ehidden-2-1000.json").rename(old)
+    assert submission.run(COUNT, batch=None) == 0, submission.log()
+    assert {name: doc["output"] for name, doc in pool.docs().items()} == {name: name for name in DOTS}
+    assert not list((submission.folder / "unsent").iterdir())
+
+
+def test_tokens_whose_ids_begin_with_a_dot_are_run(pool: Pool, submission: Submission) -> None:
+    pool.push([{"_id": name} for name in DOTS])
+    assert submission.run("echo out; " + COUNT, batch=None) == 0, submission.log()
+    assert submission.runs() == dict.fromkeys(DOTS, 1)
+
+
+@pytest.mark.parametrize("name", [".", "..", "plain"])
+def test_revisions_in_conflict_of_an_id_without_a_path_are_merged(pool: Pool, name: str) -> None:
+    """The result that lost is adopted, with its log."""
+    base = {"_id": name, "type": "token", "lock": 5, "done": 0, "exit_code": "", "scrub_count": 0}
+    log = {"attempt-1.out": {"content_type": "text/plain", "data": "b3V0"}}
+    lost = {**base, "_rev": "2-a", "done": 6, "exit_code": 0, "_attachments": log}
+    revisions = [{**base, "_rev": "2-f"}, lost]
+    assert pool.request("POST", "_bulk_docs", {"docs": revisions, "new_edits": False})[0] == 201
+    with parts_of_a_pilot(pool, pool.server.url) as (database, config, me, clock):
+        branches = database.branches([name])[name]
+        assert [doc["_rev"] for doc in branches] == ["2-f", "2-a"]
+        merged = Conflicts(database, config, me, clock, lambda: 100.0).settle(branches)
+        assert merged is not None
+        (doc,) = database.branches([name])[name]
+        assert (doc["done"], doc["_rev"]) == (6, merged["_rev"])
+        whole = database.with_attachments(doc)
+    assert whole["_attachments"]["attempt-1.out"]["data"] == "b3V0"

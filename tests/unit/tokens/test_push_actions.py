@@ -34,7 +34,7 @@ def earlier(**fields: Any) -> dict[str, Any]:
     ("on_existing", "actions"),
     [
         ("keep", [KEEP, KEEP, KEEP, KEEP, KEEP]),
-        ("reset", [KEEP, KEEP, KEEP, RESET, KEEP]),
+        ("reset", [KEEP, KEEP, KEEP, RESET, RESET]),
         ("replace", [REPLACE, KEEP, REPLACE, REPLACE, REPLACE]),
         ("fail", [REFUSE, REFUSE, REFUSE, REFUSE, REFUSE]),
     ],
