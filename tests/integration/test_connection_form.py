@@ -131,5 +131,5 @@ def test_a_connection_can_be_tested(airflow_cli: Run, pool: Pool) -> None:
     assert good.returncode == 0
     bad = airflow_cli("connections", "test", "picas_default", password="wrong")
     assert "Connection failed!" in bad.stdout, bad.stdout + bad.stderr
-    assert "Check login and password of connection" in bad.stdout
+    assert "Check login and password of this connection" in bad.stdout
     assert pool.password not in good.stdout + good.stderr + bad.stdout + bad.stderr

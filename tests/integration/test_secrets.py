@@ -132,7 +132,8 @@ def test_the_password_goes_to_the_cluster_as_a_file_and_no_other_way(
         job_environments = environments(f"SLURM_JOB_NAME={output['submission']}".encode())
         remote.run("touch ~/go")
         if own:
-            wait = PicasTokenStateSensor(task_id="wait", batch=batch, poke_interval=0.2, timeout=LIMIT)
+            # It would remove the file that is looked at below.
+            wait = PicasTokenStateSensor(task_id="wait", batch=batch, pilots=False, poke_interval=0.2, timeout=LIMIT)
             assert wait.execute(context("wait"))["done"] == 1
     secret = pool.password.encode()
     assert any(b"slurm_script" in argv for argv in words)

@@ -121,6 +121,7 @@ def test_leases_go_with_the_wait_that_succeeds(pool: Pool) -> None:
         "picas-pilot-long-gone": {**lease, "renewed": old},
         "picas-submission-new.1": {"drain": True, "raised": now},
         "picas-submission-old.1": {"drain": True, "raised": now - tidying.KEEP_OTHERS - 100},
+        "picas-pilots-b:old.1": {"pilots": {}, "since": now - tidying.KEEP_OTHERS - 100},
         "picas-wait-new": {"finished": 1, "since": now},
         "picas-wait-old": {"finished": 1, "since": now - tidying.KEEP_OTHERS - 100},
     }.items():
@@ -128,7 +129,8 @@ def test_leases_go_with_the_wait_that_succeeds(pool: Pool) -> None:
     pilots = submit(pool, batch, pilot={"lease": 10})
     assert wait(pool, batch, pilots)["done"] == 2
     assert [name.removeprefix("_local/") for name in local_documents(hook)] == [
-        "picas-pilot-died", "picas-pilot-ended", "picas-pilot-lives", "picas-submission-new.1", "picas-wait-new",
+        "picas-pilot-died", "picas-pilot-ended", "picas-pilot-lives", f"picas-pilots-{batch['batch']}:{pilots['submission']}",
+        "picas-submission-new.1", "picas-wait-new",
     ]  # fmt: skip
 
 
