@@ -16,7 +16,7 @@ from stack.processes import StackError
 
 ADMIN = "admin"
 VIEWER = "viewer"
-START_SECONDS = 240.0
+START_SECONDS = 480.0
 
 # Light enough for 2 cores beside a cluster, and quick to react: a run is short here.
 SETTINGS = {

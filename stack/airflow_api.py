@@ -100,7 +100,7 @@ class AirflowApi:
         run: dict[str, Any] = self.request("GET", f"dags/{dag_id}/dagRuns/{quote(run_id)}")
         return run
 
-    def wait_for_run(self, dag_id: str, run_id: str, *, seconds: float = 300, every: float = 0.5) -> dict[str, Any]:
+    def wait_for_run(self, dag_id: str, run_id: str, *, seconds: float = 600, every: float = 0.5) -> dict[str, Any]:
         """Wait until the run has ended; returns it. Raises TimeoutError, naming the tasks' states, when it has not."""
         deadline = time.monotonic() + seconds
         while (run := self.run(dag_id, run_id))["state"] not in ENDED:
@@ -130,7 +130,7 @@ class AirflowApi:
         raise KeyError(task_id)
 
     def wait_for_task(
-        self, dag_id: str, run_id: str, task_id: str, states: Sequence[str], *, seconds: float = 120, every: float = 0.3
+        self, dag_id: str, run_id: str, task_id: str, states: Sequence[str], *, seconds: float = 300, every: float = 0.3
     ) -> dict[str, Any]:
         """Wait until the task is in one of these states; returns it. Raises TimeoutError."""
         deadline = time.monotonic() + seconds
