@@ -2173,7 +2173,8 @@ class Claims:
     """Finds tokens in state todo and claims them. Used by one thread."""
 
     HEADS_LAST = 1.0  # seconds for which the best priorities are taken as known
-    MOST_CLASSES = 50
+    MOST_CLASSES = 50  # whose best priorities are compared; more are looked at if none of these has a token to take
+    LONGEST_CLASS = 2000  # bytes of a class in a URL
     MOST_UNSETTLED = 1000
     LOOKS = 12  # at a claim that is not to be seen, with growing pauses; one look at one that was refused as a conflict
     MOST_REFUSED = 100  # tokens that the database lets the pilot not claim, before it ever claimed one
@@ -2196,6 +2197,8 @@ class Claims:
         self.cluster = cluster
         self._heads: List[Head] = []
         self._heads_until = 0.0
+        self._classes_after: Optional[List[Any]] = None  # where those classes begin that are not among the heads
+        self._useful = False  # the present take has found a token that it may claim
         self._used_up: Set[str] = set()  # heads of which nothing is left in this pilot's share
         self._conflicts = conflicts
         self._own_views_at = 0.0  # monotonic: when they are asked for again; until then they are missing
@@ -2224,7 +2227,7 @@ class Claims:
         have been claimed.
         """
         self.contested = self.unfit = self.deferred = 0
-        not_todo = 0
+        not_todo, self._useful = 0, False
         wanted = min(wanted, self._most) if self._database.quorum.holds() else 1  # which shows whether it does again
         clean: List[Doc] = []
         suspects: List[Doc] = []
@@ -2247,6 +2250,7 @@ class Claims:
                     suspects.append(doc)
                 else:
                     self.deferred += 1
+            self._useful = bool(clean or suspects or not_todo)
             if len(clean) >= wanted:
                 break
         chosen = clean[:wanted] or suspects[:1]
@@ -2301,26 +2305,41 @@ class Claims:
             if fresh:
                 self._heads, self._heads_until = self._read_heads(), time.monotonic() + self.HEADS_LAST
                 self._used_up.clear()
-            for head in self._heads:
-                for docs in self._find_at(head, max(wanted, 5)):
-                    found = found or bool(docs)
-                    yield docs
+            while True:
+                for head in self._heads:
+                    for docs in self._find_at(head, max(wanted, 5)):
+                        found = found or bool(docs)
+                        yield docs
+                if self._useful or self._classes_after is None:
+                    break
+                self._heads = self._read_heads(self._classes_after)
             if found or (fresh and unreadable == self._database.left_alone()):
                 return
             self._heads_until = 0.0  # what was best is gone, or cannot be read
 
-    def _read_heads(self) -> List[Head]:
-        """The best priority (negated) of each class, best first."""
+    def _read_heads(self, start: Optional[List[Any]] = None) -> List[Head]:
+        """The best priority (negated) of each class, best first; of ``MOST_CLASSES`` from ``start`` on."""
         batch = self._config.batch or ""
-        start: List[Any] = [batch]
+        start = start or [batch]
         heads: List[Head] = []
+        self._classes_after = None
         if self._config.classes is None:
-            while len(heads) < self.MOST_CLASSES:
+            while True:
                 rows = self._first(start, [batch, {}])
                 if not rows:
                     break
-                heads.append((rows[0]["key"][2], rows[0]["key"][1]))
-                start = [batch, rows[0]["key"][1], {}]
+                priority, name = rows[0]["key"][2], rows[0]["key"][1]
+                if len(quote(json.dumps(name))) > self.LONGEST_CLASS:
+                    self._tell_once(
+                        f"Tokens of class {name:.100}... are left alone: its name is too long for a request."
+                    )
+                    start = [batch, name[: self.LONGEST_CLASS // 40] + "\ufff0"]
+                    continue
+                heads.append((priority, name))
+                start = [batch, name, {}]
+                if len(heads) == self.MOST_CLASSES:
+                    self._classes_after = start
+                    break
         else:
             for name in self._config.classes:
                 rows = self._first([batch, name], [batch, name, {}])

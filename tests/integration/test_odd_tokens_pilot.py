@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -206,3 +207,17 @@ def test_revisions_in_conflict_of_an_id_without_a_path_are_merged(pool: Pool, na
         assert (doc["done"], doc["_rev"]) == (6, merged["_rev"])
         whole = database.with_attachments(doc)
     assert whole["_attachments"]["attempt-1.out"]["data"] == "b3V0"
+
+
+def test_a_resource_class_with_a_name_too_long_for_a_request_is_left_alone(pool: Pool, submission: Submission) -> None:
+    push(pool, {"gpu": "a" * 12_000})
+    assert submission.run(COUNT) == 0, submission.log()
+    assert submission.runs() == dict.fromkeys(GOOD, 1)
+    assert submission.log().count("its name is too long for a request") == 1
+
+
+def test_a_class_behind_many_that_do_not_fit_is_found(pool: Pool, submission: Submission) -> None:
+    pool.push([{"cores": f"a{place}", "time": 1000} for place in range(120)] + [{"cores": "b"}] * 5)
+    assert submission.run(COUNT, env={"SLURM_JOB_END_TIME": str(int(time.time()) + 600)}) == 0, submission.log()
+    assert pool.states() == {State.TODO: 120, State.DONE: 5}
+    assert "no token fits into the rest of its wall-clock" in submission.log()
