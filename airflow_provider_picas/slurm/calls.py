@@ -22,7 +22,6 @@ from airflow_provider_picas.slurm.remote import (
     UnreachableError,
     ok,
     quote,
-    started_after,
 )
 
 SUBMIT_SCRIPT = "submit.sh"
@@ -282,7 +281,7 @@ def find_jobs(key: str, record: Record) -> Operation[dict[int, str] | None]:
     listed = quote(",".join(names))
     text = f"""
 squeue --noheader --all --states=all {OURS} --name={listed} --format='%F|%j' || exit 5
-sacct --noheader --parsable2 {OURS} --allocations {started_after(record.since - 60)} --name={listed} --format=JobID,JobName \
+sacct --noheader --parsable2 {OURS} --allocations --starttime=uts{record.since - 60} --name={listed} --format=JobID,JobName \
   2>/dev/null || true"""
     output = yield Command(text)
     if output.code != 0:

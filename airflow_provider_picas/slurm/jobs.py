@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from airflow_provider_picas.slurm.remote import OURS, Command, Operation, Output, UnreachableError, quote, started_after
+from airflow_provider_picas.slurm.remote import OURS, Command, Operation, Output, UnreachableError, quote
 from airflow_provider_picas.tokens.text import one_line
 
 _SQUEUE = "%i|%F|%K|%T|%r|%S|%M|%C|%N"
@@ -15,6 +15,7 @@ _SACCT = "JobID,State,ExitCode,Reason,Start,End,ElapsedRaw,AllocCPUS,TotalCPU,No
 
 
 LOOK_TIMEOUT = 60.0  # seconds that squeue and sacct have, together
+SACCT_PATIENCE = 15  # seconds after which a look asks sacct no further question
 FORGOTTEN_AFTER = (
     60  # seconds for which the controller must not know a job until it counts as ended, whatever sacct says
 )
@@ -105,7 +106,9 @@ def look(key: str, folder: str, since: int) -> Operation[Look]:
 
     ``since``: seconds since 1970, before the first of them. Raises UnreachableError when squeue does not answer.
     """
-    step = LookAt(_text([(key, folder)], since), LOOK_TIMEOUT, key=key, folder=folder, since=since)
+    step = LookAt(
+        _text([LookAt("", key=key, folder=folder, since=since)]), LOOK_TIMEOUT, key=key, folder=folder, since=since
+    )
     output = yield step
     if output.code != 0:
         raise UnreachableError(f"squeue does not answer: {output.said}")
@@ -151,16 +154,14 @@ printf '%s\n' "$found" | awk -v now="$now" -v ids={quote(ids)} '
 
 def together(steps: Sequence[LookAt]) -> Command:
     """One command for several looks; ``apart`` divides its output among them."""
-    since = min(step.since for step in steps)
-    text = _text([(step.key, step.folder) for step in steps], since, f"{_SQUEUE}|%j", f"{_SACCT},JobName")
-    return Command(text, LOOK_TIMEOUT)
+    return Command(_text(steps, names=True), LOOK_TIMEOUT)
 
 
 def apart(output: Output, steps: Sequence[LookAt]) -> list[Output]:
-    """What each look would have got by itself, of the output of all ``together``: its rows end with the job's name."""
+    """What each look would have got by itself, of the output of all ``together``: its rows end with the name of a job."""
     lines: dict[str, list[str]] = {step.key: [] for step in steps}
     for line in output.stdout.splitlines():
-        if line.startswith(("Q|", "A|")):
+        if line.startswith(("Q|", "A|", "E|")):
             row, _, name = line.rpartition("|")
             key = name if name in lines else name.rpartition("-")[0]
             if key in lines:
@@ -171,21 +172,45 @@ def apart(output: Output, steps: Sequence[LookAt]) -> list[Output]:
     return [replace(output, stdout="\n".join(lines[step.key])) for step in steps]
 
 
-def _text(submissions: Iterable[tuple[str, str]], since: int, squeue: str = _SQUEUE, sacct: str = _SACCT) -> str:
-    listed = "\n".join(f"add {quote(key, folder)}" for key, folder in submissions)
+def _text(steps: Sequence[LookAt], *, names: bool = False) -> str:
+    """Shell text that asks squeue and sacct, once each. ``names``: each row ends with the name of its job.
+
+    Times are seconds since 1970 (``uts``): local time repeats an hour when clocks are set back, and sacct then refuses it. A site
+    may limit how far back sacct answers (slurmdbd's MaxQueryTimeRange). When sacct refuses, a few more questions find out for how
+    many of the newest submissions it answers: an old one must not hide how the pilots of all others ended.
+    """
+    squeue, sacct, key = (f"{_SQUEUE}|%j", f"{_SACCT},JobName", "|$key") if names else (_SQUEUE, _SACCT, "")
+    newest_first = sorted(steps, key=lambda step: -step.since)
+    listed = "\n".join(f"add {quote(step.key, step.folder, str(step.since - 300))}" for step in newest_first)
     return f"""
-names=
-add() {{ names=$names,$1; i=1; while [ -e "$2/command.$i" ]; do names=$names,$1-$i; i=$((i+1)); done; }}
+all=() starts=() keys=()
+add() {{
+  local names=$1 i=1
+  while [ -e "$2/command.$i" ]; do names=$names,$1-$i; i=$((i+1)); done
+  all+=("$names") starts+=("$3") keys+=("$1")
+}}
+newest() {{ local IFS=,; names="${{all[*]:0:$1}}"; }}
+account() {{
+  newest "$1"
+  sacct --noheader --parsable2 {OURS} --starttime="uts${{starts[$1-1]}}" --name="$names" --format={sacct} 2>&1
+}}
 {listed}
-names=${{names#,}}
 export SLURM_TIME_FORMAT=%s
 date '+T|%s'
+newest ${{#all[@]}}
 squeue --noheader --all --array --states=all {OURS} --name="$names" --format={quote("Q|" + squeue)} || exit 5
-if rows=$(sacct --noheader --parsable2 {OURS} {started_after(since - 300)} --name="$names" --format={sacct} 2>&1); then
-  [ -z "$rows" ] || printf '%s\n' "$rows" | sed 's/^/A|/'
-else
-  printf '%s\n' "$rows" | tail -n 1 | sed 's/^/E|/'
+answered=0 refused=${{#all[@]}} rows=
+if said=$(account $refused); then
+  answered=$refused rows=$said
 fi
+while [ $((refused-answered)) -gt 1 ] && [ $SECONDS -lt {SACCT_PATIENCE} ]; do
+  tried=$(((answered+refused)/2))
+  if found=$(account $tried); then answered=$tried rows=$found; else refused=$tried; fi
+done
+[ -z "$rows" ] || printf '%s\n' "$rows" | sed 's/^/A|/'
+for key in "${{keys[@]:answered}}"; do
+  echo "E|$(printf '%s\n' "$said" | tail -n 1){key}"
+done
 true"""
 
 

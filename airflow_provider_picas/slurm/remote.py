@@ -81,14 +81,6 @@ def quote(*words: str) -> str:
     return shlex.join(words)
 
 
-def started_after(since: int) -> str:
-    """The option of sacct for jobs that ran after this time, in seconds since 1970.
-
-    Local time would do for most of the year, but repeats an hour when clocks are set back.
-    """
-    return f"--starttime=uts{since}"
-
-
 def new_marker() -> str:
     """A text that no login profile prints."""
     return f"picas-{secrets.token_hex(8)}"

@@ -72,6 +72,13 @@ def held(tmp_path: Any) -> str:
     return str(tmp_path / "held.sh")
 
 
+@pytest.fixture
+def quick(tmp_path: Any) -> str:
+    """A script whose job ends at once."""
+    (tmp_path / "quick.sh").write_text("#!/bin/bash\n")
+    return str(tmp_path / "quick.sh")
+
+
 def jobs(remote: SlurmHook, pilots: dict[str, Any]) -> list[str]:
     """Pilots that wait or run."""
     return remote.run(f"squeue --noheader --array --name={pilots['submission']} --format=%i").stdout.split()
@@ -123,3 +130,71 @@ def test_jobs_of_other_people_with_our_names_are_not_ours(held: str, remote: Slu
         assert again["job_ids"] != made["job_ids"], "another user's job makes the submission look alive"
     finally:
         remote.run(f"scancel {foreign}")
+
+
+REFUSES = """#!/bin/bash
+for word; do case $word in --starttime=uts*) since=${word#--starttime=uts};; esac; done
+[ "$since" -ge LIMIT ] || { echo "sacct: error: Problem with slurmdbd query: Time range too wide" >&2; exit 1; }
+exec SACCT "$@"
+"""
+
+
+def test_an_old_submission_that_sacct_refuses_hides_no_other(quick: str, remote: SlurmHook, task_id: str) -> None:
+    """As with slurmdbd's MaxQueryTimeRange, which does not hold for the administrator whose account the tests have."""
+    made = [submit(quick, f"{task_id}{number}") for number in range(3)]
+    now = int(time.time())
+    old = [now - 10 * 86_400, now - 5 * 86_400, now - 6 * 86_400]
+    since = [now - 60, old[0], now - 61, old[1], now - 62, old[2]]
+    keys = [made[0], made[0], made[1], made[1], made[2], made[2]]
+    steps = [
+        slurm_jobs.LookAt("", key=one["submission"] + ".old" * (at in old), folder=one["folder"], since=at)
+        for one, at in zip(keys, since, strict=True)
+    ]
+    real = remote.run("command -v sacct").stdout.strip()
+    folder = remote.run("mktemp -d").stdout.strip()
+    program = REFUSES.replace("LIMIT", str(now - 86_400)).replace("SACCT", real)
+    remote.perform(Send([RemoteFile(f"{folder}/sacct", program.encode(), 0o755)]))
+
+    def accounted() -> bool:
+        return all(
+            "COMPLETED" in remote.run(f"sacct -X -n --jobs={one['job_ids'][0]} --format=State").stdout for one in made
+        )
+
+    processes.wait_for(accounted, what="The jobs in sacct", seconds=LIMIT)
+    with profile(remote, f"PATH={folder}:$PATH"), SlurmHook("spider") as slurm:
+        outputs = slurm_jobs.apart(slurm.perform(slurm_jobs.together(steps)), steps)
+    looks = [slurm_jobs.parse(output.stdout.splitlines()) for output in outputs]
+    assert [bool(look.unaccounted) for look in looks] == [False, True] * 3
+    assert "Time range too wide" in str(looks[1].unaccounted)
+    for output, one in zip(outputs[::2], made, strict=True):
+        assert f"A|{one['job_ids'][0]}|COMPLETED|" in output.stdout, "sacct's row is missing"
+
+
+def zone_that_changes(at: int) -> str:
+    """A time zone whose clocks are set back from 03:00 to 02:00 at this time, in seconds since 1970."""
+    offset = at % 86_400 - 3 * 3_600  # UTC less summer time, in seconds: it is 03:00 then
+    year_day = time.gmtime(at).tm_yday - 1
+    return f"STD{_offset(offset + 3_600)}DST{_offset(offset)},{(year_day + 180) % 365},{year_day}/3"
+
+
+def _offset(seconds: int) -> str:
+    sign = "-" if seconds < 0 else ""
+    hours, rest = divmod(abs(seconds), 3_600)
+    return f"{sign}{hours}:{rest // 60:02}:{rest % 60:02}"
+
+
+def test_the_hour_of_the_change_of_clocks(quick: str, remote: SlurmHook, task_id: str) -> None:
+    made = submit(quick, task_id)
+    now = int(time.time())
+    since = now - 60
+    with profile(remote, f"export TZ={zone_that_changes(now - 180)}"), SlurmHook("spider") as slurm:
+        hours = slurm.run(f"date -d @{now - 200} +%H; date -d @{now} +%H").stdout.split()
+        assert hours == ["02", "02"], "the test sets the clocks back in another hour"
+
+        def accounted() -> bool:
+            look = slurm.do(slurm_jobs.look(made["submission"], made["folder"], since))
+            assert look.unaccounted is None
+            job = look.jobs.get(made["job_ids"][0])
+            return job is not None and abs(job.ended - now) < 10 * LIMIT
+
+        processes.wait_for(accounted, what="The end of the job by sacct", seconds=LIMIT)

@@ -15,7 +15,7 @@ Q|2|2|N/A|PENDING|Priority|N/A|0:00|1||picas-b.1-1
 Q|3|3|N/A|PENDING|Priority|N/A|0:00|1||picas-c.1
 A|1|RUNNING|0:0|None|40|Unknown|10|1|00:00:00|node1|picas-a.1
 A|1.batch|RUNNING|0:0||40|Unknown|10|1|00:00:00|node1|batch
-E|sacct: error: something"""
+E|sacct: error: something|picas-b.1"""
 
 
 def test_each_gets_its_own_rows_without_the_name() -> None:
@@ -24,7 +24,6 @@ def test_each_gets_its_own_rows_without_the_name() -> None:
         "T|1790000000",
         "Q|1|1|N/A|RUNNING|None|40|0:10|1|node1",
         "A|1|RUNNING|0:0|None|40|Unknown|10|1|00:00:00|node1",
-        "E|sacct: error: something",
     ]
     assert second == ["T|1790000000", "Q|2|2|N/A|PENDING|Priority|N/A|0:00|1|", "E|sacct: error: something"]
 
@@ -34,9 +33,8 @@ def test_a_failure_is_everybodys() -> None:
     assert [(output.code, output.stderr) for output in apart(failed, STEPS)] == [(5, failed.stderr)] * 2
 
 
-def test_one_command_names_all_and_begins_with_the_earliest() -> None:
+def test_one_command_names_all() -> None:
     text = together(STEPS).text
-    assert "add picas-a.1 '/home/me/my picas-a.1'" in text
-    assert "add picas-b.1 '/home/me/my picas-b.1'" in text
-    assert "--starttime=uts-260 " in text
+    assert "add picas-a.1 '/home/me/my picas-a.1' -250" in text
+    assert "add picas-b.1 '/home/me/my picas-b.1' -260" in text
     assert (text.count("squeue "), text.count("sacct ")) == (1, 1)
