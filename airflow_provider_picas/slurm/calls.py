@@ -40,6 +40,10 @@ _UNCERTAIN = re.compile(
     re.IGNORECASE,
 )
 
+_FAILED = re.compile(
+    "submission failed|allocation failure", re.IGNORECASE
+)  # sbatch's own words; a wrapper may print numbers
+
 
 class SubmissionRefusedError(RemoteError):
     """sbatch refused, for a reason that trying again will not mend; the message holds its own words.
@@ -66,12 +70,19 @@ class Call:
     @property
     def job_id(self) -> str | None:
         """The job that it made, if that is known."""
-        return sbatch.job_id(self.stdout) if self.code == 0 else None
+        return sbatch.job_id(self.stdout) if self._accepted else None
 
     @property
     def printed_ids(self) -> list[str]:
         """What may be the id of the job that it made, when several numbers were printed."""
-        return sbatch.job_ids(self.stdout) if self.code == 0 else []
+        return sbatch.job_ids(self.stdout) if self._accepted else []
+
+    @property
+    def _accepted(self) -> bool:
+        """Whether an id that was printed is a job's: after ``#SBATCH --wait``, sbatch ends with the exit code of the job."""
+        return (
+            self.code is not None and self.code not in _NOT_RUN and (self.code == 0 or not _FAILED.search(self.stderr))
+        )
 
     @property
     def uncertain(self) -> bool:
@@ -148,7 +159,8 @@ while [ -e command.$i ]; do
     (
       cd started.$i || exit  # whoever gives the call up moves this folder, and a late answer with it
       (cd -- {quote(workdir)} && eval "exec timeout --kill-after=5 {SBATCH_LIMIT} $command") </dev/null >out 2>err
-      echo $? >code.new && mv code.new code
+      # A code that is there stays: it was written for a job that was found meanwhile. Some file systems have no hard links.
+      echo $? >code.new && {{ ln code.new code || [ -e code ] || mv code.new code; }}
     )
   fi
   i=$((i+1))

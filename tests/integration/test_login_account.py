@@ -15,6 +15,7 @@ from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.slurm import SlurmHook
 from airflow_provider_picas.operators.pilots import PicasCancelPilotsOperator, PicasSubmitPilotsOperator
 from airflow_provider_picas.reaping import Watched
+from airflow_provider_picas.slurm import calls
 from airflow_provider_picas.slurm import jobs as slurm_jobs
 from airflow_provider_picas.slurm.remote import RemoteFile, Send
 from stack import processes
@@ -171,16 +172,10 @@ def test_an_old_submission_that_sacct_refuses_hides_no_other(quick: str, remote:
 
 
 def zone_that_changes(at: int) -> str:
-    """A time zone whose clocks are set back from 03:00 to 02:00 at this time, in seconds since 1970."""
-    offset = at % 86_400 - 3 * 3_600  # UTC less summer time, in seconds: it is 03:00 then
-    year_day = time.gmtime(at).tm_yday - 1
-    return f"STD{_offset(offset + 3_600)}DST{_offset(offset)},{(year_day + 180) % 365},{year_day}/3"
-
-
-def _offset(seconds: int) -> str:
-    sign = "-" if seconds < 0 else ""
-    hours, rest = divmod(abs(seconds), 3_600)
-    return f"{sign}{hours}:{rest // 60:02}:{rest % 60:02}"
+    """A time zone one hour east of Greenwich whose summer time ends at this time, in seconds since 1970."""
+    local = time.gmtime(at + 2 * 3_600)
+    year_day = local.tm_yday - 1
+    return f"STD-1DST-2,{(year_day + 180) % 365},{year_day}/{time.strftime('%H:%M:%S', local)}"
 
 
 def test_the_hour_of_the_change_of_clocks(quick: str, remote: SlurmHook, task_id: str) -> None:
@@ -188,8 +183,8 @@ def test_the_hour_of_the_change_of_clocks(quick: str, remote: SlurmHook, task_id
     now = int(time.time())
     since = now - 60
     with profile(remote, f"export TZ={zone_that_changes(now - 180)}"), SlurmHook("spider") as slurm:
-        hours = slurm.run(f"date -d @{now - 200} +%H; date -d @{now} +%H").stdout.split()
-        assert hours == ["02", "02"], "the test sets the clocks back in another hour"
+        zones = slurm.run(f"date -d @{now - 200} +%Z; date -d @{now} +%Z").stdout.split()
+        assert zones == ["DST", "STD"]
 
         def accounted() -> bool:
             look = slurm.do(slurm_jobs.look(made["submission"], made["folder"], since))
@@ -198,3 +193,28 @@ def test_the_hour_of_the_change_of_clocks(quick: str, remote: SlurmHook, task_id
             return job is not None and abs(job.ended - now) < 10 * LIMIT
 
         processes.wait_for(accounted, what="The end of the job by sacct", seconds=LIMIT)
+
+
+def test_a_script_that_makes_sbatch_wait_for_its_job(remote: SlurmHook, task_id: str, tmp_path: Any) -> None:
+    """Sbatch then ends with the exit code of the job."""
+    (tmp_path / "waits.sh").write_text("#!/bin/bash\n#SBATCH --wait\nexit 3\n")
+    made = submit(tmp_path / "waits.sh", task_id)
+    said = remote.run(f"cat {made['folder']}/started.0/out {made['folder']}/started.0/code").stdout.split()
+    assert said == [*made["job_ids"], "3"]
+
+
+def test_an_answer_that_comes_late_does_not_change_a_settled_call(remote: SlurmHook, task_id: str) -> None:
+    folder = remote.run("mktemp -d").stdout.strip()
+    script = calls.submit_script(folder, folder, {}, None)
+    late = "sh -c 'touch ../up; until [ -e ../go ]; do sleep 0.05; done; exit 1'"
+    files = {calls.SUBMIT_SCRIPT: script, "command.0": late.replace("../", f"{folder}/")}
+    remote.perform(Send([RemoteFile(f"{folder}/{name}", text.encode()) for name, text in files.items()]))
+    started = f"setsid -f sh -c 'bash -p ./{calls.SUBMIT_SCRIPT}; touch over' </dev/null >/dev/null 2>&1"
+    remote.run(f"cd {folder}; {started}")
+    processes.wait_for(lambda: remote.run(f"[ -e {folder}/up ]").code == 0, what="The call", seconds=LIMIT)
+    record = remote.do(calls.read(folder))
+    assert remote.do(calls._write_down(folder, record, {0: "4711"}))
+    remote.run(f"touch {folder}/go")
+    processes.wait_for(lambda: remote.run(f"[ -e {folder}/over ]").code == 0, what="Its end", seconds=LIMIT)
+    assert remote.do(calls.read(folder)).calls[0].code == 0
+    assert remote.do(calls.read(folder)).job_ids == ("4711",)
