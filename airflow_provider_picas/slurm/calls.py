@@ -44,16 +44,24 @@ _FAILED = re.compile(
     "submission failed|allocation failure", re.IGNORECASE
 )  # sbatch's own words; a wrapper may print numbers
 
+_NOT_NOW = re.compile(
+    r"partition not available|configuration not available now|required node not available|reservation.* not usable"
+    r"|error writing script|no space left|quota exceeded|temporarily unable to accept|maximum number of jobs",
+    re.IGNORECASE,
+)
+
 
 class SubmissionRefusedError(RemoteError):
-    """sbatch refused, for a reason that trying again will not mend; the message holds its own words.
+    """sbatch refused; the message holds its own words.
 
-    ``jobs_left``: jobs of the submission were accepted, and could not be cancelled.
+    ``jobs_left``: jobs of the submission were accepted, and could not be cancelled. ``for_now``: the same submission may be
+    accepted later.
     """
 
-    def __init__(self, message: str, *, jobs_left: bool = False) -> None:
+    def __init__(self, message: str, *, jobs_left: bool = False, for_now: bool = False) -> None:
         super().__init__(message)
         self.jobs_left = jobs_left
+        self.for_now = for_now
 
 
 @dataclass(frozen=True)
@@ -329,7 +337,20 @@ def _refuse(key: str, record: Record) -> Operation[None]:
     jobs_left = False
     if any(call.job_id or call.uncertain for call in record.calls):
         jobs_left = (yield cancel(key, len(record.calls))).code != 0
-    raise SubmissionRefusedError(_refusal(record, jobs_left), jobs_left=jobs_left)
+    for_now = all(refused_for_now(call.stderr) for call in record.calls if call.refused)
+    raise SubmissionRefusedError(_refusal(record, jobs_left), jobs_left=jobs_left, for_now=for_now)
+
+
+def refused_for_now(said: str) -> bool:
+    """Whether sbatch's words name a state of the site that passes, and nothing that is wrong with the job.
+
+    "Job violates accounting/QOS policy" may mean either: Slurm names the limit in the line before, such as
+    QOSMaxSubmitJobPerUserLimit.
+    """
+    if "accounting/QOS policy" in said:
+        limits = re.findall(r"\b(?:QOS|Assoc)\w*(?:Limit|PerUser|PerAccount|PerJob)\w*", said)
+        return all("Submit" in limit for limit in limits)
+    return bool(_NOT_NOW.search(said))
 
 
 def _refusal(record: Record, jobs_left: bool) -> str:

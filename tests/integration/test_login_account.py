@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
 from airflow_provider_picas import stopping
 from airflow_provider_picas.hooks.picas import PicasHook
@@ -218,3 +219,18 @@ def test_an_answer_that_comes_late_does_not_change_a_settled_call(remote: SlurmH
     processes.wait_for(lambda: remote.run(f"[ -e {folder}/over ]").code == 0, what="Its end", seconds=LIMIT)
     assert remote.do(calls.read(folder)).calls[0].code == 0
     assert remote.do(calls.read(folder)).job_ids == ("4711",)
+
+
+def test_a_partition_that_is_closed_for_now_is_tried_again(held: str, remote: SlurmHook, task_id: str) -> None:
+    partition = remote.run("sinfo --noheader --format=%R | head -n 1").stdout.strip()
+    if remote.run(f"scontrol update PartitionName={partition} State=DRAIN").code != 0:
+        pytest.skip("the account cannot close a partition")
+    try:
+        with pytest.raises(AirflowException, match="Required partition not available") as failure:
+            submit(held, task_id)
+        assert not isinstance(failure.value, AirflowFailException), "Airflow would not retry"
+    finally:
+        remote.run(f"scontrol update PartitionName={partition} State=UP")
+    assert jobs(remote, made := submit(held, task_id)) == made["job_ids"]
+    with pytest.raises(AirflowFailException):
+        submit(held, f"{task_id}b", sbatch={"partition": "nowhere"})

@@ -152,7 +152,9 @@ class PicasSubmitPilotsOperator(BaseOperator):
                 if done is None and (wanted := self._arrays(picas, slurm, batch)):
                     done = slurm.submit(self._plan(context, job, wanted, self._finished(picas, batch)))
                     self._sweep(slurm, done)
-        except (SubmissionRefusedError, OptionError, ValueError) as error:
+        except SubmissionRefusedError as error:
+            raise (AirflowException if error.for_now else AirflowFailException)(str(error)) from None
+        except (OptionError, ValueError) as error:
             raise AirflowFailException(str(error)) from None
         except (RemoteError, CouchDBError) as error:
             raise AirflowException(str(error)) from None

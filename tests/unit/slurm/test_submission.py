@@ -304,3 +304,31 @@ def test_drive_raises_inside_the_operation_what_a_step_raises(name: str) -> None
     perform: Callable[[Step], Output] = refuse
     with pytest.raises(UnreachableError, match="gone"):
         drive(submission.submit(plan()), perform)
+
+
+@pytest.mark.parametrize(
+    ("said", "for_now"),
+    [
+        ("Batch job submission failed: Required partition not available (inactive or drain)", True),
+        ("Batch job submission failed: Requested partition configuration not available now", True),
+        ("Batch job submission failed: Required node not available (down, drained or reserved)", True),
+        (
+            "QOSMaxSubmitJobPerUserLimit\nBatch job submission failed: Job violates accounting/QOS policy (job submit limit,",
+            True,
+        ),
+        (
+            "AssocMaxSubmitJobLimit\nBatch job submission failed: Job violates accounting/QOS policy (job submit limit,",
+            True,
+        ),
+        (
+            "Batch job submission failed: Job violates accounting/QOS policy (job submit limit, user's size and/or time",
+            True,
+        ),
+        ("QOSMaxWallDurationPerJobLimit\nBatch job submission failed: Job violates accounting/QOS policy (job", False),
+        ("Batch job submission failed: Requested time limit is invalid (missing or exceeds some limit)", False),
+        ("Batch job submission failed: Invalid account or account/partition combination specified", False),
+        ("invalid partition specified: nowhere", False),
+    ],
+)
+def test_what_is_refused_for_now_only(said: str, for_now: bool) -> None:
+    assert calls.refused_for_now(f"sbatch: error: {said}") is for_now
