@@ -25,14 +25,16 @@ LIMIT = 20_000  # bytes
 GOOD = [f"b:{place:04d}" for place in range(1, 6)]
 
 
+def rewrite(_request: str, status: int, content: bytes) -> tuple[int, bytes]:
+    """An answer with integers in place of LARGE and HUGE."""
+    for text, digits in ((LARGE, 400), (HUGE, 4300)):
+        content = content.replace(b'"%s"' % text.encode(), b"1" + b"0" * digits)
+    return status, content
+
+
 @pytest.fixture
 def big_integers(server: couchdb.CouchDBAdmin, tmp_path: Path, pool: Pool) -> Iterator[Submission]:
     """A submission whose pilots read integers where the pool has LARGE and HUGE: the embedded server does not keep such."""
-
-    def rewrite(_request: str, status: int, content: bytes) -> tuple[int, bytes]:
-        for text, digits in ((LARGE, 400), (HUGE, 4300)):
-            content = content.replace(b'"%s"' % text.encode(), b"1" + b"0" * digits)
-        return status, content
 
     with Proxy(server.url) as between:
         between.rewrite = rewrite
