@@ -29,7 +29,7 @@ from tests.integration.tasks import context
 
 LEASE = 15  # seconds, of pilots in these tests
 INTERVAL = 5.0  # seconds between two looks at the pilots
-PATIENCE = 120.0  # seconds to wait for anything
+PATIENCE = 300.0  # seconds to wait for anything
 
 
 figures: list[str] = []

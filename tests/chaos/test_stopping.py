@@ -246,7 +246,7 @@ def test_a_teardown_cancels_when_the_run_is_marked_failed(start: Any) -> None:
     waiting.until(lambda: not list(Path(waiting.submitted["folder"], "credentials").iterdir()), "The credentials' end")
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(2400)
 def test_fifty_waits_while_components_are_restarted(
     airflow: Airflow, cluster: Cluster, pool: Pool, picas_default: str
 ) -> None:
@@ -272,7 +272,7 @@ def test_fifty_waits_while_components_are_restarted(
     def deferred() -> bool:
         return Counter(task["state"] for task in waits()) == {"deferred": len(BATCHES)}
 
-    processes.wait_for(deferred, what="The deferral of 50 waits", seconds=300)
+    processes.wait_for(deferred, what="The deferral of 50 waits", seconds=900)
     processes.wait_for(lambda: len(claims()) == 2, what="The claim of two tokens", seconds=60)
     held, running = claims(), jobs()
     assert len(running) == 4

@@ -35,7 +35,7 @@ def worker(run: Run, last: int, seconds: float = 0, **more: Any) -> dict[str, An
     steps and its output."""
     ended = subprocess.run(
         [sys.executable, "-m", "tests.chaos.one_submission", str(last), run.pool.database, str(seconds)],
-        input=json.dumps(arguments(run, **more)), capture_output=True, text=True, cwd=paths.PROJECT, timeout=120, check=False,
+        input=json.dumps(arguments(run, **more)), capture_output=True, text=True, cwd=paths.PROJECT, timeout=600, check=False,
     )  # fmt: skip
     if ended.returncode == -9:
         return None

@@ -59,7 +59,14 @@ def test_clearing_the_push_runs_just_what_failed(api: AirflowApi, couchdb: Couch
     dag_id = "rerun_by_clearing"
     run = api.trigger(dag_id)
     api.wait_for_task(dag_id, run, "wait", ["deferred"])
-    links = api.request("GET", f"dags/{dag_id}/dagRuns/{quote(run)}/taskInstances/wait/links")["extra_links"]
+
+    def links_of_wait() -> dict[str, str | None]:
+        found = api.request("GET", f"dags/{dag_id}/dagRuns/{quote(run)}/taskInstances/wait/links")["extra_links"]
+        return dict(found)
+
+    # Airflow answers None for a link that it could not look up at that moment.
+    processes.wait_for(lambda: all(links_of_wait().values()), what="The links of the wait", seconds=60)
+    links = links_of_wait()
     assert links["Token pool"] == f"{pool.url}/_utils/#database/{pool.database}/_all_docs"
     assert links["Monitoring"] == MONITORING
     finish(couchdb, pool, 1, every=4)

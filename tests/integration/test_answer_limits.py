@@ -24,8 +24,7 @@ from tests.integration.faults import Fault, Proxy
 def proxy(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     monkeypatch.setattr(protocol, "wait_before", lambda attempt, retry_after=None: 0.0)
     with Proxy(pool.url) as proxy:
-        fields = native.picas_connection(pool) | {"host": proxy.url, "port": None}
-        set_connection(monkeypatch, "picas_default", fields | {"extra": {"read_timeout": 0.2}})
+        set_connection(monkeypatch, "picas_default", native.picas_connection(pool) | {"host": proxy.url, "port": None})
         yield proxy
 
 
@@ -54,8 +53,9 @@ def test_an_answer_of_more_bytes_than_any_has(proxy: Proxy, question: Callable[[
 @pytest.mark.parametrize("question", [ask, ask_async])
 def test_an_answer_that_trickles(proxy: Proxy, question: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "TRIES_TO_CONNECT", 1)
+    monkeypatch.setattr(protocol, "SLOWEST_ANSWER", 0.05)  # of 60 s
     proxy.hurt(Fault.TRICKLE, on="/x")
-    with pytest.raises(errors.UnavailableError, match=r"to GET /test_\w+/x was not complete after 2 s"):
+    with pytest.raises(errors.UnavailableError, match=r"to GET /test_\w+/x was not complete after 3 s"):
         question()
 
 

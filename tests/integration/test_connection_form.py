@@ -37,7 +37,7 @@ def airflow_cli(pool: Pool, tmp_path: Path) -> Run:
         }
         return subprocess.run(
             [str(Path(sys.prefix) / "bin" / "airflow"), *arguments],
-            env=environment, capture_output=True, text=True, check=False, timeout=120,
+            env=environment, capture_output=True, text=True, check=False, timeout=600,
         )  # fmt: skip
 
     return run

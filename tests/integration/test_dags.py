@@ -31,7 +31,7 @@ def test_they_load_and_can_be_kept(tmp_path: Path) -> None:
     def airflow(*arguments: str) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             [str(Path(sys.prefix) / "bin" / "airflow"), *arguments],
-            env=environment, capture_output=True, text=True, check=False, timeout=120,
+            env=environment, capture_output=True, text=True, check=False, timeout=600,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
         return done

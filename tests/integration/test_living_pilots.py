@@ -29,7 +29,7 @@ from tests.conftest import set_connection
 from tests.integration.faults import Fault, Proxy
 from tests.integration.test_pilot import COUNT, GATE, PASSWORD, Pool, Submission, until
 
-LEASE = 4  # seconds; renewed every 1.3 s
+LEASE = 8  # seconds; renewed every 2.7 s
 RENEWAL = "PUT /{name}/_local/picas-pilot-"
 READING = "_local_docs"  # of leases, by another pilot or the wait
 

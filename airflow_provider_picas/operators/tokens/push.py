@@ -58,8 +58,8 @@ class PicasPushTokensOperator(BaseOperator):
     :param batch: a name for the batch. Default: one made from the task instance, so that each run has its own.
     :param on_existing: what to do with a token that is in the pool already: ``reset`` (the default: run it again, with the fields
         that it has now, if it is in error or in no state, so that clearing the task runs just what failed), ``keep``, ``replace``
-        (write it anew unless a pilot holds it), or ``fail`` (if it is another task's). ``reset`` fails at a token of another push that has
-        another input: its result would be taken for this one's. A retry or a clear keeps its own tokens, and names those.
+        (write it anew unless a pilot holds it), or ``fail`` (if it is another task's). ``reset`` fails at a token of another push
+        that has another input: its result would be taken for this one's. A retry or a clear keeps its own tokens and names them.
     :param on_empty: what to do when there is nothing to push: ``skip`` (the default), ``fail`` or ``succeed``.
     :param deploy_views: create the views that the pool lacks, if the login may.
     :param design_documents: further design documents to create, with PiCaS's views of the tokens for which a JavaScript condition
