@@ -18,13 +18,13 @@ from airflow_provider_picas.operators.pilots import PicasCancelPilotsOperator, P
 from airflow_provider_picas.reaping import Watched
 from airflow_provider_picas.slurm import calls
 from airflow_provider_picas.slurm import jobs as slurm_jobs
-from airflow_provider_picas.slurm.remote import RemoteFile, Send
+from airflow_provider_picas.slurm.remote import Output, RemoteFile, Send
 from stack import processes
 from tests.integration.tasks import context
 
 pytestmark = pytest.mark.usefixtures("picas_default", "spider")
 
-LIMIT = 60  # seconds to wait for anything
+LIMIT = 180  # seconds to wait for anything
 HELD = "#!/bin/bash\n#SBATCH --hold\nsleep 600\n"
 
 
@@ -164,12 +164,20 @@ def test_an_old_submission_that_sacct_refuses_hides_no_other(quick: str, remote:
 
     processes.wait_for(accounted, what="The jobs in sacct", seconds=LIMIT)
     with profile(remote, f"PATH={folder}:$PATH"), SlurmHook("spider") as slurm:
-        outputs = slurm_jobs.apart(slurm.perform(slurm_jobs.together(steps)), steps)
+        outputs: list[Output] = []
+
+        def rows_are_there() -> bool:
+            """What sacct shows may lag behind, also after it has shown a job by its id."""
+            outputs[:] = slurm_jobs.apart(slurm.perform(slurm_jobs.together(steps)), steps)
+            return all(
+                f"A|{one['job_ids'][0]}|COMPLETED|" in output.stdout
+                for output, one in zip(outputs[::2], made, strict=True)
+            )
+
+        processes.wait_for(rows_are_there, what="sacct's rows of the new submissions", seconds=LIMIT)
     looks = [slurm_jobs.parse(output.stdout.splitlines()) for output in outputs]
     assert [bool(look.unaccounted) for look in looks] == [False, True] * 3
     assert "Time range too wide" in str(looks[1].unaccounted)
-    for output, one in zip(outputs[::2], made, strict=True):
-        assert f"A|{one['job_ids'][0]}|COMPLETED|" in output.stdout, "sacct's row is missing"
 
 
 def zone_that_changes(at: int) -> str:
