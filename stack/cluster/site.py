@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -86,11 +87,12 @@ class Cluster:
 
     def clean_up(self) -> None:
         """End whatever is left of the cluster in this folder, whoever started it, and remove its sockets."""
-        pids.kill(self._leftovers)
-        link = self.folder / "site"
-        if link.is_symlink() and (link / "folder").resolve() == self.folder:
-            shutil.rmtree(link.readlink(), ignore_errors=True)
-            link.unlink()
+        with suppress(FileNotFoundError):  # of several sessions that clean up after a killed one, another was quicker
+            pids.kill(self._leftovers)
+            link = self.folder / "site"
+            if link.is_symlink() and (link / "folder").resolve() == self.folder:
+                shutil.rmtree(link.readlink(), ignore_errors=True)
+                link.unlink()
 
     def __enter__(self) -> Cluster:
         self.start()
