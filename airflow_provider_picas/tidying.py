@@ -8,7 +8,7 @@ from typing import Any
 
 from airflow_provider_picas.couchdb import batch_pilots
 from airflow_provider_picas.couchdb.pool import Document, Pool
-from airflow_provider_picas.couchdb.protocol import Answer, Request, json_body
+from airflow_provider_picas.couchdb.protocol import json_body
 from airflow_provider_picas.pilot.picas_pilot import lease_id, number
 from airflow_provider_picas.reaping import Operation, Watched
 from airflow_provider_picas.slurm import calls
@@ -56,11 +56,8 @@ def local_documents(pool: Pool, key: str | None) -> Operation[int]:
     for prefix in (lease_id(""), drain_flag(""), "_local/picas-wait-", batch_pilots.PREFIX):
         start = prefix
         for _ in range(MOST_PAGES):
-            query = {"include_docs": "true", "limit": str(PAGE), "startkey": json.dumps(start)}
-            query["endkey"] = json.dumps(f"{prefix}\ufff0")
-            answer: Answer = yield Request("GET", pool.path("_local_docs"), query)
-            found = [row["doc"] for row in answer.json()["rows"] if row.get("doc")]
-            gone = [document for document in found if _is_over(document, key, float(answer.time or 0))]
+            found, now = yield from pool.local_documents(prefix, start=start, limit=PAGE)
+            gone = [document for document in found if _is_over(document, key, float(now or 0))]
             if gone:
                 deletions = [{"_id": one["_id"], "_rev": one["_rev"], "_deleted": True} for one in gone]
                 yield from pool.write([json_body(one) for one in deletions])

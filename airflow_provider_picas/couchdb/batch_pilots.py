@@ -5,7 +5,6 @@ So a wait for the batch knows its pilots without being told. Operations, as in `
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Mapping
@@ -34,15 +33,8 @@ def note(pool: Pool, batch: str, pilots: Mapping[str, Any], *, ended: bool = Fal
 
 def find(pool: Pool, batch: str) -> Operation[list[dict[str, Any]]]:
     """The pilots that were submitted for a batch and whose wait is not over: for each task the output of its last submission."""
-    prefix = f"{PREFIX}{batch}:"
-    query = {
-        "include_docs": "true",
-        "limit": str(_MOST),
-        "startkey": json.dumps(prefix),
-        "endkey": json.dumps(f"{prefix}\ufff0"),
-    }
-    answer = yield Request("GET", pool.path("_local_docs"), query)
-    found = [row["doc"]["pilots"] for row in answer.json()["rows"] if row.get("doc") and not row["doc"].get("ended")]
+    documents, _ = yield from pool.local_documents(f"{PREFIX}{batch}:", limit=_MOST)
+    found = [document["pilots"] for document in documents if not document.get("ended")]
     tasks: dict[str, dict[str, Any]] = {}
     for pilots in found:
         task, number = _task(pilots)

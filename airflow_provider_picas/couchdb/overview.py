@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
-
 from airflow_provider_picas.couchdb.pool import Document, Pool
 from airflow_provider_picas.couchdb.protocol import Operation, Request
 from airflow_provider_picas.pilot.picas_pilot import lease_id
 
 LAST_CHANGES = 5_000  # changes that are read
 MOST_LEASES = 2_000  # leases that are read
-
-_LEASE = lease_id("")
 
 
 def changed_last(pool: Pool) -> Operation[list[str]]:
@@ -23,7 +19,4 @@ def changed_last(pool: Pool) -> Operation[list[str]]:
 
 def pilots(pool: Pool) -> Operation[tuple[list[Document], int | None]]:
     """The leases of pilots, at most ``MOST_LEASES`` of them, and the database's time."""
-    keys = {"startkey": json.dumps(_LEASE), "endkey": json.dumps(f"{_LEASE}\ufff0")}
-    params = {"include_docs": "true", "limit": str(MOST_LEASES), **keys}
-    answer = yield Request("GET", pool.path("_local_docs"), params)
-    return [row["doc"] for row in answer.json()["rows"] if row.get("doc")], answer.time
+    return (yield from pool.local_documents(lease_id(""), limit=MOST_LEASES))

@@ -182,6 +182,15 @@ class Pool:
         answer = yield request
         return str(answer.json()["rev"])
 
+    def local_documents(
+        self, prefix: str, *, start: str | None = None, limit: int = PAGE
+    ) -> Operation[tuple[list[Document], int | None]]:
+        """The local documents whose ids begin with ``prefix``, from the id ``start`` on, and the database's time."""
+        query = {"include_docs": "true", "limit": str(limit)}
+        query |= {"startkey": json.dumps(start or prefix), "endkey": json.dumps(f"{prefix}{ids.END_OF_PREFIX}")}
+        answer = yield Request("GET", self.path("_local_docs"), query)
+        return [row["doc"] for row in answer.json()["rows"] if row.get("doc")], answer.time
+
     # -- counts -------------------------------------------------------------------------------------------------------
 
     def count(self, batch: str | None = None) -> Operation[counts.Counts]:

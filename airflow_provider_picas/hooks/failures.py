@@ -43,7 +43,7 @@ class FailedTokens:
             pass
 
     def summary(self, most: int = _GROUPS) -> list[dict[str, Any]]:
-        """The largest groups, at most so many, for XCom."""
+        """The largest groups, at most ``most`` of them, for XCom."""
         return [
             {
                 "cause": group.cause,
