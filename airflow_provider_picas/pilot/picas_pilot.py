@@ -3372,18 +3372,42 @@ def _seconds(text: str) -> Optional[float]:
     return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
 
 
+class Workplace(NamedTuple):
+    """Where commands run on this node."""
+
+    scratch: str  # each attempt has a folder in it
+    files: str  # the folder with copies of the submission's files
+    environment: Dict[str, str]
+
+
 class Slot(threading.Thread):
     """Runs tokens, one after the other."""
 
-    def __init__(self, pilot: "Pilot", name: int) -> None:
-        super().__init__(name=f"slot-{name}", daemon=True)
-        self._pilot = pilot
-        self._number = name
+    def __init__(
+        self,
+        number: int,
+        work: Work,
+        reporter: Reporter,
+        lease: Lease,
+        clock: Clock,
+        processes: Processes,
+        config: Config,
+        place: Workplace,
+    ) -> None:
+        super().__init__(name=f"slot-{number}", daemon=True)
+        self._number = number
+        self._work = work
+        self._reporter = reporter
+        self._lease = lease
+        self._clock = clock
+        self._processes = processes
+        self._config = config
+        self._place = place
         self._tokens = 0
 
     def run(self) -> None:
         """Until no more are to be started."""
-        pilot, work = self._pilot, self._pilot.work
+        work = self._work
         while True:
             run = work.next_run(self._make)
             if run is None:
@@ -3395,23 +3419,22 @@ class Slot(threading.Thread):
                 log(f"Running {run.token.id} failed:\n{traceback.format_exc()}")
                 work.stop(DRAIN, "there is a fault in the pilot", EX_SOFTWARE)
             finally:
-                work.finish(run, change, pilot.reporter)
+                work.finish(run, change, self._reporter)
                 remove_tree(run.folder)
 
     def _make(self, token: Token) -> Run:
-        pilot = self._pilot
         self._tokens += 1
-        folder = os.path.join(pilot.scratch, f"{self._number}-{self._tokens}")
-        return Run(token, folder, pilot.files, pilot.config, pilot.processes)
+        folder = os.path.join(self._place.scratch, f"{self._number}-{self._tokens}")
+        return Run(token, folder, self._place.files, self._config, self._processes)
 
     def _attempt(self, run: Run) -> Optional[Change]:
         """What to write into the token, or None if somebody else has it."""
-        pilot, work = self._pilot, self._pilot.work
-        if not pilot.lease.valid() or work.stopping.is_set():
+        work = self._work
+        if not self._lease.valid() or work.stopping.is_set():
             return release(run.token)
         try:
             run.prepare()
-            ended = run.execute(pilot.environment)
+            ended = run.execute(self._place.environment)
         except OSError as error:
             # The node's fault, not the token's: others may do better.
             work.stop(DRAIN, f"this node cannot run commands in {run.folder}: {error}", EX_IOERR)
@@ -3423,16 +3446,15 @@ class Slot(threading.Thread):
             work.stopping.wait(1.0)
             if work.stopping.is_set():
                 ended = ended._replace(how=work.why)
-        change = conclude(run.token, ended, pilot.config, int(pilot.clock.now()))
+        change = conclude(run.token, ended, self._config, int(self._clock.now()))
         self._tell(ended, change)
         return change
 
     def _tell(self, ended: Ended, change: Change) -> None:
-        pilot = self._pilot
         if ended.how == "exit":
-            pilot.reporter.gather = GATHER if pilot.work.learn(ended.seconds) < SHORT else 0.0
-            if change.kind != "done" and ended.code in pilot.config.stop_exit_codes:
-                pilot.work.stop(DRAIN, f"{change.token} ended with exit code {ended.code}", ended.code)
+            self._reporter.gather = GATHER if self._work.learn(ended.seconds) < SHORT else 0.0
+            if change.kind != "done" and ended.code in self._config.stop_exit_codes:
+                self._work.stop(DRAIN, f"{change.token} ended with exit code {ended.code}", ended.code)
         if change.kind != "done" or ended.seconds >= 1:
             why = (change.error or {}).get("message") or (change.attempt or {}).get("error", "")
             log(f"{change.token} {change.kind} after {ended.seconds:.1f} s" + (f": {why}" if why else ""))
@@ -3441,14 +3463,31 @@ class Slot(threading.Thread):
 class Claimer(threading.Thread):
     """Keeps the slots in work; reaps when there is none, and says when nothing is left."""
 
-    def __init__(self, pilot: "Pilot", claims: Claims, reaper: Reaper, outbox: Outbox, database: Database) -> None:
+    def __init__(
+        self,
+        work: Work,
+        claims: Claims,
+        reaper: Reaper,
+        outbox: Outbox,
+        reporter: Reporter,
+        database: Database,
+        lease: Lease,
+        clock: Clock,
+        wall_clock: WallClock,
+        config: Config,
+    ) -> None:
         super().__init__(name="claimer", daemon=True)
-        self._pilot = pilot
+        self._work = work
         self._claims = claims
         self._reaper = reaper
         self._outbox = outbox
+        self._reporter = reporter
         self._database = database
-        self._reap_every = min(5.0, pilot.config.lease / 3)  # seconds
+        self._lease = lease
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._config = config
+        self._reap_every = min(5.0, config.lease / 3)  # seconds
         self._nothing_since: Optional[float] = None  # nothing was found since then
         self._idle_since: Optional[float] = None  # nor was there anything else to do
         self._next_reap = time.monotonic() + self._reap_every
@@ -3459,8 +3498,8 @@ class Claimer(threading.Thread):
 
     def run(self) -> None:
         """Claim until the pilot is to end."""
-        work, backoff = self._pilot.work, Backoff(longest=5.0)
-        self._pilot.wall_clock.asked.wait(5)
+        work, backoff = self._work, Backoff(longest=5.0)
+        self._wall_clock.asked.wait(5)
         while work.level == GO:
             try:
                 self._step()
@@ -3477,7 +3516,7 @@ class Claimer(threading.Thread):
                 work.stop(DRAIN, "there is a fault in the pilot", EX_SOFTWARE)
         with suppress(Unreachable, Failed):  # others see from the lease that this pilot has ended
             for token in self._claims.settle():
-                self._pilot.reporter.put(release(token))
+                self._reporter.put(release(token))
 
     @property
     def conflicts(self) -> int:
@@ -3488,24 +3527,32 @@ class Claimer(threading.Thread):
         """Whether these were claimed is unknown: give them back if so."""
         in_flight, self._claims.in_flight = self._claims.in_flight, []
         for token in in_flight:
-            self._pilot.reporter.put(release(token))
+            self._reporter.put(release(token))
+
+    def _fits(self, doc: Doc) -> bool:
+        """Whether a token is expected to end before the job does."""
+        remaining = self._wall_clock.remaining()
+        if remaining is None:
+            return True
+        own = number(doc.get("time")) * 60
+        return (own if own > 0 else self._work.expected()) + self._config.margin < remaining
 
     def _step(self) -> None:
-        work, claims = self._pilot.work, self._claims
-        outage = max(self._pilot.config.outage, self._pilot.config.lease)
+        work, claims = self._work, self._claims
+        outage = max(self._config.outage, self._config.lease)
         lost_for = self._database.quorum.lost_for()
         if lost_for > outage:
             work.stop(
                 DRAIN, f"too few of the database's nodes store what is written, for {lost_for:.0f} s", EX_UNAVAILABLE
             )
             return
-        if self._pilot.lease.valid() and self._start(claims.settle()):
+        if self._lease.valid() and self._start(claims.settle()):
             return
         wanted = work.wanted()
-        if not wanted or not self._pilot.lease.valid():
+        if not wanted or not self._lease.valid():
             work.wait(0.5)
             return
-        tokens = claims.take(wanted, self._pilot.fits, work.deaths_allowed(self._pilot.reporter.pending()))
+        tokens = claims.take(wanted, self._fits, work.deaths_allowed(self._reporter.pending()))
         self.release_in_flight()
         if self._start(tokens):
             return
@@ -3519,7 +3566,7 @@ class Claimer(threading.Thread):
     def _start(self, tokens: List[Token]) -> bool:
         """Hand tokens to the slots; whether there were any."""
         if tokens:
-            self._pilot.work.add(tokens)
+            self._work.add(tokens)
             self._nothing_since = self._idle_since = None
             self._totals.clear()
         return bool(tokens)
@@ -3544,7 +3591,7 @@ class Claimer(threading.Thread):
         if self._claims.unfit and not busy:
             work.stop(DRAIN, "no token fits into the rest of its wall-clock")
             return
-        now, lease = time.monotonic(), self._pilot.config.lease
+        now, lease = time.monotonic(), self._config.lease
         self._nothing_since = self._nothing_since or now
         if busy:
             self._idle_since = None
@@ -3558,8 +3605,8 @@ class Claimer(threading.Thread):
             if sent or reaped:
                 return
             self._next_reap = now + (self._reap_every if busy else min(self._reap_every, 0.3 + idle))
-        lingers = self._living and min(idle, self._pilot.clock.contact()) <= lease + 3
-        if not busy and idle >= self._pilot.config.wait_for_work and not lingers and self._is_sure(idle):
+        lingers = self._living and min(idle, self._clock.contact()) <= lease + 3
+        if not busy and idle >= self._config.wait_for_work and not lingers and self._is_sure(idle):
             left_alone = self._database.left_alone()
             work.stop(
                 DRAIN, "nothing is left to do" + (f" but {left_alone} tokens that it cannot take" if left_alone else "")
@@ -3571,9 +3618,9 @@ class Claimer(threading.Thread):
 
     def _busy(self) -> bool:
         """Whether this pilot holds tokens, or has results to send."""
-        work = self._pilot.work
+        work = self._work
         with work.changed:
-            return bool(work.runs or work.ready or self._pilot.reporter.pending() or self._claims.unsettled())
+            return bool(work.runs or work.ready or self._reporter.pending() or self._claims.unsettled())
 
 
 # --- the pilot ------------------------------------------------------------------------------------------------------
@@ -3626,9 +3673,8 @@ class Pilot:
             cluster = number((info.get("cluster") or {}).get("n"), 1) > 1
             conflicts = Conflicts(*parts, self.lease.contact, self.held_claims)
             claims, reaper = Claims(*parts, cluster, conflicts), Reaper(*parts, self.lease.contact, conflicts)
-            claimer = Claimer(self, claims, reaper, self._outbox, self._database)
-            slots = [Slot(self, name) for name in range(self.config.slots)]
-            for thread in (self.lease, self.reporter, claimer, *slots):
+            claimer = self._claimer(claims, reaper)
+            for thread in (self.lease, self.reporter, claimer, *self._slots()):
                 thread.start()
             while self.work.level == GO or self.work.runs:
                 time.sleep(0.1)
@@ -3643,13 +3689,14 @@ class Pilot:
         """The claims of tokens that wait or run here, and of those whose results are not known to be written."""
         return {token.claim for token in self.work.held()} | self.reporter.claims()
 
-    def fits(self, doc: Doc) -> bool:
-        """Whether a token is expected to end before the job does."""
-        remaining = self.wall_clock.remaining()
-        if remaining is None:
-            return True
-        own = number(doc.get("time")) * 60
-        return (own if own > 0 else self.work.expected()) + self.config.margin < remaining
+    def _claimer(self, claims: Claims, reaper: Reaper) -> Claimer:
+        threads, clocks = (self._outbox, self.reporter, self._database, self.lease), (self.clock, self.wall_clock)
+        return Claimer(self.work, claims, reaper, *threads, *clocks, self.config)
+
+    def _slots(self) -> List[Slot]:
+        place = Workplace(self.scratch, self.files, self.environment)
+        parts = (self.work, self.reporter, self.lease, self.clock, self.processes, self.config, place)
+        return [Slot(number, *parts) for number in range(self.config.slots)]
 
     def _on_signal(self, signum: int, _frame: Any) -> None:
         self._signal = self._signal or signum

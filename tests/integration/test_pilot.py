@@ -1206,7 +1206,7 @@ def test_a_result_that_cannot_be_kept_loses_no_other(pool: Pool, submission: Sub
         conflicts = picas_pilot.Conflicts(*parts, parts[-1].contact)
         claims = picas_pilot.Claims(*parts, False, conflicts)
         reaper = picas_pilot.Reaper(*parts, parts[-1].contact, conflicts)
-        claimer = picas_pilot.Claimer(made, claims, reaper, made._outbox, parts[0])
+        claimer = made._claimer(claims, reaper)
         for thread in (made.lease, claimer):
             thread.start()
         deep: list[Any] = []
