@@ -21,7 +21,7 @@ from airflow_provider_picas.couchdb.protocol import Answer, Request, json_body
 from airflow_provider_picas.pilot.picas_pilot import Change, held_by_pilot, lease_id, reap
 from airflow_provider_picas.slurm import jobs as slurm_jobs
 from airflow_provider_picas.slurm.jobs import Job, Life, Look
-from airflow_provider_picas.slurm.remote import Command, Output, RemoteError, Step, ok, quote
+from airflow_provider_picas.slurm.remote import Command, Output, RemoteError, Step, ok, quote, whole
 from airflow_provider_picas.tokens import documents, leases
 from airflow_provider_picas.tokens.leases import Holders, Judgement, Lease, Observer
 from airflow_provider_picas.tokens.states import State
@@ -337,7 +337,7 @@ def _portions(listed: Sequence[str]) -> list[dict[str, int]]:
     portions: list[dict[str, int]] = []
     for line in listed:
         size, _, name = line.partition(" ")
-        if not size.isdigit():
+        if whole(size, default=-1) < 0:
             continue  # the rest of a name of two lines, which is none of ours
         last = portions[-1] if portions else {}
         if not last or len(last) >= UNSENT_FILES or sum(last.values()) + int(size) > UNSENT_BYTES:

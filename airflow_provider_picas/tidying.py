@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
 
 from airflow_provider_picas.couchdb import batch_pilots
 from airflow_provider_picas.couchdb.pool import Document, Pool
@@ -13,7 +11,7 @@ from airflow_provider_picas.pilot.picas_pilot import lease_id, number
 from airflow_provider_picas.reaping import Operation, Watched
 from airflow_provider_picas.slurm import calls
 from airflow_provider_picas.slurm.pilot_job import CONFIG_FILE
-from airflow_provider_picas.slurm.remote import OURS, Command, Output, ok, quote
+from airflow_provider_picas.slurm.remote import OURS, Command, Output, ok, quote, whole
 from airflow_provider_picas.stopping import MOST_CALLS, drain_flag
 
 KEEP_LEASES = 7 * 86_400  # seconds that the lease of a pilot is kept which was not heard any more
@@ -31,8 +29,15 @@ def cancel_pending(pool: Pool, watched: Watched) -> Operation[int]:
     were told to wait for work are left alone.
     """
     config: Output = yield Command(f"cat -- {quote(f'{watched.folder}/{CONFIG_FILE}')}")
-    options: Mapping[str, Any] = json.loads(config.stdout) if config.code == 0 else {}
-    if options.get("wait_for_work"):
+    try:
+        options = json.loads(config.stdout) if config.code == 0 else {}
+    except (ValueError, RecursionError):
+        return 0  # somebody has changed the file: whether they take other tokens, too, is not known
+    if (
+        not isinstance(options, dict)
+        or options.get("wait_for_work")
+        or not isinstance(options.get("batch", ""), str | None)
+    ):
         return 0
     counts = yield from pool.count(options.get("batch"))
     if counts.todo or counts.locked:
@@ -44,7 +49,7 @@ jobs=$(squeue --noheader --all --array --states=PENDING {OURS} --name={names} --
 scancel {OURS} --state=PENDING $(printf '%s\\n' "$jobs" | cut -d' ' -f1 | sort -u) || exit 6
 printf '%s\\n' "$jobs" | wc -l"""
     output: Output = yield from ok(Command(text), "Pilots that have not started could not be cancelled")
-    return int(output.stdout or 0)
+    return whole(output.stdout)
 
 
 def local_documents(pool: Pool, key: str | None) -> Operation[int]:

@@ -14,7 +14,7 @@ from airflow_provider_picas.checks.finding import Finding, failed, ok, warned
 from airflow_provider_picas.checks.node import Probe
 from airflow_provider_picas.hooks.slurm import SlurmAsyncHook, SlurmHook
 from airflow_provider_picas.slurm.pilot_job import python_lines
-from airflow_provider_picas.slurm.remote import Command, RemoteError, Send, quote
+from airflow_provider_picas.slurm.remote import Command, RemoteError, Send, quote, whole
 from airflow_provider_picas.slurm.submission import DEFAULT_FOLDER
 from airflow_provider_picas.tokens.text import one_line
 
@@ -157,7 +157,8 @@ echo; df -Pk -- {quote(folder)} | tail -n 1"""
         yield failed("files", f"Files cannot be sent to {place} ({one_line(sent.said)}). {_OTHER_FOLDER}")
         return False
     words = written.stdout.split()  # the last line is df's: device, size, used, left, share, mount
-    left = int(words[-3]) * 1024 if len(words) > 3 and words[-3].isdigit() else None
+    blocks = whole(words[-3], default=-1) if len(words) > 3 else -1
+    left = blocks * 1024 if blocks >= 0 else None
     room = f"{place} can be written" + (f", and df says that {left / 1e9:,.1f} GB are left" if left is not None else "")
     yield (
         warned("home", f"{room}. {_OTHER_FOLDER}") if left is not None and left < LEAST_ROOM else ok("home", f"{room}.")

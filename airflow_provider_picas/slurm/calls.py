@@ -22,6 +22,7 @@ from airflow_provider_picas.slurm.remote import (
     UnreachableError,
     ok,
     quote,
+    whole,
 )
 
 SUBMIT_SCRIPT = "submit.sh"
@@ -193,7 +194,17 @@ true"""
 
 
 def parse_record(lines: Sequence[str]) -> Record:
-    """Read what ``READ`` printed."""
+    """Read what ``READ`` printed. Raises RemoteError when the files of the record hold something else."""
+    try:
+        return _parse_record(lines)
+    except ValueError:
+        raise RemoteError(
+            "The record of the submission on the cluster cannot be read: somebody has changed files in its folder. Remove the"
+            " folder once its jobs have ended, and run the task again."
+        ) from None
+
+
+def _parse_record(lines: Sequence[str]) -> Record:
     since, acknowledged = 0, False
     calls: list[Call] = []
     parts: list[str] = []
@@ -209,8 +220,10 @@ def parse_record(lines: Sequence[str]) -> Record:
             parts.append(_decoded(rest))
         elif word == "err":
             started, code, age, given_up, out = parts
-            number = int(code) if code.isdigit() else None
-            calls.append(Call(started == "yes", number, int(age), out, _decoded(rest), int(given_up)))
+            number = whole(code, default=-1)
+            calls.append(
+                Call(started == "yes", None if number < 0 else number, int(age), out, _decoded(rest), int(given_up))
+            )
     return Record(since, acknowledged, tuple(calls))
 
 
@@ -364,7 +377,7 @@ def _refusal(record: Record, jobs_left: bool) -> str:
 def _message_timeout() -> Operation[float]:
     """Slurm's MessageTimeout in seconds: how long sbatch waits for the controller."""
     output = yield Command("scontrol show config | sed -n 's/^MessageTimeout *= *\\([0-9]*\\).*/\\1/p'")
-    return float(output.stdout.strip()) if output.stdout.strip().isdigit() else 60.0
+    return float(whole(output.stdout, default=60))
 
 
 def _write_down(folder: str, record: Record, found: Mapping[int, str]) -> Operation[bool]:

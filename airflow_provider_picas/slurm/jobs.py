@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from airflow_provider_picas.slurm.remote import OURS, Command, Operation, Output, UnreachableError, quote
+from airflow_provider_picas.slurm.remote import OURS, Command, Operation, Output, UnreachableError, quote, whole
 from airflow_provider_picas.tokens.text import one_line
 
 _SQUEUE = "%i|%F|%K|%T|%r|%S|%M|%C|%N"
@@ -20,6 +20,7 @@ FORGOTTEN_AFTER = (
     60  # seconds for which the controller must not know a job until it counts as ended, whatever sacct says
 )
 _MOST_ASKED = 5_000  # of such jobs, that one command asks about
+MOST_TASKS = 100_000  # tasks that one look takes from rows such as 123_[0-3]
 LINGER = 45  # seconds that an ended job's processes may take: Slurm's KillWait is 30
 
 
@@ -148,8 +149,9 @@ printf '%s\n' "$found" | awk -v now="$now" -v ids={quote(ids)} '
     if output.code != 0:
         return []
     now, *rows = output.stdout.split("\n")
-    unknown = (row.split() for row in rows if row)
-    return [name for name, since in unknown if name in unqueued and int(now) - int(since) >= FORGOTTEN_AFTER]
+    unknown = (row.split() for row in rows)
+    since = {row[0]: whole(row[1], default=-1) for row in unknown if len(row) == 2}
+    return [name for name in unqueued if since.get(name, -1) >= 0 and whole(now) - since[name] >= FORGOTTEN_AFTER]
 
 
 def together(steps: Sequence[LookAt]) -> Command:
@@ -229,14 +231,15 @@ def count_pilots() -> Operation[tuple[int, int]]:
 def parse(lines: Iterable[str]) -> Look:
     """The answer of ``look``. squeue's word is newer than sacct's, but for a job that sacct knows to have ended."""
     rows: dict[str, list[list[str]]] = {kind: [] for kind in "TQAE"}
+    room = _Room()
     for line in lines:
         kind, *cells = line.rstrip("\n").split("|")
         if kind in rows:
             rows[kind].append(cells)
-    at = int(rows["T"][0][0]) if rows["T"] else 0
-    jobs = {job.id: job for cells in rows["A"] if len(cells) == 10 for job in _accounted(cells)}
+    at = whole(rows["T"][0][0]) if rows["T"] else 0
+    jobs = {job.id: job for cells in rows["A"] if len(cells) == 10 for job in _accounted(cells, room)}
     listed: set[str] = set()
-    for job in (job for cells in rows["Q"] if len(cells) == 9 for job in _queued(cells)):
+    for job in (job for cells in rows["Q"] if len(cells) == 9 for job in _queued(cells, room)):
         listed.add(job.id)
         known = jobs.get(job.id)
         if known is None or known.life is not Life.ENDED or known.started < job.started or _lingers(job, known, at):
@@ -245,7 +248,9 @@ def parse(lines: Iterable[str]) -> Look:
         jobs,
         at=at,
         unaccounted=one_line("|".join(rows["E"][0])) or "no reason given" if rows["E"] else None,
-        unqueued=tuple(name for name, job in jobs.items() if job.life is not Life.ENDED and name not in listed),
+        unqueued=tuple(
+            name for name, job in jobs.items() if job.life is not Life.ENDED and name not in listed and "[" not in name
+        ),
     )
 
 
@@ -257,55 +262,63 @@ def _lingers(queued: Job, accounted: Job, at: int) -> bool:
     return queued.state == "COMPLETING" and accounted.state != "NODE_FAIL" and at < accounted.ended + LINGER
 
 
-def _queued(cells: Sequence[str]) -> Iterable[Job]:
+class _Room:
+    """How many tasks of arrays are still made jobs of their own: one row can name millions of them."""
+
+    def __init__(self) -> None:
+        self.left = MOST_TASKS
+
+
+def _queued(cells: Sequence[str], room: _Room) -> Iterable[Job]:
     identifier, base, task, state, reason, start, elapsed, cpus, node = cells
-    for name in _task_ids(identifier, base, task):
+    for name in _task_ids(identifier, base, task, room):
         yield Job(
-            id=name, state=state.strip(), reason=reason, node=node, started=_time(start),
-            elapsed=int(_clock(elapsed)), cpus=int(cpus) if cpus.isdigit() else 0,
+            id=name, state=state.strip(), reason=reason, node=node, started=whole(start),
+            elapsed=int(_clock(elapsed)), cpus=whole(cpus),
         )  # fmt: skip
 
 
-def _accounted(cells: Sequence[str]) -> Iterable[Job]:
+def _accounted(cells: Sequence[str], room: _Room) -> Iterable[Job]:
     """Rows of jobs; those of their steps are left out."""
     identifier, state, code, reason, start, end, elapsed, cpus, cpu, node = cells
     word = state.split()[0] if state.split() else ""  # "CANCELLED by 1000"
     base, _, task = identifier.partition("_")
-    for name in _task_ids(identifier, base, task or "N/A") if "." not in identifier else []:
+    for name in _task_ids(identifier, base, task or "N/A", room) if "." not in identifier else []:
         yield Job(
-            id=name, state=word, exit_code=code, reason=reason, node=node, started=_time(start),
-            ended=_time(end), elapsed=int(elapsed) if elapsed.isdigit() else 0,
-            cpus=int(cpus) if cpus.isdigit() else 0, cpu_seconds=_clock(cpu),
+            id=name, state=word, exit_code=code, reason=reason, node=node, started=whole(start),
+            ended=whole(end), elapsed=whole(elapsed), cpus=whole(cpus), cpu_seconds=_clock(cpu),
         )  # fmt: skip
 
 
-def _task_ids(identifier: str, base: str, task: str) -> list[str]:
-    """``123_4``, or each task of ``123_[0-3,7%2]``: a just submitted array is one row."""
-    if match := re.search(r"\[([^\]]*)\]", identifier):
-        tasks: list[str] = []
-        for part in match.group(1).partition("%")[0].split(","):
-            first, dash, last = part.partition("-")
-            last, _, step = last.partition(":")
-            if not first.isdigit() or (dash and not last.isdigit()):
-                return [base]
-            tasks += [str(n) for n in range(int(first), int(last) + 1, int(step or 1))] if dash else [first]
-        return [f"{base}_{n}" for n in tasks]
-    return [f"{base}_{task}"] if task.isdigit() else [base]
+def _task_ids(identifier: str, base: str, task: str, room: _Room) -> list[str]:
+    """``123_4``, or each task of ``123_[0-3,7%2]``: a just submitted array is one row.
 
-
-def _time(text: str) -> int:
-    """Seconds since 1970; 0 for Unknown, N/A, None."""
-    return int(text) if text.strip().isdigit() else 0
+    An array with more tasks than there is room for stays one job, whose id is that of the row.
+    """
+    match = re.search(r"\[([^\]]*)\]", identifier)
+    if not match:
+        return [f"{base}_{task}"] if re.fullmatch("[0-9]+", task) else [base]
+    tasks: list[range] = []
+    for part in match.group(1).partition("%")[0].split(","):
+        found = re.fullmatch(r"([0-9]{1,9})(?:-([0-9]{1,9})(?::([1-9][0-9]{0,8}))?)?", part)
+        if not found:
+            return [base]
+        first, last, step = (int(number or 0) for number in found.groups())
+        tasks.append(range(first, max(first, last) + 1, step or 1))
+    number = sum(map(len, tasks))
+    if number > room.left:
+        return [one_line(identifier)]
+    room.left -= number
+    return [f"{base}_{n}" for part in tasks for n in part]
 
 
 def _clock(text: str) -> float:
     """``[days-][hours:]minutes:seconds[.fraction]`` as seconds; 0 for anything else."""
-    days, dash, rest = text.strip().rpartition("-")
-    parts = rest.split(":")
-    try:
-        seconds = float(parts[-1])
-        for place, part in enumerate(reversed(parts[:-1]), start=1):
-            seconds += int(part) * 60**place
-        return seconds + (int(days) * 86_400 if dash else 0)
-    except ValueError:
+    match = re.fullmatch(
+        r"(?:([0-9]{1,9})-)?(?:([0-9]{1,9}):)?(?:([0-9]{1,9}):)?([0-9]{1,18}(?:\.[0-9]+)?)", text.strip()
+    )
+    if not match:
         return 0.0
+    days, first, second, seconds = (float(part or 0) for part in match.groups())
+    hours, minutes = (first, second) if match[3] else (0.0, first)
+    return days * 86_400 + hours * 3_600 + minutes * 60 + seconds

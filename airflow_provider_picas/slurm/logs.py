@@ -6,7 +6,7 @@ import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from airflow_provider_picas.slurm.remote import Command, Operation, quote
+from airflow_provider_picas.slurm.remote import Command, Operation, quote, whole
 from airflow_provider_picas.tokens.text import one_line
 
 PATTERNS = ("pilot-*_*.log", "slurm-*.out")
@@ -37,8 +37,8 @@ find . -maxdepth 1 \\( {names} \\) -printf '%T@ %s %f\\n' | LC_ALL=C sort -rn | 
     grown: dict[str, int] = {}
     for line in listed.stdout.splitlines():
         size, _, name = line.partition(" ")[2].partition(" ")
-        if size.isdigit() and int(size) > sizes.get(name, 0) and len(grown) < FILES:
-            grown[name] = int(size)
+        if whole(size) > sizes.get(name, 0) and len(grown) < FILES:
+            grown[name] = whole(size)
     if not grown:
         return []
     shown = {name: min(size - sizes.get(name, 0), NEWS_BYTES) for name, size in grown.items()}

@@ -131,7 +131,16 @@ def unwrap(stdout: str, stderr: str, marker: str) -> Output:
     if end is None:
         raise UnreachableError("The connection to the cluster broke before the command had ended.")
     body = stdout[start.end() - 1 :][: end.start()]
-    return Output(int(end.group(1)), body.removeprefix("\n"), stderr)
+    return Output(whole(end.group(1), default=255), body.removeprefix("\n"), stderr)
+
+
+def whole(text: str, default: int = 0) -> int:
+    """A whole number that a command printed, or the default for anything else.
+
+    Unlike ``str.isdigit`` and ``int`` it takes ASCII digits only, and no more of them than any number of Slurm's has.
+    """
+    text = text.strip()
+    return int(text) if re.fullmatch("[0-9]{1,18}", text) else default
 
 
 def ok(step: Step, failure: str) -> Generator[Step, Output, Output]:

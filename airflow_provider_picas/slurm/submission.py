@@ -28,6 +28,7 @@ from airflow_provider_picas.slurm.remote import (
     new_marker,
     ok,
     quote,
+    whole,
 )
 from airflow_provider_picas.slurm.sweep import REMOVED
 from airflow_provider_picas.tokens import ids
@@ -168,7 +169,11 @@ def rounds(folder: str, scope: str) -> Operation[tuple[int, int]]:
     )
     number, _, note = output.stdout.strip().partition(" ")
     finished, _, of_scope = note.partition(" ")
-    return int(number), int(finished) if of_scope == ids.digest(scope) else -1
+    if whole(number, default=-1) < 0:
+        raise RemoteError(
+            f"How often {folder} was submitted cannot be read: the cluster answered {output.said!r:.200}."
+        )
+    return whole(number), whole(finished, default=-1) if of_scope == ids.digest(scope) else -1
 
 
 _PLACE = """
@@ -188,7 +193,7 @@ echo "$n $(cat round.$n/finished 2>/dev/null || echo -1)"
 def finished_before(folder: str) -> Operation[int]:
     """How many tokens had finished before a submission was made; 0 when that is not known."""
     output = yield Command(f"cat -- {quote(f'{folder}/{FINISHED_BEFORE}')}")
-    return int(output.stdout) if output.stdout.strip().isdigit() else 0
+    return whole(output.stdout)
 
 
 def had_credentials(folder: str) -> Operation[bool]:
@@ -273,8 +278,10 @@ cd -- {quote(base_key)}."$n" || exit 4
         )
     if output.code != 0:
         raise RemoteError(f"The submission's folder cannot be read on the cluster: {output.said}.")
-    base, generation, *lines = output.stdout.splitlines()
-    return _Latest(base, base_key, int(generation), calls.parse_record(lines))
+    base, generation, *lines = [*output.stdout.splitlines(), "", ""]
+    if whole(generation, default=-1) < 0:
+        raise RemoteError(f"The submission's folder cannot be read: the cluster answered {output.said!r:.200}.")
+    return _Latest(base, base_key, whole(generation), calls.parse_record(lines))
 
 
 def _make(plan: Plan, latest: _Latest) -> Operation[tuple[_Latest, bool]]:

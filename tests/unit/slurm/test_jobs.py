@@ -74,6 +74,13 @@ def test_what_is_no_row_is_left_out() -> None:
         ("7_[1,3-4,9%5]", "7", "1,3-4,9%5", ["7_1", "7_3", "7_4", "7_9"]),
         ("7_[0-6:3]", "7", "0-6:3", ["7_0", "7_3", "7_6"]),
         ("7_[...]", "7", "...", ["7"]),
+        ("7_[0-6:0]", "7", "0-6:0", ["7"]),
+        ("7_[\u00b2]", "7", "\u00b2", ["7"]),
+        ("7_\u00b2", "7", "\u00b2", ["7"]),
+        ("7_[0-\u0663]", "7", "", ["7"]),
+        ("7_[" + "9" * 5000 + "]", "7", "", ["7"]),
+        ("7_[0-3000000]", "7", "0-3000000", ["7_[0-3000000]"]),
+        ("7_[0-3000000:2%5]", "7", "0-3000000:2%5", ["7_[0-3000000:2%5]"]),
     ],
 )
 def test_ids_of_tasks(identifier: str, base: str, task: str, names: list[str]) -> None:
@@ -137,3 +144,27 @@ def test_pilots_that_wait_and_run_are_counted() -> None:
     assert drive(jobs.count_pilots(), lambda step: Output(0, said)) == (1, 2)
     with pytest.raises(UnreachableError):
         drive(jobs.count_pilots(), lambda step: Output(5))
+
+
+@pytest.mark.parametrize("word", ["\u00b2", "9" * 5000, "-1", "1e5", "\u0663", "", "1 2", "NaN"])
+def test_words_where_numbers_are_expected_count_as_unknown(word: str) -> None:
+    look = parse(
+        [
+            f"T|{word}",
+            f"A|5|FAILED|0:0|None|{word}|{word}|{word}|{word}|{word}-{word}:{word}|n1",
+            f"Q|6|6|N/A|RUNNING|None|{word}|{word}:{word}|{word}|n1",
+        ]
+    )
+    assert look.at == 0
+    known = ("started", "ended", "elapsed", "cpus", "cpu_seconds")
+    assert [getattr(job, name) for job in look.jobs.values() for name in known] == [0] * 10
+
+
+def test_arrays_of_millions_of_tasks_stay_a_job_each() -> None:
+    """A row names a task in some ten bytes, or three million of them."""
+    rows = [f"A|{n}_[0-3000000]|PENDING|0:0|None|1|2|1|1|0|n1" for n in range(1000)]
+    rows += [f"A|{n}_[0-999]|PENDING|0:0|None|1|2|1|1|0|n1" for n in range(1000, 2000)]
+    look = parse(rows)
+    assert len(look.jobs) == 1000 + jobs.MOST_TASKS + 900
+    assert look.jobs["0_[0-3000000]"].life is Life.WAITING
+    assert not [name for name in look.unqueued if "[" in name]  # squeue lists their tasks one by one
