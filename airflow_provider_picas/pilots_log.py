@@ -12,6 +12,9 @@ from airflow_provider_picas.slurm.logs import LogNews
 from airflow_provider_picas.tokens.text import one_line, sample
 
 MOST_STUCK = 20  # tokens that are named because they cannot be given back
+_STUCK = (
+    "The pilot of token %s is dead, and the token cannot be given back: it %s. Delete it, or mend it in the database."
+)
 LOGS_INTERVAL = 30.0  # seconds between two looks at the pilots' logs
 
 
@@ -36,14 +39,21 @@ class PilotsLog:
             if tokens:
                 causes = list(dict.fromkeys(cause for _, cause in tokens))
                 self._log.warning("%s: %s (%s).", what, sample([token for token, _ in tokens]), sample(causes))
-
         for token, why in news.stuck.items():
             if token not in self._stuck and len(self._stuck) < MOST_STUCK:
                 self._stuck.add(token)
-                self._log.warning(
-                    "The pilot of token %s is dead, and the token cannot be given back: it %s. Delete it, or mend it in the"
-                    " database.", one_line(token), why,
-                )  # fmt: skip
+                self._log.warning(_STUCK, one_line(token), why)
+
+    def tell_cancelled(self, news: News) -> None:
+        """Tell what the last look after a cancel has found."""
+        if news.trouble:
+            self._log.warning("Tokens of the cancelled pilots may still be locked. %s", news.trouble)
+        if news.reaped:
+            self._log.info("Given back for the cancelled pilots: %s.", sample([token for token, _ in news.reaped]))
+        for token, why in list(news.stuck.items())[:MOST_STUCK]:
+            self._log.warning(_STUCK, one_line(token), why)
+        if len(news.stuck) > MOST_STUCK:
+            self._log.warning("%d more tokens cannot be given back.", len(news.stuck) - MOST_STUCK)
 
     def logs_are_due(self) -> bool:
         """Whether it is time to look at the pilots' logs."""

@@ -81,6 +81,13 @@ class News:
     stuck: dict[str, str] = field(default_factory=dict)  #: why tokens of dead pilots cannot be given back
     holders: Holders = field(default_factory=Holders)  #: of the tokens that are locked after all this
 
+    def add_earlier(self, earlier: News) -> None:
+        """Add what an earlier look of the same caller did. A stuck token is kept: this look may have been cut short."""
+        self.reaped[:0], self.given_up[:0] = earlier.reaped, earlier.given_up
+        self.sent += earlier.sent
+        gone = {token for token, _ in (*self.reaped, *self.given_up)}
+        self.stuck = {token: why for token, why in {**earlier.stuck, **self.stuck}.items() if token not in gone}
+
     @property
     def locked(self) -> int:
         """Tokens that somebody holds, after all this."""

@@ -64,14 +64,14 @@ def drained(pool: Pool, key: str) -> Operation[bool]:
 def cancel(pool: Pool, batch: str | None, watched: Watched, *, wait: float = CANCEL_WAIT) -> Operation[News]:
     """Cancel the jobs; give back the tokens that they did not give back themselves, once they have ended or ``wait`` is over."""
     yield from ok(calls.cancel(watched.key, MOST_CALLS), "The pilots could not be cancelled")
-    waited, reaped, observer = 0.0, list[tuple[str, str]](), Observer()
+    waited, earlier, observer = 0.0, News(), Observer()
     while True:
         # The cancel is no fault of the tokens: none is given up.
         news: News = yield from look_after(pool, batch, watched, max_scrubs=10**6, max_lock_age=None, observer=observer)
-        reaped += news.reaped
-        news.reaped = reaped
+        news.add_earlier(earlier)
         if news.pilots_left is False or waited >= wait:
             return news
+        earlier = news
         yield Pause(2)
         waited += 2
 

@@ -57,7 +57,7 @@ class WatchedSubmission:
             log.info("Pilots were not heard in time. They are looked at again in %.0f s.", patience)
             time.sleep(patience + 0.1)
             later = self._look(max_scrubs, max_lock_age, observer)
-            later.reaped[:0], later.given_up[:0], later.sent = news.reaped, news.given_up, later.sent + news.sent
+            later.add_earlier(news)
             return later
         return news
 

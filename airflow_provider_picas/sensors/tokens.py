@@ -246,7 +246,8 @@ class PicasTokenStateSensor(BaseSensorOperator):
                 return
             self.log.info("The task was marked failed: %s the pilots of %s.", self.on_kill_how, watched.key)
             with WatchedSubmission(watched, self._hook(batch), batch.id if batch else None) as submitted:
-                submitted.stop(self.on_kill_how)
+                if news := submitted.stop(self.on_kill_how):
+                    PilotsLog(self.log).tell_cancelled(news)
                 submitted.remove_credentials(CANCEL_WAIT)
             self.log.info("The pilots of %s: %s is done.", watched.key, self.on_kill_how)
         except Exception as error:  # of Airflow's API, the pool or the cluster

@@ -334,7 +334,8 @@ class PicasTokenStateTrigger(BaseTrigger):
                 except RemoteError as error:
                     return Output(1, stderr=str(error))
 
-            await drive_async(stopping.stop(picas.pool, self.batch, watched, how), perform)
+            if news := await drive_async(stopping.stop(picas.pool, self.batch, watched, how), perform):
+                PilotsLog(self.log).tell_cancelled(news)
             # squeue shows cancelled pilots until they have ended.
             removal = stopping.remove_credentials(watched, CANCEL_WAIT if how is How.CANCEL else DRAIN_WAIT)
             if not await drive_async(removal, perform_patiently):

@@ -10,11 +10,11 @@ from airflow.providers.common.compat.sdk import AirflowException, AirflowFailExc
 from airflow_provider_picas.couchdb.errors import CouchDBError
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.submission import WatchedSubmission
+from airflow_provider_picas.pilots_log import PilotsLog
 from airflow_provider_picas.reaping import Watched
 from airflow_provider_picas.slurm.remote import RemoteError
 from airflow_provider_picas.stopping import How
 from airflow_provider_picas.tokens.batch import Batch
-from airflow_provider_picas.tokens.text import sample
 
 DRAIN_WAIT = 300.0  # seconds that drained pilots have to end until their credentials stay
 
@@ -30,7 +30,8 @@ class PicasCancelPilotsOperator(BaseOperator):
     :param picas_conn_id: a connection of type ``picas``.
     :param database: another database than the batch's or the connection's.
 
-    Returns the number of tokens that were given back for the pilots, which give back theirs themselves as a rule.
+    Returns the number of tokens that were given back for the pilots, which give back theirs themselves as a rule. The log names
+    those that cannot be given back.
     """
 
     template_fields: Sequence[str] = ("pilots", "how", "batch", "picas_conn_id", "database")
@@ -74,9 +75,8 @@ class PicasCancelPilotsOperator(BaseOperator):
             self.log.info("The pilots of %s will stop once they have finished what they hold.", submitted.watched.key)
             submitted.remove_credentials(DRAIN_WAIT)
             return 0
-        given_back = [token for token, _ in news.reaped] if news else []
         self.log.info("The pilots of %s were cancelled.", submitted.watched.key)
-        if given_back:
-            self.log.info("Given back for them: %s.", sample(given_back))
+        if news:
+            PilotsLog(self.log).tell_cancelled(news)
         submitted.remove_credentials()
-        return len(given_back)
+        return len(news.reaped) if news else 0
