@@ -180,10 +180,7 @@ class SlurmHook(BaseHook):
         except (paramiko.SSHException, OSError, EOFError) as error:
             self.close()
             raise UnreachableError(f"The connection to {self.place} broke: {error or type(error).__name__}.") from None
-        if max(len(stdout), len(stderr)) > _LARGEST_OUTPUT:
-            raise RemoteError(
-                f"A command on {self.place} was stopped: it wrote more than {_LARGEST_OUTPUT:,} bytes, no answer of Slurm."
-            )
+        _check_size(self.place, stdout, stderr)
         try:
             return remote.unwrap(stdout.decode("utf-8", "replace"), stderr.decode("utf-8", "replace"), marker)
         except RemoteError as error:
@@ -355,21 +352,48 @@ class SlurmAsyncHook:
         connection = await self._connect()
         try:
             async with asyncio.timeout(command.timeout):  # also for opening the session, which asyncssh does not limit
-                result = await connection.run(
-                    remote.wrap(command.text, marker), check=False, stdin=asyncssh.DEVNULL, encoding=None
-                )
+                stdout, stderr = await _output(connection, remote.wrap(command.text, marker))
         except TimeoutError:
             await self._close(connection)
             raise UnreachableError(f"A command on {self.place} did not end within {command.timeout:g} s.") from None
         except (OSError, asyncssh.Error) as error:
             await self._close(connection)
             raise UnreachableError(f"The connection to {self.place} broke: {error or type(error).__name__}.") from None
-        stdout, stderr = (bytes(text or b"").decode("utf-8", "replace") for text in (result.stdout, result.stderr))
+        _check_size(self.place, stdout, stderr)
         try:
-            return remote.unwrap(stdout, stderr, marker)
+            return remote.unwrap(stdout.decode("utf-8", "replace"), stderr.decode("utf-8", "replace"), marker)
         except RemoteError as error:
             await self._close(connection)
             raise type(error)(f"{self.place}: {error}") from None
+
+
+def _check_size(place: str, stdout: bytes, stderr: bytes) -> None:
+    if max(len(stdout), len(stderr)) > _LARGEST_OUTPUT:
+        raise RemoteError(
+            f"A command on {place} was stopped: it wrote more than {_LARGEST_OUTPUT:,} bytes, no answer of Slurm."
+            " Check what the login profile prints."
+        )
+
+
+async def _output(connection: Any, command: str) -> tuple[bytes, bytes]:
+    """Run a command; what it writes to stdout and stderr. It is stopped when one of them is larger than ``_LARGEST_OUTPUT``."""
+    import asyncssh
+
+    process = await connection.create_process(command, stdin=asyncssh.DEVNULL, encoding=None)
+
+    async def read(stream: Any) -> bytes:
+        found = bytearray()
+        while len(found) <= _LARGEST_OUTPUT and (piece := await stream.read(1 << 16)):
+            found += piece
+        if len(found) > _LARGEST_OUTPUT:
+            process.channel.abort()  # which ends the other stream, too
+        return bytes(found)
+
+    try:
+        stdout, stderr = await asyncio.gather(read(process.stdout), read(process.stderr))
+    finally:
+        process.close()
+    return stdout, stderr
 
 
 def _no_connection(ssh_conn_id: str) -> str:
