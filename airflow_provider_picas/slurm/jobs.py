@@ -283,7 +283,7 @@ def _accounted(cells: Sequence[str], room: _Room) -> Iterable[Job]:
     identifier, state, code, reason, start, end, elapsed, cpus, cpu, node = cells
     word = state.split()[0] if state.split() else ""  # "CANCELLED by 1000"
     base, _, task = identifier.partition("_")
-    for name in _task_ids(identifier, base, task or "N/A", room) if "." not in identifier else []:
+    for name in _task_ids(identifier, base.partition("+")[0], task or "N/A", room) if "." not in identifier else []:
         yield Job(
             id=name, state=word, exit_code=code, reason=reason, node=node, started=whole(start),
             ended=whole(end), elapsed=whole(elapsed), cpus=whole(cpus), cpu_seconds=_clock(cpu),
@@ -293,8 +293,12 @@ def _accounted(cells: Sequence[str], room: _Room) -> Iterable[Job]:
 def _task_ids(identifier: str, base: str, task: str, room: _Room) -> list[str]:
     """``123_4``, or each task of ``123_[0-3,7%2]``: a just submitted array is one row.
 
-    An array with more tasks than there is room for stays one job, whose id is that of the row.
+    An array with more tasks than there is room for stays one job, whose id is that of the row. Of a heterogeneous job the first
+    part is ``123``, and the others are ``123+1``, ...: squeue has a number of its own for each of them, sacct has none.
     """
+    leader, _, part = identifier.partition("+")
+    if part:
+        return [one_line(leader if part == "0" else identifier)]
     match = re.search(r"\[([^\]]*)\]", identifier)
     if not match:
         return [f"{base}_{task}"] if re.fullmatch("[0-9]+", task) else [base]

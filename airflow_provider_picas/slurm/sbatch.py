@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 OWNED = {
@@ -16,8 +16,26 @@ OWNED = {
     "wrap": "give a `script`",
     "wait": "the sensor waits",
     "test-only": "use dry_run=True",
+    "clusters": "jobs are looked for on the login node's own cluster. For another cluster, use an SSH connection to a login node"
+    " of that cluster",
 }
-"""Options that an author may not set, and why."""
+"""Options that an author may not set, and why. sbatch also takes their first letters (``--job-n``)."""
+
+_NOT_IN_SCRIPTS = {
+    "clusters": f"remove it: {OWNED['clusters']}",
+    "test-only": "remove it: no job would be made. Use dry_run=True",
+    "hetjob": "a heterogeneous job has no single id. Submit each part from a task of its own",
+    "packjob": "a heterogeneous job has no single id. Submit each part from a task of its own",
+}
+"""Directives that a script may not have, and what to do. What else ``OWNED`` names is overridden by the command line."""
+
+_ENVIRONMENT = {f"SBATCH_{name}" for name in ("ARRAY_INX", "CLUSTERS", "EXPORT", "JOB_NAME", "TEST_ONLY", "WAIT")} | {
+    "SLURM_CLUSTERS",
+    "SLURM_CONF",
+}
+"""Variables that would set an option which an author may not set, or send our commands to another cluster."""
+
+_FLAGS = "HhOQsvVW"  # sbatch's short options without a value, which may stand before another one: -HM wice
 
 
 class OptionError(ValueError):
@@ -33,12 +51,12 @@ def options_to_arguments(options: Mapping[str, Any]) -> list[str]:
     arguments = []
     for given, value in options.items():
         name = str(given).strip().lstrip("-").replace("_", "-")
-        if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
+        if not re.fullmatch(r"[a-z][a-z0-9-]+", name):
             raise OptionError(
                 f"{given!r:.80} is no name of an sbatch option; write the long name, such as 'cpus-per-task'."
             )
-        if name in OWNED:
-            raise OptionError(f"The sbatch option {name!r} cannot be set: {OWNED[name]}.")
+        if owned := _owned(name):
+            raise OptionError(f"The sbatch option {owned!r} cannot be set: {OWNED[owned]}.")
         if value is None or value is False:
             continue
         if value is True:
@@ -55,6 +73,20 @@ def options_to_arguments(options: Mapping[str, Any]) -> list[str]:
     return arguments
 
 
+def _owned(name: str) -> str | None:
+    """The option of ``OWNED`` that sbatch takes a name for: the option's own, or the first letters of it."""
+    return name if name in OWNED else next((owned for owned in OWNED if owned.startswith(name)), None)
+
+
+def check_environment(names: Iterable[str]) -> None:
+    """Raises OptionError for variables that sbatch reads, and that would set an option which an author may not set."""
+    if refused := sorted(_ENVIRONMENT & set(names)):
+        raise OptionError(
+            f"{', '.join(refused)} in `env` would change where or how sbatch submits. Remove it; give options as `sbatch`, the"
+            " number of pilots as `pilots`, and another cluster as another SSH connection."
+        )
+
+
 def array(pilots: int) -> str:
     """The argument that makes an array of so many pilots. Raises OptionError below 1."""
     if isinstance(pilots, bool) or not isinstance(pilots, int) or pilots < 1:
@@ -65,7 +97,8 @@ def array(pilots: int) -> str:
 def directives(script: bytes) -> dict[str, str | None]:
     """The options on a script's ``#SBATCH`` lines by long name; None where one has no value.
 
-    As sbatch does, lines count up to the first command. Short options are kept under their letter.
+    As sbatch does, lines count up to the first command. Short options are kept under their letter. A line ``hetjob`` begins the
+    next part of a heterogeneous job.
     """
     found: dict[str, str | None] = {}
     for line in script.decode("utf-8", "replace").split("\n"):
@@ -85,19 +118,30 @@ def directives(script: bytes) -> dict[str, str | None]:
                 takes_next = not has_value and bool(words) and not words[0].startswith("-")
                 found[name] = value if has_value else words.pop(0) if takes_next else None
             elif word.startswith("-") and len(word) > 1:
-                rest = word[2:] or (words.pop(0) if words and not words[0].startswith("-") else None)
-                found[word[1]] = rest
+                letters = word[1:]
+                while letters[0] in _FLAGS and letters[1:]:
+                    found[letters[0]], letters = None, letters[1:]
+                rest = letters[1:] or (words.pop(0) if words and not words[0].startswith("-") else None)
+                found[letters[0]] = rest
+            elif word in ("hetjob", "packjob"):
+                found[word] = None
     return found
 
 
 def check_script(script: bytes, name: str) -> None:
-    """Raises OptionError for what sbatch would refuse, or run as nonsense: no ``#!`` line, or nothing at all."""
+    """Raises OptionError for what sbatch would refuse, or run as nonsense: no ``#!`` line, or nothing at all; and for directives
+    whose jobs could not be found again."""
     if not script.strip():
         raise OptionError(f"The script {name} is empty.")
     if not script.startswith(b"#!"):
         raise OptionError(f"The script {name} does not begin with '#!': sbatch needs a line such as #!/bin/bash there.")
     if b"\0" in script:
         raise OptionError(f"The script {name} holds a NUL byte: it is a program, not a script. Call it from one.")
+    for option in directives(script):
+        full = "clusters" if option == "M" else _owned(option) or option
+        if full in _NOT_IN_SCRIPTS:
+            given = option if option == full else f"{option} ({full})"
+            raise OptionError(f"The script {name} has the #SBATCH option {given}: {_NOT_IN_SCRIPTS[full]}.")
 
 
 def command_line(
@@ -122,13 +166,17 @@ def command_line(
     return ["sbatch", "--parsable", f"--job-name={key}", *arguments, script_path]
 
 
+_JOB_ID = re.compile(r"(?:(?:sbatch: )?Submitted batch job )?([1-9][0-9]*)(?:;\S+| on cluster \S+)?")
+
+
 def job_ids(output: str) -> list[str]:
     """What may be the job's id in the output of ``sbatch --parsable``: lines of ``<id>`` or ``<id>;<cluster>``, as sbatch writes.
 
-    Some sites put a script around sbatch that prints more. A line with the cluster can only be sbatch's own.
+    Some sites put a script around sbatch that prints more, or leaves the option out. A line with the cluster, or with "Submitted
+    batch job", can only be sbatch's own.
     """
-    found = [match for line in output.splitlines() if (match := re.fullmatch(r"([1-9][0-9]*)(;\S+)?", line.strip()))]
-    sure = [match for match in found if match.group(2)]
+    found = [match for line in output.splitlines() if (match := _JOB_ID.fullmatch(line.strip()))]
+    sure = [match for match in found if match.group(0) != match.group(1)]
     return list(dict.fromkeys(match.group(1) for match in sure or found))
 
 

@@ -260,6 +260,7 @@ def _find(base_key: str, folder: str | None) -> Operation[_Latest]:
         enter = f'cd -- "$HOME" && cd -- {quote(folder)}'
     text = f"""
 umask 077
+case ${{SLURM_CLUSTERS-}} in all|*,*) echo "$SLURM_CLUSTERS" >&2; exit 7;; esac
 {enter} || exit 3
 pwd -P
 n=$({{
@@ -271,6 +272,11 @@ echo "${{n:-0}}"
 cd -- {quote(base_key)}."$n" || exit 4
 {calls.READ}"""
     output = yield Command(text)
+    if output.code == 7:
+        raise SubmissionRefusedError(
+            f"The login profile on the cluster sets SLURM_CLUSTERS to several clusters ({output.said}), so the jobs could not be"
+            " found again. Leave it out there, or name one cluster; for each further cluster, use an SSH connection of its own."
+        )
     if output.code == 3:
         raise RemoteError(
             f"The remote folder {folder or DEFAULT_FOLDER!r} cannot be entered on the cluster ({output.said})."

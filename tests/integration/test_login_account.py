@@ -100,7 +100,12 @@ set -euo pipefail
 """
 
 
-@pytest.mark.parametrize("text", [VARIABLES, SHELL], ids=["variables", "shell code"])
+ONE_CLUSTER = """
+export SLURM_CLUSTERS=$(scontrol show config | sed -n 's/^ClusterName *= *//p') SBATCH_CLUSTERS=elsewhere
+"""
+
+
+@pytest.mark.parametrize("text", [VARIABLES, SHELL, ONE_CLUSTER], ids=["variables", "shell code", "one cluster"])
 def test_the_login_profile_changes_no_submission(held: str, remote: SlurmHook, task_id: str, text: str) -> None:
     remote.run("mkdir -p pilots")
     with profile(remote, text):
@@ -242,3 +247,26 @@ def test_a_partition_that_is_closed_for_now_is_tried_again(held: str, remote: Sl
     assert jobs(remote, made := submit(held, task_id)) == made["job_ids"]
     with pytest.raises(AirflowFailException):
         submit(held, f"{task_id}b", sbatch={"partition": "nowhere"})
+
+
+@pytest.mark.parametrize("clusters", ["all", "minispider,wice"])
+def test_a_profile_that_submits_to_several_clusters_is_refused(
+    held: str, remote: SlurmHook, task_id: str, clusters: str
+) -> None:
+    with (
+        profile(remote, f"export SLURM_CLUSTERS={clusters}"),
+        pytest.raises(AirflowFailException, match=f"SLURM_CLUSTERS to several clusters .{clusters}"),
+    ):
+        submit(held, task_id)
+    assert not remote.run(f"squeue --noheader --format=%j | grep {task_id}").stdout
+
+
+@pytest.mark.parametrize("directive", ["--clusters=minispider", "-M minispider", "hetjob"])
+def test_a_script_for_another_cluster_or_of_several_jobs_is_refused(
+    remote: SlurmHook, task_id: str, tmp_path: Any, directive: str
+) -> None:
+    """Slurm's commands would not find its jobs by the id that sbatch prints."""
+    (tmp_path / "there.sh").write_text(f"#!/bin/bash\n#SBATCH --hold\n#SBATCH {directive}\n#SBATCH --hold\nsleep 600\n")
+    with pytest.raises(AirflowFailException, match="has the #SBATCH option"):
+        submit(tmp_path / "there.sh", task_id)
+    assert not remote.run(f"squeue --noheader --format=%j | grep {task_id}").stdout

@@ -56,8 +56,10 @@ class PicasSubmitPilotsOperator(BaseOperator):
     :param resource_classes: submit one array for each resource class of the waiting tokens (their fields ``cores``, ``gpu`` and
         ``time``), whose pilots take tokens of this class alone. A mapping adds sbatch options to a class (``"4//60"``).
     :param sbatch: options of sbatch by their long names, such as ``{"time": "00:30:00", "cpus-per-task": 1}``. They are given on
-        the command line; what is left out stays the script's.
-    :param env: variables in sbatch's environment, which Slurm hands to the job. No secrets: Slurm keeps environments.
+        the command line; what is left out stays the script's. ``clusters`` is refused, here and in a script: for another cluster,
+        use an SSH connection to one of its login nodes.
+    :param env: variables in sbatch's environment, which Slurm hands to the job. No secrets: Slurm keeps environments. Those by
+        which sbatch takes its options, such as ``SBATCH_CLUSTERS``, are refused.
     :param batch: the push operator's output: its database is the pool of the pilots, and our own pilots take its tokens alone.
     :param workdir: folder on the cluster where sbatch runs, absolute or below the home. Default: the submission's own folder.
     :param remote_folder: folder on the cluster for submissions, absolute or below the home. It must exist. Default:
@@ -278,6 +280,7 @@ class PicasSubmitPilotsOperator(BaseOperator):
         for name, value in environment.items():
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or "\0" in value:
                 raise ValueError(f"{name!r:.80} in `env` is no name of a variable, or its value holds a NUL.")
+        sbatch.check_environment(environment)
         return environment
 
     def _tell_about(self, script: bytes, batch: Batch | None) -> None:

@@ -74,6 +74,8 @@ def test_what_is_no_row_is_left_out() -> None:
         ("7_[1,3-4,9%5]", "7", "1,3-4,9%5", ["7_1", "7_3", "7_4", "7_9"]),
         ("7_[0-6:3]", "7", "0-6:3", ["7_0", "7_3", "7_6"]),
         ("7_[...]", "7", "...", ["7"]),
+        ("7+0", "7", "N/A", ["7"]),
+        ("7+1", "8", "N/A", ["7+1"]),
         ("7_[0-6:0]", "7", "0-6:0", ["7"]),
         ("7_[\u00b2]", "7", "\u00b2", ["7"]),
         ("7_\u00b2", "7", "\u00b2", ["7"]),
@@ -168,3 +170,22 @@ def test_arrays_of_millions_of_tasks_stay_a_job_each() -> None:
     assert len(look.jobs) == 1000 + jobs.MOST_TASKS + 900
     assert look.jobs["0_[0-3000000]"].life is Life.WAITING
     assert not [name for name in look.unqueued if "[" in name]  # squeue lists their tasks one by one
+
+
+def test_parts_of_a_heterogeneous_job_count_once() -> None:
+    """Their rows in squeue and sacct; also their steps, and those of the tasks of an array."""
+    rows = [
+        "Q|7+0|7|N/A|RUNNING|None|1000|0:09|1|n1",
+        "Q|7+1|8|N/A|RUNNING|None|1000|0:09|2|n2",
+        "Q|12_3|12|3|RUNNING|None|1000|0:09|1|n1",
+        "A|7+0|RUNNING|0:0|None|1000|Unknown|9|1|00:00:00|n1",
+        "A|7+0.batch|RUNNING|0:0||1000|Unknown|9|1|00:00:00|n1",
+        "A|7+0.extern|RUNNING|0:0||1000|Unknown|9|1|00:00:00|n1",
+        "A|7+1|RUNNING|0:0|None|1000|Unknown|9|2|00:00:00|n2",
+        "A|7+1.0|RUNNING|0:0||1000|Unknown|9|2|00:00:00|n2",
+        "A|12_3|RUNNING|0:0|None|1000|Unknown|9|1|00:00:00|n1",
+        "A|12_3.batch|RUNNING|0:0||1000|Unknown|9|1|00:00:00|n1",
+    ]
+    look = parse(rows)
+    assert {name: job.cpus for name, job in look.jobs.items()} == {"7": 1, "7+1": 2, "12_3": 1}
+    assert look.unqueued == ()

@@ -21,7 +21,7 @@ from airflow_provider_picas.slurm.sbatch import OptionError
         ({"exclusive": True, "requeue": False, "account": None}, ["--exclusive"]),
         ({"comment": 'it\'s; $(rm -rf ~) `x` "y"'}, ['--comment=it\'s; $(rm -rf ~) `x` "y"']),
         ({"comment": "été"}, ["--comment=été"]),
-        ({"nice": -5, "begin": 0, "x": 1.5}, ["--nice=-5", "--begin=0", "--x=1.5"]),
+        ({"nice": -5, "begin": 0, "xx": 1.5}, ["--nice=-5", "--begin=0", "--xx=1.5"]),
     ],
 )
 def test_options(options: dict[str, Any], arguments: list[str]) -> None:
@@ -38,7 +38,9 @@ def test_owned_options_say_what_to_use_instead(name: str) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"t": 5, "Time": 5}, "'Time' is no name"),
+        ({"Time": 5}, "'Time' is no name"),
+        ({"t": 5}, "'t' is no name of an sbatch option; write the long name"),
+        ({"-M": "wice"}, "'-M' is no name"),
         ({"time; rm": 5}, "no name of an sbatch option"),
         ({"": 5}, "no name"),
         ({5: 5}, "no name"),
@@ -83,6 +85,8 @@ def test_what_is_no_number_of_pilots_is_refused(pilots: Any) -> None:
         ("#SBATCH --time=5\r\n#SBATCH --mem=1\r", {"time": "5", "mem": "1"}),
         ("# form\x0cfeed and \x85 next line \u2028\n#SBATCH --mem=1", {"mem": "1"}),
         ("#SBATCH", {}),
+        ("#SBATCH -HM wice -Qt5", {"H": None, "M": "wice", "Q": None, "t": "5"}),
+        ("#SBATCH -n1\n#SBATCH hetjob\n#SBATCH -n2", {"n": "2", "hetjob": None}),
         ("", {}),
     ],
 )
@@ -132,7 +136,10 @@ def test_command_line(options: dict[str, Any], pilots: int | None, script: str, 
         ("Welcome\nlua: your job has 2 cores\n456\n", "456"),
         ("456\nbye\n", "456"),
         ("", None),
-        ("Submitted batch job 123\n", None),
+        ("Submitted batch job 123\n", "123"),
+        ("sbatch: Submitted batch job 12 on cluster wice\n7\n", "12"),
+        ("12;wice\n", "12"),
+        ("Submitted batch job 123 (test)\n", None),
         ("123 456\n", None),
         ("456\n12\n", None),
         ("12\n456;cluster\n7\n", "456"),
@@ -142,3 +149,47 @@ def test_command_line(options: dict[str, Any], pilots: int | None, script: str, 
 )
 def test_job_id(output: str, job: str | None) -> None:
     assert sbatch.job_id(output) == job
+
+
+@pytest.mark.parametrize(
+    "directive",
+    [
+        "--clusters=wice",
+        "--clusters wice",
+        "-M wice",
+        "-Mwice",
+        "-HM wice",
+        "--cluster=wice",
+        "hetjob",
+        "packjob",
+        "--test-only",
+    ],
+)
+def test_directives_whose_jobs_could_not_be_found_are_refused(directive: str) -> None:
+    script = f"#!/bin/bash\n#SBATCH --time=5\n#SBATCH {directive}\ntrue\n"
+    with pytest.raises(
+        OptionError, match=r"The script my\.sh has the #SBATCH option .+: (remove it|a heterogeneous job)"
+    ):
+        sbatch.check_script(script.encode(), "my.sh")
+
+
+@pytest.mark.parametrize(
+    "directive", ["--cluster-constraint=a", "--mem=1", "--wait-all-nodes=1", "--job-name=x", "-m block"]
+)
+def test_other_directives_are_left_to_sbatch(directive: str) -> None:
+    sbatch.check_script(f"#!/bin/bash\n#SBATCH {directive}\n".encode(), "my.sh")
+
+
+@pytest.mark.parametrize("name", ["cluster", "arr", "job-n", "job_nam", "pars", "exp"])
+def test_owned_options_are_refused_by_their_first_letters_too(name: str) -> None:
+    with pytest.raises(OptionError, match="cannot be set"):
+        sbatch.options_to_arguments({name: "x"})
+
+
+@pytest.mark.parametrize(
+    "name", ["SBATCH_CLUSTERS", "SLURM_CLUSTERS", "SBATCH_ARRAY_INX", "SBATCH_EXPORT", "SLURM_CONF"]
+)
+def test_variables_that_would_set_an_owned_option_are_refused(name: str) -> None:
+    with pytest.raises(OptionError, match=f"{name} in `env` would change"):
+        sbatch.check_environment(["HOME", name])
+    sbatch.check_environment(["SBATCH_ACCOUNT", "HOME"])
