@@ -6,11 +6,14 @@ killed demo left running is found by that mark, never by name.
 
 from __future__ import annotations
 
+import fcntl
+import functools
 import os
 import random
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -23,13 +26,15 @@ class StackError(RuntimeError):
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A port on which nothing listens now.
+    """A port on which nothing listens now. No other call gets it while this process lives.
 
     It lies below those that the kernel gives to outgoing connections, so that none of these takes it from a server that
     is about to start, or away for a while.
     """
     for _ in range(100):
         port = random.randrange(15_000, 32_000)
+        if not _reserve(port):
+            continue
         with socket.socket() as probe:
             try:
                 probe.bind((host, port))
@@ -39,12 +44,30 @@ def free_port(host: str = "127.0.0.1") -> int:
     raise StackError(f"No free port was found on {host} between 15000 and 32000.")
 
 
+_reserved: set[int] = set()
+
+
+def _reserve(port: int) -> bool:
+    """Take a port for this process: an Airflow binds its own up to a minute after it was chosen. False if it is taken."""
+    if port in _reserved:
+        return False
+    try:
+        fcntl.lockf(_ports_file(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)  # this byte, until the process ends
+    except OSError:
+        return False
+    _reserved.add(port)
+    return True
+
+
+@functools.cache
+def _ports_file() -> int:
+    path = Path(tempfile.gettempdir()) / f"picas-stack-ports-{os.getuid()}"
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+
+
 def free_ports(count: int) -> list[int]:
     """Distinct free ports."""
-    ports: set[int] = set()
-    while len(ports) < count:
-        ports.add(free_port())
-    return list(ports)
+    return [free_port() for _ in range(count)]
 
 
 def start(

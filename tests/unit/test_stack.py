@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from stack import couchdb, paths
+from stack import couchdb, paths, processes
 
 
 def test_a_server_that_starts_sees_whole_files_while_it_is_installed_again(
@@ -28,3 +30,20 @@ def test_a_server_that_starts_sees_whole_files_while_it_is_installed_again(
     written = server.stat().st_ctime_ns
     couchdb.install()
     assert server.stat().st_ctime_ns == written
+
+
+def test_a_free_port_is_given_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its server may bind it much later."""
+    taken, free = processes.free_port(), processes.free_port()
+    processes._reserved.discard(free)
+    numbers = iter([taken, free])
+    monkeypatch.setattr(processes.random, "randrange", lambda *_: next(numbers))
+    assert processes.free_port() == free
+    text = f"n = iter([{taken}, {free}]); p.random.randrange = lambda *_: next(n); p.free_port()"
+    ended = subprocess.run(
+        [sys.executable, "-c", "from stack import processes as p; " + text],
+        cwd=paths.PROJECT,
+        capture_output=True,
+        text=True,
+    )
+    assert "StopIteration" in ended.stderr, "another process gets neither"
