@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,14 @@ log = logging.getLogger(__name__)
 
 RENEWED = "Connection %r has changed: the pilots' credentials on the cluster were replaced."
 END_WAIT = 60.0  # seconds that pilots with nothing left to do have to end, before their credentials stay for now
+
+
+@dataclass(frozen=True)
+class WorkSoFar:
+    """For how long the pilots have worked, and how many tokens had finished before."""
+
+    seconds: float
+    finished_before: int
 
 
 class WatchedSubmission:
@@ -127,6 +136,17 @@ class WatchedSubmission:
         except (RemoteError, OSError) as error:
             log.warning("The pilots' credentials could not be renewed: %s", error)
         return True
+
+    def work_so_far(self, news: News) -> WorkSoFar | None:
+        """Since when the pilots work, for a wait that remembers no earlier look; None if that is not known."""
+        started = [job.started for job in (news.jobs or {}).values() if job.started]
+        if news.slurm is None or not started:
+            return None
+        try:
+            before = self.do(submission.finished_before(self.watched.folder))
+        except RemoteError:
+            return None
+        return WorkSoFar(float(max(0, news.slurm.at - min(started))), before)
 
     def figures(self, tokens: int) -> Figures:
         """What the pilots cost, so far. ``tokens`` have finished, some perhaps before they were submitted."""

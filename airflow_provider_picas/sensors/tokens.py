@@ -31,12 +31,14 @@ from airflow_provider_picas.links import PicasMonitoringLink, PicasPoolLink, pus
 from airflow_provider_picas.operators.instance import push_id
 from airflow_provider_picas.pilots_log import PilotsLog
 from airflow_provider_picas.reaping import Watched
+from airflow_provider_picas.slurm import jobs
 from airflow_provider_picas.slurm.remote import RemoteError, UnreachableError
 from airflow_provider_picas.stopping import CANCEL_WAIT, How
 from airflow_provider_picas.task_state import task_state
 from airflow_provider_picas.tokens import ids, waiting
 from airflow_provider_picas.tokens.batch import Batch
 from airflow_provider_picas.tokens.counts import Completeness, Counts, ErrorBudget
+from airflow_provider_picas.tokens.progress_line import Pilots, ProgressLines
 from airflow_provider_picas.tokens.states import State
 from airflow_provider_picas.tokens.text import sample
 from airflow_provider_picas.tokens.waiting import Endurance, Outcome, Progress, Threshold, Verdict
@@ -146,6 +148,8 @@ class PicasTokenStateSensor(BaseSensorOperator):
         self._refused: bool | None = None  #: what was said of an outage; None: there is none
         self._gone_since: float | None = None  #: Slurm knows of no job of the submission
         self._told: PilotsLog | None = None
+        self._lines = ProgressLines()
+        self._pilots_seen: Pilots | None = None  #: what Slurm said last; None while it does not answer
         self._instance: Any = None  #: the task instance that runs
 
     def execute(self, context: Context) -> Any:
@@ -289,6 +293,8 @@ class PicasTokenStateSensor(BaseSensorOperator):
             push_links(context, hook.settings)
         nobody_left = self._look_after(hook, batch)
         completeness = self._look(hook, batch)
+        if said := self._lines.next(completeness, self._pilots_seen, time.monotonic()):
+            self.log.info("%s", said)
         verdict = self._judge(completeness, batch)
         if verdict.settling:
             time.sleep(waiting.SETTLE_SECONDS)
@@ -380,6 +386,9 @@ class PicasTokenStateSensor(BaseSensorOperator):
             for _ in range(2):  # what was just submitted may show a moment later
                 news = submitted.look(self._max_scrubs(), max_lock_age)
                 told.tell(news)
+                self._pilots_seen = None if news.jobs is None else jobs.pilots(news.jobs.values())
+                if self.reschedule and batch is not None and (work := submitted.work_so_far(news)):
+                    self._lines.rate.begin(time.monotonic() - work.seconds, work.finished_before)
                 if not self.reschedule and told.logs_are_due():  # mode `reschedule` does not remember what it has shown
                     told.tell_logs(submitted.log_news(told.sizes))
                 if news.pilots_left:
@@ -421,9 +430,9 @@ class PicasTokenStateSensor(BaseSensorOperator):
 
     def _look(self, hook: PicasHook, batch: Batch | None) -> Completeness:
         counts = hook.count(batch.id if batch else None)
-        if counts != self._last_counts:
-            self.log.info("%s: %s.", self._where(batch), counts)
-            self._last_counts = counts
+        if self._last_counts is None:
+            self.log.info("Waiting for %s.", self._where(batch))
+        self._last_counts = counts
         return Completeness(counts, batch.tokens if batch else None)
 
     def _fail(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
 from airflow_provider_picas.slurm.remote import OURS, Command, Operation, Output, UnreachableError, quote, whole
+from airflow_provider_picas.tokens.progress_line import Pilots
 from airflow_provider_picas.tokens.text import one_line
 
 _SQUEUE = "%i|%F|%K|%T|%r|%S|%M|%C|%N"
@@ -252,6 +254,29 @@ def parse(lines: Iterable[str]) -> Look:
             name for name, job in jobs.items() if job.life is not Life.ENDED and name not in listed and "[" not in name
         ),
     )
+
+
+def pilots(jobs: Iterable[Job]) -> Pilots:
+    """How many pilots are in which of Slurm's states, and why they wait, for people."""
+    jobs = list(jobs)
+    lives = Counter(job.life for job in jobs)
+    ended = lives[Life.ENDED]
+    waiting, running = lives[Life.WAITING], lives[Life.RUNNING] + lives[Life.UNKNOWN]
+    states = Counter(job.state for job in jobs if job.life is not Life.ENDED)
+    parts = []
+    for state, number in sorted(states.items(), key=lambda item: (item[0] != "RUNNING", -item[1], item[0])):
+        why = Counter(job.reason for job in jobs if job.state == state and job.life is Life.WAITING)
+        reasons = [one_line(reason, 60) for reason, _ in why.most_common(3) if reason not in ("", "None")]
+        parts.append(f"{number:,} {one_line(state, 30).lower()}" + (f" ({', '.join(reasons[:2])})" if reasons else ""))
+    if not jobs:
+        text = "no pilots in Slurm"
+    elif not parts:
+        text = f"all {ended:,} pilots have ended" if ended > 1 else "the pilot has ended"
+    else:
+        first, _, state = parts[0].partition(" ")
+        noun = "pilot" if first == "1" else "pilots"
+        text = ", ".join([f"{first} {noun} {state}", *parts[1:], *([f"{ended:,} ended"] if ended else [])])
+    return Pilots(waiting, running, ended, text)
 
 
 def _lingers(queued: Job, accounted: Job, at: int) -> bool:

@@ -24,19 +24,18 @@ from airflow_provider_picas.hooks.submission import RENEWED, credential_files
 from airflow_provider_picas.operation import drive_async
 from airflow_provider_picas.pilots_log import PilotsLog
 from airflow_provider_picas.reaping import News, Watched, look_after
-from airflow_provider_picas.slurm import logs, submission
+from airflow_provider_picas.slurm import jobs, logs, submission
 from airflow_provider_picas.slurm.remote import Output, RemoteError, Step, UnreachableError
 from airflow_provider_picas.stopping import How
 from airflow_provider_picas.task_state import task_state
 from airflow_provider_picas.tokens import waiting
 from airflow_provider_picas.tokens.counts import Completeness, Counts, ErrorBudget
 from airflow_provider_picas.tokens.leases import Observer
+from airflow_provider_picas.tokens.progress_line import Pilots, ProgressLines
 from airflow_provider_picas.tokens.waiting import Outcome, Progress, Threshold, Verdict
 from airflow_provider_picas.triggers.cluster import Cluster, cluster_for
 from airflow_provider_picas.triggers.feed import CountsSubscription, Feed, feed_for
 from airflow_provider_picas.triggers.feed import News as FeedNews
-
-LOG_INTERVAL = 60.0  # seconds between two lines of counts
 
 FIRST_INTERVAL = 5.0  # seconds between two looks at the pilots while there is news of them
 LONGEST_INTERVAL = 60.0  # seconds, when nothing changes
@@ -110,7 +109,9 @@ class PicasTokenStateTrigger(BaseTrigger):
         self.success_threshold = success_threshold
         self.no_progress = no_progress
         self.outage = outage
-        self._logged_at = -LOG_INTERVAL
+        self._lines = ProgressLines()
+        self._completeness: Completeness | None = None  #: as it was counted last
+        self._pilots_seen: Pilots | None = None  #: what Slurm said last; None while it does not answer
         self._nobody_left = False
         self._news: CountsSubscription | None = None
         self._feed: Feed | None = None
@@ -154,9 +155,9 @@ class PicasTokenStateTrigger(BaseTrigger):
         threshold = None if self.success_threshold is None else Threshold(self.success_threshold)
         progress = Progress(self.no_progress)
         settling = _Settling()
-        completeness: Completeness | None = None
         while True:
             now = time.monotonic()
+            completeness = self._completeness
             verdict = Verdict(Outcome.WAITING)
             if completeness is not None:
                 verdict = waiting.judge(
@@ -171,18 +172,24 @@ class PicasTokenStateTrigger(BaseTrigger):
             if now >= deadline:
                 reason = self._feed.trouble if self._feed else None
                 return self._event(Outcome.TIMED_OUT, completeness or Completeness(Counts(), self.expected), reason)
-            item = await _next(news, min(deadline - now, progress.left(now), settling.left(now)))
+            until = min(deadline - now, progress.left(now), settling.left(now), self._lines.left(now))
+            item = await _next(news, until)
             if item.counts is not None:
-                completeness = Completeness(item.counts, self.expected)
+                self._completeness = Completeness(item.counts, self.expected)
                 progress.note(item.counts, time.monotonic())
             self._tell_news(item)
 
     def _tell_news(self, news: FeedNews) -> None:
         for notice in news.notices:
             self.log.warning("%s", notice)
-        if news.counts is not None and time.monotonic() - self._logged_at >= LOG_INTERVAL:
-            self.log.info("%s: %s.", f"batch {self.batch}" if self.batch else "the pool", news.counts)
-            self._logged_at = time.monotonic()
+        self._log_progress()
+
+    def _log_progress(self) -> None:
+        """Log how far the wait is, when that is due."""
+        if self._completeness is None:
+            return
+        if said := self._lines.next(self._completeness, self._pilots_seen, time.monotonic()):
+            self.log.info("%s", said)
 
     def _event(self, outcome: Outcome, completeness: Completeness, reason: str | None = None) -> TriggerEvent:
         payload = {"outcome": str(outcome), "counts": completeness.counts.as_dict(), "expected": completeness.expected}
@@ -211,6 +218,8 @@ class PicasTokenStateTrigger(BaseTrigger):
             while True:
                 news = await self._look(picas, slurm, watched)
                 told.tell(news)
+                self._pilots_seen = None if news.jobs is None else jobs.pilots(news.jobs.values())
+                self._log_progress()
                 now = time.monotonic()
                 if news.pilots_left is False and not news.worked_on(self.max_lock_age):
                     none_left_since = none_left_since if none_left_since is not None else now

@@ -40,6 +40,11 @@ def test_waits_until_all_tokens_have_finished(
 ) -> None:
     run = api.trigger(dag_id)
     api.wait_for_task(dag_id, run, "wait", [waiting])
+    lines = 2 if waiting == "deferred" else 1  # of the task, and of the trigger
+    processes.wait_for(
+        lambda: api.log(dag_id, run, "wait").count("0 of 3 done, 3 to do") >= lines,
+        what="The line on the wait's progress", seconds=60,
+    )  # fmt: skip
     finish(couchdb, pool, [0, 0, 0])
     finished = time.time()
     wait = api.wait_for_task(dag_id, run, "wait", ["success", "failed"])

@@ -24,7 +24,6 @@ from airflow_provider_picas.operators.tokens import PicasPushTokensOperator
 from airflow_provider_picas.sensors.tokens import PicasTokenStateSensor
 from airflow_provider_picas.slurm.remote import quote
 from airflow_provider_picas.tokens.states import State, state_of
-from airflow_provider_picas.triggers import tokens as triggers
 from stack import processes
 from stack.pool import Pool
 from tests.integration.tasks import context
@@ -138,7 +137,7 @@ def test_from_command_to_output(tasks: Tasks, tmp_path: Path) -> None:
 def logged(tasks: Tasks, said: str) -> bool:
     """Whether a line of a pilot's log was told before its token was done."""
     told = said.find(f"pilot-{tasks.pilots['job_ids'][0]}_0.log: ")
-    return -1 < told < said.find("1 done")
+    return -1 < told < said.find("1 of 1 done")
 
 
 def test_the_pilots_logs_are_shown_as_they_run(
@@ -155,7 +154,6 @@ def test_the_trigger_shows_the_pilots_logs_as_they_run(
     tasks: Tasks, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(pilots_log, "LOGS_INTERVAL", 1.0)
-    monkeypatch.setattr(triggers, "LOG_INTERVAL", 0.0)
     tasks.push([{"input": 1}])
     tasks.submit("sleep 10", pilot={"lease": 6})
     wait = PicasTokenStateSensor(
@@ -169,7 +167,21 @@ def test_the_trigger_shows_the_pilots_logs_as_they_run(
 
     with caplog.at_level("INFO"):
         assert asyncio.run(run()) == ["complete"]
-    assert logged(tasks, capsys.readouterr().out + caplog.text)
+    said = capsys.readouterr().out + caplog.text
+    assert logged(tasks, said)
+    assert re.search(r"0 of 1 done, 1 (running|to do); 1 pilot (running|pending)", said), said
+
+
+def test_a_wait_that_remembers_no_earlier_look_measures_since_the_pilots_started(
+    tasks: Tasks, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tasks.push([{"input": number} for number in range(3)])
+    tasks.submit("sleep 1", pilot={"lease": 6})
+    tasks.ended()
+    wait = PicasTokenStateSensor(task_id="wait", batch=tasks.batch, pilots=tasks.pilots, mode="reschedule", timeout=90)
+    assert wait.poke(context("wait", run_id=tasks.pool.database))
+    said = capsys.readouterr().out
+    assert re.search(r" 3 of 3 done; [0-9.]+/(s|min); (1 pilot completing|the pilot has ended)", said), said
 
 
 def test_a_list_of_arguments_is_no_shell_text(tasks: Tasks) -> None:

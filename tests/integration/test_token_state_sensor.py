@@ -288,8 +288,8 @@ class TestPoke:
         put([0], LOCKED)
         assert not waits.poke(context("wait"))
         said = capsys.readouterr().out
-        assert said.count("10 todo, 0 locked, 0 done, 0 error") == 1
-        assert said.count("9 todo, 1 locked, 0 done, 0 error") == 1
+        assert said.count("0 of 10 done, 10 to do") == 1
+        assert said.count("First token running: 0 of 10 done, 1 running, 9 to do") == 1
 
     @pytest.mark.parametrize(
         ("arguments", "words"),
