@@ -231,7 +231,7 @@ def read_leases(pool: Pool, pilots: Sequence[str]) -> Operation[tuple[dict[str, 
     """The leases of some pilots, and the database's time."""
     body = json_body({"keys": [lease_id(pilot) for pilot in pilots]})
     answer: Answer = yield Request("POST", pool.path("_local_docs"), {"include_docs": "true"}, body)
-    found = [row["doc"] for row in answer.json()["rows"] if row.get("doc")]
+    found = answer.documents().values()
     if answer.time is None:
         raise errors.UnavailableError("CouchDB's answer has no Date header; a proxy may have taken it out.")
     return {lease.pilot: lease for lease in map(Lease.parse, found)}, float(answer.time)

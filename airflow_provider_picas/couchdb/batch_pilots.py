@@ -34,9 +34,11 @@ def note(pool: Pool, batch: str, pilots: Mapping[str, Any], *, ended: bool = Fal
 def find(pool: Pool, batch: str) -> Operation[list[dict[str, Any]]]:
     """The pilots that were submitted for a batch and whose wait is not over: for each task the output of its last submission."""
     documents, _ = yield from pool.local_documents(f"{PREFIX}{batch}:", limit=_MOST)
-    found = [document["pilots"] for document in documents if not document.get("ended")]
+    found = [document.get("pilots") for document in documents if not document.get("ended")]
     tasks: dict[str, dict[str, Any]] = {}
     for pilots in found:
+        if not isinstance(pilots, dict) or not isinstance(pilots.get("submission"), str):
+            continue  # others may write local documents, too
         task, number = _task(pilots)
         if task not in tasks or number > _task(tasks[task])[1]:
             tasks[task] = pilots

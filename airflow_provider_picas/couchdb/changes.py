@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from airflow_provider_picas.couchdb import errors
-from airflow_provider_picas.couchdb.pool import Pool
+from airflow_provider_picas.couchdb.pool import Pool, counted
 from airflow_provider_picas.couchdb.protocol import Operation, Request, json_body
+from airflow_provider_picas.pilot.picas_pilot import number
 from airflow_provider_picas.tokens import counts, views
 from airflow_provider_picas.tokens.counts import Counts
 
@@ -67,9 +69,9 @@ def changes(
     answer = yield Request(
         "GET", pool.path("_changes"), params, repeatable=False, read_timeout=read_timeout, endless=endless
     )
-    told = answer.json()
-    rows = told["results"]
-    return Changes(str(told["last_seq"]), tuple(row["id"] for row in rows), more=len(rows) >= PAGE)
+    rows = answer.rows("results", id=str)
+    since = answer.object(last_seq=(str, int))["last_seq"]
+    return Changes(str(since), tuple(row["id"] for row in rows), more=len(rows) >= PAGE)
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,8 @@ def is_older(sequence: str, than: str) -> bool:
     """Whether a database at this sequence is at an earlier state, as after a backup was restored: its feed is silent until it has
     passed ``than``. Sequences begin with the number of changes."""
     now, before = sequence.partition("-")[0], than.partition("-")[0]
-    return now.isdigit() and before.isdigit() and int(now) < int(before)
+    numbers = [int(text) for text in (now, before) if re.fullmatch("[0-9]{1,18}", text)]
+    return len(numbers) == 2 and numbers[0] < numbers[1]
 
 
 def counts_of(pool: Pool, batches: Collection[str]) -> Operation[dict[str, Counts]]:
@@ -128,9 +131,11 @@ def _ask(pool: Pool, batches: Collection[str]) -> Operation[dict[str, Counts]]:
     queries = [{"group": True, "startkey": [_key(batch)], "endkey": [_key(batch), {}]} for batch in batches]
     path = pool.path("_design", views.PROVIDER, "_view", "counts", "queries")
     answer = yield Request("POST", path, body=json_body({"queries": queries}))
-    results = answer.json()["results"]
+    results = answer.rows("results", rows=list)
+    if len(results) != len(batches):
+        raise answer.unexpected(f"it has {len(results):,} results for {len(batches):,} queries")
     return {
-        batch: counts.from_rows((row["key"][1], row["value"]) for row in result["rows"])
+        batch: counts.from_rows((state, value) for _, state, value in counted(answer, result["rows"]))
         for batch, result in zip(batches, results, strict=True)
     }
 
@@ -139,16 +144,15 @@ def _scan(pool: Pool, batches: set[str]) -> Operation[dict[str, Counts]]:
     """The counts of those batches that are among the first of the pool: faster than asking for each, if there are few others."""
     limit = min(MOST_ROWS, ROWS_OF_ONE * len(batches))
     answer = yield pool.view_request("counts", views.PROVIDER, group=True, limit=limit)
-    rows = answer.json()["rows"]
+    rows = counted(answer)
     told: dict[str, list[tuple[str | None, int]]] = {}
-    for row in rows:
-        batch, state = row["key"]
+    for batch, state, value in rows:
         name = NO_BATCH if batch is None else batch
         if name in batches:
-            told.setdefault(name, []).append((state, row["value"]))
+            told.setdefault(name, []).append((state, value))
     if len(rows) < limit:
         return {batch: counts.from_rows(told.get(batch, [])) for batch in batches}
-    last = rows[-1]["key"][0]  # the page may end in the middle of its states
+    last = rows[-1][0]  # the page may end in the middle of its states
     told.pop(NO_BATCH if last is None else last, None)
     return {batch: counts.from_rows(states) for batch, states in told.items()}
 
@@ -166,7 +170,7 @@ def idle(pool: Pool, wait: str, finished: int) -> Operation[float]:
     try:
         known = yield from pool.get(name)
         if known.get("finished") == finished:
-            return float(now - known["since"])
+            return now - number(known.get("since"), now)
     except errors.NotFoundError as error:
         if error.reason == "Database does not exist.":
             raise
@@ -181,7 +185,7 @@ def index_progress(pool: Pool) -> Operation[str | None]:
             answer = yield Request("GET", pool.path("_design", design, "_info"), repeatable=False)
         except errors.NotFoundError:
             continue
-        if answer.json().get("view_index", {}).get("updater_running"):
+        if answer.object(view_index=dict)["view_index"].get("updater_running"):
             percent = yield from _percent(pool, design)
             return f"{design} of {pool.settings.place}" + ("" if percent is None else f", {percent} % so far")
     return None
@@ -193,8 +197,8 @@ def _percent(pool: Pool, design: str) -> Operation[int | None]:
     except errors.CouchDBError:
         return None  # only the server's admin may ask
     progress = [
-        int(task.get("progress", 0))
-        for task in answer.json()
+        int(number(task.get("progress")))
+        for task in answer.rows(None)
         if task.get("type") == "indexer"
         and task.get("design_document") == f"_design/{design}"
         and pool.settings.database in str(task.get("database"))

@@ -20,20 +20,22 @@ def branches(pool: Pool, document_ids: Sequence[str]) -> Operation[dict[str, lis
     body = json_body({"keys": list(document_ids)})
     answer = yield Request("POST", pool.path("_all_docs"), {"include_docs": "true", "conflicts": "true"}, body)
     found: dict[str, list[Document]] = {}
-    for row in answer.json()["rows"]:
-        document = row.get("doc")
-        conflicts = document.pop("_conflicts", None) if document else None
-        if conflicts and not has_path(row["id"]):
+    for name, document in answer.documents().items():
+        conflicts = answer.checked(document, {"_conflicts": (list, type(None))}).pop("_conflicts", None)
+        if not conflicts:
+            found[name] = [document]
+            continue
+        if has_path(name):
+            answer = yield Request("GET", pool.document_path(name), {"open_revs": "all"})
+            rows = [row for row in answer.rows(None, ok=(dict, type(None))) if row.get("ok")]
+            revisions = [answer.document(row["ok"]) for row in rows]
+            revisions = [revision for revision in revisions if not revision.get("_deleted")]
+        else:
             revisions = [document]
-            for rev in conflicts:
-                revisions.append((yield from pool.with_attachments(row["id"], rev, 0, data=False)))
-            found[row["id"]] = sorted(revisions, key=revision_rank, reverse=True)
-        elif conflicts:
-            answer = yield Request("GET", pool.document_path(row["id"]), {"open_revs": "all"})
-            revisions = [one["ok"] for one in answer.json() if "ok" in one and not one["ok"].get("_deleted")]
-            found[row["id"]] = sorted(revisions, key=revision_rank, reverse=True)
-        elif document:
-            found[row["id"]] = [document]
+            for rev in map(str, conflicts):
+                revisions.append((yield from pool.with_attachments(name, rev, 0, data=False)))
+        if revisions:
+            found[name] = sorted(revisions, key=revision_rank, reverse=True)
     return found
 
 

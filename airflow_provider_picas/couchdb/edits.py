@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 from airflow_provider_picas.couchdb import errors
-from airflow_provider_picas.couchdb.pool import PAGE, TOO_LARGE, Document, Pool
+from airflow_provider_picas.couchdb.pool import PAGE, TOO_LARGE, Document, Pool, counted
 from airflow_provider_picas.couchdb.protocol import Operation, Request, json_body, refused
 from airflow_provider_picas.pilot.picas_pilot import has_path
 from airflow_provider_picas.tokens import attachments, documents, views
@@ -184,7 +184,13 @@ def attachment(pool: Pool, token_id: str, name: str, rev: str | None = None) -> 
 def attachment_in_document(pool: Pool, token: Document, name: str) -> Operation[bytes]:
     """An attachment that no URL can name; all others of the token come with it."""
     whole = yield from with_attachments(pool, token)
-    return base64.b64decode(whole["_attachments"][name]["data"])
+    file = (whole.get("_attachments") or {}).get(name, {})
+    try:
+        return base64.b64decode(file["data"])
+    except (KeyError, ValueError):
+        raise errors.UnavailableError(
+            f"CouchDB answered without attachment {name!r:.80} of {token['_id']!r:.200}. Try again later."
+        ) from None
 
 
 def _content(pool: Pool, token: Document, name: str) -> Operation[bytes]:
@@ -207,10 +213,9 @@ def batches(pool: Pool) -> Operation[dict[str, Counts]]:
     """The batches of a pool, each with its counts. Raises NotFoundError where the provider's views are not deployed."""
     answer = yield pool.view_request("counts", views.PROVIDER, group=True)
     rows: dict[str, list[tuple[str | None, int]]] = {}
-    for row in answer.json()["rows"]:
-        batch, state = row["key"]
+    for batch, state, number in counted(answer):
         if batch is not None:
-            rows.setdefault(batch, []).append((state, row["value"]))
+            rows.setdefault(batch, []).append((state, number))
     return {batch: from_rows(states) for batch, states in rows.items()}
 
 

@@ -45,6 +45,10 @@ class NotCouchDBError(CouchDBError):
     """Something answered that is no CouchDB, such as a login page or a proxy."""
 
 
+class UnexpectedAnswerError(NotCouchDBError):
+    """The answer is JSON, but not of the shape that CouchDB answers with."""
+
+
 class SettingsError(CouchDBError, ValueError):
     """The connection's fields make no sense; the message names the field."""
 

@@ -13,7 +13,7 @@ MOST_LEASES = 2_000  # leases that are read
 def changed_last(pool: Pool) -> Operation[list[str]]:
     """The batches of the last changed tokens, the latest first; not those that have not changed for long."""
     answer = yield Request("GET", pool.path("_changes"), {"descending": "true", "limit": str(LAST_CHANGES)})
-    ids = (str(row["id"]) for row in answer.json()["results"])
+    ids = (str(row["id"]) for row in answer.rows("results", id=str))
     return list(dict.fromkeys(batch for batch, colon, _ in (name.partition(":") for name in ids) if colon))
 
 

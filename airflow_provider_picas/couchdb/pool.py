@@ -12,7 +12,7 @@ from urllib.parse import quote
 from airflow_provider_picas.couchdb import errors
 from airflow_provider_picas.couchdb.protocol import LARGEST_ANSWER, Answer, Operation, Request, json_body
 from airflow_provider_picas.couchdb.settings import Settings
-from airflow_provider_picas.pilot.picas_pilot import has_path
+from airflow_provider_picas.pilot.picas_pilot import has_path, number
 from airflow_provider_picas.tokens import counts, ids, views
 from airflow_provider_picas.tokens.states import State
 
@@ -94,7 +94,7 @@ class Pool:
     def info(self) -> Operation[Mapping[str, Any]]:
         """The database's own figures (``doc_count``, ``update_seq`` …)."""
         answer = yield Request("GET", self.path())
-        info: Mapping[str, Any] = answer.json()
+        info: Mapping[str, Any] = answer.object(doc_count=int, update_seq=(str, int))
         return info
 
     def server_version(self) -> Operation[str]:
@@ -115,7 +115,7 @@ class Pool:
                 raise errors.NotFoundError(f"There is no document {document_id!r} in {self.settings.place}.")
             return found[document_id]
         answer = yield Request("GET", self.document_path(document_id))
-        document: Document = answer.json()
+        document: Document = answer.document(answer.json())
         return document
 
     def with_attachments(self, document_id: str, rev: str, size: int, *, data: bool = True) -> Operation[Document]:
@@ -127,15 +127,13 @@ class Pool:
         if has_path(document_id):
             params = {"attachments": json.dumps(data), "rev": rev}
             answer = yield Request("GET", self.document_path(document_id), params, largest=largest)
-            document: Document = answer.json()
-            return document
+            return _with_data(answer, answer.document(answer.json()), data)
         body = json_body({"docs": [{"id": document_id, "rev": rev}]})
         answer = yield Request("POST", self.path("_bulk_get"), {"attachments": json.dumps(data)}, body, largest=largest)
-        for result in answer.json()["results"]:
+        for result in answer.rows("results", docs=list):
             for found in result["docs"]:
-                if "ok" in found:
-                    document = found["ok"]
-                    return document
+                if "ok" in answer.checked(found, {}):
+                    return _with_data(answer, answer.document(found["ok"]), data)
         raise errors.NotFoundError(f"Revision {rev} of {document_id!r} is gone from {self.settings.place}.")
 
     def fetch(self, document_ids: Sequence[str]) -> Operation[dict[str, Document]]:
@@ -149,7 +147,7 @@ class Pool:
                 raise
             first = yield from self.fetch(document_ids[:half])
             return first | (yield from self.fetch(document_ids[half:]))
-        return {row["id"]: row["doc"] for row in answer.json()["rows"] if row.get("doc")}
+        return answer.documents()
 
     def write(self, encoded: Iterable[bytes], *, repeatable: bool = False) -> Operation[list[Row]]:
         """Write documents, already encoded, in one request, or in more where CouchDB or a proxy takes no request of that size.
@@ -174,13 +172,13 @@ class Pool:
                 f"{self.settings.place} stores changes on too few nodes of its cluster (202). Try again later.",
                 status=202,
             )
-        return [Row(row["id"], row.get("rev"), row.get("error"), row.get("reason")) for row in answer.json()]
+        return _rows(answer, documents)
 
     def put(self, document: Mapping[str, Any]) -> Operation[str]:
         """Write one document, whose id has a path; its new revision. Raises ConflictError."""
         request = Request("PUT", self.document_path(document["_id"]), body=json_body(document), repeatable=False)
         answer = yield request
-        return str(answer.json()["rev"])
+        return str(answer.object(rev=str)["rev"])
 
     def local_documents(
         self, prefix: str, *, start: str | None = None, limit: int = PAGE
@@ -189,7 +187,7 @@ class Pool:
         query = {"include_docs": "true", "limit": str(limit)}
         query |= {"startkey": json.dumps(start or prefix), "endkey": json.dumps(f"{prefix}{ids.END_OF_PREFIX}")}
         answer = yield Request("GET", self.path("_local_docs"), query)
-        return [row["doc"] for row in answer.json()["rows"] if row.get("doc")], answer.time
+        return list(answer.documents().values()), answer.time
 
     # -- counts -------------------------------------------------------------------------------------------------------
 
@@ -209,35 +207,39 @@ class Pool:
             if not _view_is_missing(error):
                 raise
             return (yield from self._count_range(batch))
-        return counts.from_rows((row["key"][1], row["value"]) for row in answer.json()["rows"])
+        return counts.from_rows((state, value) for _, state, value in counted(answer))
 
     def todo_by_class(self, batch: str | None = None) -> Operation[dict[str, int]]:
         """Tokens that wait, by resource class (``"<cores>/<gpu>/<time>"``). Needs the provider's views."""
         name = batch if batch is not None else ""
         query = {"startkey": [name], "endkey": [name, {}], "group_level": 2}
         answer = yield self.view_request("todo", views.PROVIDER, **query)
-        return {row["key"][1]: row["value"] for row in answer.json()["rows"]}
+        rows = answer.rows(key=list, value=int)
+        if not all(len(row["key"]) == 2 and isinstance(row["key"][1], str) for row in rows):
+            raise answer.unexpected("a key is not a batch and a resource class")
+        return {row["key"][1]: row["value"] for row in rows}
 
     def _count_pool(self) -> Operation[counts.Counts]:
         try:
             answer = yield self.view_request(views.OVERVIEW, group=True)
             # A pool's own overview may count more than states.
-            rows = [(row["key"], row["value"]) for row in answer.json()["rows"] if row["key"] in list(State)]
+            told = [row for row in answer.rows() if row.get("key") in list(State)]
+            rows = [(row["key"], answer.checked(row, {"value": (int, float)})["value"]) for row in told]
         except errors.NotFoundError as error:
             if not _view_is_missing(error):
                 raise
             rows = []
             for state in State:
                 answer = yield self.view_request(state, limit=0)
-                rows.append((str(state), answer.json()["total_rows"]))
+                rows.append((str(state), answer.object(total_rows=int)["total_rows"]))
         if self.settings.design_document != views.MONITOR:
-            return counts.from_rows((key, int(value)) for key, value in rows)
+            return counts.from_rows((key, int(number(value))) for key, value in rows)
         try:
             answer = yield self.view_request("stateless", views.PROVIDER, group=False)
-            stateless = sum(row["value"] for row in answer.json()["rows"])
+            stateless = sum(row["value"] for row in answer.rows(value=int))
         except errors.NotFoundError:
             stateless = 0  # the pool has PiCaS's views only, and they do not show such tokens
-        return counts.from_rows([*((key, int(value)) for key, value in rows), (None, stateless)])
+        return counts.from_rows([*((key, int(number(value))) for key, value in rows), (None, stateless)])
 
     def _count_range(self, batch: str) -> Operation[counts.Counts]:
         """The batch as a key range of PiCaS's views: slower, but it needs no view of the provider's."""
@@ -262,11 +264,16 @@ class Pool:
         self, answer: Answer, batch: str | None, after: Next | None, limit: int
     ) -> tuple[list[dict[str, Any]], Next | None]:
         """The rows of a page, and where the next one begins, or None at the end."""
-        rows = answer.json()["rows"]
+        rows = answer.rows(id=str, doc=(dict, type(None)))
         full = len(rows) == (limit if after is None else after.limit + 1)
         last = after.key if after else None
         found = [row for row in rows if row["id"] != last and (batch is None or ids.in_batch(row["id"], batch))]
-        return found, Next(rows[-1]["key"], limit) if full else None
+        if not full:
+            return found, None
+        key = rows[-1].get("key")
+        if key is None or key == last:  # the next page would be this one again
+            raise answer.unexpected("its rows are not in the order of their keys")
+        return found, Next(key, limit)
 
     def _documents(
         self, batch: str | None, after: Next | None, request: Callable[[dict[str, Any]], Request]
@@ -286,7 +293,8 @@ class Pool:
             if following:
                 read = limit + 1 if begin else limit
                 following = Next(following.key, min(PAGE, max(1, PAGE_BYTES * read // len(answer.body))))
-            return [row["doc"] for row in rows if row.get("doc")], following
+            found = (row["doc"] for row in rows if row.get("doc"))
+            return [answer.document(document) for document in found], following
 
     def ids(
         self, state: State, batch: str | None = None, *, after: Next | None = None, limit: int = PAGE
@@ -322,7 +330,7 @@ class Pool:
             if not _view_is_missing(error):
                 raise
             return []
-        return [row["id"] for row in answer.json()["rows"] if batch is None or ids.in_batch(row["id"], batch)]
+        return [row["id"] for row in answer.rows(id=str) if batch is None or ids.in_batch(row["id"], batch)]
 
     def missing(self, batch: str, expected: int, *, limit: int = PAGE) -> Operation[list[str]]:
         """Which of a batch's tokens are gone, by their place in the push (or the id that follows from it).
@@ -356,14 +364,14 @@ class Pool:
     def sequence(self) -> Operation[str]:
         """Where the feed of changes stands now."""
         answer = yield Request("GET", self.path("_changes"), {"since": "now", "limit": "1"})
-        return str(answer.json()["last_seq"])
+        return str(answer.object(last_seq=(str, int))["last_seq"])
 
     def changed(self, since: str, seconds: float) -> Operation[str]:
         """Wait until something changes after ``since``, at most so many seconds; where the feed stands then."""
         milliseconds = str(max(1, int(seconds * 1000)))
         params = {"feed": "longpoll", "since": since, "timeout": milliseconds, "limit": "1000"}
         answer = yield Request("GET", self.path("_changes"), params, read_timeout=seconds + 30)
-        return str(answer.json()["last_seq"])
+        return str(answer.object(last_seq=(str, int))["last_seq"])
 
     # -- views --------------------------------------------------------------------------------------------------------
 
@@ -409,7 +417,43 @@ def _design_to_write(name: str, present: Document | None, wanted: Mapping[str, A
     missing = views.missing_views(present, wanted)
     if not missing:
         return None
-    return {**present, "views": {**present.get("views", {}), **{view: wanted["views"][view] for view in missing}}}
+    views_there = present.get("views")
+    kept = views_there if isinstance(views_there, dict) else {}
+    return {**present, "views": {**kept, **{view: wanted["views"][view] for view in missing}}}
+
+
+def _rows(answer: Answer, documents: Sequence[bytes]) -> list[Row]:
+    """The rows of a ``_bulk_docs`` answer, one for each document. Raises UnexpectedAnswerError."""
+    text = (str, type(None))
+    rows = answer.rows(None, id=str, rev=text, error=text, reason=text)
+    if len(rows) != len(documents):
+        raise answer.unexpected(f"it has {len(rows):,} rows for {len(documents):,} documents")
+    for row, document in zip(rows, documents, strict=True):
+        if b'"_id":' + json_body(row["id"]) not in document:
+            raise answer.unexpected("its rows are of other documents")
+    return [Row(row["id"], row.get("rev"), row.get("error"), row.get("reason")) for row in rows]
+
+
+def _with_data(answer: Answer, document: Document, data: bool) -> Document:
+    """The document, if its attachments are as they must be. Raises UnexpectedAnswerError."""
+    for file in (document.get("_attachments") or {}).values() if data else ():
+        answer.checked(file, {"content_type": str, "data": str})
+    return document
+
+
+def counted(answer: Answer, rows: Iterable[Any] | None = None) -> list[tuple[str | None, str | None, int]]:
+    """Batch, state and number of the rows of the view ``counts``; ``rows``: a part of the answer instead of its rows.
+
+    Raises UnexpectedAnswerError.
+    """
+    found = []
+    for each in answer.rows() if rows is None else rows:
+        row = answer.checked(each, {"key": list, "value": int})
+        key = row["key"]
+        if len(key) != 2 or not isinstance(key[0], str | None) or key[1] not in (None, *State):
+            raise answer.unexpected("a key is not a batch and a state")
+        found.append((key[0], key[1], row["value"]))
+    return found
 
 
 def _view_is_missing(error: errors.NotFoundError) -> bool:

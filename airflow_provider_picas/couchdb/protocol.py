@@ -7,13 +7,13 @@ import random
 import re
 from collections.abc import Generator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 from airflow_provider_picas.couchdb import errors
 from airflow_provider_picas.couchdb.settings import Settings
+from airflow_provider_picas.pilot.picas_pilot import parse_date
 from airflow_provider_picas.tokens.documents import integer
 from airflow_provider_picas.tokens.text import one_line
 
@@ -23,6 +23,16 @@ TRIES = 5
 TRIES_TO_CONNECT = 5
 """How often a server that does not answer at all is tried."""
 
+Kinds = type | tuple[type, ...]
+"""The types that a value may have. With ``type(None)`` among them it may be missing."""
+
+
+def _no_json(word: str) -> float:
+    raise ValueError(f"{word} is not JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_json)
+_SLOW_DECODER = json.JSONDecoder(parse_constant=_no_json, parse_int=integer)
 _ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False)  # json.dumps makes one a call
 
 LARGEST_ANSWER = 64_000_000
@@ -76,25 +86,84 @@ class Answer:
     status: int
     headers: Mapping[str, str]
     body: bytes
+    source: str = field(default="CouchDB", compare=False)  #: what was asked, and of which server, for errors
 
     def json(self) -> Any:
-        """The body as JSON; integers with too many digits are ``HugeInteger``. Raises UnavailableError when it was cut off."""
-        with suppress(ValueError):
-            return json.loads(self.body)
+        """The body as JSON; integers with too many digits are ``HugeInteger``.
+
+        Raises UnavailableError when it was cut off, and UnexpectedAnswerError when it is nested too deeply for Python.
+        """
         try:
-            return json.loads(self.body, parse_int=integer)
+            with suppress(ValueError):
+                return _DECODER.decode(self._text())
+            return _SLOW_DECODER.decode(self._text())
         except ValueError:
             raise errors.UnavailableError(
-                f"CouchDB's answer is no JSON ({len(self.body)} bytes): it was cut off on its way.", status=self.status
+                f"The answer of {self.source} is not JSON ({len(self.body):,} bytes): it may have been cut off on its way.",
+                status=self.status,
             ) from None
+        except RecursionError:
+            raise self.unexpected("it is nested too deeply") from None
+
+    def _text(self) -> str:
+        return self.body.decode("utf-8-sig")
+
+    def object(self, **fields: Kinds) -> dict[str, Any]:
+        """The body, which must be an object in which these fields are of these types. Raises UnexpectedAnswerError."""
+        return self.checked(self.json(), fields)
+
+    def rows(self, name: str | None = "rows", **fields: Kinds) -> list[dict[str, Any]]:
+        """The list of objects in a field of the body (None: the body itself), each with fields of these types.
+
+        Raises UnexpectedAnswerError.
+        """
+        body = self.json()
+        rows = body if name is None else self.checked(body, {name: list})[name]
+        if not isinstance(rows, list):
+            raise self.unexpected(f"it is {_kind(rows)} instead of a list")
+        return [self.checked(row, fields) for row in rows]
+
+    def documents(self) -> dict[str, dict[str, Any]]:
+        """The documents in the rows of the body, by id. Rows without one are left out. Raises UnexpectedAnswerError."""
+        found = [row["doc"] for row in self.rows(doc=(dict, type(None))) if row.get("doc")]
+        return {self.document(document)["_id"]: document for document in found}
+
+    def document(self, value: Any) -> dict[str, Any]:
+        """A part of the body, which must be a document. Raises UnexpectedAnswerError."""
+        document = self.checked(value, {"_id": str, "_rev": str, "_attachments": (dict, type(None))})
+        for file in (document.get("_attachments") or {}).values():
+            self.checked(file, {})
+        return document
+
+    def checked(self, value: Any, fields: Mapping[str, Kinds]) -> dict[str, Any]:
+        """A part of the body, if it is an object with these fields. Raises UnexpectedAnswerError."""
+        if not isinstance(value, dict):
+            raise self.unexpected(f"{_kind(value)} is where an object is expected")
+        for name, kinds in fields.items():
+            found = value.get(name)
+            if not isinstance(found, kinds) or (isinstance(found, bool) and kinds is int):
+                raise self.unexpected(f"{name!r} is {_kind(found)}" if name in value else f"{name!r} is missing")
+        return value
+
+    def unexpected(self, what: str) -> errors.UnexpectedAnswerError:
+        """The error for JSON of another shape than CouchDB's. ``what`` is wrong with it."""
+        return errors.UnexpectedAnswerError(
+            f"The answer of {self.source} is not what CouchDB answers: {what}. Check that the connection's host is CouchDB, and"
+            " what a proxy before it does.",
+            status=self.status,
+        )
 
     @property
     def time(self) -> int | None:
         """The server's clock when it answered, in seconds since 1970, or None if it sent no date."""
-        try:
-            return int(parsedate_to_datetime(self.headers["date"]).timestamp())
-        except (KeyError, ValueError):
-            return None
+        seconds = parse_date(self.headers.get("date"))
+        return None if seconds is None else int(seconds)
+
+
+def _kind(value: Any) -> str:
+    """What a JSON value is, for errors; not what it says, which is foreign and may be long."""
+    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")
 
 
 Result = TypeVar("Result")
@@ -111,17 +180,17 @@ def check(settings: Settings, conn_id: str, request: Request, answer: Answer) ->
     """The answer, if it is none of CouchDB's errors. Raises a CouchDBError that says what to do."""
     if answer.status in _REDIRECTS:
         raise errors.NotCouchDBError(
-            f"{settings.url} sends requests on to {answer.headers.get('location', '')!r:.300} (HTTP {answer.status}). If CouchDB"
-            f" is there, put that address in the host of connection {conn_id!r}, without the path of the request.",
+            f"{settings.url} sends requests on to {one_line(answer.headers.get('location', ''), 300)!r} (HTTP {answer.status})."
+            f" If CouchDB is there, put that address in the host of connection {conn_id!r}, without the path of the request.",
             status=answer.status,
         )
     if answer.status < 400:
         if not request.raw and _is_html(answer):
             raise _not_couchdb(settings, conn_id, answer)
-        return answer
+        return replace(answer, source=f"{settings.place} to {request.method} {one_line(request.path)}")
     try:
         told = json.loads(answer.body) if request.method != "HEAD" else {}
-    except ValueError:
+    except (ValueError, RecursionError):
         told = None
     if not isinstance(told, dict) or (request.method != "HEAD" and "error" not in told):
         if answer.status == 413:  # a proxy's own page, as below
@@ -258,7 +327,7 @@ def too_slow(settings: Settings, request: Request) -> errors.UnavailableError:
 
 def wait_before(attempt: int, retry_after: str | None = None) -> float:
     """Seconds to wait before try number ``attempt`` (2 is the first repetition), with jitter."""
-    if retry_after and retry_after.strip().isdigit():
+    if retry_after and re.fullmatch(r"\s*[0-9]{1,9}\s*", retry_after):
         return min(_LONGEST_WAIT, float(retry_after)) + random.uniform(0, 0.5)
     return float(min(_LONGEST_WAIT, 0.5 * 2.0 ** (attempt - 2))) * random.uniform(0.5, 1.5)
 

@@ -584,6 +584,14 @@ class Quorum:
         return self._lost_at is None
 
 
+def parse_date(date: Optional[str]) -> Optional[float]:
+    """Seconds since 1970 of an HTTP ``Date``; None if it is missing or not a date."""
+    try:
+        return parsedate_to_datetime(date or "").timestamp()
+    except (TypeError, ValueError, IndexError, OverflowError):
+        return None
+
+
 class Clock:
     """The database's clock, from the ``Date`` of its answers: a node's own may be wrong. And when it last answered.
 
@@ -607,9 +615,8 @@ class Clock:
         if self._back_since is None or now - self._last_answer > self._longest_gap:
             self._back_since = now
         self._last_answer = now
-        try:
-            seen = parsedate_to_datetime(date or "").timestamp()
-        except (TypeError, ValueError, IndexError):
+        seen = parse_date(date)
+        if seen is None:
             return
         low = seen - (now if received is None else received)
         high = seen + 1 - (now if sent is None else sent)  # the header has whole seconds

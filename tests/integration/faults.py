@@ -43,6 +43,7 @@ class Proxy:
     content, the one that the client gets. ``meanwhile`` is called when an answer was lost, before anybody
     knows of it. Of a request with a body of more than ``largest`` bytes the server never hears, as with nginx's
     ``client_max_body_size``. ``ahead``: seconds that are added to the Date of every answer.
+    ``date``: stands in the Date of every answer.
     ``minority``: writes are told to be on too few nodes of a cluster (202), as on those that are cut off from most others.
     """
 
@@ -57,6 +58,7 @@ class Proxy:
         )
         self.largest: int | None = None
         self.ahead = 0.0
+        self.date: str | None = None
         self.minority = False
         self.let_go = threading.Event()
         self.held = 0  # requests that LATE or HOLD has kept back so far
@@ -80,6 +82,10 @@ class Proxy:
         """Do this to the coming requests that hold ``on``, one fault each. A number is the status of an error."""
         with self._lock:
             self._faults += [(fault, lambda request: on in request) for fault in faults]
+
+    def moved(self, date: str) -> str:
+        """What stands in an answer instead of the server's Date."""
+        return _moved(date, self.ahead) if self.date is None else self.date
 
     def redirect(self, url: str) -> None:
         """Pass new requests on to another server; those under way stay with the old one."""
@@ -163,8 +169,8 @@ class _Handler(BaseHTTPRequestHandler):
         if fault is Fault.HOLD:
             proxy.hold()
         kept = [(name, value) for name, value in response.getheaders() if name.lower() not in _HOP_BY_HOP]
-        if proxy.ahead:
-            kept = [(name, _moved(value, proxy.ahead) if name.lower() == "date" else value) for name, value in kept]
+        if proxy.ahead or proxy.date is not None:
+            kept = [(name, proxy.moved(value) if name.lower() == "date" else value) for name, value in kept]
         status = 202 if proxy.minority and response.status == 201 else response.status
         status, content = proxy.rewrite(f"{self.command} {self.path}", status, content)
         with contextlib.suppress(OSError):  # the client may have given up
