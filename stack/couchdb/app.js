@@ -10,6 +10,7 @@ const { answerChanges } = require('./changes');
 const { bulkRoutes, documentRoutes, jsonBody } = require('./documents');
 const { CouchError, asCouchError, badRequest } = require('./errors');
 const { findRoutes } = require('./find');
+const { stringify } = require('./numbers');
 const { jsonObject, multipleQueries, requestParameters } = require('./parameters');
 
 const VERSION = '3.5.0'; // of CouchDB: what this server behaves like
@@ -131,6 +132,7 @@ function makeApp(databases, authentication) {
   app.use((req, res, next) => {
     const [path, ...query] = req.url.split('?');
     req.url = [path.replaceAll('+', '%20'), ...query].join('?'); // CouchDB reads a plus in a path as a space, too
+    res.json = (value) => res.type('json').send(stringify(value));
     res.set({ 'Server': `CouchDB/${VERSION} (embedded)`, 'Cache-Control': 'must-revalidate' });
     next();
   });

@@ -3,6 +3,7 @@
 
 const { badRequest, notFound } = require('./errors');
 const { compile, context } = require('./javascript');
+const { rounded, stringify } = require('./numbers');
 
 const LONGEST = 60000; // ms without a row after which a feed without heartbeat ends
 
@@ -47,7 +48,7 @@ async function filterOptions(req) {
   return {
     filter: (doc) => {
       emitted = false;
-      return Boolean(passes(doc, request)) || emitted;
+      return Boolean(passes(rounded(doc), request)) || emitted;
     },
   };
 }
@@ -139,7 +140,7 @@ async function answerChanges(req, res) {
   } else {
     res.write('{"results":[\n');
   }
-  res.write(rows.map((row) => JSON.stringify(row)).join(',\n'));
+  res.write(rows.map((row) => stringify(row)).join(',\n'));
   const pending = Math.max(0, await database.updateSequence() - feed.since);
   return res.end(`\n],\n"last_seq":${JSON.stringify(feed.lastSequence)},"pending":${pending}}\n`);
 }
@@ -148,7 +149,7 @@ async function answerContinuously(feed, res, heartbeat, timeout) {
   res.flushHeaders();
   const pulse = heartbeat && setInterval(() => res.write('\n'), heartbeat);
   do {
-    for (const row of await feed.read()) res.write(`${JSON.stringify(row)}\n`);
+    for (const row of await feed.read()) res.write(`${stringify(row)}\n`);
     res.write('\n'); // as CouchDB does before it waits
   } while (feed.limit > 0 && await nextWrite(feed, res, timeout));
   clearInterval(pulse);

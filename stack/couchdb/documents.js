@@ -3,13 +3,20 @@
 
 const express = require('express');
 
-const { CouchError, badRequest, conflict, notFound } = require('./errors');
+const { CouchError, badRequest, conflict, notFound, queryError } = require('./errors');
+const { parse } = require('./numbers');
 const { jsonObject, multipleQueries, requestParameters } = require('./parameters');
 const { checkForm, checkId, isLocal, writeDocument, writeDocuments } = require('./writes');
 
 const REQUEST_LIMIT = '256mb';
-const parseJson = express.json({ limit: REQUEST_LIMIT, type: () => true, strict: false });
 const parseBytes = express.raw({ limit: REQUEST_LIMIT, type: () => true });
+
+function readJson(req, res, next) {
+  req.body = Buffer.isBuffer(req.body) && req.body.length > 0 ? parse(req.body.toString()) : undefined;
+  next();
+}
+
+const parseJson = [parseBytes, readJson];
 
 /** The body of a POST must say that it is JSON; CouchDB does not look at the Content-Type of a PUT. */
 function requireJson(req, res, next) {
@@ -19,7 +26,7 @@ function requireJson(req, res, next) {
   next();
 }
 
-const jsonBody = [requireJson, parseJson];
+const jsonBody = [requireJson, ...parseJson];
 
 /** The revision that a write replaces: from the URL, If-Match or the body, which must not differ. */
 function revisionOf(req, body = {}) {
@@ -30,6 +37,7 @@ function revisionOf(req, body = {}) {
 }
 
 function documentIn(req) {
+  if (req.body === undefined) throw badRequest('invalid UTF-8 JSON');
   if (req.body === null || typeof req.body !== 'object' || Array.isArray(req.body)) {
     throw badRequest('Document must be a JSON object');
   }
@@ -92,6 +100,19 @@ async function deleteDocument(req, res) {
 
 const attachmentName = (req) => req.params.name.join('/');
 
+const COMPRESSED = /^(text\/|application\/(javascript|json|xml)\b)/; // in CouchDB, which sends no parts of these
+
+/** First and last byte that a Range header asks for; null without one, for several ranges, and for what is none. Raises 416. */
+function byteRange(header, size) {
+  const [, first, last] = /^bytes=\s*(\d*)-(\d*)\s*$/.exec(header ?? '') ?? [];
+  if (first === undefined || (first === '' && last === '')) return null;
+  // CouchDB leaves out the first byte where the last N are asked for and there are no more than N.
+  const from = first === '' ? Math.max(1, size - Number(last)) : Number(first);
+  const to = first === '' || last === '' ? size - 1 : Math.min(Number(last), size - 1);
+  if (from > to) throw new CouchError(416, 'requested_range_not_satisfiable', 'Requested range not satisfiable');
+  return from === 0 && last === '' ? null : [from, to];
+}
+
 async function getAttachment(req, res) {
   const { database, query } = req;
   const id = req.documentId;
@@ -100,8 +121,16 @@ async function getAttachment(req, res) {
   if (!Object.hasOwn(doc._attachments || {}, name)) throw notFound('Document is missing attachment');
   const { content_type: type, digest } = doc._attachments[name];
   const bytes = await database.pouch.getAttachment(id, name, { rev: doc._rev });
-  res.set({ 'Content-Type': type, 'ETag': `"${digest.replace(/^md5-/, '')}"`, 'Accept-Ranges': 'none' });
-  return req.fresh ? res.status(304).end() : res.end(bytes);
+  const inRanges = !COMPRESSED.test(type);
+  const headers = { 'Content-Type': type, 'ETag': `"${digest.replace(/^md5-/, '')}"` };
+  for (const [header, value] of Object.entries(headers)) res.setHeader(header, value); // res.set() would add a charset
+  res.setHeader('Accept-Ranges', inRanges ? 'bytes' : 'none');
+  if (req.fresh) return res.status(304).end();
+  const range = byteRange(req.headers.range, bytes.length);
+  const part = inRanges && range ? bytes.subarray(range[0], range[1] + 1) : bytes;
+  if (part !== bytes) res.status(206).setHeader('Content-Range', `bytes ${range[0]}-${range[1]}/${bytes.length}`);
+  res.setHeader('Content-Length', part.length);
+  return res.end(part);
 }
 
 async function changeAttachments(req, res, status, change) {
@@ -167,13 +196,31 @@ async function bulkGet(req, res) {
   res.json({ results });
 }
 
+const NO_ID = '\u0000'; // sorts before the ids of all documents, but for those of some odd tests
+const LAST_ID = '\u{10ffff}';
+
+/** A key that is not a string, or empty, is no document's id. PouchDB takes it for one. */
+const idOrNone = (key) => (typeof key === 'string' && key !== '' ? key : NO_ID);
+
+/** The range of ids in PouchDB's terms: what is not a string sorts before every id; and without an end, PouchDB's range ends early. */
+function idRange({ startkey, endkey, descending = false }) {
+  const [first, last] = descending ? [LAST_ID, NO_ID] : [NO_ID, LAST_ID];
+  return {
+    startkey: startkey === undefined ? first : idOrNone(startkey),
+    endkey: endkey === undefined ? last : idOrNone(endkey),
+  };
+}
+
 async function allDocuments(database, query) {
-  const { keys: given, skip = 0, limit = Infinity, update_seq: sequence = false, ...options } = query;
+  const { keys: given, key, skip = 0, limit = Infinity, update_seq: sequence = false, ...options } = query;
+  if (query.reduce) throw queryError('Reduce is invalid for map-only views.');
+  if (query.group || query.group_level !== undefined) throw queryError('Invalid use of grouping on a map view.');
   const keys = given && query.descending ? [...given].reverse() : given;
   const page = { skip, ...(limit < Infinity && { limit }) };
-  const asked = keys ? { ...options, keys, descending: false } : { ...options, ...page };
+  const asked = keys ? { ...options, keys: keys.map(idOrNone), descending: false }
+    : { ...options, ...page, ...idRange(query) };
   const found = await database.pouch.allDocs(asked);
-  const rows = keys ? found.rows.slice(skip, skip + limit) : found.rows;
+  const rows = keys ? keys.map((name, i) => ({ ...found.rows[i], key: name })).slice(skip, skip + limit) : found.rows;
   return {
     total_rows: found.total_rows,
     offset: keys ? null : skip,

@@ -56,6 +56,7 @@ function requestParameters(req) {
 
 /** A body that must be a JSON object. */
 function jsonObject(body) {
+  if (body === undefined) throw badRequest('invalid UTF-8 JSON');
   if (body === null || typeof body !== 'object' || Array.isArray(body)) {
     throw badRequest('Request body must be a JSON object');
   }

@@ -41,7 +41,7 @@ class Chunk {
 }
 
 class SortedRows {
-  /** `reduce` is (keys, values, rereduce) -> value, or null. */
+  /** `reduce` is (keys, values, rereduce) -> value, or null; `reduce.shown`, if it has one, makes of that what queries answer. */
   constructor(reduce = null) {
     this.reduce = reduce;
     this.chunks = [];
@@ -104,8 +104,9 @@ class SortedRows {
         else groups.push({ key, values: [value] });
       }
     }
+    const shown = this.reduce.shown ?? ((value) => value);
     return groups.map(({ key, values }) => ({
-      key, value: values.length === 1 ? values[0] : this.reduce(null, values, true),
+      key, value: shown(values.length === 1 ? values[0] : this.reduce(null, values, true)),
     }));
   }
 

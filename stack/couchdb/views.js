@@ -5,6 +5,7 @@
 const { compareIds, compareKeys } = require('./collation');
 const { CouchError, notFound, queryError } = require('./errors');
 const { compile, context } = require('./javascript');
+const { rounded } = require('./numbers');
 const { reducer } = require('./reductions');
 const { SortedRows } = require('./sorted-rows');
 
@@ -28,7 +29,7 @@ function compileViews(designDocument) {
       map(doc) {
         rows = [];
         try {
-          map(doc);
+          map(rounded(doc));
         } catch {
           rows = []; // a document that its map function cannot stand is left out, as in CouchDB
         }

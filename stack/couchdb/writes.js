@@ -7,6 +7,7 @@ const crypto = require('node:crypto');
 const { isAdmin, withHashedPassword } = require('./auth');
 const { CouchError, asCouchError, badRequest, conflict, forbidden } = require('./errors');
 const { compile, context } = require('./javascript');
+const { checkIntegers, rounded } = require('./numbers');
 const { compileViews } = require('./views');
 
 const LARGEST = 8000000; // bytes of JSON of one document: CouchDB's max_document_size
@@ -31,6 +32,7 @@ function checkId(id) {
 function checkForm(doc) {
   if (doc === null || typeof doc !== 'object' || Array.isArray(doc)) throw badRequest('Document must be a JSON object');
   if (doc._id !== undefined) checkId(doc._id);
+  checkIntegers(doc);
   if (doc._rev !== undefined && !(typeof doc._rev === 'string' && REVISION.test(doc._rev))) {
     throw badRequest('Invalid rev format');
   }
@@ -88,7 +90,7 @@ async function validate(database, user, doc) {
   for (const designDocument of designDocuments) {
     const check = compile(designDocument.validate_doc_update, context(designDocument), 'validate_doc_update function');
     try {
-      check(doc, before, { ...user, db: database.name }, database.security);
+      check(rounded(doc), rounded(before), { ...user, db: database.name }, database.security);
     } catch (error) {
       if (error?.forbidden) throw forbidden(error.forbidden);
       if (error?.unauthorized) throw new CouchError(401, 'unauthorized', error.unauthorized);

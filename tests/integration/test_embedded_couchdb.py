@@ -20,7 +20,7 @@ import urllib.parse
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -534,7 +534,8 @@ class TestViews:
         self.fill(pool)
         pool.view("counts")
         pool.put("late", type="token", batch="z", n=20)
-        assert pool.view("counts", group_level=1, update=False)[-1]["key"] == ["b"]
+        if not REAL:  # which may index new writes by itself
+            assert pool.view("counts", group_level=1, update=False)[-1]["key"] == ["b"]
         assert pool.view("counts", group_level=1)[-1]["key"] == ["z"]
 
     def test_the_order_of_keys(self, pool: Pool) -> None:
@@ -744,6 +745,212 @@ def stream(pool: Pool, **parameters: Any) -> tuple[http.client.HTTPConnection, h
     path = f"/{pool.name}/_changes?{query(**parameters)}"
     connection.request("GET", path, headers={"Authorization": f"Basic {login}"})
     return connection, connection.getresponse()
+
+
+class TestNumbers:
+    """CouchDB keeps integers exactly, and refuses what no double can hold. ``10**308`` and a bit is the limit."""
+
+    def test_integers_are_kept_exactly(self, pool: Pool) -> None:
+        odd = {
+            "_id": "a",
+            "small": 2**53 + 1,
+            "big": [{"in": -(10**300) - 7}],
+            "text": "\\u0000integer:5 12345678901234567890",
+        }
+        pool.bulk(odd)
+        assert pool("PUT", "/_local/a", {"n": 2**64})[0] == 201
+        for found in (
+            pool("GET", "/a")[1],
+            pool("GET", "/_all_docs?include_docs=true")[1]["rows"][0]["doc"],
+            pool("GET", "/_changes?include_docs=true")[1]["results"][0]["doc"],
+            pool("POST", "/_bulk_get", {"docs": [{"id": "a"}]})[1]["results"][0]["docs"][0]["ok"],
+            pool("POST", "/_find", {"selector": {"_id": "a"}})[1]["docs"][0],
+        ):
+            assert {name: value for name, value in found.items() if name != "_rev"} == odd
+        assert pool("GET", "/_local/a")[1]["n"] == 2**64
+
+    def test_functions_of_design_documents_see_doubles(self, pool: Pool) -> None:
+        pool.bulk({"_id": "a", "n": 2**53 + 1})
+        pool.design(n={"map": "function (doc) { emit(typeof doc.n, doc.n); }"})
+        assert pool.view("n") == [{"id": "a", "key": "number", "value": 2**53}]
+
+    @pytest.mark.parametrize("text", ["1" + "0" * 309, "-1" + "0" * 309, "1" * 4301], ids=["309", "-309", "4301"])
+    def test_an_integer_beyond_a_double_is_an_error_of_the_whole_request(self, pool: Pool, text: str) -> None:
+        for method, path, body in (
+            ("PUT", "/a", f'{{"n": {text}}}'),
+            ("PUT", "/_local/a", f'{{"n": {text}}}'),
+            ("PUT", "/b", f'{{"deep": [{{"n": [{text}]}}]}}'),
+        ):
+            status, answer = pool(method, path, body.encode())
+            assert (status, answer["error"], answer["reason"]) == (500, "unknown_error", "badarith")
+        assert bulk_text(pool, f'{{"docs": [{{"_id": "good"}}, {{"_id": "c", "n": {text}}}]}}')[0] == 500
+        assert pool("GET", "/_all_docs")[1]["rows"] == []
+        assert pool("PUT", "/d", f'{{"n": {int(1.7e308)}}}'.encode())[0] == 201
+
+    @pytest.mark.parametrize("text", ["1e309", "-9e999", "1" * 310 + ".5", "1e1000000000000"])
+    def test_a_number_beyond_a_double_with_a_fraction_or_an_exponent_is_no_json(self, pool: Pool, text: str) -> None:
+        assert pool("PUT", "/a", f'{{"n": {text}}}'.encode()) == (
+            400,
+            {"error": "bad_request", "reason": "invalid UTF-8 JSON"},
+        )
+
+
+def bulk_text(pool: Pool, text: str) -> tuple[int, Any]:
+    """``_bulk_docs`` with a body that is sent as it is."""
+    connection, login = connect(pool.server), base64.b64encode(":".join(pool.member).encode()).decode()
+    headers = {"Authorization": f"Basic {login}", "Content-Type": "application/json"}
+    connection.request("POST", f"/{pool.name}/_bulk_docs", text, headers)
+    response = connection.getresponse()
+    answer = response.status, json.loads(response.read())
+    connection.close()
+    return answer
+
+
+class TestOddRequests:
+    IDS: ClassVar = sorted(
+        [
+            " ",
+            "-",
+            ".",
+            "..",
+            "1",
+            "10",
+            "B",
+            "_",
+            "a",
+            "a b",
+            "a\nb",
+            "a/b",
+            "aa",
+            "b",
+            "~",
+            "\u00e9",
+            "\u4e2d",
+            "\uffff",
+            "\U0001f600",
+        ],
+        key=str.encode,
+    )
+
+    @pytest.fixture(autouse=True)
+    def documents(self, pool: Pool) -> None:
+        pool.bulk(*({"_id": name, "n": number} for number, name in enumerate(self.IDS) if name != "_"))
+
+    def listed(self, pool: Pool, **parameters: Any) -> list[str]:
+        status, answer = pool("GET", f"/_all_docs?{query(**parameters)}")
+        assert status == 200, answer
+        return [row["id"] for row in answer["rows"]]
+
+    def test_ids_of_any_characters_are_listed_by_their_bytes(self, pool: Pool) -> None:
+        everything = [name for name in self.IDS if name != "_"]
+        assert self.listed(pool) == everything
+        assert self.listed(pool, descending=True) == everything[::-1]
+        assert self.listed(pool, startkey="b") == everything[everything.index("b") :]
+        for name in everything:
+            assert self.listed(pool, key=name) == [name]
+            assert pool("GET", "/" + urllib.parse.quote(name, safe=""))[1]["_id"] == name
+
+    @pytest.mark.parametrize("key", [1, 1.5, None, True, {"a": 1}, [], ""], ids=repr)
+    def test_what_is_not_an_id_sorts_before_all_ids(self, pool: Pool, key: Any) -> None:
+        everything = [name for name in self.IDS if name != "_"]
+        assert self.listed(pool, startkey=key) == everything
+        assert self.listed(pool, endkey=key) == []
+        assert self.listed(pool, key=key) == []
+        assert self.listed(pool, descending=True, endkey=key) == everything[::-1]
+        rows = pool("POST", "/_all_docs", {"keys": ["a", key, "a"]})[1]["rows"]
+        assert [row.get("id") for row in rows] == ["a", None, "a"]
+        if key != []:  # which Erlang takes for an empty text
+            assert rows[1] == {"key": key, "error": "not_found"}
+
+    @pytest.mark.parametrize("parameters", [{"reduce": True}, {"group": True}], ids=repr)
+    def test_documents_are_not_reduced(self, pool: Pool, parameters: dict[str, Any]) -> None:
+        assert pool("GET", f"/_all_docs?{query(**parameters)}")[1]["error"] == "query_parse_error"
+
+    @pytest.mark.parametrize("path", ["/_bulk_docs", "/_all_docs", "/_find", "/_bulk_get", "/_revs_diff"])
+    def test_a_request_without_a_body_is_no_json(self, pool: Pool, path: str) -> None:
+        connection, login = connect(pool.server), base64.b64encode(":".join(pool.member).encode()).decode()
+        headers = {"Authorization": f"Basic {login}", "Content-Type": "application/json"}
+        connection.request("POST", f"/{pool.name}{path}", "", headers)
+        response = connection.getresponse()
+        assert (response.status, json.loads(response.read())["reason"]) == (400, "invalid UTF-8 JSON")
+        connection.close()
+
+    def test_pages_of_a_search(self, pool: Pool) -> None:
+        pool.bulk(*({"_id": f"page-{number:02d}", "page": number} for number in range(30)))
+        asked: dict[str, Any] = {"selector": {"page": {"$gte": 0}}, "fields": ["page"]}
+        first = pool("POST", "/_find", asked)[1]
+        assert first["docs"] == [{"page": number} for number in range(25)]
+        bookmark, pages = None, []
+        while True:
+            answer = pool("POST", "/_find", {**asked, "limit": 7, **({"bookmark": bookmark} if bookmark else {})})[1]
+            if not answer["docs"]:
+                break
+            pages.append([doc["page"] for doc in answer["docs"]])
+            bookmark = answer["bookmark"]
+            if len(pages) == 1:  # a page goes on after the last document of the one before, whatever comes before that
+                found = pool("GET", "/page-02")[1]
+                pool("DELETE", f"/page-02?rev={found['_rev']}")
+        assert pages == [[*range(7)], [*range(7, 14)], [*range(14, 21)], [*range(21, 28)], [28, 29]]
+        assert pool("POST", "/_find", {**asked, "skip": 28})[1]["docs"] == [{"page": 29}]
+
+    @pytest.mark.parametrize(
+        ("wrong", "error"),
+        [
+            ({"bookmark": "rubbish"}, "invalid_bookmark"),
+            ({"limit": -1}, "invalid_non_neg_integer"),
+            ({"skip": "3"}, "invalid_non_neg_integer"),
+            ({"selector": {"n": {"$odd": 1}}}, "invalid_operator"),
+            ({"sort": ["n"]}, "no_usable_index"),
+        ],
+        ids=repr,
+    )
+    def test_a_search_that_is_wrong(self, pool: Pool, wrong: dict[str, Any], error: str) -> None:
+        status, answer = pool("POST", "/_find", {"selector": {"n": {"$gte": 0}}, **wrong})
+        assert (status, answer["error"]) == (400, error)
+
+    def test_distinct_keys_are_counted(self, pool: Pool) -> None:
+        pool.bulk(*({"_id": f"distinct-{number}", "m": number} for number in range(1_500)))
+        key = "[doc.m % 5, doc.m % 3]"
+        pool.design(n={"map": f"function (doc) {{ if ('m' in doc) emit({key}); }}", "reduce": "_approx_count_distinct"})
+        assert pool.view("n") == [{"key": None, "value": 15}]
+        assert pool.view("n", group_level=1) == [{"key": [number], "value": 3} for number in range(5)]
+        assert pool.view("n", startkey=[3]) == [{"key": None, "value": 6}]
+
+
+class TestRanges:
+    DATA = bytes(range(100))
+
+    def ask(self, pool: Pool, path: str, byte_range: str | None = None) -> tuple[int, bytes, str | None, str | None]:
+        connection, login = connect(pool.server), base64.b64encode(":".join(pool.member).encode()).decode()
+        headers = {"Authorization": f"Basic {login}", **({"Range": byte_range} if byte_range else {})}
+        connection.request("GET", f"/{pool.name}{path}", headers=headers)
+        response = connection.getresponse()
+        body = response.read()
+        connection.close()
+        return response.status, body, response.getheader("Content-Range"), response.getheader("Accept-Ranges")
+
+    def attach(self, pool: Pool, content_type: str) -> None:
+        data = base64.b64encode(self.DATA).decode()
+        pool.bulk({"_id": "a", "_attachments": {"f": {"content_type": content_type, "data": data}}})
+
+    def test_a_part_of_an_attachment(self, pool: Pool) -> None:
+        self.attach(pool, "application/octet-stream")
+        assert self.ask(pool, "/a/f") == (200, self.DATA, None, "bytes")
+        assert self.ask(pool, "/a/f", "bytes=0-9") == (206, self.DATA[:10], "bytes 0-9/100", "bytes")
+        assert self.ask(pool, "/a/f", "bytes=90-") == (206, self.DATA[90:], "bytes 90-99/100", "bytes")
+        assert self.ask(pool, "/a/f", "bytes=95-200") == (206, self.DATA[95:], "bytes 95-99/100", "bytes")
+        assert self.ask(pool, "/a/f", "bytes=-5") == (206, self.DATA[-5:], "bytes 95-99/100", "bytes")
+        # CouchDB 3.5 leaves out the first byte:
+        assert self.ask(pool, "/a/f", "bytes=-100") == (206, self.DATA[1:], "bytes 1-99/100", "bytes")
+        assert self.ask(pool, "/a/f", "lines=0-9")[:2] == (200, self.DATA)
+        for outside in ("bytes=100-", "bytes=200-300", "bytes=5-2"):
+            assert self.ask(pool, "/a/f", outside)[0] == 416
+
+    @pytest.mark.parametrize("content_type", ["text/plain", "application/json"])
+    def test_what_it_compresses_comes_as_a_whole(self, pool: Pool, content_type: str) -> None:
+        self.attach(pool, content_type)
+        assert self.ask(pool, "/a/f", "bytes=0-9") == (200, self.DATA, None, "none")
+        assert self.ask(pool, "/a/f", "bytes=100-")[0] == 416
 
 
 class TestProcess:
