@@ -119,7 +119,7 @@ ask sacct --noheader --allocations --starttime=now-1hour"""
 
 
 def _home(slurm: SlurmHook, probe: Probe, remote_folder: str | None, *, submit: bool) -> Iterator[Finding]:
-    """Write where submissions go, in both ways that the operator uses, and look around from there."""
+    """Write where submissions go, and look around from there."""
     if remote_folder is None:
         enter = f'cd -- "$HOME/{DEFAULT_FOLDER}" 2>/dev/null || cd -- "$HOME"'
     else:

@@ -1,14 +1,13 @@
-"""Hook for a Slurm cluster behind SSH: one connection, commands under the login profile, files over SFTP."""
+"""Hook for a Slurm cluster behind SSH: one connection, commands under the login profile, and files as their input."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import posixpath
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from types import TracebackType
@@ -17,9 +16,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
 
 from airflow_provider_picas.operation import drive, drive_async
-from airflow_provider_picas.slurm import jobs, remote, submission
+from airflow_provider_picas.slurm import jobs, remote, sending, submission
 from airflow_provider_picas.slurm.remote import (
     Command,
+    NoSessionError,
     Operation,
     Output,
     RemoteError,
@@ -36,6 +36,7 @@ Result = TypeVar("Result")
 
 CONNECT_TIMEOUT = 30.0  # seconds; from a task the connection's extra ``conn_timeout`` may name another
 CONNECT_TRIES = 8  # of a task, for a login node that does not answer: more than a minute
+SESSION_PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8)  # seconds between tries to open a session that sshd refuses
 CLOSE_TIMEOUT = 5.0  # seconds for the end of a connection
 SEND_TIMEOUT = 60.0  # seconds to send files, and one more for each SEND_RATE bytes
 SEND_RATE = 50_000
@@ -54,7 +55,6 @@ class SlurmHook(BaseHook):
         super().__init__()
         self.ssh_conn_id = ssh_conn_id
         self._client: paramiko.SSHClient | None = None
-        self._sftp: paramiko.SFTPClient | None = None
 
     def __enter__(self) -> SlurmHook:
         return self
@@ -68,7 +68,7 @@ class SlurmHook(BaseHook):
         """Close the connection; the next call opens another."""
         if self._client is not None:
             self._client.close()
-        self._client = self._sftp = None
+        self._client = None
 
     @cached_property
     def ssh(self) -> SSHHook:
@@ -95,7 +95,7 @@ class SlurmHook(BaseHook):
         """The connection, opened when it is first needed or was lost."""
         transport = self._client.get_transport() if self._client else None
         if self._client is None or transport is None or not transport.is_active():
-            self._client, self._sftp = self._connect(), None
+            self._client = self._connect()
         return self._client
 
     def _connect(self) -> paramiko.SSHClient:
@@ -164,19 +164,28 @@ class SlurmHook(BaseHook):
         return Output(0)
 
     def _run(self, command: Command) -> Output:
+        self.log.debug("On %s: %s", self.place, command.text)
+        marker = remote.new_marker()
+        return self._exchange(marker, remote.wrap(command.text, marker), command.timeout, "A command")
+
+    def _send(self, step: Send) -> Output:
+        marker = remote.new_marker()
+        seconds = SEND_TIMEOUT + sum(len(file.content) for file in step.files) // SEND_RATE
+        content = sending.stdin(step.files, marker)
+        return sending.outcome(self._exchange(marker, sending.line(marker), seconds, "Sending files", content))
+
+    def _exchange(self, marker: str, line: str, timeout: float, what: str, stdin: Iterable[bytes] = ()) -> Output:
+        """Run a command line in a session, which is over when this returns: at some sites there may be one at a time."""
         import paramiko
 
-        marker = remote.new_marker()
-        self.log.debug("On %s: %s", self.place, command.text)
         transport = self._transport()
         try:
-            with (
-                self._limited(command.timeout, "A command"),
-                transport.open_session(timeout=command.timeout) as channel,
-            ):
-                channel.exec_command(remote.wrap(command.text, marker))
-                channel.shutdown_write()
+            with self._limited(timeout, what), _session(transport, timeout) as channel:
+                channel.exec_command(line)
+                _write(channel, stdin)
                 stdout, stderr = _read(channel)
+        except paramiko.ChannelException as error:
+            raise NoSessionError(_no_session(self.place, error)) from None
         except (paramiko.SSHException, OSError, EOFError) as error:
             self.close()
             raise UnreachableError(f"The connection to {self.place} broke: {error or type(error).__name__}.") from None
@@ -220,29 +229,6 @@ class SlurmHook(BaseHook):
             raise UnreachableError(
                 f"{what} on {self.place} did not end within {seconds:g} s. The login node or Slurm hangs; try later."
             )
-
-    def _send(self, step: Send) -> Output:
-        import paramiko
-
-        connection, path = self.get_conn(), "SFTP"
-        seconds = SEND_TIMEOUT + sum(len(file.content) for file in step.files) // SEND_RATE
-        try:
-            with self._limited(seconds, "Sending files"):
-                if self._sftp is None:
-                    self._sftp = connection.open_sftp()
-                for file in step.files:
-                    path = file.path
-                    _write(self._sftp, file)
-        except (paramiko.SSHException, EOFError, OSError) as error:
-            transport = connection.get_transport()
-            # An OSError is what the server says of a file, but for those of a connection that is gone.
-            if isinstance(error, OSError) and transport is not None and transport.is_active():
-                return Output(1, stderr=f"{path}: {error}")
-            self.close()
-            raise UnreachableError(
-                f"Files could not be sent to {self.place} by SFTP: {error or type(error).__name__}."
-            ) from None
-        return Output(0)
 
 
 class SlurmAsyncHook:
@@ -300,29 +286,6 @@ class SlurmAsyncHook:
         await asyncio.sleep(step.seconds)
         return Output(0)
 
-    async def _send(self, step: Send) -> Output:
-        import asyncssh
-
-        connection, path = await self._connect(), "SFTP"
-        seconds = SEND_TIMEOUT + sum(len(file.content) for file in step.files) // SEND_RATE
-        try:
-            async with asyncio.timeout(seconds), connection.start_sftp_client() as sftp:
-                for file in step.files:
-                    path = file.path
-                    aside = _aside(path)
-                    mode = asyncssh.SFTPAttrs(permissions=file.mode)
-                    async with sftp.open(aside, "xb", attrs=mode) as handle:
-                        await handle.setstat(mode)  # whatever the umask is
-                        await handle.write(file.content)
-                    await sftp.posix_rename(aside, path)
-        except asyncssh.SFTPError as error:
-            return Output(1, stderr=f"{path}: {error}")
-        except (OSError, asyncssh.Error, TimeoutError) as error:
-            await self._close(connection)
-            reason = str(error) or type(error).__name__
-            raise UnreachableError(f"Files could not be sent to {self.place} by SFTP: {reason}.") from None
-        return Output(0)
-
     async def _connect(self) -> Any:
         import asyncssh
 
@@ -346,17 +309,30 @@ class SlurmAsyncHook:
             return self._connection
 
     async def _run(self, command: Command) -> Output:
+        marker = remote.new_marker()
+        return await self._exchange(marker, remote.wrap(command.text, marker), command.timeout, "A command")
+
+    async def _send(self, step: Send) -> Output:
+        marker = remote.new_marker()
+        seconds = SEND_TIMEOUT + sum(len(file.content) for file in step.files) // SEND_RATE
+        content = b"".join(sending.stdin(step.files, marker))
+        return sending.outcome(await self._exchange(marker, sending.line(marker), seconds, "Sending files", content))
+
+    async def _exchange(self, marker: str, line: str, timeout: float, what: str, stdin: bytes = b"") -> Output:
         import asyncssh
 
-        marker = remote.new_marker()
         connection = await self._connect()
+        given: dict[str, Any] = {"input": stdin} if stdin else {"stdin": asyncssh.DEVNULL}
         try:
-            async with asyncio.timeout(command.timeout):  # also for opening the session, which asyncssh does not limit
-                stdout, stderr = await _output(connection, remote.wrap(command.text, marker))
+            async with asyncio.timeout(timeout):  # also for opening the session, which asyncssh does not limit
+                process = await _async_session(connection, line, given)
+                stdout, stderr = await _output(process)
         except TimeoutError:
             await self._close(connection)
-            raise UnreachableError(f"A command on {self.place} did not end within {command.timeout:g} s.") from None
+            raise UnreachableError(f"{what} on {self.place} did not end within {timeout:g} s.") from None
         except (OSError, asyncssh.Error) as error:
+            if isinstance(error, asyncssh.ChannelOpenError) and not connection.is_closed():
+                raise NoSessionError(_no_session(self.place, error)) from None
             await self._close(connection)
             raise UnreachableError(f"The connection to {self.place} broke: {error or type(error).__name__}.") from None
         _check_size(self.place, stdout, stderr)
@@ -375,11 +351,8 @@ def _check_size(place: str, stdout: bytes, stderr: bytes) -> None:
         )
 
 
-async def _output(connection: Any, command: str) -> tuple[bytes, bytes]:
-    """Run a command; what it writes to stdout and stderr. It is stopped when one of them is larger than ``_LARGEST_OUTPUT``."""
-    import asyncssh
-
-    process = await connection.create_process(command, stdin=asyncssh.DEVNULL, encoding=None)
+async def _output(process: Any) -> tuple[bytes, bytes]:
+    """What a command writes to stdout and stderr. It is stopped when one of them is larger than ``_LARGEST_OUTPUT``."""
 
     async def read(stream: Any) -> bytes:
         found = bytearray()
@@ -391,9 +364,24 @@ async def _output(connection: Any, command: str) -> tuple[bytes, bytes]:
 
     try:
         stdout, stderr = await asyncio.gather(read(process.stdout), read(process.stderr))
+        await process.wait_closed()
     finally:
         process.close()
     return stdout, stderr
+
+
+async def _async_session(connection: Any, line: str, given: dict[str, Any]) -> Any:
+    """As ``_session``, with a command that runs in it."""
+    import asyncssh
+
+    for pause in SESSION_PAUSES:
+        try:
+            return await connection.create_process(line, encoding=None, **given)
+        except asyncssh.ChannelOpenError:
+            if connection.is_closed():
+                raise
+            await asyncio.sleep(pause)
+    return await connection.create_process(line, encoding=None, **given)
 
 
 def _no_connection(ssh_conn_id: str) -> str:
@@ -415,25 +403,39 @@ async def _ssh_connection(ssh_conn_id: str) -> Any:
         raise RemoteError(_no_connection(ssh_conn_id)) from None
 
 
-def _aside(path: str) -> str:
-    """A new name beside a file. It is renamed once it is whole: nobody sees half of it, or sees it before its mode is set."""
-    return posixpath.join(posixpath.dirname(path), f".{posixpath.basename(path)}.{remote.new_marker()}")
+def _no_session(place: str, error: Exception) -> str:
+    return f"{place} opens no session ({error}). Its sshd may allow too few of them (MaxSessions); ask the site."
 
 
-def _write(sftp: paramiko.SFTPClient, file: remote.RemoteFile) -> None:
-    aside = _aside(file.path)
-    with sftp.open(aside, "wx") as handle:
-        handle.chmod(file.mode)
-        handle.write(file.content)
-    sftp.posix_rename(aside, file.path)
+def _session(transport: paramiko.Transport, timeout: float) -> paramiko.Channel:
+    """Open a session. An sshd that allows one at a time may not have noticed yet that the last one is over."""
+    import paramiko
+
+    for pause in SESSION_PAUSES:
+        try:
+            return transport.open_session(timeout=timeout)
+        except paramiko.ChannelException:
+            time.sleep(pause)
+    return transport.open_session(timeout=timeout)
+
+
+def _write(channel: paramiko.Channel, stdin: Iterable[bytes]) -> None:
+    """Write the standard input of a command, which may end before it has read all: then its output says why."""
+    with suppress(OSError):
+        for part in stdin:
+            channel.sendall(part)
+        channel.shutdown_write()
 
 
 def _read(channel: paramiko.Channel) -> tuple[bytes, bytes]:
-    """Read both streams until the channel closes, or one is larger than any is wanted."""
+    """Read both streams until the command has ended, or one is larger than any is wanted.
+
+    The end of the output is not enough: until sshd tells the exit code, the session counts against its MaxSessions.
+    """
     parts: dict[str, bytearray] = {"out": bytearray(), "err": bytearray()}
     pause = 0.002
     while True:
-        ended = channel.closed or channel.eof_received
+        ended = channel.closed or (channel.eof_received and channel.exit_status_ready())
         got = False
         while channel.recv_ready() and len(parts["out"]) <= _LARGEST_OUTPUT:
             parts["out"] += channel.recv(65536)

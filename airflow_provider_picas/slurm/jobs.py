@@ -147,7 +147,8 @@ printf '%s\n' "$found" | awk -v now="$now" -v ids={quote(ids)} '
       array = id[i]; sub(/_.*/, "", array)
       if (!(id[i] in known) && !(array in known)) print id[i], (id[i] in since) ? since[id[i]] : now
     }}
-  }}' unknown.jobs - >.unknown.jobs.$$ && mv -f .unknown.jobs.$$ unknown.jobs && echo "$now" && cat unknown.jobs""")
+  }}' unknown.jobs - >.unknown.jobs.$$ && mv -f .unknown.jobs.$$ unknown.jobs || {{ rm -f .unknown.jobs.$$; exit 6; }}
+echo "$now" && cat unknown.jobs""")
     if output.code != 0:
         return []
     now, *rows = output.stdout.split("\n")

@@ -21,6 +21,10 @@ class UnreachableError(RemoteError):
     """The login node could not be reached, or the connection broke."""
 
 
+class NoSessionError(UnreachableError):
+    """sshd opens no further session on this connection, which stays as it is (``MaxSessions``)."""
+
+
 @dataclass(frozen=True)
 class Command:
     """Shell text to run on the login node under the login profile. ``timeout`` is in seconds."""
@@ -40,7 +44,7 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Send:
-    """Files to write into folders that exist."""
+    """Files to write into folders that exist: all of them beside their places first, so that a full disk changes none."""
 
     files: Sequence[RemoteFile]
 
@@ -103,8 +107,10 @@ eval "$kept"; unset -v kept
 _WORD = 800  # characters; a bsd-csh takes no word of more than 1,023
 
 
-def wrap(text: str, marker: str) -> str:
+def wrap(text: str, marker: str, *, profile: bool = True) -> str:
     """The command line that runs some text with the environment of a login shell, between two markers.
+
+    ``profile``: False leaves out the login profile.
 
     Sites set PATH and modules in profile files. Those may also print a banner, and define aliases, functions and shell options:
     a clean shell takes the place of the login shell, and inherits its environment only. ``-p`` keeps it from BASH_ENV, exported
@@ -115,6 +121,10 @@ def wrap(text: str, marker: str) -> str:
     encoded = base64.b64encode(program.encode()).decode()
     stage = f'eval "$(echo {encoded} | base64 -d)"'
     words = [stage[start : start + _WORD] for start in range(0, len(stage), _WORD)]
+    if not profile:
+        return "exec sh -c 'IFS=; exec bash --noprofile --norc -p -c \"$0$*\"' " + " ".join(
+            f"'{word}'" for word in words
+        )
     # "exec" in quotes is no alias. $0 is the one parameter that `set --` in a profile does not change.
     login = '"exec" bash --noprofile --norc -p -c "$0"'
     return 'exec sh -c \'IFS=; exec bash -lc "$0" "$*"\' ' + " ".join(f"'{word}'" for word in [login, *words])
@@ -147,5 +157,15 @@ def ok(step: Step, failure: str) -> Generator[Step, Output, Output]:
     """Carry out a step that has to succeed. Raises RemoteError, which says ``failure`` and what the cluster said."""
     output = yield step
     if output.code != 0:
-        raise RemoteError(f"{failure} on the cluster: {output.said}.")
+        raise RemoteError(f"{failure} on the cluster: {output.said}.{make_room(output.said)}")
     return output
+
+
+_NO_ROOM = re.compile(r"no space left|quota exceeded|file too large", re.IGNORECASE)
+
+
+def make_room(said: str) -> str:
+    """What to do about a command that found no room for a file, as the end of a message; empty for other failures."""
+    if not _NO_ROOM.search(said):
+        return ""
+    return " Make room there (see the site's `quota`), or name another folder as `remote_folder`."

@@ -25,6 +25,7 @@ from airflow_provider_picas.slurm.remote import (
     RemoteFile,
     Send,
     UnreachableError,
+    make_room,
     new_marker,
     ok,
     quote,
@@ -179,7 +180,7 @@ def rounds(folder: str, scope: str) -> Operation[tuple[int, int]]:
 _PLACE = """
 n=0; while [ -e command.$n ]; do n=$((n+1)); done
 while file=$(ls -d round.*/command.$n 2>/dev/null) && [ -n "$file" ]; do
-  cp -- "$file" .command.$n.$$ && mv -f -- .command.$n.$$ command.$n || exit 1
+  cp -- "$file" .command.$n.$$ && mv -f -- .command.$n.$$ command.$n || { rm -f -- .command.$n.$$; exit 1; }
   n=$((n+1))
 done"""
 """Shell text that puts the commands of all rounds into the submission's folder. It can be repeated, and run twice at once."""
@@ -240,13 +241,14 @@ def prepare_round(folder: str, key: str, count: int, number: int, finished: int,
     text = f"""
 umask 077
 cd -- {quote(folder)} && mkdir {aside} || exit 4
+trap 'rm -rf -- {aside}' EXIT
 i=0; n={number * count}
 while [ $i -lt {count} ]; do
   sed "{old}{new}" command.$i >{aside}/command.$n || exit 1
   i=$((i+1)); n=$((n+1))
 done
 echo {quote(str(finished), ids.digest(scope))} >{aside}/finished || exit 1
-mv -T -- {aside} round.{number} 2>/dev/null || rm -rf -- {aside}
+mv -T -- {aside} round.{number} 2>/dev/null
 [ -d round.{number} ] || exit 1
 {_PLACE}"""
     yield from ok(Command(text), "More pilots could not be prepared")
@@ -280,7 +282,7 @@ cd -- {quote(base_key)}."$n" || exit 4
     if output.code == 3:
         raise RemoteError(
             f"The remote folder {folder or DEFAULT_FOLDER!r} cannot be entered on the cluster ({output.said})."
-            " Create it there, or name another one."
+            + (make_room(output.said) or " Create it there, or name another one.")
         )
     if output.code != 0:
         raise RemoteError(f"The submission's folder cannot be read on the cluster: {output.said}.")

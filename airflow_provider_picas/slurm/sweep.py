@@ -52,7 +52,7 @@ printf '%s\\n' "$idle" | head -n {MOST_REMOVED} | while read -r changed name; do
   extra=$((extra-1))
 done || exit 1
 if [ -e {REMOVED} ] && [ "$(wc -l <{REMOVED})" -gt {_MOST_NOTED} ]; then
-  tail -n {_MOST_NOTED // 2} {REMOVED} >{REMOVED}.$$ && mv -f -- {REMOVED}.$$ {REMOVED}
+  tail -n {_MOST_NOTED // 2} {REMOVED} >{REMOVED}.$$ && mv -f -- {REMOVED}.$$ {REMOVED} || {{ rm -f -- {REMOVED}.$$; exit 1; }}
 fi"""
     output = yield from ok(Command(text), "Old submissions could not be removed")
     return output.stdout.split()

@@ -18,7 +18,7 @@ from airflow_provider_picas.hooks.slurm import SlurmAsyncHook
 from airflow_provider_picas.operation import drive_async
 from airflow_provider_picas.slurm import jobs
 from airflow_provider_picas.slurm.jobs import LookAt
-from airflow_provider_picas.slurm.remote import Operation, Output, Pause, RemoteError, Result, Step
+from airflow_provider_picas.slurm.remote import NoSessionError, Operation, Output, Pause, RemoteError, Result, Step
 
 SESSIONS = 4  # commands at once: sshd's MaxSessions is 10 a connection
 GATHER = 0.2  # seconds until a look begins: others may join it
@@ -37,7 +37,9 @@ class Cluster:
         self.looks = 0  #: how often Slurm was asked, for those who measure
         self._hook = SlurmAsyncHook(ssh_conn_id)
         self._users = 0
-        self._sessions = asyncio.Semaphore(SESSIONS)
+        self._most = SESSIONS  #: sessions at once: one fewer whenever sshd refuses one
+        self._sessions = asyncio.Semaphore(self._most)
+        self._open = self._opened = 0  #: sessions that are open now, and that have ever been, with tries to open one
         self._asked: dict[LookAt, list[asyncio.Future[Output]]] = {}
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -88,19 +90,39 @@ class Cluster:
 
     async def _carry_out(self, step: Step) -> Output:
         """Over the connection. While the cluster cannot be reached, it is tried now and then only."""
-        self._check_reachable()
-        async with self._sessions:
-            self._check_reachable()  # those before it may have found out
-            try:
-                output = await self._hook.perform(step)
-            except RemoteError as error:
-                if not self._hook.connected:
-                    self._failure = error
-                    self._retry_at = time.monotonic() + self._pause * random.uniform(0.5, 1.0)
-                    self._pause = min(LONGEST_RECONNECT, self._pause * 2)
-                raise
+        output = None
+        while output is None:
+            self._check_reachable()
+            await self._sessions.acquire()
+            output = await self._try(step)
         self._failure, self._pause = None, FIRST_RECONNECT
         return output
+
+    async def _try(self, step: Step) -> Output | None:
+        """Carry it out in one of the sessions; None if sshd has opened none, perhaps since others were open."""
+        refused = False
+        self._open += 1
+        self._opened += 1
+        alone, opened = self._open == 1, self._opened
+        try:
+            self._check_reachable()  # those before it may have found out
+            return await self._hook.perform(step)
+        except NoSessionError:
+            if alone and self._opened == opened:
+                raise
+            refused = self._most > 1
+            self._most -= refused
+            return None
+        except RemoteError as error:
+            if not self._hook.connected and error is not self._failure:
+                self._failure = error
+                self._retry_at = time.monotonic() + self._pause * random.uniform(0.5, 1.0)
+                self._pause = min(LONGEST_RECONNECT, self._pause * 2)
+            raise
+        finally:
+            self._open -= 1
+            if not refused:
+                self._sessions.release()
 
     def _check_reachable(self) -> None:
         if self._failure is not None and time.monotonic() < self._retry_at:

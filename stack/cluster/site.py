@@ -20,6 +20,8 @@ from stack.cluster import accounting, packages, pids, slurm, sshd
 from stack.processes import StackError
 
 LOGIN_HOSTS = ["127.0.0.1", "127.0.0.2"]
+EXTERNAL_SFTP = "lib/openssh/sftp-server"
+"""The program that most distributions name as SFTP subsystem: it is started by the account's shell."""
 OURS = "cluster.txt"
 """A file in the folder that says that its content is a cluster's, and may be wiped."""
 
@@ -158,12 +160,24 @@ class Cluster:
         self._kill(f"login{index}")
         pids.kill(lambda: self._sshds(f"login{index}.log"))
 
-    def start_sshd(self, index: int, *, max_startups: int = 200) -> None:
-        """Start the sshd of a login node. It drops connections while ``max_startups`` others have not logged in."""
+    def start_sshd(
+        self, index: int, *, max_startups: int = 200, max_sessions: int = 200, sftp: str | None = "internal-sftp"
+    ) -> None:
+        """Start the sshd of a login node. It drops connections while ``max_startups`` others have not logged in.
+
+        ``max_sessions``: of one connection. ``sftp``: command of the SFTP subsystem, such as ``EXTERNAL_SFTP``; None: none.
+        """
         host, port = self.logins[index]
         config, mark = self.folder / "etc" / f"sshd_config{index}", {processes.MARK: str(self.folder)}
         text = sshd.sshd_config(
-            folder=self.folder, user=self.user, host=host, port=port, environment=mark, max_startups=max_startups
+            folder=self.folder,
+            user=self.user,
+            host=host,
+            port=port,
+            environment=mark,
+            max_startups=max_startups,
+            max_sessions=max_sessions,
+            sftp=f"{self._site}/prefix/{EXTERNAL_SFTP}" if sftp == EXTERNAL_SFTP else sftp,
         )
         self._write(config, text)
         self._start("sshd", "-D", "-e", "-f", str(config), name=f"login{index}", env=sshd.wrapper(site=self._site))

@@ -17,9 +17,20 @@ PRIVILEGE_SEPARATION = Path("/run/sshd")
 
 
 def sshd_config(
-    *, folder: Path, user: str, host: str, port: int, environment: dict[str, str], max_startups: int
+    *,
+    folder: Path,
+    user: str,
+    host: str,
+    port: int,
+    environment: dict[str, str],
+    max_startups: int,
+    max_sessions: int,
+    sftp: str | None,
 ) -> str:
-    """The text of sshd_config for one login node; ``environment`` is what every session gets at once."""
+    """The text of sshd_config for one login node; ``environment`` is what every session gets at once.
+
+    ``sftp`` is the command of the SFTP subsystem; None: there is none.
+    """
     sets = " ".join(f'"{name}={value}"' for name, value in environment.items())
     return f"""\
 ListenAddress {host}:{port}
@@ -39,9 +50,9 @@ PrintLastLog no
 X11Forwarding no
 PermitUserRC no
 MaxStartups {max_startups}
-MaxSessions 200
+MaxSessions {max_sessions}
 SetEnv {sets}
-Subsystem sftp internal-sftp
+{f"Subsystem sftp {sftp}" if sftp else ""}
 """
 
 

@@ -1,0 +1,64 @@
+"""Files are sent over the command channel: a shell on the login node reads them from its standard input and writes them.
+
+SFTP would need a subsystem that not every sshd has, a second session beside that of a command, and an account whose start-up
+files print nothing. It also says no more than "Failure" when a disk is full.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+
+from airflow_provider_picas.slurm import remote
+from airflow_provider_picas.slurm.remote import Output, RemoteFile
+
+_CHUNK = 1 << 18
+
+_PROGRAM = """
+export LC_ALL=C; umask 077; trap '' XFSZ
+asides=() paths=() modes=()
+trap 'rm -f -- "${asides[@]}"' EXIT
+fail() { echo "$path: ${1##*: }"; exit 1; }
+field() { IFS= read -r -d '' "$1" || fail "$lost"; }
+lost='it did not arrive as it was sent. A start-up file of the account, such as .bashrc, may read the standard input'
+path='the first file'; field count
+case $count in MARKER-*) count=${count#MARKER-};; *) fail "$lost";; esac
+while [ ${#paths[@]} -lt "$count" ]; do
+  for name in size mode digest path; do field $name; done
+  aside=${path%/*}/.${path##*/}.MARKER
+  said=$( (set -o noclobber; : >"$aside") 2>&1) || fail "$said"
+  asides+=("$aside") paths+=("$path") modes+=("$mode")
+  said=$(head -c "$size" 2>&1 >>"$aside") || fail "$said"
+  [ "$(sha256sum <"$aside")" = "$digest  -" ] || fail "$lost"
+done
+for number in "${!paths[@]}"; do
+  path=${paths[number]}
+  said=$(chmod "${modes[number]}" "${asides[number]}" 2>&1) || fail "$said"
+  said=$(mv -fT -- "${asides[number]}" "$path" 2>&1) || fail "$said"
+done
+"""
+"""Shell text that writes all files beside their places first, and then renames them. What it says on stdout is why it failed.
+
+``head`` and bash's ``read`` take no byte more from a pipe than they are asked for.
+"""
+
+
+def line(marker: str) -> str:
+    """The command line. No login profile is read: it could take the content for its own input, and nothing of it is needed."""
+    return remote.wrap(_PROGRAM.replace("MARKER", marker), marker, profile=False)
+
+
+def stdin(files: Sequence[RemoteFile], marker: str) -> Iterator[bytes]:
+    """The standard input of that command, in pieces."""
+    yield f"{marker}-{len(files)}\0".encode()
+    for file in files:
+        digest = hashlib.sha256(file.content).hexdigest()
+        for value in (str(len(file.content)), f"{file.mode:o}", digest, file.path):
+            yield value.encode() + b"\0"
+        for start in range(0, len(file.content), _CHUNK):
+            yield file.content[start : start + _CHUNK]
+
+
+def outcome(output: Output) -> Output:
+    """What came of it: on stderr there may be words of a start-up file, too."""
+    return Output(output.code, stderr=output.stdout or output.stderr) if output.code else Output(0)
