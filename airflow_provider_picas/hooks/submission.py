@@ -92,27 +92,36 @@ class WatchedSubmission:
     def resubmit(self, most: int, finished: int) -> str | None:
         """Submit the same pilots once more, unless that was done ``most`` times, or the last ones finished no token.
 
-        Why not, or None when pilots were submitted, by this wait or by another one of the same pilots.
+        Why not, or None when pilots were submitted, by this wait or by another one of the same pilots. Raises
+        SubmissionRefusedError; one that is ``for_now`` does not count: the same round is submitted once more after ``retry_in``.
         """
         folder, key, count = self.watched.folder, self.watched.key, self.watched.calls
         scope = self._batch or ""
         if self.do(stopping.drained(self._picas.pool, key)):
             return "Somebody has drained or cancelled them."
         done, before = self.do(submission.rounds(folder, scope))
-        if self.do(calls.read(folder)).settled:
+        record = self.do(calls.read(folder, done * count))
+        if record.settled:
             if any(job.life is not Life.ENDED for job in self._jobs().values()):
                 log.info("Pilots of %s wait or run: somebody else has submitted them again.", key)
                 return None
-            if done >= most:
+            if done and record.refused_for_now:
+                if record.retry_in:
+                    raise calls.refusal(record)
+                self.do(calls.give_up(folder, record))
+            elif done >= most:
                 return f"They were submitted again {done} times, as often as `resubmit` allows."
-            if finished <= before:
+            elif finished <= before:
                 return "The pilots that were submitted again have finished no token."
-            self.do(submission.prepare_round(folder, key, count, done + 1, finished, scope))
+            else:
+                done += 1
+                self.do(submission.prepare_round(folder, key, count, done, finished, scope))
         # The round may also be that of another wait, or of a worker that was killed: whoever is here goes on with it.
         if files := self._credentials():
             self.do(ok(Send(files), "The credentials could not be sent"))
-        record = self.do(calls.settle(folder, key))
-        log.info("No pilot was left, so the same ones were submitted again: job %s.", ", ".join(record.job_ids))
+        record = self.do(calls.settle(folder, key, done * count))
+        jobs = ", ".join(str(call.job_id) for call in record.asked)
+        log.info("No pilot was left, so the same ones were submitted again: job %s.", jobs)
         return None
 
     def _jobs(self) -> dict[str, jobs.Job]:

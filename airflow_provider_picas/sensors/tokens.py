@@ -32,6 +32,7 @@ from airflow_provider_picas.operators.instance import push_id
 from airflow_provider_picas.pilots_log import PilotsLog
 from airflow_provider_picas.reaping import Watched
 from airflow_provider_picas.slurm import jobs
+from airflow_provider_picas.slurm.calls import SubmissionRefusedError
 from airflow_provider_picas.slurm.remote import RemoteError, UnreachableError
 from airflow_provider_picas.stopping import CANCEL_WAIT, How
 from airflow_provider_picas.task_state import task_state
@@ -67,7 +68,8 @@ class PicasTokenStateSensor(BaseSensorOperator):
         given back, and when none is left while tokens wait, the task fails, with the ends of the pilots' logs. These are shown
         as they run, too, unless the mode is ``reschedule``.
     :param resubmit: submit the same pilots again when none is left, so often, as long as they finish tokens and nobody has
-        drained or cancelled them. ``max_pilots`` and ``max_queued`` of the operator that submitted them are not looked at again.
+        drained or cancelled them. When sbatch refuses for now (a partition that is closed, a submit limit), the wait tries again
+        after 1 to 15 minutes. ``max_pilots`` and ``max_queued`` of the operator that submitted them are not looked at again.
     :param max_scrubs: how often the token of a dead pilot is given back by the wait until it is an error, 0 - 9. Pilots give back
         each other's, too, by a number of their own: give the operator that submits them ``pilot={"max_scrubs": …}`` as well.
     :param max_lock_age: seconds after which a token is given back that is held by a pilot without a lease, as the PiCaS client's
@@ -146,6 +148,7 @@ class PicasTokenStateSensor(BaseSensorOperator):
             None  #: of the connection, when the pilots' credentials were last renewed
         )
         self._refused: bool | None = None  #: what was said of an outage; None: there is none
+        self._no_pilots_before = 0.0  #: seconds since 1970: sbatch has refused more pilots for now
         self._gone_since: float | None = None  #: Slurm knows of no job of the submission
         self._told: PilotsLog | None = None
         self._lines = ProgressLines()
@@ -197,6 +200,7 @@ class PicasTokenStateSensor(BaseSensorOperator):
             success_threshold=None if (threshold := self._threshold()) is None else threshold.limit,
             no_progress=self.no_progress,
             outage=self._outage(),
+            no_pilots_before=self._no_pilots_before,
         )
         left = timedelta(seconds=max(1, deadline - time.time()))
         self.defer(
@@ -422,6 +426,12 @@ class PicasTokenStateSensor(BaseSensorOperator):
             except (UnreachableError, UnavailableError) as error:
                 self.log.warning("%s The wait goes on.", error)
                 return True
+            except SubmissionRefusedError as error:
+                if error.for_now:
+                    self._no_pilots_before = time.time() + error.retry_in
+                    self.log.warning("%s They are submitted again in %.0f s. The wait goes on.", error, error.retry_in)
+                    return True
+                why_not = str(error)
             except RemoteError as error:
                 why_not = str(error)
         if why_not:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from airflow_provider_picas.slurm import sbatch
 from airflow_provider_picas.slurm.remote import (
@@ -31,6 +31,11 @@ SBATCH_LIMIT = 120  # seconds after which an sbatch that still tries is ended
 SETTLE_WAIT = 600.0  # seconds that a try waits for a controller that does not answer
 ASK_EVERY = 2.0  # seconds between two questions
 MARGIN = 5.0  # seconds on top of MessageTimeout until a job that nobody has seen does not exist
+
+RETRY_AFTER, RETRY_AT_MOST = (
+    60.0,
+    900.0,
+)  # seconds until pilots that are refused for now are submitted again; it doubles
 
 _NOT_RUN = (126, 127)  # exit codes of `timeout` when there is no sbatch, or it is no program
 
@@ -56,13 +61,14 @@ class SubmissionRefusedError(RemoteError):
     """sbatch refused; the message holds its own words.
 
     ``jobs_left``: jobs of the submission were accepted, and could not be cancelled. ``for_now``: the same submission may be
-    accepted later.
+    accepted later; a wait tries that in ``retry_in`` seconds.
     """
 
-    def __init__(self, message: str, *, jobs_left: bool = False, for_now: bool = False) -> None:
+    def __init__(self, message: str, *, jobs_left: bool = False, for_now: bool = False, retry_in: float = 0.0) -> None:
         super().__init__(message)
         self.jobs_left = jobs_left
         self.for_now = for_now
+        self.retry_in = retry_in
 
 
 @dataclass(frozen=True)
@@ -115,11 +121,15 @@ class Call:
 
 @dataclass(frozen=True)
 class Record:
-    """What the folder of a submission tells. ``since``: seconds since 1970 by the login node's clock."""
+    """What the folder of a submission tells. ``since``: seconds since 1970 by the login node's clock.
+
+    ``first``: number of the first call that is asked about, such as the first of a round.
+    """
 
     since: int
     acknowledged: bool
     calls: tuple[Call, ...]
+    first: int = 0
 
     @property
     def job_ids(self) -> tuple[str, ...]:
@@ -129,19 +139,36 @@ class Record:
     @property
     def open(self) -> list[int]:
         """Numbers of the calls whose job is not known."""
-        return [number for number, call in enumerate(self.calls) if not call.job_id]
+        return [number for number in range(self.first, len(self.calls)) if not self.calls[number].job_id]
 
     @property
     def refused(self) -> bool:
         """Whether sbatch said no to any of them."""
-        return any(call.refused for call in self.calls)
+        return any(call.refused for call in self.asked)
+
+    @property
+    def refused_for_now(self) -> bool:
+        """Whether sbatch said no, and each time for a reason that passes."""
+        return self.refused and all(refused_for_now(call.stderr) for call in self.asked if call.refused)
+
+    @property
+    def retry_in(self) -> float:
+        """Seconds until calls that were refused for now are tried again."""
+        waits = (RETRY_AFTER * 2 ** min(call.given_up, 10) for call in self.asked if call.refused)
+        age = min((call.age for call in self.asked if call.refused), default=0)
+        return max(0.0, min(RETRY_AT_MOST, max(waits, default=0.0)) - age)
 
     @property
     def settled(self) -> bool:
         """Whether it is known what came of every call. A record without calls is not settled: nothing was submitted."""
         if self.refused:
-            return not any(call.may_be_running for call in self.calls)
+            return not any(call.may_be_running for call in self.asked)
         return bool(self.calls) and not self.open
+
+    @property
+    def asked(self) -> tuple[Call, ...]:
+        """The calls from ``first`` on."""
+        return self.calls[self.first :]
 
 
 def job_name(key: str, call: int) -> str:
@@ -231,21 +258,21 @@ def _decoded(text: str) -> str:
     return base64.b64decode(text).decode("utf-8", "replace")
 
 
-def read(folder: str) -> Operation[Record]:
-    """What the folder tells now."""
+def read(folder: str, first: int = 0) -> Operation[Record]:
+    """What the folder tells now; of the calls from ``first`` on."""
     output = yield from ok(
         Command(f"cd -- {quote(folder)} || exit 4\n{READ}"), "The submission's folder cannot be read"
     )
-    return parse_record(output.stdout.splitlines())
+    return replace(parse_record(output.stdout.splitlines()), first=first)
 
 
-def settle(folder: str, key: str) -> Operation[Record]:
-    """Run the calls that were not run yet, and find out what became of each.
+def settle(folder: str, key: str, first: int = 0) -> Operation[Record]:
+    """Run the calls that were not run yet, and find out what became of each. ``first``: of the calls of this round.
 
     Raises SubmissionRefusedError with sbatch's own words, once the jobs that it has accepted are cancelled: the next try makes
     all of them anew. UnreachableError when nothing is known, in which case the next try finds out.
     """
-    record = yield from _start(folder)
+    record = yield from _start(folder, first)
     if not record.calls:
         raise RemoteError(
             f"The submission's folder {folder} on the cluster holds no sbatch call: its files were removed."
@@ -264,7 +291,7 @@ def settle(folder: str, key: str) -> Operation[Record]:
                 none_since = None
                 continue
         if found and (yield from _write_down(folder, record, found)):
-            record = yield from read(folder)
+            record = yield from read(folder, first)
             continue
         if waited >= SETTLE_WAIT:
             raise UnreachableError(
@@ -273,10 +300,10 @@ def settle(folder: str, key: str) -> Operation[Record]:
             )
         yield Pause(ASK_EVERY)
         waited += ASK_EVERY
-        record = yield from read(folder)
+        record = yield from read(folder, first)
     if record.refused:
         yield from _refuse(key, record)
-    if any(call.given_up for call in record.calls):
+    if any(call.given_up for call in record.asked):
         yield from _cancel_others(key, record)
     return record
 
@@ -328,7 +355,7 @@ sacct --noheader --parsable2 {OURS} --allocations --starttime=uts{record.since -
     return found
 
 
-def _start(folder: str) -> Operation[Record]:
+def _start(folder: str, first: int) -> Operation[Record]:
     """Start the script and wait a while for sbatch's answers. It outlives the connection."""
     text = f"""
 cd -- {quote(folder)} || exit 3
@@ -342,16 +369,28 @@ while [ $t -lt {int(ANSWER_WAIT * 5)} ]; do
 done
 {READ}"""
     output = yield from ok(Command(text, timeout=ANSWER_WAIT + 30), "The submission could not be started")
-    return parse_record(output.stdout.splitlines())
+    return replace(parse_record(output.stdout.splitlines()), first=first)
 
 
 def _refuse(key: str, record: Record) -> Operation[None]:
     """Cancel the jobs that were accepted. Raises SubmissionRefusedError."""
     jobs_left = False
-    if any(call.job_id or call.uncertain for call in record.calls):
+    if any(call.job_id or call.uncertain for call in record.asked):
         jobs_left = (yield cancel(key, len(record.calls))).code != 0
-    for_now = all(refused_for_now(call.stderr) for call in record.calls if call.refused)
-    raise SubmissionRefusedError(_refusal(record, jobs_left), jobs_left=jobs_left, for_now=for_now)
+    raise refusal(record, jobs_left=jobs_left)
+
+
+def refusal(record: Record, *, jobs_left: bool = False) -> SubmissionRefusedError:
+    """The error that says why sbatch refused."""
+    for_now = record.refused_for_now
+    retry_in = record.retry_in if for_now else 0.0
+    return SubmissionRefusedError(_refusal(record, jobs_left), jobs_left=jobs_left, for_now=for_now, retry_in=retry_in)
+
+
+def give_up(folder: str, record: Record) -> Operation[None]:
+    """Forget what came of the calls from ``record.first`` on, so that ``settle`` makes them again: some were refused for now, and
+    the jobs of the others have been cancelled."""
+    yield from _give_up(folder, record, range(record.first, len(record.calls)))
 
 
 def refused_for_now(said: str) -> bool:
@@ -367,10 +406,11 @@ def refused_for_now(said: str) -> bool:
 
 
 def _refusal(record: Record, jobs_left: bool) -> str:
-    call = next(call for call in record.calls if call.refused)
+    call = next(call for call in record.asked if call.refused)
     said = " ".join(line.removeprefix("sbatch: ").removeprefix("error: ") for line in call.stderr.strip().splitlines())
     done = "could not be cancelled: cancel it" if jobs_left else "was cancelled"
-    also = f" Job {', '.join(record.job_ids)} of it was accepted, and {done}." if record.job_ids else ""
+    accepted = [call.job_id for call in record.asked if call.job_id]
+    also = f" Job {', '.join(accepted)} of it was accepted, and {done}." if accepted else ""
     return f"sbatch refused the pilots: {said or call.stdout.strip() or f'exit code {call.code}'}{also}"
 
 
@@ -393,24 +433,27 @@ def _write_down(folder: str, record: Record, found: Mapping[int, str]) -> Operat
 
 
 def _start_again(folder: str, record: Record) -> Operation[Record]:
-    """Give up the calls that made no job, and run them again. Of several tries that found the same, one gives up each call.
-
-    The folder that is moved is not empty, so it cannot replace that of a try that was faster and has started the call again.
-    """
+    """Give up the calls that made no job, and run them again."""
     # sbatch has made these jobs, but printed several numbers, and Slurm has forgotten their names: the first number counts.
     made = {number: ids[0] for number in record.open if (ids := record.calls[number].printed_ids)}
     yield from _write_down(folder, record, made)
-    for number in set(record.open) - set(made):
+    yield from _give_up(folder, record, [number for number in record.open if number not in made])
+    return (yield from _start(folder, record.first))
+
+
+def _give_up(folder: str, record: Record, numbers: Iterable[int]) -> Operation[None]:
+    """Of several tries that found the same, one gives up each call: the folder that is moved is not empty, so it cannot replace
+    that of a try that was faster and has started the call again."""
+    for number in numbers:
         yield Command(
             f"cd -- {quote(folder)} && touch started.{number}/given-up"
             f" && mv -T -- started.{number} given-up.{number}.{record.calls[number].given_up}"
         )
-    return (yield from _start(folder))
 
 
 def _cancel_others(key: str, record: Record) -> Operation[None]:
     """Should a job have appeared after all, the one that is not on record is cancelled."""
-    for number, call in enumerate(record.calls):
+    for number, call in enumerate(record.asked, start=record.first):
         name, keep = quote(job_name(key, number)), quote(str(call.job_id))
         yield Command(
             f"squeue --noheader --all {OURS} --name={name} --format=%F | sort -u | grep -vx {keep}"

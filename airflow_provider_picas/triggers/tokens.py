@@ -46,6 +46,7 @@ GONE_AFTER = 60.0  # seconds that Slurm must know of no job of a submission unti
 _ARGUMENTS = (
     "picas_conn_id", "database", "batch", "expected", "max_errors", "deadline", "pilots", "max_scrubs", "max_lock_age",
     "pilots_interval", "on_kill_how", "fail_fast", "success_threshold", "no_progress", "outage",
+    "no_pilots_before",
 )  # fmt: skip
 
 
@@ -66,6 +67,7 @@ class PicasTokenStateTrigger(BaseTrigger):
     :param success_threshold: as for ``Threshold``: so many tokens done are enough.
     :param no_progress: seconds without a token that finishes after which the wait is over; they begin anew in another triggerer.
     :param outage: seconds that the database may be away until the wait is over; None: as for ``Endurance``.
+    :param no_pilots_before: seconds since 1970 until which it does not matter that no pilot is left.
 
     The event's payload is ``{"outcome", "counts", "expected"}``, and ``"reason"`` if the pool stayed away, or is away at the
     deadline.
@@ -92,6 +94,7 @@ class PicasTokenStateTrigger(BaseTrigger):
         success_threshold: float | None = None,
         no_progress: float | None = None,
         outage: float | None = None,
+        no_pilots_before: float = 0.0,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.picas_conn_id = picas_conn_id
@@ -109,6 +112,7 @@ class PicasTokenStateTrigger(BaseTrigger):
         self.success_threshold = success_threshold
         self.no_progress = no_progress
         self.outage = outage
+        self.no_pilots_before = no_pilots_before
         self._lines = ProgressLines()
         self._completeness: Completeness | None = None  #: as it was counted last
         self._pilots_seen: Pilots | None = None  #: what Slurm said last; None while it does not answer
@@ -221,7 +225,8 @@ class PicasTokenStateTrigger(BaseTrigger):
                 self._pilots_seen = None if news.jobs is None else jobs.pilots(news.jobs.values())
                 self._log_progress()
                 now = time.monotonic()
-                if news.pilots_left is False and not news.worked_on(self.max_lock_age):
+                nobody = news.pilots_left is False and not news.worked_on(self.max_lock_age)
+                if nobody and time.time() >= self.no_pilots_before:
                     none_left_since = none_left_since if none_left_since is not None else now
                     # A job that was just submitted may show a moment later; one that Slurm says has ended, has.
                     if now - none_left_since >= (FIRST_INTERVAL if news.jobs else GONE_AFTER):
