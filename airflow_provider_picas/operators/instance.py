@@ -49,9 +49,15 @@ def submission_key(context: Any) -> str:
 
 
 def submission_keys(context: Any) -> list[str]:
-    """``submission_key``, and the one that an earlier try may have used, as for ``former_push_id``."""
-    former = _former_deployment(context["ti"])
-    return [submission_key(context), *([] if former is None else [_submission_key(context["ti"], former)])]
+    """``submission_key``, and those of earlier tries by an earlier version: as for ``former_push_id``, and names without DAG and
+    run."""
+    ti, names = context["ti"], [deployment()]
+    if is_first_try(context):
+        return [submission_key(context)]
+    if former := _former_deployment(ti):
+        names.append(former)
+    earlier = [submission.base_key(ti.task_id, *_identity(ti, name)) for name in names]
+    return [*(_submission_key(ti, name) for name in names), *earlier]
 
 
 def is_first_try(context: Any) -> bool:
@@ -110,7 +116,11 @@ def _push_id(ti: Any, name: str) -> str:
 
 
 def _submission_key(ti: Any, name: str) -> str:
-    return submission.base_key(ti.task_id, name, ti.dag_id, ti.run_id, str(_map_index(ti)))
+    return submission.task_key(name, ti.dag_id, ti.run_id, ti.task_id, _map_index(ti))
+
+
+def _identity(ti: Any, name: str) -> tuple[str, ...]:
+    return name, ti.dag_id, ti.run_id, str(_map_index(ti))
 
 
 def _map_index(ti: Any) -> int:

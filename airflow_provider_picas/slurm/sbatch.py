@@ -128,6 +128,12 @@ def directives(script: bytes) -> dict[str, str | None]:
     return found
 
 
+def comment(**parts: str) -> str:
+    """What `squeue --format=%k` shows of a job, such as ``dag=word_count task=pilots``."""
+    shown = (f"{name}={re.sub(r'[^A-Za-z0-9_.:+@-]+', '_', value)[:80]}" for name, value in parts.items())
+    return " ".join(["airflow-provider-picas", *shown])
+
+
 def check_script(script: bytes, name: str) -> None:
     """Raises OptionError for what sbatch would refuse, or run as nonsense: no ``#!`` line, or nothing at all; and for directives
     whose jobs could not be found again."""
@@ -151,8 +157,10 @@ def command_line(
     script_path: str,
     script: bytes,
     max_running: int | None = None,
+    comment: str | None = None,
 ) -> list[str]:
-    """The whole sbatch command; at most ``max_running`` of the pilots run at once.
+    """The whole sbatch command; at most ``max_running`` of the pilots run at once. ``comment`` is used where the author has given
+    none.
 
     Pilots are not requeued unless the script or the DAG asks for it: a requeued copy may run beside the first one, when its node
     was only thought dead.
@@ -161,6 +169,8 @@ def command_line(
     given = {argument.partition("=")[0] for argument in arguments} | {f"--{name}" for name in directives(script)}
     if not given & {"--requeue", "--no-requeue"}:
         arguments.append("--no-requeue")
+    if comment and not ("--comment" in given or "comment" in options):
+        arguments.append(f"--comment={comment}")
     if pilots is not None:
         arguments.append(array(pilots) + (f"%{max_running}" if max_running else ""))
     return ["sbatch", "--parsable", f"--job-name={key}", *arguments, script_path]

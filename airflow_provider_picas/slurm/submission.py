@@ -102,6 +102,14 @@ def base_key(name: str, *identity: str) -> str:
     return f"picas-{readable}-{ids.digest(name, *identity)}"
 
 
+def task_key(deployment: str, dag_id: str, run_id: str, task_id: str, map_index: int) -> str:
+    """The base key of a task instance: `squeue` shows DAG, task and run, as far as there is room. At most 90 characters."""
+    task = task_id if map_index < 0 else f"{task_id[-20:]}_{map_index}"
+    parts = ((dag_id, 20), (task[-24:], 24), (run_id, 27))
+    readable = "-".join(re.sub(r"[^A-Za-z0-9_-]+", "_", part)[:length].strip("_-") or "x" for part, length in parts)
+    return f"picas-{readable}-{ids.digest(task_id, deployment, dag_id, run_id, str(map_index))}"
+
+
 def submit(plan: Plan) -> Operation[Submission]:
     """Submit, or adopt what an earlier try has submitted.
 

@@ -25,7 +25,7 @@ GATHER = 0.2  # seconds until a look begins: others may join it
 SHORTEST_PAUSE = 2.0  # seconds between two looks
 LOAD = 10.0  # a pause is so many times as long as the look before it took
 LONGEST_PAUSE = 60.0  # seconds; a look that took very long says more of its connection than of Slurm
-TOGETHER = 300  # submissions that one command asks about: Linux takes 128 KiB for an argument, enough for some 800
+TOGETHER = 200  # submissions that one command asks about: Linux takes 128 KiB for an argument, enough for some 400
 FIRST_RECONNECT, LONGEST_RECONNECT = 2.0, 120.0  # seconds, with jitter
 
 

@@ -403,7 +403,9 @@ def test_a_dry_run_shows_the_pilots_script(tasks: Tasks, capsys: pytest.CaptureF
     assert tasks.submit("true", setup="module load X", pilots=3, dry_run=True) is None
     said = capsys.readouterr().out
     assert "module load X" in said
-    assert re.search(r"sbatch --parsable '?--job-name=picas-pilots-\w+\.<n>'? .*--signal=B:TERM@20 .*--array=0-2", said)
+    assert re.search(
+        r"sbatch --parsable '?--job-name=picas-dag-pilots-\w+-\w+\.<n>'? .*--signal=B:TERM@20 .*--array=0-2", said
+    )
     assert tasks.pool.password not in said
     assert tasks.states() == {State.TODO: 1}
 

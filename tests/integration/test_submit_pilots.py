@@ -115,6 +115,12 @@ class TestScript:
             said = remote.run(f"cat {output['folder']}/slurm-{job}_{task}.out").stdout
             assert said == f"{pool.database} {pool.user} {pool.url}\n{output['folder']}\n"
         assert shown(remote, job)["JobName"] == output["submission"]
+        name, comment = (
+            remote.run(f"squeue --noheader --states=all --jobs={job}_1 --format='%j|%k'").stdout.strip().split("|")
+        )
+        task = "test_it_runs_and_finds_the_credentials"
+        assert re.fullmatch(r"picas-dag-\w+-run1-[0-9a-f]{10}\.1", name)
+        assert comment == f"airflow-provider-picas dag=dag task={task} run=run1"
 
     @pytest.mark.parametrize(
         "rest",
@@ -336,9 +342,10 @@ class TestOnce:
         assert task.execute(context("dry")) is None
         said = capsys.readouterr().out
         assert "echo dry" in said
-        assert re.search(r"sbatch --parsable '?--job-name=picas-dry-\w+\.<n>'? --time=9 --no-requeue --array=0-2", said)
+        call = r"sbatch --parsable '?--job-name=picas-dag-dry-run1-\w+\.<n>'? --time=9 --no-requeue '--comment=[^']+' --array=0-2"
+        assert re.search(call, said)
         assert pool.password not in said
-        assert remote.run("ls -d picas-pilots/picas-dry-*").code != 0
+        assert remote.run("ls -d picas-pilots/picas-dag-dry-*").code != 0
 
 
 class TestLogin:

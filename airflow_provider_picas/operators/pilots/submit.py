@@ -56,8 +56,9 @@ class PicasSubmitPilotsOperator(BaseOperator):
     :param resource_classes: submit one array for each resource class of the waiting tokens (their fields ``cores``, ``gpu`` and
         ``time``), whose pilots take tokens of this class alone. A mapping adds sbatch options to a class (``"4//60"``).
     :param sbatch: options of sbatch by their long names, such as ``{"time": "00:30:00", "cpus-per-task": 1}``. They are given on
-        the command line; what is left out stays the script's. ``clusters`` is refused, here and in a script: for another cluster,
-        use an SSH connection to one of its login nodes.
+        the command line; what is left out stays the script's. Without a ``comment``, jobs get one that names DAG, task and run:
+        ``squeue --me --format="%.10i %.2t %.10M %j %k"`` shows it. ``clusters`` is refused, here and in a script: for another
+        cluster, use an SSH connection to one of its login nodes.
     :param env: variables in sbatch's environment, which Slurm hands to the job. No secrets: Slurm keeps environments. Those by
         which sbatch takes its options, such as ``SBATCH_CLUSTERS``, are refused.
     :param batch: the push operator's output: its database is the pool of the pilots, and our own pilots take its tokens alone.
@@ -74,7 +75,8 @@ class PicasSubmitPilotsOperator(BaseOperator):
     :param picas_conn_id: a connection of type ``picas``.
     :param database: another database than the batch's or the connection's.
 
-    Returns ``{"ssh_conn_id", "submission", "folder", "job_ids", "submitted"}``: the submission's key is also the jobs' name.
+    Returns ``{"ssh_conn_id", "submission", "folder", "job_ids", "submitted"}``: the submission's key is also the jobs' name. It
+    begins with DAG, task and run.
     When there is no token to run, or no room under a cap, nothing is submitted and the submission is None.
     """
 
@@ -369,6 +371,8 @@ class PicasSubmitPilotsOperator(BaseOperator):
 
     def _plan(self, context: Context, job: _Job, wanted: Sequence[Array], finished: int) -> submission.Plan:
         running = arrays.at_once(wanted, optional_positive_number("max_running", self.max_running))
+        ti = context["ti"]
+        comment = sbatch.comment(dag=ti.dag_id, task=ti.task_id, run=ti.run_id)
 
         def commands(folder: str, key: str) -> list[list[str]]:
             return [
@@ -379,6 +383,7 @@ class PicasSubmitPilotsOperator(BaseOperator):
                     f"{folder}/{job.script_name(number)}",
                     job.script(folder, number),
                     running[number],
+                    comment,
                 )
                 for number, array in enumerate(wanted)
             ]

@@ -193,3 +193,12 @@ def test_variables_that_would_set_an_owned_option_are_refused(name: str) -> None
     with pytest.raises(OptionError, match=f"{name} in `env` would change"):
         sbatch.check_environment(["HOME", name])
     sbatch.check_environment(["SBATCH_ACCOUNT", "HOME"])
+
+
+def test_a_comment_says_what_a_job_is_unless_the_author_does() -> None:
+    text = sbatch.comment(dag="d|ag 'x'\n", task="t" * 200, run="manual__2026-11-28T20:28:00+00:00")
+    assert text == f"airflow-provider-picas dag=d_ag_x_ task={'t' * 80} run=manual__2026-11-28T20:28:00+00:00"
+    script = b"#!/bin/bash\n#SBATCH --comment=mine\n"
+    assert f"--comment={text}" in sbatch.command_line("k", {}, 1, "p", b"#!/bin/bash\n", comment=text)
+    for options, content in (({"comment": "mine"}, b""), ({"comment": False}, b""), ({}, script)):
+        assert f"--comment={text}" not in sbatch.command_line("k", options, 1, "p", content, comment=text)

@@ -293,6 +293,11 @@ def test_a_base_key_is_readable_stable_and_a_job_name() -> None:
     assert re.fullmatch(r"picas-my_task_x-[0-9a-f]{10}", key)
     assert key != submission.base_key("my task/ü;x", "here", "dag", "run", "0")
     assert len(submission.base_key("x" * 500)) < 80
+    key = submission.task_key("here", "my dag/ü;x", "manual__2026-11-28T20:28:00.123+00:00", "group.pilots", 12)
+    assert re.fullmatch(r"picas-my_dag_x-group_pilots_12-manual__2026-11-28T20_28_00-[0-9a-f]{10}", key)
+    assert key != submission.task_key("here", "my dag/ü;x", "manual__2026-11-28T20:28:00.124+00:00", "group.pilots", 12)
+    assert re.fullmatch(r"picas-x-x-x-[0-9a-f]{10}", submission.task_key("here", "ü", "-", "", -1))
+    assert len(submission.task_key("d" * 500, "d" * 500, "r" * 500, "t" * 500, 10**6)) <= 90
     assert calls.job_names("k.1", 3) == ["k.1", "k.1-1", "k.1-2"]
 
 
