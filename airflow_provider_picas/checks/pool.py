@@ -5,16 +5,16 @@ from __future__ import annotations
 import ipaddress
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator
 from urllib.parse import urlsplit
 
 from airflow_provider_picas.checks.finding import Finding, failed, ok, warned
-from airflow_provider_picas.couchdb import errors, protocol
+from airflow_provider_picas.couchdb import errors, needed_views, protocol
 from airflow_provider_picas.couchdb.pool import Pool
 from airflow_provider_picas.couchdb.protocol import Answer, Operation, Request
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.tokens import views
+from airflow_provider_picas.tokens.states import State
 
 SLOW = 10.0  # seconds after which an answer of the views is called slow
 _ASK = "Ask the database's administrator"
@@ -96,22 +96,20 @@ def _write_and_delete(pool: Pool) -> Operation[None]:
 
 def _views(hook: PicasHook) -> Iterator[Finding]:
     of_pool = hook.settings.design_document
-    wanted = {of_pool: views.monitor(), views.PROVIDER: views.provider()}
-    present = {name: hook.do(_design(hook.pool, name)) for name in wanted}
+    wanted = {of_pool: {"views": dict.fromkeys(State)}, views.PROVIDER: views.provider()}
+    present = {name: hook.do(needed_views.design(hook.pool, name)) for name in wanted}
     may_write = hook.do(_may_write_design(hook.pool))
     missing = {name: views.missing_views(present[name], wanted[name]) for name in wanted}
     if missing[of_pool] and (of_pool != views.MONITOR or may_write is False):
         lacks = f"Design document {of_pool!r} of {hook.settings.place} lacks the views {', '.join(missing[of_pool])}"
         may_not = f", and {_who(hook)} may not write design documents" if may_write is False else ""
-        yield failed(
-            "views", f"{lacks}{may_not}. {_ASK} to run PicasHook.deploy_views, or PiCaS's create_views.py, as an admin."
-        )
+        yield failed("views", f"{lacks}{may_not}. {_ASK} to run {_command(hook, of_pool)}, or PiCaS's create_views.py.")
         return
     if (missing[views.PROVIDER] or views.differs(present[views.PROVIDER], wanted[views.PROVIDER])) and not may_write:
         yield warned(
             "views",
             f"Design document {views.PROVIDER!r} is missing or of another version, and {_who(hook)} may not write it: waits and"
-            f" pilots are slower, and pilots='auto' does not work. {_ASK} to run PicasHook.deploy_views as an admin.",
+            f" pilots are slower, and pilots='auto' does not work. {_ASK} to run {_command(hook, of_pool)}.",
         )
     if missing[of_pool] and may_write:
         yield ok("views", "They are not there yet; the first push writes them.")
@@ -132,11 +130,9 @@ def _answering(hook: PicasHook) -> Finding:
     return ok("views", f"They answer: {counts}.")
 
 
-def _design(pool: Pool, name: str) -> Operation[Mapping[str, Any] | None]:
-    try:
-        return (yield from pool.get(f"_design/{name}"))
-    except errors.NotFoundError:
-        return None
+def _command(hook: PicasHook, of_pool: str) -> str:
+    others: dict[str, str | None] = {} if of_pool == views.MONITOR else {of_pool: None}
+    return needed_views.command(hook.picas_conn_id, hook.database, others)
 
 
 def _may_write_design(pool: Pool) -> Operation[bool | None]:

@@ -216,7 +216,7 @@ def _error(
         )
     if status == 403:
         return errors.ForbiddenError(
-            f"{_who(settings)} may not do this in {settings.place} {said}. Ask the database's administrator for the right.",
+            f"{settings.who} may not do this in {settings.place} {said}. Ask the database's administrator for the right.",
             **details,
         )
     if status == 404:
@@ -225,7 +225,8 @@ def _error(
         elif view := re.search(r"/_design/([^/]+)/_view/([^/?]+)", request.path):
             message = (
                 f"There is no view {view[2]!r} in design document {view[1]!r} of {settings.place} {said}."
-                " Create the views with PicasHook.deploy_views, a push, or PiCaS's create_views.py."
+                f" An admin of the database creates the views with `airflow-picas deploy-views --picas-conn-id {conn_id}`,"
+                " a push, or PiCaS's create_views.py."
             )
         else:
             message = f"Not found in {settings.place} {said}."
@@ -255,7 +256,7 @@ def refused(settings: Settings, token_id: str, error: str, reason: str | None) -
     said = f"({one_line(f'{error}: {reason}', 500)})"
     if error in ("forbidden", "unauthorized"):
         return errors.ForbiddenError(
-            f"{_who(settings)} may not write token {one_line(token_id)!r} to {settings.place} {said}."
+            f"{settings.who} may not write token {one_line(token_id)!r} to {settings.place} {said}."
             " Ask the database's administrator for the right to write.",
             error=error,
             reason=reason,
@@ -263,10 +264,6 @@ def refused(settings: Settings, token_id: str, error: str, reason: str | None) -
     return errors.CouchDBError(
         f"CouchDB refuses token {one_line(token_id)!r} in {settings.place} {said}.", error=error, reason=reason
     )
-
-
-def _who(settings: Settings) -> str:
-    return f"Login {settings.login!r}" if settings.login else "A connection without a login"
 
 
 def _is_html(answer: Answer) -> bool:

@@ -41,6 +41,11 @@ class Settings:
         return "/" + quote(self.database, safe="")
 
     @property
+    def who(self) -> str:
+        """The login as errors name it, at the begin of a sentence."""
+        return f"Login {self.login!r}" if self.login else "A connection without a login"
+
+    @property
     def place(self) -> str:
         """The pool as logs and errors name it."""
         return f"{self.database or '(no database)'} on {self.url}"

@@ -109,15 +109,6 @@ class TestOutput:
         push(inputs=["x"], deploy_views=False)
         assert pool.get("_all_docs")["total_rows"] == 1
 
-    def test_who_may_not_make_views_pushes_all_the_same(
-        self, pool: Pool, couchdb: CouchDBAdmin, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        security = {"admins": {"names": [], "roles": ["_admin"]}, "members": {"names": [pool.user], "roles": []}}
-        assert couchdb.request("PUT", f"/{pool.database}/_security", security)[0] == 200
-        push(inputs=["x"])
-        each_once(pool, ["x"])
-        assert "may not write the design documents Monitor, airflow-picas-1" in capsys.readouterr().out
-
     def test_another_database(self, pool: Pool, couchdb: CouchDBAdmin) -> None:
         other = f"{pool.database}_other"
         couchdb.create_database(other, members=[pool.user], admins=[pool.user])

@@ -12,7 +12,7 @@ from typing import Any
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, BaseOperator, Context
 
 from airflow_provider_picas import pilot as pilot_program
-from airflow_provider_picas.couchdb import batch_pilots
+from airflow_provider_picas.couchdb import batch_pilots, needed_views
 from airflow_provider_picas.couchdb.errors import CouchDBError
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.slurm import SlurmHook
@@ -25,6 +25,7 @@ from airflow_provider_picas.slurm.arrays import Array
 from airflow_provider_picas.slurm.remote import RemoteError, RemoteFile, quote
 from airflow_provider_picas.slurm.sbatch import OptionError
 from airflow_provider_picas.slurm.submission import SubmissionRefusedError
+from airflow_provider_picas.tokens import views
 from airflow_provider_picas.tokens.batch import Batch
 from airflow_provider_picas.tokens.text import sample
 
@@ -154,6 +155,7 @@ class PicasSubmitPilotsOperator(BaseOperator):
                 found = (slurm.adopt(key, self.remote_folder) for key in submission_keys(context))
                 done = next((standing for standing in found if standing), None)
                 if done is None and (wanted := self._arrays(picas, slurm, batch)):
+                    self._check_views(picas)
                     done = slurm.submit(self._plan(context, job, wanted, self._finished(picas, batch)))
                     self._sweep(slurm, done)
         except SubmissionRefusedError as error:
@@ -166,6 +168,20 @@ class PicasSubmitPilotsOperator(BaseOperator):
         if done is not None and batch is not None:
             self._note(picas, batch, output)
         return output
+
+    def _check_views(self, picas: PicasHook) -> None:
+        """Raises ValueError where our own pilots would find no tokens. A script's pilots have views of their own."""
+        if (
+            self.command is None
+            or "database" in (self.pilot or {})
+            or picas.do(needed_views.ready_for_our_pilots(picas.pool))
+        ):
+            return
+        raise ValueError(
+            f"Nothing was submitted. {picas.settings.place} has no view 'todo' in design document {views.MONITOR!r} or"
+            f" {views.PROVIDER!r}, so the pilots would find no tokens. An admin of the database runs"
+            f" {needed_views.command(self.picas_conn_id, picas.database)} once."
+        )
 
     def _note(self, picas: PicasHook, batch: Batch, output: Mapping[str, Any]) -> None:
         """Let a wait for the batch know its pilots."""

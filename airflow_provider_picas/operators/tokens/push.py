@@ -16,14 +16,15 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_provider_picas import assets, lineage
-from airflow_provider_picas.couchdb.pool import Deployment, Document
+from airflow_provider_picas.couchdb import needed_views
+from airflow_provider_picas.couchdb.pool import Document
 from airflow_provider_picas.couchdb.push import TokenExistsError
 from airflow_provider_picas.couchdb.settings import Settings
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.operators.instance import former_push_id, is_first_try, push_id
 from airflow_provider_picas.operators.tokens import source
 from airflow_provider_picas.operators.tokens.source import Attachments, Fields, Keys, Source
-from airflow_provider_picas.tokens import documents, ids
+from airflow_provider_picas.tokens import documents, ids, views
 from airflow_provider_picas.tokens.batch import Batch
 from airflow_provider_picas.tokens.documents import BadTokenError
 from airflow_provider_picas.tokens.push import DuplicateTokenError, MayDiffer, OnExisting, PushReport
@@ -61,7 +62,8 @@ class PicasPushTokensOperator(BaseOperator):
         (write it anew unless a pilot holds it), or ``fail`` (if it is another task's). ``reset`` fails at a token of another push
         that has another input: its result would be taken for this one's. A retry or a clear keeps its own tokens and names them.
     :param on_empty: what to do when there is nothing to push: ``skip`` (the default), ``fail`` or ``succeed``.
-    :param deploy_views: create the views that the pool lacks, if the login may.
+    :param deploy_views: create the views that the pool lacks, if the login may. If it may not, and tokens could be neither
+        counted nor claimed without them, the task fails before it writes a token. False: neither create views nor ask for them.
     :param design_documents: further design documents to create, with PiCaS's views of the tokens for which a JavaScript condition
         holds: ``{"SingleCore": "doc.cores == 1"}``, for example, for the autopilot of the PiCaS client.
     :param picas_conn_id: a connection of type ``picas``.
@@ -133,7 +135,7 @@ class PicasPushTokensOperator(BaseOperator):
         except BadTokenError as error:
             raise AirflowFailException(str(error)) from None
         if self.deploy_views:
-            self._tell_deployed(hook.deploy_views(self.design_documents), hook)
+            self._deploy(hook)
         progress = Progress(self.log)
         try:
             report = hook.push(
@@ -201,15 +203,41 @@ class PicasPushTokensOperator(BaseOperator):
                 "There is nothing to push. Set on_empty to 'succeed' or 'fail' for another outcome."
             )
 
-    def _tell_deployed(self, deployed: Deployment, hook: PicasHook) -> None:
+    def _deploy(self, hook: PicasHook) -> None:
+        """Create the views that the pool lacks. Raises AirflowFailException when those are missing that tokens are found by."""
+        settings, conditions = hook.settings, self.design_documents or {}
+        deployed = hook.deploy_views(conditions)
         if deployed.written:
-            self.log.info("Wrote the design documents %s to %s.", ", ".join(deployed.written), hook.settings.place)
+            self.log.info("Wrote the design documents %s to %s.", ", ".join(deployed.written), settings.place)
+        needed = {settings.design_document, *conditions} - {*deployed.written, *deployed.unchanged}
+        lacks = hook.do(needed_views.lacking(hook.pool, sorted(needed)))
+        if not lacks:
+            self._tell_refused(deployed.refused, hook)
+            return
         if deployed.refused:
+            why = f"{settings.who} may not create them, since it is no admin of the database. An admin"
+        else:
+            why = "A push does not create them, since it does not know which tokens they are for. An admin of the database"
+        others = {name: conditions.get(name) for name in lacks if name != views.MONITOR}
+        command = needed_views.command(self.picas_conn_id, self.database, others, login=bool(deployed.refused))
+        raise AirflowFailException(
+            f"Nothing was pushed. {settings.place} lacks {needed_views.describe(lacks)}, so tokens could be neither counted nor"
+            f" claimed. {why} runs {command} once, or PiCaS's create_views.py. If your pilots need no such views, set"
+            " deploy_views=False."
+        )
+
+    def _tell_refused(self, refused: Sequence[str], hook: PicasHook) -> None:
+        if refused:
             self.log.warning(
-                "%s may not write the design documents %s to %s. Pilots and counts need Monitor; without the other,"
-                " counting is slower. Ask who keeps the database to push once with an admin's login.",
-                hook.settings.login or "Nobody", ", ".join(deployed.refused), hook.settings.place,
+                "%s may not write the design documents %s of %s, since it is no admin of the database. The views that are there"
+                " will do, but waits and pilots are slower, and pilots='auto' and resource_classes may not work. An admin runs %s"
+                " once.",
+                hook.settings.who, ", ".join(refused), hook.settings.place,
+                needed_views.command(self.picas_conn_id, self.database, self._conditions(refused)),
             )  # fmt: skip
+
+    def _conditions(self, names: Sequence[str]) -> dict[str, str | None]:
+        return {name: condition for name, condition in (self.design_documents or {}).items() if name in names}
 
 
 class Progress:

@@ -1,0 +1,83 @@
+"""``airflow-picas deploy-views``: create the views of a pool, once, as an admin of its database."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import sys
+from dataclasses import replace
+from typing import Any
+
+from airflow_provider_picas.cli.common import CommandError, add_connection, use_hooks
+from airflow_provider_picas.couchdb import needed_views
+from airflow_provider_picas.couchdb.errors import CouchDBError
+
+
+def add(commands: Any) -> None:
+    """Add the command to a parser."""
+    parser = commands.add_parser(
+        "deploy-views",
+        help="create the views of a pool, as an admin of its database",
+        description="Create the design documents with the views that tokens are counted and claimed by: PiCaS's Monitor and the"
+        " provider's own. What is there already stays. A push does the same if its login is an admin of the database.",
+    )
+    add_connection(parser)
+    parser.add_argument(
+        "--login",
+        metavar="ADMIN",
+        help="an admin of the database (default: the connection's login); its password is asked for, or read from standard input",
+    )
+    parser.add_argument(
+        "--design-document",
+        metavar="NAME=CONDITION",
+        action="append",
+        default=[],
+        help="a further design document with PiCaS's views, of the tokens for which a JavaScript condition holds, such as"
+        " 'SingleCore=doc.cores == 1'; can be repeated",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command; its exit code."""
+    use_hooks()
+    from airflow_provider_picas.checks.pool import OneTry
+
+    conditions = _conditions(options.design_document)
+    hook = OneTry(options.picas_conn_id, database=options.database)
+    try:
+        if options.login:
+            hook.settings = replace(hook.settings, login=options.login, password=_password(options.login))
+        deployed = hook.deploy_views(conditions)
+    except CouchDBError as error:
+        raise CommandError(str(error)) from None
+    place = hook.settings.place
+    if deployed.written:
+        print(f"Wrote the design documents {', '.join(deployed.written)} to {place}.")
+    if deployed.unchanged:
+        print(f"The design documents {', '.join(deployed.unchanged)} of {place} have all views already.")
+    if deployed.refused:
+        command = needed_views.command(options.picas_conn_id, options.database, conditions)
+        raise CommandError(
+            f"{hook.settings.who} may not write the design documents {', '.join(deployed.refused)} to {place}: it is no admin"
+            f" of the database. Run {command} with the name of one."
+        )
+    return 0
+
+
+def _password(login: str) -> str:
+    if sys.stdin.isatty():
+        return getpass.getpass(f"Password of {login}: ")
+    return sys.stdin.readline().rstrip("\n")
+
+
+def _conditions(given: list[str]) -> dict[str, str]:
+    found = {}
+    for text in given:
+        name, _, condition = (part.strip() for part in text.partition("="))
+        if not name or not condition:
+            raise CommandError(
+                f"--design-document takes NAME=CONDITION, such as 'SingleCore=doc.cores == 1', not {text!r:.80}."
+            )
+        found[name] = condition
+    return found

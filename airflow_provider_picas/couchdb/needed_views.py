@@ -1,0 +1,66 @@
+"""The views without which nothing is counted or claimed: whether a pool has them, and what to do when it has not."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Collection, Iterable, Mapping
+
+from airflow_provider_picas.couchdb import errors
+from airflow_provider_picas.couchdb.pool import Document, Pool
+from airflow_provider_picas.couchdb.protocol import Operation
+from airflow_provider_picas.tokens import views
+from airflow_provider_picas.tokens.states import State
+from airflow_provider_picas.tokens.text import one_line
+
+
+def lacking(pool: Pool, names: Iterable[str]) -> Operation[dict[str, list[str]]]:
+    """Which of these design documents lack views that tokens are found by, each with those that it lacks."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        present = yield from design(pool, name)
+        if missing := _missing(present, list(State)):
+            found[name] = missing
+    return found
+
+
+def ready_for_our_pilots(pool: Pool) -> Operation[bool]:
+    """Whether our own pilots find tokens: in the provider's view, or else in PiCaS's."""
+    if not _missing((yield from design(pool, views.PROVIDER)), [State.TODO]):
+        return True
+    return not _missing((yield from design(pool, views.MONITOR)), [State.TODO])
+
+
+def design(pool: Pool, name: str) -> Operation[Document | None]:
+    """A design document, or None when the database has none of that name."""
+    try:
+        return (yield from pool.get(f"_design/{name}"))
+    except errors.NotFoundError as error:
+        if error.reason == "Database does not exist.":
+            raise
+        return None
+
+
+def _missing(present: Document | None, wanted: Collection[str]) -> list[str]:
+    return views.missing_views(present, {"views": dict.fromkeys(wanted)})
+
+
+def describe(lacks: Mapping[str, Collection[str]]) -> str:
+    """What is missing, for a sentence."""
+    return " and ".join(
+        f"the views {', '.join(missing)} of design document {one_line(name)!r}" for name, missing in lacks.items()
+    )
+
+
+def command(
+    conn_id: str, database: str | None, conditions: Mapping[str, str | None] | None = None, *, login: bool = True
+) -> str:
+    """The command that creates the views; ``conditions``: further design documents that it is to create, by name.
+
+    ``login``: it has to be somebody else than the connection's login, which is asked for the password.
+    """
+    words = ["airflow-picas", "deploy-views", "--picas-conn-id", conn_id]
+    words += ["--database", database] if database else []
+    for name, condition in (conditions or {}).items():
+        words += ["--design-document", f"{name}={condition or 'CONDITION'}"]
+    words += ["--login", "ADMIN"] if login else []
+    return f"`{one_line(shlex.join(words), 1_000)}`"
