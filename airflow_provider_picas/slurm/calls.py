@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from airflow_provider_picas.slurm import sbatch
 from airflow_provider_picas.slurm.remote import (
     OURS,
+    SACCT,
     Command,
     Operation,
     Pause,
@@ -341,7 +342,7 @@ def find_jobs(key: str, record: Record) -> Operation[dict[int, str] | None]:
     listed = quote(",".join(names))
     text = f"""
 squeue --noheader --all --states=all {OURS} --name={listed} --format='%F|%j' || exit 5
-sacct --noheader --parsable2 {OURS} --allocations --starttime=uts{record.since - 60} --name={listed} --format=JobID,JobName \
+{SACCT} --parsable2 {OURS} --allocations --starttime=uts{record.since - 60} --name={listed} --format=JobID,JobName \
   2>/dev/null || true"""
     output = yield Command(text)
     if output.code != 0:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from airflow_provider_picas.slurm.remote import OURS, Command, Operation, Output, UnreachableError, quote, whole
+from airflow_provider_picas.slurm.remote import OURS, SACCT, Command, Operation, Output, UnreachableError, quote, whole
 from airflow_provider_picas.tokens.progress_line import Pilots
 from airflow_provider_picas.tokens.text import one_line
 
@@ -197,7 +197,7 @@ add() {{
 newest() {{ local IFS=,; names="${{all[*]:0:$1}}"; }}
 account() {{
   newest "$1"
-  sacct --noheader --parsable2 {OURS} --starttime="uts${{starts[$1-1]}}" --name="$names" --format={sacct} 2>&1
+  {SACCT} --parsable2 {OURS} --starttime="uts${{starts[$1-1]}}" --name="$names" --format={sacct} 2>&1
 }}
 {listed}
 export SLURM_TIME_FORMAT=%s

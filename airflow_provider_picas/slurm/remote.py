@@ -74,6 +74,9 @@ class Output:
 OURS = '--user="$UID"'
 """The option of squeue, sacct and scancel that leaves out other people's jobs, which may bear the same names."""
 
+SACCT = 'sacct ${SLURM_CLUSTERS:+--clusters="$SLURM_CLUSTERS"} --noheader'
+"""sacct alone takes no notice of the cluster that a login profile names for all commands."""
+
 Step = Command | Send | Pause
 Result = TypeVar("Result")
 Operation = Generator[Step, Output, Result]

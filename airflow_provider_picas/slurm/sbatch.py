@@ -17,7 +17,7 @@ OWNED = {
     "wait": "the sensor waits",
     "test-only": "use dry_run=True",
     "clusters": "jobs are looked for on the login node's own cluster. For another cluster, use an SSH connection to a login node"
-    " of that cluster",
+    " of that cluster, or name it as SLURM_CLUSTERS in the account's login profile",
 }
 """Options that an author may not set, and why. sbatch also takes their first letters (``--job-n``)."""
 

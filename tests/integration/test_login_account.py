@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from airflow_provider_picas.slurm import calls
 from airflow_provider_picas.slurm import jobs as slurm_jobs
 from airflow_provider_picas.slurm.remote import Output, RemoteFile, Send
 from stack import processes
+from stack.cluster import Cluster
 from tests.integration.tasks import context
 
 pytestmark = pytest.mark.usefixtures("picas_default", "spider")
@@ -270,3 +272,36 @@ def test_a_script_for_another_cluster_or_of_several_jobs_is_refused(
     with pytest.raises(AirflowFailException, match="has the #SBATCH option"):
         submit(tmp_path / "there.sh", task_id)
     assert not remote.run(f"squeue --noheader --format=%j | grep {task_id}").stdout
+
+
+@pytest.fixture
+def wice(cluster: Any, tmp_path: Any) -> Iterator[str]:
+    """The name of another cluster with the accounting of the first one, as sites have that share their login nodes."""
+    if not isinstance(cluster, Cluster):
+        pytest.skip("needs the files of the cluster")
+    conf = (cluster.folder / "etc" / "slurm.conf").read_text()
+    shared = dict(re.findall(r"^(AuthInfo|AccountingStoragePort|AccountingStoragePass)=(.*)$", conf, re.MULTILINE))
+    with Cluster(tmp_path / "wice", nodes=1, settings={"ClusterName": "wice", **shared}):
+        yield "wice"
+
+
+def test_a_profile_that_names_another_cluster(
+    held: str, quick: str, remote: SlurmHook, task_id: str, wice: str
+) -> None:
+    """What is submitted there is found, by squeue and by sacct, and cancelled there."""
+    with profile(remote, f"export SLURM_CLUSTERS={wice}"), SlurmHook("spider") as slurm:
+        ends = submit(quick, f"{task_id}ends")
+
+        def accounted() -> bool:
+            """Only sacct knows when a job has ended."""
+            look = slurm.do(slurm_jobs.look(ends["submission"], ends["folder"], int(time.time()) - 60))
+            return bool(look.jobs[ends["job_ids"][0]].ended)
+
+        processes.wait_for(accounted, what="The end of the job by sacct", seconds=LIMIT)
+        made = submit(held, task_id)
+        assert submit(held, task_id)["job_ids"] == made["job_ids"], "submitted twice"
+        there = f"squeue --noheader --clusters={wice} --name={made['submission']} --format=%i"
+        assert slurm.run(there).stdout.split() == made["job_ids"]
+        cancel(made)
+        processes.wait_for(lambda: not slurm.run(there).stdout.split(), what="The end of the pilots", seconds=LIMIT)
+    assert not jobs(remote, made), "on the first cluster"
