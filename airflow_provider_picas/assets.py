@@ -26,6 +26,10 @@ def pool_asset(
 ) -> Asset:
     """The asset of a pool. DAGs that push to it or wait for it name it in ``outlets``; others are scheduled by it.
 
+    An event of a wait says that the tokens are done, one of a push that they are there. Where both name the same pool, the push
+    makes no event (``hold_back``). To start a DAG by new tokens as well, use ``PicasTokenEventTrigger``, or name the pool in the
+    push of a DAG in which no later task names it.
+
     :param host: host of the database server, with the port if it has an unusual one. It is a name only: nothing connects to it.
     :param database: the pool's database.
     :param name: name of the asset. Default: its URI.
@@ -70,8 +74,27 @@ def to_openlineage(asset: Asset, lineage_context: Any = None) -> OpenLineageData
     return Dataset(namespace=f"{scheme}://{host}", name=unquote(path))
 
 
+def hold_back(task: Any) -> list[str]:
+    """Let a task that only begins the work on a pool make no event of it, if a later task of the DAG has the same pool in its
+    outlets: DAGs that the pool starts would start before its tokens are done. The URIs of such pools.
+
+    Airflow makes the events of the outlets that a task has when it ends.
+    """
+    later = {outlet.uri for other in task.get_flat_relatives(upstream=False) for outlet in _pools(other.outlets)}
+    held = [outlet for outlet in _pools(task.outlets) if outlet.uri in later]
+    if held:
+        task.outlets = [outlet for outlet in task.outlets if outlet not in held]
+        task.log.info(
+            "A later task makes the event of %s, when the tokens are done.", ", ".join(one.uri for one in held)
+        )
+    return [outlet.uri for outlet in held]
+
+
+def _pools(outlets: Iterable[Any]) -> list[Asset]:
+    return [outlet for outlet in outlets if isinstance(outlet, Asset) and outlet.uri.startswith(f"{SCHEME}://")]
+
+
 def tell(context: Any, outlets: Iterable[Any], extra: Mapping[str, Any]) -> None:
     """Say in the events of a task's pools what it did: batch, counts. Assets of other kinds are left alone."""
-    for outlet in outlets:
-        if isinstance(outlet, Asset) and outlet.uri.startswith(f"{SCHEME}://"):
-            context["outlet_events"][outlet].extra.update(extra)
+    for outlet in _pools(outlets):
+        context["outlet_events"][outlet].extra.update(extra)

@@ -12,6 +12,10 @@ from airflow_provider_picas.operators.pilots import PicasCancelPilotsOperator, P
 from airflow_provider_picas.operators.tokens import PicasCollectTokensOperator, PicasPushTokensOperator
 from airflow_provider_picas.sensors.tokens import PicasTokenStateSensor
 
+_PUSH_SHOWN_AS = "{{ task.batch_label }}"
+_SHOWN_AS = "{{ (task.batch or {}).get('label') or (task.batch or {}).get('batch') or 'nothing pushed' }}"
+"""What the grid shows for each of several mapped runs. It must give a string, whatever was rendered: an error fails the task."""
+
 
 @task_group(group_id="picas_run")
 def picas_run(
@@ -40,16 +44,25 @@ def picas_run(
     """Tasks ``push``, ``pilots``, ``wait``, ``collect`` and ``stop``; returns the output of ``collect``.
 
     The parameters are those of the operators, and all of them may be templates, outputs of tasks, or be mapped:
-    ``picas_run.partial(command="./count.sh").expand(inputs=[["a", "b"], ["c"]])`` makes two runs side by side. For any other
-    parameter of an operator, write the four tasks out.
+    ``picas_run.partial(command="./count.sh").expand(inputs=[["a", "b"], ["c"]])`` makes two runs side by side. The grid shows
+    each by the name of its batch (``batch``), or else by its first inputs. For any other parameter of an operator, write the four
+    tasks out.
 
     ``collect`` also runs when the wait has failed, says why tokens are in error, and fails then too. ``stop`` is a
     teardown: it cancels the pilots that are left, also when the run is marked failed.
     """
     picas: dict[str, Any] = {"picas_conn_id": picas_conn_id, "database": database}
     push = PicasPushTokensOperator(
-        task_id="push", inputs=inputs, tokens=tokens, key=key, batch=batch, on_existing=on_existing, **picas
+        task_id="push",
+        inputs=inputs,
+        tokens=tokens,
+        key=key,
+        batch=batch,
+        on_existing=on_existing,
+        map_index_template=_PUSH_SHOWN_AS,
+        **picas,
     )
+    picas["map_index_template"] = _SHOWN_AS
     pushed: Any = push.output
     submit = PicasSubmitPilotsOperator(
         task_id="pilots",

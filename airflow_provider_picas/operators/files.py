@@ -59,7 +59,7 @@ def whole_file(path: Any) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _beside(path: Path) -> Iterator[BinaryIO]:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent)
     part = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.part")
     try:
         with part.open("xb") as file:
@@ -72,6 +72,17 @@ def _beside(path: Path) -> Iterator[BinaryIO]:
             part.unlink()
         raise
     _sync_folder(path.parent)
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder, but none at the top of the file system: where it is missing, a volume is not mounted or a name is wrong."""
+    top = Path(*folder.absolute().parts[:2])
+    if not top.exists():
+        raise FileError(
+            f"{folder} cannot be written: there is no {top} on this machine. Mount it or make it where tasks run, or name another"
+            " folder."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

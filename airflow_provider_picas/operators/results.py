@@ -39,14 +39,15 @@ def format_of(path: str, file_format: str | None) -> str:
     return found
 
 
-def write_rows(rows: Iterable[Row], path: str, file_format: str, fields: Sequence[str]) -> int:
-    """Write rows to a file, which is there only when it is whole; their number. Raises FileError.
+def write_rows(rows: Iterable[Row], path: str, file_format: str, fields: Sequence[str]) -> tuple[int, int]:
+    """Write rows to a file, which is there only when it is whole; their number, and that of the bytes. Raises FileError.
 
     Memory does not grow with their number.
     """
     write = {"jsonl": _write_json_lines, "csv": _write_csv, "parquet": _write_parquet}[file_format]
     with whole_file(path) as file:
-        return write(rows, file, [*COLUMNS, *fields])
+        number = write(rows, file, [*COLUMNS, *fields])
+        return number, file.tell()
 
 
 def _write_json_lines(rows: Iterable[Row], file: BinaryIO, columns: Sequence[str]) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from airflow_provider_picas.tokens import ids
+from airflow_provider_picas.tokens.text import one_line, sample
 
 
 @dataclass(frozen=True)
@@ -40,3 +42,24 @@ class Batch:
     def as_dict(self) -> dict[str, Any]:
         """The batch for XCom."""
         return {"database": self.database, "batch": self.id, "tokens": self.tokens}
+
+
+def label(name: Any, given: Any) -> str:
+    """A short name for people: that of the batch, of the file, or the first of the inputs. At most 60 characters, and no literal
+    of Python, which a DAG with ``render_template_as_native_obj`` would take for another type.
+    """
+    if isinstance(name, str) and name:
+        text = name
+    elif isinstance(given, str):
+        text = given.rstrip("/").rpartition("/")[2]
+    elif isinstance(given, list | tuple):
+        values = (value.get("input", value) if isinstance(value, Mapping) else value for value in given[:3])
+        text = sample([one_line(str(value), 20) for value in values], total=len(given))
+    else:
+        text = ""
+    text = one_line(text, 50) or "tokens"
+    try:
+        ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+    return f"tokens {text}"

@@ -55,10 +55,19 @@ def mapped_xcom(api: AirflowApi, dag_id: str, run: str, task_id: str, map_index:
     return api.request("GET", path, query={"map_index": map_index, "deserialize": "false"})["value"]
 
 
+def events(api: AirflowApi, run: str) -> list[str]:
+    """The tasks that have made an event of an asset in a run."""
+    found = api.request("GET", "assets/events", query={"source_dag_id": "rerun_by_clearing", "limit": 100})[
+        "asset_events"
+    ]
+    return [event["source_task_id"] for event in found if event["source_run_id"] == run]
+
+
 def test_clearing_the_push_runs_just_what_failed(api: AirflowApi, couchdb: CouchDBAdmin, pool: Pool) -> None:
     dag_id = "rerun_by_clearing"
     run = api.trigger(dag_id)
     api.wait_for_task(dag_id, run, "wait", ["deferred"])
+    assert events(api, run) == [], "the tokens are not done"
 
     def links_of_wait() -> dict[str, str | None]:
         found = api.request("GET", f"dags/{dag_id}/dagRuns/{quote(run)}/taskInstances/wait/links")["extra_links"]
@@ -83,6 +92,7 @@ def test_clearing_the_push_runs_just_what_failed(api: AirflowApi, couchdb: Couch
     assert {i: after[i] for i in after if i not in failed} == {i: before[i] for i in before if i not in failed}
     finish(couchdb, pool, 0)
     assert api.wait_for_run(dag_id, run)["state"] == "success"
+    assert events(api, run) == ["wait"]
 
 
 def test_runs_side_by_side_and_the_failed_one_again(
@@ -96,6 +106,9 @@ def test_runs_side_by_side_and_the_failed_one_again(
     tasks = ("push", "pilots", "wait", "collect", "stop")
     assert {task: states["picas_run." + task, 0] for task in tasks} == dict.fromkeys(tasks, "success")
     assert [states["picas_run." + task, 1] for task in ("wait", "collect")] == ["failed", "failed"]
+    shown = {(task["task_id"], task["map_index"]): task["rendered_map_index"] for task in api.tasks(dag_id, run)}
+    for task in tasks:
+        assert (shown["picas_run." + task, 0], shown["picas_run." + task, 1]) == ("a, b", "c, bad")
     good, bad = (mapped_xcom(api, dag_id, run, "picas_run.collect", index) for index in (0, 1))
     assert [(row["input"], row["output.name"]) for row in good["rows"]] == [("a", "a"), ("b", "b")]
     assert [(row["input"], row["state"]) for row in bad["rows"]] == [("c", "done"), ("bad", "error")]

@@ -369,3 +369,31 @@ def test_what_makes_no_sense_fails_at_once(hook: PicasHook, asked: dict[str, Any
     lives.fill(hook, {State.DONE: 1})
     with pytest.raises(AirflowFailException, match=message):
         collect(**asked)
+
+
+def test_the_log_says_what_was_collected(hook: PicasHook, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ids = lives.fill(hook, MIXED)
+    lives.attach(hook, ids[2], log=b"12345")
+    output = collect(attachments=str(tmp_path / "files"), path=str(tmp_path / "r.csv"))
+    size = (tmp_path / "r.csv").stat().st_size
+    said = capsys.readouterr().out
+    assert f"Batch b: 5 results ({size} bytes) are in {output['path']}." in said
+    assert f"1 attachments (5 bytes) are in {output['attachments']['folder']}." in said
+    collect(attachments=str(tmp_path / "none"), attachment_names="*.png")
+    said = capsys.readouterr().out
+    assert re.search(r"Batch b: 5 results \([0-9]+ bytes\) go to XCom\.", said)
+    assert f"No attachment was written to {tmp_path}/none: the tokens have none named *.png." in said
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"path": "{top}/results/r.jsonl"}, {"attachments": "{top}/files"}, {"path": "{top}/r.csv"}]
+)
+def test_no_folder_is_made_at_the_top_of_the_file_system(hook: PicasHook, arguments: dict[str, str]) -> None:
+    """A volume that is not mounted: the results would go to the disk of whichever worker runs the task."""
+    (token_id,) = lives.fill(hook, {State.DONE: 1})
+    lives.attach(hook, token_id, log=b"12345")
+    top = Path(f"/picas-test-{os.getpid()}")
+    with pytest.raises(FileError, match=f"there is no {top} on this machine"):
+        collect(**{name: value.format(top=top) for name, value in arguments.items()})
+    assert not top.exists()

@@ -56,17 +56,20 @@ def test_looks_at_the_same_time_are_one(keys: list[str]) -> None:
 
 
 def test_more_looks_than_one_command_takes(keys: list[str]) -> None:
-    """Of 1,000 submissions, most of which have no jobs."""
+    """Of 1,000 submissions with the longest names that there are, most of which have no jobs."""
 
     async def look() -> tuple[int, list[Look]]:
         since = int(time.time()) - 60
-        none = [f"dag-with-a-name-of-usual-length-task-{number:010}.1" for number in range(995)]
+        none = [f"picas-{'x' * 73}-{number:010}.12" for number in range(995)]
+        places = {key: f"/home/{'x' * 32}/picas-pilots/{key}" for key in none}
         async with cluster_for("spider").use() as shared:
-            found = await asyncio.gather(*(shared.do(jobs.look(key, key, since)) for key in [*none, *keys]))
+            found = await asyncio.gather(
+                *(shared.do(jobs.look(key, places.get(key, key), since)) for key in [*none, *keys])
+            )
             return shared.looks, list(found)
 
     looks, found = asyncio.run(look())
-    assert looks == 4
+    assert looks == 5
     assert [len(item.jobs) for item in found[-NUMBER:]] == [1] * (NUMBER - 1) + [2]
 
 

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from airflow.providers.common.compat.sdk import Asset
+from airflow.sdk import DAG
 from airflow.sdk.execution_time.context import OutletEventAccessors
+from jinja2 import StrictUndefined
 
-from airflow_provider_picas.assets import normalize_uri, pool_asset, tell, to_openlineage
+from airflow_provider_picas.assets import hold_back, normalize_uri, pool_asset, tell, to_openlineage
+from airflow_provider_picas.operators.pilots import PicasSubmitPilotsOperator
+from airflow_provider_picas.operators.tokens import PicasPushTokensOperator
+from airflow_provider_picas.sensors.tokens import PicasTokenStateSensor
+from airflow_provider_picas.task_groups import picas_run
 
 
 @pytest.mark.parametrize(
@@ -61,3 +69,33 @@ def test_only_pools_are_told() -> None:
     tell({"outlet_events": events}, [pool, other, "text"], {"batch": "b"})
     assert (events[pool].extra, events[other].extra) == ({"batch": "b"}, {})
     tell({}, [], {"batch": "b"})
+
+
+def test_a_push_leaves_the_event_of_a_pool_to_a_later_task_that_makes_one() -> None:
+    pool, elsewhere, file = pool_asset("h", "p"), pool_asset("h", "q"), Asset("s3://bucket/key")
+    with DAG("d", default_args={"outlets": [pool]}):
+        push = PicasPushTokensOperator(task_id="push", inputs=["a"], outlets=[pool, elsewhere, file])
+        pilots = PicasSubmitPilotsOperator(task_id="pilots", command="true", batch=push.output)
+        wait = PicasTokenStateSensor.partial(task_id="wait").expand(batch=["a", "b"])
+        push >> pilots >> wait
+        alone = PicasPushTokensOperator(task_id="alone", inputs=["a"])
+    assert hold_back(push) == [pool.uri]
+    assert push.outlets == [elsewhere, file]
+    assert hold_back(pilots) == [pool.uri]
+    assert pilots.outlets == []
+    assert hold_back(alone) == []
+    assert alone.outlets == [pool]
+    assert hold_back(PicasPushTokensOperator(task_id="no_dag", inputs=["a"], outlets=[pool])) == []
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_what_the_grid_shows_of_mapped_runs_is_always_a_string(native: bool) -> None:
+    """Anything else, or an error, would fail the task after it has done its work."""
+    with DAG("d", render_template_as_native_obj=native, template_undefined=StrictUndefined) as dag:
+        picas_run.partial(command="true").expand(inputs=[["a"], ["b"]])
+    for task in dag.tasks:
+        template = dag.get_template_env().from_string(str(task.map_index_template))
+        pushed = {"batch": "d.push.r", "label": "a, b"}
+        for batch, shown in ((pushed, "a, b"), ({"batch": "b"}, "b"), (None, "nothing pushed")):
+            fields = {"batch": batch, "batch_label": shown}
+            assert template.render(task=SimpleNamespace(**fields)) == shown

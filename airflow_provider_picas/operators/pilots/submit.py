@@ -11,6 +11,7 @@ from typing import Any
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, BaseOperator, Context
 
+from airflow_provider_picas import assets
 from airflow_provider_picas import pilot as pilot_program
 from airflow_provider_picas.couchdb import batch_pilots, needed_views
 from airflow_provider_picas.couchdb.errors import CouchDBError
@@ -164,6 +165,7 @@ class PicasSubmitPilotsOperator(BaseOperator):
             raise AirflowFailException(str(error)) from None
         except (RemoteError, CouchDBError) as error:
             raise AirflowException(str(error)) from None
+        assets.hold_back(self)  # of an asset that a later task tells of when the tokens are done
         output = self._report(done)
         if done is not None and batch is not None:
             self._note(picas, batch, output)

@@ -39,8 +39,9 @@ class PicasCollectTokensOperator(SelectingOperator):
     :param states: which states. Default: ``done`` and ``error``.
     :param fields: fields of the tokens to collect, besides ``id``, ``state``, ``exit_code``, ``lock`` and ``done`` (seconds since
         1970). A path, such as ``output.words``, reaches into a mapping. Default: ``output``.
-    :param path: a file, local or in an object store, which is there only once it is whole. Without it, the rows go to XCom,
-        where a mapping with keys that Airflow reserves (``__type``, ``__classname__`` …) is a JSON string.
+    :param path: a file, local or in an object store, which is there only once it is whole. Folders are made as needed, but none
+        at the top of the file system, where a volume may not be mounted. Without a path, the rows go to XCom, where a mapping
+        with keys that Airflow reserves (``__type``, ``__classname__`` …) is a JSON string.
     :param file_format: ``jsonl``, ``csv`` or ``parquet``. Default: by the ending of ``path``. In CSV a string that a
         spreadsheet would evaluate as a formula gets an apostrophe in front; Parquet needs the extra ``parquet``.
     :param max_xcom_bytes: fail rather than put more bytes of rows into XCom.
@@ -100,12 +101,13 @@ class PicasCollectTokensOperator(SelectingOperator):
             failed = FailedTokens(hook)
             rows = (row_of(token, fields) for token in failed.watch(hook.select(selection)))
             if self.path:
-                collected = write_rows(rows, self.path, file_format, fields)
+                collected, size = write_rows(rows, self.path, file_format, fields)
                 result: dict[str, Any] = {"collected": collected, "path": self.path}
-                self.log.info("%s: %d results are in %s.", selection.where.capitalize(), collected, self.path)
+                self._log_collected(selection, collected, size, f"are in {self.path}")
             else:
-                found = self._for_xcom(rows, selection, xcom_bytes)
+                found, size = self._for_xcom(rows, selection, xcom_bytes)
                 result = {"collected": len(found), "rows": found}
+                self._log_collected(selection, len(found), size, "go to XCom")
             if selection.states is not None and State.ERROR not in selection.states and counts.error:
                 failed.add(hook.tokens(State.ERROR, selection.batch))
             result["errors"] = failed.summary()
@@ -124,7 +126,10 @@ class PicasCollectTokensOperator(SelectingOperator):
         outputs = [lineage.file(str(self.path))] if self.path else []
         return lineage.of(inputs=[lineage.pool(self._settings)], outputs=outputs)
 
-    def _for_xcom(self, rows: Iterator[Row], selection: Selection, limit: int) -> list[Row]:
+    def _log_collected(self, selection: Selection, results: int, size: int, where: str) -> None:
+        self.log.info("%s: %d results (%d bytes) %s.", selection.where.capitalize(), results, size, where)
+
+    def _for_xcom(self, rows: Iterator[Row], selection: Selection, limit: int) -> tuple[list[Row], int]:
         found: list[Row] = []
         size = 0
         for row in rows:
@@ -136,7 +141,7 @@ class PicasCollectTokensOperator(SelectingOperator):
                     " max_xcom_bytes."
                 )
             found.append(for_xcom(row))
-        return found
+        return found, size
 
     def _download(self, hook: PicasHook, selection: Selection, limit: int) -> dict[str, Any]:
         folder = path_of(self.attachments)
@@ -159,7 +164,10 @@ class PicasCollectTokensOperator(SelectingOperator):
         total = _Saved()
         for saved in hook.side_by_side(save, hook.select(selection)):
             total.add(saved)
-        self.log.info("%d attachments, %d bytes, are in %s.", total.files, total.bytes, folder)
+        if total.files:
+            self.log.info("%d attachments (%d bytes) are in %s.", total.files, total.bytes, folder)
+        elif not total.too_large:
+            self.log.info("No attachment was written to %s: the tokens have none named %s.", folder, pattern)
         if total.too_large:
             self.log.warning(
                 "%d attachments are larger than %d bytes and were left: %s.",

@@ -25,7 +25,7 @@ from airflow_provider_picas.operators.instance import former_push_id, is_first_t
 from airflow_provider_picas.operators.tokens import source
 from airflow_provider_picas.operators.tokens.source import Attachments, Fields, Keys, Source
 from airflow_provider_picas.tokens import documents, ids, views
-from airflow_provider_picas.tokens.batch import Batch
+from airflow_provider_picas.tokens.batch import Batch, label
 from airflow_provider_picas.tokens.documents import BadTokenError
 from airflow_provider_picas.tokens.push import DuplicateTokenError, MayDiffer, OnExisting, PushReport
 
@@ -69,9 +69,12 @@ class PicasPushTokensOperator(BaseOperator):
     :param picas_conn_id: a connection of type ``picas``.
     :param database: another database than the connection's.
 
-    Returns ``{"database", "batch", "tokens", "done_before", "done_before_ids"}``: ``tokens`` is their number, and ``done_before``
-    how many of them were done already in an earlier run, which pushed them to a batch of the same name. The log and
-    ``done_before_ids`` name some of these. Pools in ``outlets`` (``assets.pool_asset``) get an event with the same in its extra.
+    Returns ``{"database", "batch", "tokens", "done_before", "done_before_ids", "label"}``: ``tokens`` is their number, and
+    ``done_before`` how many of them were done already in an earlier run, which pushed them to a batch of the same name. The log
+    and ``done_before_ids`` name some of these. ``label`` is short, for people: the batch's name, or the first inputs.
+
+    Pools in ``outlets`` (``assets.pool_asset``) get an event with the same in its extra, unless a later task of the DAG has the
+    same pool in its ``outlets``: then that one makes the event, when the tokens are done.
     """
 
     template_fields: Sequence[str] = (
@@ -161,9 +164,16 @@ class PicasPushTokensOperator(BaseOperator):
             **Batch(batch, hook.settings.database, report.tokens).as_dict(),
             "done_before": report.done_before,
             "done_before_ids": report.done_before_ids,
+            "label": self.batch_label,
         }
+        assets.hold_back(self)
         assets.tell(context, self.outlets, output)
         return output
+
+    @property
+    def batch_label(self) -> str:
+        """What people know this push by: the name of its batch, the file, or the first inputs that are in the DAG or in XCom."""
+        return label(self.batch, self.inputs if self.tokens is None else self.tokens)
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
         """The pool that was pushed to; asked for by Airflow's OpenLineage provider."""

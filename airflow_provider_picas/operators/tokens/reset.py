@@ -7,6 +7,7 @@ from typing import Any
 
 from airflow.providers.common.compat.sdk import Context
 
+from airflow_provider_picas import assets
 from airflow_provider_picas.operators.parameters import flag
 from airflow_provider_picas.operators.tokens.selecting import SelectingOperator
 
@@ -56,4 +57,5 @@ class PicasResetTokensOperator(SelectingOperator):
                 selection, reason=self.reason or "reset", keep_logs=flag("keep_logs", self.keep_logs), dry_run=dry_run
             )
         self._tell(report, "would be reset" if dry_run else "reset", hook, selection)
+        assets.hold_back(self)  # of an asset that a later task tells of when the tokens are done
         return self._output(batch, hook, reset=report.changed, ids=report.changed_ids, left=report.left_dict())

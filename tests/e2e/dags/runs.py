@@ -2,6 +2,7 @@
 
 from airflow.sdk import dag, task
 
+from airflow_provider_picas.assets import pool_asset
 from airflow_provider_picas.operators.tokens import PicasPushTokensOperator
 from airflow_provider_picas.sensors.tokens import PicasTokenStateSensor
 from airflow_provider_picas.task_groups import picas_run
@@ -15,8 +16,9 @@ echo "{\\"name\\": \\"$PICAS_INPUT\\"}" > "$PICAS_OUTPUT_FILE"
 
 @dag(schedule=None)
 def rerun_by_clearing():
-    push = PicasPushTokensOperator(task_id="push", inputs=list(range(20)))
-    PicasTokenStateSensor(task_id="wait", batch=push.output, timeout=120, deferrable=True)
+    pool = pool_asset("couchdb.example.org", "rerun")
+    push = PicasPushTokensOperator(task_id="push", inputs=list(range(20)), outlets=[pool])
+    PicasTokenStateSensor(task_id="wait", batch=push.output, timeout=120, deferrable=True, outlets=[pool])
 
 
 @dag(schedule=None)
