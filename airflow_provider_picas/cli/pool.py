@@ -20,6 +20,7 @@ from airflow_provider_picas.slurm.remote import RemoteError
 from airflow_provider_picas.tokens import attachments, batch, leases
 from airflow_provider_picas.tokens.causes import cause_of
 from airflow_provider_picas.tokens.counts import Counts
+from airflow_provider_picas.tokens.documents import without_leftovers
 from airflow_provider_picas.tokens.selection import UnknownBatchError
 from airflow_provider_picas.tokens.states import State, state_of
 from airflow_provider_picas.tokens.text import last_lines, one_line
@@ -165,7 +166,7 @@ def _errors(hook: PicasHook, options: argparse.Namespace) -> Iterator[str]:
 
 def _logs(hook: PicasHook, options: argparse.Namespace) -> Iterator[str]:
     token = _token(hook, options.token)
-    yield from _attempts(token)
+    yield from _attempts(without_leftovers(token))
     names = attachments.log_names(token)
     if not names:
         yield "It has no logs."

@@ -1199,6 +1199,32 @@ def held_by_pilot(doc: Doc) -> bool:
     return bool(doc.get("pilot")) and str(doc.get("claim")).rpartition("-")[2] == str(doc.get("lock"))
 
 
+def lock_of_claim(doc: Mapping[str, Any]) -> Optional[int]:
+    """When the pilot of this kind locked the token whose claim it carries; None if it carries none."""
+    claim = re.match(r"[0-9a-f]{16}-([0-9]{1,15})\Z", str(doc.get("claim")))
+    return int(claim.group(1)) if claim else None
+
+
+def without_leftovers(doc: Doc) -> Doc:
+    """A token that waits, with what it shows of an earlier attempt of a pilot of this kind moved to its attempts.
+
+    PiCaS's own tools, and people who edit documents, reset a token and leave our fields in it.
+    """
+    lock = lock_of_claim(doc)
+    if lock is None:
+        return doc
+    fields = ("pilot", "claim", "seconds", *JOB_ID_FIELDS)
+    attempt = {name: doc[name] for name in fields if doc.get(name)}
+    errors = list_or_empty(doc.get("error"))
+    if errors:
+        attempt["error"] = (errors[-1] if isinstance(errors[-1], str) else json.dumps(errors[-1]))[:2000]
+    new = {name: value for name, value in doc.items() if name not in fields}
+    if "error" in doc:
+        new["error"] = []
+    new["attempts"] = add_attempt(doc, dict(attempt, lock=lock, reason="reset: not by this package"))
+    return new
+
+
 class Token:
     """A token that this pilot has claimed. ``doc`` carries the revision of the claim: the fence."""
 
@@ -2399,7 +2425,9 @@ class Claims:
         if self._me.job:
             who["slurm_job_id"] = self._me.job
         # The claim carries the time of the lock: see held_by_pilot.
-        self.in_flight = tokens = [Token(dict(doc, **who, claim=f"{uuid.uuid4().hex[:16]}-{lock}")) for doc in docs]
+        self.in_flight = tokens = [
+            Token(dict(without_leftovers(doc), **who, claim=f"{uuid.uuid4().hex[:16]}-{lock}")) for doc in docs
+        ]
         try:
             status, rows = self._database.bulk([token.doc for token in tokens])
         except Unreachable:

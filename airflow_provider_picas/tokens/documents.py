@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from airflow_provider_picas.pilot.picas_pilot import MOST_NESTED, add_attempt, is_nested_more
+from airflow_provider_picas.pilot.picas_pilot import MOST_NESTED, add_attempt, is_nested_more, lock_of_claim
 from airflow_provider_picas.tokens import ids
 from airflow_provider_picas.tokens.states import State, state_of, to_string
 
@@ -265,6 +265,20 @@ def attempt(document: Mapping[str, Any], reason: str) -> dict[str, Any]:
         text = last if isinstance(last, str) else json.dumps(last, ensure_ascii=False, default=str)
         kept["error"] = text[:_ERROR_TEXT]
     return {**kept, "reason": reason}
+
+
+def without_leftovers(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The token without what an earlier attempt of a pilot of this package has left in it, for people.
+
+    PiCaS's own tools reset tokens, and its pilots lock them, without touching the fields of this package.
+    """
+    left: frozenset[str] = frozenset()
+    if (lock := lock_of_claim(document)) is not None:
+        if state_of(document) is State.TODO:
+            left = _OF_THE_ATTEMPT | {"error"}
+        elif document.get("lock") != lock:
+            left = frozenset(_PILOT_FIELDS)
+    return {field: value for field, value in document.items() if field not in left}
 
 
 def scrubbed(document: Mapping[str, Any], reason: str, *, counted: bool = True) -> dict[str, Any]:
