@@ -50,7 +50,7 @@ def attachment(text: bytes) -> dict[str, str]:
 
 
 def test_status(pool: Pool, say: Say) -> None:
-    assert "Create the views with" in say("status")[2]
+    assert "creates the views with" in say("status")[2]
     PicasHook().deploy_views()
     code, out, _ = say("status")
     assert (code, out) == (0, f"{pool.database} on {pool.url}: 0 todo, 0 locked, 0 done, 0 error\n")

@@ -219,7 +219,7 @@ class TestPool:
         assert hook.count() == Counts(3, 3, 3, 3)
 
     def test_a_pool_with_no_views_says_which_are_missing(self, hook: PicasHook) -> None:
-        with pytest.raises(errors.NotFoundError, match=r"no view 'todo' in design document 'Monitor'.*deploy_views"):
+        with pytest.raises(errors.NotFoundError, match=r"no view 'todo' in design document 'Monitor'.*deploy-views"):
             hook.count()
         with pytest.raises(errors.NotFoundError, match="no view 'error' in design document 'Monitor'"):
             list(hook.tokens("error"))
