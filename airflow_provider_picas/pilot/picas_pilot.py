@@ -21,6 +21,7 @@ import hashlib
 import hmac
 import http.client
 import inspect
+import io
 import json
 import math
 import os
@@ -88,17 +89,24 @@ STALE = 10.0  # seconds after which a claimed token that has not been started is
 STOP_WITHIN = 9.0  # seconds from a signal to the end
 TERM_GRACE = 3.0  # seconds of those that commands get between SIGTERM and SIGKILL
 CONFIRM = 3.0  # seconds, at most, that a pilot which was frozen past its lease gets to make sure of its tokens
-BULK_BYTES = 16_000_000  # of logs in one request, roughly
+BULK_BYTES = 16_000_000  # of documents and logs in one request, roughly
 MAX_ATTEMPTS = 10  # earlier attempts that a token keeps, and their logs
 FIELD_BYTES = 64 * 1024  # largest value in the command's environment
 FIELDS_BYTES = 512 * 1024  # of all values together
 PROGRESS_BYTES = 4096
+LARGEST_ANSWER = 64_000_000  # bytes of an answer that are read
+SLOWEST_ANSWER = 10  # an answer may take this many times the time-out, which is for each piece of it
+FIRST_PAGE = 100  # documents that are asked for while their size is not known
+LOG_CHARACTERS = 2000  # of one entry in the log; of a traceback, ten times as many
 FIRST_REVISION = 1_000_000_000  # of a lease: ten digits for as long as a pilot may live
 LARGEST_NUMBER = 1e300  # what is beyond it overflows: Python's integers have no limit
 MOST_NESTED = 500  # lists and objects within each other in a field of a token: Python's JSON fails at about 990
 TOO_DEEP = f"is nested more than {MOST_NESTED} deep"
 HUGE_INTEGER = re.compile(rb"[0-9]{4301}")  # more digits than Python 3.11 and later read as an integer
+TOO_MUCH = "is too large to be read"
 TOO_LONG = "holds an integer of more than 4300 digits"
+LONG_INTEGER = re.compile(rb"[0-9]{309}")  # digits of the first one that CouchDB 3.5 does not store
+TOO_LARGE_NUMBER = "a number beyond 1.8e308, which CouchDB does not store: write it as text"
 JOB_ID_FIELDS = ("slurm_job_id", "dirac_job_id", "wms_job_id", "cream_job_id", "pbs_job_id")
 
 
@@ -127,6 +135,10 @@ class Unreadable(Unreachable):
     def __init__(self, message: str, status: int, why: str) -> None:
         super().__init__(message, status)
         self.why = why
+
+
+class LargeAnswer(Unreadable):
+    """An answer with more bytes than the pilot reads."""
 
 
 class Background:
@@ -187,14 +199,33 @@ def _write_log(entries: List[str], left_out: int) -> None:
 _LOG = Background("log", _write_log, most=1000)
 
 
-def _entry(message: str) -> str:
-    clean = "".join(char if char.isprintable() else "\n    " if char == "\n" else ascii(char)[1:-1] for char in message)
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {clean}\n"
+_GROUP = re.compile(r"::(?=(?:end)?group::)")
 
 
-def log(message: str) -> None:
-    """One entry in the job's log. Token content in it is foreign: control characters are escaped."""
-    _LOG.add(_entry(message))
+def escape(text: str) -> str:
+    """Foreign text on one line: control characters, escape sequences and the like are written out.
+
+    So are the commands that fold lines in Airflow's log, which shows the pilots' (``::group::``).
+    """
+    return _GROUP.sub(": :", "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text))
+
+
+def _shortened(text: str, most: int) -> str:
+    """The beginning and the end of a text that is too long."""
+    return text if len(text) <= most else f"{text[: most // 2]} [...] {text[-(most // 2) :]}"
+
+
+def _entry(message: str, details: str = "") -> str:
+    lines = [_shortened(message, LOG_CHARACTERS), *_shortened(details, 10 * LOG_CHARACTERS).splitlines()]
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} " + "\n    ".join(map(escape, lines)) + "\n"
+
+
+def log(message: str, details: str = "") -> None:
+    """One entry in the job's log: a line, and ``details`` such as a traceback in lines of their own.
+
+    What tokens, commands and servers say in it is foreign: it is escaped, and cut where it is too long.
+    """
+    _LOG.add(_entry(message, details))
 
 
 def number(value: Any, default: float = 0) -> float:
@@ -294,7 +325,7 @@ def parse_config(text: str) -> Config:
     """The configuration in a ``pilot.json``. Raises Failed, naming the key that is wrong."""
     try:
         values = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Failed(f"pilot.json is no JSON: {error}.", EX_CONFIG) from None
     if not isinstance(values, dict):
         raise Failed("pilot.json must hold one JSON object.", EX_CONFIG)
@@ -328,7 +359,7 @@ def read_access(folder: str, config: Config, again: bool = False) -> Access:
         values, secret = read_credentials(path)
         if os.stat(secret).st_mode & 0o077 and not again:
             log(f"Others may read {secret}, which holds a password or the key to one: chmod 600 it.")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError, MemoryError) as error:  # the last two: of Python's parser
         raise Failed(f"{path} cannot be read: {error}.", EX_CONFIG) from None
     if config.database:
         values["PICAS_DATABASE"] = config.database
@@ -689,9 +720,41 @@ class Login:
         self._told = message
 
 
+def _tls(config: Config) -> ssl.SSLContext:
+    """How the server's certificate is verified. Raises Failed for a file of certificates that cannot be read."""
+    try:
+        context = ssl.create_default_context(cafile=os.path.expanduser(config.ca_file) if config.ca_file else None)
+    except OSError as error:
+        raise Failed(f"ca_file {config.ca_file} is not a file of certificates: {error}.", EX_CONFIG) from None
+    if not config.tls_verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
 def has_path(name: str) -> bool:
     """Whether a URL's path can name a document or an attachment of this name. Dots alone mean folders in a URL, quoted or not."""
     return name not in (".", "..")
+
+
+def size_of(doc: Doc) -> int:
+    """Bytes of a document in a request."""
+    return len(json.dumps(doc, separators=(",", ":")))
+
+
+def portions(docs: Sequence[Doc]) -> Iterator[List[Doc]]:
+    """Documents in portions of ``BULK_BYTES``, or of one."""
+    some: List[Doc] = []
+    total = 0
+    for doc in docs:
+        size = size_of(doc)
+        if some and total + size > BULK_BYTES:
+            yield some
+            some, total = [], 0
+        some.append(doc)
+        total += size
+    if some:
+        yield some
 
 
 def read_answer(answer: bytes) -> Any:
@@ -708,18 +771,91 @@ def _integer(text: str) -> int:
     return int(text)
 
 
+class _Bounded(io.RawIOBase):
+    """What comes over a connection for one answer. Raises LargeAnswer and socket.timeout beyond its limits of size and time."""
+
+    def __init__(self, raw: Any, place: str, most: int, seconds: float) -> None:
+        super().__init__()
+        self._raw = raw
+        self._place = place
+        self._most = self._left = most
+        self._seconds = seconds
+        self._until = time.monotonic() + seconds
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> Any:
+        if time.monotonic() > self._until:
+            raise socket.timeout(f"the answer was not complete after {self._seconds:.0f} s")
+        count = self._raw.readinto(buffer)
+        self._left -= count or 0
+        if self._left < 0:
+            raise LargeAnswer(f"An answer of {self._place} has more than {self._most:,} bytes", 200, TOO_MUCH)
+        return count
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _Response(http.client.HTTPResponse):
+    """An answer with limits, which also hold for its headers."""
+
+    limits: Tuple[str, int, float] = ("", 0, 0.0)
+
+    def __init__(self, sock: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(sock, *args, **kwargs)
+        self.fp = io.BufferedReader(_Bounded(self.fp.detach(), *self.limits))
+
+
+def read_url(url: str) -> Tuple[str, str, int, str]:
+    """Scheme, host, port and path of ``PICAS_HOST_URL``. Raises Failed, without the URL: a password may be in it."""
+    try:
+        parts = urlsplit(url)
+        ports = {"http": 80, "https": 443}
+        port = (parts.port or ports[parts.scheme]) if parts.scheme in ports else 0
+        host = parts.hostname or ""
+    except ValueError:
+        port, host = 0, ""
+    if not port or not re.match(r"[^\x00-\x20\x7f]+\Z", host):
+        raise Failed(
+            "PICAS_HOST_URL must be http(s)://host:port, with a port up to 65535. Login and password have names of their own.",
+            EX_CONFIG,
+        )
+    return parts.scheme, host, port, quote(parts.path.rstrip("/"), safe="/%:@!$&'()*+,;=-._~")
+
+
+_OR_NONE = (dict, type(None))
+
+
+def _is_object(value: Any, kinds: Mapping[str, Any]) -> bool:
+    """Whether a JSON value is an object with fields of these types."""
+    return isinstance(value, dict) and all(isinstance(value.get(name), kind) for name, kind in kinds.items())
+
+
+def _is_document(value: Any) -> bool:
+    """Whether a JSON value is a document as CouchDB gives it."""
+    kinds = {"_id": str, "_rev": str, "_attachments": _OR_NONE, "_conflicts": (list, type(None))}
+    return _is_object(value, kinds) and all(_is_object(file, {}) for file in (value.get("_attachments") or {}).values())
+
+
 class Database:
     """One keep-alive connection to one CouchDB database; each thread has its own."""
 
-    def __init__(self, login: Union[Access, Login], config: Config, clock: Clock, timeout: float = 60) -> None:
+    def __init__(
+        self,
+        login: Union[Access, Login],
+        config: Config,
+        clock: Clock,
+        timeout: float = 60,
+        slowest: float = SLOWEST_ANSWER,
+    ) -> None:
         self._login = Login(login) if isinstance(login, Access) else login
         access = self._login.access
-        parts = urlsplit(access.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise Failed("PICAS_HOST_URL must be http(s)://host:port.", EX_CONFIG)
-        port = parts.port or {"http": 80, "https": 443}[parts.scheme]
-        self.place = f"{parts.scheme}://{parts.hostname}:{port}/{access.database}"
-        self._prefix = parts.path.rstrip("/") + "/" + quote(access.database, safe="")
+        scheme, host, port, path = read_url(access.url)
+        self.place = f"{scheme}://{host}:{port}/{access.database}"
+        self._prefix = path + "/" + quote(access.database, safe="")
         self._clock = clock
         self.quorum = clock.quorum
         self._left_alone: Set[str] = set()  # ids of documents that cannot be read or written by this pilot
@@ -727,17 +863,21 @@ class Database:
             str, float
         ] = {}  # ids of documents that are passed over, with the others, until when (monotonic)
         self._waited_for: Set[str] = set()  # those of them that may be taken after that
-        self._connection = http.client.HTTPConnection(parts.hostname, port, timeout=timeout)
-        if parts.scheme == "https":
-            context = ssl.create_default_context(cafile=os.path.expanduser(config.ca_file) if config.ca_file else None)
-            if not config.tls_verify:
-                context.check_hostname = False
-                context.verify_mode = ssl.CERT_NONE
-            self._connection = http.client.HTTPSConnection(parts.hostname, port, timeout=timeout, context=context)
+        self._longest = timeout * slowest  # seconds that an answer may take as a whole
+        self._page = FIRST_PAGE  # documents that make BULK_BYTES, by the size of the last ones
+        self._received = 0  # bytes of the last answer
+        self._response: Any = type(
+            "Response", (_Response,), {}
+        )  # of this connection: it has the limits of the next answer
+        self._connection = http.client.HTTPConnection(host, port, timeout=timeout)
+        if scheme == "https":
+            self._connection = http.client.HTTPSConnection(host, port, timeout=timeout, context=_tls(config))
         self._headers = {"Accept": "application/json", "Content-Type": "application/json", "User-Agent": "picas-pilot"}
 
-    def request(self, method: str, path: str, body: Any = None, query: Optional[Doc] = None) -> Tuple[int, Any]:
-        """Status and JSON of one request; values of ``query`` are sent as JSON.
+    def request(
+        self, method: str, path: str, body: Any = None, query: Optional[Doc] = None, largest: int = LARGEST_ANSWER
+    ) -> Tuple[int, Any]:
+        """Status and JSON of one request; values of ``query`` are sent as JSON. ``largest``: bytes of the answer that are read.
 
         Raises Unreachable when the answer is of no use: then a write may have been carried out or not. If so because of what a
         document holds, that is Unreadable.
@@ -745,17 +885,21 @@ class Database:
         url = self._prefix + ("/" + path if path else "")
         if query:
             url += "?" + urlencode({name: json.dumps(value) for name, value in query.items()})
-        data = None if body is None else json.dumps(body, allow_nan=False, separators=(",", ":")).encode("ascii")
+        try:
+            data = None if body is None else json.dumps(body, allow_nan=False, separators=(",", ":")).encode("ascii")
+        except ValueError as error:  # a number of a document that overflowed when it was read
+            raise Unreachable(f"A request to {self.place} cannot be written as JSON: {error}", 400) from None
         tries = 3 if method == "GET" or path == "_all_docs" else 1  # what only reads can be asked again at once
         while True:
             sent, access = time.monotonic(), self._login.access
             try:
-                self._connection.request(method, url, data, {**self._headers, **self._login.headers()})
-                response = self._connection.getresponse()
-                dated, content = (response.getheader("Date"), sent, time.monotonic()), response.read()
+                response, dated, content = self._send(method, url, data, largest)
                 if response.status in (401, 403) and self._login.has_changed(access):
                     continue  # it was not carried out
-                return self._useful(response.status, dated, content)
+                return self._useful(response, (response.getheader("Date"), sent, dated), content)
+            except LargeAnswer:
+                self._connection.close()
+                raise
             except (OSError, ValueError, http.client.HTTPException) as error:
                 self._connection.close()
                 if "CERTIFICATE_VERIFY_FAILED" in str(error) or isinstance(error, ssl.CertificateError):
@@ -766,12 +910,31 @@ class Database:
                     raise Unreachable(message) from None
                 time.sleep(random.uniform(0, 0.1))
 
-    def _useful(self, status: int, dated: Tuple[Optional[str], float, float], answer: bytes) -> Tuple[int, Any]:
+    def _send(
+        self, method: str, url: str, data: Optional[bytes], largest: int
+    ) -> Tuple[http.client.HTTPResponse, float, bytes]:
+        """The answer to one request, when its headers came (monotonic), and its content."""
+        self._response.limits = (self.place, largest, self._longest)
+        self._connection.response_class = self._response
+        self._connection.request(method, url, data, {**self._headers, **self._login.headers()})
+        response = self._connection.getresponse()
+        dated, content = time.monotonic(), response.read()
+        self._received = len(content)
+        return response, dated, content
+
+    def _useful(
+        self, response: http.client.HTTPResponse, dated: Tuple[Optional[str], float, float], answer: bytes
+    ) -> Tuple[int, Any]:
+        status = response.status
         try:
             data = read_answer(answer)
         except ValueError:
             if status == 413:  # a proxy's own page
                 return status, {}
+            encoding = response.getheader("Content-Encoding")
+            if encoding:
+                message = f"{self.place} answers HTTP {status} with content encoded as {encoding:.50}, which was not asked for"
+                raise Unreachable(message, status) from None
             if HUGE_INTEGER.search(answer):
                 self._clock.hear(*dated)
                 raise Unreadable(f"{self.place} answers with an integer that is too large", status, TOO_LONG) from None
@@ -790,10 +953,34 @@ class Database:
         """Close the connection. The next request makes a new one, which may lead to another node."""
         self._connection.close()
 
+    def _check(self, is_so: bool, status: int, path: str) -> None:
+        """Raise Unreachable if an answer is not as CouchDB's are."""
+        if not is_so:
+            raise Unreachable(
+                f"{self.place} answers {status} to {path:.200} with JSON of another shape than CouchDB's", status
+            )
+
+    def _objects(self, found: Any, status: int, path: str, **kinds: Any) -> List[Doc]:
+        """A list of objects with such fields, as a part of an answer. Raises Unreachable for anything else."""
+        self._check(isinstance(found, list) and all(_is_object(item, kinds) for item in found), status, path)
+        return list(found)
+
+    def _document(self, value: Any, status: int, path: str) -> Doc:
+        """A document, as a part of an answer. Raises Unreachable for anything else."""
+        self._check(_is_document(value), status, path)
+        return dict(value)
+
+    def info(self) -> Doc:
+        """What the database says of itself. Raises Failed for what is not a CouchDB."""
+        status, info = self.request("GET", "")
+        if status != 200 or not _is_object(info, {"db_name": str, "update_seq": (str, int)}):
+            raise Failed(f"{self.place} is not a CouchDB database: check PICAS_HOST_URL (HTTP {status}).", EX_CONFIG)
+        return dict(info)
+
     def get(self, path: str) -> Optional[Doc]:
         """The document at a quoted path, or None."""
         status, doc = self.request("GET", path)
-        return doc if status == 200 else None
+        return self._document(doc, status, path) if status == 200 else None
 
     def leases(self, pilots: Sequence[str]) -> Dict[str, Doc]:
         """The leases of pilots that have one."""
@@ -803,13 +990,16 @@ class Database:
         except Unreadable:
             half = len(pilots) // 2
             return dict(self.leases(pilots[:half]), **self.leases(pilots[half:])) if half else {}
-        return {names[row["key"]]: row["doc"] for row in rows if row.get("doc")}
+        return {names[row["key"]]: row["doc"] for row in rows if row.get("doc") and row["key"] in names}
 
     def _rows_of(self, ids: Sequence[str], path: str = "_all_docs", **query: Any) -> List[Doc]:
         status, answer = self.request("POST", path, {"keys": list(ids)}, query)
         if status != 200:
             raise Unreachable(f"{self.place} answers {status} to {path}", status)
-        return list(answer["rows"])
+        rows = answer.get("rows") if isinstance(answer, dict) else None
+        found = self._objects(rows, status, path, key=str, doc=_OR_NONE, value=_OR_NONE)
+        self._check(all(not row.get("doc") or _is_document(row["doc"]) for row in found), status, path)
+        return found
 
     def read(self, ids: Sequence[str], **query: Any) -> Dict[str, Optional[Doc]]:
         """Documents by id; None for what is missing, deleted, or cannot be read."""
@@ -821,13 +1011,19 @@ class Database:
                 return dict(self.read(ids[:half], **query), **self.read(ids[half:], **query))
             self.leave_alone(ids[0], error.why)
             return {ids[0]: None}
-        return {name: doc if doc and self._is_readable(doc) else None for name, doc in docs.items()}
+        found = {name: docs.get(name) for name in ids}
+        return {name: doc if doc and self._is_readable(doc) else None for name, doc in found.items()}
 
     def _is_readable(self, doc: Doc) -> bool:
-        too_deep = is_nested_more(doc, MOST_NESTED + 1)
-        if too_deep:
+        if is_nested_more(doc, MOST_NESTED + 1):
             self.leave_alone(doc["_id"], TOO_DEEP)
-        return not too_deep
+            return False
+        try:
+            json.dumps(doc, allow_nan=False)
+        except ValueError:
+            self.leave_alone(doc["_id"], "holds a number beyond 1.8e308")
+            return False
+        return True
 
     def branches(self, ids: Sequence[str]) -> Dict[str, List[Doc]]:
         """The revisions of documents that are in conflict, the winner first: mostly one, none for what cannot be read.
@@ -845,34 +1041,44 @@ class Database:
             return [doc]
         path = quote(doc["_id"], safe="")
         if not has_path(doc["_id"]):
-            others = [self._revision(doc["_id"], rev) for rev in conflicts]
+            others = [self._revision(doc["_id"], str(rev)) for rev in conflicts]
             return [doc, *sorted(others, key=revision_rank, reverse=True)]
         status, answer = self.request("GET", path + "?open_revs=all")
         if status != 200:
             raise Unreachable(f"{self.place} answers {status} to a read of {path}", status)
-        found = [row["ok"] for row in answer if "ok" in row and not row["ok"].get("_deleted")]
+        rows = self._objects(answer, status, path)
+        found = [self._document(row["ok"], status, path) for row in rows if "ok" in row]
+        found = [doc for doc in found if not doc.get("_deleted")]
         return sorted(found, key=revision_rank, reverse=True)
 
-    def _revision(self, name: str, rev: str, **query: Any) -> Doc:
+    def _revision(self, name: str, rev: str, largest: int = LARGEST_ANSWER, **query: Any) -> Doc:
         """A revision of a document whose id has no path of its own. Raises Unreachable."""
-        status, answer = self.request("POST", "_bulk_get", {"docs": [{"id": name, "rev": rev}]}, query)
-        for result in answer["results"] if status == 200 else []:
-            for found in result["docs"]:
+        body = {"docs": [{"id": name, "rev": rev}]}
+        status, answer = self.request("POST", "_bulk_get", body, query, largest)
+        results = answer.get("results") if isinstance(answer, dict) else None
+        for result in self._objects(results, status, "_bulk_get", docs=list) if status == 200 else []:
+            for found in self._objects(result["docs"], status, "_bulk_get"):
                 if "ok" in found:
-                    return dict(found["ok"])
+                    return self._document(found["ok"], status, "_bulk_get")
         raise Unreachable(f"{self.place} answers {status} to a read of revision {rev} of {name}", status or 404)
 
     def with_attachments(self, doc: Doc) -> Doc:
         """A document with the data of its attachments in it. Raises Unreachable."""
         if not doc.get("_attachments"):
             return doc
-        if not has_path(doc["_id"]):
-            return self._revision(doc["_id"], doc["_rev"], attachments=True)
+        sizes = [number(file.get("length")) for file in doc["_attachments"].values()]
+        largest = LARGEST_ANSWER + int(2 * sum(sizes))  # they come in base64
         path = quote(doc["_id"], safe="")
-        status, answer = self.request("GET", f"{path}?attachments=true&rev={quote(doc['_rev'])}")
-        if status != 200:
-            raise Unreachable(f"{self.place} answers {status} to a read of {path}", status)
-        return dict(answer)
+        if has_path(doc["_id"]):
+            status, found = self.request("GET", f"{path}?attachments=true&rev={quote(doc['_rev'])}", largest=largest)
+            if status != 200:
+                raise Unreachable(f"{self.place} answers {status} to a read of {path}", status)
+            found = self._document(found, status, path)
+        else:
+            found = self._revision(doc["_id"], doc["_rev"], largest, attachments=True)
+        files = (found.get("_attachments") or {}).values()
+        self._check(all(_is_object(file, {"content_type": str, "data": str}) for file in files), 200, path)
+        return found
 
     def delete(self, doc: Doc) -> None:
         """Delete a revision, which must not be the winner: the document would be gone. Raises Unreachable."""
@@ -883,7 +1089,8 @@ class Database:
 
     def revisions(self, ids: Sequence[str]) -> Dict[str, Optional[str]]:
         """Current revisions by id."""
-        return {row["key"]: (row.get("value") or {}).get("rev") for row in self._rows_of(ids)}
+        found = {row["key"]: (row.get("value") or {}).get("rev") for row in self._rows_of(ids)}
+        return {name: found.get(name) for name in ids}
 
     def bulk(self, docs: Sequence[Doc]) -> Tuple[int, Dict[str, Doc]]:
         """``_bulk_docs``: the status, and the row of each document; no rows when the request was refused as a whole.
@@ -891,7 +1098,10 @@ class Database:
         A row with ``accepted`` was stored on too few copies: see ``Quorum``.
         """
         status, rows = self.request("POST", "_bulk_docs", {"docs": list(docs)})
-        found = {row["id"]: row for row in rows if "id" in row} if status in (201, 202) else {}
+        found: Dict[str, Doc] = {}
+        if status in (201, 202):
+            text = (str, type(None))
+            found = {row["id"]: row for row in self._objects(rows, status, "_bulk_docs", id=str, rev=text, error=text)}
         if status == 202 and not any(row.get("accepted") for row in found.values()):
             found = {name: dict(row, accepted=True) for name, row in found.items()}  # it does not say which
         written = [not row.get("accepted") for row in found.values() if row.get("rev")]
@@ -912,30 +1122,55 @@ class Database:
         if status != 201:
             raise Unreachable(f"{self.place} answers {status} to a write of {path}", status)
 
+    def _view(self, view: str, query: Doc, **kinds: Any) -> List[Doc]:
+        """The rows of a view. Raises Failed if there is no such view, and Unreachable for other rows than views have."""
+        status, answer = self.request("GET", view, query=query)
+        if status != 200:
+            raise Failed(f"{self.place} has no view {view}: deploy the design documents.", EX_CONFIG)
+        return self._objects(answer.get("rows") if isinstance(answer, dict) else None, status, view, **kinds)
+
     def rows(self, view: str, limit: int, **query: Any) -> List[Doc]:
         """The first rows of a view, without those of documents that cannot be read. Raises Failed if there is no such view."""
         left_out = self._passed_over()
         query["limit"] = limit + len(left_out)
-        status, answer = self.request("GET", view, query=query)
-        if status != 200:
-            raise Failed(f"{self.place} has no view {view}: deploy the design documents.", EX_CONFIG)
-        return [row for row in answer["rows"] if row["id"] not in left_out][:limit]
+        rows = self._view(view, query, id=str, doc=_OR_NONE)
+        self._check(all(not row.get("doc") or _is_document(row["doc"]) for row in rows), 200, view)
+        return [row for row in rows if row["id"] not in left_out][:limit]
 
     def sum(self, view: str, **query: Any) -> int:
         """What a view reduces to. Raises Failed if there is no such view."""
-        status, answer = self.request("GET", view, query=query)
-        if status != 200:
-            raise Failed(f"{self.place} has no view {view}: deploy the design documents.", EX_CONFIG)
-        return int(sum(row["value"] for row in answer["rows"]))
+        return int(sum(number(row["value"]) for row in self._view(view, query, value=(int, float))))
 
     def documents(self, view: str, limit: int, **query: Any) -> List[Doc]:
-        """The documents of the first rows of a view, as they are now, but for those that cannot be read."""
-        if not self._passed_over():
-            with suppress(Unreadable):
-                docs = [row["doc"] for row in self.rows(view, limit, include_docs=True, **query) if row.get("doc")]
-                return [doc for doc in docs if self._is_readable(doc)]
-        names = [row["id"] for row in self.rows(view, limit, **query)]
-        return [doc for doc in self.read(names).values() if doc] if names else []
+        """The documents of the first rows of a view, as they are now, but for those that cannot be read.
+
+        Fewer than there are if they have more than ``BULK_BYTES`` together, but at least one.
+        """
+        return self.page(view, limit, **query)[0]
+
+    def page(self, view: str, limit: int, least: int = 1, **query: Any) -> Tuple[List[Doc], Optional[str]]:
+        """``documents``, at least ``least`` of them, and the id of the last row if there may be more."""
+        limit = max(least, min(limit, self._page))
+        while True:
+            try:
+                rows = self.rows(view, limit, include_docs=True, **query) if not self._passed_over() else None
+                break
+            except LargeAnswer:
+                if limit == least:
+                    rows = None
+                    break
+                limit = self._page = max(least, limit // 8)
+            except Unreadable:
+                rows = None
+                break
+        if rows is not None:
+            docs = [row["doc"] for row in rows if row.get("doc")]
+        else:
+            rows = self.rows(view, limit, **query)
+            docs = [doc for doc in self.read([row["id"] for row in rows]).values() if doc] if rows else []
+        if docs:
+            self._page = max(1, BULK_BYTES * len(docs) // max(1, self._received))
+        return [doc for doc in docs if self._is_readable(doc)], rows[-1]["id"] if len(rows) == limit else None
 
     def leave_out(self, name: str, seconds: float, waits: bool = True) -> None:
         """Pass over a document in the rows of views, for so long; ``waits``: there may be work in it after that."""
@@ -1196,7 +1431,10 @@ def held_by_pilot(doc: Doc) -> bool:
 
     A token that was reset by hand and locked by a PiCaS client may still carry the fields ``pilot`` and ``claim``.
     """
-    return bool(doc.get("pilot")) and str(doc.get("claim")).rpartition("-")[2] == str(doc.get("lock"))
+    pilot, claim = doc.get("pilot"), doc.get("claim")
+    if not (pilot and isinstance(pilot, str) and isinstance(claim, str) and "lock" in doc):
+        return False
+    return claim.rpartition("-")[2] == str(doc["lock"])
 
 
 def lock_of_claim(doc: Mapping[str, Any]) -> Optional[int]:
@@ -1241,7 +1479,6 @@ class Token:
         return bool(doc.get("claim") == self.claim and doc.get("lock") == self.doc["lock"])
 
 
-_OR_NONE = (dict, type(None))
 _CHANGE: Dict[str, Any] = {  # of what types the parts of a change are that was kept in a file
     "kind": str, "token": str, "claim": str, "set": dict, "unset": list, "error": _OR_NONE, "attempt": _OR_NONE, "number": int,
     "attachments": dict,
@@ -1361,7 +1598,7 @@ class Change:
 def revision_rank(doc: Doc) -> Tuple[int, str]:
     """How CouchDB ranks revisions that are in conflict. The highest wins, on all nodes the same."""
     generation, _, digest = doc["_rev"].partition("-")
-    return int(generation), digest
+    return int(generation) if re.match("[0-9]{1,18}\\Z", generation) else 0, digest
 
 
 class Merger(NamedTuple):
@@ -1588,7 +1825,21 @@ def read_json(path: str, most: int) -> Tuple[Any, bool, Optional[str]]:
         return None, False, f"{name} is no JSON: {error!s:.200}"
     if is_nested_more(value, MOST_NESTED):
         return None, False, f"{name} is nested more than {MOST_NESTED} deep"
+    if LONG_INTEGER.search(data) and holds_large_integer(value):
+        return None, False, f"{name} holds {TOO_LARGE_NUMBER}"
     return value, True, None
+
+
+def holds_large_integer(value: Any) -> bool:
+    """Whether a JSON value holds an integer that CouchDB does not store."""
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, (dict, list, tuple)):
+            waiting += item.values() if isinstance(item, dict) else item
+        elif isinstance(item, int) and abs(item) > sys.float_info.max:
+            return True
+    return False
 
 
 def is_nested_more(value: Any, most: int) -> bool:
@@ -2036,7 +2287,7 @@ class Identity(NamedTuple):
 
 
 def _whole(text: Optional[str], default: int) -> int:
-    return int(text) if text and text.isdigit() else default
+    return int(text) if text and re.match("[0-9]{1,18}\\Z", text) else default
 
 
 def lease_id(pilot: str) -> str:
@@ -2230,6 +2481,7 @@ class Claims:
         self.cluster = cluster
         self._heads: List[Head] = []
         self._heads_until = 0.0
+        self._monitor_from = ""  # the row of Monitor/todo behind which there was a token of the wanted classes
         self._classes_after: Optional[List[Any]] = None  # where those classes begin that are not among the heads
         self._useful = False  # the present take has found a token that it may claim
         self._used_up: Set[str] = set()  # heads of which nothing is left in this pilot's share
@@ -2286,7 +2538,7 @@ class Claims:
             self._useful = bool(clean or suspects or not_todo)
             if len(clean) >= wanted:
                 break
-        chosen = clean[:wanted] or suspects[:1]
+        chosen = next(portions(clean[:wanted]), []) or suspects[:1]
         tokens = self._claim(chosen)
         self.contested = len(clean) + len(suspects) - len(tokens) + not_todo
         if len(tokens) < 0.5 * len(chosen):
@@ -2318,7 +2570,7 @@ class Claims:
                 self._tell_once(f"{error} Monitor/todo is used instead: priorities count only among the tokens seen.")
                 self._own_views_at = time.monotonic() + (2.0 if self.cluster else 60.0)
         try:
-            yield self._find_in_monitor(wanted)
+            yield from self._find_in_monitor(wanted)
             self._no_views_since = None
         except Failed as error:
             now = time.monotonic()
@@ -2355,6 +2607,7 @@ class Claims:
         batch = self._config.batch or ""
         start = start or [batch]
         heads: List[Head] = []
+        seen: Set[str] = set()
         self._classes_after = None
         if self._config.classes is None:
             while True:
@@ -2362,6 +2615,9 @@ class Claims:
                 if not rows:
                     break
                 priority, name = rows[0]["key"][2], rows[0]["key"][1]
+                if name in seen:
+                    raise Unreachable(f"{self._database.place} answers with rows in another order than a view's", 200)
+                seen.add(name)
                 if len(quote(json.dumps(name))) > self.LONGEST_CLASS:
                     self._tell_once(
                         f"Tokens of class {name:.100}... are left alone: its name is too long for a request."
@@ -2369,7 +2625,7 @@ class Claims:
                     start = [batch, name[: self.LONGEST_CLASS // 40] + "\ufff0"]
                     continue
                 heads.append((priority, name))
-                start = [batch, name, {}]
+                start = [batch, name, {"\ufff0": None}]
                 if len(heads) == self.MOST_CLASSES:
                     self._classes_after = start
                     break
@@ -2384,7 +2640,12 @@ class Claims:
         return sorted(heads, key=lambda head: number(head[0], math.inf))
 
     def _first(self, start: List[Any], end: List[Any]) -> List[Doc]:
-        return self._database.rows(DESIGN + "todo", reduce=False, startkey=start, endkey=end, limit=1)
+        rows = self._database.rows(DESIGN + "todo", reduce=False, startkey=start, endkey=end, limit=1)
+        for row in rows:
+            key = row.get("key")
+            if not isinstance(key, list) or len(key) < 3 or not isinstance(key[1], str):
+                raise Unreachable(f"{self._database.place} answers with other rows than those of {DESIGN}todo", 200)
+        return rows
 
     def _find_at(self, head: Head, limit: int) -> Iterator[List[Doc]]:
         """First in this pilot's share of the numbers within class and priority, then from a random one on, wrapping around.
@@ -2408,14 +2669,35 @@ class Claims:
     def _todo(self, limit: int, **limits: Any) -> List[Doc]:
         return self._database.documents(DESIGN + "todo", reduce=False, limit=limit, **limits)
 
-    def _find_in_monitor(self, wanted: int) -> List[Doc]:
-        """For a pool that has PiCaS's own views alone: a random choice of the first rows."""
-        rows = self._database.rows(MONITOR + "todo", limit=max(100, 2 * wanted), **batch_range(self._config.batch))
-        chosen = random.sample([row["id"] for row in rows], min(len(rows), max(2 * wanted, 10)))
-        docs = [doc for doc in self._database.read(chosen).values() if doc] if chosen else []
-        classes = self._config.classes
-        docs = [doc for doc in docs if classes is None or class_name(doc) in classes]
-        return sorted(docs, key=lambda doc: -number(doc.get("priority")))
+    def _find_in_monitor(self, wanted: int) -> Iterator[List[Doc]]:
+        """For a pool that has PiCaS's own views alone: a random choice of the first rows.
+
+        These views do not know of classes. Where only some are wanted, all rows are read, from where there were some the last
+        time: any number of other tokens may be before them.
+        """
+        limit, classes = max(100, 2 * wanted), self._config.classes
+        limits = batch_range(self._config.batch)
+        if classes is None:
+            rows = self._database.rows(MONITOR + "todo", limit=limit, **limits)
+            chosen = random.sample([row["id"] for row in rows], min(len(rows), max(2 * wanted, 10)))
+            docs = [doc for doc in self._database.read(chosen).values() if doc] if chosen else []
+            yield sorted(docs, key=lambda doc: -number(doc.get("priority")))
+            return
+        place, wrapped = self._monitor_from, not self._monitor_from
+        while True:
+            start = {"startkey": place} if place else {}
+            docs, last = self._database.page(MONITOR + "todo", limit, least=2, **dict(limits, **start))
+            docs = [doc for doc in docs if class_name(doc) in classes]
+            if docs:
+                self._monitor_from = place
+                random.shuffle(docs)
+                yield sorted(docs, key=lambda doc: -number(doc.get("priority")))
+            if last is None and wrapped:
+                self._monitor_from = ""
+                return
+            if last == place:
+                raise Unreachable(f"{self._database.place} answers with rows in another order than a view's", 200)
+            place, wrapped, limit = last or "", wrapped or last is None, min(limit * 2, 1000)
 
     def _claim(self, docs: List[Doc]) -> List[Token]:
         if not docs:
@@ -2661,12 +2943,12 @@ class Reaper:
         """Give back the tokens of dead pilots, but these. How many, and whether living pilots hold others. Raises Unreachable."""
         total = 0
         for _ in range(self.PAGES):
-            docs = self._locked()
+            docs, more = self._locked()
             reaped, living = self._reap_among([doc for doc in docs if doc["_id"] not in but])
             total += reaped
             self._living_since = self._living_since or living
             self._skip += len(docs) - reaped
-            if len(docs) < self.PAGE:
+            if not more:
                 self._skip, self._living_then, self._living_since = 0, self._living_since, False
                 self._silence.keep(list(self._met))
                 self._read_next = {name: at for name, at in self._read_next.items() if name in self._met}
@@ -2679,7 +2961,7 @@ class Reaper:
         # The tokens are read before the leases: a pilot renews before it claims, so an expired lease covers them.
         oldest: Dict[str, float] = {}
         for doc in docs:
-            oldest[doc["pilot"]] = min(number(doc["lock"]), oldest.get(doc["pilot"], float("inf")))
+            oldest[doc["pilot"]] = min(number(doc.get("lock")), oldest.get(doc["pilot"], float("inf")))
         self._met.update(oldest)
         asked = time.monotonic()
         judged = [pilot for pilot in oldest if asked >= self._read_next.get(pilot, 0)]
@@ -2702,25 +2984,28 @@ class Reaper:
         """The rows of what was written. What is too large for a request goes by halves, until what is so by itself is left."""
         if not changes:
             return {}
-        status, rows = self._database.bulk([change.apply() for change in changes])
-        if status != 413:
-            return rows
         half = len(changes) // 2
+        docs = [change.apply() for change in changes]
+        if not half or sum(map(size_of, docs)) <= BULK_BYTES:
+            status, rows = self._database.bulk(docs)
+            if status != 413:
+                return rows
         if not half:
             self._database.leave_alone(changes[0].token, "is too large to be given back")
             return {}
         return dict(self._write(changes[:half]), **self._write(changes[half:]))
 
-    def _locked(self) -> List[Doc]:
+    def _locked(self) -> Tuple[List[Doc], Optional[str]]:
+        """A page of locked tokens, and whether there are more."""
         # Where others give tokens back meanwhile, some are passed over until all are looked at again.
         query = {"limit": self.PAGE, "skip": self._skip}
         if self._config.batch is not None:
             with suppress(Failed):  # no such view: see Monitor
                 key = [self._config.batch, "locked"]
-                return self._database.documents(DESIGN + "counts", reduce=False, key=key, **query)
+                return self._database.page(DESIGN + "counts", reduce=False, key=key, **query)
         with suppress(Failed):
-            return self._database.documents(MONITOR + "locked", **batch_range(self._config.batch), **query)
-        return []
+            return self._database.page(MONITOR + "locked", **batch_range(self._config.batch), **query)
+        return [], None
 
     def _death(self, pilot: str, lock: float, lease: Optional[Doc], asked: float) -> Optional[str]:
         """Why a pilot counts as dead, or None. ``lock``: of its oldest token; ``asked``: when its lease was, monotonic."""
@@ -2946,6 +3231,7 @@ class Reporter(threading.Thread):
             while self._queue and len(self._sending) < 200 and size < BULK_BYTES and not self._closed:
                 change = self._queue.popleft()
                 size += sum(len(attachment["data"]) for attachment in change.attachments.values())
+                size += size_of(change.doc or {}) + size_of(change.set)
                 self._sending[change.claim] = change
 
     def _send(self) -> None:
@@ -2964,7 +3250,7 @@ class Reporter(threading.Thread):
             except Exception:  # a fault of this program must not lose results: they stay, and are tried again
                 if traceback.format_exc() != fault:
                     fault = traceback.format_exc()
-                    log("The reporter failed:\n" + fault)
+                    log("The reporter failed:", fault)
                 alone = self._put_behind(changes)
             if len(self._sending) < before:
                 backoff = Backoff(longest=5.0)
@@ -3279,7 +3565,7 @@ class Lease(threading.Thread):
                     log(f"The lease cannot be renewed: {error}.")
                 pause = backoff.pause()
             except Exception:
-                log("The lease's thread failed:\n" + traceback.format_exc())
+                log("The lease's thread failed:", traceback.format_exc())
                 pause = backoff.pause()
 
     def _write_tokens_again(self) -> None:
@@ -3290,12 +3576,13 @@ class Lease(threading.Thread):
         tokens = {token.id: token for token in self._work.held()}
         docs = self._database.read(list(tokens)) if tokens else {}
         mine = [doc for name, doc in docs.items() if doc and tokens[name].is_claimed_in(doc)]
-        status, rows = self._database.bulk(mine) if mine else (201, {})
-        for doc in mine:
-            revision = rows.get(doc["_id"], {}).get("rev")
-            if status != 201 or not revision:
-                raise Unreachable(f"{self._database.place} did not take token {doc['_id']} ({status})", status)
-            tokens[doc["_id"]].doc["_rev"] = revision
+        for some in portions(mine):
+            status, rows = self._database.bulk(some)
+            for doc in some:
+                revision = rows.get(doc["_id"], {}).get("rev")
+                if status != 201 or not revision:
+                    raise Unreachable(f"{self._database.place} did not take token {doc['_id']} ({status})", status)
+                tokens[doc["_id"]].doc["_rev"] = revision
         if mine:
             log(f"The lease was renewed late; {len(mine)} tokens are still this pilot's.")
 
@@ -3339,7 +3626,7 @@ class WallClock(threading.Thread):
         self._processes = processes
         self._job = os.environ.get("SLURM_JOB_ID")
         given = os.environ.get("SLURM_JOB_END_TIME", "")
-        self._given = float(given) if given.isdigit() else None  # seconds since 1970
+        self._given = float(given) if re.match("[0-9]{1,18}\\Z", given) else None  # seconds since 1970
         self._end: Optional[float] = None  # monotonic
         self.asked = threading.Event()  # set when Slurm has been asked once, or there is none
         self._again = threading.Event()
@@ -3451,7 +3738,7 @@ class Slot(threading.Thread):
             try:
                 change = self._attempt(run)
             except Exception:
-                log(f"Running {run.token.id} failed:\n{traceback.format_exc()}")
+                log(f"Running {run.token.id} failed:", traceback.format_exc())
                 work.stop(DRAIN, "there is a fault in the pilot", EX_SOFTWARE)
             finally:
                 work.finish(run, change, self._reporter)
@@ -3547,7 +3834,7 @@ class Claimer(threading.Thread):
             except Failed as error:
                 work.stop(DRAIN, str(error), error.code)
             except Exception:
-                log("The claimer failed:\n" + traceback.format_exc())
+                log("The claimer failed:", traceback.format_exc())
                 work.stop(DRAIN, "there is a fault in the pilot", EX_SOFTWARE)
         with suppress(Unreachable, Failed):  # others see from the lease that this pilot has ended
             for token in self._claims.settle():
@@ -3677,7 +3964,7 @@ class Pilot:
         login = Login(self._access, lambda: read_access(folder, config, again=True))
         self._database = Database(login, config, self.clock)  # this thread's, then the claimer's
         self._outbox = Outbox(folder, self._access.database)
-        quick = Database(login, config, self.clock, timeout=max(1.0, min(30.0, config.lease / 4)))
+        quick = Database(login, config, self.clock, timeout=max(1.0, min(30.0, config.lease / 4)), slowest=2)
         self.lease = Lease(quick, config, self._me, self.clock, self.work)
         database = Database(login, config, self.clock)
         conflicts = Conflicts(database, config, self._me, self.clock, self.lease.contact, self.held_claims)
@@ -3705,7 +3992,8 @@ class Pilot:
             what = f"batch {self.config.batch}" if self.config.batch else "all batches"
             log(f"Pilot {self._me.pilot} of submission {self.config.submission} on {self._database.place}, {what}.")
             parts = (self._database, self.config, self._me, self.clock)
-            cluster = number((info.get("cluster") or {}).get("n"), 1) > 1
+            copies = info["cluster"].get("n") if isinstance(info.get("cluster"), dict) else 1
+            cluster = number(copies, 1) > 1
             conflicts = Conflicts(*parts, self.lease.contact, self.held_claims)
             claims, reaper = Claims(*parts, cluster, conflicts), Reaper(*parts, self.lease.contact, conflicts)
             claimer = self._claimer(claims, reaper)
@@ -3741,11 +4029,11 @@ class Pilot:
         backoff, started = Backoff(), time.monotonic()
         while not self._signal:
             try:
-                _, info = self._database.request("GET", "")
+                info = self._database.info()
                 self.lease.renew()
                 with suppress(Unreachable):  # the claimer tries again before it reaps
                     self._outbox.send(self._database)
-                return dict(info)
+                return info
             except Unreachable as error:
                 if error.status in (401, 403):
                     raise Failed(f"{error}. Check the login in {self._access.folder}.", EX_NOPERM) from None
@@ -3902,7 +4190,7 @@ def main(arguments: Sequence[str]) -> int:
         log(f"The pilot cannot work. {error}")
         return error.code
     except Exception:
-        log("The pilot failed:\n" + traceback.format_exc())
+        log("The pilot failed:", traceback.format_exc())
         return EX_SOFTWARE
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
+
+from airflow_provider_picas.pilot.picas_pilot import escape
 
 
 def sample(values: Sequence[Any], most: int = 5, total: int | None = None) -> str:
@@ -20,14 +21,10 @@ def one_line(text: str, length: int = 200) -> str:
     Escape sequences, right-to-left marks and the like lose their effect, and so do the commands that fold lines in Airflow's log
     (``::group::``, ``::endgroup::``).
     """
-    clean = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text[: length + 1])
-    clean = _GROUP.sub(": :", clean)
+    clean = escape(text[: length + 1])
     return clean if len(text) <= length and len(clean) <= length else f"{clean[: length - 1]}…"
 
 
 def last_lines(text: str, characters: int, length: int = 500) -> str:
     """The last lines of a text of several, at most ``characters`` of it, each as ``one_line`` gives it."""
     return "\n".join(one_line(line, length) for line in text[-characters:].splitlines())
-
-
-_GROUP = re.compile(r"::(?=(?:end)?group::)")

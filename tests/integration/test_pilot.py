@@ -938,6 +938,15 @@ def test_a_bad_connection_loses_nothing_and_runs_nothing_twice(
     assert behind_proxy.files("unsent") == behind_proxy.files("refused") == []
 
 
+def plant_fault(submission: Submission, method: str) -> None:
+    """Let a method of a submission's pilots fail the first time that it is called."""
+    file = submission.folder / pilot.FILE.name
+    source = file.read_text()
+    assert method in source
+    lines = ('if not hasattr(self, "planted"):', "    self.planted = True", '    raise TypeError("planted")')
+    file.write_text(source.replace(method, "\n        ".join((method, *lines))))
+
+
 def test_a_claimer_that_fails_amid_a_claim_leaves_no_token_locked(
     pool: Pool, behind_proxy: Submission, server: couchdb.CouchDBAdmin
 ) -> None:
@@ -945,7 +954,7 @@ def test_a_claimer_that_fails_amid_a_claim_leaves_no_token_locked(
     with faults.Proxy(server.url) as hurting:
         behind_proxy.write_credentials(hurting.url)
         hurting.hurt(faults.Fault.LOSE, on="_bulk_docs")
-        hurting.hurt(200, on="_all_docs")  # an answer that is none
+        plant_fault(behind_proxy, "def _landed(self, tokens: List[Token]) -> List[Token]:")
         assert behind_proxy.run(COUNT, slots=3) == os.EX_SOFTWARE
     assert "The claimer failed" in behind_proxy.log()
     assert pool.states() == {State.TODO: 3}
@@ -1172,12 +1181,12 @@ def test_results_of_an_earlier_submission_of_the_task_are_sent(tmp_path: Path, p
 
 def test_a_reporter_that_fails_tries_again(pool: Pool, behind_proxy: Submission, server: couchdb.CouchDBAdmin) -> None:
     pool.push([{}])
+    plant_fault(behind_proxy, "def _judge_again(self, changes: List[Change]) -> List[Tuple[Change, str]]:")
     with faults.Proxy(server.url) as hurting:
         behind_proxy.write_credentials(hurting.url)
         process = behind_proxy.start(f"{COUNT}; {GATE}; echo 5 > output.json", lease=240)
         until(lambda: behind_proxy.runs().total() == 1)
         hurting.hurt(faults.Fault.LOSE, on="_bulk_docs")
-        hurting.hurt(200, on="_all_docs")  # an answer that is none
         behind_proxy.open_gate()
         assert process.wait(60) == 0, behind_proxy.log()
     assert "The reporter failed" in behind_proxy.log()
