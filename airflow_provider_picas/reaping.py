@@ -15,8 +15,8 @@ from datetime import datetime
 from functools import partial
 from typing import Any, TypeVar
 
-from airflow_provider_picas.couchdb import conflicts, errors
-from airflow_provider_picas.couchdb.pool import PAGE, TOO_LARGE, Document, Next, Pool
+from airflow_provider_picas.couchdb import conflicts, edits, errors
+from airflow_provider_picas.couchdb.pool import PAGE, TOO_LARGE, Document, Next, Pool, page_of
 from airflow_provider_picas.couchdb.protocol import Answer, Request, json_body
 from airflow_provider_picas.pilot.picas_pilot import Change, held_by_pilot, lease_id, reap
 from airflow_provider_picas.slurm import jobs as slurm_jobs
@@ -24,7 +24,7 @@ from airflow_provider_picas.slurm.jobs import Job, Life, Look
 from airflow_provider_picas.slurm.remote import Command, Output, RemoteError, Step, ok, quote, whole
 from airflow_provider_picas.tokens import documents, leases
 from airflow_provider_picas.tokens.leases import Holders, Judgement, Lease, Observer
-from airflow_provider_picas.tokens.states import State
+from airflow_provider_picas.tokens.states import State, state_of
 
 Result = TypeVar("Result")
 Operation = Generator[Request | Step, Any, Result]
@@ -33,6 +33,8 @@ Operation = Generator[Request | Step, Any, Result]
 UNSENT_FILES = 100  # results that one command reads
 UNSENT_BYTES = 4_000_000  # of them, together, at most, and a part of one that is larger
 WITNESS = "_local/picas-quorum"  # written to see whether a quorum of a cluster's nodes takes it
+FIRST_READ = 10  # tokens that the first request for them reads: their size is not known yet
+_JUDGED = ("_id", "_rev", "type", "lock", "done", "exit_code", "hostname", "slurm_job_id", "pilot", "claim")
 MOST_LEFT = 2  # results that the database may answer with an error until the fault is taken to be its own
 
 
@@ -165,8 +167,7 @@ def look_after(
             dead = _again(dead, judgement, locked)
         dead = [(token, cause) for token, cause in dead if token["_id"] not in news.unsent]
     if dead and news.outage is None:
-        dead = yield from _without_conflicts(pool, dead, judge, observer, contact)
-        yield from _reap(pool, dead, max_scrubs, news)
+        yield from _give_back(pool, dead, judge, observer, contact, max_scrubs, news)
     gone = {token for token, _ in (*news.reaped, *news.given_up)}
     news.holders = judgement.holders([token for token in locked if token["_id"] not in {*gone, *news.stuck}])
     news.holders = replace(news.holders, foreign=(*news.holders.foreign, *news.stuck))  # nobody works on them
@@ -185,19 +186,47 @@ def _locked(
     pool: Pool, batch: str | None, judge: Callable[..., Judgement], observer: Observer, contact: float
 ) -> Operation[tuple[Judgement, list[Document]]]:
     """All locked tokens, and what ``judge`` makes of the database's time and the leases of their pilots."""
-    locked: list[Document] = []
-    after: Next | None = None
-    while True:
-        found, after = yield from pool.tokens(State.LOCKED, batch, after=after)
-        locked += found
-        if after is None:
-            break
+    locked = yield from _read_locked(pool, batch, observer)
     # The leases are read after the tokens: a pilot renews before it claims, so an expired lease covers its tokens.
     pilots = leases.holders(locked)
     asked = time.monotonic()
     known, now = (yield from read_leases(pool, pilots)) if locked else ({}, 0.0)
     observer.note(pilots, known, time.monotonic())
     return judge(now, known, silent=observer.silent(locked, now, asked, contact)), locked
+
+
+def _read_locked(pool: Pool, batch: str | None, observer: Observer) -> Operation[list[Document]]:
+    """The locked tokens, with the fields by which their pilots are judged.
+
+    Tokens may be large. Those that have the revision of the look before are not read again.
+    """
+    names: list[str] = []
+    after: Next | None = None
+    while True:
+        found, after = yield from pool.ids(State.LOCKED, batch, after=after, limit=20 * PAGE)
+        names += found
+        if after is None:
+            break
+    locked: dict[str, Document] = {}
+    for start in range(0, len(names), PAGE):
+        revisions = yield from pool.revisions(names[start : start + PAGE])
+        known = {name: observer.locked.get(name, {}) for name in revisions}
+        same = {name: token for name, token in known.items() if token.get("_rev") == revisions[name]}
+        locked |= same
+        yield from _read_changed(pool, [name for name in revisions if name not in same], locked)
+    observer.locked = {name: locked[name] for name in names if name in locked}
+    return [token for token in observer.locked.values() if state_of(token) is State.LOCKED]
+
+
+def _read_changed(pool: Pool, names: Sequence[str], locked: dict[str, Document]) -> Operation[None]:
+    """Read tokens in pages of some megabytes, and keep the fields that are needed."""
+    start, page = 0, FIRST_READ
+    while start < len(names):
+        documents_read, size = yield from pool.fetch_measured(names[start : start + page])
+        for name, token in documents_read.items():
+            locked[name] = {field: token[field] for field in _JUDGED if field in token}
+        start += page
+        page = page_of(size, len(documents_read))
 
 
 def _dead(judgement: Judgement, locked: Sequence[Document]) -> list[tuple[Document, str]]:
@@ -237,35 +266,58 @@ def read_leases(pool: Pool, pilots: Sequence[str]) -> Operation[tuple[dict[str, 
     return {lease.pilot: lease for lease in map(Lease.parse, found)}, float(answer.time)
 
 
-def _without_conflicts(
+def _give_back(
     pool: Pool,
     dead: Sequence[tuple[Document, str]],
     judge: Callable[..., Judgement],
     observer: Observer,
     contact: float,
-) -> Operation[list[tuple[Document, str]]]:
-    """The dead whose tokens have no revisions in conflict. Those of the others are merged, for the next look.
+    max_scrubs: int,
+    news: News,
+) -> Operation[None]:
+    """Give the tokens of the dead back, in portions of some megabytes. One that has changed since it was judged is left."""
+    start, page = 0, FIRST_READ
+    while start < len(dead):
+        some = dead[start : start + page]
+        found, size = yield from conflicts.branches_measured(pool, [token["_id"] for token, _ in some])
+        yield from _settle_conflicts(pool, found, judge, observer, contact)
+        alone = {name: revisions[0] for name, revisions in found.items() if len(revisions) == 1}
+        whole_tokens = [
+            (alone[token["_id"]], cause)
+            for token, cause in some
+            if token["_id"] in alone and alone[token["_id"]]["_rev"] == token["_rev"]
+        ]
+        yield from _reap(pool, whole_tokens, max_scrubs, news)
+        start += page
+        page = page_of(size, len(found))
+
+
+def _settle_conflicts(
+    pool: Pool,
+    found: Mapping[str, list[Document]],
+    judge: Callable[..., Judgement],
+    observer: Observer,
+    contact: float,
+) -> Operation[None]:
+    """Merge the revisions of tokens that have some in conflict, for the next look.
 
     In a cluster another revision may have a result, or be run by a living pilot.
     """
-    found: dict[str, list[Document]] = {}
-    for start in range(0, len(dead), PAGE):
-        found |= yield from conflicts.branches(pool, [token["_id"] for token, _ in dead[start : start + PAGE]])
     losers = [document for revisions in found.values() for document in revisions[1:]]
-    if losers:
-        pilots, others = leases.holders(losers), observer.of_conflicts()
-        asked = time.monotonic()
-        known, now = yield from read_leases(pool, pilots)
-        others.note(pilots, known, time.monotonic())
-        judgement = judge(now, known, silent=others.silent(losers, now, asked, contact))
+    if not losers:
+        return
+    pilots, others = leases.holders(losers), observer.of_conflicts()
+    asked = time.monotonic()
+    known, now = yield from read_leases(pool, pilots)
+    others.note(pilots, known, time.monotonic())
+    judgement = judge(now, known, silent=others.silent(losers, now, asked, contact))
 
-        def may_run(token: Document) -> bool:
-            return held_by_pilot(token) and judgement.death(token) is None
+    def may_run(token: Document) -> bool:
+        return held_by_pilot(token) and judgement.death(token) is None
 
-        for revisions in found.values():
-            if len(revisions) > 1:
-                yield from conflicts.settle(pool, revisions, may_run)
-    return [(token, cause) for token, cause in dead if len(found.get(token["_id"], ())) == 1]
+    for revisions in found.values():
+        if len(revisions) > 1:
+            yield from conflicts.settle(pool, revisions, may_run)
 
 
 def _reap(pool: Pool, dead: Sequence[tuple[Document, str]], max_scrubs: int, news: News) -> Operation[None]:
@@ -273,18 +325,21 @@ def _reap(pool: Pool, dead: Sequence[tuple[Document, str]], max_scrubs: int, new
     if not dead:
         return
     _, now = yield from read_leases(pool, [])
+    causes = {token["_id"]: cause for token, cause in dead}
     changed = []
     for token, cause in dead:
         if documents.holds_huge_integer(token):
             news.stuck[token["_id"]] = documents.HUGE_INTEGER
         else:
-            changed.append((token, cause, _given_back(token, cause, max_scrubs, int(now))))
-    rows = (yield from pool.write([json_body(new) for _, _, new in changed])) if changed else []
-    for (token, cause, new), row in zip(changed, rows, strict=True):
-        if row.error is None:
-            (news.given_up if new["done"] else news.reaped).append((token["_id"], cause))
-        elif row.error == TOO_LARGE:
-            news.stuck[token["_id"]] = "is too large to be written again"
+            changed.append(_given_back(token, cause, max_scrubs, int(now)))
+    for some in edits.requests_of(changed):
+        rows = yield from pool.write([new.text for new in some])
+        for new, row in zip(some, rows, strict=True):
+            name = row.id
+            if row.error is None:
+                (news.given_up if new.document["done"] else news.reaped).append((name, causes[name]))
+            elif row.error == TOO_LARGE:
+                news.stuck[name] = "is too large to be written again"
 
 
 def _given_back(token: Document, cause: str, max_scrubs: int, now: int) -> Document:

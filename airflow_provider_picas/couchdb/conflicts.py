@@ -17,11 +17,16 @@ from airflow_provider_picas.tokens import attachments
 
 def branches(pool: Pool, document_ids: Sequence[str]) -> Operation[dict[str, list[Document]]]:
     """The revisions of documents that are in conflict, the winner first: mostly one. Those that do not exist are left out."""
-    body = json_body({"keys": list(document_ids)})
-    answer = yield Request("POST", pool.path("_all_docs"), {"include_docs": "true", "conflicts": "true"}, body)
+    found, _ = yield from branches_measured(pool, document_ids)
+    return found
+
+
+def branches_measured(pool: Pool, document_ids: Sequence[str]) -> Operation[tuple[dict[str, list[Document]], int]]:
+    """``branches``, and how many bytes the documents had."""
+    documents, size = yield from pool.fetch_measured(document_ids, with_conflicts=True)
     found: dict[str, list[Document]] = {}
-    for name, document in answer.documents().items():
-        conflicts = answer.checked(document, {"_conflicts": (list, type(None))}).pop("_conflicts", None)
+    for name, document in documents.items():
+        conflicts = document.pop("_conflicts", None)
         if not conflicts:
             found[name] = [document]
             continue
@@ -36,7 +41,7 @@ def branches(pool: Pool, document_ids: Sequence[str]) -> Operation[dict[str, lis
                 revisions.append((yield from pool.with_attachments(name, rev, 0, data=False)))
         if revisions:
             found[name] = sorted(revisions, key=revision_rank, reverse=True)
-    return found
+    return found, size
 
 
 def settle(

@@ -138,16 +138,35 @@ class Pool:
 
     def fetch(self, document_ids: Sequence[str]) -> Operation[dict[str, Document]]:
         """Documents by id, at most a page of them; those that do not exist are left out."""
+        found, _ = yield from self.fetch_measured(document_ids)
+        return found
+
+    def fetch_measured(
+        self, document_ids: Sequence[str], *, with_conflicts: bool = False
+    ) -> Operation[tuple[dict[str, Document], int]]:
+        """``fetch``, and how many bytes came. ``with_conflicts``: documents name their revisions in conflict."""
         body = json_body({"keys": list(document_ids)})
+        query = {"include_docs": "true"} | ({"conflicts": "true"} if with_conflicts else {})
         try:
-            answer = yield Request("POST", self.path("_all_docs"), {"include_docs": "true"}, body)
+            answer = yield Request("POST", self.path("_all_docs"), query, body)
         except errors.LargeAnswerError:
             half = len(document_ids) // 2
             if not half:
                 raise
-            first = yield from self.fetch(document_ids[:half])
-            return first | (yield from self.fetch(document_ids[half:]))
-        return answer.documents()
+            first, one = yield from self.fetch_measured(document_ids[:half], with_conflicts=with_conflicts)
+            rest, other = yield from self.fetch_measured(document_ids[half:], with_conflicts=with_conflicts)
+            return first | rest, one + other
+        return answer.documents(), len(answer.body)
+
+    def revisions(self, document_ids: Sequence[str]) -> Operation[dict[str, str]]:
+        """The present revisions of documents, at most a page of them; those that do not exist are left out."""
+        answer = yield Request("POST", self.path("_all_docs"), body=json_body({"keys": list(document_ids)}))
+        found: dict[str, str] = {}
+        for row in answer.rows(id=(str, type(None)), value=(dict, type(None))):
+            value = row.get("value") or {}
+            if row.get("id") and not value.get("deleted"):
+                found[row["id"]] = answer.checked(value, {"rev": str})["rev"]
+        return found
 
     def write(self, encoded: Iterable[bytes], *, repeatable: bool = False) -> Operation[list[Row]]:
         """Write documents, already encoded, in one request, or in more where CouchDB or a proxy takes no request of that size.
@@ -292,7 +311,7 @@ class Pool:
             rows, following = self._page(answer, batch, begin, limit)
             if following:
                 read = limit + 1 if begin else limit
-                following = Next(following.key, min(PAGE, max(1, PAGE_BYTES * read // len(answer.body))))
+                following = Next(following.key, page_of(len(answer.body), read))
             found = (row["doc"] for row in rows if row.get("doc"))
             return [answer.document(document) for document in found], following
 
@@ -420,6 +439,11 @@ def _design_to_write(name: str, present: Document | None, wanted: Mapping[str, A
     views_there = present.get("views")
     kept = views_there if isinstance(views_there, dict) else {}
     return {**present, "views": {**kept, **{view: wanted["views"][view] for view in missing}}}
+
+
+def page_of(size: int, number: int) -> int:
+    """How many documents make a page, when so many had ``size`` bytes."""
+    return min(PAGE, max(1, PAGE_BYTES * number // max(1, size)))
 
 
 def _rows(answer: Answer, documents: Sequence[bytes]) -> list[Row]:

@@ -130,7 +130,9 @@ class Answer:
 
     def document(self, value: Any) -> dict[str, Any]:
         """A part of the body, which must be a document. Raises UnexpectedAnswerError."""
-        document = self.checked(value, {"_id": str, "_rev": str, "_attachments": (dict, type(None))})
+        parts: dict[str, Kinds] = {"_id": str, "_rev": str}
+        parts |= {"_attachments": (dict, type(None)), "_conflicts": (list, type(None))}
+        document = self.checked(value, parts)
         for file in (document.get("_attachments") or {}).values():
             self.checked(file, {})
         return document

@@ -47,6 +47,9 @@ class Observer:
     def __init__(self) -> None:
         self._silence = Silence(LEASE)
         self._of_conflicts: Observer | None = None
+        self.locked: dict[
+            str, dict[str, Any]
+        ] = {}  #: the locked tokens of the last look, by id, without what they hold
 
     def of_conflicts(self) -> Observer:
         """Another one, for the pilots that hold revisions of tokens which lost against others."""
