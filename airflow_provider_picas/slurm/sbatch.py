@@ -144,7 +144,8 @@ def check_script(script: bytes, name: str) -> None:
     if b"\0" in script:
         raise OptionError(f"The script {name} holds a NUL byte: it is a program, not a script. Call it from one.")
     for option in directives(script):
-        full = "clusters" if option == "M" else _owned(option) or option
+        short = len(option) == 1  # a letter of its own, such as -c or -t, and not the begin of a name
+        full = {"M": "clusters"}.get(option, option) if short else _owned(option) or option
         if full in _NOT_IN_SCRIPTS:
             given = option if option == full else f"{option} ({full})"
             raise OptionError(f"The script {name} has the #SBATCH option {given}: {_NOT_IN_SCRIPTS[full]}.")

@@ -174,7 +174,8 @@ def test_directives_whose_jobs_could_not_be_found_are_refused(directive: str) ->
 
 
 @pytest.mark.parametrize(
-    "directive", ["--cluster-constraint=a", "--mem=1", "--wait-all-nodes=1", "--job-name=x", "-m block"]
+    "directive",
+    ["--cluster-constraint=a", "--mem=1", "--wait-all-nodes=1", "--job-name=x", "-m block", "-t 5", "-c 4", "-ht 5"],
 )
 def test_other_directives_are_left_to_sbatch(directive: str) -> None:
     sbatch.check_script(f"#!/bin/bash\n#SBATCH {directive}\n".encode(), "my.sh")
