@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import posixpath
 import time
@@ -12,9 +11,9 @@ from typing import TYPE_CHECKING
 from airflow_provider_picas.checks import node
 from airflow_provider_picas.checks.finding import Finding, failed, ok, warned
 from airflow_provider_picas.checks.node import Probe
-from airflow_provider_picas.hooks.slurm import SlurmAsyncHook, SlurmHook
+from airflow_provider_picas.hooks.slurm import SlurmHook
 from airflow_provider_picas.slurm.pilot_job import python_lines
-from airflow_provider_picas.slurm.remote import Command, RemoteError, Send, quote, whole
+from airflow_provider_picas.slurm.remote import RemoteError, Send, quote, whole
 from airflow_provider_picas.slurm.submission import DEFAULT_FOLDER
 from airflow_provider_picas.tokens.text import one_line
 
@@ -42,7 +41,7 @@ class OneTry(SlurmHook):
     """The hook, but it tries to connect once: whoever checks wants to know now."""
 
     def _connect(self) -> paramiko.SSHClient:
-        return self._connect_once()
+        return self.connect_once()
 
 
 def check(slurm: SlurmHook, probe: Probe, remote_folder: str | None, *, submit: bool) -> Iterator[Finding]:
@@ -50,16 +49,14 @@ def check(slurm: SlurmHook, probe: Probe, remote_folder: str | None, *, submit: 
     try:
         slurm.get_conn()
     except RemoteError as error:
-        yield failed("ssh, tasks", str(error))
-        yield asyncio.run(_trigger(slurm.ssh_conn_id))
+        yield failed("ssh", str(error))
         return
-    yield ok("ssh, tasks", f"paramiko logs in: {slurm.place}.")
-    if slurm.ssh.no_host_key_check:
+    yield ok("ssh", f"{slurm.place} lets us in. {_files(slurm)}")
+    if slurm.ssh.no_host_key_check or slurm.ssh.allow_host_key_change:
         yield warned(
             "ssh, host key",
             "It is not checked. Put it in the connection's extra 'host_key', as `ssh-keyscan` prints it.",
         )
-    yield asyncio.run(_trigger(slurm.ssh_conn_id))
     try:
         yield from _shell(slurm)
         yield from _commands(slurm)
@@ -80,14 +77,15 @@ def _shell(slurm: SlurmHook) -> Iterator[Finding]:
         yield ok("login shell", "It runs commands.")
 
 
-async def _trigger(ssh_conn_id: str) -> Finding:
-    what = "ssh, triggerer"
-    try:
-        async with SlurmAsyncHook(ssh_conn_id) as hook:
-            await hook.perform(Command("true"))
-        return ok(what, "asyncssh logs in, too.")
-    except (RemoteError, ValueError, OSError) as error:
-        return failed(what, f"asyncssh, which deferred waits use, cannot: {error}")
+def _files(slurm: SlurmHook) -> str:
+    """Which files a login needs, on each machine."""
+    ssh = slurm.ssh
+    checked = not (ssh.no_host_key_check or ssh.allow_host_key_change)
+    files = [str(ssh.key_file)] if ssh.key_file else []
+    files += ["~/.ssh/known_hosts"] if checked and ssh.host_key is None else []
+    if not files:
+        return "Triggerers log in in the same way."
+    return f"Triggerers log in in the same way, so they need {' and '.join(files)}, too."
 
 
 def _commands(slurm: SlurmHook) -> Iterator[Finding]:

@@ -20,8 +20,7 @@ def add_connection(parser: argparse.ArgumentParser) -> None:
 
 
 def use_hooks() -> None:
-    """Prepare for hooks: they find connections in Airflow's database, too, as `airflow connections` does, and SSH's libraries
-    keep to themselves what the hooks' errors say. To be called before Airflow is imported."""
+    """Prepare for hooks: they find connections in Airflow's database, too, as `airflow connections` does, and SSH's library
+    keeps to itself what the hooks' errors say. To be called before Airflow is imported."""
     os.environ.setdefault("_AIRFLOW_PROCESS_CONTEXT", "server")
-    for name in ("paramiko", "asyncssh"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    logging.getLogger("paramiko").setLevel(logging.CRITICAL)

@@ -219,6 +219,8 @@ class PicasTokenStateSensor(BaseSensorOperator):
             if self.soft_fail:
                 raise AirflowSkipException(event["reason"])
             raise CouchDBError(event["reason"])
+        if outcome is Outcome.UNWATCHED:
+            return self._go_on_here(context, event["reason"], deadline)
         if event.get("reason"):
             self.log.warning("The counts are from before an outage. %s", event["reason"])
         completeness = Completeness(Counts(**event["counts"]), event["expected"])
@@ -234,6 +236,18 @@ class PicasTokenStateSensor(BaseSensorOperator):
         if self._lags(outcome, completeness, self._hook(batch), batch):
             self._defer(deadline)
         return self._conclude(context, outcome, completeness, batch)
+
+    def _go_on_here(self, context: Context, reason: str, deadline: float) -> dict[str, int]:
+        """Go on as a wait that pokes. The trigger cannot look after the pilots, but a worker has submitted them."""
+        self.log.warning(
+            "The triggerer cannot log in to the cluster. %s The wait goes on in this worker, which looks every %g s and takes a"
+            " slot until the end. Mend the triggerer's login and clear this task to have it wait there again.",
+            reason, self.poke_interval,
+        )  # fmt: skip
+        self.deferrable, self.mode = False, "poke"
+        self.timeout = max(0.0, deadline - time.time())
+        counts: dict[str, int] = self._poke_on(context)
+        return counts
 
     def on_kill(self) -> None:
         """Called by Airflow in a signal handler, 5 s before it kills the process: stop the pilots if a person failed the task.

@@ -17,6 +17,10 @@ class RemoteError(Exception):
     """Something on the cluster's side went wrong; the message says where and what to do."""
 
 
+class LoginError(RemoteError):
+    """The login is refused, the host key is not accepted, or the connection cannot be used: trying again does not help."""
+
+
 class UnreachableError(RemoteError):
     """The login node could not be reached, or the connection broke."""
 

@@ -31,6 +31,7 @@ class Outcome(StrEnum):
     TIMED_OUT = "timed_out"
     UNKNOWN = "unknown"  #: no batch of that name has tokens
     AWAY = "away"  #: the pool could not be asked for too long: gone, closed to us, or no answer
+    UNWATCHED = "unwatched"  #: the trigger cannot log in to the cluster; a task may
     NO_PILOTS = "no_pilots"  #: tokens wait, and no pilot of the submission is left to take them
 
     @property
@@ -221,9 +222,11 @@ def explain(
         return f"{counts.todo:,} tokens wait, and no pilot is left to take them, in {where} ({counts})."
     if outcome is Outcome.TIMED_OUT:
         return f"The tokens of {where} did not finish in time: {counts} of {completeness.total:,}."
-    if outcome is Outcome.AWAY:
-        return f"The tokens of {where} could not be counted."
-    return f"{where}: {counts} of {completeness.total:,}."
+    others = {
+        Outcome.AWAY: f"The tokens of {where} could not be counted.",
+        Outcome.UNWATCHED: f"The triggerer cannot look after the pilots of {where}: {counts} of {completeness.total:,}.",
+    }
+    return others.get(outcome, f"{where}: {counts} of {completeness.total:,}.")
 
 
 def _explain_lost(

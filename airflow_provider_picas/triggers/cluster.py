@@ -18,7 +18,16 @@ from airflow_provider_picas.hooks.slurm import SlurmAsyncHook
 from airflow_provider_picas.operation import drive_async
 from airflow_provider_picas.slurm import jobs
 from airflow_provider_picas.slurm.jobs import LookAt
-from airflow_provider_picas.slurm.remote import NoSessionError, Operation, Output, Pause, RemoteError, Result, Step
+from airflow_provider_picas.slurm.remote import (
+    LoginError,
+    NoSessionError,
+    Operation,
+    Output,
+    Pause,
+    RemoteError,
+    Result,
+    Step,
+)
 
 SESSIONS = 4  # commands at once: sshd's MaxSessions is 10 a connection
 GATHER = 0.2  # seconds until a look begins: others may join it
@@ -27,6 +36,8 @@ LOAD = 10.0  # a pause is so many times as long as the look before it took
 LONGEST_PAUSE = 60.0  # seconds; a look that took very long says more of its connection than of Slurm
 TOGETHER = 200  # submissions that one command asks about: Linux takes 128 KiB for an argument, enough for some 400
 FIRST_RECONNECT, LONGEST_RECONNECT = 2.0, 120.0  # seconds, with jitter
+LOGIN_PAUSE = 30.0  # seconds at most after a first refused login: sites shut out accounts that try too often
+REFUSALS = 2  # logins that fail until it is certain
 
 
 class Cluster:
@@ -44,6 +55,7 @@ class Cluster:
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._failure: RemoteError | None = None
+        self._refusals = 0  #: one after the other
         self._retry_at = 0.0
         self._pause = FIRST_RECONNECT
 
@@ -68,6 +80,11 @@ class Cluster:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         await self._hook.close()
+
+    @property
+    def refusal(self) -> str | None:
+        """Why this process cannot log in, once that has failed twice: a site's directory of users may be away for a moment."""
+        return str(self._failure) if self._failure is not None and self._refusals >= REFUSALS else None
 
     async def do(self, operation: Operation[Result]) -> Result:
         """Carry out an operation's steps and return its result."""
@@ -95,7 +112,7 @@ class Cluster:
             self._check_reachable()
             await self._sessions.acquire()
             output = await self._try(step)
-        self._failure, self._pause = None, FIRST_RECONNECT
+        self._failure, self._refusals, self._pause = None, 0, FIRST_RECONNECT
         return output
 
     async def _try(self, step: Step) -> Output | None:
@@ -115,14 +132,21 @@ class Cluster:
             return None
         except RemoteError as error:
             if not self._hook.connected and error is not self._failure:
-                self._failure = error
-                self._retry_at = time.monotonic() + self._pause * random.uniform(0.5, 1.0)
-                self._pause = min(LONGEST_RECONNECT, self._pause * 2)
+                self._note(error)
             raise
         finally:
             self._open -= 1
             if not refused:
                 self._sessions.release()
+
+    def _note(self, error: RemoteError) -> None:
+        """Note that there is no connection, and when to try again."""
+        refused = isinstance(error, LoginError)
+        self._refusals = self._refusals + 1 if refused else 0
+        self._failure = error
+        pause = max(self._pause, LOGIN_PAUSE) if refused else self._pause
+        self._retry_at = time.monotonic() + pause * random.uniform(0.5, 1.0)
+        self._pause = min(LONGEST_RECONNECT, self._pause * 2)
 
     def _check_reachable(self) -> None:
         if self._failure is not None and time.monotonic() < self._retry_at:

@@ -70,7 +70,7 @@ class PicasTokenStateTrigger(BaseTrigger):
     :param no_pilots_before: seconds since 1970 until which it does not matter that no pilot is left.
 
     The event's payload is ``{"outcome", "counts", "expected"}``, and ``"reason"`` if the pool stayed away, or is away at the
-    deadline.
+    deadline, or if the cluster refuses the login of this process: then a task has to go on.
 
     Tokens that are added to a batch while it is waited for are waited for, too: the wait is over when none waits or runs, and at
     least as many have finished as were pushed. With ``expected`` None, a batch with no tokens is unknown, and a pool with none
@@ -117,6 +117,7 @@ class PicasTokenStateTrigger(BaseTrigger):
         self._completeness: Completeness | None = None  #: as it was counted last
         self._pilots_seen: Pilots | None = None  #: what Slurm said last; None while it does not answer
         self._nobody_left = False
+        self._refusal: str | None = None  #: why the cluster does not let this process in
         self._news: CountsSubscription | None = None
         self._feed: Feed | None = None
         self._pilots_settings: Settings | None = (
@@ -173,6 +174,10 @@ class PicasTokenStateTrigger(BaseTrigger):
                     return self._event(verdict.outcome, completeness)
                 if progress.left(now) <= 0:
                     return self._event(Outcome.NO_PROGRESS, completeness)
+            if self._refusal is not None and not verdict.over:
+                return self._event(
+                    Outcome.UNWATCHED, completeness or Completeness(Counts(), self.expected), self._refusal
+                )
             if now >= deadline:
                 reason = self._feed.trouble if self._feed else None
                 return self._event(Outcome.TIMED_OUT, completeness or Completeness(Counts(), self.expected), reason)
@@ -224,6 +229,7 @@ class PicasTokenStateTrigger(BaseTrigger):
                 told.tell(news)
                 self._pilots_seen = None if news.jobs is None else jobs.pilots(news.jobs.values())
                 self._log_progress()
+                self._give_up_watch(slurm.refusal)
                 now = time.monotonic()
                 nobody = news.pilots_left is False and not news.worked_on(self.max_lock_age)
                 if nobody and time.time() >= self.no_pilots_before:
@@ -247,6 +253,12 @@ class PicasTokenStateTrigger(BaseTrigger):
                 if news.holders.patience > 0:  # silent pilots are looked at again as soon as they may count as dead
                     pause = min(pause, max(FIRST_INTERVAL, news.holders.patience + 0.1))
                 await asyncio.sleep(pause)
+
+    def _give_up_watch(self, refusal: str | None) -> None:
+        """Let a task watch the pilots if this process cannot: that the submit task could log in, it has shown."""
+        self._refusal = refusal
+        if refusal is not None and self._news is not None:
+            self._news.wake()
 
     async def _look(self, picas: PicasAsyncHook, slurm: Cluster, watched: Watched) -> News:
         try:

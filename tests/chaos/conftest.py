@@ -15,8 +15,7 @@ from stack.cluster import Cluster
 from stack.pool import Pool
 from tests.chaos.run import Run, figures
 
-for name in ("asyncssh", "paramiko"):
-    logging.getLogger(name).setLevel(logging.WARNING)
+logging.getLogger("paramiko").setLevel(logging.WARNING)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

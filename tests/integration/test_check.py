@@ -80,7 +80,7 @@ def test_all_is_well(picas_default: str, spider: str, pool: Pool, capfd: pytest.
     for what in (
         "write access",
         "views",
-        "ssh, triggerer",
+        "ssh",
         "sacct",
         "home",
         "login node, database",
@@ -157,10 +157,9 @@ def test_a_ca_file_that_is_missing_and_a_server_without_tls(
 
 def test_connections_that_do_not_exist() -> None:
     found = check(picas_conn_id="nope", ssh_conn_id="nix")
-    assert failures(found) == {"database", "ssh, tasks", "ssh, triggerer"}
+    assert failures(found) == {"database", "ssh"}
     assert "There is no connection 'nope'" in found["database"].text
-    assert "There is no connection 'nix'" in found["ssh, tasks"].text
-    assert "There is no connection 'nix'" in found["ssh, triggerer"].text
+    assert "There is no connection 'nix'" in found["ssh"].text
 
 
 @contextmanager
@@ -274,9 +273,8 @@ def test_a_wrong_host_key(picas_default: str, cluster: Cluster | DockerStack, mo
     swapped = key[:-6] + ("A" if key[-6] != "A" else "B") + key[-5:]
     set_connection(monkeypatch, "spider", {**fields, "extra": {**fields["extra"], "host_key": f"{kind} {swapped}"}})
     found = check(submit=True)
-    assert failures(found) == {"ssh, tasks", "ssh, triggerer", "compute node"}
-    assert "host key" in found["ssh, tasks"].text
-    assert "host key" in found["ssh, triggerer"].text
+    assert failures(found) == {"ssh", "compute node"}
+    assert "host key" in found["ssh"].text
 
 
 def test_a_host_key_that_is_not_checked(
@@ -297,8 +295,8 @@ def test_a_login_node_that_is_down(site: Cluster, picas_default: str, monkeypatc
         found = check()
     finally:
         site.start_sshd(1)
-    assert failures(found) == {"ssh, tasks", "ssh, triggerer"}
-    assert "cannot be reached" in found["ssh, tasks"].text
+    assert failures(found) == {"ssh"}
+    assert "cannot be reached" in found["ssh"].text
 
 
 @pytest.mark.parametrize(

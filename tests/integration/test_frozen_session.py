@@ -21,7 +21,7 @@ from stack.cluster import Cluster
 from stack.docker import DockerStack
 
 TIMEOUT = 2.0  # seconds of the steps in these tests
-BOUND = 25.0  # seconds until a step has failed, on a slow machine; asyncssh's keepalive takes more than 90 s
+BOUND = 25.0  # seconds until a step has failed, on a slow machine
 
 
 @pytest.fixture

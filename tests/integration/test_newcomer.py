@@ -30,7 +30,7 @@ def test_the_first_hour(pool: Pool, cluster: Cluster | DockerStack, tmp_path: Pa
     missing = run("airflow_provider_picas", "check")
     assert missing.returncode == 1
     assert "FAIL  database: There is no connection 'picas_default'." in missing.stdout
-    assert "FAIL  ssh, tasks: There is no connection 'ssh_default'." in missing.stdout
+    assert "FAIL  ssh: There is no connection 'ssh_default'." in missing.stdout
 
     config = tmp_path / "picasconfig.py"
     values = {"HOST_URL": pool.url, "DATABASE": pool.database, "USERNAME": pool.user, "PASSWORD": pool.password}

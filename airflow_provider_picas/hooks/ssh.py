@@ -1,0 +1,125 @@
+"""The SSH connection to a cluster: tasks and triggers read it in the same way, and log in by the same client.
+
+Airflow's ``SSHHook`` reads the Airflow connection, and paramiko logs in. Triggers use it, too, in threads. Airflow's
+``SSHHookAsync``, with asyncssh, reads some extras differently and others not at all: a task could then submit pilots that its
+deferred wait never reached.
+
+=========================== ====================================== ===================================================
+field or extra              tasks and triggers (paramiko)          Airflow's SSHHookAsync (asyncssh), not used here
+=========================== ====================================== ===================================================
+host, port, login, password as they stand; a password is stripped  as they stand
+private_key                 RSA, ECDSA or Ed25519                  any that asyncssh knows
+private_key_passphrase      of ``private_key``                     of ``private_key`` and ``key_file``
+key_file                    ``~`` is the home of the process;      ``~`` is not expanded
+                            the password is its passphrase
+look_for_keys               as it stands; also keys of an agent    ignored: always looks
+host_key                    for host and port                      for the host, whatever the port
+known_hosts                 ignored: ``~/.ssh/known_hosts``        a path, or ``none``
+no_host_key_check           as it stands                           as it stands
+allow_host_key_change       as it stands                           ignored: the key is checked
+conn_timeout                of the TCP connection; default 30 s    ignored
+compress                    as it stands                           ignored
+disabled_algorithms         as it stands                           ignored
+ciphers                     from the first new exchange of keys on ignored
+cmd_timeout                 ignored: each command has its own      ignored
+``~/.ssh/config``           ``ProxyCommand``, ``IdentityFile``     all that asyncssh knows
+=========================== ====================================== ===================================================
+
+In ``known_hosts``, the line of a server on another port than 22 begins with ``[host]:port``. Files are those of the machine that
+logs in: of each worker and each triggerer.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from airflow.providers.common.compat.sdk import AirflowException, AirflowNotFoundException
+
+from airflow_provider_picas.slurm.remote import LoginError, UnreachableError
+
+if TYPE_CHECKING:
+    import paramiko
+    from airflow.providers.ssh.hooks.ssh import SSHHook
+
+CONNECT_TIMEOUT = 30  # seconds, unless the connection's extra ``conn_timeout`` names another
+
+CLOSE_TIMEOUT = 5.0  # seconds for the end of a connection
+
+
+def read(ssh_conn_id: str) -> SSHHook:
+    """Read an Airflow connection. Raises LoginError."""
+    import paramiko
+    from airflow.providers.ssh.hooks.ssh import SSHHook
+
+    try:
+        hook = SSHHook(ssh_conn_id=ssh_conn_id)
+    except AirflowNotFoundException:
+        raise LoginError(
+            f"There is no connection {ssh_conn_id!r}. Make one of type SSH to the cluster's login node, in the UI or by"
+            " `airflow connections add`; or name another as ssh_conn_id."
+        ) from None
+    except (ValueError, AirflowException, paramiko.SSHException) as error:  # such as a malformed host key
+        raise LoginError(f"Connection {ssh_conn_id!r} cannot be used: {error}") from None
+    if isinstance(hook.key_file, str):
+        hook.key_file = os.path.expanduser(hook.key_file)
+        if not os.access(hook.key_file, os.R_OK):
+            raise LoginError(
+                f"Connection {ssh_conn_id!r} cannot be used: this machine has no readable file {hook.key_file!r} (key_file)."
+                " Put the key there, on workers and triggerers, or into the extra 'private_key'."
+            )
+    hook.conn_timeout = hook.conn_timeout or CONNECT_TIMEOUT  # without, the kernel waits for minutes
+    hook.conn_retry_attempts = 1  # it would try a wrong key three times, too, and sites shut such accounts out
+    return hook
+
+
+def place(hook: SSHHook) -> str:
+    """The cluster as errors name it."""
+    return f"{hook.username}@{hook.remote_host} (connection {hook.ssh_conn_id!r})"
+
+
+def connect(hook: SSHHook) -> paramiko.SSHClient:
+    """Log in. Raises LoginError where trying again will not help, else UnreachableError."""
+    import paramiko
+
+    where = place(hook)
+    vars(hook).pop("host_proxy", None)  # of a try that failed
+    try:
+        return hook.get_conn()
+    except paramiko.BadHostKeyException as error:
+        raise LoginError(
+            f"The SSH host key of {where} is not the expected one ({error}). If the site has changed it, put the new one in"
+            " the connection's extra 'host_key'; else somebody is in between."
+        ) from None
+    except paramiko.AuthenticationException as error:
+        if "timeout" in str(error) or "shut down" in str(error):
+            raise UnreachableError(f"{where} cannot be reached: {error}") from None
+        raise LoginError(
+            f"{where} refuses the login ({error}). Check the user name and the key in the connection."
+        ) from None
+    except paramiko.SSHException as error:
+        if "not found in known_hosts" in str(error):
+            raise LoginError(
+                f"The SSH host key of {where} is unknown ({error}). Put it in the connection's extra 'host_key' as"
+                " '<type> <base64>', as `ssh-keyscan` prints it, after comparing it with what the site tells."
+            ) from None
+        raise UnreachableError(f"{where} cannot be reached: {error}.") from None
+    except (TypeError, ValueError) as error:  # an extra of another shape, or a cipher that paramiko does not know
+        raise LoginError(f"Connection {hook.ssh_conn_id!r} cannot be used: {error}") from None
+    except (OSError, EOFError) as error:
+        raise UnreachableError(
+            f"{where} cannot be reached ({error or type(error).__name__}). Check host and port, and that the site is up."
+        ) from None
+
+
+def close(hook: SSHHook, client: paramiko.SSHClient) -> None:
+    """Close a connection, and end its proxy command: the next connection starts another."""
+    transport = client.get_transport()
+    client.close()
+    proxy = vars(hook).pop("host_proxy", None)
+    if proxy is None or transport is None:
+        return
+    transport.join(CLOSE_TIMEOUT)  # it sends SIGTERM to the process until then
+    if not transport.is_alive():
+        proxy.process.kill()
+        proxy.process.communicate()
