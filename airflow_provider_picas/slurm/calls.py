@@ -304,6 +304,7 @@ def settle(folder: str, key: str, first: int = 0) -> Operation[Record]:
         record = yield from read(folder, first)
     if record.refused:
         yield from _refuse(key, record)
+    yield from _refuse_elsewhere(folder, key, record)
     if any(call.given_up for call in record.asked):
         yield from _cancel_others(key, record)
     return record
@@ -379,6 +380,34 @@ def _refuse(key: str, record: Record) -> Operation[None]:
     if any(call.job_id or call.uncertain for call in record.asked):
         jobs_left = (yield cancel(key, len(record.calls))).code != 0
     raise refusal(record, jobs_left=jobs_left)
+
+
+def _refuse_elsewhere(folder: str, key: str, record: Record) -> Operation[None]:
+    """Cancel jobs that the site has sent to another cluster than the one that squeue asks: they would count as gone while they
+    run. Raises SubmissionRefusedError.
+    """
+    sent = {call.job_id: name for call in record.asked if call.job_id and (name := sbatch.cluster(call.stdout))}
+    if not sent:
+        return
+    output = yield Command(_CLUSTER_NAME)
+    here = output.stdout.strip()
+    elsewhere = {job: name for job, name in sent.items() if name != here}
+    if not (here and elsewhere):
+        return
+    yield from give_up(folder, record)
+    cancels = [f"scancel {quote(f'--clusters={name}', job)} || failed=1" for job, name in elsewhere.items()]
+    done = yield Command("\n".join([*cancels, '[ -z "$failed" ]']))
+    yield cancel(key, len(record.calls))  # those of the other calls, which were sent to this cluster
+    names = ", ".join(sorted(set(elsewhere.values())))
+    fate = "was cancelled" if done.code == 0 else "could not be cancelled: cancel it"
+    raise SubmissionRefusedError(
+        f"sbatch sent job {', '.join(elsewhere)} to the cluster {names}, where it would not be found again, so it {fate}. Name"
+        " the cluster as SLURM_CLUSTERS in the account's login profile, or use an SSH connection to one of its own login nodes.",
+        jobs_left=done.code != 0,
+    )
+
+
+_CLUSTER_NAME = "echo ${SLURM_CLUSTERS:-$(scontrol show config | sed -n 's/^ClusterName *= *//p')}"
 
 
 def refusal(record: Record, *, jobs_left: bool = False) -> SubmissionRefusedError:

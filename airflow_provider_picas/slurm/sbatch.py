@@ -177,6 +177,7 @@ def command_line(
     return ["sbatch", "--parsable", f"--job-name={key}", *arguments, script_path]
 
 
+_CLUSTER = re.compile(r"^\s*[1-9][0-9]*;(\S+)\s*$|Submitted batch job [1-9][0-9]* on cluster (\S+)", re.MULTILINE)
 _JOB_ID = re.compile(r"(?:(?:sbatch: )?Submitted batch job )?([1-9][0-9]*)(?:;\S+| on cluster \S+)?")
 
 
@@ -189,6 +190,11 @@ def job_ids(output: str) -> list[str]:
     found = [match for line in output.splitlines() if (match := _JOB_ID.fullmatch(line.strip()))]
     sure = [match for match in found if match.group(0) != match.group(1)]
     return list(dict.fromkeys(match.group(1) for match in sure or found))
+
+
+def cluster(output: str) -> str | None:
+    """The cluster that sbatch names beside the id, which it does only where one was asked for."""
+    return next((match[1] or match[2] for match in _CLUSTER.finditer(output)), None)
 
 
 def job_id(output: str) -> str | None:

@@ -305,3 +305,32 @@ def test_a_profile_that_names_another_cluster(
         cancel(made)
         processes.wait_for(lambda: not slurm.run(there).stdout.split(), what="The end of the pilots", seconds=LIMIT)
     assert not jobs(remote, made), "on the first cluster"
+
+
+WRAPPER = """#!/bin/bash
+exec SBATCH --clusters=CLUSTER "$@"
+"""
+
+
+def test_jobs_that_the_site_sends_to_another_cluster_are_cancelled(
+    held: str, remote: SlurmHook, task_id: str, wice: str
+) -> None:
+    """They could not be found again. A wrapper that names the cluster of the login node changes nothing."""
+    here = remote.run("scontrol show config | sed -n 's/^ClusterName *= *//p'").stdout.strip()
+    real = remote.run("command -v sbatch").stdout.strip()
+    folder = remote.run("mktemp -d").stdout.strip()
+
+    def wrap(name: str) -> None:
+        program = WRAPPER.replace("SBATCH", real).replace("CLUSTER", name)
+        remote.perform(Send([RemoteFile(f"{folder}/sbatch", program.encode(), 0o755)]))
+
+    with profile(remote, f"PATH={folder}:$PATH"):
+        wrap(wice)
+        for _ in range(2):  # a clear of the failed task finds no job that stands
+            with pytest.raises(AirflowFailException, match=f"to the cluster {wice}, .* was cancelled"):
+                submit(held, task_id)
+        assert not remote.run(f"squeue --noheader --clusters={wice} --format=%i").stdout
+        assert not remote.run(f"ls picas-pilots/*{task_id}*/credentials").stdout, "credentials are left"
+        wrap(here)
+        made = submit(held, task_id)
+    assert jobs(remote, made) == made["job_ids"]

@@ -152,6 +152,19 @@ def test_job_id(output: str, job: str | None) -> None:
 
 
 @pytest.mark.parametrize(
+    ("output", "name"),
+    [
+        ("123\n", None),
+        ("a;b\n123;wice\n", "wice"),
+        ("sbatch: Submitted batch job 12 on cluster wice\n", "wice"),
+        ("Submitted batch job 12\n", None),
+    ],
+)
+def test_cluster(output: str, name: str | None) -> None:
+    assert sbatch.cluster(output) == name
+
+
+@pytest.mark.parametrize(
     "directive",
     [
         "--clusters=wice",
