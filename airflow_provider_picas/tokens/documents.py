@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from airflow_provider_picas.pilot.picas_pilot import MOST_NESTED, add_attempt, is_nested_more, lock_of_claim
+from airflow_provider_picas.pilot.picas_pilot import (
+    LONG_INTEGER,
+    MOST_NESTED,
+    TOO_LARGE_NUMBER,
+    add_attempt,
+    holds_large_integer,
+    is_nested_more,
+    lock_of_claim,
+)
 from airflow_provider_picas.tokens import ids
 from airflow_provider_picas.tokens.states import State, state_of, to_string
 
@@ -145,6 +153,8 @@ def check_update(fields: Mapping[str, Any]) -> None:
         )
     if fault := _json_fault(fields):
         raise BadTokenError(f"`fields` is not JSON: {fault}.")
+    if path := _large_integer(fields):
+        raise BadTokenError(f"`fields` cannot be stored: {path} is {TOO_LARGE_NUMBER}.")
 
 
 def _fits_priority(fields: Mapping[str, Any]) -> bool:
@@ -165,6 +175,8 @@ def encode(document: Mapping[str, Any]) -> bytes:
     deep = len(text) > 2 * MOST_NESTED and text.count(b"[") + text.count(b"{") > MOST_NESTED  # quick to tell, and rare
     if deep and "_rev" not in document and is_nested_more(document, MOST_NESTED + 1):
         raise BadTokenError(f"Token {name} is nested more than {MOST_NESTED} deep, which pilots cannot read.")
+    if "_rev" not in document and LONG_INTEGER.search(text) and (path := _large_integer(document)):
+        raise BadTokenError(f"Token {name} cannot be stored: {path} is {TOO_LARGE_NUMBER}.")
     if len(text) > MAX_BYTES:
         raise BadTokenError(
             f"Token {name} has {len(text):,} bytes; CouchDB takes {MAX_BYTES:,}. Store the data elsewhere and push its path."
@@ -174,6 +186,16 @@ def encode(document: Mapping[str, Any]) -> bytes:
 
 def _json_fault(value: Any) -> str | None:
     """Where a value is no JSON: the path and what stands there, the first of them in its order."""
+    return _fault(value, _scalar_fault)
+
+
+def _large_integer(value: Any) -> str | None:
+    """The path of the first integer that CouchDB does not store."""
+    fault = _fault(value, lambda item: "" if holds_large_integer(item) else None)
+    return None if fault is None else fault.rstrip()
+
+
+def _fault(value: Any, of_scalar: Callable[[Any], str | None]) -> str | None:
     waiting: list[tuple[str, Any, int]] = [("", value, 0)]
     while waiting:
         path, value, depth = waiting.pop()
@@ -185,7 +207,7 @@ def _json_fault(value: Any) -> str | None:
             parts = [(f"{path}.{key}" if path else key, item) for key, item in value.items()]
         elif isinstance(value, list | tuple):
             parts = [(f"{path}[{place}]", item) for place, item in enumerate(value)]
-        elif fault := _scalar_fault(value):
+        elif (fault := of_scalar(value)) is not None:
             return f"{path or 'it'} {fault}"
         if parts and depth > MOST_NESTED:
             return "it is nested too deeply"  # or holds itself

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import OrderedDict
 from typing import Any
 
@@ -232,3 +233,19 @@ def test_strange_fields_do_not_stop_a_scrub(strange: Any) -> None:
     again = scrubbed({**new(), "lock": 5, "attempts": strange, "scrub_count": strange, "error": strange}, "r")
     assert again["scrub_count"] == (6 if strange == 5 else 1)
     assert len(again["attempts"]) == 1
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**309), int(sys.float_info.max) * 2])
+def test_numbers_that_couchdb_does_not_store_are_refused_by_name(value: int) -> None:
+    for fields, path in (({"priority": value}, "priority"), ({"input": {"a": [1, value]}}, r"input\.a\[1\]")):
+        said = rf"cannot be stored: {path} is a number beyond 1.8e308"
+        with pytest.raises(BadTokenError, match=f"Token 7 {said}"):
+            documents.encode(documents.new_token(fields, batch="b", push="p", ordinal=7))
+        with pytest.raises(BadTokenError, match=f"`fields` {said}"):
+            documents.check_update(fields)
+
+
+def test_large_numbers_that_couchdb_stores_are_not_refused() -> None:
+    fields = {"a": int(sys.float_info.max), "b": -int(sys.float_info.max), "c": "9" * 400, "d": 1.7e308}
+    documents.encode(documents.new_token(fields, batch="b", push="p", ordinal=7))
+    documents.check_update(fields)
