@@ -83,14 +83,15 @@ def _who(hook: PicasHook) -> str:
 
 
 def _write(hook: PicasHook) -> Iterator[Finding]:
-    hook.do(_write_and_delete(hook.pool))
+    hook.do(_write_read_and_delete(hook.pool))
     yield ok("write access", f"{_who(hook)} may write.")
 
 
-def _write_and_delete(pool: Pool) -> Operation[None]:
-    """A local document: it is in no view, and is not replicated."""
+def _write_read_and_delete(pool: Pool) -> Operation[None]:
+    """A local document: it is in no view, and is not replicated. Pilots' leases are such documents, which waits list."""
     name = f"_local/airflow-picas-check-{secrets.token_hex(8)}"
     rev = yield from pool.put({"_id": name})
+    yield from pool.local_documents(name)
     yield Request("DELETE", pool.document_path(name), {"rev": rev})
 
 

@@ -75,6 +75,9 @@ def test_ends_by_itself_with_the_right_results(folder: Path) -> None:
     for text in ("All 60 files agree", "trigger to first claimed token", "to the sensor's success"):
         assert text in demo.text()
     assert not left_behind(folder)
+    home = folder / "cluster" / "home"
+    assert list(home.rglob("slurm-*.out")), "no pilot has run in this home"
+    assert not list(home.rglob("picasconfig.py*")), "the pool's password stays on the cluster"
 
 
 def test_a_second_start_says_where_the_first_is(folder: Path) -> None:

@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
 from airflow_provider_picas import cli
+from airflow_provider_picas.checks.finding import Level
+from airflow_provider_picas.checks.pool import OneTry
+from airflow_provider_picas.checks.pool import check as check_pool
 from airflow_provider_picas.couchdb import errors
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.slurm import SlurmHook
@@ -27,6 +31,7 @@ from stack import install, native, paths
 from stack.couchdb import CouchDBAdmin
 from stack.pool import Pool
 from tests.conftest import set_connection
+from tests.integration.faults import Proxy
 from tests.integration.tasks import context
 
 EXAMPLES = Path(__file__).parent / "picas_client"
@@ -189,3 +194,22 @@ def test_pilots_and_waits_without_a_push(pool: Pool, spider: str, tmp_path: Path
         wait = PicasTokenStateSensor(task_id="wait", batch=batch, poke_interval=0.1, timeout=30)
         with pytest.raises(Exception, match="`airflow-picas deploy-views --picas-conn-id picas_default`"):
             wait.execute(context("wait"))
+
+
+def test_local_documents_that_may_not_be_listed(
+    pool: Pool, couchdb: CouchDBAdmin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as behind a proxy with a list of paths: pilots write their leases there, and waits read them."""
+
+    def refuse(request: str, status: int, content: bytes) -> tuple[int, bytes]:
+        refused = "/_local_docs" in request
+        return (403, b'{"error":"forbidden","reason":"not here"}') if refused else (status, content)
+
+    put_design(pool, couchdb, "Monitor", views.monitor())
+    with Proxy(pool.url) as proxy:
+        proxy.rewrite = refuse
+        set_connection(monkeypatch, "picas_default", native.picas_connection(replace(pool, url=proxy.url)))
+        found = {finding.what: finding for finding in check_pool(OneTry("picas_default"))}
+    assert found["write access"].level is Level.FAIL
+    assert "may not do this" in found["write access"].text
+    assert "not here" in found["write access"].text
