@@ -68,4 +68,4 @@ class PilotsLog:
         for item in found:
             self.sizes[item.name] = item.size
             for line in item.lines:
-                self._log.info("%s: %s", item.name, line)
+                self._log.info("%s: %s", one_line(item.name), line)

@@ -25,6 +25,7 @@ from airflow_provider_picas.slurm.remote import Command, Output, RemoteError, St
 from airflow_provider_picas.tokens import documents, leases
 from airflow_provider_picas.tokens.leases import Holders, Judgement, Lease, Observer
 from airflow_provider_picas.tokens.states import State, state_of
+from airflow_provider_picas.tokens.text import one_line
 
 Result = TypeVar("Result")
 Operation = Generator[Request | Step, Any, Result]
@@ -105,7 +106,7 @@ class News:
         """What this look lacks, for people."""
         if self.unsent and not self.outage:
             token, why = next(iter(self.unsent.items()))
-            return f"The result of {token} waits in the submission's folder: {why}"
+            return f"The result of {one_line(token)} waits in the submission's folder: {why}"
         if self.outage or self.slurm is None or self.slurm.unaccounted is None:
             return self.outage
         return f"sacct does not answer ({self.slurm.unaccounted}): how pilots ended is known from squeue alone, for a while."
@@ -427,7 +428,7 @@ done"""
 def _send(pool: Pool, change: Change) -> Operation[str]:
     """Write one result against the revision that its pilot claimed: landed, or refused because the token moved on, or the
     database takes no part of it. Raises CouchDBError when that is not known."""
-    failure: errors.CouchDBError = errors.ConflictError(f"Token {change.token} changes all the time.")
+    failure: errors.CouchDBError = errors.ConflictError(f"Token {one_line(change.token)} changes all the time.")
     for _ in range(10):
         verdict = yield from _verdict(pool, change)
         if verdict != "apply":
@@ -458,7 +459,7 @@ def _verdict(pool: Pool, change: Change) -> Operation[str]:
     verdict: str = change.verdict_of(found.get(change.token, []))
     if verdict == "lost":
         raise errors.UnavailableError(
-            f"{change.token} has revisions in conflict, and another one shows than the one with this result.",
+            f"{one_line(change.token)} has revisions in conflict, and another one shows than the one with this result.",
             status=409,
         )
     return verdict

@@ -254,7 +254,9 @@ def refused(settings: Settings, token_id: str, error: str, reason: str | None) -
     """The error for a token that a request of several does not write. ``error`` and ``reason`` are its row's."""
     reason = reason or ""
     if error == "too_large":
-        return errors.TooLargeError(f"Token {one_line(token_id)!r} is too large. {reason}", status=413, error=error)
+        return errors.TooLargeError(
+            f"Token {one_line(token_id)!r} is too large. {one_line(reason, 500)}", status=413, error=error
+        )
     said = f"({one_line(f'{error}: {reason}', 500)})"
     if error in ("forbidden", "unauthorized"):
         return errors.ForbiddenError(
@@ -273,7 +275,7 @@ def _is_html(answer: Answer) -> bool:
 
 
 def _not_couchdb(settings: Settings, conn_id: str, answer: Answer) -> errors.NotCouchDBError:
-    shown = " ".join(answer.body[:2000].decode("utf-8", "replace").split())[:_BODY_SHOWN]
+    shown = one_line(" ".join(answer.body[:2000].decode("utf-8", "replace").split()), _BODY_SHOWN)
     return errors.NotCouchDBError(
         f"What answers at {settings.url} is no CouchDB: HTTP {answer.status}, {shown!r}."
         f" Check host and port of connection {conn_id!r}.",
@@ -283,6 +285,7 @@ def _not_couchdb(settings: Settings, conn_id: str, answer: Answer) -> errors.Not
 
 def tls_failed(settings: Settings, conn_id: str, cause: str) -> errors.CouchDBError:
     """The error for a TLS connection that was not made, or broke. ``cause`` is what the library below says."""
+    cause = one_line(cause, 300)
     if "CERTIFICATE_VERIFY_FAILED" in cause:
         return errors.CouchDBError(
             f"The certificate of {settings.url} does not verify ({cause}). If it is your own authority's, give its file as"
@@ -295,7 +298,8 @@ def tls_failed(settings: Settings, conn_id: str, cause: str) -> errors.CouchDBEr
 
 
 def unreachable(settings: Settings, conn_id: str, cause: str) -> errors.CouchDBError:
-    """The error for a request that got no answer. ``cause`` is what the library below says."""
+    """The error for a request that got no answer. ``cause`` is what the library below says, with words of the server in it."""
+    cause = one_line(cause, 300)
     tls = " and speaks TLS; if it does not, begin the host with http://" if settings.url.startswith("https:") else ""
     return errors.UnavailableError(
         f"{settings.url} does not answer ({cause}). Check host and port of connection {conn_id!r}, and that the server runs{tls}."

@@ -40,6 +40,7 @@ from airflow_provider_picas.tokens.documents import BadTokenError
 from airflow_provider_picas.tokens.push import DuplicateTokenError, MayDiffer, OnExisting, PushReport
 from airflow_provider_picas.tokens.selection import EditReport, Selection, UnknownBatchError, last_news
 from airflow_provider_picas.tokens.states import State
+from airflow_provider_picas.tokens.text import one_line
 
 if TYPE_CHECKING:
     import aiohttp
@@ -489,9 +490,9 @@ class PicasHook(HttpHook):
         for token in _flat(self._all_tokens(batch)):
             news = last_news(token)
             if news is None:
-                return f"token {token['_id']} does not say when it ended"
+                return f"token {one_line(token['_id'])} does not say when it ended"
             if now - news < seconds:
-                return f"token {token['_id']} ended {now - news:.0f} s ago, less than {seconds:g} s"
+                return f"token {one_line(token['_id'])} ended {now - news:.0f} s ago, less than {seconds:g} s"
         return None
 
     def now(self) -> int:

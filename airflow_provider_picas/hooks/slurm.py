@@ -32,6 +32,7 @@ from airflow_provider_picas.slurm.remote import (
     Step,
     UnreachableError,
 )
+from airflow_provider_picas.tokens.text import one_line
 
 if TYPE_CHECKING:
     import paramiko
@@ -168,11 +169,14 @@ class SlurmHook(BaseHook):
                 stdout, stderr = _read(channel)
         except paramiko.ChannelException as error:
             raise NoSessionError(
-                f"{self.place} opens no session ({error}). Its sshd may allow too few of them (MaxSessions); ask the site."
+                f"{self.place} opens no session ({one_line(str(error))}). Its sshd may allow too few of them (MaxSessions);"
+                " ask the site."
             ) from None
         except (paramiko.SSHException, OSError, EOFError) as error:
             self._drop(client)
-            raise UnreachableError(f"The connection to {self.place} broke: {error or type(error).__name__}.") from None
+            raise UnreachableError(
+                f"The connection to {self.place} broke: {one_line(str(error)) or type(error).__name__}."
+            ) from None
         _check_size(self.place, stdout, stderr)
         try:
             return remote.unwrap(stdout.decode("utf-8", "replace"), stderr.decode("utf-8", "replace"), marker)

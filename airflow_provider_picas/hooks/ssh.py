@@ -37,6 +37,7 @@ from typing import TYPE_CHECKING
 from airflow.providers.common.compat.sdk import AirflowException, AirflowNotFoundException
 
 from airflow_provider_picas.slurm.remote import LoginError, UnreachableError
+from airflow_provider_picas.tokens.text import one_line
 
 if TYPE_CHECKING:
     import paramiko
@@ -93,9 +94,9 @@ def connect(hook: SSHHook) -> paramiko.SSHClient:
         ) from None
     except paramiko.AuthenticationException as error:
         if "timeout" in str(error) or "shut down" in str(error):
-            raise UnreachableError(f"{where} cannot be reached: {error}") from None
+            raise UnreachableError(f"{where} cannot be reached: {one_line(str(error))}") from None
         raise LoginError(
-            f"{where} refuses the login ({error}). Check the user name and the key in the connection."
+            f"{where} refuses the login ({one_line(str(error))}). Check the user name and the key in the connection."
         ) from None
     except paramiko.SSHException as error:
         if "not found in known_hosts" in str(error):
@@ -103,12 +104,13 @@ def connect(hook: SSHHook) -> paramiko.SSHClient:
                 f"The SSH host key of {where} is unknown ({error}). Put it in the connection's extra 'host_key' as"
                 " '<type> <base64>', as `ssh-keyscan` prints it, after comparing it with what the site tells."
             ) from None
-        raise UnreachableError(f"{where} cannot be reached: {error}.") from None
+        raise UnreachableError(f"{where} cannot be reached: {one_line(str(error))}.") from None
     except (TypeError, ValueError) as error:  # an extra of another shape, or a cipher that paramiko does not know
         raise LoginError(f"Connection {hook.ssh_conn_id!r} cannot be used: {error}") from None
     except (OSError, EOFError) as error:
         raise UnreachableError(
-            f"{where} cannot be reached ({error or type(error).__name__}). Check host and port, and that the site is up."
+            f"{where} cannot be reached ({one_line(str(error)) or type(error).__name__})."
+            " Check host and port, and that the site is up."
         ) from None
 
 

@@ -25,6 +25,7 @@ from airflow_provider_picas.slurm.remote import (
     quote,
     whole,
 )
+from airflow_provider_picas.tokens.text import one_line
 
 SUBMIT_SCRIPT = "submit.sh"
 ANSWER_WAIT = 40.0  # seconds that a try waits for sbatch's answer; sbatch itself gives up after MessageTimeout, 10 s
@@ -441,7 +442,8 @@ def _refusal(record: Record, jobs_left: bool) -> str:
     done = "could not be cancelled: cancel it" if jobs_left else "was cancelled"
     accepted = [call.job_id for call in record.asked if call.job_id]
     also = f" Job {', '.join(accepted)} of it was accepted, and {done}." if accepted else ""
-    return f"sbatch refused the pilots: {said or call.stdout.strip() or f'exit code {call.code}'}{also}"
+    said = one_line(said or call.stdout.strip() or f"exit code {call.code}", 1000)
+    return f"sbatch refused the pilots: {said}{also}"
 
 
 def _message_timeout() -> Operation[float]:

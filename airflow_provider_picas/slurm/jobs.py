@@ -297,9 +297,10 @@ class _Room:
 
 def _queued(cells: Sequence[str], room: _Room) -> Iterable[Job]:
     identifier, base, task, state, reason, start, elapsed, cpus, node = cells
+    state, reason, node = (one_line(text.strip()) for text in (state, reason, node))
     for name in _task_ids(identifier, base, task, room):
         yield Job(
-            id=name, state=state.strip(), reason=reason, node=node, started=whole(start),
+            id=name, state=state, reason=reason, node=node, started=whole(start),
             elapsed=int(_clock(elapsed)), cpus=whole(cpus),
         )  # fmt: skip
 
@@ -308,6 +309,7 @@ def _accounted(cells: Sequence[str], room: _Room) -> Iterable[Job]:
     """Rows of jobs; those of their steps are left out."""
     identifier, state, code, reason, start, end, elapsed, cpus, cpu, node = cells
     word = state.split()[0] if state.split() else ""  # "CANCELLED by 1000"
+    word, code, reason, node = (one_line(text) for text in (word, code, reason, node))
     base, _, task = identifier.partition("_")
     for name in _task_ids(identifier, base.partition("+")[0], task or "N/A", room) if "." not in identifier else []:
         yield Job(

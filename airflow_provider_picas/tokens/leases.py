@@ -11,6 +11,7 @@ from typing import Any
 
 from airflow_provider_picas.pilot.picas_pilot import Shown, Silence, held_by_pilot, number
 from airflow_provider_picas.slurm.jobs import FORGOTTEN, Job, Life, Look
+from airflow_provider_picas.tokens.text import one_line
 
 ROUNDING = 2.0  # seconds between two times that are whole seconds each, until one counts as later
 SKEW = 30.0  # seconds that the clocks of a node and of the cluster may differ
@@ -125,11 +126,11 @@ class Judgement:
         return Holders(len(locked) - len(foreign), tuple(foreign), max([0.0, *silent]))
 
     def _lost_lease(self, pilot: str, lock: float) -> str | None:
-        lease = self.leases.get(pilot)
         dead = self.silent.get(pilot, 1.0) <= 0
+        lease, pilot = self.leases.get(pilot), one_line(pilot)
         if lease is None:
             return f"pilot {pilot} has no lease" if dead else None
-        where = f"pilot {pilot} (job {lease.job} on {lease.hostname})"
+        where = f"pilot {pilot} (job {one_line(str(lease.job), 80)} on {one_line(lease.hostname, 80)})"
         if lease.ended:
             return f"{where} has ended"
         job = self._job(lease.job)
@@ -160,7 +161,7 @@ class Judgement:
         if job and self.slurm and job.life is Life.ENDED and job.started:
             ended = job.ended or self.slurm.at  # squeue knows that it has before sacct knows when
             if job.started - SKEW <= lock <= ended + SKEW:
-                return f"job {job.id} on {job.node or token.get('hostname')} has ended: {job.cause}"
+                return f"job {job.id} on {job.node or one_line(str(token.get('hostname')), 80)} has ended: {job.cause}"
         if self.max_lock_age is not None and self.now > lock + self.max_lock_age:
             return f"it was locked for {self.now - lock:.0f} s"
         return None

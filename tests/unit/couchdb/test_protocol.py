@@ -178,3 +178,29 @@ def test_a_request() -> None:
     assert request.target == "/a%2Fb?key=%22x+y%22&limit=1"
     assert request.headers == {"Accept": "application/json"}
     assert Request("POST", "/x", body=b"{}").headers["Content-Type"] == "application/json"
+
+
+def test_foreign_text_in_errors_is_escaped_and_cut() -> None:
+    odd = "\x1b[31m::group::x\u202e" + "y" * 5000
+    told = [
+        protocol.refused(POOL, odd, "too_large", odd),
+        protocol.refused(POOL, odd, "forbidden", odd),
+        protocol.unreachable(POOL, "c", odd),
+        protocol.tls_failed(POOL, "c", odd),
+        protocol.tls_failed(POOL, "c", "CERTIFICATE_VERIFY_FAILED" + odd),
+    ]
+    for status in (200, 302, 401, 404, 500):
+        error = {"error": odd, "reason": odd}
+        for told_so in (
+            Answer(status, {"location": odd}, json.dumps(error).encode()),
+            Answer(status, {}, f"<{odd}".encode()),
+        ):
+            try:
+                check(told_so)
+            except errors.CouchDBError as raised:
+                told.append(raised)
+    assert len(told) > 12
+    for error in told:
+        assert str(error).isprintable()
+        assert "::group::" not in str(error)
+        assert len(str(error)) < 1200

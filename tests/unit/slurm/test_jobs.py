@@ -189,3 +189,12 @@ def test_parts_of_a_heterogeneous_job_count_once() -> None:
     look = parse(rows)
     assert {name: job.cpus for name, job in look.jobs.items()} == {"7": 1, "7+1": 2, "12_3": 1}
     assert look.unqueued == ()
+
+
+def test_foreign_text_of_squeue_and_sacct_is_escaped() -> None:
+    odd = "\x1b[31m::group::x\u202e"
+    look = parse([f"A|5|{odd}|{odd}|{odd}|1|2|1|1|0|{odd}", f"Q|6|6|N/A|{odd}|{odd}|1|0:01|1|{odd}"])
+    for job in look.jobs.values():
+        for text in (job.cause, job.reason, job.node):
+            assert text.isprintable()
+            assert "::group::" not in text
