@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException
 
+from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.slurm import SlurmAsyncHook, SlurmHook
 from airflow_provider_picas.operators.pilots import PicasSubmitPilotsOperator
 from airflow_provider_picas.slurm.remote import Command, Output, RemoteFile, Send
@@ -133,6 +134,7 @@ def small_disk(folder: Path) -> Iterator[None]:
 
 def test_a_full_home(site: Cluster, tmp_path: Path) -> None:
     """The submission is made as soon as there is room: nothing of the failed one is taken for whole."""
+    PicasHook("picas_default").deploy_views()
     (tmp_path / "data").write_bytes(os.urandom(1_200_000))
     folder, task_id = site.home / "small", f"t{secrets.token_hex(4)}"
     wanted: dict[str, Any] = {
