@@ -1,7 +1,7 @@
 """An autopilot: submit pilots whenever tokens appear in a pool, as many as there is work for, under caps.
 
 Whoever fills the pool needs no Airflow. Needs a connection ``picas_default`` to the pool, with the provider's views in it (push
-to it once, or run ``PicasHook().deploy_views()``), a connection ``spider`` to a login node, and a running triggerer. The
+to it once, or run ``airflow-picas deploy-views``), a connection ``spider`` to a login node, and a running triggerer. The
 pilots run the command of the DAG on each token; they end by themselves when nothing is left to do.
 """
 

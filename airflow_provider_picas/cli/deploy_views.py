@@ -19,7 +19,8 @@ def add(commands: Any) -> None:
         "deploy-views",
         help="create the views of a pool, as an admin of its database",
         description="Create the design documents with the views that tokens are counted and claimed by: PiCaS's Monitor and the"
-        " provider's own. What is there already stays. A push does the same if its login is an admin of the database.",
+        " provider's own. Views that are there stay, but for the"
+        " provider's own of another version. A push does the same if its login is an admin of the database.",
     )
     add_connection(parser)
     parser.add_argument(

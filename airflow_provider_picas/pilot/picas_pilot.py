@@ -1126,7 +1126,9 @@ class Database:
         """The rows of a view. Raises Failed if there is no such view, and Unreachable for other rows than views have."""
         status, answer = self.request("GET", view, query=query)
         if status != 200:
-            raise Failed(f"{self.place} has no view {view}: deploy the design documents.", EX_CONFIG)
+            raise Failed(
+                f"{self.place} has no view {view}. An admin creates it by `airflow-picas deploy-views`.", EX_CONFIG
+            )
         return self._objects(answer.get("rows") if isinstance(answer, dict) else None, status, view, **kinds)
 
     def rows(self, view: str, limit: int, **query: Any) -> List[Doc]:
