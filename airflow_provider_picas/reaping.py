@@ -34,7 +34,7 @@ Operation = Generator[Request | Step, Any, Result]
 UNSENT_FILES = 100  # results that one command reads
 UNSENT_BYTES = 4_000_000  # of them, together, at most, and a part of one that is larger
 WITNESS = "_local/picas-quorum"  # written to see whether a quorum of a cluster's nodes takes it
-FIRST_READ = 10  # tokens that the first request for them reads: their size is not known yet
+FIRST_READ = 4  # tokens that the first request for them reads: their size is not known yet
 _JUDGED = ("_id", "_rev", "type", "lock", "done", "exit_code", "hostname", "slurm_job_id", "pilot", "claim")
 MOST_LEFT = 2  # results that the database may answer with an error until the fault is taken to be its own
 

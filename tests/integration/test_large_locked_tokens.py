@@ -56,7 +56,7 @@ def test_looks_read_large_tokens_once(proxy: Proxy) -> None:
     first = look(hook, observer)
     assert first.locked == TOKENS
     assert TOKENS * SIZE < sum(sizes) < 1.2 * TOKENS * SIZE
-    assert max(sizes) < 11 * SIZE  # those by which it learned how large they are
+    assert max(sizes) < 6 * SIZE  # those by which it learned how large they are
     assert "x" * SIZE not in repr(observer.locked)
     sizes.clear()
     lives.change(hook, ids[3], hostname="n2")
@@ -74,10 +74,10 @@ def test_large_tokens_of_the_dead_are_given_back_in_portions(proxy: Proxy) -> No
     hook = PicasHook()
     ids = lives.fill(hook, {State.LOCKED: TOKENS}, large="x" * SIZE, attempts=[])
     sizes = answers(proxy)
-    proxy.largest = 11 * SIZE
+    proxy.largest = 6 * SIZE
     news = look(hook, Observer(), max_lock_age=10.0)
     assert sorted(name for name, _ in news.reaped) == ids
-    assert max(sizes) < 11 * SIZE
+    assert max(sizes) < 6 * SIZE
     assert hook.count("b").todo == TOKENS
     writes = [request for request in proxy.requests if "_bulk_docs" in request]
     assert len(writes) >= TOKENS * SIZE // 200_000
