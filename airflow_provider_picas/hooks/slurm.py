@@ -195,7 +195,8 @@ class SlurmHook(BaseHook):
         for pause in (*SESSION_PAUSES, None):
             try:
                 with self._opening:  # of two refusals at once, paramiko gives the reason to one only
-                    return transport.open_session(timeout=timeout)
+                    # Later than `_limited`, which says what has happened.
+                    return transport.open_session(timeout=timeout + ssh.CLOSE_TIMEOUT)
             except paramiko.ChannelException:
                 if pause is None:
                     raise
