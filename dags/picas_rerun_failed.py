@@ -1,23 +1,43 @@
-"""Run failed tokens again: choose them in the trigger form, look at what would be done, then give them back.
+"""Run failed tokens again, with the same pilots as before.
 
-With the name of a script, or a command, pilots are submitted for them. The run waits until the tokens have finished, and
-fails if some are in error again; those that were not chosen may stay so. Needs a connection to the pool, and one to a login
-node if pilots are submitted.
+Give the DAG id and run id of the run that failed, or the name of its batch; with neither, the run asks you to choose one of the
+batches with errors. It shows what would be done, and goes on once you approve it (tab *Required Actions* of the run). The pilots
+are those of the earlier run: same command or script, files, setup, options, environment and cluster. To use others, give a
+command or a script. The run then waits until the tokens have finished, and fails if some are in error again; those that were not
+chosen may stay so.
+
+If all tasks behind the push shall run again, too, clear the push task of the earlier run with its downstream instead.
 """
 
 from airflow.sdk import Param, dag, task
 
 from airflow_provider_picas.hooks.picas import PicasHook
-from airflow_provider_picas.operators.pilots import PicasSubmitPilotsOperator
+from airflow_provider_picas.operators import rerun
+from airflow_provider_picas.operators.pilots import PicasResubmitPilotsOperator, PicasSubmitPilotsOperator
 from airflow_provider_picas.operators.tokens import PicasCollectTokensOperator, PicasResetTokensOperator
 from airflow_provider_picas.sensors.tokens import PicasTokenStateSensor
 
 OPTIONAL_TEXT = {"type": ["null", "string"]}
 
 PARAMS = {
-    "batch": Param(None, **OPTIONAL_TEXT, title="Batch", description="Its name, as the push task logs it."),
+    "dag_id": Param(
+        None, **OPTIONAL_TEXT, title="DAG id", description="Of the run whose failed tokens shall run again."
+    ),
+    "run_id": Param(None, **OPTIONAL_TEXT, title="Run id", description="As the run's page shows it."),
+    "batch": Param(
+        None,
+        **OPTIONAL_TEXT,
+        title="Batch",
+        description="Or its name, as the push task logs it. With neither, you are asked.",
+    ),
     "whole_pool": Param(
         False, type="boolean", title="Whole pool", description="Without a batch: all tokens of the pool."
+    ),
+    "dry_run": Param(
+        True,
+        type="boolean",
+        title="Ask me first",
+        description="Show what would be done, and wait until you approve it.",
     ),
     "states": Param(
         ["error"],
@@ -51,18 +71,33 @@ PARAMS = {
         title="Keep logs",
         description="Also those of pilots of the PiCaS client. Tokens with one above 1 MB are left.",
     ),
-    "dry_run": Param(
-        True, type="boolean", title="Dry run", description="Change nothing; the log says what would be done."
+    "same_pilots": Param(
+        True,
+        type="boolean",
+        section="Pilots",
+        title="Same pilots as before",
+        description="Unless a command or a script is given. Otherwise none are submitted.",
     ),
     "command": Param(
-        None, **OPTIONAL_TEXT, section="Pilots", title="Command", description="What a pilot runs for a token."
+        None, **OPTIONAL_TEXT, section="Pilots", title="Command", description="Instead: what a pilot runs for a token."
     ),
     "script": Param(
         None, **OPTIONAL_TEXT, section="Pilots", title="Script", description="Instead: a PiCaS pilot script."
     ),
-    "pilots": Param(1, type="integer", minimum=1, section="Pilots", title="Pilots", description="How many."),
+    "pilots": Param(
+        None,
+        type=["null", "integer"],
+        minimum=1,
+        section="Pilots",
+        title="Pilots",
+        description="How many at most. Default: as many as before, but no more than tokens; 1 for another command.",
+    ),
     "sbatch": Param(
-        {}, type="object", section="Pilots", title="Options of sbatch", description='As {"time": "01:00:00"}.'
+        {},
+        type="object",
+        section="Pilots",
+        title="Options of sbatch",
+        description='For another command or script, such as {"time": "01:00:00"}.',
     ),
     "picas_conn_id": Param("picas_default", type="string", section="Where", title="Connection to the pool"),
     "database": Param(
@@ -71,7 +106,7 @@ PARAMS = {
     "ssh_conn_id": Param("spider", type="string", section="Where", title="Connection to a login node"),
 }
 
-LEFT = "{{ ti.xcom_pull(task_ids='errors_left') or 0 }}"
+LEFT = "{{ ti.xcom_pull(task_ids='which_pilots', key='errors_left') or 0 }}"
 
 
 @task(multiple_outputs=True)
@@ -80,56 +115,85 @@ def form(params=None):
     return dict(params)
 
 
-@task
-def errors_left(reset, params=None):
-    """How many tokens stay in error because they were not chosen."""
-    return PicasHook(params["picas_conn_id"], database=reset["database"]).count(reset["batch"]).error
+@task(multiple_outputs=True)
+def plan(preview, pilots, params=None):
+    """What would be done, for the person who confirms it."""
+    return rerun.plan(preview, pilots, params)
 
 
 @task.branch
-def what_now(reset, params=None):
-    """Nothing after a dry run, or when nothing was reset; pilots if they were asked for."""
-    if params["dry_run"] or not reset["reset"]:
-        return None
-    return "pilots" if params["command"] or params["script"] else "wait"
+def which_pilots(reset, how, params=None, ti=None):
+    """The next task. How many tokens stay in error, since they were not chosen, is kept for the wait."""
+    left = PicasHook(params["picas_conn_id"], database=reset["database"]).count(reset["batch"]).error
+    ti.xcom_push("errors_left", left)
+    return {"new": "pilots", "same": "same_pilots"}.get(how, "submitted")
+
+
+@task(trigger_rule="none_failed_min_one_success")
+def submitted(ti=None):
+    """The pilots to look after, if any were submitted."""
+    return ti.xcom_pull(task_ids="same_pilots") or ti.xcom_pull(task_ids="pilots")
 
 
 @dag(schedule=None, catchup=False, params=PARAMS, tags=["picas"], doc_md=__doc__)
 def picas_rerun_failed():
     asked = form()
-    pool = {name: asked[name] for name in ("picas_conn_id", "database")}
-    batch = {name: asked[name] for name in ("batch", "whole_pool")}
-    chosen = {
-        name: asked[name]
-        for name in ("states", "keys", "error_pattern", "older_than", "max_scrubs", "keep_logs", "dry_run")
-    }
-    reset = PicasResetTokensOperator(task_id="reset", reason="by {{ run_id }}", **batch, **chosen, **pool)
-    pilots = PicasSubmitPilotsOperator(
-        task_id="pilots",
+    picas = {name: asked[name] for name in ("picas_conn_id", "database")}
+    choose = rerun.PicasChooseBatchOperator(
+        task_id="choose",
         batch=asked["batch"],
+        of_dag=asked["dag_id"],
+        of_run=asked["run_id"],
+        whole_pool=asked["whole_pool"],
+        ask=asked["dry_run"],
+        **picas,
+    )
+    batch = {"batch": choose.output["batch"], "whole_pool": asked["whole_pool"]}
+    chosen = {
+        name: asked[name] for name in ("states", "keys", "error_pattern", "older_than", "max_scrubs", "keep_logs")
+    }
+    preview = PicasResetTokensOperator(task_id="preview", dry_run=True, **batch, **chosen, **picas)
+    planned = plan(preview.output, choose.output["pilots"])
+    confirm = rerun.PicasConfirmOperator(
+        task_id="confirm",
+        subject="Run these tokens again?",
+        body="{{ ti.xcom_pull(task_ids='plan')['text'] }}",
+        ask=asked["dry_run"],
+    )
+    reset = PicasResetTokensOperator(task_id="reset", reason="by {{ run_id }}", **batch, **chosen, **picas)
+    now = which_pilots(reset.output, planned["how"])
+    same = PicasResubmitPilotsOperator(
+        task_id="same_pilots",
+        batch=choose.output["batch"],
+        pilots=choose.output["pilots"],
+        max_pilots="{{ params.pilots or ti.xcom_pull(task_ids='reset')['reset'] }}",
+        **picas,
+    )
+    new = PicasSubmitPilotsOperator(
+        task_id="pilots",
+        batch=choose.output["batch"],
         command=asked["command"],
         script=asked["script"],
-        pilots=asked["pilots"],
+        pilots="{{ params.pilots or 1 }}",
         sbatch=asked["sbatch"],
         ssh_conn_id=asked["ssh_conn_id"],
-        **pool,
+        **picas,
     )
+    pilots = submitted()
     wait = PicasTokenStateSensor(
         task_id="wait",
-        batch=asked["batch"],
-        pilots=pilots.output,
+        batch=choose.output["batch"],
+        pilots=pilots,
         max_errors=LEFT,
         deferrable=True,
-        trigger_rule="none_failed_min_one_success",
-        **pool,
+        **picas,
     )
     collect = PicasCollectTokensOperator(
-        task_id="collect", states="error", fields=[], max_errors=LEFT, trigger_rule="none_skipped", **batch, **pool
+        task_id="collect", states="error", fields=[], max_errors=LEFT, trigger_rule="none_skipped", **batch, **picas
     )
-    now = what_now(reset.output)
-    errors_left(reset.output) >> now
-    now >> pilots >> wait >> collect
-    now >> wait
+    planned >> confirm >> reset
+    now >> [same, new, pilots]
+    [same, new] >> pilots >> wait >> collect
 
 
 picas_rerun_failed()

@@ -158,6 +158,20 @@ class AirflowApi:
         }
         self.request("POST", f"dags/{dag_id}/clearTaskInstances", body)
 
+    def question(self, dag_id: str, run_id: str, task_id: str) -> dict[str, Any]:
+        """What a task asks a person: subject, body, options. Raises AirflowApiError while it asks nothing."""
+        answer: dict[str, Any] = self.request("GET", self._question(dag_id, run_id, task_id))
+        return answer
+
+    def answer(self, dag_id: str, run_id: str, task_id: str, option: str) -> None:
+        """Answer it."""
+        body = {"chosen_options": [option], "params_input": {}}
+        self.request("PATCH", self._question(dag_id, run_id, task_id), body)
+
+    @staticmethod
+    def _question(dag_id: str, run_id: str, task_id: str) -> str:
+        return f"dags/{dag_id}/dagRuns/{quote(run_id)}/taskInstances/{task_id}/-1/hitlDetails"
+
     def log(self, dag_id: str, run_id: str, task_id: str, attempt: int = 1, map_index: int = -1) -> str:
         """The log of one attempt as text: time, level and event, and what was raised."""
         path = f"dags/{dag_id}/dagRuns/{quote(run_id)}/taskInstances/{task_id}/logs/{attempt}"

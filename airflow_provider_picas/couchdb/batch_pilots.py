@@ -45,6 +45,27 @@ def find(pool: Pool, batch: str) -> Operation[list[dict[str, Any]]]:
     return list(tasks.values())
 
 
+def history(pool: Pool, batch: str) -> Operation[list[dict[str, Any]]]:
+    """All pilots that are known to have been submitted for the batch, the latest first."""
+    documents, _ = yield from pool.local_documents(f"{PREFIX}{batch}:", limit=_MOST)
+    return [document["pilots"] for document in sorted(documents, key=_since, reverse=True)]
+
+
+def batches(pool: Pool) -> Operation[list[str]]:
+    """The batches for which pilots were submitted, the latest first."""
+    documents, _ = yield from pool.local_documents(PREFIX, limit=_MOST)
+    names = (
+        document["_id"].removeprefix(PREFIX).partition(":")[0]
+        for document in sorted(documents, key=_since, reverse=True)
+    )
+    return list(dict.fromkeys(names))
+
+
+def _since(document: Mapping[str, Any]) -> float:
+    since = document.get("since")
+    return float(since) if isinstance(since, int | float) else 0.0
+
+
 def _document_id(batch: str, pilots: Mapping[str, Any]) -> str:
     return f"{PREFIX}{batch}:{pilots['submission']}"
 

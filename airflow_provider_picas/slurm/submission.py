@@ -62,6 +62,9 @@ class Plan:
     workdir: str | None = None  #: where sbatch runs, absolute or below the home; None: the submission's folder
     environment: Mapping[str, str] = field(default_factory=dict)  #: of sbatch
     python_path: bool = True  #: whether the credentials' folder is put on PYTHONPATH
+    copied: Callable[[str, str], Command] | None = (
+        None  #: instead of commands: copies them, from key and folder to fill
+    )
 
 
 @dataclass(frozen=True)
@@ -326,20 +329,30 @@ def _make(plan: Plan, latest: _Latest) -> Operation[tuple[_Latest, bool]]:
 def _send(plan: Plan, wanted: _Latest, aside: str) -> Operation[None]:
     """Send the files of a submission into the folder ``aside``, which is to become the submission's."""
     folder, key = wanted.folder, wanted.key
+    made = Command(f"umask 077; mkdir -p -- {quote(f'{aside}/{CREDENTIALS}')}")
+    files = list(plan.files(folder, key))
+    if plan.copied:
+        files.append(RemoteFile(f"{folder}/made", b""))
+        yield from ok(made, "The submission's folder could not be made")
+        yield from ok(plan.copied(key, aside), "The earlier submission could not be copied")
+    else:
+        files += yield from _calls(plan, folder, key)
+        yield from ok(made, "The submission's folder could not be made")
+    moved = [replace(file, path=aside + file.path.removeprefix(folder)) for file in files]
+    yield from ok(Send(moved), "The submission's files could not be sent")
+
+
+def _calls(plan: Plan, folder: str, key: str) -> Operation[list[RemoteFile]]:
+    """The files with the sbatch calls, and the script that runs them."""
     workdir = yield from _workdir(plan, folder)
     python_path = f"{folder}/{CREDENTIALS}" if plan.python_path else None
     script = calls.submit_script(folder, workdir, plan.environment, python_path)
     commands = [quote(*command).encode() for command in plan.commands(folder, key)]
-    files = [
-        *plan.files(folder, key),
+    return [
         RemoteFile(f"{folder}/{calls.SUBMIT_SCRIPT}", script.encode(), 0o700),
         RemoteFile(f"{folder}/made", b""),
         *(RemoteFile(f"{folder}/command.{number}", command) for number, command in enumerate(commands)),
     ]
-    made = Command(f"umask 077; mkdir -p -- {quote(f'{aside}/{CREDENTIALS}')}")
-    yield from ok(made, "The submission's folder could not be made")
-    moved = [replace(file, path=aside + file.path.removeprefix(folder)) for file in files]
-    yield from ok(Send(moved), "The submission's files could not be sent")
 
 
 def _workdir(plan: Plan, folder: str) -> Operation[str]:

@@ -21,7 +21,8 @@ from airflow_provider_picas.links import PicasMonitoringLink, PicasPoolLink, pus
 from airflow_provider_picas.operators.instance import submission_key, submission_keys
 from airflow_provider_picas.operators.parameters import flag, optional_positive_number, positive_number
 from airflow_provider_picas.pilot import picas_pilot
-from airflow_provider_picas.slurm import arrays, credentials, pilot_job, sbatch, submission, sweep
+from airflow_provider_picas.slurm import again, arrays, credentials, pilot_job, sbatch, submission, sweep
+from airflow_provider_picas.slurm.again import SCRIPT_FILE
 from airflow_provider_picas.slurm.arrays import Array
 from airflow_provider_picas.slurm.remote import RemoteError, RemoteFile, quote
 from airflow_provider_picas.slurm.sbatch import OptionError
@@ -29,9 +30,6 @@ from airflow_provider_picas.slurm.submission import SubmissionRefusedError
 from airflow_provider_picas.tokens import views
 from airflow_provider_picas.tokens.batch import Batch
 from airflow_provider_picas.tokens.text import sample
-
-SCRIPT_FILE = "pilot.sh"
-"""Name of the batch script in the submission's folder."""
 
 MAX_FILE_BYTES = 100_000_000  # of all that is sent: larger data belong on the cluster's own storage
 
@@ -208,25 +206,13 @@ class PicasSubmitPilotsOperator(BaseOperator):
     def _report(self, done: submission.Submission | None) -> dict[str, Any]:
         if done is None:
             self.log.info("Nothing was submitted: there is no token to run, or no room under a cap.")
-            return {
-                "ssh_conn_id": self.ssh_conn_id,
-                "submission": None,
-                "folder": None,
-                "job_ids": [],
-                "submitted": None,
-            }
+            return output_of(self.ssh_conn_id, None)
         jobs = ", ".join(done.job_ids)
         if done.adopted:
             self.log.info("Submission %s stands already: job %s. Nothing was submitted.", done.key, jobs)
         else:
             self.log.info("Submitted job %s as %s; its files are in %s.", jobs, done.key, done.folder)
-        return {
-            "ssh_conn_id": self.ssh_conn_id,
-            "submission": done.key,
-            "folder": done.folder,
-            "job_ids": list(done.job_ids),
-            "submitted": datetime.fromtimestamp(done.submitted, UTC).isoformat(),
-        }
+        return output_of(self.ssh_conn_id, done)
 
     def _check(self) -> None:
         if (self.command is None) == (self.script is None):
@@ -430,6 +416,17 @@ class PicasSubmitPilotsOperator(BaseOperator):
             self.log.info("The command, in %s:\n%s", plan.workdir or folder, quote(*command))
 
 
+def output_of(ssh_conn_id: str, done: submission.Submission | None) -> dict[str, Any]:
+    """What a task that submits pilots hands on about them."""
+    return {
+        "ssh_conn_id": ssh_conn_id,
+        "submission": done.key if done else None,
+        "folder": done.folder if done else None,
+        "job_ids": list(done.job_ids) if done else [],
+        "submitted": datetime.fromtimestamp(done.submitted, UTC).isoformat() if done else None,
+    }
+
+
 class _Job:
     """What the pilots' jobs are made of: a script, and the files that go with it."""
 
@@ -514,10 +511,10 @@ class _OwnPilot(_Job):
             raise ValueError(f"`pilot` holds something that is no JSON: {error}.") from None
 
     def script_name(self, number: int) -> str:
-        return SCRIPT_FILE if number == 0 else f"pilot-{number}.sh"
+        return again.script_name(number)
 
     def script(self, folder: str, number: int) -> bytes:
-        return pilot_job.batch_script(folder, _config_name(number), self._setup)
+        return pilot_job.batch_script(folder, again.config_name(number), self._setup)
 
     def options(self, given: Mapping[str, Any], folder: str) -> Mapping[str, Any]:
         names = {str(name).replace("_", "-") for name in given}
@@ -528,14 +525,10 @@ class _OwnPilot(_Job):
         own = [RemoteFile(f"{folder}/{pilot_job.PILOT_FILE}", pilot_program.FILE.read_bytes(), 0o600)]
         for number, array in enumerate(wanted):
             own.append(RemoteFile(f"{folder}/{self.script_name(number)}", self.script(folder, number), 0o700))
-            own.append(RemoteFile(f"{folder}/{_config_name(number)}", self._config(folder, key, array)))
+            own.append(RemoteFile(f"{folder}/{again.config_name(number)}", self._config(folder, key, array)))
         for name, content in self._files.items():
             own.append(RemoteFile(f"{folder}/{name}", content, 0o700 if name in self._executable else 0o600))
         return [*super().all_files(folder, key, wanted), *own]
-
-
-def _config_name(number: int) -> str:
-    return pilot_job.CONFIG_FILE if number == 0 else f"pilot-{number}.json"
 
 
 def _is_executable(path: Path) -> bool:

@@ -21,6 +21,7 @@ from airflow_provider_picas.couchdb.pool import Document
 from airflow_provider_picas.couchdb.push import TokenExistsError
 from airflow_provider_picas.couchdb.settings import Settings
 from airflow_provider_picas.hooks.picas import PicasHook
+from airflow_provider_picas.links import PicasMonitoringLink, PicasPoolLink, push_links
 from airflow_provider_picas.operators.instance import former_push_id, is_first_try, push_id
 from airflow_provider_picas.operators.tokens import source
 from airflow_provider_picas.operators.tokens.source import Attachments, Fields, Keys, Source
@@ -80,6 +81,7 @@ class PicasPushTokensOperator(BaseOperator):
     template_fields: Sequence[str] = (
         "inputs", "tokens", "key", "attachments", "batch", "on_existing", "on_empty", "picas_conn_id", "database",
     )  # fmt: skip
+    operator_extra_links = (PicasPoolLink(), PicasMonitoringLink())
     ui_color = "#d7ecf5"
 
     def __init__(
@@ -132,6 +134,7 @@ class PicasPushTokensOperator(BaseOperator):
         hook = PicasHook(self.picas_conn_id, database=self.database)
         push = self._push_id(context, hook)
         self._settings = hook.settings
+        push_links(context, hook.settings)
         batch = ids.batch_id(self.batch) if self.batch else push
         try:
             given = self._source(context)

@@ -1,0 +1,143 @@
+"""The operator that submits the pilots of a batch once more."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, BaseOperator, Context
+
+from airflow_provider_picas.couchdb import batch_pilots
+from airflow_provider_picas.couchdb.errors import CouchDBError
+from airflow_provider_picas.hooks.picas import PicasHook
+from airflow_provider_picas.hooks.slurm import SlurmHook
+from airflow_provider_picas.hooks.submission import credential_files
+from airflow_provider_picas.links import PicasMonitoringLink, PicasPoolLink, push_links
+from airflow_provider_picas.operators.instance import submission_key, submission_keys
+from airflow_provider_picas.operators.parameters import optional_positive_number
+from airflow_provider_picas.operators.pilots.submit import output_of
+from airflow_provider_picas.reaping import Watched
+from airflow_provider_picas.slurm import again, submission
+from airflow_provider_picas.slurm.remote import RemoteError, RemoteFile
+from airflow_provider_picas.slurm.submission import SubmissionRefusedError
+from airflow_provider_picas.tokens.batch import Batch
+from airflow_provider_picas.tokens.text import one_line, sample
+
+
+class PicasResubmitPilotsOperator(BaseOperator):
+    """Submit the pilots of a batch once more: same script or command, setup, files, options, environment and cluster.
+
+    They are copied on the cluster from the folder of the earlier submission, which is kept for ``keep_days`` of the operator
+    that submitted it. The credentials are those of the connection now. It is a submission of its own, which a retry finds.
+
+    :param batch: the push operator's output, or the name of a batch.
+    :param pilots: the output of the operator that submitted them. Default: those that were submitted for the batch last.
+    :param max_pilots: so many of each sbatch call at most. Default: as many as before.
+    :param picas_conn_id: a connection of type ``picas``.
+    :param database: another database than the batch's or the connection's.
+
+    Returns what ``PicasSubmitPilotsOperator`` returns.
+    """
+
+    template_fields: Sequence[str] = ("batch", "pilots", "max_pilots", "picas_conn_id", "database")
+    operator_extra_links = (PicasPoolLink(), PicasMonitoringLink())
+    ui_color = "#e6dcf2"
+
+    def __init__(
+        self,
+        *,
+        batch: str | Mapping[str, Any],
+        pilots: Mapping[str, Any] | None = None,
+        max_pilots: int | str | None = None,
+        picas_conn_id: str = PicasHook.default_conn_name,
+        database: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.batch = batch
+        self.pilots = pilots
+        self.max_pilots = max_pilots
+        self.picas_conn_id = picas_conn_id
+        self.database = database
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        try:
+            batch = Batch.parse(self.batch)
+            if batch is None:
+                raise ValueError(
+                    "There is no batch: `batch` is empty. Give the push operator's output, or the name of a batch."
+                )
+            picas = PicasHook(self.picas_conn_id, database=self.database or batch.database)
+            push_links(context, picas.settings)
+            watched = Watched.parse(self.pilots or None) or latest(picas, batch.id)
+            if watched is None:
+                raise ValueError(f"No pilots are known to have been submitted for batch {batch.id}.")
+            output = self._submit(context, picas, batch, watched)
+            picas.do(batch_pilots.note(picas.pool, batch.id, output))
+        except SubmissionRefusedError as error:
+            raise (AirflowException if error.for_now else AirflowFailException)(str(error)) from None
+        except ValueError as error:
+            raise AirflowFailException(str(error)) from None
+        except (RemoteError, CouchDBError) as error:
+            raise AirflowException(str(error)) from None
+        return output
+
+    def _submit(self, context: Context, picas: PicasHook, batch: Batch, watched: Watched) -> dict[str, Any]:
+        remote_folder = watched.folder.rpartition("/")[0]
+        with SlurmHook(watched.ssh_conn_id) as slurm:
+            found = (slurm.adopt(key, remote_folder) for key in submission_keys(context))
+            done = next((standing for standing in found if standing), None)
+            if done is None:
+                origin = slurm.do(again.read(watched.key, watched.folder, watched.calls, batch.id))
+                for what, text in describe(origin, watched.ssh_conn_id):
+                    self.log.info("%s: %s", what, text)
+                finished = picas.count(batch.id).finished
+                done = slurm.submit(self._plan(context, picas, origin, remote_folder, finished))
+                self.log.info(
+                    "Submitted job %s as %s; its files are in %s.", sample(done.job_ids), done.key, done.folder
+                )
+            else:
+                self.log.info("Submission %s stands already: job %s.", done.key, sample(done.job_ids))
+        return output_of(watched.ssh_conn_id, done)
+
+    def _plan(
+        self, context: Context, picas: PicasHook, origin: again.Origin, remote_folder: str, finished: int
+    ) -> submission.Plan:
+        most = optional_positive_number("max_pilots", self.max_pilots)
+
+        def files(folder: str, key: str) -> list[RemoteFile]:
+            made = [RemoteFile(f"{folder}/{submission.FINISHED_BEFORE}", str(finished).encode())]
+            if origin.credentials:
+                made += credential_files(folder, picas.settings)
+                made.append(RemoteFile(f"{folder}/{submission.SENT}", self.picas_conn_id.encode()))
+            return made
+
+        return submission.Plan(
+            base_key=submission_key(context),
+            files=files,
+            commands=lambda folder, key: (),
+            folder=remote_folder,
+            copied=lambda key, aside: again.copy(origin, key, aside, most),
+        )
+
+
+def latest(picas: PicasHook, batch: str) -> Watched | None:
+    """The pilots that were submitted for a batch last; None if none are known."""
+    for pilots in picas.do(batch_pilots.history(picas.pool, batch)):
+        if watched := Watched.parse(pilots):
+            return watched
+    return None
+
+
+def describe(origin: again.Origin, ssh_conn_id: str) -> list[tuple[str, str]]:
+    """What would be submitted, for people: what it is, and the text."""
+    command, files = origin.config.get("command"), origin.config.get("files")
+    command = command if isinstance(command, str | None) else " ".join(map(str, command))
+    parts = [
+        ("The same pilots as", origin.key),
+        ("By connection", ssh_conn_id),
+        *(("Call", call) for call in origin.commands[:5]),
+        ("Command", command),
+        ("Files", sample(files) if files else None),
+    ]
+    return [(what, one_line(text, 1_000)) for what, text in parts if text]

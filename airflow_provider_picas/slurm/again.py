@@ -1,0 +1,117 @@
+"""The same pilots once more: a submission whose script, files, options and environment are copied from an earlier one.
+
+The copy is made on the cluster, from the earlier submission's folder into that of the new one. Credentials are not copied: they
+are made from the connection, as always.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from airflow_provider_picas.slurm import calls, pilot_job
+from airflow_provider_picas.slurm.remote import Command, Operation, RemoteError, quote
+
+SCRIPT_FILE = "pilot.sh"
+"""Name of the batch script in a submission's folder; further sbatch calls have ``pilot-<n>.sh``."""
+
+_KEY = re.compile(r"picas-[A-Za-z0-9_-]+\.[0-9]{1,9}")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """An earlier submission, as its folder shows it. ``config``: of our own pilot; empty where a PiCaS script was submitted."""
+
+    key: str
+    folder: str
+    commands: tuple[str, ...]  #: sbatch command lines, quoted for a shell
+    config: Mapping[str, Any] = field(default_factory=dict)
+    credentials: bool = False  #: whether credentials were sent with it
+
+
+def read(key: str, folder: str, count: int, batch: str) -> Operation[Origin]:
+    """The submission ``key`` with its first ``count`` sbatch calls. Raises RemoteError if it cannot be repeated for ``batch``.
+
+    Key and folder come from the pool, where others may write: what is run must be the account's own, and for this batch.
+    """
+    if not _KEY.fullmatch(key) or folder.rpartition("/")[2] != key:
+        raise RemoteError(f"{folder!r:.200} is not the folder of a submission {key!r:.100}.")
+    text = f"""
+cd -- {quote(folder)} 2>/dev/null && [ -e {calls.SUBMIT_SCRIPT} ] && [ -e command.0 ] || exit 4
+for file in . {calls.SUBMIT_SCRIPT} command.* {SCRIPT_FILE}; do [ -O "$file" ] || exit 6; done
+i=0
+while [ $i -lt {count} ] && [ -e command.$i ]; do
+  echo "command $(head -c 20000 command.$i | base64 -w0)"; i=$((i+1))
+done
+[ ! -e credentials.sent ] || echo credentials
+[ ! -e {pilot_job.CONFIG_FILE} ] || echo "config $(head -c 1000000 {pilot_job.CONFIG_FILE} | base64 -w0)"
+true"""
+    output = yield Command(text)
+    if output.code == 4:
+        raise RemoteError(
+            f"The folder {folder} of the earlier pilots is gone from the cluster (`keep_days`), so they cannot be submitted"
+            " again. Clear the push task of the earlier run with its downstream, or give the command."
+        )
+    if output.code == 6:
+        raise RemoteError(f"{folder} on the cluster, or a file in it, belongs to another account. It is not run.")
+    if output.code != 0:
+        raise RemoteError(f"The earlier submission's folder {folder} cannot be read on the cluster: {output.said}.")
+    return _parse(key, folder, output.stdout, batch)
+
+
+def _parse(key: str, folder: str, said: str, batch: str) -> Origin:
+    commands: list[str] = []
+    config: Any = {}
+    for line in said.splitlines():
+        word, _, encoded = line.partition(" ")
+        if word == "command":
+            commands.append(base64.b64decode(encoded).decode("utf-8", "replace"))
+        elif word == "config":
+            config = json.loads(base64.b64decode(encoded))
+    if config and config.get("batch") not in (None, batch):
+        raise RemoteError(f"The pilots of {key} are for batch {config['batch']!r:.130}, not for {batch}.")
+    return Origin(key, folder, tuple(commands), config, "credentials" in said.splitlines())
+
+
+def copy(origin: Origin, key: str, aside: str, most: int | None) -> Command:
+    """The command that copies the earlier submission into the folder ``aside``, which is to become that of ``key``.
+
+    What we wrote names the earlier submission, and gets the new name. ``most``: pilots of each sbatch call.
+    """
+    numbers = range(len(origin.commands))
+    ours = [calls.SUBMIT_SCRIPT, *(f"command.{number}" for number in numbers)]
+    same = [SCRIPT_FILE]
+    if origin.config:
+        ours += [name for number in numbers for name in (script_name(number), config_name(number))]
+        same = [pilot_job.PILOT_FILE, *map(str, origin.config.get("files", ()))]
+    old = origin.key.replace(".", "[.]")
+    renamed = f"s/{old}\\>/{key}/g"
+    text = f"""
+umask 077
+cd -- {quote(origin.folder)} || exit 4
+for file in {quote(*ours)}; do
+  sed {quote(renamed)} "$file" >{quote(aside)}/"$file" && chmod --reference="$file" {quote(aside)}/"$file" || exit 5
+done
+cp -p -- {quote(*same)} {quote(aside)}/ || exit 5"""
+    if most is not None:
+        text += f"""
+cd -- {quote(aside)} || exit 4
+for file in {quote(*(f"command.{number}" for number in numbers))}; do
+  last=$(sed -n 's/.* --array=0-\\([0-9]*\\).*/\\1/p' "$file")
+  [ -z "$last" ] || [ "$last" -lt {most} ] || sed -i 's/\\(.* --array=0-\\)[0-9]*/\\1{most - 1}/' "$file" || exit 5
+done"""
+    return Command(text)
+
+
+def script_name(number: int) -> str:
+    """Name of the batch script of the n-th sbatch call of our own pilots."""
+    return SCRIPT_FILE if number == 0 else f"pilot-{number}.sh"
+
+
+def config_name(number: int) -> str:
+    """Name of the file with the options of our own pilots of the n-th sbatch call."""
+    return pilot_job.CONFIG_FILE if number == 0 else f"pilot-{number}.json"
