@@ -231,9 +231,11 @@ def _pilots(batch: str | None, pilots: Mapping[str, Any] | None, asked: Mapping[
         return "none", [said]
     with SlurmHook(watched.ssh_conn_id) as slurm:
         origin = slurm.do(again.read(watched.key, watched.folder, watched.calls, batch))
-    most = f"{asked['pilots']:,}" if asked["pilots"] else "as many as there are tokens"
+    most = (
+        f"at most {asked['pilots']:,} of each call" if asked["pilots"] else "no more of each call than there are tokens"
+    )
     described = [f"- {what}: {code(text)}" for what, text in resubmit.describe(origin, watched.ssh_conn_id)]
-    return "same", [f"**Pilots:** the same as before, at most {most} of each call.", "", *described]
+    return "same", [f"**Pilots:** the same as before, {most}.", "", *described]
 
 
 def code(text: str) -> str:
