@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 from airflow_provider_picas.couchdb import conflicts, edits, errors
 from airflow_provider_picas.couchdb.pool import PAGE, TOO_LARGE, Document, Next, Pool, page_of
 from airflow_provider_picas.couchdb.protocol import Answer, Request, json_body
-from airflow_provider_picas.pilot.picas_pilot import Change, held_by_pilot, lease_id, reap
+from airflow_provider_picas.lifecycle.ids import lease_id
+from airflow_provider_picas.lifecycle.transitions import Change, held_by_pilot, reap
 from airflow_provider_picas.slurm import jobs as slurm_jobs
 from airflow_provider_picas.slurm.jobs import Job, Life, Look
 from airflow_provider_picas.slurm.remote import Command, Output, RemoteError, Step, ok, quote, whole

@@ -7,7 +7,8 @@ import json
 from airflow_provider_picas.couchdb import batch_pilots
 from airflow_provider_picas.couchdb.pool import Document, Pool
 from airflow_provider_picas.couchdb.protocol import json_body
-from airflow_provider_picas.pilot.picas_pilot import lease_id, number
+from airflow_provider_picas.lifecycle.ids import lease_id
+from airflow_provider_picas.lifecycle.json_values import number
 from airflow_provider_picas.reaping import Operation, Watched
 from airflow_provider_picas.slurm import calls
 from airflow_provider_picas.slurm.pilot_job import CONFIG_FILE

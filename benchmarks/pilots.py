@@ -17,9 +17,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from airflow_provider_picas import pilot
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.operators.tokens import PicasPushTokensOperator
+from airflow_provider_picas.pilot import archive
 from airflow_provider_picas.slurm import credentials
 from benchmarks.measure import Goal, Result, in_pairs, medians, ratio
 from benchmarks.server import CONN_ID, Server, context
@@ -110,7 +110,8 @@ def _ours(server: Server, number: int, tally: Tally) -> float:
         (folder / "credentials" / credentials.FILE).write_bytes(config)
         settings = {"command": _command(folder / "mark"), "submission": "bench", "batch": batch}
         (folder / "pilot.json").write_text(json.dumps(settings))
-        argv = [sys.executable, "-I", str(pilot.FILE), str(folder / "pilot.json")]
+        (folder / archive.FILE).write_bytes(archive.build())
+        argv = [sys.executable, "-I", str(folder / archive.FILE), str(folder / "pilot.json")]
         taken = _measure(server, folder, [(argv, "")] * number, OUR_TOKENS, batch)
     logs = "".join(path.read_text() for path in folder.glob("pilot-*.log"))
     lost = sum(int(conflicts) for conflicts in re.findall(r"Claims that others won: (\d+)", logs))

@@ -19,9 +19,10 @@ from typing import Any
 
 from airflow_provider_picas.cli.common import CommandError
 from airflow_provider_picas.couchdb.settings import host_and_port
-from airflow_provider_picas.pilot import picas_pilot
+from airflow_provider_picas.lifecycle import credentials as lifecycle_credentials
+from airflow_provider_picas.lifecycle.credentials import CLIENT_FOLDER
 
-CONF_YML = Path(picas_pilot.CLIENT_FOLDER) / picas_pilot.CONF_YML
+CONF_YML = Path(CLIENT_FOLDER) / lifecycle_credentials.CONF_YML
 
 
 class ImportFailedError(CommandError):
@@ -50,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
 def read_credentials(path: Path) -> dict[str, str]:
     """Host, database, login and password from a ``picasconfig.py`` or a ``conf.yml``. Nothing in the file is executed."""
     try:
-        values = picas_pilot.read_credentials(str(path)).values
+        values = lifecycle_credentials.read_credentials(str(path)).values
     except OSError as error:  # of this file, or of the conf.yml that it reads
         raise ImportFailedError(f"{error.filename or path} cannot be read ({error.strerror}).") from None
     except UnicodeDecodeError:

@@ -15,7 +15,7 @@ from airflow_provider_picas.cli.common import CommandError, add_connection, use_
 from airflow_provider_picas.couchdb import overview
 from airflow_provider_picas.couchdb.errors import CouchDBError, NotFoundError
 from airflow_provider_picas.couchdb.pool import Document
-from airflow_provider_picas.pilot.picas_pilot import number
+from airflow_provider_picas.lifecycle.json_values import number
 from airflow_provider_picas.slurm.remote import RemoteError
 from airflow_provider_picas.tokens import attachments, batch, leases
 from airflow_provider_picas.tokens.causes import cause_of

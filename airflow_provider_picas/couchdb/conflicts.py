@@ -1,6 +1,6 @@
 """Tokens with revisions in conflict, as nodes of a cluster leave them that did not see each other. Operations, as in ``pool``.
 
-The rules are the pilot's (``picas_pilot.merge``).
+The rules are the pilot's (``merge``).
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from contextlib import suppress
 from airflow_provider_picas.couchdb import errors
 from airflow_provider_picas.couchdb.pool import Document, Pool
 from airflow_provider_picas.couchdb.protocol import Operation, Request, json_body
-from airflow_provider_picas.pilot.picas_pilot import has_path, merge, revision_rank
+from airflow_provider_picas.lifecycle.conflicts import merge, revision_rank
+from airflow_provider_picas.lifecycle.ids import has_path
 from airflow_provider_picas.tokens import attachments
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from airflow_provider_picas.couchdb.pool import Document, Pool
 from airflow_provider_picas.couchdb.protocol import Operation, Request
-from airflow_provider_picas.pilot.picas_pilot import lease_id
+from airflow_provider_picas.lifecycle.ids import lease_id
 
 LAST_CHANGES = 5_000  # changes that are read
 MOST_LEASES = 2_000  # leases that are read

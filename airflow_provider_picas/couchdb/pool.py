@@ -12,7 +12,8 @@ from urllib.parse import quote
 from airflow_provider_picas.couchdb import errors
 from airflow_provider_picas.couchdb.protocol import LARGEST_ANSWER, Answer, Operation, Request, json_body
 from airflow_provider_picas.couchdb.settings import Settings
-from airflow_provider_picas.pilot.picas_pilot import has_path, number
+from airflow_provider_picas.lifecycle.ids import has_path
+from airflow_provider_picas.lifecycle.json_values import number
 from airflow_provider_picas.tokens import counts, ids, views
 from airflow_provider_picas.tokens.states import State
 

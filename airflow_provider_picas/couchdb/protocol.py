@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 
 from airflow_provider_picas.couchdb import errors
 from airflow_provider_picas.couchdb.settings import Settings
-from airflow_provider_picas.pilot.picas_pilot import parse_date
+from airflow_provider_picas.lifecycle.dates import parse_date
 from airflow_provider_picas.tokens.documents import integer
 from airflow_provider_picas.tokens.text import one_line
 

@@ -31,8 +31,8 @@ from airflow_provider_picas.couchdb.push import push, requests_of
 from airflow_provider_picas.couchdb.refusals import Refusals
 from airflow_provider_picas.couchdb.settings import EXTRAS, Settings, from_connection
 from airflow_provider_picas.keylog import KeyLog
+from airflow_provider_picas.lifecycle.ids import has_path
 from airflow_provider_picas.operation import drive, drive_async
-from airflow_provider_picas.pilot.picas_pilot import has_path
 from airflow_provider_picas.tokens import attachments, documents, views
 from airflow_provider_picas.tokens.causes import error_text
 from airflow_provider_picas.tokens.counts import Counts

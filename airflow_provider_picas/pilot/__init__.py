@@ -1,9 +1,11 @@
-"""The pilot: one file that the submit operator ships to the cluster. It imports nothing of this package; what it decides about a
-token (``Change``, ``reap``) the package uses too, so that there is one rule."""
+"""The pilot: claims tokens from a PiCaS pool (CouchDB), runs a command for each, and writes the results back.
 
-from __future__ import annotations
+    python3 picas_pilot.pyz pilot.json
 
-from pathlib import Path
+It runs on the nodes of a cluster: Python 3.6 or newer, standard library only. It imports ``lifecycle`` and nothing else of this
+package; ``archive.py`` packs both into the one file that is sent. ``docs/pilot.md`` says what it promises to the command.
 
-FILE = Path(__file__).with_name("picas_pilot.py")
-"""The pilot's file. It needs Python 3.6 or newer and its standard library."""
+Threads: the main one (``main.Pilot``) watches signals, lease and wall-clock. ``threads.Claimer`` fetches tokens, each
+``threads.Slot`` runs one at a time, ``reporter.Reporter`` writes results, ``lease.Lease`` says that this pilot lives. They share
+``work.Work``. A small process beside it, ``guard.py``, ends its commands if it is killed.
+"""

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from airflow_provider_picas.pilot import archive
 from airflow_provider_picas.slurm import calls, pilot_job
 from airflow_provider_picas.slurm.remote import Command, Operation, RemoteError, quote
 
@@ -87,7 +88,7 @@ def copy(origin: Origin, key: str, aside: str, most: int | None) -> Command:
     same = [SCRIPT_FILE]
     if origin.config:
         ours += [name for number in numbers for name in (script_name(number), config_name(number))]
-        same = [pilot_job.PILOT_FILE, *map(str, origin.config.get("files", ()))]
+        same = [archive.FILE, *map(str, origin.config.get("files", ()))]
     old = origin.key.replace(".", "[.]")
     renamed = f"s/{old}\\>/{key}/g"
     text = f"""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from airflow_provider_picas.pilot import archive
 from airflow_provider_picas.slurm.remote import quote
 
-PILOT_FILE = "picas_pilot.py"
 CONFIG_FILE = "pilot.json"
 LOG_FILE = "pilot-%A_%a.log"
 """Name of a pilot's log, as sbatch writes it: job and task of the array."""
@@ -17,7 +17,7 @@ WARNING = "B:TERM@20"
 _PYTHONS = ("python3", *(f"python3.{minor}" for minor in range(14, 5, -1)), "/usr/libexec/platform-python")
 
 
-def batch_script(folder: str, config: str, setup: str | None, program: str = PILOT_FILE) -> bytes:
+def batch_script(folder: str, config: str, setup: str | None, program: str = archive.FILE) -> bytes:
     """The script: the author's setup, then the pilot in place of the shell, so that Slurm's signals reach it.
 
     A command of the setup that fails ends the job: said once, not by every token. That is a trap and not ``set -e``, under which

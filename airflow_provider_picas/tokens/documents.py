@@ -7,15 +7,15 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from airflow_provider_picas.pilot.picas_pilot import (
+from airflow_provider_picas.lifecycle.attempts import add_attempt
+from airflow_provider_picas.lifecycle.json_values import (
     LONG_INTEGER,
     MOST_NESTED,
     TOO_LARGE_NUMBER,
-    add_attempt,
     holds_large_integer,
     is_nested_more,
-    lock_of_claim,
 )
+from airflow_provider_picas.lifecycle.transitions import lock_of_claim
 from airflow_provider_picas.tokens import ids
 from airflow_provider_picas.tokens.states import State, state_of, to_string
 

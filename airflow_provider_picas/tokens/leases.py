@@ -9,7 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from airflow_provider_picas.pilot.picas_pilot import Shown, Silence, held_by_pilot, number
+from airflow_provider_picas.lifecycle.json_values import number
+from airflow_provider_picas.lifecycle.leases import Shown, Silence
+from airflow_provider_picas.lifecycle.transitions import held_by_pilot
 from airflow_provider_picas.slurm.jobs import FORGOTTEN, Job, Life, Look
 from airflow_provider_picas.tokens.text import one_line
 

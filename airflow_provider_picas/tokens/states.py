@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
 
-from airflow_provider_picas.pilot import picas_pilot
-from airflow_provider_picas.pilot.picas_pilot import Condition, parse_int, to_number, to_string
+from airflow_provider_picas.lifecycle import states
+from airflow_provider_picas.lifecycle.javascript import parse_int, to_number, to_string
+from airflow_provider_picas.lifecycle.states import Condition
 
 __all__ = [
     "CONDITIONS",
@@ -35,7 +36,7 @@ class State(StrEnum):
     ERROR = "error"  #: finished with another exit code, or with none
 
 
-CONDITIONS: dict[State, tuple[Condition, ...]] = {State(name): parts for name, parts in picas_pilot.CONDITIONS.items()}
+CONDITIONS: dict[State, tuple[Condition, ...]] = {State(name): parts for name, parts in states.CONDITIONS.items()}
 """The one table: a token is in a state when all its conditions hold. At most one state fits."""
 
 _STATES: dict[str | None, State | None] = {None: None, **{str(state): state for state in State}}
@@ -43,7 +44,7 @@ _STATES: dict[str | None, State | None] = {None: None, **{str(state): state for 
 
 def state_of(document: Mapping[str, Any]) -> State | None:
     """The state of a token, or None for one in no state (such as ``lock = 0, done > 0``)."""
-    return _STATES[picas_pilot.state_of(document)]
+    return _STATES[states.state_of(document)]
 
 
 def javascript_condition(state: State) -> str:

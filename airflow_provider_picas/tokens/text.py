@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from airflow_provider_picas.pilot.picas_pilot import escape
+from airflow_provider_picas.lifecycle.text import escape
 
 
 def sample(values: Sequence[Any], most: int = 5, total: int | None = None) -> str:

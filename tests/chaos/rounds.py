@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from airflow_provider_picas import pilot
+from airflow_provider_picas.pilot import archive
 from airflow_provider_picas.tokens import views
 from airflow_provider_picas.triggers.tokens import PicasTokenStateTrigger
 from stack import native, paths
@@ -159,7 +159,7 @@ class Round:
     def __enter__(self) -> Round:
         (self.folder / "locks").mkdir(parents=True)
         (self.folder / "scratch").mkdir()
-        shutil.copy(pilot.FILE, self.folder)
+        (self.folder / archive.FILE).write_bytes(archive.build())
         shutil.copy(WORK, self.folder)
         self._make_pool()
         for number, upstream in enumerate(self.plan.upstreams):
@@ -224,7 +224,7 @@ class Round:
         env = {"TMPDIR": str(self.folder / "scratch"), "ROUND_PILOT": name, "ROUND_FOLDER": str(self.folder)}
         with (self.folder / f"pilot-{name}.log").open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, str(self.folder / pilot.FILE.name), str(self.folder / f"pilot-{place.number}.json")],
+                [sys.executable, str(self.folder / archive.FILE), str(self.folder / f"pilot-{place.number}.json")],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env={**inherited, **env}, start_new_session=True,
             )  # fmt: skip
         place.pilots.append(_Pilot(name, process))

@@ -19,6 +19,7 @@ from airflow.providers.common.compat.sdk import TaskDeferred
 from airflow_provider_picas.hooks.slurm import SlurmHook
 from airflow_provider_picas.operators.pilots import PicasSubmitPilotsOperator
 from airflow_provider_picas.operators.tokens import PicasPushTokensOperator
+from airflow_provider_picas.pilot import archive
 from airflow_provider_picas.sensors.tokens import PicasTokenStateSensor
 from airflow_provider_picas.tokens.states import State, state_of
 from airflow_provider_picas.triggers.tokens import PicasTokenStateTrigger
@@ -209,7 +210,7 @@ class Run:
         for entry in Path("/proc").iterdir():
             with suppress(OSError):
                 words = (entry / "cmdline").read_bytes().split(b"\0") if entry.name.isdigit() else []
-                pilot = len(words) > 2 and words[2].endswith(b"/picas_pilot.py")
+                pilot = len(words) > 2 and words[2].endswith(f"/{archive.FILE}".encode())
                 if pilot and wanted <= set((entry / "environ").read_bytes().split(b"\0")):
                     found.append(int(entry.name))
         return found

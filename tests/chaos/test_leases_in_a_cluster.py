@@ -11,7 +11,13 @@ from pathlib import Path
 import pytest
 
 from airflow_provider_picas.couchdb.errors import CouchDBError
-from airflow_provider_picas.pilot import picas_pilot
+from airflow_provider_picas.lifecycle.pilot_config import Config
+from airflow_provider_picas.pilot.access import Access
+from airflow_provider_picas.pilot.clock import Clock
+from airflow_provider_picas.pilot.database import Database
+from airflow_provider_picas.pilot.identity import Identity
+from airflow_provider_picas.pilot.lease import Lease
+from airflow_provider_picas.pilot.work import Work
 from airflow_provider_picas.reaping import News
 from airflow_provider_picas.tokens.states import State
 from stack.couchdb import CouchDBAdmin
@@ -53,20 +59,19 @@ def site(nodes: CouchDBNodes, pool: Pool, tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_every_node_tells_the_newest_lease_when_one_was_away(nodes: CouchDBNodes, pool: Pool) -> None:
     """The one that was away has an old lease still."""
-    config = picas_pilot.Config(command="true", submission="s", lease=60)
-    me = picas_pilot.Identity("p", "here", None, (0, 1))
-    clock, work = picas_pilot.Clock(), picas_pilot.Work(config)
+    config = Config(command="true", submission="s", lease=60)
+    me = Identity("p", "here", None, (0, 1))
+    clock, work = Clock(), Work(config)
 
     databases = [
-        picas_pilot.Database(picas_pilot.Access(node.address, pool.name, pool.member, PASSWORD, ""), config, clock)
-        for node in nodes.nodes
+        Database(Access(node.address, pool.name, pool.member, PASSWORD, ""), config, clock) for node in nodes.nodes
     ]
 
     def told(place: int) -> list[int]:
         """What a node tells when it is asked often."""
         return [databases[place].leases(["p"])["p"]["counts"]["done"] for _ in range(20)]
 
-    lease = picas_pilot.Lease(databases[0], config, me, clock, work)
+    lease = Lease(databases[0], config, me, clock, work)
     for renewal in range(1, 13):  # ten and more are no less than nine, as they would be as text
         if renewal == 8:
             nodes[2].kill()

@@ -19,7 +19,11 @@ import pytest
 
 from airflow_provider_picas import reaping
 from airflow_provider_picas.hooks.picas import PicasHook
-from airflow_provider_picas.pilot import picas_pilot
+from airflow_provider_picas.lifecycle.pilot_config import Config
+from airflow_provider_picas.lifecycle.transitions import reap
+from airflow_provider_picas.pilot.access import Access
+from airflow_provider_picas.pilot.clock import Clock
+from airflow_provider_picas.pilot.database import Database
 from airflow_provider_picas.reaping import News
 from airflow_provider_picas.tokens import views
 from airflow_provider_picas.tokens.leases import Observer
@@ -207,11 +211,11 @@ def test_local_documents_are_gone(site: Site) -> None:
 
 
 def test_an_answer_that_is_delayed_does_not_set_the_clock_back(pool: Pool) -> None:
-    config = picas_pilot.Config(command="true", submission="s")
-    clock = picas_pilot.Clock()
+    config = Config(command="true", submission="s")
+    clock = Clock()
     with Proxy(pool.server.url) as proxy:
-        access = picas_pilot.Access(proxy.url, pool.name, pool.member, PASSWORD, "")
-        database = picas_pilot.Database(access, config, clock)
+        access = Access(proxy.url, pool.name, pool.member, PASSWORD, "")
+        database = Database(access, config, clock)
         database.request("GET", "")
         before = clock.now() - time.time()
         proxy.hurt(Fault.HOLD)
@@ -268,7 +272,7 @@ def test_a_pilot_whose_token_was_reaped_goes_on_unless_slurm_has_given_it_up(
         pilot = submission.start(f'{COUNT}; test "$PICAS_ATTEMPT" = 2 || {{ {GATE}; }}', lease=3)
         until(lambda: submission.runs().total() == 1)
         (held,) = [doc for doc in pool.docs().values() if doc["lock"]]
-        pool.put(picas_pilot.reap(held, cause, 3, held["lock"] + 1).apply())
+        pool.put(reap(held, cause, 3, held["lock"] + 1).apply())
         until(lambda: f"was given back (reaped: {cause})" in submission.log())
         if not stops:
             submission.open_gate()

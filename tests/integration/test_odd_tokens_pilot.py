@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_picas.pilot.picas_pilot import Conflicts
+from airflow_provider_picas.pilot.conflicts import Conflicts
 from airflow_provider_picas.tokens import views
 from airflow_provider_picas.tokens.states import State
 from stack import couchdb

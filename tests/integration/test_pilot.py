@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 import urllib.parse
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -29,8 +30,21 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_picas import pilot
-from airflow_provider_picas.pilot import picas_pilot
+from airflow_provider_picas.lifecycle.exit_codes import EX_TEMPFAIL
+from airflow_provider_picas.lifecycle.pilot_config import Config
+from airflow_provider_picas.lifecycle.transitions import Change
+from airflow_provider_picas.pilot import archive
+from airflow_provider_picas.pilot.access import Access
+from airflow_provider_picas.pilot.claims import Claims
+from airflow_provider_picas.pilot.clock import Clock
+from airflow_provider_picas.pilot.conflicts import Conflicts
+from airflow_provider_picas.pilot.database import Database
+from airflow_provider_picas.pilot.errors import Unreachable
+from airflow_provider_picas.pilot.identity import Identity
+from airflow_provider_picas.pilot.main import Pilot
+from airflow_provider_picas.pilot.outbox import Outbox
+from airflow_provider_picas.pilot.reaper import Reaper
+from airflow_provider_picas.pilot.work import DRAIN
 from airflow_provider_picas.tokens import views
 from airflow_provider_picas.tokens.states import State, state_of
 from stack import couchdb, processes
@@ -128,7 +142,7 @@ class Submission:
         self.scratch = Path(tempfile.mkdtemp(prefix="picas-test-"))
         (folder / "credentials").mkdir(parents=True, mode=0o700)
         self.write_credentials(url or pool.server.url)
-        shutil.copy(pilot.FILE, folder)
+        (folder / archive.FILE).write_bytes(archive.build())
 
     def write_credentials(self, url: str, password: str = PASSWORD) -> None:
         names = {"HOST_URL": url, "DATABASE": self.pool.name, "USERNAME": self.pool.member, "PASSWORD": password}
@@ -144,7 +158,7 @@ class Submission:
         config = self.write_config(name, command, **keys)
         with (self.folder / f"{name}.log").open("wb") as log:
             process = subprocess.Popen(
-                [python, str(self.folder / pilot.FILE.name), str(config)],
+                [python, str(self.folder / archive.FILE), str(config)],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={**self.environment(), **(env or {})},
@@ -198,17 +212,17 @@ def submission(tmp_path: Path, pool: Pool) -> Iterator[Submission]:
     made.close()
 
 
-Parts = tuple[picas_pilot.Database, picas_pilot.Config, picas_pilot.Identity, picas_pilot.Clock]
+Parts = tuple[Database, Config, Identity, Clock]
 
 
 @contextlib.contextmanager
 def parts_of_a_pilot(pool: Pool, url: str, **keys: Any) -> Iterator[Parts]:
     """What the claims and the reaper of a pilot are made of."""
-    config = picas_pilot.Config(command="true", submission="s", **{"batch": "b", "lease": 4, **keys})
-    clock = picas_pilot.Clock(config.lease / 2)
-    access = picas_pilot.Access(url, pool.name, pool.member, PASSWORD, "")
-    database = picas_pilot.Database(access, config, clock)
-    yield database, config, picas_pilot.Identity("me", "here", None, (0, 1)), clock
+    config = Config(command="true", submission="s", **{"batch": "b", "lease": 4, **keys})
+    clock = Clock(config.lease / 2)
+    access = Access(url, pool.name, pool.member, PASSWORD, "")
+    database = Database(access, config, clock)
+    yield database, config, Identity("me", "here", None, (0, 1)), clock
     database._connection.close()
 
 
@@ -763,27 +777,27 @@ def test_tokens_of_the_dead_are_found_behind_many_of_the_living(pool: Pool, batc
     scripts = [{"lock": 1000, "hostname": "a PiCaS client's"}] * 600
     pool.push(scripts + held("living", 600) + held("dead", 3))
     with parts_of_a_pilot(pool, pool.server.url, batch=batch) as parts:
-        reaper = picas_pilot.Reaper(*parts, parts[-1].contact)
+        reaper = Reaper(*parts, parts[-1].contact)
         assert reaper.reap() == (3, True)
         assert reaper.reap() == (0, True)
         put_lease(pool, "living", ended=True)
-        reaper = picas_pilot.Reaper(*parts, parts[-1].contact)
+        reaper = Reaper(*parts, parts[-1].contact)
         assert reaper.reap() == (600, False)
     assert pool.states() == {State.LOCKED: 600, State.TODO: 603}
 
 
 def test_a_round_is_bounded_and_the_next_one_goes_on(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(picas_pilot.Reaper, "PAGE", 2)
-    monkeypatch.setattr(picas_pilot.Reaper, "PAGES", 3)
+    monkeypatch.setattr(Reaper, "PAGE", 2)
+    monkeypatch.setattr(Reaper, "PAGES", 3)
     put_lease(pool, "living", age=-3600)
     put_lease(pool, "dead", ended=True)
     scripts = [{"lock": 1000, "hostname": "a PiCaS client's"}] * 12
     pool.push(held("dead", 2) + held("living", 1) + scripts + held("dead", 1))
     with parts_of_a_pilot(pool, pool.server.url) as parts:
-        reaper = picas_pilot.Reaper(*parts, parts[-1].contact)
+        reaper = Reaper(*parts, parts[-1].contact)
         assert [reaper.reap() for _ in range(8)] == [(2, True), (0, True), (1, True)] + [(0, True)] * 5
         put_lease(pool, "living", ended=True)
-        reaper = picas_pilot.Reaper(*parts, parts[-1].contact)
+        reaper = Reaper(*parts, parts[-1].contact)
         assert [reaper.reap() for _ in range(4)] == [(1, True), (0, True), (0, False), (0, False)]
     assert pool.states() == {State.LOCKED: 12, State.TODO: 4}
 
@@ -938,9 +952,18 @@ def test_a_bad_connection_loses_nothing_and_runs_nothing_twice(
     assert behind_proxy.files("unsent") == behind_proxy.files("refused") == []
 
 
+def unpack(submission: Submission) -> Path:
+    """Unpack the pilot of a submission, which runs as well from a folder; the folder of its modules."""
+    program = submission.folder / archive.FILE
+    with zipfile.ZipFile(program) as packed:
+        program.unlink()
+        packed.extractall(program)
+    return program / "airflow_provider_picas" / "pilot"
+
+
 def plant_fault(submission: Submission, method: str) -> None:
     """Let a method of a submission's pilots fail the first time that it is called."""
-    file = submission.folder / pilot.FILE.name
+    (file,) = [file for file in unpack(submission).glob("*.py") if method in file.read_text()]
     source = file.read_text()
     assert method in source
     lines = ('if not hasattr(self, "planted"):', "    self.planted = True", '    raise TypeError("planted")')
@@ -1043,18 +1066,21 @@ def test_who_comes_back_first_after_an_outage_takes_nobody_for_silent(
 ) -> None:
     """Those that it cannot hear could not reach the database either."""
     now = 0.0
-    monkeypatch.setattr(picas_pilot, "time", SimpleNamespace(**{**vars(time), "monotonic": lambda: now}))
-    monkeypatch.setattr(picas_pilot, "parsedate_to_datetime", lambda date: datetime.fromtimestamp(start + now))
+    stopped = SimpleNamespace(**{**vars(time), "monotonic": lambda: now})
+    for module in ("access", "clock", "conflicts", "database", "reaper"):
+        monkeypatch.setattr(f"airflow_provider_picas.pilot.{module}.time", stopped)
+    read_date = "airflow_provider_picas.lifecycle.dates.parsedate_to_datetime"
+    monkeypatch.setattr(read_date, lambda date: datetime.fromtimestamp(start + now))
     start = time.time()
     put_lease(pool, "silent", age=1)
     put_lease(pool, "gone", age=1)
     pool.push(held("silent", 2) + held("gone", 1))
     with parts_of_a_pilot(pool, proxy.url) as parts:
-        reaper = picas_pilot.Reaper(*parts, parts[-1].contact)
+        reaper = Reaper(*parts, parts[-1].contact)
         assert reaper.reap() == (0, True)
         proxy.fault = lambda request: "refuse"
         now = 5
-        with pytest.raises(picas_pilot.Unreachable):
+        with pytest.raises(Unreachable):
             reaper.reap()
         proxy.fault = lambda request: ""
         put_lease(pool, "gone", ended=True)
@@ -1071,7 +1097,7 @@ def test_who_starts_takes_nobody_for_silent_at_once(pool: Pool) -> None:
     put_lease(pool, "gone", ended=True)
     pool.push(held("silent", 2) + held("gone", 1))
     with parts_of_a_pilot(pool, pool.server.url) as parts:
-        reaper = picas_pilot.Reaper(*parts, parts[-1].contact)
+        reaper = Reaper(*parts, parts[-1].contact)
         assert reaper.reap() == (1, True)
         until(lambda: reaper.reap() == (2, False), 10)
 
@@ -1128,8 +1154,8 @@ def test_a_pilot_sends_what_another_could_not_before_it_reaps(
 def keep_unsent(folder: Path, pool: Pool, token: dict[str, Any], output: Any) -> None:
     """The file of a result that a pilot could not send."""
     parts = {"set": {"done": 1010, "exit_code": 0, "output": output}, "unset": ["pilot"]}
-    change = picas_pilot.Change("done", token["_id"], token["claim"], token["lock"], **parts)
-    picas_pilot.Outbox(str(folder), pool.name).keep(change)
+    change = Change("done", token["_id"], token["claim"], token["lock"], **parts)
+    Outbox(str(folder), pool.name).keep(change)
 
 
 def test_a_result_that_the_database_never_takes_blocks_no_pilot(
@@ -1207,14 +1233,14 @@ def test_a_result_that_the_database_does_not_take_holds_up_no_other(
 
 
 def test_a_result_that_cannot_be_kept_loses_no_other(pool: Pool, submission: Submission) -> None:
-    config = picas_pilot.Config(command="true", submission="s", batch="b", outage=0)
-    made = picas_pilot.Pilot(str(submission.folder), config)
-    made.work.stop(picas_pilot.DRAIN, "the test ends it")
+    config = Config(command="true", submission="s", batch="b", outage=0)
+    made = Pilot(str(submission.folder), config)
+    made.work.stop(DRAIN, "the test ends it")
     made.wall_clock.asked.set()
     with parts_of_a_pilot(pool, pool.server.url) as parts:
-        conflicts = picas_pilot.Conflicts(*parts, parts[-1].contact)
-        claims = picas_pilot.Claims(*parts, False, conflicts)
-        reaper = picas_pilot.Reaper(*parts, parts[-1].contact, conflicts)
+        conflicts = Conflicts(*parts, parts[-1].contact)
+        claims = Claims(*parts, False, conflicts)
+        reaper = Reaper(*parts, parts[-1].contact, conflicts)
         claimer = made._claimer(claims, reaper)
         for thread in (made.lease, claimer):
             thread.start()
@@ -1222,9 +1248,9 @@ def test_a_result_that_cannot_be_kept_loses_no_other(pool: Pool, submission: Sub
         for _ in range(100_000):
             deep = [deep]
         for place, output in enumerate([1, deep, 3]):
-            change = picas_pilot.Change("done", f"b:000{place}", f"{place}-1000", 1000, {"done": 1, "output": output})
+            change = Change("done", f"b:000{place}", f"{place}-1000", 1000, {"done": 1, "output": output})
             made.reporter.put(change)
-        assert made._finish(claimer) == picas_pilot.EX_TEMPFAIL
+        assert made._finish(claimer) == EX_TEMPFAIL
     kept = [json.loads(file.read_text())["change"]["token"] for file in submission.files("unsent")]
     assert kept == ["b:0000", "b:0002"]
 

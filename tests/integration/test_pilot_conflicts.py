@@ -12,7 +12,12 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_picas.pilot import picas_pilot
+from airflow_provider_picas.lifecycle.transitions import Change, Token
+from airflow_provider_picas.pilot.claims import Claims
+from airflow_provider_picas.pilot.conflicts import Conflicts
+from airflow_provider_picas.pilot.errors import Unreachable
+from airflow_provider_picas.pilot.outbox import Outbox
+from airflow_provider_picas.pilot.reaper import Reaper
 from airflow_provider_picas.tokens.states import State, state_of
 from tests.integration import test_pilot
 from tests.integration.test_pilot import COUNT, GATE, Parts, Pool, Proxy, Submission, parts_of_a_pilot, put_lease, until
@@ -51,8 +56,8 @@ def shown(pool: Pool, token: str) -> tuple[dict[str, Any], list[str]]:
     return doc, doc.pop("_conflicts", [])
 
 
-def claims_in_a_cluster(parts: Parts) -> picas_pilot.Claims:
-    return picas_pilot.Claims(*parts, True, picas_pilot.Conflicts(*parts, parts[-1].contact))
+def claims_in_a_cluster(parts: Parts) -> Claims:
+    return Claims(*parts, True, Conflicts(*parts, parts[-1].contact))
 
 
 def too_few(*what: bytes) -> Any:
@@ -101,7 +106,7 @@ def test_a_pilot_waits_for_one_that_may_run_the_token_under_another_revision(poo
         assert claims.take(1, lambda doc: True, 0) == claims.settle() == []
         assert shown(pool, "b:0000") == before
         put_lease(pool, "a", ended=True)
-        tokens: list[picas_pilot.Token] = []
+        tokens: list[Token] = []
         until(lambda: tokens.extend(claims.settle()) or tokens)
     doc, conflicts = shown(pool, "b:0000")
     assert conflicts == []
@@ -114,7 +119,7 @@ def test_a_claim_that_lost_is_deleted_and_nothing_else(pool: Pool, proxy: Proxy)
     with parts_of_a_pilot(pool, proxy.url) as parts:
         claims = claims_in_a_cluster(parts)
         proxy.fault = too_few(b"_bulk_docs")
-        with pytest.raises(picas_pilot.Unreachable):
+        with pytest.raises(Unreachable):
             claims.take(1, lambda doc: True, 0)
         proxy.fault = lambda request: ""
         branch(pool, "b:0000", ("f", {**B_CLAIM, "pilot": "b"}))
@@ -133,7 +138,7 @@ def test_a_claim_that_too_few_nodes_store_is_left_alone_and_kept_if_it_wins(pool
     with parts_of_a_pilot(pool, proxy.url) as parts:
         claims = claims_in_a_cluster(parts)
         proxy.fault = too_few(b"_bulk_docs")
-        with pytest.raises(picas_pilot.Unreachable, match="202"):
+        with pytest.raises(Unreachable, match="202"):
             claims.take(1, lambda doc: True, 0)
         claimed = pool.get("b:0000")
         assert (state_of(claimed), claims.in_flight) == (State.LOCKED, [])
@@ -162,7 +167,7 @@ def test_a_claim_refused_as_a_conflict_that_wins_is_known(pool: Pool, proxy: Pro
         assert claims.take(1, lambda doc: True, 0) == []
         database.bulk = bulk  # type: ignore[method-assign]
         assert not claims.unsettled(), "nobody waits for it"
-        tokens: list[picas_pilot.Token] = []
+        tokens: list[Token] = []
         until(lambda: tokens.extend(claims.settle()) or tokens)
         assert tokens[0].is_claimed_in(pool.get("b:0000"))
 
@@ -182,9 +187,9 @@ def test_claims_in_a_cluster_that_cannot_be_read_are_looked_at_again(pool: Pool,
     proxy.fault = fault
     with parts_of_a_pilot(pool, proxy.url) as parts:
         claims = claims_in_a_cluster(parts)
-        tokens: list[picas_pilot.Token] = []
+        tokens: list[Token] = []
         for work in (lambda: claims.take(3, lambda doc: True, 0), *[claims.settle] * 2):
-            with contextlib.suppress(picas_pilot.Unreachable):
+            with contextlib.suppress(Unreachable):
                 tokens += work()
     assert {token.id for token in tokens} == {"b:0000", "b:0001", "b:0002"}
     assert claims.in_flight == []
@@ -231,7 +236,7 @@ def test_a_second_result_is_kept_as_an_attempt(pool: Pool) -> None:
     branch(pool, "b:0000", ("3", B_CLAIM), ("4", {**BACK, "claim": None}), ("5", B_CLAIM), ("6", second))
     with parts_of_a_pilot(pool, pool.server.url) as parts:
         database = parts[0]
-        doc = picas_pilot.Conflicts(*parts, parts[-1].contact).settle(database.branches(["b:0000"])["b:0000"])
+        doc = Conflicts(*parts, parts[-1].contact).settle(database.branches(["b:0000"])["b:0000"])
     stored, conflicts = shown(pool, "b:0000")
     assert (stored, conflicts) == (doc, [])
     assert stored["output"] == "second", "it won, and everybody has seen it"
@@ -247,7 +252,7 @@ def test_a_dead_pilots_token_is_not_reaped_over_another_revision(pool: Pool, oth
     branch(pool, "b:0000", *steps[: 2 if other == "finished" else 1])
     branch(pool, "b:0000", ("3", B_CLAIM), ("4", {"x": 1}), ("5", {**B_CLAIM, "pilot": "dead"}))
     with parts_of_a_pilot(pool, pool.server.url) as parts:
-        reaper = picas_pilot.Reaper(*parts, parts[-1].contact)
+        reaper = Reaper(*parts, parts[-1].contact)
         reaped = [reaper.reap()[0] for _ in range(2)]
     doc, conflicts = shown(pool, "b:0000")
     wanted = {
@@ -280,15 +285,15 @@ def test_what_could_not_be_sent_finds_its_revision(pool: Pool, tmp_path: Path) -
     pool.push([{}])
     branch(pool, "b:0000", ("1", {**A_CLAIM, "pilot": "a"}))
     branch(pool, "b:0000", ("2", B_CLAIM), ("3", {**BACK, "claim": None}))
-    outbox = picas_pilot.Outbox(str(tmp_path), pool.name)
+    outbox = Outbox(str(tmp_path), pool.name)
     parts = {"set": RESULT, "unset": ["pilot"]}
-    outbox.keep(picas_pilot.Change("done", "b:0000", A_CLAIM["claim"], A_CLAIM["lock"], **parts))  # type: ignore[arg-type]
+    outbox.keep(Change("done", "b:0000", A_CLAIM["claim"], A_CLAIM["lock"], **parts))  # type: ignore[arg-type]
     with parts_of_a_pilot(pool, pool.server.url) as made:
         database = made[0]
         database.quorum.note(False)
         assert (outbox.send(database), outbox.left) == (0, ["b:0000"])
         database.quorum.note(True)
         assert outbox.send(database) == 1
-        assert picas_pilot.Conflicts(*made, made[-1].contact).without(["b:0000"]) == set()
+        assert Conflicts(*made, made[-1].contact).without(["b:0000"]) == set()
     doc, conflicts = shown(pool, "b:0000")
     assert (state_of(doc), doc["output"], conflicts) == (State.DONE, "of A", [])

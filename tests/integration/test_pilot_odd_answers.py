@@ -12,8 +12,16 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_picas.pilot import picas_pilot
-from airflow_provider_picas.pilot.picas_pilot import Unreachable
+from airflow_provider_picas.lifecycle.exit_codes import EXIT_BAD_OUTPUT, Failed
+from airflow_provider_picas.lifecycle.transitions import release
+from airflow_provider_picas.pilot.claims import Claims
+from airflow_provider_picas.pilot.conflicts import Conflicts
+from airflow_provider_picas.pilot.database import Database
+from airflow_provider_picas.pilot.errors import Unreachable
+from airflow_provider_picas.pilot.lease import Lease
+from airflow_provider_picas.pilot.outbox import Outbox
+from airflow_provider_picas.pilot.reaper import Reaper
+from airflow_provider_picas.pilot.work import Work
 from airflow_provider_picas.tokens.states import State
 from stack import couchdb
 from tests.integration import test_pilot
@@ -70,8 +78,9 @@ def test_large_tokens_are_read_and_written_in_portions(
     pool: Pool, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Tokens of dead pilots that are too large together for one answer and one request."""
-    monkeypatch.setattr(picas_pilot, "BULK_BYTES", 100_000)
-    monkeypatch.setattr(picas_pilot.Database.request, "__defaults__", (None, None, 400_000))
+    for module in ("database", "portions", "reaper", "reporter"):
+        monkeypatch.setattr(f"airflow_provider_picas.pilot.{module}.BULK_BYTES", 100_000)
+    monkeypatch.setattr(Database.request, "__defaults__", (None, None, 400_000))
     put_lease(pool, "dead", ended=True)
     pool.push([{**token, "batch": "b", "input": "x" * 40_000} for token in held("dead", 20)])
     sizes: list[int] = []
@@ -85,10 +94,10 @@ def test_large_tokens_are_read_and_written_in_portions(
     proxy.largest = 130_000
     with parts_of_a_pilot(pool, proxy.url) as found:
         parts = (*found, found[-1].contact)
-        reaper = picas_pilot.Reaper(*parts)
+        reaper = Reaper(*parts)
         while sum(pool.states()[state] for state in (State.LOCKED,)):
             reaper.reap()
-        claims = picas_pilot.Claims(*parts[:4], False, picas_pilot.Conflicts(*parts))
+        claims = Claims(*parts[:4], False, Conflicts(*parts))
         taken: list[str] = []
         while tokens := claims.take(20, lambda doc: True, 9):
             taken += [token.id for token in tokens]
@@ -97,12 +106,13 @@ def test_large_tokens_are_read_and_written_in_portions(
 
 
 def test_a_claim_of_large_tokens_takes_what_fits(pool: Pool, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(picas_pilot, "BULK_BYTES", 100_000)
+    for module in ("database", "portions", "reaper", "reporter"):
+        monkeypatch.setattr(f"airflow_provider_picas.pilot.{module}.BULK_BYTES", 100_000)
     pool.push([{"input": "x" * 40_000}] * 6)
     proxy.largest = 130_000
     with parts_of_a_pilot(pool, proxy.url) as found:
         parts = (*found, found[-1].contact)
-        claims = picas_pilot.Claims(*parts[:4], False, picas_pilot.Conflicts(*parts))
+        claims = Claims(*parts[:4], False, Conflicts(*parts))
         assert len(claims.take(6, lambda doc: True, 0)) == 2
 
 
@@ -112,8 +122,8 @@ def test_a_claim_of_large_tokens_takes_what_fits(pool: Pool, proxy: Proxy, monke
 def work(parts: Any) -> None:
     """Each kind of request that a pilot makes."""
     database, config, me, clock, _ = parts
-    conflicts = picas_pilot.Conflicts(*parts)
-    claims = picas_pilot.Claims(database, config, me, clock, True, conflicts)
+    conflicts = Conflicts(*parts)
+    claims = Claims(database, config, me, clock, True, conflicts)
     database.info()
     database.put_local("_local/picas-pilot-x", {"pilot": "x"})
     tokens = claims.take(2, lambda doc: True, 0)
@@ -126,17 +136,17 @@ def work(parts: Any) -> None:
     for doc in docs:
         if doc:
             database.with_attachments(doc)
-    picas_pilot.Reaper(*parts).reap()
+    Reaper(*parts).reap()
     list(claims._find_in_monitor(1))
     database.get("_local/none")
-    work = picas_pilot.Work(config)
+    work = Work(config)
     work.add(tokens)
-    lease = picas_pilot.Lease(database, config, me, clock, work)
+    lease = Lease(database, config, me, clock, work)
     lease.renew()
     lease._write_tokens_again()
     lease._look()
     for token in tokens:
-        picas_pilot.Outbox._send_one(database, picas_pilot.release(token))
+        Outbox._send_one(database, release(token))
 
 
 def test_answers_of_another_shape_are_typed_errors(pool: Pool, proxy: Proxy) -> None:
@@ -156,7 +166,7 @@ def test_answers_of_another_shape_are_typed_errors(pool: Pool, proxy: Proxy) -> 
                 mutation = proxy.rewrite = Mutation(dice, place)
                 try:
                     work(parts)
-                except (Unreachable, picas_pilot.Failed) as error:
+                except (Unreachable, Failed) as error:
                     errors += 1
                     longest = max(longest, len(str(error)))
                 except Exception as error:
@@ -213,7 +223,7 @@ def test_a_result_with_a_number_that_couchdb_does_not_store(pool: Pool, submissi
     assert submission.run('echo "{\\"x\\": [$PICAS_INPUT]}" > output.json') == 0, submission.log()
     assert pool.states() == {State.ERROR: 1, State.DONE: 1}
     bad, good = pool.get("b:0000"), pool.get("b:0001")
-    assert (bad["exit_code"], good["output"]) == (picas_pilot.EXIT_BAD_OUTPUT, {"x": [5]})
+    assert (bad["exit_code"], good["output"]) == (EXIT_BAD_OUTPUT, {"x": [5]})
     assert "output.json" in bad["error"][-1]["message"]
     assert not list(submission.folder.glob("unsent/*"))
 

@@ -16,8 +16,15 @@ from pathlib import Path
 
 import pytest
 
-from airflow_provider_picas import pilot
-from airflow_provider_picas.pilot import picas_pilot
+from airflow_provider_picas.lifecycle.pilot_config import Config
+from airflow_provider_picas.lifecycle.transitions import Change, Token, release
+from airflow_provider_picas.pilot import archive
+from airflow_provider_picas.pilot.conflicts import Conflicts
+from airflow_provider_picas.pilot.main import Pilot
+from airflow_provider_picas.pilot.outbox import Outbox
+from airflow_provider_picas.pilot.reporter import Reporter
+from airflow_provider_picas.pilot.scratch import remove_stale_scratch
+from airflow_provider_picas.pilot.work import GO, STOP
 from airflow_provider_picas.tokens.states import State, state_of
 from stack import couchdb
 from tests.integration import faults, test_pilot
@@ -58,7 +65,7 @@ def start_with_log(submission: Submission, log: int, command: str, **keys: objec
     """Start a pilot whose log is a file descriptor."""
     config = submission.write_config("pilot-0", command, **keys)
     process = subprocess.Popen(
-        [sys.executable, "-I", str(submission.folder / pilot.FILE.name), str(config)],
+        [sys.executable, "-I", str(submission.folder / archive.FILE), str(config)],
         stdout=log,
         stderr=log,
         env=submission.environment(),
@@ -81,7 +88,7 @@ def test_a_log_that_blocks_stops_no_work(pool: Pool, submission: Submission, ful
 
 def test_entries_that_a_blocked_log_cannot_take_are_counted(full_pipe: tuple[int, int]) -> None:
     text = (
-        f"import os, sys; sys.path.insert(0, {str(pilot.FILE.parent)!r}); import picas_pilot as p\n"
+        "import os; from airflow_provider_picas.pilot import log as p\n"
         "p._LOG._most = 10\n"
         "p.log('first'); p._LOG.flush(0.1)\n"
         "while not p._LOG._busy: pass\n"
@@ -200,9 +207,9 @@ def test_time_that_a_pilot_was_frozen_is_no_silence_and_no_time_of_its_job(
     pool: Pool, submission: Submission, frozen_before: bool
 ) -> None:
     """A job that is suspended does not use up its wall-clock: Slurm is asked again before that stops the pilot."""
-    config = picas_pilot.Config(command="true", submission="s", batch="b")
+    config = Config(command="true", submission="s", batch="b")
     for place in range(2):
-        made = picas_pilot.Pilot(str(submission.folder), config)
+        made = Pilot(str(submission.folder), config)
         if frozen_before:
             made._watched -= 5000
         if place:
@@ -210,7 +217,7 @@ def test_time_that_a_pilot_was_frozen_is_no_silence_and_no_time_of_its_job(
         else:
             made.wall_clock._end = time.monotonic() - 4000
         made._watch()
-        assert made.work.level == (picas_pilot.GO if frozen_before else picas_pilot.STOP)
+        assert made.work.level == (GO if frozen_before else STOP)
         assert made.wall_clock._again.is_set() == frozen_before
 
 
@@ -267,7 +274,7 @@ def test_what_the_setup_left_running_stays(pool: Pool, submission: Submission) -
     """The pilot takes the place of the job's shell, and its children."""
     pool.push([{"input": HIDE}, {"input": "true"}])
     config = submission.write_config("pilot-0", 'eval "$PICAS_INPUT"; kill -0 $(cat "$RUNS.setup")')
-    arguments = f"{sys.executable} -I {submission.folder / pilot.FILE.name} {config}"
+    arguments = f"{sys.executable} -I {submission.folder / archive.FILE} {config}"
     setup = f'sleep 1000 & echo $! > "$RUNS.setup"; exec {arguments}'
     process = subprocess.Popen(
         ["/bin/sh", "-c", setup], env=submission.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -338,7 +345,7 @@ def test_scratch_folders_of_killed_pilots_are_removed_by_the_next_one(pool: Pool
         folder.mkdir()
     others[2].symlink_to(others[1])
 
-    picas_pilot.remove_stale_scratch(str(submission.scratch))
+    remove_stale_scratch(str(submission.scratch))
     assert set(submission.scratch.iterdir()) == {of_living, of_victim, *others}
     for pid in pids_in(submission.folder / "runs.pids"):
         os.kill(pid, signal.SIGKILL)
@@ -399,12 +406,12 @@ def test_a_pilot_takes_new_credentials_when_its_own_are_refused(
 def test_a_token_that_was_never_started_is_no_refused_result(pool: Pool, submission: Submission) -> None:
     """Its pilot could not give it back, and somebody else has it by now."""
     pool.push(test_pilot.held("other", 2))
-    outbox = picas_pilot.Outbox(str(submission.folder), pool.name)
+    outbox = Outbox(str(submission.folder), pool.name)
     for name, done in (("b:0000", None), ("b:0001", 1010)):
         doc = {**pool.get(name), "claim": "earlier-900", "lock": 900}
-        token = picas_pilot.Token(doc)
-        result = picas_pilot.Change.of("done", doc, set={"done": done, "exit_code": 0})
-        outbox.keep(result if done else picas_pilot.release(token))
+        token = Token(doc)
+        result = Change.of("done", doc, set={"done": done, "exit_code": 0})
+        outbox.keep(result if done else release(token))
     assert submission.run("true") == 0, submission.log()
     assert submission.files("unsent") == []
     assert [path.name for path in submission.files("refused")] == ["b%3A0001-earlier-900.json"]
@@ -415,20 +422,18 @@ def test_a_folder_that_hangs_holds_up_no_result(
 ) -> None:
     """Where refused results are kept, the home, may hang: the results of other tokens are written meanwhile."""
     hangs = threading.Event()
-    monkeypatch.setattr(picas_pilot.Outbox, "keep", lambda *args: hangs.wait(60))
+    monkeypatch.setattr(Outbox, "keep", lambda *args: hangs.wait(60))
     pool.push(test_pilot.held("me", 2))
     settled: list[tuple[str, str]] = []
     with test_pilot.parts_of_a_pilot(pool, server.url) as parts:
-        conflicts = picas_pilot.Conflicts(*parts, parts[-1].contact)
-        outbox = picas_pilot.Outbox(str(tmp_path), pool.name)
-        reporter = picas_pilot.Reporter(
-            parts[0], outbox, lambda change, how: settled.append((change.token, how)), conflicts
-        )
+        conflicts = Conflicts(*parts, parts[-1].contact)
+        outbox = Outbox(str(tmp_path), pool.name)
+        reporter = Reporter(parts[0], outbox, lambda change, how: settled.append((change.token, how)), conflicts)
         reporter.start()
         for name, claim in (("b:0000", "earlier-900"), ("b:0001", None)):
             doc = pool.get(name)
             doc.update({"claim": claim, "lock": 900, "_rev": "1-0"} if claim else {})
-            reporter.put(picas_pilot.Change.of("done", doc, set={"done": 1010, "exit_code": 0}, unset=("pilot",)))
+            reporter.put(Change.of("done", doc, set={"done": 1010, "exit_code": 0}, unset=("pilot",)))
         until(lambda: len(settled) == 2)
         reporter.close()
         reporter.join(30)

@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_picas import pilot
-from airflow_provider_picas.pilot import picas_pilot
+from airflow_provider_picas.lifecycle.transitions import Token
+from airflow_provider_picas.pilot.claims import EMPTY_LOOKS, Claims
+from airflow_provider_picas.pilot.conflicts import Conflicts
+from airflow_provider_picas.pilot.errors import Unreachable
 from airflow_provider_picas.tokens.states import State
 from stack import couchdb
 from tests.integration import test_pilot
 from tests.integration.faults import Proxy
-from tests.integration.test_pilot import COUNT, Pool, Submission, parts_of_a_pilot, until
+from tests.integration.test_pilot import COUNT, Pool, Submission, parts_of_a_pilot, unpack, until
 
 server, member, pool = test_pilot.server, test_pilot.member, test_pilot.pool
 behind_proxy, submission = test_pilot.behind_proxy, test_pilot.submission
@@ -72,7 +74,7 @@ def test_a_claim_that_is_refused_for_a_while_is_tried_again(pool: Pool, monkeypa
     pool.push([{}, {}])
     with parts_of_a_pilot(pool, pool.server.url) as parts:
         database = parts[0]
-        claims = picas_pilot.Claims(*parts, False, picas_pilot.Conflicts(*parts, parts[-1].contact))
+        claims = Claims(*parts, False, Conflicts(*parts, parts[-1].contact))
         bulk = database.bulk
 
         def refuse(docs: Any) -> Any:
@@ -94,16 +96,16 @@ def test_a_missing_view_is_asked_for_again(pool: Pool, proxy: Proxy) -> None:
     """A node that was away has not been told of the design documents yet."""
     pool.push([{}, {}])
     with parts_of_a_pilot(pool, proxy.url) as parts:
-        claims = picas_pilot.Claims(*parts, True, picas_pilot.Conflicts(*parts, parts[-1].contact))
+        claims = Claims(*parts, True, Conflicts(*parts, parts[-1].contact))
         proxy.rewrite = lambda request, status, content: (
             (404, b'{"error":"not_found","reason":"missing"}') if "/_view/" in request else (status, content)
         )
-        with pytest.raises(picas_pilot.Unreachable, match="has no view"):
+        with pytest.raises(Unreachable, match="has no view"):
             claims.take(1, lambda doc: True, 0)
         proxy.rewrite = lambda request, status, content: (status, content)
         assert len(claims.take(1, lambda doc: True, 0)) == 1
         assert any("Monitor" in request for request in proxy.requests)
-        tokens: list[picas_pilot.Token] = []
+        tokens: list[Token] = []
         until(lambda: tokens.extend(claims.take(1, lambda doc: True, 0)) or tokens)
         proxy.requests.clear()
 
@@ -136,13 +138,13 @@ def test_a_copy_that_lags_is_not_believed_that_nothing_is_left(
 
     proxy.rewrite = rewrite
     behind_proxy.write_credentials(proxy.url)
-    file = behind_proxy.folder / pilot.FILE.name
+    file = unpack(behind_proxy) / "claims.py"
     file.write_text(file.read_text().replace("EMPTY_FOR = 5, 15.0", "EMPTY_FOR = 5, 5.0"))
     assert behind_proxy.run(COUNT) == 0, behind_proxy.log()
     assert pool.states() == {State.DONE: 3}
     looks = proxy.requests[-60:]
-    assert sum("/_view/counts" in request for request in looks) >= picas_pilot.EMPTY_LOOKS
-    assert proxy.connections > picas_pilot.EMPTY_LOOKS
+    assert sum("/_view/counts" in request for request in looks) >= EMPTY_LOOKS
+    assert proxy.connections > EMPTY_LOOKS
 
 
 def test_a_pilot_goes_on_when_an_index_is_built(pool: Pool, proxy: Proxy, behind_proxy: Submission) -> None:

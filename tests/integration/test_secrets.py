@@ -18,6 +18,7 @@ from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.slurm import SlurmHook
 from airflow_provider_picas.operators.pilots import PicasSubmitPilotsOperator
 from airflow_provider_picas.operators.tokens import PicasPushTokensOperator
+from airflow_provider_picas.pilot import archive
 from airflow_provider_picas.sensors.tokens import PicasTokenStateSensor
 from stack import processes
 from stack.pool import Pool
@@ -137,7 +138,7 @@ def test_the_password_goes_to_the_cluster_as_a_file_and_no_other_way(
             assert wait.execute(context("wait"))["done"] == 1
     secret = pool.password.encode()
     # The batch script becomes the pilot.
-    assert any(b"slurm_script" in argv or b"picas_pilot.py" in argv for argv in words)
+    assert any(b"slurm_script" in argv or archive.FILE.encode() in argv for argv in words)
     assert [argv for argv in words if secret in argv] == []
     assert job_environments
     assert [text for text in job_environments if secret in text] == []

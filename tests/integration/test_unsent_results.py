@@ -18,8 +18,10 @@ from airflow_provider_picas.hooks import slurm as slurm_module
 from airflow_provider_picas.hooks.picas import PicasAsyncHook, PicasHook
 from airflow_provider_picas.hooks.slurm import SlurmHook
 from airflow_provider_picas.hooks.submission import WatchedSubmission
+from airflow_provider_picas.lifecycle.exit_codes import EXIT_BAD_OUTPUT
+from airflow_provider_picas.lifecycle.transitions import Change, Token, release
 from airflow_provider_picas.operation import drive, drive_async
-from airflow_provider_picas.pilot.picas_pilot import EXIT_BAD_OUTPUT, Change, Outbox, Token, release
+from airflow_provider_picas.pilot.outbox import Outbox
 from airflow_provider_picas.reaping import News, Watched
 from airflow_provider_picas.slurm.remote import RemoteError, RemoteFile, Send, UnreachableError, quote
 from airflow_provider_picas.tokens.counts import Counts

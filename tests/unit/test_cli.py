@@ -11,7 +11,7 @@ import pytest
 
 from airflow_provider_picas import __version__, cli
 from airflow_provider_picas.cli.import_connection import ImportFailedError, connection, read_credentials
-from airflow_provider_picas.pilot import picas_pilot
+from airflow_provider_picas.lifecycle.credentials import KEY_FILE
 from stack import paths
 
 PASSWORD = 'pa\'ss "wörd" \\ $HOME'
@@ -103,7 +103,7 @@ def test_the_clients_newest_picasconfig_is_code_that_reads_conf_yml(
 
 
 def test_conf_yml_whose_key_is_lost_or_another(conf: Path) -> None:
-    key = conf.with_name(picas_pilot.KEY_FILE)
+    key = conf.with_name(KEY_FILE)
     key.write_bytes(b"x" * 44)
     with pytest.raises(ImportFailedError, match="was not encrypted with the key in"):
         read_credentials(conf)

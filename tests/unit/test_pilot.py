@@ -6,6 +6,7 @@ import ast
 import functools
 import json
 import os
+import subprocess
 import sys
 import time
 from email.utils import formatdate
@@ -15,9 +16,24 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_picas import pilot
-from airflow_provider_picas.pilot import picas_pilot
-from airflow_provider_picas.pilot.picas_pilot import Change, Config, Ended, Failed, Token
+from airflow_provider_picas.lifecycle.attempts import attempt_number, attempts_by_kind
+from airflow_provider_picas.lifecycle.classes import class_name
+from airflow_provider_picas.lifecycle.credentials import parse_picasconfig
+from airflow_provider_picas.lifecycle.exit_codes import EX_CONFIG, Failed
+from airflow_provider_picas.lifecycle.pilot_config import _CHECKS, Config, parse_config
+from airflow_provider_picas.lifecycle.states import is_todo
+from airflow_provider_picas.lifecycle.transitions import Change, Ended, Token, conclude, held_by_pilot, reap, release
+from airflow_provider_picas.pilot import archive
+from airflow_provider_picas.pilot.access import Access, read_access
+from airflow_provider_picas.pilot.attempt import Tail
+from airflow_provider_picas.pilot.clock import Clock
+from airflow_provider_picas.pilot.environment import job_environment, read_json, token_environment
+from airflow_provider_picas.pilot.identity import Identity
+from airflow_provider_picas.pilot.outbox import Outbox
+from airflow_provider_picas.pilot.processes import Processes
+from airflow_provider_picas.pilot.scratch import remove_tree
+from airflow_provider_picas.pilot.wall_clock import WallClock, parse_time_left
+from airflow_provider_picas.pilot.work import DRAIN, STOP, Work
 from airflow_provider_picas.tokens import documents
 from airflow_provider_picas.tokens.states import State, state_of
 
@@ -38,22 +54,40 @@ def failed(code: int = 1, how: str = "exit", **fields: Any) -> Ended:
 
 
 def test_the_file_stands_alone_and_keeps_to_old_syntax() -> None:
-    tree = ast.parse(pilot.FILE.read_text(), feature_version=(3, 6))
-    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    imported |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert {name.split(".")[0] for name in imported} <= sys.stdlib_module_names
+    imported = set()
+    for content in archive.sources().values():
+        tree = ast.parse(content, feature_version=(3, 6))
+        imported |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+        imported |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    sent = {name.rpartition(".")[0].replace("/", ".") for name in archive.sources()}
+    own = {name for name in imported if name.startswith("airflow_provider_picas.")}
+    assert own <= {*sent, "airflow_provider_picas.pilot"}
+    assert {name.split(".")[0] for name in imported - own} <= sys.stdlib_module_names
     newer = {"dataclasses", "tomllib", "zoneinfo", "graphlib", "contextvars", "__future__"}
     assert not imported & newer
+
+
+def test_the_same_source_gives_the_same_archive() -> None:
+    assert archive.build.__wrapped__() == archive.build.__wrapped__()
+
+
+def test_an_unpacked_archive_runs(tmp_path: Path) -> None:
+    file = tmp_path / archive.FILE
+    file.write_bytes(archive.build())
+    subprocess.run([sys.executable, "-m", "zipfile", "-e", str(file), str(tmp_path / "unpacked")], check=True)
+    for program in (file, tmp_path / "unpacked"):
+        ended = subprocess.run([sys.executable, "-I", str(program)], capture_output=True, text=True)
+        assert (ended.returncode, "Usage: picas_pilot.pyz pilot.json" in ended.stdout) == (64, True), ended.stderr
 
 
 # --- configuration -----------------------------------------------------------------------------------------------------
 
 
 def test_defaults_are_valid_and_every_key_is_checked() -> None:
-    config = picas_pilot.parse_config('{"command": ["a"], "submission": "s", "batch": null}')
+    config = parse_config('{"command": ["a"], "submission": "s", "batch": null}')
     assert config == Config(command=["a"], submission="s")
-    assert picas_pilot.parse_config(json.dumps(config._asdict())) == config
-    assert set(picas_pilot._CHECKS) == set(Config._fields)
+    assert parse_config(json.dumps(config._asdict())) == config
+    assert set(_CHECKS) == set(Config._fields)
 
 
 @pytest.mark.parametrize(
@@ -82,19 +116,19 @@ def test_defaults_are_valid_and_every_key_is_checked() -> None:
 )
 def test_bad_configuration_names_the_key(keys: dict[str, Any]) -> None:
     with pytest.raises(Failed, match=next(iter(keys))) as caught:
-        picas_pilot.parse_config(json.dumps({"command": "a", "submission": "s", **keys}))
-    assert caught.value.code == picas_pilot.EX_CONFIG
+        parse_config(json.dumps({"command": "a", "submission": "s", **keys}))
+    assert caught.value.code == EX_CONFIG
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"command": "a"}', '{"submission": "a"}'])
 def test_configuration_that_is_none(text: str) -> None:
     with pytest.raises(Failed):
-        picas_pilot.parse_config(text)
+        parse_config(text)
 
 
 def test_picasconfig_is_read_and_never_executed() -> None:
     text = "import os\nPICAS_HOST_URL=\"https://h:6984\"\nPICAS_PASSWORD = 'a\"b'\nOTHER = 1\nPICAS_DATABASE = ''\nos.abort()\n"
-    values, secret = picas_pilot.parse_picasconfig(text, "/x/picasconfig.py")
+    values, secret = parse_picasconfig(text, "/x/picasconfig.py")
     assert secret == "/x/picasconfig.py"
     assert values == {"PICAS_HOST_URL": "https://h:6984", "PICAS_PASSWORD": 'a"b', "PICAS_DATABASE": ""}
 
@@ -102,20 +136,20 @@ def test_picasconfig_is_read_and_never_executed() -> None:
 @pytest.mark.parametrize("text", ["PICAS_PASSWORD = get('hunter2')", "PICAS_PASSWORD = 'hunter2"])
 def test_an_unreadable_picasconfig_is_told_without_its_text(text: str) -> None:
     with pytest.raises(ValueError, match=r"PICAS_PASSWORD is no plain text|line 1 is no Python") as caught:
-        picas_pilot.parse_picasconfig(text)
+        parse_picasconfig(text)
     assert "hunter2" not in str(caught.value)
 
 
 def test_credentials_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Failed, match=r"no picasconfig\.py in"):
-        picas_pilot.read_access(str(tmp_path), CONFIG)
+        read_access(str(tmp_path), CONFIG)
     folder = tmp_path / "elsewhere"
     folder.mkdir()
     (folder / "picasconfig.py").write_text("PICAS_HOST_URL='http://h:1'\nPICAS_DATABASE='d'\n")
     monkeypatch.setenv("PYTHONPATH", f"/nowhere{os.pathsep}{folder}")
-    access = picas_pilot.read_access(str(tmp_path), CONFIG._replace(credentials="existing", database="other"))
-    assert access == picas_pilot.Access("http://h:1", "other", "", "", str(folder))
-    assert picas_pilot.read_access(str(tmp_path), CONFIG._replace(credentials="elsewhere")).database == "d"
+    access = read_access(str(tmp_path), CONFIG._replace(credentials="existing", database="other"))
+    assert access == Access("http://h:1", "other", "", "", str(folder))
+    assert read_access(str(tmp_path), CONFIG._replace(credentials="elsewhere")).database == "d"
 
 
 # --- tokens ------------------------------------------------------------------------------------------------------------
@@ -126,8 +160,8 @@ def test_credentials_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 )
 def test_todo_is_what_the_views_say(lock: Any, done: Any) -> None:
     doc = {"_id": "a", "type": "token", "lock": lock, "done": done}
-    assert picas_pilot.is_todo(doc) is (state_of(doc) is State.TODO)
-    assert not picas_pilot.is_todo({**doc, "type": "other"})
+    assert is_todo(doc) is (state_of(doc) is State.TODO)
+    assert not is_todo({**doc, "type": "other"})
 
 
 @pytest.mark.parametrize(
@@ -140,33 +174,33 @@ def test_todo_is_what_the_views_say(lock: Any, done: Any) -> None:
     ],
 )
 def test_resource_class(fields: dict[str, Any], name: str) -> None:
-    assert picas_pilot.class_name(fields) == name
+    assert class_name(fields) == name
 
 
 def test_attempts_count_since_the_last_reset() -> None:
     reasons = ["failed: x", "reaped: y", "pushed again", "failed: x", "NODE_FAIL", "given back: told to", "failed: z"]
     doc = {"attempts": [{"reason": reason} for reason in reasons]}
-    assert picas_pilot.attempts_by_kind(doc) == {"failed": 2, "reaped": 1, "given back": 1}
-    assert picas_pilot.attempts_by_kind({"attempts": "nonsense"}) == {}
+    assert attempts_by_kind(doc) == {"failed": 2, "reaped": 1, "given back": 1}
+    assert attempts_by_kind({"attempts": "nonsense"}) == {}
 
 
 def test_attempt_numbers_are_not_used_twice() -> None:
-    assert picas_pilot.attempt_number({}) == 1
-    assert picas_pilot.attempt_number({"attempts": [{}, {}]}) == 3
+    assert attempt_number({}) == 1
+    assert attempt_number({"attempts": [{}, {}]}) == 3
     logs = {"attempt-7.err": {}, "attempt-x.out": {}, "attempt-99.txt": {}, "attempt-9.out\n": {}}
-    assert picas_pilot.attempt_number({"attempts": [{}], "_attachments": logs}) == 8
+    assert attempt_number({"attempts": [{}], "_attachments": logs}) == 8
 
 
 def test_a_lock_of_somebody_else_is_recognised() -> None:
-    assert picas_pilot.held_by_pilot(claimed())
-    assert not picas_pilot.held_by_pilot(claimed(lock=2000)), "reset by hand, then locked by a PiCaS client"
-    assert not picas_pilot.held_by_pilot(claimed(pilot=""))
-    assert not picas_pilot.held_by_pilot({"lock": 1000})
+    assert held_by_pilot(claimed())
+    assert not held_by_pilot(claimed(lock=2000)), "reset by hand, then locked by a PiCaS client"
+    assert not held_by_pilot(claimed(pilot=""))
+    assert not held_by_pilot({"lock": 1000})
 
 
 def test_success() -> None:
     doc = claimed(_attachments={"x": {"stub": True}}, error=[])
-    change = picas_pilot.conclude(Token(doc), Ended("exit", 0, 1.25, b"out", b"", {"a": 1}, True), CONFIG, 1010)
+    change = conclude(Token(doc), Ended("exit", 0, 1.25, b"out", b"", {"a": 1}, True), CONFIG, 1010)
     new = change.apply()
     assert state_of(new) is State.DONE
     assert (change.kind, new["done"], new["lock"], new["output"], new["seconds"]) == (
@@ -185,7 +219,7 @@ def test_success() -> None:
 
 def test_failure_for_good() -> None:
     ended = failed(3, err=b"first\nlast \xff line\n", output=5, has_output=True)
-    new = picas_pilot.conclude(Token(claimed(error="odd")), ended, CONFIG, 1010).apply()
+    new = conclude(Token(claimed(error="odd")), ended, CONFIG, 1010).apply()
     assert state_of(new) is State.ERROR
     assert (new["exit_code"], new["output"]) == (3, 5)
     assert new["error"] == [{"time": 1010, "message": "exit code 3: last \ufffd line"}]
@@ -209,7 +243,7 @@ def test_retries(earlier: int, own: Any, codes: list[int], retried: bool) -> Non
     if own is not None:
         doc["max_retries"] = own
     config = CONFIG._replace(max_retries=2, no_retry_exit_codes=codes)
-    change = picas_pilot.conclude(Token(doc), failed(), config, 1010)
+    change = conclude(Token(doc), failed(), config, 1010)
     new = change.apply()
     assert state_of(new) is (State.TODO if retried else State.ERROR)
     if retried:
@@ -221,7 +255,7 @@ def test_retries(earlier: int, own: Any, codes: list[int], retried: bool) -> Non
 
 
 def test_stopped_by_the_pilot_is_no_failure() -> None:
-    change = picas_pilot.conclude(Token(claimed()), failed(143, "told to by SIGTERM"), CONFIG, 1010)
+    change = conclude(Token(claimed()), failed(143, "told to by SIGTERM"), CONFIG, 1010)
     new = change.apply()
     assert state_of(new) is State.TODO
     assert (new["scrub_count"], new["attempts"][0]["reason"]) == (1, "given back: told to by SIGTERM")
@@ -231,8 +265,8 @@ def test_a_stop_exit_code_gives_back_until_it_is_the_tokens_fault() -> None:
     config = CONFIG._replace(stop_exit_codes=[9], max_scrubs=2)
     once = claimed(attempts=[{"reason": "given back: exit code 9 stops the pilot"}])
     twice = claimed(attempts=once["attempts"] * 2)
-    assert state_of(picas_pilot.conclude(Token(once), failed(9), config, 1).apply()) is State.TODO
-    assert state_of(picas_pilot.conclude(Token(twice), failed(9), config, 1).apply()) is State.ERROR
+    assert state_of(conclude(Token(once), failed(9), config, 1).apply()) is State.TODO
+    assert state_of(conclude(Token(twice), failed(9), config, 1).apply()) is State.ERROR
 
 
 @pytest.mark.parametrize(
@@ -245,7 +279,7 @@ def test_a_stop_exit_code_gives_back_until_it_is_the_tokens_fault() -> None:
     ],
 )
 def test_exit_codes(ended: Ended, code: int) -> None:
-    new = picas_pilot.conclude(Token(claimed()), ended, CONFIG, 1010).apply()
+    new = conclude(Token(claimed()), ended, CONFIG, 1010).apply()
     assert new["exit_code"] == code
     assert state_of(new) is State.ERROR
 
@@ -254,19 +288,19 @@ def test_unstarted_tokens_go_back_as_they_were() -> None:
     before = {"_id": "b:1", "_rev": "2-x", "type": "token", "lock": 0, "done": 0, "hostname": "", "attempts": [1]}
     token = Token(claimed(attempts=[1]))
     del token.doc["scrub_count"], token.doc["exit_code"]
-    assert picas_pilot.release(token).apply() == before
+    assert release(token).apply() == before
 
 
 def test_reaping() -> None:
     doc = claimed(attempts=[{"reason": "failed: x"}, {"reason": "reaped: y"}])
-    new = picas_pilot.reap(doc, "pilot p fell silent", 2, 1010).apply()
+    new = reap(doc, "pilot p fell silent", 2, 1010).apply()
     assert state_of(new) is State.TODO
     assert new["attempts"][-1]["reason"] == "reaped: pilot p fell silent"
-    final = picas_pilot.reap(new | claimed(attempts=new["attempts"]), "it died", 2, 1020).apply()
+    final = reap(new | claimed(attempts=new["attempts"]), "it died", 2, 1020).apply()
     assert state_of(final) is State.ERROR
     assert "3 pilots died" in final["error"][-1]["message"]
     assert "it died" in final["error"][-1]["message"]
-    assert state_of(picas_pilot.reap(claimed(exit_code=0), "it died", 0, 1020).apply()) is State.ERROR
+    assert state_of(reap(claimed(exit_code=0), "it died", 0, 1020).apply()) is State.ERROR
 
 
 def test_attempts_that_are_not_kept_any_more_still_count() -> None:
@@ -276,9 +310,7 @@ def test_attempts_that_are_not_kept_any_more_still_count() -> None:
     while state_of(doc) is State.LOCKED and sum(ends.values()) < 99:
         died = sum(ends.values()) % 3 != 0
         ends["died" if died else "failed"] += 1
-        change = (
-            picas_pilot.reap(doc, "x", 20, 1010) if died else picas_pilot.conclude(Token(doc), failed(), config, 1010)
-        )
+        change = reap(doc, "x", 20, 1010) if died else conclude(Token(doc), failed(), config, 1010)
         doc = change.apply()
         assert len(doc["attempts"]) <= 10
         doc = {**claimed(), **doc, "lock": 1000} if state_of(doc) is State.TODO else doc
@@ -288,18 +320,18 @@ def test_attempts_that_are_not_kept_any_more_still_count() -> None:
 def test_pilots_that_die_are_counted_beyond_ten_and_anew_after_a_reset() -> None:
     doc, deaths = claimed(), 0
     while state_of(doc) is State.LOCKED and deaths < 99:
-        doc, deaths = picas_pilot.reap(doc, "x", 15, 1010).apply(), deaths + 1
+        doc, deaths = reap(doc, "x", 15, 1010).apply(), deaths + 1
         doc = {**claimed(), **doc, "lock": 1000} if state_of(doc) is State.TODO else doc
     assert deaths == 16
     assert "16 pilots died" in doc["error"][-1]["message"]
-    assert picas_pilot.attempts_by_kind(documents.scrubbed(doc, "reset: by hand")) == {}
+    assert attempts_by_kind(documents.scrubbed(doc, "reset: by hand")) == {}
 
 
 def test_at_most_ten_attempts_and_their_logs() -> None:
     stubs = {f"attempt-{n}.out": {"stub": True} for n in range(1, 16)} | {"data.bin": {"stub": True}}
     doc = claimed(attempts=[{"reason": "pushed again", "n": n} for n in range(10)], _attachments=stubs)
     config = CONFIG._replace(max_retries=1)
-    new = picas_pilot.conclude(Token(doc), failed(out=b"x"), config, 1010).apply()
+    new = conclude(Token(doc), failed(out=b"x"), config, 1010).apply()
     assert [attempt.get("n") for attempt in new["attempts"]] == [*range(1, 10), None]
     assert set(new["_attachments"]) == {"data.bin", *(f"attempt-{n}.out" for n in range(6, 17))}
 
@@ -307,9 +339,9 @@ def test_at_most_ten_attempts_and_their_logs() -> None:
 # --- changes on later revisions ----------------------------------------------------------------------------------------
 
 
-DONE = picas_pilot.conclude(Token(claimed()), Ended("exit", 0, 1.0), CONFIG, 1010)
-RETRY = picas_pilot.conclude(Token(claimed()), failed(), CONFIG._replace(max_retries=1), 1010)
-RELEASE = picas_pilot.release(Token(claimed()))
+DONE = conclude(Token(claimed()), Ended("exit", 0, 1.0), CONFIG, 1010)
+RETRY = conclude(Token(claimed()), failed(), CONFIG._replace(max_retries=1), 1010)
+RELEASE = release(Token(claimed()))
 EDITED = claimed(_rev="3-y", comment="by hand")
 RESET = {**claimed(_rev="3-y", lock=0)}
 GIVEN_BACK = {name: value for name, value in RESET.items() if name not in ("pilot", "claim")}
@@ -365,7 +397,7 @@ def test_a_file_that_holds_no_change(content: Any) -> None:
 
 
 def test_what_the_database_refuses_gets_smaller() -> None:
-    change = picas_pilot.conclude(Token(claimed()), Ended("exit", 0, 1.0, b"x", b"", "big", True), CONFIG, 1010)
+    change = conclude(Token(claimed()), Ended("exit", 0, 1.0, b"x", b"", "big", True), CONFIG, 1010)
     assert change.shrink()
     assert "_attachments" not in change.apply()
     assert change.shrink()
@@ -381,7 +413,7 @@ def test_the_tokens_environment() -> None:
     doc = {"_id": "a b", "_rev": "1-x", "input": [1, "x"], "n": 2, "f": 0.5, "yes": False, "none": None, "list": [1]}
     doc |= {"Same": 1, "same": 2, "with space": 1, "ümlaut": 1, "nul": "a\0b", "big": "x" * 65537, "path": "p"}
     doc["n\n"] = 1
-    assert picas_pilot.token_environment(doc) == {
+    assert token_environment(doc) == {
         "PICAS_TOKEN_ID": "a b",
         "PICAS_INPUT": '[1,"x"]',
         "PICAS_FIELD_N": "2",
@@ -394,7 +426,7 @@ def test_the_tokens_environment() -> None:
 
 def test_all_fields_together_are_bounded() -> None:
     doc = {"_id": "a", "input": "i" * 60_000, **{f"f{n}": "x" * 60_000 for n in range(20)}}
-    env = picas_pilot.token_environment(doc)
+    env = token_environment(doc)
     assert sum(len(value) for name, value in env.items() if name != "PICAS_OMITTED") <= 512 * 1024
     assert "PICAS_INPUT" in env
     assert len(env["PICAS_OMITTED"].split()) == 13
@@ -403,9 +435,9 @@ def test_all_fields_together_are_bounded() -> None:
 def test_the_jobs_environment_without_credentials(tmp_path: Path) -> None:
     base = {"HOME": "/h", "PICAS_PASSWORD": "x", "PICAS_FIELD_A": "x", "PICAS_INPUT": "x", "PICAS_MINE": "kept"}
     path = f"/a{os.pathsep}{tmp_path}/.{os.pathsep}/b"
-    env = picas_pilot.job_environment({**base, "PYTHONPATH": path}, str(tmp_path))
+    env = job_environment({**base, "PYTHONPATH": path}, str(tmp_path))
     assert env == {"HOME": "/h", "PICAS_MINE": "kept", "PYTHONPATH": f"/a{os.pathsep}/b"}
-    assert "PYTHONPATH" not in picas_pilot.job_environment({"PYTHONPATH": str(tmp_path)}, str(tmp_path))
+    assert "PYTHONPATH" not in job_environment({"PYTHONPATH": str(tmp_path)}, str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -427,7 +459,7 @@ def test_the_jobs_environment_without_credentials(tmp_path: Path) -> None:
 )
 def test_what_a_command_writes(tmp_path: Path, content: bytes, value: Any, fault: str | None) -> None:
     (tmp_path / "out.json").write_bytes(content)
-    got = picas_pilot.read_json(str(tmp_path / "out.json"), 10_000)
+    got = read_json(str(tmp_path / "out.json"), 10_000)
     assert got[:2] == (value, value is not None)
     assert (fault or "") in (got[2] or "")
     assert (got[2] is None) is (fault is None)
@@ -439,24 +471,24 @@ def test_a_change_that_cannot_be_kept_leaves_nothing(tmp_path: Path) -> None:
         deep = [deep]
     change = Change("done", "b:1", "abc-1000", 1000, {"done": 1, "output": deep})
     with pytest.raises(RecursionError):
-        picas_pilot.Outbox(str(tmp_path), "d").keep(change)
+        Outbox(str(tmp_path), "d").keep(change)
     assert list((tmp_path / "unsent").iterdir()) == []
 
 
 def test_what_a_command_leaves_instead_of_a_file(tmp_path: Path) -> None:
-    assert picas_pilot.read_json(str(tmp_path / "none"), 10) == (None, False, None)
+    assert read_json(str(tmp_path / "none"), 10) == (None, False, None)
     os.mkfifo(tmp_path / "pipe")
     for name in ("pipe", "."):
-        assert "no regular file" in str(picas_pilot.read_json(str(tmp_path / name), 10)[2])
+        assert "no regular file" in str(read_json(str(tmp_path / name), 10)[2])
     (tmp_path / "loop").symlink_to("loop")
-    assert "cannot be read" in str(picas_pilot.read_json(str(tmp_path / "loop"), 10)[2])
+    assert "cannot be read" in str(read_json(str(tmp_path / "loop"), 10)[2])
 
 
 @pytest.mark.parametrize("most", [0, 1, 10, 1000])
 @pytest.mark.parametrize("chunk", [1, 7, 4096])
 def test_the_tail_of_a_stream(most: int, chunk: int) -> None:
     data = bytes(range(256)) * 2
-    tail = picas_pilot.Tail(most)
+    tail = Tail(most)
     for start in range(0, len(data), chunk):
         tail.add(data[start : start + chunk])
     if most == 0:
@@ -475,8 +507,8 @@ def test_scratch_folders_go_whatever_was_done_to_them(tmp_path: Path) -> None:
     (tmp_path / "run" / "link").symlink_to(tmp_path / "kept")
     for folder in (inner, inner.parent, tmp_path / "run"):
         folder.chmod(0)
-    picas_pilot.remove_tree(str(tmp_path / "run"))
-    picas_pilot.remove_tree(str(tmp_path / "never was"))
+    remove_tree(str(tmp_path / "run"))
+    remove_tree(str(tmp_path / "never was"))
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
 
 
@@ -484,7 +516,7 @@ def test_scratch_folders_go_whatever_was_done_to_them(tmp_path: Path) -> None:
 
 
 def test_a_node_an_hour_off_goes_by_the_databases_clock() -> None:
-    clock = picas_pilot.Clock()
+    clock = Clock()
     begin = time.time()
     clock.hear(formatdate(begin + 3600, usegmt=True))
     assert begin + 3600 - 0.6 < clock.now() < time.time() + 3600 + 0.6  # the header has whole seconds
@@ -497,8 +529,10 @@ def test_contact_counts_from_the_first_answer_and_from_the_end_of_the_last_outag
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = 1000.0
-    monkeypatch.setattr(picas_pilot, "time", SimpleNamespace(**{**vars(time), "monotonic": lambda: now}))
-    clock = picas_pilot.Clock(longest_gap=10)
+    monkeypatch.setattr(
+        "airflow_provider_picas.pilot.clock.time", SimpleNamespace(**{**vars(time), "monotonic": lambda: now})
+    )
+    clock = Clock(longest_gap=10)
     assert clock.contact() == 0
     clock.hear(None)
     now += 11
@@ -513,9 +547,9 @@ def test_contact_counts_from_the_first_answer_and_from_the_end_of_the_last_outag
 
 def test_time_left() -> None:
     shown = "   RunTime=00:01:05 TimeLimit=1-02:00:00 TimeMin=N/A\n   StartTime=2026-01-01T00:00:00 EndTime=2026-01-02T02:00:00\n"
-    assert picas_pilot.parse_time_left(shown) == 26 * 3600 - 65
-    assert picas_pilot.parse_time_left("TimeLeft=4:59\n") == 299
-    assert picas_pilot.parse_time_left("RunTime=00:02:00 TimeLimit=00:01:00") == -60
+    assert parse_time_left(shown) == 26 * 3600 - 65
+    assert parse_time_left("TimeLeft=4:59\n") == 299
+    assert parse_time_left("RunTime=00:02:00 TimeLimit=00:01:00") == -60
     unlimited = "RunTime=00:01:05 TimeLimit=UNLIMITED"
     for nothing in (
         unlimited,
@@ -524,18 +558,18 @@ def test_time_left() -> None:
         "",
         "slurm_load_jobs error: Invalid job id specified",
     ):
-        assert picas_pilot.parse_time_left(nothing) is None
+        assert parse_time_left(nothing) is None
 
 
 def test_identity_of_an_array_task(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
         monkeypatch.delenv(name, raising=False)
-    assert picas_pilot.Identity.here().job is None
+    assert Identity.here().job is None
     monkeypatch.setenv("SLURM_JOB_ID", "17")
-    assert picas_pilot.Identity.here().job == "17"
+    assert Identity.here().job == "17"
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "15")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
-    first, second = picas_pilot.Identity.here(), picas_pilot.Identity.here()
+    first, second = Identity.here(), Identity.here()
     assert first.job == "15_2"
     assert first.pilot.startswith("15_2-")
     assert first.pilot != second.pilot, "a requeued job must be another pilot"
@@ -556,14 +590,14 @@ def test_share_of_an_array_task(
 ) -> None:
     for name, value in (("ID", task), ("MIN", least), ("COUNT", count)):
         monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", value)
-    assert picas_pilot.Identity.here().share == share
+    assert Identity.here().share == share
 
 
 # --- how much to claim -------------------------------------------------------------------------------------------------
 
 
 def test_as_many_as_can_start_until_tokens_are_known_to_be_short() -> None:
-    work = picas_pilot.Work(CONFIG._replace(slots=2, max_claim=50))
+    work = Work(CONFIG._replace(slots=2, max_claim=50))
     assert work.wanted() == 2
     work.add([Token(claimed())])
     assert work.wanted() == 1
@@ -580,13 +614,13 @@ def test_as_many_as_can_start_until_tokens_are_known_to_be_short() -> None:
 
 
 def test_one_claim_is_bounded() -> None:
-    work = picas_pilot.Work(CONFIG._replace(max_claim=7))
+    work = Work(CONFIG._replace(max_claim=7))
     work.learn(0.0)
     assert work.wanted() == 7
 
 
 def test_a_token_that_killed_a_pilot_runs_alone() -> None:
-    work = picas_pilot.Work(CONFIG)
+    work = Work(CONFIG)
     assert work.deaths_allowed(pending=0) > 3
     assert work.deaths_allowed(pending=1) == 0
     work.add([Token(claimed())])
@@ -594,20 +628,20 @@ def test_a_token_that_killed_a_pilot_runs_alone() -> None:
 
 
 def test_a_stop_goes_before_a_drain() -> None:
-    work = picas_pilot.Work(CONFIG)
-    work.stop(picas_pilot.DRAIN, "nothing is left", 0)
-    work.stop(picas_pilot.DRAIN, "again", 5)
-    assert (work.level, work.why, work.code) == (picas_pilot.DRAIN, "nothing is left", 0)
-    work.stop(picas_pilot.STOP, "told to")
-    work.stop(picas_pilot.DRAIN, "late")
-    assert (work.level, work.why) == (picas_pilot.STOP, "told to")
+    work = Work(CONFIG)
+    work.stop(DRAIN, "nothing is left", 0)
+    work.stop(DRAIN, "again", 5)
+    assert (work.level, work.why, work.code) == (DRAIN, "nothing is left", 0)
+    work.stop(STOP, "told to")
+    work.stop(DRAIN, "late")
+    assert (work.level, work.why) == (STOP, "told to")
     assert work.stopping.is_set()
 
 
 def test_slurms_input_variables_do_not_reach_the_question_for_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SQUEUE_PARTITION", "SQUEUE_STATES", "SCONTROL_ALL", "SLURM_CLUSTERS", "SLURM_CONF", "SLURM_JOB_ID"):
         monkeypatch.setenv(name, "1")
-    clock = picas_pilot.WallClock(picas_pilot.Clock(), picas_pilot.Processes())
+    clock = WallClock(Clock(), Processes())
     asked = clock._environment()
     assert {name for name in asked if name.startswith("S") and "_" in name} >= {"SLURM_CLUSTERS", "SLURM_CONF"}
     assert not {"SQUEUE_PARTITION", "SQUEUE_STATES", "SCONTROL_ALL", "SLURM_JOB_ID"} & set(asked)

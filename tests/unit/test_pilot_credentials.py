@@ -11,17 +11,21 @@ from cryptography.fernet import Fernet
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_picas.pilot import picas_pilot
-from airflow_provider_picas.pilot.picas_pilot import Access, Failed
+from airflow_provider_picas.lifecycle.credentials import parse_conf_yml, parse_picasconfig
+from airflow_provider_picas.lifecycle.exit_codes import Failed
+from airflow_provider_picas.lifecycle.fernet import decrypt_fernet
+from airflow_provider_picas.lifecycle.pilot_config import Config
+from airflow_provider_picas.pilot.access import Access, read_access
+from airflow_provider_picas.pilot.log import _LOG
 
-CONFIG = picas_pilot.Config(command="true", submission="s")
+CONFIG = Config(command="true", submission="s")
 
 
 @given(st.binary(max_size=100))
 def test_fernet_as_cryptography_has_it(text: bytes) -> None:
     key = Fernet.generate_key()
     token = Fernet(key).encrypt(text)
-    assert picas_pilot.decrypt_fernet(token, key) == text
+    assert decrypt_fernet(token, key) == text
     for wrong_token, wrong_key in (
         (token, Fernet.generate_key()),
         (token[:-4], key),
@@ -30,24 +34,24 @@ def test_fernet_as_cryptography_has_it(text: bytes) -> None:
         (token, b"short"),
     ):
         with pytest.raises(ValueError):  # noqa: PT011
-            picas_pilot.decrypt_fernet(wrong_token, wrong_key)
+            decrypt_fernet(wrong_token, wrong_key)
 
 
 @given(st.dictionaries(st.sampled_from(["host_url", "database", "username"]), st.text(max_size=60)))
 def test_yaml_is_read_as_the_client_means_it_or_not_at_all(values: dict[str, str]) -> None:
     text = yaml.safe_dump(values, default_flow_style=False) if values else ""
     try:
-        assert picas_pilot.parse_conf_yml(text) == values
+        assert parse_conf_yml(text) == values
     except ValueError:
         assert any(not value.isprintable() or not value.isascii() for value in values.values()), text
 
 
 def test_yaml_by_hand() -> None:
     text = "---\n# mine\nhost_url: https://h:6984 # the new one\n\ndatabase:   'it''s'\nusername: \"a\\\"\\xE9\"\n"
-    assert picas_pilot.parse_conf_yml(text) == {"host_url": "https://h:6984", "database": "it's", "username": 'a"é'}
+    assert parse_conf_yml(text) == {"host_url": "https://h:6984", "database": "it's", "username": 'a"é'}
     for wrong in ("hunter2", "a:\n  - hunter2", "a: |\n  hunter2", 'a: "hunter2', "a: [hunter2]", 'a: "\\x1"'):
         with pytest.raises(ValueError, match=r"line [12] is not as the PiCaS client writes it") as caught:
-            picas_pilot.parse_conf_yml(wrong)
+            parse_conf_yml(wrong)
         assert "hunter2" not in str(caught.value)
 
 
@@ -68,16 +72,16 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_existing_credentials_may_be_conf_yml_alone(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    access = picas_pilot.read_access("/nowhere", CONFIG._replace(credentials="existing"))
+    access = read_access("/nowhere", CONFIG._replace(credentials="existing"))
     assert access == Access("https://h:1", "d", "u", "hunter2", str(home / ".config" / "picas"))
     (home / ".config" / "picas" / "key.dat").chmod(0o644)
-    picas_pilot.read_access("/nowhere", CONFIG._replace(credentials="existing"))
-    picas_pilot._LOG.flush(10)
+    read_access("/nowhere", CONFIG._replace(credentials="existing"))
+    _LOG.flush(10)
     said = capfd.readouterr()
     assert "key.dat" in said.out + said.err
     (home / ".config" / "picas" / "conf.yml").unlink()
     with pytest.raises(Failed, match=r"no picasconfig\.py on PYTHONPATH, and no .*/\.config/picas/conf\.yml"):
-        picas_pilot.read_access("/nowhere", CONFIG._replace(credentials="existing"))
+        read_access("/nowhere", CONFIG._replace(credentials="existing"))
 
 
 def test_a_picasconfig_that_reads_conf_yml(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,18 +93,18 @@ def test_a_picasconfig_that_reads_conf_yml(home: Path, monkeypatch: pytest.Monke
         "PICAS_PASSWORD = decrypt_password(config.config['encrypted_password']).decode()\n"
     )
     monkeypatch.setenv("PYTHONPATH", f"/nowhere{os.pathsep}{home / 'own'}")
-    access = picas_pilot.read_access("/nowhere", CONFIG._replace(credentials="existing"))
+    access = read_access("/nowhere", CONFIG._replace(credentials="existing"))
     assert access == Access("https://h:1", "mine", "u", "hunter2", str(home / "own"))
     (home / ".config" / "picas" / "key.dat").write_bytes(Fernet.generate_key())
     with pytest.raises(Failed, match=r"was not encrypted with the key in .*key\.dat"):
-        picas_pilot.read_access("/nowhere", CONFIG._replace(credentials="existing"))
+        read_access("/nowhere", CONFIG._replace(credentials="existing"))
 
 
 def test_a_picasconfig_that_reads_another_conf_yml(home: Path) -> None:
     elsewhere = home / "elsewhere.yml"
     (home / ".config" / "picas" / "conf.yml").rename(elsewhere)
     text = f"PICAS_PASSWORD = decrypt_password(PicasConfig({str(elsewhere)!r}).config['encrypted_password']).decode()\n"
-    assert picas_pilot.parse_picasconfig(text).values == {"PICAS_PASSWORD": "hunter2"}
+    assert parse_picasconfig(text).values == {"PICAS_PASSWORD": "hunter2"}
 
 
 @pytest.mark.parametrize("prefix", ["", "b"])
@@ -108,7 +112,7 @@ def test_a_password_that_is_encrypted_in_picasconfig_itself(home: Path, prefix: 
     key_file = home / ".config" / "picas" / "key.dat"
     token = Fernet(key_file.read_bytes()).encrypt(b"other").decode()
     text = f"from picas.crypto import decrypt_password\nPICAS_PASSWORD = decrypt_password({prefix}'{token}').decode()\n"
-    assert picas_pilot.parse_picasconfig(text) == ({"PICAS_PASSWORD": "other"}, str(key_file))
+    assert parse_picasconfig(text) == ({"PICAS_PASSWORD": "other"}, str(key_file))
 
 
 @pytest.mark.parametrize(
@@ -116,4 +120,4 @@ def test_a_password_that_is_encrypted_in_picasconfig_itself(home: Path, prefix: 
 )
 def test_other_code_is_refused(home: Path, code: str) -> None:
     with pytest.raises(ValueError, match="PICAS_HOST_URL is no plain text between quotes"):
-        picas_pilot.parse_picasconfig(f"PICAS_HOST_URL = {code}\n")
+        parse_picasconfig(f"PICAS_HOST_URL = {code}\n")

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_picas.pilot.picas_pilot import Clock, Shown, Silence, given_up_by_slurm, reason_of_reaping
+from airflow_provider_picas.lifecycle.leases import Shown, Silence
+from airflow_provider_picas.lifecycle.transitions import given_up_by_slurm, reason_of_reaping
+from airflow_provider_picas.pilot.clock import Clock
 
 LEASE = 60.0
 NEVER = -1.0

@@ -12,15 +12,16 @@ from typing import Any
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, BaseOperator, Context
 
 from airflow_provider_picas import assets
-from airflow_provider_picas import pilot as pilot_program
 from airflow_provider_picas.couchdb import batch_pilots, needed_views
 from airflow_provider_picas.couchdb.errors import CouchDBError
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.slurm import SlurmHook
+from airflow_provider_picas.lifecycle.exit_codes import Failed
+from airflow_provider_picas.lifecycle.pilot_config import parse_config
 from airflow_provider_picas.links import PicasMonitoringLink, PicasPoolLink, push_links
 from airflow_provider_picas.operators.instance import submission_key, submission_keys
 from airflow_provider_picas.operators.parameters import flag, optional_positive_number, positive_number
-from airflow_provider_picas.pilot import picas_pilot
+from airflow_provider_picas.pilot import archive
 from airflow_provider_picas.slurm import again, arrays, credentials, pilot_job, sbatch, submission, sweep
 from airflow_provider_picas.slurm.again import SCRIPT_FILE
 from airflow_provider_picas.slurm.arrays import Array
@@ -488,10 +489,10 @@ class _OwnPilot(_Job):
     def check(self) -> None:
         """Raises ValueError for options that the pilot does not know or take."""
         try:
-            picas_pilot.parse_config(self._config("", "key", None).decode())
-        except picas_pilot.Failed as error:
+            parse_config(self._config("", "key", None).decode())
+        except Failed as error:
             raise ValueError(f"`pilot`: {error}") from None
-        taken = {SCRIPT_FILE, pilot_job.CONFIG_FILE, pilot_job.PILOT_FILE, submission.CREDENTIALS, "submit.sh"}
+        taken = {SCRIPT_FILE, pilot_job.CONFIG_FILE, archive.FILE, submission.CREDENTIALS, "submit.sh"}
         if clash := taken & set(self._files):
             raise ValueError(
                 f"{', '.join(sorted(clash))} in `files` is a name that the submission uses itself. Rename it."
@@ -522,7 +523,7 @@ class _OwnPilot(_Job):
         return {**{name: value for name, value in defaults.items() if name not in names}, **given}
 
     def all_files(self, folder: str, key: str, wanted: Sequence[Array]) -> list[RemoteFile]:
-        own = [RemoteFile(f"{folder}/{pilot_job.PILOT_FILE}", pilot_program.FILE.read_bytes(), 0o600)]
+        own = [RemoteFile(f"{folder}/{archive.FILE}", archive.build(), 0o600)]
         for number, array in enumerate(wanted):
             own.append(RemoteFile(f"{folder}/{self.script_name(number)}", self.script(folder, number), 0o700))
             own.append(RemoteFile(f"{folder}/{again.config_name(number)}", self._config(folder, key, array)))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_picas.pilot.picas_pilot import lease_id
+from airflow_provider_picas.lifecycle.ids import lease_id
 from airflow_provider_picas.slurm.jobs import Job, Look
 from airflow_provider_picas.tokens import leases
 from airflow_provider_picas.tokens.leases import Holders, Judgement, Lease

@@ -1,0 +1,52 @@
+"""The earlier attempts that a token keeps, and their logs."""
+
+import collections
+import re
+from typing import Any, Dict, List
+
+from airflow_provider_picas.lifecycle.json_values import Doc, list_or_empty, number
+
+MAX_ATTEMPTS = 10  # earlier attempts that a token keeps, and their logs
+
+
+def attempts_by_kind(doc: Doc) -> Dict[str, int]:
+    """Attempts since the token was last reset by a push or a person: how many "failed", were "given back", or "reaped".
+
+    The kind is what stands before the colon in an attempt's ``reason``; any other word says why it was reaped.
+    """
+    counts: Dict[str, int] = collections.Counter()
+    for attempt in reversed(list_or_empty(doc.get("attempts"))):
+        known = attempt if isinstance(attempt, dict) else {}
+        kind = str(known.get("reason", "")).split(":")[0]
+        if kind in ("pushed again", "reset"):
+            break
+        counts[kind if kind in ("failed", "given back") else "reaped"] += 1
+        earlier = known.get("earlier")
+        for kind, count in earlier.items() if isinstance(earlier, dict) else ():
+            counts[kind] += int(number(count))
+    return counts
+
+
+def add_attempt(doc: Doc, attempt: Doc) -> List[Any]:
+    """The token's attempts with one more. Of more than ten the oldest go; the first that stays tells how many of which kind."""
+    attempts = [*list_or_empty(doc.get("attempts")), attempt]
+    gone, kept = attempts[:-MAX_ATTEMPTS], attempts[-MAX_ATTEMPTS:]
+    earlier = attempts_by_kind({"attempts": gone})
+    if earlier and isinstance(kept[0], dict):
+        kept[0] = dict(kept[0], earlier=dict(earlier))
+    return kept
+
+
+_LOG_NAME = re.compile(r"attempt-([0-9]{1,9})\.(?:out|err)\Z")
+
+
+def log_number(name: str) -> int:
+    """The number of the attempt whose log is attached under this name; 0 for another attachment."""
+    match = _LOG_NAME.match(name)
+    return int(match.group(1)) if match else 0
+
+
+def attempt_number(doc: Doc) -> int:
+    """The number of the token's next attempt, from 1: above all that it has a record or a log of."""
+    logs = [log_number(name) for name in doc.get("_attachments") or {}]
+    return max([len(list_or_empty(doc.get("attempts"))), *logs]) + 1

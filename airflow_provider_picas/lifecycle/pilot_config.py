@@ -1,0 +1,106 @@
+"""The schema of ``pilot.json``."""
+
+import json
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, Union
+
+from airflow_provider_picas.lifecycle.attempts import MAX_ATTEMPTS
+from airflow_provider_picas.lifecycle.exit_codes import EX_CONFIG, Failed
+
+
+class Config(NamedTuple):
+    """What ``pilot.json`` may say; it holds no secret. Times are seconds. docs/pilot.md has the same table."""
+
+    command: Union[str, List[str]]  # text for /bin/sh -c, or a list of arguments
+    submission: str  # key of the submission
+    database: Optional[str] = None  # None: what picasconfig.py names
+    batch: Optional[str] = None  # None: the whole pool
+    classes: Optional[List[str]] = None  # resource classes "<cores>/<gpu>/<time>"; None: any
+    credentials: Optional[str] = None  # folder; None: "credentials"; "existing": PYTHONPATH, or the PiCaS client's
+    tls_verify: bool = True
+    ca_file: Optional[str] = None
+    files: List[str] = []  # names of files beside pilot.json that the command finds in its folder
+    lease: float = 120  # for so long the pilot is believed to live after it was last heard
+    slots: int = 1  # tokens that run at the same time
+    max_retries: int = 0  # how often a failed token is run again; a token's own max_retries wins
+    max_scrubs: int = 3  # how often a token is given back because its pilot died, before it is an error
+    time_limit: Optional[float] = None  # for one token; a token's own time_limit wins
+    kill_after: float = 10  # between SIGTERM and SIGKILL at the time limit
+    no_retry_exit_codes: List[int] = []
+    stop_exit_codes: List[int] = []  # the token is given back, and the pilot stops
+    wait_for_work: float = 0  # how long to wait for tokens when none are left
+    log_bytes: int = 1_000_000  # of stdout and of stderr, each, that are kept: the last ones
+    output_bytes: int = 1_000_000  # largest JSON that a command may leave as output
+    max_claim: int = 50  # tokens claimed in one request for one slot, at most
+    outage: float = 900  # how long the pilot waits for a database that does not answer
+    margin: float = 30  # what must be left of the wall-clock after a token is expected to end
+
+
+def _at_least(least: float, whole: bool = False) -> Callable[[Any], bool]:
+    kinds = (int,) if whole else (int, float)
+    return lambda value: isinstance(value, kinds) and not isinstance(value, bool) and least <= value < float("inf")
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value) and "\0" not in value
+
+
+def _list_of(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(check(item) for item in value)
+
+
+def _is_small(value: Any) -> bool:
+    return _at_least(0, whole=True)(value) and value < MAX_ATTEMPTS
+
+
+_TEXT = (_is_text, "a text")
+_SECONDS = (_at_least(0), "a number of seconds")
+_BYTES = (_at_least(0, whole=True), "a number of bytes")
+_COUNT = (_at_least(1, whole=True), "a whole number, at least 1")
+_SMALL = (_is_small, "a whole number from 0 to 9")
+_CODES = (_list_of(_at_least(0, whole=True)), "a list of whole numbers")
+_CHECKS: Dict[str, Tuple[Callable[[Any], bool], str]] = {
+    "command": (lambda v: _is_text(v) or (bool(v) and _list_of(_is_text)(v)), "a text or a list of texts"),
+    "submission": _TEXT,
+    "database": _TEXT,
+    "batch": _TEXT,
+    "classes": (lambda v: bool(v) and _list_of(_is_text)(v), "a list of texts"),
+    "credentials": (_is_text, "a folder, or 'existing'"),
+    "tls_verify": (lambda v: isinstance(v, bool), "true or false"),
+    "ca_file": (_is_text, "a file"),
+    "files": (_list_of(lambda v: _is_text(v) and "/" not in v and v not in (".", "..")), "a list of file names"),
+    "lease": (_at_least(2), "a number of seconds, at least 2"),
+    "slots": _COUNT,
+    "max_retries": _SMALL,
+    "max_scrubs": _SMALL,
+    "time_limit": (_at_least(0.001), "a number of seconds above 0"),
+    "kill_after": _SECONDS,
+    "no_retry_exit_codes": _CODES,
+    "stop_exit_codes": _CODES,
+    "wait_for_work": _SECONDS,
+    "log_bytes": _BYTES,
+    "output_bytes": _BYTES,
+    "max_claim": _COUNT,
+    "outage": _SECONDS,
+    "margin": _SECONDS,
+}
+
+
+def parse_config(text: str) -> Config:
+    """The configuration in a ``pilot.json``. Raises Failed, naming the key that is wrong."""
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise Failed(f"pilot.json is no JSON: {error}.", EX_CONFIG) from None
+    if not isinstance(values, dict):
+        raise Failed("pilot.json must hold one JSON object.", EX_CONFIG)
+    for name in ("command", "submission"):
+        if name not in values:
+            raise Failed(f"pilot.json lacks {name!r}.", EX_CONFIG)
+    defaults = Config(command="", submission="")._asdict()
+    for name, value in values.items():
+        if name not in _CHECKS:
+            raise Failed(f"pilot.json has a key that this pilot does not know: {name!r}.", EX_CONFIG)
+        check, wanted = _CHECKS[name]
+        if not (value is None and defaults[name] is None) and not check(value):
+            raise Failed(f"pilot.json: {name!r} must be {wanted}, not {value!r:.100}.", EX_CONFIG)
+    return Config(**values)

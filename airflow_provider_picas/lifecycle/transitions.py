@@ -1,0 +1,279 @@
+"""What becomes of a claimed token: each transition as data."""
+
+import base64
+import json
+import re
+import time
+from typing import Any, Dict, Mapping, NamedTuple, Optional, Sequence, Tuple
+
+from airflow_provider_picas.lifecycle.attempts import (
+    MAX_ATTEMPTS,
+    add_attempt,
+    attempt_number,
+    attempts_by_kind,
+    log_number,
+)
+from airflow_provider_picas.lifecycle.exit_codes import EXIT_BAD_OUTPUT, EXIT_TIME_LIMIT
+from airflow_provider_picas.lifecycle.javascript import equals_zero
+from airflow_provider_picas.lifecycle.json_values import Doc, list_or_empty, number
+from airflow_provider_picas.lifecycle.pilot_config import Config
+from airflow_provider_picas.lifecycle.states import is_finished, is_todo
+
+JOB_ID_FIELDS = ("slurm_job_id", "dirac_job_id", "wms_job_id", "cream_job_id", "pbs_job_id")
+_OR_NONE = (dict, type(None))
+
+
+def held_by_pilot(doc: Doc) -> bool:
+    """Whether a locked token is held by a pilot of this kind: its claim carries the time of its lock.
+
+    A token that was reset by hand and locked by a PiCaS client may still carry the fields ``pilot`` and ``claim``.
+    """
+    pilot, claim = doc.get("pilot"), doc.get("claim")
+    if not (pilot and isinstance(pilot, str) and isinstance(claim, str) and "lock" in doc):
+        return False
+    return claim.rpartition("-")[2] == str(doc["lock"])
+
+
+def lock_of_claim(doc: Mapping[str, Any]) -> Optional[int]:
+    """When the pilot of this kind locked the token whose claim it carries; None if it carries none."""
+    claim = re.match(r"[0-9a-f]{16}-([0-9]{1,15})\Z", str(doc.get("claim")))
+    return int(claim.group(1)) if claim else None
+
+
+def without_leftovers(doc: Doc) -> Doc:
+    """A token that waits, with what it shows of an earlier attempt of a pilot of this kind moved to its attempts.
+
+    PiCaS's own tools, and people who edit documents, reset a token and leave our fields in it.
+    """
+    lock = lock_of_claim(doc)
+    if lock is None:
+        return doc
+    fields = ("pilot", "claim", "seconds", *JOB_ID_FIELDS)
+    attempt = {name: doc[name] for name in fields if doc.get(name)}
+    errors = list_or_empty(doc.get("error"))
+    if errors:
+        attempt["error"] = (errors[-1] if isinstance(errors[-1], str) else json.dumps(errors[-1]))[:2000]
+    new = {name: value for name, value in doc.items() if name not in fields}
+    if "error" in doc:
+        new["error"] = []
+    new["attempts"] = add_attempt(doc, dict(attempt, lock=lock, reason="reset: not by this package"))
+    return new
+
+
+class Token:
+    """A token that this pilot has claimed. ``doc`` carries the revision of the claim: the fence."""
+
+    def __init__(self, doc: Doc) -> None:
+        self.doc = doc
+        self.id: str = doc["_id"]
+        self.claim: str = doc["claim"]
+        self.attempt = attempt_number(doc)
+        self.taken = time.monotonic()
+        self.lost = False
+
+    def is_claimed_in(self, doc: Doc) -> bool:
+        """Whether a document shows this claim, and no other lock: a PiCaS client that takes the token leaves the claim in it."""
+        return bool(doc.get("claim") == self.claim and doc.get("lock") == self.doc["lock"])
+
+
+_CHANGE: Dict[str, Any] = {  # of what types the parts of a change are that was kept in a file
+    "kind": str, "token": str, "claim": str, "set": dict, "unset": list, "error": _OR_NONE, "attempt": _OR_NONE, "number": int,
+    "attachments": dict,
+}  # fmt: skip
+
+
+class Change:
+    """What is to be written into a claimed token, as data: it fits a later revision too, and can be kept in a file."""
+
+    def __init__(
+        self,
+        kind: str,  # done, failed (for good), retried, given back, scrubbed (reaped), released (never started)
+        token: str,
+        claim: str,
+        lock: Any,
+        set: Doc,
+        unset: Sequence[str] = (),
+        error: Optional[Doc] = None,  # appended to the token's list
+        attempt: Optional[Doc] = None,  # appended to the token's list; scrub_count grows by 1
+        number: int = 0,  # of the attempt: logs of much earlier ones are dropped
+        attachments: Optional[Dict[str, Doc]] = None,
+    ) -> None:
+        self.kind, self.token, self.claim, self.lock = kind, token, claim, lock
+        self.set, self.unset, self.error, self.attempt = set, list(unset), error, attempt
+        self.number, self.attachments = number, attachments or {}
+        self.doc: Optional[Doc] = None  # latest known revision of the token
+
+    @classmethod
+    def of(cls, kind: str, doc: Doc, **parts: Any) -> "Change":
+        """A change of a token as this pilot, or a dead one, claimed it."""
+        change = cls(kind, doc["_id"], doc["claim"], doc["lock"], **parts)
+        change.doc = doc
+        return change
+
+    def apply(self) -> Doc:
+        """The latest known revision with this change."""
+        doc = self.doc or {}
+        new = {name: value for name, value in doc.items() if name not in self.unset}
+        new.update(self.set)
+        if self.error is not None:
+            new["error"] = [*list_or_empty(doc.get("error"))[-19:], self.error]
+        if self.attempt is not None:
+            new["attempts"] = add_attempt(doc, self.attempt)
+            new["scrub_count"] = int(number(doc.get("scrub_count"))) + 1
+            if "error" in new:
+                new["error"] = []  # the last one is in the attempt
+        if "_attachments" in doc or self.attachments:
+            oldest = self.number - MAX_ATTEMPTS
+            kept = {name: stub for name, stub in (doc.get("_attachments") or {}).items() if self._keeps(name, oldest)}
+            new["_attachments"] = dict(kept, **self.attachments)
+        return new
+
+    @staticmethod
+    def _keeps(name: str, oldest: int) -> bool:
+        return not 0 < log_number(name) < oldest
+
+    def verdict(self, doc: Optional[Doc]) -> str:
+        """What the current document says of this change: it "landed", may be applied ("apply"), or is "refused"."""
+        if not doc:
+            return "refused"
+        if self.attempt is not None and self.attempt in list_or_empty(doc.get("attempts")):
+            return "landed"
+        if doc.get("claim") != self.claim:
+            # Given back already, by this change or by somebody who reaped the token: either is what is wanted.
+            given_back = is_todo(doc) and "claim" not in doc and self.set.get("lock") == 0
+            return "landed" if given_back else "refused"
+        final = dict({"lock": self.lock}, **self.set)
+        # A PiCaS client that took the token leaves the claim in it, and may have ended in the same second.
+        shown = [name for name in ("lock", "done", "exit_code", "seconds") if name in final]
+        if final.get("done") and all(doc.get(name) == final[name] for name in shown):
+            return "landed"
+        return "apply" if doc.get("lock") == self.lock and equals_zero(doc.get("done")) else "refused"
+
+    def verdict_of(self, branches: Sequence[Doc]) -> str:
+        """The verdict of the revisions of a token in conflict, the winner first. "apply": ``doc`` is the one to write to.
+
+        "lost": the result shows in a revision that lost against one without a result, which has to adopt it.
+        """
+        verdicts = [self.verdict(doc) for doc in branches]
+        if "landed" in verdicts:
+            if verdicts[0] == "landed" or not self.set.get("done"):
+                return "landed"
+            return "refused" if is_finished(branches[0]) else "lost"
+        if "apply" in verdicts:
+            self.doc = branches[verdicts.index("apply")]
+            return "apply"
+        return "refused"
+
+    def shrink(self) -> bool:
+        """Leave out a part of a change that the database refuses as it is; False if there is nothing to leave out."""
+        if self.attachments:
+            self.attachments = {}
+            return True
+        if "output" in self.set:
+            del self.set["output"]
+            self.kind = "failed"
+            self.set["exit_code"] = EXIT_BAD_OUTPUT
+            self.error = {"time": self.set.get("done"), "message": "The database refuses the token with its output."}
+            return True
+        return False
+
+    def to_json(self) -> Doc:
+        """The change as JSON, for a file."""
+        return {name: value for name, value in vars(self).items() if name != "doc"}
+
+    @classmethod
+    def from_json(cls, values: Doc) -> "Change":
+        """The change in a file. Raises ValueError or TypeError if it holds none."""
+        if not isinstance(values, dict) or any(not isinstance(values.get(name), of) for name, of in _CHANGE.items()):
+            raise ValueError("no change of a token")
+        return cls(**values)
+
+
+def reason_of_reaping(doc: Doc, claim: str) -> str:
+    """Why a token was taken away from the pilot of this claim because that one counted as dead; empty if it was not."""
+    attempts = [attempt for attempt in list_or_empty(doc.get("attempts")) if isinstance(attempt, dict)]
+    reasons = [str(attempt.get("reason")) for attempt in attempts if attempt.get("claim") == claim]
+    return next((reason for reason in reasons if reason.startswith("reaped:")), "")
+
+
+def given_up_by_slurm(reason: str) -> bool:
+    """Whether a token was reaped because Slurm said that the pilot's job has ended or was requeued: see tokens/leases.py."""
+    return " has ended: " in reason or reason.endswith(" was requeued")
+
+
+def release(token: Token) -> Change:
+    """Give back a token that was never started: this does not count as an attempt."""
+    back = {"lock": 0, "done": 0, "hostname": ""}
+    return Change.of("released", token.doc, set=back, unset=("pilot", "claim", *JOB_ID_FIELDS))
+
+
+def scrub(kind: str, doc: Doc, reason: str, now: int, known: Doc, **parts: Any) -> Change:
+    """Give back a token that was started; ``known`` are further fields of the attempt."""
+    fields = ("lock", "hostname", "pilot", "claim", *JOB_ID_FIELDS)
+    attempt = {name: doc[name] for name in fields if doc.get(name)}
+    attempt.update(known, done=now, reason=reason)
+    back = {"lock": 0, "done": 0, "hostname": "", "exit_code": ""}
+    return Change.of(kind, doc, set=back, unset=("pilot", "claim", *JOB_ID_FIELDS), attempt=attempt, **parts)
+
+
+def reap(doc: Doc, cause: str, max_scrubs: int, now: int) -> Change:
+    """Give back the token of a dead pilot, or put it in error when that has happened too often."""
+    deaths = attempts_by_kind(doc)["reaped"]
+    if deaths < max_scrubs:
+        return scrub("scrubbed", doc, "reaped: " + cause, now, {"error": cause})
+    message = f"Given up: {deaths + 1} pilots died or fell silent while they held it; the last time: {cause}."
+    final = {"lock": 99, "done": 99, "exit_code": ""}  # as the PiCaS client's Task.error()
+    return Change.of("failed", doc, set=final, unset=("pilot",), error={"time": now, "message": message})
+
+
+class Ended(NamedTuple):
+    """How a command ended. ``how``: "exit", "time limit", or why the pilot stopped it."""
+
+    how: str
+    code: int
+    seconds: float
+    out: bytes = b""
+    err: bytes = b""
+    output: Any = None
+    has_output: bool = False
+    fault: Optional[str] = None  # why the output file is of no use
+
+
+def conclude(token: Token, ended: Ended, config: Config, now: int) -> Change:
+    """What to write into a token whose command has ended."""
+    doc, kinds = token.doc, attempts_by_kind(token.doc)
+    parts: Doc = {"number": token.attempt, "attachments": _logs(token.attempt, ended)}
+    known: Doc = {"seconds": round(ended.seconds, 3)}
+    if ended.how not in ("exit", "time limit"):
+        return scrub("given back", doc, f"given back: {ended.how}", now, dict(known, error=ended.how), **parts)
+    code, message = _judge(ended)
+    failed = dict(known, exit_code=code, error=message)
+    if code in config.stop_exit_codes and kinds["given back"] < max(1, config.max_scrubs):
+        return scrub("given back", doc, f"given back: exit code {code} stops the pilot", now, failed, **parts)
+    retries = min(number(doc.get("max_retries"), config.max_retries), MAX_ATTEMPTS - 1)
+    if code != 0 and code not in config.no_retry_exit_codes and kinds["failed"] < retries:
+        return scrub("retried", doc, f"failed: {message}", now, failed, **parts)
+    final: Doc = dict(known, done=now, exit_code=code)
+    if ended.has_output:
+        final["output"] = ended.output
+    if message:
+        parts["error"] = {"time": now, "message": message}
+    return Change.of("failed" if code else "done", doc, set=final, unset=("pilot",), **parts)
+
+
+def _judge(ended: Ended) -> Tuple[int, str]:
+    """The token's exit code, and what was wrong."""
+    if ended.how == "time limit":
+        return EXIT_TIME_LIMIT, f"stopped at its time limit after {ended.seconds:.1f} s"
+    if ended.code == 0:
+        return (EXIT_BAD_OUTPUT, ended.fault) if ended.fault else (0, "")
+    last = ended.err.decode("utf-8", "replace").strip().rpartition("\n")[2][-300:]
+    return ended.code, f"exit code {ended.code}" + (f": {last}" if last else "")
+
+
+def _logs(attempt: int, ended: Ended) -> Dict[str, Doc]:
+    return {
+        f"attempt-{attempt}.{name}": {"content_type": "text/plain", "data": base64.b64encode(data).decode("ascii")}
+        for name, data in (("out", ended.out), ("err", ended.err))
+        if data
+    }

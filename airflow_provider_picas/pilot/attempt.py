@@ -1,0 +1,185 @@
+"""One attempt: a command with a folder, a session and an environment of its own."""
+
+import collections
+import errno
+import json
+import os
+import select
+import signal
+import subprocess
+import time
+from typing import Any, Deque, Dict, Optional, Tuple
+
+from airflow_provider_picas.lifecycle.json_values import Doc, number
+from airflow_provider_picas.lifecycle.pilot_config import Config
+from airflow_provider_picas.lifecycle.transitions import Ended, Token
+from airflow_provider_picas.pilot.environment import read_json, token_environment
+from airflow_provider_picas.pilot.processes import Processes, signal_group
+
+PROGRESS_BYTES = 4096
+
+
+class Tail:
+    """The last bytes of a stream."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._chunks: Deque[bytes] = collections.deque()
+        self._kept = 0
+        self._total = 0
+
+    def add(self, data: bytes) -> None:
+        """Take the next bytes."""
+        self._chunks.append(data)
+        self._total += len(data)
+        self._kept += len(data)
+        while self._chunks and self._kept - len(self._chunks[0]) >= self._most:
+            self._kept -= len(self._chunks.popleft())
+
+    def read(self, descriptor: int) -> bool:
+        """Take what can be read now, at most a few pipes full; False at the end of the stream."""
+        for _ in range(16):
+            try:
+                data = os.read(descriptor, 65536)
+            except BlockingIOError:
+                return True
+            if not data:
+                return False
+            self.add(data)
+        return True
+
+    def value(self) -> bytes:
+        """What is kept, after a line that says how much is not."""
+        data = b"".join(self._chunks)
+        if self._total <= self._most or not self._most:
+            return data
+        return f"[{self._total - self._most:,} bytes left out]\n".encode("ascii") + data[-self._most :]
+
+
+class Run:
+    """One attempt: a command with a folder, a session and an environment of its own."""
+
+    def __init__(self, token: Token, folder: str, files: str, config: Config, processes: Processes) -> None:
+        self.token = token
+        self.folder = folder
+        self.started = time.monotonic()
+        self._files = files
+        self._config = config
+        self._processes = processes
+        self._token_file = os.path.join(folder, "token.json")
+        self._output_file = os.path.join(folder, "output.json")
+        self._progress_file = os.path.join(folder, "progress.json")
+        self._stop: Optional[Tuple[str, float]] = None  # why, and the seconds until SIGKILL
+
+    def prepare(self) -> None:
+        """Make the folder: the token as JSON, and links to the submission's files. Raises OSError."""
+        os.mkdir(self.folder, 0o700)
+        with open(self._token_file, "w") as file:
+            json.dump(self.token.doc, file)
+        for name in self._config.files:
+            os.symlink(os.path.join(self._files, name), os.path.join(self.folder, name))
+
+    def stop(self, why: str, grace: float) -> None:
+        """End the command: SIGTERM now, SIGKILL after ``grace`` seconds. From any thread; the first reason stands."""
+        first = self._stop
+        self._stop = (why, grace) if first is None else (first[0], min(first[1], grace))
+
+    @property
+    def stopped(self) -> Optional[str]:
+        """Why it is being stopped, or None."""
+        return self._stop[0] if self._stop else None
+
+    def progress(self) -> Any:
+        """What the command says of its progress, or None."""
+        return read_json(self._progress_file, PROGRESS_BYTES)[0]
+
+    def execute(self, env: Dict[str, str]) -> Ended:
+        """Run the command to its end, and end all that it leaves behind. Raises OSError if no process can be made."""
+        self.started = time.monotonic()
+        try:
+            process = self._start(env)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ENOEXEC):
+                raise
+            code = 127 if error.errno in (errno.ENOENT, errno.ENOTDIR) else 126
+            return Ended("exit", code, 0.0, err=f"{error}\n".encode("utf-8", "replace"))
+        out, err = Tail(self._config.log_bytes), Tail(self._config.log_bytes)
+        with process:
+            pipes = (process.stdout, out), (process.stderr, err)
+            how = self._watch(process.pid, {pipe.fileno(): tail for pipe, tail in pipes if pipe is not None})
+            self._processes.ended(process)
+        seconds = time.monotonic() - self.started
+        code = process.returncode if process.returncode >= 0 else 128 - process.returncode  # as a shell says it
+        result = read_json(self._output_file, self._config.output_bytes)
+        return Ended(how, code, seconds, out.value(), err.value(), *result)
+
+    def _start(self, env: Dict[str, str]) -> "subprocess.Popen[bytes]":
+        command = self._config.command
+        argv = ["/bin/sh", "-c", command] if isinstance(command, str) else list(command)
+        own = {
+            "PICAS_TOKEN_FILE": self._token_file,
+            "PICAS_OUTPUT_FILE": self._output_file,
+            "PICAS_PROGRESS_FILE": self._progress_file,
+            "PICAS_ATTEMPT": str(self.token.attempt),
+        }
+        options: Doc = {"cwd": self.folder, "stderr": subprocess.PIPE, "start_new_session": True}
+        options["mark"] = b"PICAS_TOKEN_FILE=" + os.fsencode(self._token_file)
+        try:
+            environment = dict(env, **token_environment(self.token.doc), **own)
+            return self._processes.start(argv, env=environment, **options)
+        except OSError as error:
+            if error.errno != errno.E2BIG:
+                raise
+            # The job's environment leaves no room for the token's fields.
+            own.update(token_environment({"_id": self.token.id}), PICAS_OMITTED="PICAS_INPUT PICAS_FIELD_*")
+            return self._processes.start(argv, env=dict(env, **own), **options)
+
+    def _watch(self, pid: int, tails: Dict[int, Tail]) -> str:
+        """Read what the command prints until it has ended; returns how. Its zombie is left, so that the pid stays its own."""
+        limit = number(self.token.doc.get("time_limit"), self._config.time_limit or 0)
+        how, kill_at = "exit", None
+        poll, pipes, nap = select.poll(), set(tails), 0.0005
+        for descriptor in tails:
+            os.set_blocking(descriptor, False)
+            poll.register(descriptor, select.POLLIN)
+        only_killed = False  # it had no chance to end because of a signal, other than by SIGKILL
+        while not _ended(pid):
+            if pipes:
+                for descriptor, _ in poll.poll(100):
+                    if not tails[descriptor].read(descriptor):
+                        poll.unregister(descriptor)
+                        pipes.discard(descriptor)
+            else:  # it has closed them: most end right then
+                time.sleep(nap)
+                nap = min(nap * 2, 0.05)
+            now = time.monotonic()
+            if self._stop is None and 0 < limit < now - self.started:
+                self.stop("time limit", self._config.kill_after)
+            # The pilot may have been frozen since: a command that has ended by itself has a result.
+            if self._stop is not None and not _ended(pid):
+                only_killed = self._stop[1] == 0 and (kill_at is None or only_killed)
+                how, grace = self._stop
+                kill_at = self._terminate(pid, kill_at, now, grace)
+        if only_killed and _ended(pid) == os.CLD_EXITED:
+            how = "exit"  # a moment before the signal
+        signal_group(pid, signal.SIGKILL)
+        self._processes.end_orphans(pid)
+        for descriptor in pipes:
+            tails[descriptor].read(descriptor)
+        return how
+
+    @staticmethod
+    def _terminate(pid: int, kill_at: Optional[float], now: float, grace: float) -> float:
+        """SIGTERM the first time, SIGKILL when it is due; returns when that is."""
+        if kill_at is None and grace > 0:
+            signal_group(pid, signal.SIGTERM)
+        kill_at = now + grace if kill_at is None else min(kill_at, now + grace)
+        if now >= kill_at:
+            signal_group(pid, signal.SIGKILL)
+        return kill_at
+
+
+def _ended(pid: int) -> int:
+    """How a child ended: CLD_EXITED or another of waitid's codes; 0 while it runs. Its zombie is left."""
+    found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    return found.si_code if found else 0

@@ -1,0 +1,492 @@
+"""Claims tokens."""
+
+import collections
+import json
+import math
+import random
+import time
+import uuid
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Set, Tuple
+from urllib.parse import quote
+
+from airflow_provider_picas.lifecycle.attempts import attempts_by_kind
+from airflow_provider_picas.lifecycle.classes import class_name
+from airflow_provider_picas.lifecycle.exit_codes import EX_NOPERM, Failed
+from airflow_provider_picas.lifecycle.ids import batch_range
+from airflow_provider_picas.lifecycle.json_values import Doc, number
+from airflow_provider_picas.lifecycle.pilot_config import Config
+from airflow_provider_picas.lifecycle.states import is_finished, is_todo
+from airflow_provider_picas.lifecycle.transitions import Token, without_leftovers
+from airflow_provider_picas.pilot.backoff import Backoff
+from airflow_provider_picas.pilot.clock import Clock
+from airflow_provider_picas.pilot.conflicts import Conflicts
+from airflow_provider_picas.pilot.database import Database
+from airflow_provider_picas.pilot.errors import Unreachable
+from airflow_provider_picas.pilot.identity import Identity
+from airflow_provider_picas.pilot.log import log
+from airflow_provider_picas.pilot.portions import portions
+
+DESIGN = "_design/airflow-picas-1/_view/"
+MONITOR = "_design/Monitor/_view/"
+NUMBERS = 2**31 - 1  # the tokens of a class and priority are numbered at random below it, in the view
+EMPTY_LOOKS, EMPTY_FOR = 5, 15.0  # in a cluster: looks that find nothing, and seconds, until nothing is left
+Head = Tuple[
+    Any, str
+]  # what goes first of a class: its priority, negated (None where that is not finite), and the class
+
+
+class Claims:
+    """Finds tokens in state todo and claims them. Used by one thread."""
+
+    HEADS_LAST = 1.0  # seconds for which the best priorities are taken as known
+    MOST_CLASSES = 50  # whose best priorities are compared; more are looked at if none of these has a token to take
+    LONGEST_CLASS = 2000  # bytes of a class in a URL
+    MOST_UNSETTLED = 1000
+    LOOKS = 12  # at a claim that is not to be seen, with growing pauses; one look at one that was refused as a conflict
+    MOST_REFUSED = 100  # tokens that the database lets the pilot not claim, before it ever claimed one
+    NOT_TODO_FOR = 2.0  # seconds for which a view may show as todo what is not, until that is stepped over
+    NO_VIEWS = 60.0  # seconds for which a cluster may miss its views: a node that comes back does
+
+    def __init__(
+        self,
+        database: Database,
+        config: Config,
+        me: Identity,
+        clock: Clock,
+        cluster: bool,
+        conflicts: Conflicts,
+    ) -> None:
+        self._database = database
+        self._config = config
+        self._me = me
+        self._clock = clock
+        self.cluster = cluster
+        self._heads: List[Head] = []
+        self._heads_until = 0.0
+        self._monitor_from = ""  # the row of Monitor/todo behind which there was a token of the wanted classes
+        self._classes_after: Optional[List[Any]] = None  # where those classes begin that are not among the heads
+        self._useful = False  # the present take has found a token that it may claim
+        self._used_up: Set[str] = set()  # heads of which nothing is left in this pilot's share
+        self._conflicts = conflicts
+        self._own_views_at = 0.0  # monotonic: when they are asked for again; until then they are missing
+        self._no_views_since: Optional[float] = None
+        self._told: Set[str] = set()
+        self._not_todo: Dict[str, Tuple[str, float]] = {}  # by token that a view shows: its revision, and since when
+        self.in_flight: List[Token] = []  # a claim was sent, and whether it was carried out is not known
+        self._unsettled: Dict[
+            str, Unsettled
+        ] = {}  # by token: claims in a cluster of which it is not known whether they stand
+        # Of the candidates that the last take found: not claimed because
+        self.contested = 0  # others were quicker, or enough were claimed
+        self.unfit = 0  # they would not fit into the wall-clock
+        self.deferred = 0  # their pilots died, and this one is not alone with them
+        self.conflicts = 0  # of all claims: others were quicker
+        self._claimed = False  # a claim was written
+        self._refusals: Dict[str, int] = collections.Counter()  # by token
+        self._refusal = ""  # the last one
+        self._most = config.max_claim * config.slots  # tokens that one claim asks for, fewer while pilots collide
+
+    def take(self, wanted: int, fits: Callable[[Doc], bool], deaths: int) -> List[Token]:
+        """Claim at most ``wanted`` tokens.
+
+        A token whose pilots have died may kill this one too. It is claimed by itself, so that others do not suffer, and
+        only if no more than ``deaths`` pilots died with it. Raises Unreachable; ``in_flight`` then holds those that may
+        have been claimed.
+        """
+        self.contested = self.unfit = self.deferred = 0
+        not_todo, self._useful = 0, False
+        wanted = min(wanted, self._most) if self._database.quorum.holds() else 1  # which shows whether it does again
+        clean: List[Doc] = []
+        suspects: List[Doc] = []
+        seen: Set[str] = set()
+        for docs in self._find(wanted):
+            for doc in docs:
+                if not is_todo(doc):
+                    self._step_over(doc)
+                    not_todo += 1
+                    continue
+                if doc["_id"] in seen or self._is_unsettled(doc["_id"]):
+                    continue
+                seen.add(doc["_id"])
+                died = attempts_by_kind(doc)["reaped"]
+                if not fits(doc):
+                    self.unfit += 1
+                elif not died:
+                    clean.append(doc)
+                elif died <= deaths:
+                    suspects.append(doc)
+                else:
+                    self.deferred += 1
+            self._useful = bool(clean or suspects or not_todo)
+            if len(clean) >= wanted:
+                break
+        chosen = next(portions(clean[:wanted]), []) or suspects[:1]
+        tokens = self._claim(chosen)
+        self.contested = len(clean) + len(suspects) - len(tokens) + not_todo
+        if len(tokens) < 0.5 * len(chosen):
+            self._most = max(1, len(chosen) // 2)
+        else:
+            self._most = min(self._most * 2, self._config.max_claim * self._config.slots)
+        return tokens
+
+    def _step_over(self, doc: Doc) -> None:
+        """Leave out a token that a view shows as todo although it is not, if that lasts: others may be behind it."""
+        name, now = doc["_id"], time.monotonic()
+        rev, since = self._not_todo.get(name, ("", now))
+        if rev != doc.get("_rev"):
+            since = now
+        self._not_todo = dict(list(self._not_todo.items())[-1000:])
+        self._not_todo[name] = (doc.get("_rev", ""), since)
+        if now - since >= self.NOT_TODO_FOR:
+            self._database.leave_out(name, 60.0, waits=False)
+            self._tell_once(f"A view shows {name} as todo, and it is not: it is left alone.")
+
+    def _find(self, wanted: int) -> Iterator[List[Doc]]:
+        """Candidates, best priority first."""
+        if time.monotonic() >= self._own_views_at:
+            try:
+                yield from self._find_by_priority(wanted)
+                self._no_views_since = None
+                return
+            except Failed as error:
+                self._tell_once(f"{error} Monitor/todo is used instead: priorities count only among the tokens seen.")
+                self._own_views_at = time.monotonic() + (2.0 if self.cluster else 60.0)
+        try:
+            yield from self._find_in_monitor(wanted)
+            self._no_views_since = None
+        except Failed as error:
+            now = time.monotonic()
+            self._no_views_since = self._no_views_since or now
+            if self.cluster and now - self._no_views_since < self.NO_VIEWS:
+                raise Unreachable(str(error), 404) from None
+            raise
+
+    def _tell_once(self, message: str) -> None:
+        if message not in self._told:
+            log(message)
+        self._told.add(message)
+
+    def _find_by_priority(self, wanted: int) -> Iterator[List[Doc]]:
+        while True:
+            found, fresh, unreadable = False, time.monotonic() >= self._heads_until, self._database.left_alone()
+            if fresh:
+                self._heads, self._heads_until = self._read_heads(), time.monotonic() + self.HEADS_LAST
+                self._used_up.clear()
+            while True:
+                for head in self._heads:
+                    for docs in self._find_at(head, max(wanted, 5)):
+                        found = found or bool(docs)
+                        yield docs
+                if self._useful or self._classes_after is None:
+                    break
+                self._heads = self._read_heads(self._classes_after)
+            if found or (fresh and unreadable == self._database.left_alone()):
+                return
+            self._heads_until = 0.0  # what was best is gone, or cannot be read
+
+    def _read_heads(self, start: Optional[List[Any]] = None) -> List[Head]:
+        """The best priority (negated) of each class, best first; of ``MOST_CLASSES`` from ``start`` on."""
+        batch = self._config.batch or ""
+        start = start or [batch]
+        heads: List[Head] = []
+        seen: Set[str] = set()
+        self._classes_after = None
+        if self._config.classes is None:
+            while True:
+                rows = self._first(start, [batch, {}])
+                if not rows:
+                    break
+                priority, name = rows[0]["key"][2], rows[0]["key"][1]
+                if name in seen:
+                    raise Unreachable(f"{self._database.place} answers with rows in another order than a view's", 200)
+                seen.add(name)
+                if len(quote(json.dumps(name))) > self.LONGEST_CLASS:
+                    self._tell_once(
+                        f"Tokens of class {name:.100}... are left alone: its name is too long for a request."
+                    )
+                    start = [batch, name[: self.LONGEST_CLASS // 40] + "\ufff0"]
+                    continue
+                heads.append((priority, name))
+                start = [batch, name, {"\ufff0": None}]
+                if len(heads) == self.MOST_CLASSES:
+                    self._classes_after = start
+                    break
+        else:
+            for name in self._config.classes:
+                rows = self._first([batch, name], [batch, name, {}])
+                heads += [(row["key"][2], name) for row in rows]
+        random.shuffle(heads)
+        for priority, name in heads:
+            if number(priority, math.inf) == math.inf:
+                self._tell_once(f"A token of class {name!r:.100} has a priority without a finite value: it goes last.")
+        return sorted(heads, key=lambda head: number(head[0], math.inf))
+
+    def _first(self, start: List[Any], end: List[Any]) -> List[Doc]:
+        rows = self._database.rows(DESIGN + "todo", reduce=False, startkey=start, endkey=end, limit=1)
+        for row in rows:
+            key = row.get("key")
+            if not isinstance(key, list) or len(key) < 3 or not isinstance(key[1], str):
+                raise Unreachable(f"{self._database.place} answers with other rows than those of {DESIGN}todo", 200)
+        return rows
+
+    def _find_at(self, head: Head, limit: int) -> Iterator[List[Doc]]:
+        """First in this pilot's share of the numbers within class and priority, then from a random one on, wrapping around.
+
+        So pilots seldom meet: those of an array have a share each, until it is used up.
+        """
+        key = [self._config.batch or "", head[1], head[0]]
+        place, shares = self._me.share
+        if shares > 1 and repr(head) not in self._used_up:
+            low, high = (number * NUMBERS // shares for number in (place, place + 1))
+            found = self._todo(limit, startkey=[*key, low], endkey=[*key, high], inclusive_end=False)
+            if len(found) < limit:
+                self._used_up.add(repr(head))
+            yield found
+        start = [*key, random.randrange(NUMBERS)]
+        found = self._todo(limit, startkey=start, endkey=[*key, {}])
+        if len(found) < limit:
+            found += self._todo(limit - len(found), startkey=key, endkey=start, inclusive_end=False)
+        yield found
+
+    def _todo(self, limit: int, **limits: Any) -> List[Doc]:
+        return self._database.documents(DESIGN + "todo", reduce=False, limit=limit, **limits)
+
+    def _find_in_monitor(self, wanted: int) -> Iterator[List[Doc]]:
+        """For a pool that has PiCaS's own views alone: a random choice of the first rows.
+
+        These views do not know of classes. Where only some are wanted, all rows are read, from where there were some the last
+        time: any number of other tokens may be before them.
+        """
+        limit, classes = max(100, 2 * wanted), self._config.classes
+        limits = batch_range(self._config.batch)
+        if classes is None:
+            rows = self._database.rows(MONITOR + "todo", limit=limit, **limits)
+            chosen = random.sample([row["id"] for row in rows], min(len(rows), max(2 * wanted, 10)))
+            docs = [doc for doc in self._database.read(chosen).values() if doc] if chosen else []
+            yield sorted(docs, key=lambda doc: -number(doc.get("priority")))
+            return
+        place, wrapped = self._monitor_from, not self._monitor_from
+        while True:
+            start = {"startkey": place} if place else {}
+            docs, last = self._database.page(MONITOR + "todo", limit, least=2, **dict(limits, **start))
+            docs = [doc for doc in docs if class_name(doc) in classes]
+            if docs:
+                self._monitor_from = place
+                random.shuffle(docs)
+                yield sorted(docs, key=lambda doc: -number(doc.get("priority")))
+            if last is None and wrapped:
+                self._monitor_from = ""
+                return
+            if last == place:
+                raise Unreachable(f"{self._database.place} answers with rows in another order than a view's", 200)
+            place, wrapped, limit = last or "", wrapped or last is None, min(limit * 2, 1000)
+
+    def _claim(self, docs: List[Doc]) -> List[Token]:
+        if not docs:
+            return []
+        lock = int(self._clock.now())
+        who: Doc = {"lock": lock, "hostname": self._me.hostname, "pilot": self._me.pilot}
+        if self._me.job:
+            who["slurm_job_id"] = self._me.job
+        # The claim carries the time of the lock: see held_by_pilot.
+        self.in_flight = tokens = [
+            Token(dict(without_leftovers(doc), **who, claim=f"{uuid.uuid4().hex[:16]}-{lock}")) for doc in docs
+        ]
+        try:
+            status, rows = self._database.bulk([token.doc for token in tokens])
+        except Unreachable:
+            mine = self._landed(tokens)
+            if not self.cluster:
+                return mine
+            self._doubt(mine)  # it may be stored on too few copies
+            return []
+        if status == 413:
+            self.in_flight = []
+            return self._claim_by_halves(docs)
+        if not rows:  # refused as a whole, and some may be written all the same: all are given back
+            if len(tokens) == 1:
+                self._refused(tokens[0].id, f"HTTP {status}", final=False)
+            self._most = 1
+            raise Unreachable(f"{self._database.place} answers {status} to a claim", status)
+        self.in_flight = []
+        mine = self._written(tokens, rows)
+        if self.cluster and mine:
+            return self._standing(mine)
+        if status == 202 and not mine:
+            raise Unreachable(f"{self._database.place} answers 202 to a claim: too few of its nodes store it", status)
+        return mine
+
+    def _claim_by_halves(self, docs: List[Doc]) -> List[Token]:
+        """Claim tokens which together are too large for a request, and leave out those that are by themselves."""
+        half = len(docs) // 2
+        if not half:
+            self._database.leave_alone(docs[0]["_id"], "is too large for the database to take a claim of it")
+            return []
+        mine = self._claim(docs[:half])
+        try:
+            return mine + self._claim(docs[half:])
+        except Unreachable:
+            if not mine:
+                raise
+            return mine  # the next claim tells whether it lasts
+
+    def _landed(self, tokens: List[Token]) -> List[Token]:
+        """The claims that were carried out although the answer was lost. The others stay in flight: they may yet be."""
+        docs = self._database.read([token.id for token in tokens])
+        mine = []
+        for token in tokens:
+            doc = docs.get(token.id)
+            if doc and token.is_claimed_in(doc):
+                token.doc["_rev"] = doc["_rev"]
+                mine.append(token)
+        self.in_flight = [token for token in tokens if token not in mine]
+        return mine
+
+    def _written(self, tokens: List[Token], rows: Dict[str, Doc]) -> List[Token]:
+        """The claims that were written safely, by the rows of the answer."""
+        mine = []
+        for token in tokens:
+            row = rows.get(token.id, {})
+            if row.get("rev"):
+                token.doc["_rev"] = row["rev"]
+                if row.get("accepted"):
+                    self._doubt([token])
+                else:
+                    mine.append(token)
+            elif row.get("error") == "conflict":
+                self.conflicts += 1
+                if self.cluster:  # one node may have stored it, and then it may win
+                    self._doubt([token], beaten=True)
+            else:
+                error = str(row.get("error"))
+                final = error in ("forbidden", "unauthorized")
+                self._refused(token.id, f"{error}: {row.get('reason')}", final)
+        self._claimed = self._claimed or bool(mine)
+        if not self._claimed and len(self._refusals) >= self.MOST_REFUSED:
+            raise Failed(self.refusal(), EX_NOPERM)
+        return mine
+
+    def _refused(self, name: str, why: str, final: bool) -> None:
+        """Leave out a token that the database does not let this pilot claim: for good, or for a while and then try again."""
+        self._refusals[name] += 1
+        self._refusal = why
+        final = final or self._refusals[name] >= 3
+        self._database.leave_out(name, float("inf") if final else 20.0)
+        if len(self._told) < 100 and why not in self._told:
+            self._told.add(why)
+            log(f"The database does not let this pilot claim {name} ({why:.500}). It goes on with others.")
+
+    def refusal(self) -> str:
+        """Why not a single token could be claimed, if so."""
+        if self._claimed or not self._refusals:
+            return ""
+        return (
+            f"{self._database.place} lets this login claim no token ({self._refusal:.500})."
+            " Ask who keeps the database for the right to write"
+        )
+
+    # In a cluster two nodes may both accept a claim. One of the revisions wins, everywhere the same, once the nodes have told
+    # each other. After an answer of 202, a lost one, or a conflict, nothing is written to the token until writes reach most of
+    # its copies again, and it was read from them: a claim that lost is deleted then, and one that won is written once more.
+
+    def _doubt(self, tokens: Sequence[Token], beaten: bool = False) -> None:
+        for token in tokens:
+            if token.id not in self._unsettled or not beaten:
+                self._unsettled[token.id] = Unsettled(token, beaten)
+        for name in list(self._unsettled)[: -self.MOST_UNSETTLED]:
+            del self._unsettled[name]
+
+    def total(self) -> Optional[int]:
+        """How many tokens a copy of the database holds, in whatever state; None if the views do not tell."""
+        try:
+            return self._database.sum(DESIGN + "counts", **self._keys())
+        except Failed:
+            return None
+
+    def _keys(self) -> Doc:
+        batch = self._config.batch
+        return {} if batch is None else {"startkey": [batch], "endkey": [batch, {}]}
+
+    def _is_unsettled(self, name: str) -> bool:
+        return name in self._unsettled and not self._unsettled[name].beaten
+
+    def unsettled(self) -> bool:
+        """Whether there are claims that may yet turn out to stand."""
+        return any(not entry.beaten and entry.seen for entry in self._unsettled.values())
+
+    def settle(self) -> List[Token]:
+        """Look again at claims of which it is not known whether they stand. Those that do. Raises Unreachable."""
+        now = time.monotonic()
+        due = [entry for entry in self._unsettled.values() if now >= entry.next_look][:200]
+        if not due or not self._database.quorum.holds():
+            return []
+        branches = self._database.branches([entry.token.id for entry in due])
+        won = []
+        for entry in due:
+            stands = self._stands(entry.token, branches.get(entry.token.id, []), entry)
+            entry.looked()
+            if stands:
+                won.append(entry.token)
+            elif stands is False or (not entry.seen and entry.looks >= (1 if entry.beaten else self.LOOKS)):
+                self._unsettled.pop(entry.token.id, None)
+        return self._claim_again(won)
+
+    def _claim_again(self, tokens: List[Token]) -> List[Token]:
+        """Write claims again that won. What is read after that has come from the copies that hold them."""
+        if not tokens:
+            return []
+        rows = self._database.bulk([token.doc for token in tokens])[1]
+        safe = []
+        for token in tokens:
+            row = rows.get(token.id, {})
+            if row.get("rev"):
+                token.doc["_rev"] = row["rev"]
+                if not row.get("accepted"):
+                    safe.append(token)
+        return self._standing(safe)
+
+    def _standing(self, mine: List[Token]) -> List[Token]:
+        """Those of these claims, which were written safely, that stand. Raises Unreachable: they are looked at again then."""
+        self._doubt(mine)
+        branches = self._database.branches([token.id for token in mine])
+        standing = []
+        for token in mine:
+            stands = self._stands(token, branches.get(token.id, []), self._unsettled[token.id])
+            if stands is not None:
+                del self._unsettled[token.id]
+            if stands:
+                standing.append(token)
+        return standing
+
+    def _stands(self, token: Token, branches: List[Doc], entry: "Unsettled") -> Optional[bool]:
+        """Whether a claim that was not started stands among the revisions of the token; None: not known yet."""
+        place = next((place for place, doc in enumerate(branches) if token.is_claimed_in(doc)), None)
+        entry.seen = place is not None
+        if place is None:
+            return None
+        if place > 0:
+            self._database.delete(branches[place])  # another one won
+            return False
+        doc = self._conflicts.settle(branches)
+        if doc is None:
+            entry.beaten = False  # whoever runs it under another revision will have ended one day
+            return None
+        token.doc["_rev"] = doc["_rev"]
+        return token.is_claimed_in(doc) and not is_finished(doc)
+
+
+class Unsettled:
+    """A claim of which it is not known whether it stands, and when to look again."""
+
+    def __init__(self, token: Token, beaten: bool) -> None:
+        self.token = token
+        self.beaten = beaten  # it was refused as a conflict
+        self.seen = not beaten  # among the token's revisions, when last looked at
+        self.looks = 0
+        self._pause = Backoff(1.0, 60.0)
+        self.next_look = time.monotonic() + (1.0 if beaten else 0.0)  # the nodes tell each other within moments
+
+    def looked(self) -> None:
+        """It is looked at now."""
+        self.looks += 1
+        self.next_look = time.monotonic() + (self._pause.pause() if not self.seen else 2.0)

@@ -1,0 +1,405 @@
+"""The pilot's requests to CouchDB."""
+
+import http.client
+import json
+import random
+import socket
+import ssl
+import time
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Set, Tuple, Union
+from urllib.parse import quote, urlencode
+
+from airflow_provider_picas.lifecycle.conflicts import revision_rank
+from airflow_provider_picas.lifecycle.exit_codes import EX_CONFIG, EX_NOPERM, Failed
+from airflow_provider_picas.lifecycle.ids import has_path, lease_id
+from airflow_provider_picas.lifecycle.json_values import (
+    HUGE_INTEGER,
+    MOST_NESTED,
+    TOO_DEEP,
+    TOO_LONG,
+    Doc,
+    is_nested_more,
+    number,
+    read_answer,
+)
+from airflow_provider_picas.lifecycle.pilot_config import Config
+from airflow_provider_picas.lifecycle.transitions import _OR_NONE
+from airflow_provider_picas.pilot.access import Access, Login
+from airflow_provider_picas.pilot.clock import Clock
+from airflow_provider_picas.pilot.connection import LARGEST_ANSWER, SLOWEST_ANSWER, _Response, _tls, read_url
+from airflow_provider_picas.pilot.errors import LargeAnswer, Unreachable, Unreadable
+from airflow_provider_picas.pilot.log import log
+from airflow_provider_picas.pilot.portions import BULK_BYTES
+
+FIRST_PAGE = 100  # documents that are asked for while their size is not known
+
+
+def _is_object(value: Any, kinds: Mapping[str, Any]) -> bool:
+    """Whether a JSON value is an object with fields of these types."""
+    return isinstance(value, dict) and all(isinstance(value.get(name), kind) for name, kind in kinds.items())
+
+
+def _is_document(value: Any) -> bool:
+    """Whether a JSON value is a document as CouchDB gives it."""
+    kinds = {"_id": str, "_rev": str, "_attachments": _OR_NONE, "_conflicts": (list, type(None))}
+    return _is_object(value, kinds) and all(_is_object(file, {}) for file in (value.get("_attachments") or {}).values())
+
+
+class Database:
+    """One keep-alive connection to one CouchDB database; each thread has its own."""
+
+    def __init__(
+        self,
+        login: Union[Access, Login],
+        config: Config,
+        clock: Clock,
+        timeout: float = 60,
+        slowest: float = SLOWEST_ANSWER,
+    ) -> None:
+        self._login = Login(login) if isinstance(login, Access) else login
+        access = self._login.access
+        scheme, host, port, path = read_url(access.url)
+        self.place = f"{scheme}://{host}:{port}/{access.database}"
+        self._prefix = path + "/" + quote(access.database, safe="")
+        self._clock = clock
+        self.quorum = clock.quorum
+        self._left_alone: Set[str] = set()  # ids of documents that cannot be read or written by this pilot
+        self._left_out: Dict[
+            str, float
+        ] = {}  # ids of documents that are passed over, with the others, until when (monotonic)
+        self._waited_for: Set[str] = set()  # those of them that may be taken after that
+        self._longest = timeout * slowest  # seconds that an answer may take as a whole
+        self._page = FIRST_PAGE  # documents that make BULK_BYTES, by the size of the last ones
+        self._received = 0  # bytes of the last answer
+        self._response: Any = type(
+            "Response", (_Response,), {}
+        )  # of this connection: it has the limits of the next answer
+        self._connection = http.client.HTTPConnection(host, port, timeout=timeout)
+        if scheme == "https":
+            self._connection = http.client.HTTPSConnection(host, port, timeout=timeout, context=_tls(config))
+        self._headers = {"Accept": "application/json", "Content-Type": "application/json", "User-Agent": "picas-pilot"}
+
+    def request(
+        self, method: str, path: str, body: Any = None, query: Optional[Doc] = None, largest: int = LARGEST_ANSWER
+    ) -> Tuple[int, Any]:
+        """Status and JSON of one request; values of ``query`` are sent as JSON. ``largest``: bytes of the answer that are read.
+
+        Raises Unreachable when the answer is of no use: then a write may have been carried out or not. If so because of what a
+        document holds, that is Unreadable.
+        """
+        url = self._prefix + ("/" + path if path else "")
+        if query:
+            url += "?" + urlencode({name: json.dumps(value) for name, value in query.items()})
+        try:
+            data = None if body is None else json.dumps(body, allow_nan=False, separators=(",", ":")).encode("ascii")
+        except ValueError as error:  # a number of a document that overflowed when it was read
+            raise Unreachable(f"A request to {self.place} cannot be written as JSON: {error}", 400) from None
+        tries = 3 if method == "GET" or path == "_all_docs" else 1  # what only reads can be asked again at once
+        while True:
+            sent, access = time.monotonic(), self._login.access
+            try:
+                response, dated, content = self._send(method, url, data, largest)
+                if response.status in (401, 403) and self._login.has_changed(access):
+                    continue  # it was not carried out
+                return self._useful(response, (response.getheader("Date"), sent, dated), content)
+            except LargeAnswer:
+                self._connection.close()
+                raise
+            except (OSError, ValueError, http.client.HTTPException) as error:
+                self._connection.close()
+                if "CERTIFICATE_VERIFY_FAILED" in str(error) or isinstance(error, ssl.CertificateError):
+                    raise Failed(f"The certificate of {self.place} does not verify: {error}.", EX_NOPERM) from None
+                tries -= 1
+                if not tries or isinstance(error, socket.timeout):
+                    message = f"{self.place} does not answer ({type(error).__name__}: {error})"
+                    raise Unreachable(message) from None
+                time.sleep(random.uniform(0, 0.1))
+
+    def _send(
+        self, method: str, url: str, data: Optional[bytes], largest: int
+    ) -> Tuple[http.client.HTTPResponse, float, bytes]:
+        """The answer to one request, when its headers came (monotonic), and its content."""
+        self._response.limits = (self.place, largest, self._longest)
+        self._connection.response_class = self._response
+        self._connection.request(method, url, data, {**self._headers, **self._login.headers()})
+        response = self._connection.getresponse()
+        dated, content = time.monotonic(), response.read()
+        self._received = len(content)
+        return response, dated, content
+
+    def _useful(
+        self, response: http.client.HTTPResponse, dated: Tuple[Optional[str], float, float], answer: bytes
+    ) -> Tuple[int, Any]:
+        status = response.status
+        try:
+            data = read_answer(answer)
+        except ValueError:
+            if status == 413:  # a proxy's own page
+                return status, {}
+            encoding = response.getheader("Content-Encoding")
+            if encoding:
+                message = f"{self.place} answers HTTP {status} with content encoded as {encoding:.50}, which was not asked for"
+                raise Unreachable(message, status) from None
+            if HUGE_INTEGER.search(answer):
+                self._clock.hear(*dated)
+                raise Unreadable(f"{self.place} answers with an integer that is too large", status, TOO_LONG) from None
+            raise Unreachable(f"{self.place} answers HTTP {status} without JSON", status) from None
+        except RecursionError:
+            self._clock.hear(*dated)
+            raise Unreadable(f"{self.place} answers with JSON that is nested too deeply", status, TOO_DEEP) from None
+        told = data if isinstance(data, dict) else {}
+        no_database = status == 404 and told.get("reason") in ("Database does not exist.", "no_db_file")
+        if status >= 500 or status in (401, 403, 408, 429) or no_database:
+            raise Unreachable(f"{self.place} answers {status} {told.get('error')}: {told.get('reason')}", status)
+        self._clock.hear(*dated)
+        return status, data
+
+    def close(self) -> None:
+        """Close the connection. The next request makes a new one, which may lead to another node."""
+        self._connection.close()
+
+    def _check(self, is_so: bool, status: int, path: str) -> None:
+        """Raise Unreachable if an answer is not as CouchDB's are."""
+        if not is_so:
+            raise Unreachable(
+                f"{self.place} answers {status} to {path:.200} with JSON of another shape than CouchDB's", status
+            )
+
+    def _objects(self, found: Any, status: int, path: str, **kinds: Any) -> List[Doc]:
+        """A list of objects with such fields, as a part of an answer. Raises Unreachable for anything else."""
+        self._check(isinstance(found, list) and all(_is_object(item, kinds) for item in found), status, path)
+        return list(found)
+
+    def _document(self, value: Any, status: int, path: str) -> Doc:
+        """A document, as a part of an answer. Raises Unreachable for anything else."""
+        self._check(_is_document(value), status, path)
+        return dict(value)
+
+    def info(self) -> Doc:
+        """What the database says of itself. Raises Failed for what is not a CouchDB."""
+        status, info = self.request("GET", "")
+        if status != 200 or not _is_object(info, {"db_name": str, "update_seq": (str, int)}):
+            raise Failed(f"{self.place} is not a CouchDB database: check PICAS_HOST_URL (HTTP {status}).", EX_CONFIG)
+        return dict(info)
+
+    def get(self, path: str) -> Optional[Doc]:
+        """The document at a quoted path, or None."""
+        status, doc = self.request("GET", path)
+        return self._document(doc, status, path) if status == 200 else None
+
+    def leases(self, pilots: Sequence[str]) -> Dict[str, Doc]:
+        """The leases of pilots that have one."""
+        names = {lease_id(pilot): pilot for pilot in pilots}
+        try:
+            rows = self._rows_of(list(names), "_local_docs", include_docs=True) if names else []
+        except Unreadable:
+            half = len(pilots) // 2
+            return dict(self.leases(pilots[:half]), **self.leases(pilots[half:])) if half else {}
+        return {names[row["key"]]: row["doc"] for row in rows if row.get("doc") and row["key"] in names}
+
+    def _rows_of(self, ids: Sequence[str], path: str = "_all_docs", **query: Any) -> List[Doc]:
+        status, answer = self.request("POST", path, {"keys": list(ids)}, query)
+        if status != 200:
+            raise Unreachable(f"{self.place} answers {status} to {path}", status)
+        rows = answer.get("rows") if isinstance(answer, dict) else None
+        found = self._objects(rows, status, path, key=str, doc=_OR_NONE, value=_OR_NONE)
+        self._check(all(not row.get("doc") or _is_document(row["doc"]) for row in found), status, path)
+        return found
+
+    def read(self, ids: Sequence[str], **query: Any) -> Dict[str, Optional[Doc]]:
+        """Documents by id; None for what is missing, deleted, or cannot be read."""
+        try:
+            docs = {row["key"]: row.get("doc") for row in self._rows_of(ids, include_docs=True, **query)}
+        except Unreadable as error:
+            if len(ids) > 1:  # by halves, until the one is found that is to blame
+                half = len(ids) // 2
+                return dict(self.read(ids[:half], **query), **self.read(ids[half:], **query))
+            self.leave_alone(ids[0], error.why)
+            return {ids[0]: None}
+        found = {name: docs.get(name) for name in ids}
+        return {name: doc if doc and self._is_readable(doc) else None for name, doc in found.items()}
+
+    def _is_readable(self, doc: Doc) -> bool:
+        if is_nested_more(doc, MOST_NESTED + 1):
+            self.leave_alone(doc["_id"], TOO_DEEP)
+            return False
+        try:
+            json.dumps(doc, allow_nan=False)
+        except ValueError:
+            self.leave_alone(doc["_id"], "holds a number beyond 1.8e308")
+            return False
+        return True
+
+    def branches(self, ids: Sequence[str]) -> Dict[str, List[Doc]]:
+        """The revisions of documents that are in conflict, the winner first: mostly one, none for what cannot be read.
+
+        In a cluster these are read from most copies, as documents by id are, and unlike the rows of a view.
+        """
+        docs = self.read(ids, conflicts=True) if ids else {}
+        return {name: self._branches_of(doc) for name, doc in docs.items()}
+
+    def _branches_of(self, doc: Optional[Doc]) -> List[Doc]:
+        if not doc:
+            return []
+        conflicts = doc.pop("_conflicts", None)
+        if not conflicts:
+            return [doc]
+        path = quote(doc["_id"], safe="")
+        if not has_path(doc["_id"]):
+            others = [self._revision(doc["_id"], str(rev)) for rev in conflicts]
+            return [doc, *sorted(others, key=revision_rank, reverse=True)]
+        status, answer = self.request("GET", path + "?open_revs=all")
+        if status != 200:
+            raise Unreachable(f"{self.place} answers {status} to a read of {path}", status)
+        rows = self._objects(answer, status, path)
+        found = [self._document(row["ok"], status, path) for row in rows if "ok" in row]
+        found = [doc for doc in found if not doc.get("_deleted")]
+        return sorted(found, key=revision_rank, reverse=True)
+
+    def _revision(self, name: str, rev: str, largest: int = LARGEST_ANSWER, **query: Any) -> Doc:
+        """A revision of a document whose id has no path of its own. Raises Unreachable."""
+        body = {"docs": [{"id": name, "rev": rev}]}
+        status, answer = self.request("POST", "_bulk_get", body, query, largest)
+        results = answer.get("results") if isinstance(answer, dict) else None
+        for result in self._objects(results, status, "_bulk_get", docs=list) if status == 200 else []:
+            for found in self._objects(result["docs"], status, "_bulk_get"):
+                if "ok" in found:
+                    return self._document(found["ok"], status, "_bulk_get")
+        raise Unreachable(f"{self.place} answers {status} to a read of revision {rev} of {name}", status or 404)
+
+    def with_attachments(self, doc: Doc) -> Doc:
+        """A document with the data of its attachments in it. Raises Unreachable."""
+        if not doc.get("_attachments"):
+            return doc
+        sizes = [number(file.get("length")) for file in doc["_attachments"].values()]
+        largest = LARGEST_ANSWER + int(2 * sum(sizes))  # they come in base64
+        path = quote(doc["_id"], safe="")
+        if has_path(doc["_id"]):
+            status, found = self.request("GET", f"{path}?attachments=true&rev={quote(doc['_rev'])}", largest=largest)
+            if status != 200:
+                raise Unreachable(f"{self.place} answers {status} to a read of {path}", status)
+            found = self._document(found, status, path)
+        else:
+            found = self._revision(doc["_id"], doc["_rev"], largest, attachments=True)
+        files = (found.get("_attachments") or {}).values()
+        self._check(all(_is_object(file, {"content_type": str, "data": str}) for file in files), 200, path)
+        return found
+
+    def delete(self, doc: Doc) -> None:
+        """Delete a revision, which must not be the winner: the document would be gone. Raises Unreachable."""
+        if has_path(doc["_id"]):
+            self.request("DELETE", f"{quote(doc['_id'], safe='')}?rev={quote(doc['_rev'])}")
+        else:
+            self.bulk([{"_id": doc["_id"], "_rev": doc["_rev"], "_deleted": True}])
+
+    def revisions(self, ids: Sequence[str]) -> Dict[str, Optional[str]]:
+        """Current revisions by id."""
+        found = {row["key"]: (row.get("value") or {}).get("rev") for row in self._rows_of(ids)}
+        return {name: found.get(name) for name in ids}
+
+    def bulk(self, docs: Sequence[Doc]) -> Tuple[int, Dict[str, Doc]]:
+        """``_bulk_docs``: the status, and the row of each document; no rows when the request was refused as a whole.
+
+        A row with ``accepted`` was stored on too few copies: see ``Quorum``.
+        """
+        status, rows = self.request("POST", "_bulk_docs", {"docs": list(docs)})
+        found: Dict[str, Doc] = {}
+        if status in (201, 202):
+            text = (str, type(None))
+            found = {row["id"]: row for row in self._objects(rows, status, "_bulk_docs", id=str, rev=text, error=text)}
+        if status == 202 and not any(row.get("accepted") for row in found.values()):
+            found = {name: dict(row, accepted=True) for name, row in found.items()}  # it does not say which
+        written = [not row.get("accepted") for row in found.values() if row.get("rev")]
+        if written:
+            self.quorum.note(any(written))
+        return status, found
+
+    def put_local(self, doc_id: str, doc: Doc) -> None:
+        """Write a ``_local`` document, whatever is there. Raises Unreachable also when too few nodes of a cluster have it."""
+        path = quote(doc_id)
+        status, _ = self.request("PUT", path, doc)
+        if status == 409:  # CouchDB overwrites, others want the revision
+            there = self.get(path) or {}
+            revision = {"_rev": there["_rev"]} if "_rev" in there else {}
+            status, _ = self.request("PUT", path, dict({k: v for k, v in doc.items() if k != "_rev"}, **revision))
+        if status in (201, 202):
+            self.quorum.note(status == 201)
+        if status != 201:
+            raise Unreachable(f"{self.place} answers {status} to a write of {path}", status)
+
+    def _view(self, view: str, query: Doc, **kinds: Any) -> List[Doc]:
+        """The rows of a view. Raises Failed if there is no such view, and Unreachable for other rows than views have."""
+        status, answer = self.request("GET", view, query=query)
+        if status != 200:
+            raise Failed(
+                f"{self.place} has no view {view}. An admin creates it by `airflow-picas deploy-views`.", EX_CONFIG
+            )
+        return self._objects(answer.get("rows") if isinstance(answer, dict) else None, status, view, **kinds)
+
+    def rows(self, view: str, limit: int, **query: Any) -> List[Doc]:
+        """The first rows of a view, without those of documents that cannot be read. Raises Failed if there is no such view."""
+        left_out = self._passed_over()
+        query["limit"] = limit + len(left_out)
+        rows = self._view(view, query, id=str, doc=_OR_NONE)
+        self._check(all(not row.get("doc") or _is_document(row["doc"]) for row in rows), 200, view)
+        return [row for row in rows if row["id"] not in left_out][:limit]
+
+    def sum(self, view: str, **query: Any) -> int:
+        """What a view reduces to. Raises Failed if there is no such view."""
+        return int(sum(number(row["value"]) for row in self._view(view, query, value=(int, float))))
+
+    def documents(self, view: str, limit: int, **query: Any) -> List[Doc]:
+        """The documents of the first rows of a view, as they are now, but for those that cannot be read.
+
+        Fewer than there are if they have more than ``BULK_BYTES`` together, but at least one.
+        """
+        return self.page(view, limit, **query)[0]
+
+    def page(self, view: str, limit: int, least: int = 1, **query: Any) -> Tuple[List[Doc], Optional[str]]:
+        """``documents``, at least ``least`` of them, and the id of the last row if there may be more."""
+        limit = max(least, min(limit, self._page))
+        while True:
+            try:
+                rows = self.rows(view, limit, include_docs=True, **query) if not self._passed_over() else None
+                break
+            except LargeAnswer:
+                if limit == least:
+                    rows = None
+                    break
+                limit = self._page = max(least, limit // 8)
+            except Unreadable:
+                rows = None
+                break
+        if rows is not None:
+            docs = [row["doc"] for row in rows if row.get("doc")]
+        else:
+            rows = self.rows(view, limit, **query)
+            docs = [doc for doc in self.read([row["id"] for row in rows]).values() if doc] if rows else []
+        if docs:
+            self._page = max(1, BULK_BYTES * len(docs) // max(1, self._received))
+        return [doc for doc in docs if self._is_readable(doc)], rows[-1]["id"] if len(rows) == limit else None
+
+    def leave_out(self, name: str, seconds: float, waits: bool = True) -> None:
+        """Pass over a document in the rows of views, for so long; ``waits``: there may be work in it after that."""
+        self._left_out[name] = time.monotonic() + seconds
+        (self._waited_for.add if waits and seconds < float("inf") else self._waited_for.discard)(name)
+
+    def leave_alone(self, name: str, why: str) -> None:
+        """Pass over a document in the rows of views for as long as this pilot runs, and say why."""
+        if name not in self._left_alone:
+            log(f"{name} {why}: it is left alone.")
+        self._left_alone.add(name)
+
+    def left_alone(self) -> int:
+        """How many documents are passed over for as long as this pilot runs."""
+        return len(self._left_alone)
+
+    def left_out(self) -> bool:
+        """Whether there are documents that are passed over for some time only, and may be taken after it."""
+        return any(name in self._waited_for for name in self._left_out)
+
+    def _passed_over(self) -> Set[str]:
+        now = time.monotonic()
+        for name in [name for name, until in self._left_out.items() if until <= now]:
+            del self._left_out[name]
+        return self._left_alone.union(self._left_out)

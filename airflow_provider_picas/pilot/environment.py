@@ -1,0 +1,106 @@
+"""What the command sees, and the files that it writes."""
+
+import collections
+import json
+import os
+import re
+import stat
+from typing import Any, Dict, List, Optional, Tuple
+
+from airflow_provider_picas.lifecycle.json_values import (
+    LONG_INTEGER,
+    MOST_NESTED,
+    TOO_LARGE_NUMBER,
+    Doc,
+    holds_large_integer,
+    is_nested_more,
+)
+
+FIELD_BYTES = 64 * 1024  # largest value in the command's environment
+FIELDS_BYTES = 512 * 1024  # of all values together
+# Never handed on from the job's environment.
+_HIDDEN = {"PICAS_HOST_URL", "PICAS_USERNAME", "PICAS_PASSWORD", "PICAS_INPUT", "PICAS_OMITTED"}
+
+
+def job_environment(base: Dict[str, str], credentials: str) -> Dict[str, str]:
+    """The job's environment without credentials; ``credentials`` is the folder that is dropped from PYTHONPATH."""
+    env = {name: value for name, value in base.items() if name not in _HIDDEN and not name.startswith("PICAS_FIELD_")}
+    hidden = os.path.realpath(credentials)
+    paths = [path for path in env.pop("PYTHONPATH", "").split(os.pathsep) if path and os.path.realpath(path) != hidden]
+    if paths:
+        env["PYTHONPATH"] = os.pathsep.join(paths)
+    return env
+
+
+def token_environment(doc: Doc) -> Dict[str, str]:
+    """``PICAS_TOKEN_ID``, ``PICAS_INPUT`` and the scalar fields as ``PICAS_FIELD_<NAME>``.
+
+    What does not fit into an environment is named in ``PICAS_OMITTED``; the token's file has it.
+    """
+    fields: Dict[str, List[Any]] = collections.defaultdict(list)
+    for name in doc:
+        if name != "input" and re.match(r"[A-Za-z0-9][A-Za-z0-9_]*\Z", name):
+            fields["PICAS_FIELD_" + name.upper()].append(doc[name])
+    given = doc.get("input")
+    nested = isinstance(given, (dict, list))
+    wanted = [
+        ("PICAS_TOKEN_ID", doc["_id"]),
+        ("PICAS_INPUT", json.dumps(given, separators=(",", ":")) if nested else given),
+        # Names that differ in case alone are ambiguous: neither is set.
+        *((name, values[0]) for name, values in sorted(fields.items()) if len(values) == 1),
+    ]
+    env: Dict[str, str] = {}
+    omitted, left = [], FIELDS_BYTES
+    for name, value in wanted:
+        if value is None or isinstance(value, (dict, list)):
+            continue
+        text = value if isinstance(value, str) else json.dumps(value)
+        size = len(text.encode("utf-8", "surrogatepass"))
+        if size <= min(FIELD_BYTES, left) and _fits_environment(text):
+            env[name] = text
+            left -= size
+        else:
+            omitted.append(name)
+    if omitted:
+        env["PICAS_OMITTED"] = " ".join(omitted)[:FIELD_BYTES]
+    return env
+
+
+def _fits_environment(text: str) -> bool:
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+
+
+def read_json(path: str, most: int) -> Tuple[Any, bool, Optional[str]]:
+    """What a command wrote: the value, whether there is one, and what is wrong with it. A missing or empty file is none."""
+    name = os.path.basename(path)
+    try:
+        # A command may leave a pipe or a device there, which must not hang the pilot.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                return None, False, f"{name} is no regular file"
+            with open(descriptor, "rb", closefd=False) as file:
+                data = file.read(most + 1)
+        finally:
+            os.close(descriptor)
+    except FileNotFoundError:
+        return None, False, None
+    except OSError as error:
+        return None, False, f"{name} cannot be read: {error.strerror}"
+    if len(data) > most:
+        return None, False, f"{name} has more than {most:,} bytes: store large results elsewhere"
+    if not data.strip():
+        return None, False, None
+    try:
+        value = json.loads(data.decode("utf-8"))
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")  # NaN and lone surrogates are no JSON
+    except (ValueError, RecursionError) as error:
+        return None, False, f"{name} is no JSON: {error!s:.200}"
+    if is_nested_more(value, MOST_NESTED):
+        return None, False, f"{name} is nested more than {MOST_NESTED} deep"
+    if LONG_INTEGER.search(data) and holds_large_integer(value):
+        return None, False, f"{name} holds {TOO_LARGE_NUMBER}"
+    return value, True, None

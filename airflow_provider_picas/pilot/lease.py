@@ -1,0 +1,148 @@
+"""Renews the pilot's lease."""
+
+import random
+import threading
+import time
+import traceback
+from typing import Optional
+from urllib.parse import quote
+
+from airflow_provider_picas.lifecycle.ids import lease_id
+from airflow_provider_picas.lifecycle.pilot_config import Config
+from airflow_provider_picas.lifecycle.transitions import given_up_by_slurm, reason_of_reaping
+from airflow_provider_picas.pilot.backoff import Backoff
+from airflow_provider_picas.pilot.clock import Clock
+from airflow_provider_picas.pilot.database import Database
+from airflow_provider_picas.pilot.errors import Unreachable
+from airflow_provider_picas.pilot.identity import Identity
+from airflow_provider_picas.pilot.log import log
+from airflow_provider_picas.pilot.portions import portions
+from airflow_provider_picas.pilot.work import DRAIN, STOP, Work
+
+FIRST_REVISION = 1_000_000_000  # of a lease: ten digits for as long as a pilot may live
+
+
+class Lease(threading.Thread):
+    """Renews the pilot's lease by the database's clock, sees the drain flag, and tokens that were taken away."""
+
+    def __init__(self, database: Database, config: Config, me: Identity, clock: Clock, work: Work) -> None:
+        super().__init__(name="lease", daemon=True)
+        self._database = database
+        self._config = config
+        self._me = me
+        self._clock = clock
+        self._work = work
+        self._renewals = 0  # how often that was tried
+        self._renewed_at: Optional[float] = None
+        self._secured = True  # False after a late renewal, until the tokens are known to be this pilot's still
+        self._in_time_since = 0.0  # since when no renewal was late
+        self._ended = threading.Event()
+
+    def valid(self) -> bool:
+        """Whether others must still believe that this pilot lives, with some room."""
+        room = min(5.0, 0.15 * self._config.lease)
+        return (
+            self._secured
+            and self._renewed_at is not None
+            and time.monotonic() - self._renewed_at < self._config.lease - room
+        )
+
+    def contact(self) -> float:
+        """Seconds since which this pilot has renewed its lease in time, as it expects it of others; 0 when it is late itself."""
+        now, renewed_at = time.monotonic(), self._renewed_at
+        return now - self._in_time_since if renewed_at is not None and self._in_time(now, renewed_at) else 0.0
+
+    def _in_time(self, now: float, renewed_at: float) -> bool:
+        return now - renewed_at <= self._config.lease / 2
+
+    def renew(self, ended: bool = False) -> None:
+        """Write the lease. Raises Unreachable, also when too few nodes of a cluster have it: others may not see it then."""
+        started = time.monotonic()
+        self._renewals += 1
+        lease = {
+            "pilot": self._me.pilot,
+            "submission": self._config.submission,
+            "job": self._me.job,
+            "hostname": self._me.hostname,
+            "renewed": int(self._clock.now()),
+            "renewals": self._renewals,  # a late write of an older lease shows by it
+            "lease": self._config.lease,
+            "ended": ended,
+            # Nodes of a cluster find out by the revision which of them has the newest lease. It is compared as text, so its
+            # length must not change.
+            "_rev": f"0-{FIRST_REVISION + self._renewals}",
+        }
+        self._database.put_local(lease_id(self._me.pilot), dict(lease, **self._work.activity()))
+        if self._renewed_at is not None and not self.valid():
+            self._secured = False
+        if self._renewed_at is None or not self._in_time(started, self._renewed_at):
+            self._in_time_since = time.monotonic()
+        self._renewed_at = started
+
+    def run(self) -> None:
+        """Renew every third of a lease, more often while the database does not answer."""
+        third = self._config.lease / 3
+        longest = min(5.0, third / 2)  # after an outage it is to be back before others judge it
+        backoff, pause = Backoff(0.5, longest), third * random.uniform(0.5, 1)  # those that start together spread out
+        while not self._ended.wait(pause):
+            try:
+                self.renew()
+                if not self._secured:
+                    self._write_tokens_again()
+                self._look()
+                self._secured = True
+                # A renewal that took too long, as when the pilot was frozen meanwhile, is repeated at once.
+                backoff, pause = Backoff(0.5, longest), third if self.valid() else 0.0
+            except Unreachable as error:
+                if backoff.tries == 0:
+                    log(f"The lease cannot be renewed: {error}.")
+                pause = backoff.pause()
+            except Exception:
+                log("The lease's thread failed:", traceback.format_exc())
+                pause = backoff.pause()
+
+    def _write_tokens_again(self) -> None:
+        """Give the tokens that are still this pilot's a new revision: whoever saw its old lease can reap them no more.
+
+        Raises Unreachable when one of them cannot be written.
+        """
+        tokens = {token.id: token for token in self._work.held()}
+        docs = self._database.read(list(tokens)) if tokens else {}
+        mine = [doc for name, doc in docs.items() if doc and tokens[name].is_claimed_in(doc)]
+        for some in portions(mine):
+            status, rows = self._database.bulk(some)
+            for doc in some:
+                revision = rows.get(doc["_id"], {}).get("rev")
+                if status != 201 or not revision:
+                    raise Unreachable(f"{self._database.place} did not take token {doc['_id']} ({status})", status)
+                tokens[doc["_id"]].doc["_rev"] = revision
+        if mine:
+            log(f"The lease was renewed late; {len(mine)} tokens are still this pilot's.")
+
+    def _look(self) -> None:
+        flag = self._database.get("_local/" + quote(f"picas-submission-{self._config.submission}", safe=""))
+        if flag and flag.get("drain"):
+            self._work.stop(DRAIN, "its submission is drained")
+        tokens = {token.id: token for token in self._work.held()}
+        revisions = self._database.revisions(list(tokens)) if tokens else {}
+        changed = [name for name, revision in revisions.items() if revision != tokens[name].doc["_rev"]]
+        for name, branches in self._database.branches(changed).items():
+            token = tokens[name]
+            # In a cluster another revision may show while this pilot's is there: that one's pilot waits.
+            doc = next(filter(token.is_claimed_in, branches), branches[0] if branches else None)
+            if not doc or not token.is_claimed_in(doc):
+                reason = reason_of_reaping(doc or {}, token.claim)
+                given = f"was given back ({reason})" if reason else "was given to another or reset"
+                self._work.lose(token, given if doc else "was deleted")
+                if given_up_by_slurm(reason):  # all that it took would be taken away
+                    self._work.stop(STOP, "Slurm has given up this job")
+
+    def end(self, clean: bool) -> None:
+        """Stop renewing; ``clean``: nothing is left unsent, so say that the pilot has ended."""
+        self._ended.set()
+        self.join(2)
+        try:
+            if clean and not self.is_alive():  # the connection is the thread's
+                self.renew(ended=True)
+        except Unreachable as error:
+            log(f"The end of this pilot could not be told: {error}.")

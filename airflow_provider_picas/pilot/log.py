@@ -1,0 +1,93 @@
+"""The pilot's log, written by a thread of its own."""
+
+import collections
+import sys
+import threading
+import time
+from contextlib import suppress
+from typing import Any, Callable, Deque, List, Optional
+
+from airflow_provider_picas.lifecycle.text import escape
+
+LOG_CHARACTERS = 2000  # of one entry in the log; of a traceback, ten times as many
+
+
+class Background:
+    """Work that may block, such as writing to a file system that hangs, in a thread of its own: nothing else waits for it.
+
+    ``do`` gets the items that wait, and how many were left out before them because more than ``most`` waited.
+    """
+
+    def __init__(self, name: str, do: Callable[[List[Any], int], None], most: int = sys.maxsize) -> None:
+        self._name = name
+        self._do = do
+        self._most = most
+        self._changed = threading.Condition()
+        self._waiting: Deque[Any] = collections.deque()
+        self._left_out = 0
+        self._busy = False
+        self._thread: Optional[threading.Thread] = None
+
+    def add(self, item: Any) -> None:
+        """Work on this soon. Never blocks."""
+        with self._changed:
+            self._waiting.append(item)
+            if len(self._waiting) > self._most:
+                self._waiting.popleft()
+                self._left_out += 1
+            if self._thread is None:
+                with suppress(RuntimeError):  # no thread can be started now: the next item tries again
+                    thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                    thread.start()
+                    self._thread = thread
+            self._changed.notify_all()
+
+    def flush(self, seconds: float) -> bool:
+        """Wait until all is done, at most this long; whether it is."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._waiting and not self._busy, seconds)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._busy = False
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: bool(self._waiting))
+                items, left_out = list(self._waiting), self._left_out
+                self._waiting.clear()
+                self._left_out, self._busy = 0, True
+            self._do(items, left_out)
+
+
+def _write_log(entries: List[str], left_out: int) -> None:
+    if left_out:
+        entries.insert(0, _entry(f"{left_out} entries are missing here: the log could not be written."))
+    with suppress(OSError, ValueError):  # a full disk below the job's log must not end the pilot
+        sys.stdout.buffer.write("".join(entries).encode("utf-8", "backslashreplace"))
+        sys.stdout.flush()
+
+
+_LOG = Background("log", _write_log, most=1000)
+
+
+def _shortened(text: str, most: int) -> str:
+    """The beginning and the end of a text that is too long."""
+    return text if len(text) <= most else f"{text[: most // 2]} [...] {text[-(most // 2) :]}"
+
+
+def _entry(message: str, details: str = "") -> str:
+    lines = [_shortened(message, LOG_CHARACTERS), *_shortened(details, 10 * LOG_CHARACTERS).splitlines()]
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} " + "\n    ".join(map(escape, lines)) + "\n"
+
+
+def log(message: str, details: str = "") -> None:
+    """One entry in the job's log: a line, and ``details`` such as a traceback in lines of their own.
+
+    What tokens, commands and servers say in it is foreign: it is escaped, and cut where it is too long.
+    """
+    _LOG.add(_entry(message, details))
+
+
+def flush(seconds: float) -> bool:
+    """Wait until all entries are written, at most this long. True if they are."""
+    return _LOG.flush(seconds)

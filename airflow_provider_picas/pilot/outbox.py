@@ -1,0 +1,150 @@
+"""Results that could not be sent, in files of the submission's folder."""
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from contextlib import suppress
+from typing import Iterator, List, Optional, Set
+from urllib.parse import quote
+
+from airflow_provider_picas.lifecycle.transitions import Change
+from airflow_provider_picas.pilot.database import Database
+from airflow_provider_picas.pilot.errors import Unreachable
+from airflow_provider_picas.pilot.log import Background, log
+
+
+def _names(folder: str, pattern: str) -> List[str]:
+    """What in a folder has such a name, sorted; nothing if it cannot be read."""
+    try:
+        return sorted(name for name in os.listdir(folder) if re.match(pattern, name, re.DOTALL))
+    except OSError:
+        return []
+
+
+def earlier_submissions(folder: str) -> List[str]:
+    """The folders of earlier submissions of the same task: they lie beside this one, with another number at the end."""
+    base, name = os.path.split(folder)
+    key = re.match(r"(.+\.)[0-9]+\Z", name)
+    names = _names(base, re.escape(key.group(1)) + r"[0-9]+\Z") if key else []
+    return [os.path.join(base, other) for other in names if other != name]
+
+
+class Outbox:
+    """Files in the submission's folder: ``unsent/`` for the next pilot or the wait to send, ``refused/`` as a record."""
+
+    def __init__(self, folder: str, database: str) -> None:
+        self._folder = folder
+        self._database = database
+        self._earlier = earlier_submissions(folder)
+        self._told: Set[str] = set()  # what was said of files that stay
+        self._records = Background("records", self._record)
+        self.left: List[str] = []  # tokens whose results are known, and could not be sent the last time
+
+    def keep(self, change: Change, kind: str = "unsent") -> None:
+        """Write a change to a file of its own. Raises OSError."""
+        folder = os.path.join(self._folder, kind)
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        name = re.sub(r"^\.", "%2E", quote(change.token, safe=""))  # not hidden
+        if len(name) > 150:
+            name = name[:100] + hashlib.sha256(change.token.encode("utf-8")).hexdigest()
+        descriptor, temporary = tempfile.mkstemp(prefix=".", dir=folder)
+        try:
+            with open(descriptor, "w") as file:
+                json.dump({"format": 1, "database": self._database, "change": change.to_json()}, file)
+                file.flush()
+                os.fsync(descriptor)
+            os.rename(temporary, os.path.join(folder, f"{name}-{quote(change.claim, safe='')}.json"))
+        except Exception:
+            with suppress(OSError):
+                os.unlink(temporary)
+            raise
+
+    def record(self, change: Change) -> None:
+        """Keep a change that was refused, soon. Never blocks, nor fails."""
+        if change.kind != "released":  # a token that was never started has no result
+            self._records.add(change)
+
+    def flush(self, seconds: float) -> None:
+        """Wait until what was refused is kept, at most this long."""
+        if not self._records.flush(seconds):
+            log(f"Refused results cannot be kept in {self._folder}/refused: writing there takes too long.")
+
+    def _record(self, changes: List[Change], _left_out: int) -> None:
+        for change in changes:
+            try:
+                self.keep(change, "refused")
+            except Exception as error:  # of whatever kind: the others must not be lost with it
+                log(f"The refused result of {change.token} cannot be kept: {error}.")
+
+    def send(self, database: Database) -> int:
+        """Send what earlier pilots could not; returns how many tokens show it now. Raises Unreachable if nobody answers."""
+        sent, self.left = 0, []
+        for path in self._unsent():
+            change = self._read(path)
+            if change is None:
+                continue
+            if not database.quorum.holds():  # what is read may be what one node alone knows
+                self.left.append(change.token)
+                continue
+            try:
+                verdict = self._send_one(database, change)
+            except Unreachable as error:
+                if not error.status:
+                    raise
+                self.left.append(change.token)  # the others may fare better
+                self._tell_once(f"{path} waits: {error}.")
+                continue
+            what = "release" if change.kind == "released" else "result"
+            log(f"A {what} of {change.token} that an earlier pilot could not send: {verdict}.")
+            with suppress(OSError):
+                if verdict == "refused" and change.kind != "released":
+                    self.keep(change, "refused")
+                os.unlink(path)
+            sent += verdict == "landed"
+        return sent
+
+    def _unsent(self) -> Iterator[str]:
+        for folder in [self._folder, *self._earlier]:
+            unsent = os.path.join(folder, "unsent")
+            yield from (
+                os.path.join(unsent, name) for name in _names(unsent, r".*\.json\Z")
+            )  # temporary ones have no such end
+
+    def _read(self, path: str) -> Optional[Change]:
+        """The change in a file; None if it is gone or no result for this database."""
+        try:
+            with open(path) as file:
+                content = json.load(file)
+            change = Change.from_json(content["change"])
+            return change if content["database"] == self._database else None
+        except FileNotFoundError:
+            return None  # another pilot sent it
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            self._tell_once(f"{path} holds no result: {error}.")
+            return None
+
+    def _tell_once(self, message: str) -> None:
+        if message not in self._told:
+            log(message)
+        self._told.add(message)
+
+    @staticmethod
+    def _send_one(database: Database, change: Change) -> str:
+        for _ in range(10):
+            branches = database.branches([change.token])[change.token]
+            verdict = change.verdict_of(branches)
+            if verdict == "lost":
+                raise Unreachable("its token has revisions in conflict, of which another one shows", 409)
+            if verdict != "apply":
+                return verdict
+            _, rows = database.bulk([change.apply()])
+            row = rows.get(change.token, {})
+            if row.get("accepted"):
+                raise Unreachable(f"{database.place} answers 202: too few of its nodes store it", 202)
+            if row.get("rev"):
+                return "landed"
+            if not rows and not change.shrink():
+                break
+        return "refused"

@@ -1,0 +1,28 @@
+"""Documents in portions of a size that CouchDB and proxies take."""
+
+import json
+from typing import Iterator, List, Sequence
+
+from airflow_provider_picas.lifecycle.json_values import Doc
+
+BULK_BYTES = 16_000_000  # of documents and logs in one request, roughly
+
+
+def size_of(doc: Doc) -> int:
+    """Bytes of a document in a request."""
+    return len(json.dumps(doc, separators=(",", ":")))
+
+
+def portions(docs: Sequence[Doc]) -> Iterator[List[Doc]]:
+    """Documents in portions of ``BULK_BYTES``, or of one."""
+    some: List[Doc] = []
+    total = 0
+    for doc in docs:
+        size = size_of(doc)
+        if some and total + size > BULK_BYTES:
+            yield some
+            some, total = [], 0
+        some.append(doc)
+        total += size
+    if some:
+        yield some

@@ -1,0 +1,139 @@
+"""Takes tokens away from dead pilots."""
+
+import time
+from contextlib import suppress
+from typing import Callable, Dict, List, Optional, Sequence, Set, Tuple
+
+from airflow_provider_picas.lifecycle.exit_codes import Failed
+from airflow_provider_picas.lifecycle.ids import batch_range
+from airflow_provider_picas.lifecycle.json_values import Doc, number
+from airflow_provider_picas.lifecycle.leases import Shown, Silence
+from airflow_provider_picas.lifecycle.pilot_config import Config
+from airflow_provider_picas.lifecycle.transitions import Change, held_by_pilot, reap
+from airflow_provider_picas.pilot.claims import DESIGN, MONITOR
+from airflow_provider_picas.pilot.clock import Clock
+from airflow_provider_picas.pilot.conflicts import Conflicts
+from airflow_provider_picas.pilot.database import Database
+from airflow_provider_picas.pilot.identity import Identity
+from airflow_provider_picas.pilot.log import log
+from airflow_provider_picas.pilot.portions import BULK_BYTES, size_of
+
+
+class Reaper:
+    """Finds locked tokens whose pilots are dead. Used by one thread."""
+
+    PAGE = 500  # tokens read in one request
+    PAGES = 4  # requests in one round; the next round goes on from there
+
+    def __init__(
+        self,
+        database: Database,
+        config: Config,
+        me: Identity,
+        clock: Clock,
+        contact: Callable[[], float],
+        conflicts: Optional[Conflicts] = None,
+    ) -> None:
+        """``contact``: tells since how many seconds this pilot could do what it expects of others."""
+        self._database = database
+        self._config = config
+        self._me = me
+        self._clock = clock
+        self._contact = contact
+        self._conflicts = conflicts or Conflicts(database, config, me, clock, contact)
+        self._silence = Silence(config.lease)
+        self._read_next: Dict[str, float] = {}  # when the lease of a living pilot is to be read again (monotonic)
+        self._met: Set[str] = set()  # pilots that held tokens since the first one was looked at
+        self._skip = 0  # locked tokens that were looked at since the first one was
+        self._living_then = True  # whether living pilots held tokens when all had been looked at; not known yet
+        self._living_since = False  # and among those since
+
+    def reap(self, but: Sequence[str] = ()) -> Tuple[int, bool]:
+        """Give back the tokens of dead pilots, but these. How many, and whether living pilots hold others. Raises Unreachable."""
+        total = 0
+        for _ in range(self.PAGES):
+            docs, more = self._locked()
+            reaped, living = self._reap_among([doc for doc in docs if doc["_id"] not in but])
+            total += reaped
+            self._living_since = self._living_since or living
+            self._skip += len(docs) - reaped
+            if not more:
+                self._skip, self._living_then, self._living_since = 0, self._living_since, False
+                self._silence.keep(list(self._met))
+                self._read_next = {name: at for name, at in self._read_next.items() if name in self._met}
+                self._met = set()
+                break
+        return total, self._living_then or self._living_since
+
+    def _reap_among(self, locked: List[Doc]) -> Tuple[int, bool]:
+        docs = [doc for doc in locked if held_by_pilot(doc) and doc["pilot"] != self._me.pilot]
+        # The tokens are read before the leases: a pilot renews before it claims, so an expired lease covers them.
+        oldest: Dict[str, float] = {}
+        for doc in docs:
+            oldest[doc["pilot"]] = min(number(doc.get("lock")), oldest.get(doc["pilot"], float("inf")))
+        self._met.update(oldest)
+        asked = time.monotonic()
+        judged = [pilot for pilot in oldest if asked >= self._read_next.get(pilot, 0)]
+        leases = self._database.leases(judged)
+        causes = {pilot: self._death(pilot, oldest[pilot], leases.get(pilot), asked) for pilot in judged}
+        now = int(self._clock.now())
+        dead = [(doc, causes.get(doc["pilot"])) for doc in docs]
+        alone = self._conflicts.without([doc["_id"] for doc, cause in dead if cause])
+        changes = [
+            reap(doc, cause, self._config.max_scrubs, now) for doc, cause in dead if cause and doc["_id"] in alone
+        ]
+        rows = self._write(changes)
+        reaped = [change for change in changes if rows.get(change.token, {}).get("rev")]
+        for change in reaped:
+            why = change.attempt["reason"] if change.attempt else (change.error or {}).get("message")
+            log(f"{change.token}: {why}")
+        return len(reaped), len(reaped) < len(docs)
+
+    def _write(self, changes: List[Change]) -> Dict[str, Doc]:
+        """The rows of what was written. What is too large for a request goes by halves, until what is so by itself is left."""
+        if not changes:
+            return {}
+        half = len(changes) // 2
+        docs = [change.apply() for change in changes]
+        if not half or sum(map(size_of, docs)) <= BULK_BYTES:
+            status, rows = self._database.bulk(docs)
+            if status != 413:
+                return rows
+        if not half:
+            self._database.leave_alone(changes[0].token, "is too large to be given back")
+            return {}
+        return dict(self._write(changes[:half]), **self._write(changes[half:]))
+
+    def _locked(self) -> Tuple[List[Doc], Optional[str]]:
+        """A page of locked tokens, and whether there are more."""
+        # Where others give tokens back meanwhile, some are passed over until all are looked at again.
+        query = {"limit": self.PAGE, "skip": self._skip}
+        if self._config.batch is not None:
+            with suppress(Failed):  # no such view: see Monitor
+                key = [self._config.batch, "locked"]
+                return self._database.page(DESIGN + "counts", reduce=False, key=key, **query)
+        with suppress(Failed):
+            return self._database.page(MONITOR + "locked", **batch_range(self._config.batch), **query)
+        return [], None
+
+    def _death(self, pilot: str, lock: float, lease: Optional[Doc], asked: float) -> Optional[str]:
+        """Why a pilot counts as dead, or None. ``lock``: of its oldest token; ``asked``: when its lease was, monotonic."""
+        answered = time.monotonic()
+        known = lease or {}
+        who = f"pilot {pilot} (job {known.get('job')} on {known.get('hostname')})"
+        if known.get("ended"):
+            return f"{who} has ended"
+        shown = Shown.of(known, self._config.lease) if lease else None
+        self._silence.note(pilot, shown, answered)
+        now = self._clock.at(asked)
+        missing = self._silence.missing(pilot, lock, now, asked, answered - self._contact())
+        if missing is None:
+            # Not at each round, but soon enough to have read its last lease long before that is over.
+            self._read_next[pilot] = answered + (shown.lease if shown else self._config.lease) / 6
+        if missing is None or missing > 0:
+            return None
+        return (
+            f"{who} was not heard for {now - self._silence.heard(pilot):.0f} s"
+            if lease
+            else f"pilot {pilot} has no lease"
+        )

@@ -1,0 +1,177 @@
+"""Writes results."""
+
+import collections
+import threading
+import traceback
+from typing import Callable, Deque, Dict, List, Set, Tuple
+
+from airflow_provider_picas.lifecycle.transitions import Change
+from airflow_provider_picas.pilot.backoff import Backoff
+from airflow_provider_picas.pilot.conflicts import Conflicts
+from airflow_provider_picas.pilot.database import Database
+from airflow_provider_picas.pilot.errors import Unreachable
+from airflow_provider_picas.pilot.log import log
+from airflow_provider_picas.pilot.outbox import Outbox
+from airflow_provider_picas.pilot.portions import BULK_BYTES, size_of
+
+GATHER = 0.5  # seconds for which results of short tokens are gathered into one request, while there are more to come
+SHORT = 0.5  # seconds below which a token is short
+
+
+class Reporter(threading.Thread):
+    """Writes changes into tokens, several in one request when they come fast. Never drops one."""
+
+    def __init__(
+        self, database: Database, outbox: Outbox, settled: Callable[[Change, str], None], conflicts: Conflicts
+    ) -> None:
+        super().__init__(name="reporter", daemon=True)
+        self._database = database
+        self._conflicts = conflicts
+        self._outbox = outbox
+        self._settled = settled
+        self._changed = threading.Condition()
+        self._queue: Deque[Change] = collections.deque()
+        self._sending: Dict[str, Change] = {}  # by claim
+        self._unsafe: Dict[
+            str, Change
+        ] = {}  # by claim: stored on too few copies, to be read again when writes are safe
+        self._closed = False
+        self._more = False
+        self.gather = 0.0  # seconds
+
+    def put(self, change: Change, more: bool = False) -> None:
+        """Write this change: as soon as may be, or with those that are gathered if ``more`` are to come."""
+        with self._changed:
+            self._queue.append(change)
+            self._more = more
+            if not more or len(self._queue) == 1:  # else it gathers
+                self._changed.notify_all()
+
+    def pending(self) -> int:
+        """Changes that are not known to be written."""
+        with self._changed:
+            return len(self._queue) + len(self._sending) + len(self._unsafe)
+
+    def claims(self) -> Set[str]:
+        """The claims whose changes are not known to be written."""
+        with self._changed:
+            return {change.claim for change in [*self._queue, *self._sending.values(), *self._unsafe.values()]}
+
+    def close(self) -> List[Change]:
+        """Stop. Returns what is not known to be written."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+            return [*self._unsafe.values(), *self._sending.values(), *self._queue]
+
+    def run(self) -> None:
+        """Write until closed."""
+        while not self._closed:
+            with self._changed:
+                self._changed.wait_for(lambda: bool(self._queue) or self._closed, 1.0 if self._unsafe else None)
+                self._changed.wait_for(lambda: not self._more or self._closed, self.gather)
+                if self._unsafe and self._database.quorum.holds():
+                    self._sending.update(self._unsafe)
+                    self._unsafe.clear()
+            self._send()
+
+    def _fill(self) -> None:
+        size = 0
+        with self._changed:
+            while self._queue and len(self._sending) < 200 and size < BULK_BYTES and not self._closed:
+                change = self._queue.popleft()
+                size += sum(len(attachment["data"]) for attachment in change.attachments.values())
+                size += size_of(change.doc or {}) + size_of(change.set)
+                self._sending[change.claim] = change
+
+    def _send(self) -> None:
+        """Until all are written. One at a time after a failure: it may lie in one of them, which the others must not wait for."""
+        backoff, alone, fault = Backoff(longest=5.0), False, ""
+        self._fill()
+        while self._sending and not self._closed:
+            before = len(self._sending)
+            changes = list(self._sending.values())[: 1 if alone else None]
+            try:
+                alone = self._send_once(changes, alone)
+            except Unreachable as error:
+                if backoff.tries == 0:
+                    log(f"{error}; {len(self._sending)} results wait.")
+                alone = self._put_behind(changes) if error.status else alone
+            except Exception:  # a fault of this program must not lose results: they stay, and are tried again
+                if traceback.format_exc() != fault:
+                    fault = traceback.format_exc()
+                    log("The reporter failed:", fault)
+                alone = self._put_behind(changes)
+            if len(self._sending) < before:
+                backoff = Backoff(longest=5.0)
+            elif not self._closed:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._closed, backoff.pause())
+            if self._sending:
+                self._fill()  # else they are gathered first: several results make one request
+
+    def _put_behind(self, changes: List[Change]) -> bool:
+        with self._changed:
+            for change in changes:
+                if self._sending.pop(change.claim, None):
+                    self._sending[change.claim] = change
+        return True
+
+    def _send_once(self, changes: List[Change], alone: bool) -> bool:
+        """Try to write these; returns whether to go on one by one."""
+        for change, verdict in self._judge_again([change for change in changes if change.doc is None]):
+            self._settle(change, verdict)
+        changes = [change for change in changes if change.claim in self._sending]
+        if not changes:
+            return alone
+        status, rows = self._database.bulk([change.apply() for change in changes])
+        if not rows and alone:
+            log(f"The database refuses the result of {changes[0].token} ({status}).")
+            if not changes[0].shrink():
+                self._settle(changes[0], "refused")
+        for change in changes:
+            row = rows.get(change.token, {})
+            if row.get("accepted"):
+                self._put_off(change)
+            elif row.get("rev"):
+                self._settle(change, "landed")
+            elif row.get("error") == "forbidden":
+                log(f"The database forbids the result of {change.token}: {row.get('reason')}.")
+                self._settle(change, "refused")
+            else:
+                change.doc = None  # a conflict, or it may have been written: read again
+        return alone or not rows
+
+    def _judge_again(self, changes: List[Change]) -> List[Tuple[Change, str]]:
+        """Read tokens again. Those that show the change already, or belong to others now, with the verdict."""
+        found = self._database.branches([change.token for change in changes])
+        settled = []
+        for change in changes:
+            branches = found.get(change.token, [])
+            verdict = change.verdict_of(branches)
+            if len(branches) > 1 and verdict != "apply" and self._database.quorum.holds():
+                doc = self._conflicts.settle(branches)
+                verdict = change.verdict_of([doc]) if doc else verdict
+            if verdict == "lost" or (verdict == "landed" and not self._database.quorum.holds()):
+                self._put_off(change)
+            elif verdict != "apply":
+                settled.append((change, verdict))
+        return settled
+
+    def _put_off(self, change: Change) -> None:
+        """Look at the token again when writes reach most of its copies. Until then nothing more is written to it."""
+        change.doc = None
+        with self._changed:
+            if self._sending.pop(change.claim, None):
+                self._unsafe[change.claim] = change
+                if len(self._unsafe) == 1:
+                    log(
+                        f"The result of {change.token} is stored on too few of the database's nodes: it is read again later."
+                    )
+
+    def _settle(self, change: Change, verdict: str) -> None:
+        if verdict == "refused":
+            self._outbox.record(change)
+        with self._changed:
+            self._sending.pop(change.claim, None)
+        self._settled(change, verdict)

@@ -1,0 +1,91 @@
+"""When the job ends."""
+
+import os
+import re
+import subprocess
+import threading
+import time
+from typing import Dict, Optional
+
+from airflow_provider_picas.pilot.clock import Clock
+from airflow_provider_picas.pilot.log import log
+from airflow_provider_picas.pilot.processes import Processes
+
+
+class WallClock(threading.Thread):
+    """Learns from Slurm when the job ends, now and then: the limit may be changed while it runs."""
+
+    EVERY = 300  # seconds
+
+    def __init__(self, clock: Clock, processes: Processes) -> None:
+        super().__init__(name="wall-clock", daemon=True)
+        self._clock = clock
+        self._processes = processes
+        self._job = os.environ.get("SLURM_JOB_ID")
+        given = os.environ.get("SLURM_JOB_END_TIME", "")
+        self._given = float(given) if re.match("[0-9]{1,18}\\Z", given) else None  # seconds since 1970
+        self._end: Optional[float] = None  # monotonic
+        self.asked = threading.Event()  # set when Slurm has been asked once, or there is none
+        self._again = threading.Event()
+
+    def remaining(self) -> Optional[float]:
+        """Seconds until the job ends, by the database's clock; None if unknown or without limit."""
+        if self._end is not None:
+            return self._end - time.monotonic()
+        return None if self._given is None else self._given - self._clock.now()
+
+    def ask_again(self) -> None:
+        """Ask soon: a job's time stands still while it is suspended."""
+        self._again.set()
+
+    def run(self) -> None:
+        """Ask until the pilot ends."""
+        while self._job:
+            self._again.clear()
+            # A duration: the cluster's clock may be another than the database's.
+            asked = time.monotonic()
+            left = self._ask("scontrol", "show", "job", self._job)
+            if left is None:
+                left = self._ask("squeue", "-h", "-j", self._job, "-o", "TimeLeft=%L")
+            if left is not None:
+                self._end = asked + left
+            elif self.remaining() is None and not self.asked.is_set():
+                log("Slurm does not say when this job ends.")
+            self.asked.set()
+            self._again.wait(self.EVERY)
+        self.asked.set()
+
+    @staticmethod
+    def _environment() -> Dict[str, str]:
+        """Without the variables that change what Slurm's commands answer, such as SQUEUE_PARTITION in a profile."""
+        needed = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT")
+        changing = re.compile("(SLURM|SQUEUE|SCONTROL)_")
+        return {name: value for name, value in os.environ.items() if name in needed or not changing.match(name)}
+
+    def _ask(self, *argv: str) -> Optional[float]:
+        try:
+            process = self._processes.start(argv, stderr=subprocess.DEVNULL, env=self._environment())
+        except OSError:
+            return None
+        killer = threading.Timer(20, process.kill)  # the controller may hang
+        killer.start()
+        answer = process.stdout.read() if process.stdout else b""
+        killer.cancel()
+        self._processes.ended(process)
+        return parse_time_left(answer.decode("utf-8", "replace"))
+
+
+def parse_time_left(text: str) -> Optional[float]:
+    """Seconds until the job ends by Slurm's answer: ``TimeLeft=``, or ``TimeLimit=`` less ``RunTime=``. None without a limit."""
+    found = {name: _seconds(value) for name, value in re.findall(r"\b(TimeLeft|TimeLimit|RunTime)=(\S+)", text)}
+    left, limit, ran = found.get("TimeLeft"), found.get("TimeLimit"), found.get("RunTime")
+    return limit - ran if limit is not None and ran is not None else left
+
+
+def _seconds(text: str) -> Optional[float]:
+    """Slurm's ``[days-][hours:]minutes:seconds`` in seconds; None for UNLIMITED and the like."""
+    match = re.match(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)$", text)
+    if not match:
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)

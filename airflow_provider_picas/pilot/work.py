@@ -1,0 +1,173 @@
+"""What the pilot's threads share."""
+
+import collections
+import sys
+import threading
+import time
+from typing import Callable, Deque, Dict, List, Optional
+
+from airflow_provider_picas.lifecycle.exit_codes import EX_OK
+from airflow_provider_picas.lifecycle.json_values import Doc
+from airflow_provider_picas.lifecycle.pilot_config import Config
+from airflow_provider_picas.lifecycle.transitions import Change, Token
+from airflow_provider_picas.pilot.attempt import Run
+from airflow_provider_picas.pilot.log import log
+from airflow_provider_picas.pilot.reporter import Reporter
+
+WORK_A_CLAIM = 2.0  # seconds of work that one claim aims at
+STALE = 10.0  # seconds after which a claimed token that has not been started is given back
+GO, DRAIN, STOP = 0, 1, 2  # claim and run; finish what runs; kill what runs
+
+
+class Work:
+    """The tokens that the pilot holds, how long they take, and whether to go on. All threads use it, under its lock."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self.changed = threading.Condition()
+        self.ready: Deque[Token] = collections.deque()  # claimed, not started
+        self.runs: Dict[str, Run] = {}  # by claim
+        self.level = GO
+        self.why = ""
+        self.code = EX_OK
+        self.stopping = threading.Event()  # set when what runs is to be killed
+        self.counts: Dict[str, int] = collections.Counter()
+        self._seconds: Deque[float] = collections.deque(maxlen=50)
+        self._mean: Optional[float] = None
+
+    def stop(self, level: int, why: str, code: int = EX_OK) -> None:
+        """Drain or stop. A stop goes before a drain, else the first reason stands."""
+        with self.changed:
+            if level <= self.level:
+                return
+            log(f"{'Stops' if level == STOP else 'Takes no more tokens'}: {why}.")
+            self.level, self.why, self.code = level, why, self.code or code
+            if level == STOP:
+                self.stopping.set()
+            self.changed.notify_all()
+
+    def wait(self, seconds: float, until: Callable[[], bool] = lambda: True) -> None:
+        """So long, or until something changes and ``until`` holds, or the pilot is to end."""
+        deadline = time.monotonic() + seconds
+        with self.changed:
+            while self.level == GO:
+                left = deadline - time.monotonic()
+                if left <= 0 or (self.changed.wait(left) and until()):
+                    return
+
+    def pause(self, seconds: float) -> None:
+        """So long, unless the pilot is to end."""
+        self.wait(seconds, until=lambda: False)
+
+    def add(self, tokens: List[Token]) -> None:
+        """Tokens that were claimed."""
+        with self.changed:
+            self.ready.extend(tokens)
+            self.changed.notify_all()
+
+    def next_run(self, make: Callable[[Token], Run]) -> Optional[Run]:
+        """The next token, made into a run; None when no more are to be started. Waits."""
+        with self.changed:
+            while not self.ready and self.level == GO:
+                self.changed.wait()
+            if self.level != GO:
+                return None
+            run = make(self.ready.popleft())
+            self.runs[run.token.claim] = run
+            return run
+
+    def finish(self, run: Run, change: Optional[Change], reporter: Reporter) -> None:
+        """A run has ended: from here on its token is the reporter's."""
+        with self.changed:
+            if change is not None:
+                reporter.put(change, more=bool(self.ready))
+            del self.runs[run.token.claim]
+            self.changed.notify_all()
+
+    def learn(self, seconds: float) -> float:
+        """How long a command took; returns the moving mean."""
+        with self.changed:
+            self._seconds.append(seconds)
+            self._mean = seconds if self._mean is None else 0.7 * self._mean + 0.3 * seconds
+            return self._mean
+
+    def expected(self) -> float:
+        """Seconds that nine of ten tokens needed lately, 0 if none has ended."""
+        with self.changed:
+            seen = sorted(self._seconds)
+        return seen[int(0.9 * (len(seen) - 1))] if seen else 0.0
+
+    def wanted(self) -> int:
+        """How many tokens to claim now. Short ones are fetched ahead."""
+        slots, now = self._config.slots, time.monotonic()
+        with self.changed:
+            ready, running = len(self.ready), [now - run.started for run in self.runs.values()]
+            mean = self._mean
+        free = max(0, slots - len(running) - ready)
+        if mean is None or mean > WORK_A_CLAIM or (len(running) >= slots and min(running) > max(1.0, 2 * mean)):
+            return free  # the next ones may be as long: none is claimed before it can start
+        target = min(self._config.max_claim, int(WORK_A_CLAIM / max(mean, 0.001))) * slots
+        return target - ready if ready <= target // 3 else free
+
+    def deaths_allowed(self, pending: int) -> int:
+        """How many pilots may have died with a token that is claimed now; ``pending`` results would be lost with this one.
+
+        After one death, which may have been the node's, a token may run beside others; after more, all by itself.
+        """
+        with self.changed:
+            if self.ready or pending or len(self.runs) >= self._config.slots:
+                return 0
+            return 1 if self.runs else sys.maxsize
+
+    def stale(self, all_of_them: bool) -> List[Token]:
+        """Take out the tokens that wait behind longer work, or all that were not started."""
+        now = time.monotonic()
+        with self.changed:
+            stale = [token for token in self.ready if all_of_them or now - token.taken > STALE]
+            for token in stale:
+                self.ready.remove(token)
+        return stale
+
+    def held(self) -> List[Token]:
+        """Tokens that are claimed and not yet the reporter's."""
+        with self.changed:
+            return [*self.ready, *(run.token for run in self.runs.values())]
+
+    def lose(self, token: Token, how: str) -> None:
+        """Stop work on a token that somebody else has taken: its result would be refused."""
+        with self.changed:
+            run = self.runs.get(token.claim)
+            if token in self.ready:
+                self.ready.remove(token)
+            elif run is None:
+                return
+            else:
+                run.stop("lost", 0)
+            token.lost = True
+            self.counts["lost"] += 1
+        log(f"Token {token.id} {how}: work on it stops.")
+
+    def settled(self, change: Change, verdict: str) -> None:
+        """Called by the reporter for each change that was written, or refused."""
+        with self.changed:
+            if verdict == "landed":
+                self.counts[change.kind] += 1
+            elif change.kind != "released":
+                self.counts["refused"] += 1
+                log(f"The result of {change.token} is refused: the token was taken away or deleted.")
+            self.changed.notify_all()
+
+    def activity(self) -> Doc:
+        """What the pilot does, for its lease."""
+        with self.changed:
+            runs = list(self.runs.values())
+            state = ("working" if runs else "idle", "draining", "stopping")[self.level]
+            counts = {name.replace(" ", "_"): count for name, count in self.counts.items() if count}
+            waiting = len(self.ready)
+        running: Dict[str, Doc] = {}
+        for run in runs:
+            running[run.token.id] = {"seconds": int(time.monotonic() - run.started)}
+            progress = run.progress()
+            if progress is not None:
+                running[run.token.id]["progress"] = progress
+        return {"state": state, "running": running, "waiting": waiting, "counts": counts}
