@@ -20,8 +20,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from airflow_provider_picas.couchdb.protocol import Answer, Request
-from airflow_provider_picas.hooks.picas import PicasAsyncHook, PicasHook
+from airflow_provider_picas.couchdb.http import Answer, Request
+from airflow_provider_picas.hooks.picas import PicasHook
+from airflow_provider_picas.hooks.picas_async import PicasAsyncHook
 from airflow_provider_picas.tokens import documents
 from airflow_provider_picas.triggers import feed
 from airflow_provider_picas.triggers.tokens import PicasTokenStateTrigger

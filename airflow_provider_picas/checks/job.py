@@ -12,7 +12,7 @@ from airflow_provider_picas.checks.finding import Finding, failed, ok
 from airflow_provider_picas.checks.node import Probe
 from airflow_provider_picas.checks.wanted import Wanted
 from airflow_provider_picas.hooks.slurm import SlurmHook
-from airflow_provider_picas.slurm import calls, jobs, pilot_job, sbatch, submission
+from airflow_provider_picas.slurm import jobs, pilot_job, sbatch, sbatch_calls, submission
 from airflow_provider_picas.slurm.jobs import Life
 from airflow_provider_picas.slurm.remote import RemoteError, RemoteFile, quote
 from airflow_provider_picas.tokens.text import one_line
@@ -42,7 +42,7 @@ def check(slurm: SlurmHook, probe: Probe, wanted: Wanted, note: Note) -> Iterato
 
 def _clean_up(slurm: SlurmHook, base_key: str, remote_folder: str | None, note: Note) -> None:
     try:
-        slurm.perform(calls.cancel(f"{base_key}.1", 1))
+        slurm.perform(sbatch_calls.cancel(f"{base_key}.1", 1))
         folder = submission.DEFAULT_FOLDER if remote_folder is None else remote_folder
         slurm.run(f'cd -- "$HOME" && cd -- {quote(folder)} && rm -rf -- {quote(base_key)}.*')
     except RemoteError as error:

@@ -14,7 +14,7 @@ from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.pilot import node_check
 from airflow_provider_picas.slurm.credentials import CA_FILE
 from airflow_provider_picas.slurm.remote import RemoteFile
-from airflow_provider_picas.tokens.leases import SKEW
+from airflow_provider_picas.submissions.deaths import SKEW
 from airflow_provider_picas.tokens.text import one_line
 
 PROGRAM = "node_check.py"

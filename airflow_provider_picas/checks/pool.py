@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from urllib.parse import urlsplit
 
 from airflow_provider_picas.checks.finding import Finding, failed, ok, warned
-from airflow_provider_picas.couchdb import errors, needed_views, protocol
+from airflow_provider_picas.couchdb import errors, http, needed_views
+from airflow_provider_picas.couchdb.http import Answer, Operation, Request
 from airflow_provider_picas.couchdb.pool import Pool
-from airflow_provider_picas.couchdb.protocol import Answer, Operation, Request
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.tokens import views
 from airflow_provider_picas.tokens.states import State
@@ -25,7 +25,7 @@ class OneTry(PicasHook):
 
     def send(self, request: Request) -> Answer:
         """Send one request; its answer. Raises CouchDBError."""
-        return protocol.check(self.settings, self.picas_conn_id, request, self._send_once(request))
+        return http.check(self.settings, self.picas_conn_id, request, self._send_once(request))
 
 
 def check(hook: PicasHook) -> Iterator[Finding]:

@@ -17,7 +17,8 @@ from airflow_provider_picas.couchdb.errors import CouchDBError, NotFoundError
 from airflow_provider_picas.couchdb.pool import Document
 from airflow_provider_picas.lifecycle.json_values import number
 from airflow_provider_picas.slurm.remote import RemoteError
-from airflow_provider_picas.tokens import attachments, batch, leases
+from airflow_provider_picas.submissions import deaths
+from airflow_provider_picas.tokens import attachments, batch
 from airflow_provider_picas.tokens.causes import cause_of
 from airflow_provider_picas.tokens.counts import Counts
 from airflow_provider_picas.tokens.documents import without_leftovers
@@ -140,7 +141,7 @@ def _pilots(hook: PicasHook, limit: int) -> Iterator[str]:
 def _life(lease: Document, now: float) -> str:
     if lease.get("ended"):
         return "ended"
-    over = number(lease.get("renewed")) + number(lease.get("lease"), leases.LEASE)
+    over = number(lease.get("renewed")) + number(lease.get("lease"), deaths.LEASE)
     return "silent" if now > over + 1 else "alive"  # the database's clock has whole seconds
 
 

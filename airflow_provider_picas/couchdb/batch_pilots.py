@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from airflow_provider_picas.couchdb import errors
+from airflow_provider_picas.couchdb.http import Operation, Request, json_body
 from airflow_provider_picas.couchdb.pool import Pool
-from airflow_provider_picas.couchdb.protocol import Operation, Request, json_body
 
 PREFIX = "_local/picas-pilots-"
 _MOST = 1_000  # submissions of a batch that are read

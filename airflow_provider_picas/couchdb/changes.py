@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from airflow_provider_picas.couchdb import errors
+from airflow_provider_picas.couchdb.http import Operation, Request, json_body
 from airflow_provider_picas.couchdb.pool import Pool, counted
-from airflow_provider_picas.couchdb.protocol import Operation, Request, json_body
 from airflow_provider_picas.lifecycle.json_values import number
 from airflow_provider_picas.tokens import counts, views
 from airflow_provider_picas.tokens.counts import Counts

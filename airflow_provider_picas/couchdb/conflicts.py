@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from airflow_provider_picas.couchdb import errors
+from airflow_provider_picas.couchdb.http import Operation, Request, json_body
 from airflow_provider_picas.couchdb.pool import Document, Pool
-from airflow_provider_picas.couchdb.protocol import Operation, Request, json_body
 from airflow_provider_picas.lifecycle.conflicts import merge, revision_rank
 from airflow_provider_picas.lifecycle.ids import has_path
 from airflow_provider_picas.tokens import attachments

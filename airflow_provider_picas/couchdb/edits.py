@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 from airflow_provider_picas.couchdb import errors
+from airflow_provider_picas.couchdb.http import Operation, Request, json_body, refused
 from airflow_provider_picas.couchdb.pool import PAGE, TOO_LARGE, Document, Pool, counted
-from airflow_provider_picas.couchdb.protocol import Operation, Request, json_body, refused
 from airflow_provider_picas.lifecycle.ids import has_path
 from airflow_provider_picas.tokens import attachments, documents, views
 from airflow_provider_picas.tokens.counts import Counts, from_rows

@@ -6,8 +6,8 @@ import shlex
 from collections.abc import Collection, Iterable, Mapping
 
 from airflow_provider_picas.couchdb import errors
+from airflow_provider_picas.couchdb.http import Operation
 from airflow_provider_picas.couchdb.pool import Document, Pool
-from airflow_provider_picas.couchdb.protocol import Operation
 from airflow_provider_picas.tokens import views
 from airflow_provider_picas.tokens.states import State
 from airflow_provider_picas.tokens.text import one_line

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from airflow_provider_picas.couchdb.http import Operation, Request
 from airflow_provider_picas.couchdb.pool import Document, Pool
-from airflow_provider_picas.couchdb.protocol import Operation, Request
 from airflow_provider_picas.lifecycle.ids import lease_id
 
 LAST_CHANGES = 5_000  # changes that are read

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 from airflow_provider_picas.couchdb import errors
-from airflow_provider_picas.couchdb.protocol import LARGEST_ANSWER, Answer, Operation, Request, json_body
+from airflow_provider_picas.couchdb.http import LARGEST_ANSWER, Answer, Operation, Request, json_body
 from airflow_provider_picas.couchdb.settings import Settings
 from airflow_provider_picas.lifecycle.ids import has_path
 from airflow_provider_picas.lifecycle.json_values import number

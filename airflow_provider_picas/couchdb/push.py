@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from airflow_provider_picas.couchdb import errors
+from airflow_provider_picas.couchdb.http import Operation, refused
 from airflow_provider_picas.couchdb.pool import Document, Pool, Row
-from airflow_provider_picas.couchdb.protocol import Operation, refused
 from airflow_provider_picas.tokens import documents
 from airflow_provider_picas.tokens.documents import BadTokenError
 from airflow_provider_picas.tokens.push import (

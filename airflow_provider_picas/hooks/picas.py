@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-import base64
 import itertools
 import logging
-import math
 import re
 import secrets
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from functools import cached_property
@@ -19,20 +16,21 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import requests
 import urllib3
-from airflow.providers.common.compat.connection import get_async_connection, get_async_extra_dejson
 from airflow.providers.common.compat.sdk import AirflowNotFoundException
 from airflow.providers.http.hooks.http import HttpHook
 
-from airflow_provider_picas import __version__, pattern
-from airflow_provider_picas.couchdb import changes, edits, errors, protocol
+from airflow_provider_picas import __version__
+from airflow_provider_picas.couchdb import changes, edits, errors, http
+from airflow_provider_picas.couchdb.http import Answer, Operation, Request
 from airflow_provider_picas.couchdb.pool import PAGE, Deployment, Document, Next, Pool
-from airflow_provider_picas.couchdb.protocol import Answer, Operation, Request
 from airflow_provider_picas.couchdb.push import push, requests_of
 from airflow_provider_picas.couchdb.refusals import Refusals
-from airflow_provider_picas.couchdb.settings import EXTRAS, Settings, from_connection
-from airflow_provider_picas.keylog import KeyLog
+from airflow_provider_picas.couchdb.settings import Settings
+from airflow_provider_picas.hooks import regex
+from airflow_provider_picas.hooks.connection import _this_connection, cause_of, no_connection, settings_of, ssl_context
+from airflow_provider_picas.hooks.duplicate_keys import KeyLog
 from airflow_provider_picas.lifecycle.ids import has_path
-from airflow_provider_picas.operation import drive, drive_async
+from airflow_provider_picas.sansio import drive
 from airflow_provider_picas.tokens import attachments, documents, views
 from airflow_provider_picas.tokens.causes import error_text
 from airflow_provider_picas.tokens.counts import Counts
@@ -43,7 +41,7 @@ from airflow_provider_picas.tokens.states import State
 from airflow_provider_picas.tokens.text import one_line
 
 if TYPE_CHECKING:
-    import aiohttp
+    pass
 
 log = logging.getLogger(__name__)
 
@@ -60,9 +58,6 @@ CHUNK = 1 << 16
 
 SAY_AGAIN = 60.0
 """Seconds between two lines in the log about an index that is being built."""
-
-FIRST_LOOK_UP, LONGEST_LOOK_UP = 5.0, 300.0
-"""Seconds until the connection is looked up again for a request that was refused; longer each time that it has not changed."""
 
 _USER_AGENT = f"airflow-provider-picas/{__version__}"
 
@@ -137,8 +132,8 @@ class PicasHook(HttpHook):
         try:
             connection = self.get_connection(self.picas_conn_id)
         except AirflowNotFoundException:
-            raise _no_connection(self.picas_conn_id) from None
-        found = _settings(connection, self.picas_conn_id, self.database)
+            raise no_connection(self.picas_conn_id) from None
+        found = settings_of(connection, self.picas_conn_id, self.database)
         return replace(found, design_document=self.design_document) if self.design_document else found
 
     @cached_property
@@ -157,7 +152,7 @@ class PicasHook(HttpHook):
         session: requests.Session | None = getattr(self._sessions, "session", None)
         if session is None:
             if isinstance(settings.verify, str):
-                _ssl(settings, self.picas_conn_id)  # names a file that cannot be read; requests does not
+                ssl_context(settings, self.picas_conn_id)  # names a file that cannot be read; requests does not
             session = requests.Session()
             session.verify = settings.verify
             session.trust_env = False  # ~/.netrc would win over the connection
@@ -175,7 +170,7 @@ class PicasHook(HttpHook):
     def check_response(self, response: requests.Response) -> None:
         """Raise the typed error of an answer; for ``run()``."""
         request = Request(str(response.request.method), str(response.request.path_url))
-        protocol.check(self.settings, self.picas_conn_id, request, _answer(response))
+        http.check(self.settings, self.picas_conn_id, request, _answer(response))
 
     def test_connection(self) -> tuple[bool, str]:
         """What the Test button of the connection form asks."""
@@ -202,12 +197,12 @@ class PicasHook(HttpHook):
             try:
                 answer = self._send_once(request)
                 retry_after = answer.headers.get("retry-after")
-                return protocol.check(self.settings, self.picas_conn_id, request, answer)
+                return http.check(self.settings, self.picas_conn_id, request, answer)
             except errors.UnavailableError as error:
                 building = self._note_index(request)
-                if not building and not protocol.worth_repeating(request, error, attempt):
+                if not building and not http.worth_repeating(request, error, attempt):
                     raise
-                pause = protocol.wait_before(min(attempt, protocol.TRIES) + 1, retry_after)
+                pause = http.wait_before(min(attempt, http.TRIES) + 1, retry_after)
                 if not building:
                     self.log.warning("%s Trying again in %.1f s.", error, pause)
             time.sleep(pause)
@@ -242,9 +237,9 @@ class PicasHook(HttpHook):
             with response:
                 body = _read(settings, request, response)
         except requests.exceptions.SSLError as error:
-            raise protocol.tls_failed(settings, self.picas_conn_id, _cause(error)) from None
+            raise http.tls_failed(settings, self.picas_conn_id, cause_of(error)) from None
         except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError) as error:
-            raise protocol.unreachable(settings, self.picas_conn_id, _cause(error)) from None
+            raise http.unreachable(settings, self.picas_conn_id, cause_of(error)) from None
         return Answer(response.status_code, _headers(response), body)
 
     # -- the pool -----------------------------------------------------------------------------------------------------
@@ -436,10 +431,10 @@ class PicasHook(HttpHook):
                     f"Attachment {name!r:.80} of {token['_id']!r:.200} has {expected:,} bytes, and {size:,} came."
                 )
             except errors.UnavailableError as error:
-                if not protocol.worth_repeating(request, error, attempt):
+                if not http.worth_repeating(request, error, attempt):
                     raise
                 self.log.warning("%s Trying again.", error)
-                time.sleep(protocol.wait_before(attempt + 1))
+                time.sleep(http.wait_before(attempt + 1))
         raise AssertionError("not reached")
 
     def _download_once(self, request: Request, file: BinaryIO, limit: int | None, expected: int) -> int:
@@ -452,7 +447,7 @@ class PicasHook(HttpHook):
                 stream=True,
             ) as response:
                 if response.status_code >= 300:
-                    protocol.check(settings, self.picas_conn_id, request, _answer(response))
+                    http.check(settings, self.picas_conn_id, request, _answer(response))
                 size, tail = 0, b""
                 for chunk in response.iter_content(CHUNK):
                     size += len(chunk)
@@ -465,7 +460,7 @@ class PicasHook(HttpHook):
                 file.write(tail)
                 return size
         except requests.exceptions.RequestException as error:
-            raise protocol.unreachable(settings, self.picas_conn_id, _cause(error)) from None
+            raise http.unreachable(settings, self.picas_conn_id, cause_of(error)) from None
 
     def batches(self) -> dict[str, Counts]:
         """The batches of the pool, each with its counts. Raises NotFoundError where the provider's views are not deployed."""
@@ -502,12 +497,12 @@ class PicasHook(HttpHook):
     def _judge(self, selection: Selection) -> edits.Judge:
         now = self.now()
         if selection.error_pattern:
-            pattern.check(selection.error_pattern)
+            regex.check(selection.error_pattern)
 
         def judge(tokens: Sequence[Document]) -> list[str | None]:
             matches = [True] * len(tokens)
             if selection.error_pattern and tokens:
-                matches = pattern.search(selection.error_pattern, [error_text(token) for token in tokens])
+                matches = regex.search(selection.error_pattern, [error_text(token) for token in tokens])
             return [selection.objection(token, now, match) for token, match in zip(tokens, matches, strict=True)]
 
         return judge
@@ -602,185 +597,6 @@ class PicasHook(HttpHook):
                 raise
 
 
-class PicasAsyncHook:
-    """A PiCaS pool, from a trigger: the same operations over one aiohttp session.
-
-    Use it as an asynchronous context manager; the session lives as long. Parameters as for ``PicasHook``.
-
-    When a request is refused (401 or 403) or gets no answer, the connection is looked up again, now and then: somebody may have
-    changed it, as with a new password. Then the request is sent with what it says now. A login that was refused is not tried
-    again at once, by whichever hook of the process: ``couchdb.refusals`` says why.
-    """
-
-    def __init__(self, picas_conn_id: str = PicasHook.default_conn_name, *, database: str | None = None) -> None:
-        self.picas_conn_id = picas_conn_id
-        self.database = database
-        self._session: aiohttp.ClientSession | None = None
-        self._settings: Settings | None = None
-        self._tls: Any = True
-        self._renewal = asyncio.Lock()
-        self._look_up_pause = FIRST_LOOK_UP
-        self._looked_up_at = -math.inf
-
-    async def __aenter__(self) -> PicasAsyncHook:
-        import aiohttp
-
-        if self._settings is None:
-            await self._apply(await self._look_up())
-        self._session = aiohttp.ClientSession(
-            headers={"User-Agent": _USER_AGENT}, connector=aiohttp.TCPConnector(limit=16), auto_decompress=True
-        )
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        if self._session is not None:
-            await self._session.close()
-
-    async def _look_up(self) -> Settings:
-        self._looked_up_at = time.monotonic()
-        try:
-            connection = await get_async_connection(self.picas_conn_id)
-            extra = await get_async_extra_dejson(connection)
-        except AirflowNotFoundException:
-            raise _no_connection(self.picas_conn_id) from None
-        except Exception as error:  # Airflow's API is away: as if the database were
-            raise errors.UnavailableError(
-                f"Airflow does not tell the connection {self.picas_conn_id!r} ({type(error).__name__}: {error!s:.300})."
-            ) from error
-        return _settings(connection, self.picas_conn_id, self.database, extra)
-
-    async def _apply(self, settings: Settings) -> None:
-        self._tls = await asyncio.to_thread(_ssl, settings, self.picas_conn_id)
-        self._settings = settings
-
-    async def _renew(self, used: Settings) -> bool:
-        """Look the connection up again; whether it is another one than ``used``."""
-        async with self._renewal:
-            if self.settings != used:
-                return True  # another request has done it
-            if time.monotonic() - self._looked_up_at < self._look_up_pause:
-                return False
-            try:
-                found = await self._look_up()
-                if found != used:
-                    await self._apply(found)
-            except errors.CouchDBError:
-                found = used
-            if found == used:
-                self._look_up_pause = min(LONGEST_LOOK_UP, self._look_up_pause * 2)
-                return False
-            self._look_up_pause = FIRST_LOOK_UP
-            log.info("Connection %r has changed. Requests go on with what it says now.", self.picas_conn_id)
-            return True
-
-    @property
-    def settings(self) -> Settings:
-        """The connection's fields; known once the hook was entered."""
-        if self._settings is None:
-            raise RuntimeError("PicasAsyncHook is used outside of its `async with`.")
-        return self._settings
-
-    @property
-    def pool(self) -> Pool:
-        """The operations that this hook drives."""
-        return Pool(self.settings)
-
-    async def do(self, operation: Operation[Result]) -> Result:
-        """Drive an operation to its end and return its result."""
-        return await drive_async(operation, self.send)
-
-    async def send(self, request: Request) -> Answer:
-        """Send one request, again if that is safe and may help; its answer. Raises CouchDBError."""
-        for attempt in itertools.count(1):
-            retry_after, used = None, self.settings
-            known = _refusals.known(used, time.monotonic())
-            try:
-                if known is not None:
-                    raise known
-                answer = await self.send_once(request)
-                retry_after = answer.headers.get("retry-after")
-                checked = protocol.check(used, self.picas_conn_id, request, answer)
-                _refusals.forget(used)
-                return checked
-            except (errors.UnauthorizedError, errors.ForbiddenError) as error:
-                if error is not known:
-                    _refusals.note(used, error, time.monotonic())
-                if not await self._renew(used):
-                    raise
-                continue  # it was refused, so nothing was done
-            except errors.UnavailableError as error:
-                if not protocol.worth_repeating(request, error, attempt):
-                    if not error.status:
-                        await self._renew(used)  # for the next request
-                    raise
-            await asyncio.sleep(protocol.wait_before(attempt + 1, retry_after))
-        raise AssertionError("not reached")
-
-    async def send_once(self, request: Request) -> Answer:
-        """Send one request and read its whole answer, whatever its status."""
-        import aiohttp
-        from yarl import URL
-
-        settings = self.settings
-        if self._session is None:
-            raise RuntimeError("PicasAsyncHook is used outside of its `async with`.")
-        longest = protocol.longest(settings, request)
-        started = time.monotonic()
-        headers = dict(request.headers)
-        if settings.login:
-            login = f"{settings.login}:{settings.password}".encode()
-            headers["Authorization"] = f"Basic {base64.b64encode(login).decode()}"
-        timeout = aiohttp.ClientTimeout(
-            total=longest,
-            connect=settings.connect_timeout,
-            sock_read=request.read_timeout or settings.read_timeout,
-        )
-        try:
-            async with self._session.request(
-                request.method,
-                URL(settings.url + request.target, encoded=True),
-                data=request.body,
-                headers=headers,
-                ssl=self._tls,
-                timeout=timeout,
-                allow_redirects=False,
-            ) as response:
-                body = bytearray()
-                async for piece in response.content.iter_any():
-                    body += piece
-                    protocol.check_size(settings, request, len(body))
-                told = {name.lower(): value for name, value in response.headers.items()}
-                return Answer(response.status, told, bytes(body))
-        except (aiohttp.ClientSSLError, aiohttp.ClientConnectorCertificateError) as error:
-            raise protocol.tls_failed(settings, self.picas_conn_id, str(error)) from None
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            if longest is not None and time.monotonic() - started >= longest:
-                raise protocol.too_slow(settings, request) from None
-            raise protocol.unreachable(settings, self.picas_conn_id, str(error) or type(error).__name__) from None
-
-    async def count(self, batch: str | None = None) -> Counts:
-        """Tokens by state, of a batch or of the whole pool."""
-        return await self.do(self.pool.count(batch))
-
-    async def get(self, token_id: str) -> Document:
-        """One token. Raises NotFoundError."""
-        return await self.do(self.pool.get(token_id))
-
-    async def tokens(self, state: State | str, batch: str | None = None) -> AsyncIterator[Document]:
-        """The tokens in a state, of a batch or of the whole pool, read page by page."""
-        after: Next | None = None
-        while True:
-            found, after = await self.do(self.pool.tokens(State(state), batch, after=after))
-            for token in found:
-                yield token
-            if after is None:
-                return
-
-    async def deploy_views(self) -> Deployment:
-        """Write the design documents that the pool lacks, if the login may."""
-        return await self.do(self.pool.deploy())
-
-
 def _flat(pages: Iterable[list[Item]]) -> Iterator[Item]:
     return itertools.chain.from_iterable(pages)
 
@@ -789,36 +605,6 @@ def _pages_of(items: Iterable[Item]) -> Iterator[list[Item]]:
     iterator = iter(items)
     while page := list(itertools.islice(iterator, PAGE)):
         yield page
-
-
-def _no_connection(conn_id: str) -> errors.SettingsError:
-    return errors.SettingsError(
-        f"There is no connection {conn_id!r}. Make one of type PiCaS, in the UI or by `airflow connections add`; or name another"
-        " as picas_conn_id."
-    )
-
-
-def _this_connection(found: re.Match[str]) -> str:
-    return f"{'T' if found[1] == 'C' else 't'}his connection"
-
-
-def _settings(connection: Any, conn_id: str, database: str | None, extra: Mapping[str, Any] | None = None) -> Settings:
-    if connection.conn_type in ("ssh", "sftp"):
-        raise errors.SettingsError(
-            f"Connection {conn_id!r} is of type {connection.conn_type!r}. `picas_conn_id` takes a connection of type"
-            " 'picas', to the CouchDB server; `ssh_conn_id` takes the one to the cluster."
-        )
-    fields = connection.extra_dejson if extra is None else extra
-    return from_connection(
-        conn_id,
-        host=connection.host,
-        port=connection.port,
-        schema=connection.schema,
-        login=connection.login,
-        password=connection.password,
-        extra={name: value for name, value in fields.items() if name in EXTRAS or value not in (None, "")},
-        database=database,
-    )
 
 
 def _answer(response: requests.Response) -> Answer:
@@ -831,46 +617,11 @@ def _headers(response: requests.Response) -> dict[str, str]:
 
 def _read(settings: Settings, request: Request, response: requests.Response) -> bytes:
     """The body of an answer. Raises LargeAnswerError and UnavailableError at its limits of size and time."""
-    started, longest = time.monotonic(), protocol.longest(settings, request)
+    started, longest = time.monotonic(), http.longest(settings, request)
     body = bytearray()
     while piece := response.raw.read1(CHUNK, decode_content=True):  # what has come, unlike read()
         body += piece
-        protocol.check_size(settings, request, len(body))
+        http.check_size(settings, request, len(body))
         if longest is not None and time.monotonic() - started > longest:
-            raise protocol.too_slow(settings, request)
+            raise http.too_slow(settings, request)
     return bytes(body)
-
-
-def _cause(error: Exception) -> str:
-    """The innermost reason that requests and urllib3 give, in one line."""
-    reason: Any = error
-    for _ in range(5):
-        parts = (getattr(reason, "reason", None), *getattr(reason, "args", ()))
-        inner = next((part for part in parts if isinstance(part, Exception)), None)
-        if inner is None:
-            break
-        reason = inner
-    text = " ".join(str(reason).split())
-    return text.rpartition(">: ")[2][:300] or type(error).__name__
-
-
-def _ssl(settings: Settings, conn_id: str) -> Any:
-    """The TLS context, or False for one that verifies nothing. Raises SettingsError for a CA file that cannot be read."""
-    import ssl
-
-    if settings.verify is False:
-        return False
-    if settings.verify is True:
-        return ssl.create_default_context(cafile=_certifi())
-    try:
-        return ssl.create_default_context(cafile=settings.verify)
-    except OSError as error:
-        raise errors.SettingsError(
-            f"Connection {conn_id!r}: its 'ca_file' {settings.verify!r} is no file of certificates ({error})."
-        ) from None
-
-
-def _certifi() -> str:
-    import certifi  # what requests trusts, so that both hooks agree
-
-    return certifi.where()

@@ -19,7 +19,7 @@ from airflow.providers.common.compat.sdk import BaseHook
 from asgiref.sync import sync_to_async
 
 from airflow_provider_picas.hooks import ssh
-from airflow_provider_picas.operation import drive, drive_async
+from airflow_provider_picas.sansio import drive, drive_async
 from airflow_provider_picas.slurm import jobs, remote, sending, submission
 from airflow_provider_picas.slurm.remote import (
     Command,

@@ -9,19 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from airflow_provider_picas import reaping, stopping, tidying
 from airflow_provider_picas.couchdb.errors import CouchDBError
-from airflow_provider_picas.couchdb.protocol import Request
+from airflow_provider_picas.couchdb.http import Request
 from airflow_provider_picas.couchdb.settings import Settings
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.slurm import SlurmHook
-from airflow_provider_picas.operation import drive
-from airflow_provider_picas.reaping import News, Operation, Result, Watched, look_after
-from airflow_provider_picas.slurm import calls, credentials, jobs, logs, submission
-from airflow_provider_picas.slurm.figures import Figures, figures
+from airflow_provider_picas.sansio import drive
+from airflow_provider_picas.slurm import credentials, jobs, logs, sbatch_calls, submission
 from airflow_provider_picas.slurm.jobs import Life
 from airflow_provider_picas.slurm.remote import RemoteError, RemoteFile, Send, UnreachableError, ok
-from airflow_provider_picas.tokens.leases import Observer
+from airflow_provider_picas.slurm.usage import Figures, figures
+from airflow_provider_picas.submissions import stop as stopping
+from airflow_provider_picas.submissions import tidy, watch
+from airflow_provider_picas.submissions.deaths import Observer
+from airflow_provider_picas.submissions.submission import Operation, Result, Watched
+from airflow_provider_picas.submissions.watch import News, look_after
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +80,7 @@ class WatchedSubmission:
     def foreign(self) -> tuple[str, ...]:
         """Tokens that are held by nobody of whom anything is known; none while the cluster does not answer."""
         try:
-            return self.do(reaping.holders(self._picas.pool, self._batch, self.watched)).foreign
+            return self.do(watch.holders(self._picas.pool, self._batch, self.watched)).foreign
         except RemoteError:
             return ()
 
@@ -100,15 +102,15 @@ class WatchedSubmission:
         if self.do(stopping.drained(self._picas.pool, key)):
             return "Somebody has drained or cancelled them."
         done, before = self.do(submission.rounds(folder, scope))
-        record = self.do(calls.read(folder, done * count))
+        record = self.do(sbatch_calls.read(folder, done * count))
         if record.settled:
             if any(job.life is not Life.ENDED for job in self._jobs().values()):
                 log.info("Pilots of %s wait or run: somebody else has submitted them again.", key)
                 return None
             if done and record.refused_for_now:
                 if record.retry_in:
-                    raise calls.refusal(record)
-                self.do(calls.give_up(folder, record))
+                    raise sbatch_calls.refusal(record)
+                self.do(sbatch_calls.give_up(folder, record))
             elif done >= most:
                 return f"They were submitted again {done} times, as often as `resubmit` allows."
             elif finished <= before:
@@ -119,7 +121,7 @@ class WatchedSubmission:
         # The round may also be that of another wait, or of a worker that was killed: whoever is here goes on with it.
         if files := self._credentials():
             self.do(ok(Send(files), "The credentials could not be sent"))
-        record = self.do(calls.settle(folder, key, done * count))
+        record = self.do(sbatch_calls.settle(folder, key, done * count))
         jobs = ", ".join(str(call.job_id) for call in record.asked)
         log.info("No pilot was left, so the same ones were submitted again: job %s.", jobs)
         return None
@@ -211,7 +213,7 @@ class WatchedSubmission:
 
     def _cancel_pending(self) -> None:
         try:
-            number = self.do(tidying.cancel_pending(self._picas.pool, self.watched))
+            number = self.do(tidy.cancel_pending(self._picas.pool, self.watched))
         except CouchDBError as error:
             log.info("Pilots that have not started may be left: %s", error)
             return
@@ -220,7 +222,7 @@ class WatchedSubmission:
 
     def _tidy(self, key: str | None) -> None:
         try:
-            self.do(tidying.local_documents(self._picas.pool, key))
+            self.do(tidy.local_documents(self._picas.pool, key))
         except CouchDBError as error:  # a later wait does it
             log.info("Leases of pilots that have ended may be left: %s", error)
 

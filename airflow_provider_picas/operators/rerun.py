@@ -18,9 +18,9 @@ from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.slurm import SlurmHook
 from airflow_provider_picas.operators.parameters import flag
 from airflow_provider_picas.operators.pilots import resubmit
-from airflow_provider_picas.reaping import Watched
 from airflow_provider_picas.slurm import again
 from airflow_provider_picas.slurm.remote import RemoteError
+from airflow_provider_picas.submissions.submission import Watched
 from airflow_provider_picas.tokens.batch import Batch
 from airflow_provider_picas.tokens.ids import batch_id
 from airflow_provider_picas.tokens.states import State

@@ -29,12 +29,12 @@ from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.submission import WatchedSubmission
 from airflow_provider_picas.links import PicasMonitoringLink, PicasPoolLink, push_links
 from airflow_provider_picas.operators.instance import push_id
-from airflow_provider_picas.pilots_log import PilotsLog
-from airflow_provider_picas.reaping import Watched
 from airflow_provider_picas.slurm import jobs
-from airflow_provider_picas.slurm.calls import SubmissionRefusedError
 from airflow_provider_picas.slurm.remote import RemoteError, UnreachableError
-from airflow_provider_picas.stopping import CANCEL_WAIT, How
+from airflow_provider_picas.slurm.sbatch_calls import SubmissionRefusedError
+from airflow_provider_picas.submissions.report import PilotsLog
+from airflow_provider_picas.submissions.stop import CANCEL_WAIT, How
+from airflow_provider_picas.submissions.submission import Watched
 from airflow_provider_picas.task_state import task_state
 from airflow_provider_picas.tokens import ids, waiting
 from airflow_provider_picas.tokens.batch import Batch

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from airflow_provider_picas.pilot import archive
-from airflow_provider_picas.slurm import calls, pilot_job
+from airflow_provider_picas.slurm import pilot_job, sbatch_calls
 from airflow_provider_picas.slurm.remote import Command, Operation, RemoteError, quote
 
 SCRIPT_FILE = "pilot.sh"
@@ -42,8 +42,8 @@ def read(key: str, folder: str, count: int, batch: str) -> Operation[Origin]:
     if not _KEY.fullmatch(key) or folder.rpartition("/")[2] != key:
         raise RemoteError(f"{folder!r:.200} is not the folder of a submission {key!r:.100}.")
     text = f"""
-cd -- {quote(folder)} 2>/dev/null && [ -e {calls.SUBMIT_SCRIPT} ] && [ -e command.0 ] || exit 4
-for file in . {calls.SUBMIT_SCRIPT} command.* {SCRIPT_FILE}; do [ -O "$file" ] || exit 6; done
+cd -- {quote(folder)} 2>/dev/null && [ -e {sbatch_calls.SUBMIT_SCRIPT} ] && [ -e command.0 ] || exit 4
+for file in . {sbatch_calls.SUBMIT_SCRIPT} command.* {SCRIPT_FILE}; do [ -O "$file" ] || exit 6; done
 i=0
 while [ $i -lt {count} ] && [ -e command.$i ]; do
   echo "command $(head -c 20000 command.$i | base64 -w0)"; i=$((i+1))
@@ -84,7 +84,7 @@ def copy(origin: Origin, key: str, aside: str, most: int | None) -> Command:
     What we wrote names the earlier submission, and gets the new name. ``most``: pilots of each sbatch call.
     """
     numbers = range(len(origin.commands))
-    ours = [calls.SUBMIT_SCRIPT, *(f"command.{number}" for number in numbers)]
+    ours = [sbatch_calls.SUBMIT_SCRIPT, *(f"command.{number}" for number in numbers)]
     same = [SCRIPT_FILE]
     if origin.config:
         ours += [name for number in numbers for name in (script_name(number), config_name(number))]

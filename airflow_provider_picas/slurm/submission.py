@@ -16,8 +16,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from airflow_provider_picas.slurm import calls, credentials
-from airflow_provider_picas.slurm.calls import Record, SubmissionRefusedError, job_name
+from airflow_provider_picas.slurm import credentials, sbatch_calls
 from airflow_provider_picas.slurm.remote import (
     Command,
     Operation,
@@ -31,6 +30,7 @@ from airflow_provider_picas.slurm.remote import (
     quote,
     whole,
 )
+from airflow_provider_picas.slurm.sbatch_calls import Record, SubmissionRefusedError, job_name
 from airflow_provider_picas.slurm.sweep import REMOVED
 from airflow_provider_picas.tokens import ids
 
@@ -125,11 +125,13 @@ def submit(plan: Plan) -> Operation[Submission]:
         return standing
     if latest.record.refused:
         # Once more: the try that was refused may have been killed before it had done this.
-        yield from ok(calls.cancel(latest.key, len(latest.record.calls)), "Jobs of a refused submission may be left")
+        yield from ok(
+            sbatch_calls.cancel(latest.key, len(latest.record.calls)), "Jobs of a refused submission may be left"
+        )
         yield from remove_credentials(latest.folder)
     made, ours = yield from _make(plan, latest)
     record = yield from _settle(made)
-    yield from calls.acknowledge(made.folder)
+    yield from sbatch_calls.acknowledge(made.folder)
     return made.submission(record, adopted=not ours)
 
 
@@ -147,19 +149,19 @@ def _adopt(latest: _Latest) -> Operation[Submission | None]:
     if not latest.generation or not record.calls or (record.refused and not record.acknowledged):
         return None
     if record.acknowledged and (record.settled or record.refused):
-        running = yield from calls.active(latest.key, len(record.calls))
+        running = yield from sbatch_calls.active(latest.key, len(record.calls))
         return latest.submission(record, adopted=True) if running else None
     adopted = record.settled
     if not adopted:
         record = yield from _settle(latest)
-    yield from calls.acknowledge(latest.folder)
+    yield from sbatch_calls.acknowledge(latest.folder)
     return latest.submission(record, adopted=adopted)
 
 
 def _settle(latest: _Latest) -> Operation[Record]:
     """``calls.settle``. A submission that is refused leaves no credentials behind."""
     try:
-        return (yield from calls.settle(latest.folder, latest.key))
+        return (yield from sbatch_calls.settle(latest.folder, latest.key))
     except SubmissionRefusedError as error:
         if not error.jobs_left:
             yield from remove_credentials(latest.folder)
@@ -283,7 +285,7 @@ n=$({{
 echo "${{n:-0}}"
 [ -n "$n" ] && [ -d {quote(base_key)}."$n" ] || exit 0
 cd -- {quote(base_key)}."$n" || exit 4
-{calls.READ}"""
+{sbatch_calls.READ}"""
     output = yield Command(text)
     if output.code == 7:
         raise SubmissionRefusedError(
@@ -300,12 +302,12 @@ cd -- {quote(base_key)}."$n" || exit 4
     base, generation, *lines = [*output.stdout.splitlines(), "", ""]
     if whole(generation, default=-1) < 0:
         raise RemoteError(f"The submission's folder cannot be read: the cluster answered {output.said!r:.200}.")
-    return _Latest(base, base_key, whole(generation), calls.parse_record(lines))
+    return _Latest(base, base_key, whole(generation), sbatch_calls.parse_record(lines))
 
 
 def _make(plan: Plan, latest: _Latest) -> Operation[tuple[_Latest, bool]]:
     """Make the next submission's folder, with all that is in it. Whether it is ours: another worker may have been faster."""
-    wanted = _Latest(latest.base, plan.base_key, latest.generation + 1, calls.parse_record(()))
+    wanted = _Latest(latest.base, plan.base_key, latest.generation + 1, sbatch_calls.parse_record(()))
     aside = f"{wanted.base}/.{wanted.key}.{new_marker()}"
     failure: RemoteError | None = None
     try:
@@ -346,10 +348,10 @@ def _calls(plan: Plan, folder: str, key: str) -> Operation[list[RemoteFile]]:
     """The files with the sbatch calls, and the script that runs them."""
     workdir = yield from _workdir(plan, folder)
     python_path = f"{folder}/{CREDENTIALS}" if plan.python_path else None
-    script = calls.submit_script(folder, workdir, plan.environment, python_path)
+    script = sbatch_calls.submit_script(folder, workdir, plan.environment, python_path)
     commands = [quote(*command).encode() for command in plan.commands(folder, key)]
     return [
-        RemoteFile(f"{folder}/{calls.SUBMIT_SCRIPT}", script.encode(), 0o700),
+        RemoteFile(f"{folder}/{sbatch_calls.SUBMIT_SCRIPT}", script.encode(), 0o700),
         RemoteFile(f"{folder}/made", b""),
         *(RemoteFile(f"{folder}/command.{number}", command) for number, command in enumerate(commands)),
     ]

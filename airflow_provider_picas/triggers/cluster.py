@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 from weakref import WeakKeyDictionary
 
 from airflow_provider_picas.hooks.slurm import SlurmAsyncHook
-from airflow_provider_picas.operation import drive_async
+from airflow_provider_picas.sansio import drive_async
 from airflow_provider_picas.slurm import jobs
 from airflow_provider_picas.slurm.jobs import LookAt
 from airflow_provider_picas.slurm.remote import (

@@ -16,9 +16,11 @@ from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
 from airflow_provider_picas.couchdb import changes, edits, errors
 from airflow_provider_picas.couchdb.changes import NO_BATCH
-from airflow_provider_picas.hooks.picas import PicasAsyncHook, PicasHook
+from airflow_provider_picas.hooks.picas import PicasHook
+from airflow_provider_picas.hooks.picas_async import PicasAsyncHook
 from airflow_provider_picas.tokens.counts import Completeness, Counts
-from airflow_provider_picas.triggers.feed import Touched, feed_for
+from airflow_provider_picas.triggers.feed import feed_for
+from airflow_provider_picas.triggers.subscriptions import Touched
 
 SAVE_AFTER = 10.0  # seconds that an event has to reach Airflow's database until the position behind it is kept
 REMEMBERED = 1_000  # batches whose last events are kept over a restart

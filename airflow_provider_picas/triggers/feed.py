@@ -12,28 +12,29 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-import math
 import random
 import time
-from abc import abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import TypeVar
 from weakref import WeakKeyDictionary
 
 from airflow_provider_picas import metrics
 from airflow_provider_picas.couchdb import changes, errors
 from airflow_provider_picas.couchdb.changes import NO_BATCH, Changes
-from airflow_provider_picas.couchdb.protocol import Operation
-from airflow_provider_picas.hooks.picas import PicasAsyncHook
+from airflow_provider_picas.couchdb.http import Operation
+from airflow_provider_picas.hooks.picas_async import PicasAsyncHook
 from airflow_provider_picas.metrics import PoolGauges
 from airflow_provider_picas.tokens.counts import Counts
-from airflow_provider_picas.tokens.waiting import Endurance
+from airflow_provider_picas.triggers.subscriptions import (
+    CountsSubscription,
+    News,
+    Subscription,
+    Touched,
+    TouchedSubscription,
+)
 
 log = logging.getLogger(__name__)
-
-Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 HEARTBEAT = 20.0  # seconds between the signs of life of a poll that has nothing to tell
@@ -43,149 +44,11 @@ GATHER = 0.05  # seconds after a wake-up: tokens finish in bursts, and one look 
 SHORTEST_PAUSE = 0.1  # seconds between two looks
 LONGEST_PAUSE = 30.0
 LOAD = 3.0  # a pause is so many times as long as the look before it took
-FEW = 5  # tokens left, below which a batch may be complete at any moment
-WHILE_MANY = 1.0  # seconds between two looks at most because no batch can be complete soon
 PATIENCE = 5.0  # seconds that a look may take until it is asked whether an index is being built
 SAY_AGAIN = 60.0  # seconds between two notices of an index that is being built, or of an earlier state
 SHORTEST_POLL = 5.0  # seconds: a poll that lasted longer before it broke was cut by something in between
 BROKEN_POLLS = 3  # in a row that may break sooner, while the server answers otherwise
 FIRST_RECONNECT, LONGEST_RECONNECT = 1.0, 30.0  # seconds, with jitter
-
-
-@dataclass(frozen=True)
-class News:
-    """The newest counts of what is waited for, or None if they are what they were; and what is worth a line in the log."""
-
-    counts: Counts | None
-    notices: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Touched:
-    """Batches that have changed, with their counts, in which all changes up to ``position`` are contained.
-
-    ``NO_BATCH`` stands for the tokens without a batch. ``begins``: the feed has just begun to listen, perhaps
-    anew; what happened before ``position`` is for who receives this to find out. ``asked_at``: when the counts of each batch
-    were asked for, by the monotonic clock.
-    """
-
-    position: str
-    counts: Mapping[str, Counts]
-    begins: bool = False
-    notices: tuple[str, ...] = ()
-    asked_at: Mapping[str, float] = field(default_factory=dict)
-
-
-class Subscription(Generic[Item]):
-    """News for one wait: an asynchronous iterator, which may be cancelled while it waits and asked again.
-
-    ``outage``: as for ``Endurance``.
-    """
-
-    def __init__(self, outage: float | None) -> None:
-        self.endurance = Endurance(outage)
-        self._ready = asyncio.Event()
-        self._failure: Exception | None = None
-        self._notices: list[str] = []
-
-    def __aiter__(self) -> Subscription[Item]:
-        return self
-
-    async def __anext__(self) -> Item:
-        await self._ready.wait()
-        self._ready.clear()
-        if self._failure is not None:
-            self._ready.set()  # it stays so
-            raise self._failure
-        notices, self._notices = tuple(self._notices), []
-        return self._take(notices)
-
-    @abstractmethod
-    def _take(self, notices: tuple[str, ...]) -> Item: ...
-
-    def notify(self, text: str) -> None:
-        """Add a notice."""
-        self._notices.append(text)
-        self._ready.set()
-
-    def note_outage(self, error: errors.CouchDBError, *, say: bool) -> None:
-        """Fail when it has gone on for too long. ``say``: add a notice."""
-        refused = errors.is_refusal(error)
-        if self.endurance.over(refused, time.monotonic()):
-            self.fail(error)
-        elif say:
-            self.notify(f"{error} {self.endurance.promise(refused)}")
-
-    def wake(self) -> None:
-        """Let the iterator go on, with no news."""
-        self._ready.set()
-
-    def fail(self, error: Exception) -> None:
-        """End it: the iterator raises this."""
-        self._failure = error
-        self._ready.set()
-
-
-class CountsSubscription(Subscription[News]):
-    """The counts of one batch, or of the whole pool: first the present ones, then each time that they differ."""
-
-    def __init__(self, batch: str | None, outage: float | None) -> None:
-        super().__init__(outage)
-        self.batch = batch
-        self._known: Counts | None = None
-        self._new: Counts | None = None
-        self._put_at = 0.0
-        self._rate = 0.0  #: tokens that finished, a second
-
-    def put(self, counts: Counts) -> None:
-        """Give it the newest counts."""
-        now = time.monotonic()
-        if self._known is not None:
-            self._rate = (counts.finished - self._known.finished) / max(now - self._put_at, 0.001)
-        self._put_at = now
-        if counts != self._known:
-            self._known = self._new = counts
-            self._ready.set()
-
-    @property
-    def patience(self) -> float:
-        """Seconds for which news of this batch may wait: a part of what it needs at least, as fast as its tokens finish."""
-        if self._known is None or (left := self._known.todo + self._known.locked) <= FEW:
-            return 0.0
-        return WHILE_MANY if self._rate <= 0 else min(WHILE_MANY, left / self._rate / 5)
-
-    def _take(self, notices: tuple[str, ...]) -> News:
-        counts, self._new = self._new, None
-        return News(counts, notices)
-
-
-class TouchedSubscription(Subscription[Touched]):
-    """All batches that are touched from now on; first, where the feed begins."""
-
-    def __init__(self) -> None:
-        super().__init__(math.inf)
-        self._position = ""
-        self._counts: dict[str, Counts] = {}
-        self._asked_at: dict[str, float] = {}
-        self._begins = False
-
-    def begin(self, position: str) -> None:
-        """Tell it where the feed begins."""
-        self._position, self._begins = position, True
-        self._ready.set()
-
-    def put(self, position: str, counts: Mapping[str, Counts], asked_at: float) -> None:
-        """Give it the newest counts. What has not been fetched yet is replaced."""
-        self._position = position
-        self._counts |= counts
-        self._asked_at |= dict.fromkeys(counts, asked_at)
-        self._ready.set()
-
-    def _take(self, notices: tuple[str, ...]) -> Touched:
-        counts, self._counts = self._counts, {}
-        asked_at, self._asked_at = self._asked_at, {}
-        begins, self._begins = self._begins, False
-        return Touched(self._position, counts, begins, notices, asked_at)
 
 
 class Feed:

@@ -15,27 +15,29 @@ from airflow.providers.common.compat.sdk import conf
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 from asgiref.sync import sync_to_async
 
-from airflow_provider_picas import stopping
 from airflow_provider_picas.couchdb import errors
-from airflow_provider_picas.couchdb.protocol import Request
+from airflow_provider_picas.couchdb.http import Request
 from airflow_provider_picas.couchdb.settings import Settings
-from airflow_provider_picas.hooks.picas import PicasAsyncHook
+from airflow_provider_picas.hooks.picas_async import PicasAsyncHook
 from airflow_provider_picas.hooks.submission import RENEWED, credential_files
-from airflow_provider_picas.operation import drive_async
-from airflow_provider_picas.pilots_log import PilotsLog
-from airflow_provider_picas.reaping import News, Watched, look_after
+from airflow_provider_picas.sansio import drive_async
 from airflow_provider_picas.slurm import jobs, logs, submission
 from airflow_provider_picas.slurm.remote import Output, RemoteError, Step, UnreachableError
-from airflow_provider_picas.stopping import How
+from airflow_provider_picas.submissions import stop
+from airflow_provider_picas.submissions.deaths import Observer
+from airflow_provider_picas.submissions.report import PilotsLog
+from airflow_provider_picas.submissions.stop import How
+from airflow_provider_picas.submissions.submission import Watched
+from airflow_provider_picas.submissions.watch import News, look_after
 from airflow_provider_picas.task_state import task_state
 from airflow_provider_picas.tokens import waiting
 from airflow_provider_picas.tokens.counts import Completeness, Counts, ErrorBudget
-from airflow_provider_picas.tokens.leases import Observer
 from airflow_provider_picas.tokens.progress_line import Pilots, ProgressLines
 from airflow_provider_picas.tokens.waiting import Outcome, Progress, Threshold, Verdict
 from airflow_provider_picas.triggers.cluster import Cluster, cluster_for
-from airflow_provider_picas.triggers.feed import CountsSubscription, Feed, feed_for
-from airflow_provider_picas.triggers.feed import News as FeedNews
+from airflow_provider_picas.triggers.feed import Feed, feed_for
+from airflow_provider_picas.triggers.subscriptions import CountsSubscription
+from airflow_provider_picas.triggers.subscriptions import News as FeedNews
 
 FIRST_INTERVAL = 5.0  # seconds between two looks at the pilots while there is news of them
 LONGEST_INTERVAL = 60.0  # seconds, when nothing changes
@@ -360,10 +362,10 @@ class PicasTokenStateTrigger(BaseTrigger):
                 except RemoteError as error:
                     return Output(1, stderr=str(error))
 
-            if news := await drive_async(stopping.stop(picas.pool, self.batch, watched, how), perform):
+            if news := await drive_async(stop.stop(picas.pool, self.batch, watched, how), perform):
                 PilotsLog(self.log).tell_cancelled(news)
             # squeue shows cancelled pilots until they have ended.
-            removal = stopping.remove_credentials(watched, CANCEL_WAIT if how is How.CANCEL else DRAIN_WAIT)
+            removal = stop.remove_credentials(watched, CANCEL_WAIT if how is How.CANCEL else DRAIN_WAIT)
             if not await drive_async(removal, perform_patiently):
                 self.log.warning("Some have not ended yet; their credentials stay in %s.", watched.folder)
 

@@ -18,7 +18,7 @@ from airflow_provider_picas.pilot.database import Database
 from airflow_provider_picas.pilot.identity import Identity
 from airflow_provider_picas.pilot.lease import Lease
 from airflow_provider_picas.pilot.work import Work
-from airflow_provider_picas.reaping import News
+from airflow_provider_picas.submissions.watch import News
 from airflow_provider_picas.tokens.states import State
 from stack.couchdb import CouchDBAdmin
 from tests.chaos.couchdb_nodes import CouchDBNodes, cluster_or_skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from airflow_provider_picas.hooks import picas as hooks
+from airflow_provider_picas.hooks import picas_async
 from stack import native
 from stack.couchdb import CouchDBAdmin
 from stack.pool import Pool
@@ -17,7 +17,7 @@ def test_pilot_and_wait_go_on_with_the_new_password(
     run: Run, pool: Pool, couchdb: CouchDBAdmin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The pilot finishes the token in hand and takes the next; then it is killed, and the wait gives that one back."""
-    monkeypatch.setattr(hooks, "FIRST_LOOK_UP", 1.0)
+    monkeypatch.setattr(picas_async, "FIRST_LOOK_UP", 1.0)
     first, second = (run.file.with_name(f"{run.file.name}.{name}") for name in ("first", "second"))
     run.push(2)
     # The command of the first token sees one line of notes, that of the second three.

@@ -6,7 +6,7 @@ import base64
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from airflow_provider_picas.couchdb.protocol import json_body
+from airflow_provider_picas.couchdb.http import json_body
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.tokens.documents import new_token
 from airflow_provider_picas.tokens.states import State

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_picas.couchdb import errors, protocol
-from airflow_provider_picas.hooks.picas import PicasAsyncHook, PicasHook
+from airflow_provider_picas.couchdb import errors, http
+from airflow_provider_picas.hooks.picas import PicasHook
+from airflow_provider_picas.hooks.picas_async import PicasAsyncHook
 from airflow_provider_picas.tokens.states import State
 from stack import native
 from stack.pool import Pool
@@ -22,7 +23,7 @@ from tests.integration.faults import Fault, Proxy
 
 @pytest.fixture
 def proxy(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    monkeypatch.setattr(protocol, "wait_before", lambda attempt, retry_after=None: 0.0)
+    monkeypatch.setattr(http, "wait_before", lambda attempt, retry_after=None: 0.0)
     with Proxy(pool.url) as proxy:
         set_connection(monkeypatch, "picas_default", native.picas_connection(pool) | {"host": proxy.url, "port": None})
         yield proxy
@@ -52,8 +53,8 @@ def test_an_answer_of_more_bytes_than_any_has(proxy: Proxy, question: Callable[[
 
 @pytest.mark.parametrize("question", [ask, ask_async])
 def test_an_answer_that_trickles(proxy: Proxy, question: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "TRIES_TO_CONNECT", 1)
-    monkeypatch.setattr(protocol, "SLOWEST_ANSWER", 0.05)  # of 60 s
+    monkeypatch.setattr(http, "TRIES_TO_CONNECT", 1)
+    monkeypatch.setattr(http, "SLOWEST_ANSWER", 0.05)  # of 60 s
     proxy.hurt(Fault.TRICKLE, on="/x")
     with pytest.raises(errors.UnavailableError, match=r"to GET /test_\w+/x was not complete after 3 s"):
         question()
@@ -62,9 +63,9 @@ def test_an_answer_that_trickles(proxy: Proxy, question: Callable[[], Any], monk
 def test_a_page_that_is_too_large_is_read_in_smaller_ones(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     hook = PicasHook()
     ids = lives.fill(hook, {State.DONE: 40}, output="x" * 3_000)
-    check_size = protocol.check_size
+    check_size = http.check_size
     monkeypatch.setattr(
-        protocol,
+        http,
         "check_size",
         lambda settings, request, size: check_size(settings, replace(request, largest=50_000), size),
     )

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_picas import cli
-from airflow_provider_picas.couchdb.protocol import Request
+from airflow_provider_picas.couchdb.http import Request
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.tokens import documents
 from stack.pool import Pool

@@ -27,7 +27,7 @@ try:
 except ImportError:  # before Airflow 3.2
     from airflow.serialization.serde import deserialize, serialize
 
-from airflow_provider_picas.couchdb import errors, protocol
+from airflow_provider_picas.couchdb import errors, http
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.operators.files import FileError
 from airflow_provider_picas.operators.tokens import PicasCollectTokensOperator
@@ -206,7 +206,7 @@ def test_a_path_that_is_not_writable(hook: PicasHook, tmp_path: Path) -> None:
 def test_nothing_is_left_under_the_name_when_reading_fails(
     hook: PicasHook, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("airflow_provider_picas.pattern.search.__defaults__", (0.5,))
+    monkeypatch.setattr("airflow_provider_picas.hooks.regex.search.__defaults__", (0.5,))
     lives.fill(hook, {State.ERROR: 2}, error=[{"message": "a" * 64 + "b"}])
     with pytest.raises(AirflowFailException, match="takes more than"):
         collect(path=str(tmp_path / "r.csv"), error_pattern="(a+)+$")
@@ -276,7 +276,7 @@ def test_an_attachment_that_breaks_off_is_fetched_again(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(protocol, "wait_before", lambda attempt, retry_after=None: 0.0)
+    monkeypatch.setattr(http, "wait_before", lambda attempt, retry_after=None: 0.0)
     (token_id,) = lives.fill(hook, {State.DONE: 1})
     noise = os.urandom(300_000)
     lives.attach(hook, token_id, noise=noise)
@@ -288,7 +288,7 @@ def test_an_attachment_that_breaks_off_is_fetched_again(
 
 
 def test_an_attachment_of_another_size_is_not_taken(hook: PicasHook, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "wait_before", lambda attempt, retry_after=None: 0.0)
+    monkeypatch.setattr(http, "wait_before", lambda attempt, retry_after=None: 0.0)
     (token_id,) = lives.fill(hook, {State.DONE: 1})
     lives.attach(hook, token_id, data=b"12345")
     token = hook.get(token_id)

@@ -18,7 +18,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSki
 from airflow.sdk import ObjectStoragePath
 from airflow.sdk.io import attach
 
-from airflow_provider_picas.couchdb import errors, protocol
+from airflow_provider_picas.couchdb import errors, http
 from airflow_provider_picas.couchdb.pool import PAGE
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.operators.files import FileError, whole_file
@@ -43,7 +43,7 @@ def hook(picas_default: str) -> PicasHook:
 
 @pytest.fixture
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "wait_before", lambda attempt, retry_after=None: 0.0)
+    monkeypatch.setattr(http, "wait_before", lambda attempt, retry_after=None: 0.0)
 
 
 def delete(**arguments: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import pytest
 
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.tokens import documents
-from airflow_provider_picas.triggers import events, feed
+from airflow_provider_picas.triggers import events, feed, subscriptions
 from airflow_provider_picas.triggers.events import PicasTokenEventTrigger
 from stack.couchdb import CouchDBAdmin
 from stack.pool import Pool
@@ -187,7 +187,7 @@ def test_without_a_store_the_present_state_comes_first(hook: PicasHook) -> None:
 def test_what_airflow_kept_while_it_caught_up_is_not_told_again(hook: PicasHook) -> None:
     """Airflow 3.3 reads the stream for all watchers, also for one that has yet to begin."""
     trigger = PicasTokenEventTrigger(event="complete", picas_conn_id="picas_default")
-    kept: asyncio.Queue[feed.Touched] = asyncio.Queue()
+    kept: asyncio.Queue[subscriptions.Touched] = asyncio.Queue()
 
     async def keep() -> None:
         async for item in trigger.open_shared_stream(trigger.serialize()[1]):
@@ -198,7 +198,7 @@ def test_what_airflow_kept_while_it_caught_up_is_not_told_again(hook: PicasHook)
             while kept.qsize() < number:
                 await asyncio.sleep(0.05)
 
-    async def stream() -> AsyncIterator[feed.Touched]:
+    async def stream() -> AsyncIterator[subscriptions.Touched]:
         while True:
             yield await kept.get()
 

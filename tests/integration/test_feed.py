@@ -15,12 +15,14 @@ from airflow.providers.common.compat.sdk import Stats
 
 from airflow_provider_picas import metrics
 from airflow_provider_picas.couchdb import changes, errors
-from airflow_provider_picas.hooks.picas import PicasAsyncHook, PicasHook
+from airflow_provider_picas.hooks.picas import PicasHook
+from airflow_provider_picas.hooks.picas_async import PicasAsyncHook
 from airflow_provider_picas.tokens import documents
 from airflow_provider_picas.tokens import waiting as wait_rules
 from airflow_provider_picas.tokens.counts import Counts
 from airflow_provider_picas.triggers import feed
-from airflow_provider_picas.triggers.feed import CountsSubscription, feed_for, open_feeds
+from airflow_provider_picas.triggers.feed import feed_for, open_feeds
+from airflow_provider_picas.triggers.subscriptions import CountsSubscription
 from stack import native
 from stack.couchdb import CouchDBAdmin
 from stack.pool import Pool

@@ -11,14 +11,14 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
 
 from airflow_provider_picas.hooks.slurm import SlurmHook
-from airflow_provider_picas.operation import drive
 from airflow_provider_picas.operators.pilots import PicasSubmitPilotsOperator
 from airflow_provider_picas.operators.tokens import PicasPushTokensOperator
-from airflow_provider_picas.reaping import Watched
+from airflow_provider_picas.sansio import drive
 from airflow_provider_picas.sensors.tokens import PicasTokenStateSensor
 from airflow_provider_picas.slurm import jobs
 from airflow_provider_picas.slurm.jobs import Life, Look
 from airflow_provider_picas.slurm.remote import Output, Step, UnreachableError
+from airflow_provider_picas.submissions.submission import Watched
 from stack import native, processes
 from stack.cluster import Cluster
 from tests.conftest import set_connection

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_picas.couchdb import errors, protocol
-from airflow_provider_picas.hooks.picas import PicasAsyncHook, PicasHook
+from airflow_provider_picas.couchdb import errors, http
+from airflow_provider_picas.hooks.picas import PicasHook
+from airflow_provider_picas.hooks.picas_async import PicasAsyncHook
 from airflow_provider_picas.sensors.tokens import PicasTokenStateSensor
 from airflow_provider_picas.tokens import documents
 from airflow_provider_picas.tokens.counts import Counts
@@ -36,8 +37,8 @@ def slow(
     request: pytest.FixtureRequest, pool: Pool, couchdb: CouchDBAdmin, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[str]:
     """A connection to a pool whose counts come from an index that is not built yet. Nothing is asked twice without a reason."""
-    monkeypatch.setattr(protocol, "TRIES", 1)
-    monkeypatch.setattr(protocol, "TRIES_TO_CONNECT", 1)
+    monkeypatch.setattr(http, "TRIES", 1)
+    monkeypatch.setattr(http, "TRIES_TO_CONNECT", 1)
     by_server = request.param != "the client gives up"
     if by_server and couchdb.request("GET", "/")[1]["vendor"]["name"] != "The Apache Software Foundation":
         pytest.skip("The embedded server holds a request for as long as it takes.")
@@ -102,7 +103,7 @@ def test_what_is_no_index_fails_as_before(pool: Pool, picas_default: str, monkey
     hook.deploy_views()
     assert hook.count() == Counts()
     set_connection(monkeypatch, "away", {**native.picas_connection(pool), "host": "http://127.0.0.1", "port": 1})
-    monkeypatch.setattr(protocol, "TRIES_TO_CONNECT", 1)
+    monkeypatch.setattr(http, "TRIES_TO_CONNECT", 1)
     with pytest.raises(errors.UnavailableError):
         PicasHook("away").count()
 

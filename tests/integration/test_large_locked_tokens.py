@@ -10,8 +10,8 @@ import pytest
 from airflow_provider_picas.couchdb import edits
 from airflow_provider_picas.couchdb import pool as pools
 from airflow_provider_picas.hooks.picas import PicasHook
-from airflow_provider_picas.reaping import News, look_after
-from airflow_provider_picas.tokens.leases import Observer
+from airflow_provider_picas.submissions.deaths import Observer
+from airflow_provider_picas.submissions.watch import News, look_after
 from airflow_provider_picas.tokens.states import State
 from stack import native
 from stack.pool import Pool

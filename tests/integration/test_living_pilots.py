@@ -17,16 +17,16 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_picas import reaping
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.lifecycle.pilot_config import Config
 from airflow_provider_picas.lifecycle.transitions import reap
 from airflow_provider_picas.pilot.access import Access
 from airflow_provider_picas.pilot.clock import Clock
 from airflow_provider_picas.pilot.database import Database
-from airflow_provider_picas.reaping import News
+from airflow_provider_picas.submissions import watch
+from airflow_provider_picas.submissions.deaths import Observer
+from airflow_provider_picas.submissions.watch import News
 from airflow_provider_picas.tokens import views
-from airflow_provider_picas.tokens.leases import Observer
 from airflow_provider_picas.tokens.states import State
 from stack.couchdb import CouchDBAdmin
 from tests.conftest import set_connection
@@ -99,9 +99,7 @@ class Site:
 
     def look_once(self) -> News:
         """The wait's look."""
-        looked = reaping.look_after(
-            self._hook.pool, "b", None, max_scrubs=3, max_lock_age=None, observer=self._observer
-        )
+        looked = watch.look_after(self._hook.pool, "b", None, max_scrubs=3, max_lock_age=None, observer=self._observer)
         news = self._hook.do(looked)  # type: ignore[arg-type]
         assert isinstance(news, News)
         return news

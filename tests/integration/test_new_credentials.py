@@ -14,12 +14,14 @@ import pytest
 
 from airflow_provider_picas.couchdb.errors import UnauthorizedError
 from airflow_provider_picas.hooks import picas as hooks
-from airflow_provider_picas.hooks.picas import PicasAsyncHook, PicasHook
+from airflow_provider_picas.hooks import picas_async
+from airflow_provider_picas.hooks.picas import PicasHook
+from airflow_provider_picas.hooks.picas_async import PicasAsyncHook
 from airflow_provider_picas.hooks.slurm import SlurmHook
 from airflow_provider_picas.hooks.submission import WatchedSubmission, credential_files
-from airflow_provider_picas.reaping import Watched
 from airflow_provider_picas.slurm import credentials, submission
 from airflow_provider_picas.slurm.remote import Send
+from airflow_provider_picas.submissions.submission import Watched
 from airflow_provider_picas.tokens import documents, waiting
 from airflow_provider_picas.tokens.counts import Counts
 from airflow_provider_picas.triggers import feed
@@ -63,7 +65,7 @@ def lookups(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_a_hook_takes_up_the_new_password(
     pool: Pool, picas_default: str, couchdb: CouchDBAdmin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hooks, "FIRST_LOOK_UP", 0.0)
+    monkeypatch.setattr(picas_async, "FIRST_LOOK_UP", 0.0)
     PicasHook(picas_default).deploy_views()
 
     async def work() -> None:
@@ -83,7 +85,7 @@ def test_a_hook_takes_up_the_new_password(
 def test_refused_requests_do_not_look_it_up_each_time(
     pool: Pool, picas_default: str, couchdb: CouchDBAdmin, lookups: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hooks, "FIRST_LOOK_UP", 0.001)
+    monkeypatch.setattr(picas_async, "FIRST_LOOK_UP", 0.001)
     PicasHook(picas_default).deploy_views()
 
     async def work() -> None:
@@ -124,7 +126,7 @@ def test_the_feed_goes_on_with_the_new_password(
     pool: Pool, picas_default: str, couchdb: CouchDBAdmin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody is told of an outage when the connection is changed in time."""
-    monkeypatch.setattr(hooks, "FIRST_LOOK_UP", 0.0)
+    monkeypatch.setattr(picas_async, "FIRST_LOOK_UP", 0.0)
     monkeypatch.setattr(waiting, "REFUSED_SECONDS", 0.0)
     hook = PicasHook(picas_default)
     hook.deploy_views()

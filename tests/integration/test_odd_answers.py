@@ -15,10 +15,12 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_picas.couchdb import batch_pilots, changes, conflicts, edits, errors, overview, protocol
-from airflow_provider_picas.hooks.picas import PicasAsyncHook, PicasHook
-from airflow_provider_picas.reaping import Watched, look_after, read_leases
-from airflow_provider_picas.tidying import local_documents
+from airflow_provider_picas.couchdb import batch_pilots, changes, conflicts, edits, errors, http, overview
+from airflow_provider_picas.hooks.picas import PicasHook
+from airflow_provider_picas.hooks.picas_async import PicasAsyncHook
+from airflow_provider_picas.submissions.submission import Watched
+from airflow_provider_picas.submissions.tidy import local_documents
+from airflow_provider_picas.submissions.watch import look_after, read_leases
 from airflow_provider_picas.tokens import ids
 from airflow_provider_picas.tokens.documents import new_token
 from airflow_provider_picas.tokens.selection import Selection, UnknownBatchError
@@ -49,7 +51,7 @@ FIRST, SECOND, FAILED = (ids.token_id("b", ids.ordinal_key(place)) for place in 
 
 @pytest.fixture
 def proxy(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    monkeypatch.setattr(protocol, "wait_before", lambda attempt, retry_after=None: 0.0)
+    monkeypatch.setattr(http, "wait_before", lambda attempt, retry_after=None: 0.0)
     with Proxy(pool.url) as proxy:
         set_connection(monkeypatch, "picas_default", native.picas_connection(pool) | {"host": proxy.url, "port": None})
         hook = PicasHook()

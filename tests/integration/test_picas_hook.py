@@ -17,10 +17,11 @@ from typing import Any, TypeVar
 
 import pytest
 
-from airflow_provider_picas.couchdb import errors, protocol
+from airflow_provider_picas.couchdb import errors, http
+from airflow_provider_picas.couchdb.http import Answer, Request
 from airflow_provider_picas.couchdb.pool import FIRST_PAGE, PAGE, PAGE_BYTES
-from airflow_provider_picas.couchdb.protocol import Answer, Request
-from airflow_provider_picas.hooks.picas import PicasAsyncHook, PicasHook
+from airflow_provider_picas.hooks.picas import PicasHook
+from airflow_provider_picas.hooks.picas_async import PicasAsyncHook
 from airflow_provider_picas.tokens import views
 from airflow_provider_picas.tokens.counts import Counts, of_documents
 from airflow_provider_picas.tokens.documents import new_token
@@ -64,13 +65,13 @@ def hook(connect: Connect) -> PicasHook:
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Lets repetitions follow at once; the pauses that there would have been."""
     pauses: list[float] = []
-    real = protocol.wait_before
+    real = http.wait_before
 
     def wait_before(attempt: int, retry_after: str | None = None) -> float:
         pauses.append(real(attempt, retry_after))
         return 0.0
 
-    monkeypatch.setattr(protocol, "wait_before", wait_before)
+    monkeypatch.setattr(http, "wait_before", wait_before)
     return pauses
 
 

@@ -21,7 +21,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException, ObjectStor
 from airflow.sdk.io import attach
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
-from airflow_provider_picas.couchdb import errors, protocol
+from airflow_provider_picas.couchdb import errors, http
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.operators.tokens import PicasPushTokensOperator, push
 from airflow_provider_picas.tokens.counts import Counts
@@ -453,7 +453,7 @@ class TestFaults:
         inputs = [f"x{number}" for number in range(30)]
         run(inputs=inputs, key="input", batch="b")
         lives.write(hook, [{**token, **lives.LIVES[State.ERROR]} for token in hook.batch_documents("b")])
-        monkeypatch.setattr(protocol, "wait_before", lambda attempt, retry_after=None: 0.0)
+        monkeypatch.setattr(http, "wait_before", lambda attempt, retry_after=None: 0.0)
         with Weak(pool.url, fault, writes) as proxy:
             proxy.hurt(fault, on="_all_docs")
             fields = {**native.picas_connection(pool), "host": proxy.url}
@@ -493,7 +493,7 @@ class TestFaults:
                 assert state_of(hook.get(token_id)) is State.TODO
                 lives.change(hook, token_id, **lives.LIVES[state])
 
-        monkeypatch.setattr(protocol, "wait_before", lambda attempt, retry_after=None: 0.0)
+        monkeypatch.setattr(http, "wait_before", lambda attempt, retry_after=None: 0.0)
         with Weak(pool.url, Fault.LOSE, {2 if before else 1}) as proxy:
             proxy.meanwhile = pilots
             fields = {**native.picas_connection(pool), "host": proxy.url}

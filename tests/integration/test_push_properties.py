@@ -19,7 +19,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from airflow_provider_picas.couchdb import protocol
+from airflow_provider_picas.couchdb import http
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.tokens.documents import new_token
 from airflow_provider_picas.tokens.push import OnExisting, PushReport
@@ -165,7 +165,7 @@ class Pushes(RuleBasedStateMachine):
 
 @pytest.mark.timeout(600)
 def test_any_sequence_of_pushes(picas_default: str, pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "wait_before", lambda attempt, retry_after=None: 0.0)
+    monkeypatch.setattr(http, "wait_before", lambda attempt, retry_after=None: 0.0)
     Pushes.hook = PicasHook(picas_default)
     with Losing(pool.url) as proxy:
         fields = {**native.picas_connection(pool), "host": proxy.url}

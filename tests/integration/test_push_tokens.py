@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
 
-from airflow_provider_picas.couchdb import errors, protocol
-from airflow_provider_picas.hooks.picas import PicasAsyncHook, PicasHook
+from airflow_provider_picas.couchdb import errors, http
+from airflow_provider_picas.hooks.picas import PicasHook
+from airflow_provider_picas.hooks.picas_async import PicasAsyncHook
 from airflow_provider_picas.operators.tokens import PicasPushTokensOperator, PicasResetTokensOperator
 from airflow_provider_picas.tokens.counts import Counts
 from stack import native
@@ -39,7 +40,7 @@ def connect(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> Connect:
 
 @pytest.fixture
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "wait_before", lambda attempt, retry_after=None: 0.0)
+    monkeypatch.setattr(http, "wait_before", lambda attempt, retry_after=None: 0.0)
 
 
 def push(**arguments: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
 
-from airflow_provider_picas.couchdb import edits, errors, protocol
+from airflow_provider_picas.couchdb import edits, errors, http
 from airflow_provider_picas.couchdb.pool import PAGE
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.operators.tokens import PicasPushTokensOperator, PicasResetTokensOperator
@@ -38,7 +38,7 @@ def hook(picas_default: str) -> PicasHook:
 
 @pytest.fixture
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "wait_before", lambda attempt, retry_after=None: 0.0)
+    monkeypatch.setattr(http, "wait_before", lambda attempt, retry_after=None: 0.0)
 
 
 def reset(**arguments: Any) -> dict[str, Any]:
@@ -363,8 +363,8 @@ def test_what_makes_no_sense_fails_at_once(hook: PicasHook, asked: dict[str, Any
 
 
 def test_a_pattern_that_takes_for_ever_resets_nothing(hook: PicasHook, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("airflow_provider_picas.pattern.SECONDS", 0.5)
-    monkeypatch.setattr("airflow_provider_picas.pattern.search.__defaults__", (0.5,))
+    monkeypatch.setattr("airflow_provider_picas.hooks.regex.SECONDS", 0.5)
+    monkeypatch.setattr("airflow_provider_picas.hooks.regex.search.__defaults__", (0.5,))
     lives.fill(hook, {State.ERROR: 2}, error=[{"message": "a" * 64 + "b"}])
     with pytest.raises(AirflowFailException, match=r"takes more than 0\.5 s"):
         reset(error_pattern="(a+)+$")

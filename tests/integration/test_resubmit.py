@@ -14,9 +14,9 @@ from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.slurm import SlurmHook
 from airflow_provider_picas.hooks.submission import WatchedSubmission
 from airflow_provider_picas.operators.pilots import PicasSubmitPilotsOperator
-from airflow_provider_picas.reaping import Watched
 from airflow_provider_picas.slurm.remote import Output, Step
 from airflow_provider_picas.slurm.submission import CREDENTIALS
+from airflow_provider_picas.submissions.submission import Watched
 from stack import processes
 from stack.pool import Pool
 from tests.integration.tasks import context

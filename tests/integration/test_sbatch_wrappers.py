@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from airflow_provider_picas.hooks.slurm import SlurmHook
-from airflow_provider_picas.operation import drive
-from airflow_provider_picas.slurm import calls, submission
+from airflow_provider_picas.sansio import drive
+from airflow_provider_picas.slurm import sbatch_calls, submission
 from airflow_provider_picas.slurm.remote import Output, Pause, RemoteFile, Step
 
 
@@ -44,14 +44,14 @@ def test_numbers_beside_the_answer_of_sbatch_are_no_jobs(remote: SlurmHook, wrap
         listed = remote.run(f"squeue --noheader --name={made.key} --format=%F").stdout.split()
         assert list(made.job_ids) == listed
         assert len(listed) == 1
-        again = drive(calls.read(made.folder), remote.perform)
+        again = drive(sbatch_calls.read(made.folder), remote.perform)
         assert again.job_ids == made.job_ids, "the id was not written down"
     finally:
         remote.do(_cancelled(made))
 
 
-def _cancelled(made: submission.Submission) -> calls.Operation[Output]:
-    return (yield calls.cancel(made.key, 1))
+def _cancelled(made: submission.Submission) -> sbatch_calls.Operation[Output]:
+    return (yield sbatch_calls.cancel(made.key, 1))
 
 
 def test_a_job_that_slurm_has_forgotten_is_not_submitted_again(remote: SlurmHook) -> None:

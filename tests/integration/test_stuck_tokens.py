@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_picas.couchdb.protocol import Request, json_body
+from airflow_provider_picas.couchdb.http import Request, json_body
 from airflow_provider_picas.hooks import slurm as slurm_hook
 from airflow_provider_picas.hooks import submission as submission_hook
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.slurm import SlurmHook
 from airflow_provider_picas.hooks.submission import WatchedSubmission
 from airflow_provider_picas.operators.pilots import PicasCancelPilotsOperator, PicasSubmitPilotsOperator
-from airflow_provider_picas.reaping import Operation, Watched
+from airflow_provider_picas.submissions.submission import Operation, Watched
 from airflow_provider_picas.tokens.states import State
 from stack import native
 from stack.cluster import Cluster

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, TaskDeferred
 
-from airflow_provider_picas import pilots_log
 from airflow_provider_picas.couchdb import batch_pilots
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.slurm import SlurmHook
@@ -23,6 +22,7 @@ from airflow_provider_picas.operators.pilots import PicasSubmitPilotsOperator
 from airflow_provider_picas.operators.tokens import PicasPushTokensOperator
 from airflow_provider_picas.sensors.tokens import PicasTokenStateSensor
 from airflow_provider_picas.slurm.remote import quote
+from airflow_provider_picas.submissions import report
 from airflow_provider_picas.tokens.states import State, state_of
 from stack import processes
 from stack.pool import Pool
@@ -143,7 +143,7 @@ def logged(tasks: Tasks, said: str) -> bool:
 def test_the_pilots_logs_are_shown_as_they_run(
     tasks: Tasks, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(pilots_log, "LOGS_INTERVAL", 1.0)
+    monkeypatch.setattr(report, "LOGS_INTERVAL", 1.0)
     tasks.push([{"input": 1}])
     tasks.submit("sleep 10", pilot={"lease": 6})
     tasks.wait()
@@ -153,7 +153,7 @@ def test_the_pilots_logs_are_shown_as_they_run(
 def test_the_trigger_shows_the_pilots_logs_as_they_run(
     tasks: Tasks, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(pilots_log, "LOGS_INTERVAL", 1.0)
+    monkeypatch.setattr(report, "LOGS_INTERVAL", 1.0)
     tasks.push([{"input": 1}])
     tasks.submit("sleep 10", pilot={"lease": 6})
     wait = PicasTokenStateSensor(

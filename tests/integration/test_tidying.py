@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
 
-from airflow_provider_picas import tidying
-from airflow_provider_picas.couchdb.protocol import Request, json_body
+from airflow_provider_picas.couchdb.http import Request, json_body
 from airflow_provider_picas.hooks import submission as hooks
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.slurm import SlurmHook
@@ -18,6 +17,7 @@ from airflow_provider_picas.operators.tokens import PicasPushTokensOperator
 from airflow_provider_picas.sensors.tokens import PicasTokenStateSensor
 from airflow_provider_picas.slurm import sweep
 from airflow_provider_picas.slurm.remote import RemoteError
+from airflow_provider_picas.submissions import tidy
 from stack import processes
 from stack.pool import Pool
 from tests.integration.tasks import context
@@ -113,17 +113,17 @@ def test_leases_go_with_the_wait_that_succeeds(pool: Pool) -> None:
     now = hook.send(info(hook)).time
     assert now is not None
     lease = {"lease": 60, "submission": "another.1", "ended": False}
-    old = now - 2 * 60 - tidying.KEEP_LEASES - 100
+    old = now - 2 * 60 - tidy.KEEP_LEASES - 100
     for name, document in {
         "picas-pilot-lives": {**lease, "renewed": now},
         "picas-pilot-died": {**lease, "renewed": now - 3600},
         "picas-pilot-ended": {**lease, "renewed": now - 3600, "ended": True},
         "picas-pilot-long-gone": {**lease, "renewed": old},
         "picas-submission-new.1": {"drain": True, "raised": now},
-        "picas-submission-old.1": {"drain": True, "raised": now - tidying.KEEP_OTHERS - 100},
-        "picas-pilots-b:old.1": {"pilots": {}, "since": now - tidying.KEEP_OTHERS - 100},
+        "picas-submission-old.1": {"drain": True, "raised": now - tidy.KEEP_OTHERS - 100},
+        "picas-pilots-b:old.1": {"pilots": {}, "since": now - tidy.KEEP_OTHERS - 100},
         "picas-wait-new": {"finished": 1, "since": now},
-        "picas-wait-old": {"finished": 1, "since": now - tidying.KEEP_OTHERS - 100},
+        "picas-wait-old": {"finished": 1, "since": now - tidy.KEEP_OTHERS - 100},
     }.items():
         hook.do(hook.pool.put({"_id": f"_local/{name}", **document}))
     pilots = submit(pool, batch, pilot={"lease": 10})
@@ -140,13 +140,13 @@ def info(hook: PicasHook) -> Any:
 
 def test_many_leases(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are read in pages."""
-    monkeypatch.setattr(tidying, "PAGE", 7)
+    monkeypatch.setattr(tidy, "PAGE", 7)
     hook = PicasHook("picas_default")
     now = hook.send(info(hook)).time
     for number in range(30):
         document = {"renewed": now, "lease": 60, "submission": f"s.{number % 2}", "ended": True}
         hook.do(hook.pool.put({"_id": f"_local/picas-pilot-{number:02}", **document}))
-    assert hook.do(tidying.local_documents(hook.pool, "s.1")) == 15
+    assert hook.do(tidy.local_documents(hook.pool, "s.1")) == 15
     assert local_documents(hook) == [f"_local/picas-pilot-{number:02}" for number in range(0, 30, 2)]
 
 

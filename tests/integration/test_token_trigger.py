@@ -17,15 +17,15 @@ from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSki
 from airflow_provider_picas.couchdb.errors import CouchDBError
 from airflow_provider_picas.hooks import slurm
 from airflow_provider_picas.hooks.picas import PicasHook
-from airflow_provider_picas.reaping import News
 from airflow_provider_picas.sensors import tokens as sensors
 from airflow_provider_picas.sensors.tokens import PicasTokenStateSensor
 from airflow_provider_picas.slurm import logs
 from airflow_provider_picas.slurm.jobs import Job, Look
+from airflow_provider_picas.submissions.watch import News
 from airflow_provider_picas.tokens import documents, waiting
 from airflow_provider_picas.tokens.counts import Counts
 from airflow_provider_picas.triggers import cluster as clusters
-from airflow_provider_picas.triggers import feed
+from airflow_provider_picas.triggers import feed, subscriptions
 from airflow_provider_picas.triggers import tokens as triggers
 from airflow_provider_picas.triggers.tokens import PicasTokenStateTrigger
 from stack import native, processes
@@ -91,7 +91,7 @@ def event(made: PicasTokenStateTrigger, meanwhile: Callable[[], None] = lambda: 
     SEEN.clear()
     tell = made._tell_news
 
-    def note(item: feed.News) -> None:
+    def note(item: subscriptions.News) -> None:
         tell(item)
         if item.counts is not None:
             SEEN.append(item.counts)

@@ -11,19 +11,21 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_picas import reaping
-from airflow_provider_picas.couchdb import errors, protocol
-from airflow_provider_picas.couchdb.protocol import Request
+from airflow_provider_picas.couchdb import errors, http
+from airflow_provider_picas.couchdb.http import Request
 from airflow_provider_picas.hooks import slurm as slurm_module
-from airflow_provider_picas.hooks.picas import PicasAsyncHook, PicasHook
+from airflow_provider_picas.hooks.picas import PicasHook
+from airflow_provider_picas.hooks.picas_async import PicasAsyncHook
 from airflow_provider_picas.hooks.slurm import SlurmHook
 from airflow_provider_picas.hooks.submission import WatchedSubmission
 from airflow_provider_picas.lifecycle.exit_codes import EXIT_BAD_OUTPUT
 from airflow_provider_picas.lifecycle.transitions import Change, Token, release
-from airflow_provider_picas.operation import drive, drive_async
 from airflow_provider_picas.pilot.outbox import Outbox
-from airflow_provider_picas.reaping import News, Watched
+from airflow_provider_picas.sansio import drive, drive_async
 from airflow_provider_picas.slurm.remote import RemoteError, RemoteFile, Send, UnreachableError, quote
+from airflow_provider_picas.submissions import unsent, watch
+from airflow_provider_picas.submissions.submission import Watched
+from airflow_provider_picas.submissions.watch import News
 from airflow_provider_picas.tokens.counts import Counts
 from airflow_provider_picas.tokens.states import State
 from airflow_provider_picas.triggers.cluster import cluster_for
@@ -107,7 +109,7 @@ def look_from_a_trigger(watched: Watched, hook: PicasHook) -> News:
     async def once() -> News:
         async with PicasAsyncHook() as picas, cluster_for(watched.ssh_conn_id).use() as slurm:
             return await drive_async(
-                reaping.look_after(picas.pool, "b", watched, max_scrubs=3, max_lock_age=None),
+                watch.look_after(picas.pool, "b", watched, max_scrubs=3, max_lock_age=None),
                 lambda step: picas.send(step) if isinstance(step, Request) else slurm.perform(step),
             )
 
@@ -124,8 +126,8 @@ def test_results_that_do_not_fit_into_one_round(
     tmp_path: Path,
 ) -> None:
     """No token is given back whose result lies in the folder, and no file keeps the others from being sent."""
-    monkeypatch.setattr(reaping, "UNSENT_FILES", 3)
-    monkeypatch.setattr(reaping, "UNSENT_BYTES", 1_000)
+    monkeypatch.setattr(unsent, "UNSENT_FILES", 3)
+    monkeypatch.setattr(unsent, "UNSENT_BYTES", 1_000)
     ids = lives.fill(hook, {State.LOCKED: 12}, **CLAIM)
     sent = {token: "x" * 5_000 if place in (0, 7) else place for place, token in enumerate(ids[:-1])}
     leave(remote, watched, (result(hook.get(token), output) for token, output in sent.items()), tmp_path)
@@ -155,7 +157,7 @@ def test_who_dies_meanwhile_is_left_to_the_next_look(
             leave(remote, watched, [result(hook.get(second), 2)], tmp_path / "second")
         return remote.perform(step)
 
-    news = drive(reaping.look_after(hook.pool, "b", watched, max_scrubs=3, max_lock_age=None), perform)
+    news = drive(watch.look_after(hook.pool, "b", watched, max_scrubs=3, max_lock_age=None), perform)
     assert (news.sent, news.reaped, news.locked) == (1, [], 1)
     assert look(watched, hook).sent == 1
     assert [hook.get(token)["output"] for token in (first, second)] == [1, 2]
@@ -219,8 +221,8 @@ def test_a_database_that_is_away_moves_no_result(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(protocol, "wait_before", lambda attempt, retry_after=None: 0.0)
-    number = reaping.MOST_LEFT + 1
+    monkeypatch.setattr(http, "wait_before", lambda attempt, retry_after=None: 0.0)
+    number = unsent.MOST_LEFT + 1
     tokens = lives.fill(hook, {State.LOCKED: number}, **CLAIM)
     leave(remote, watched, [result(hook.get(token), 5) for token in tokens], tmp_path)
     names = files(remote, watched)

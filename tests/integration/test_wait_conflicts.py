@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from airflow_provider_picas.couchdb import errors
-from airflow_provider_picas.couchdb.protocol import Request, json_body
+from airflow_provider_picas.couchdb.http import Request, json_body
 from airflow_provider_picas.hooks.picas import PicasHook
-from airflow_provider_picas.reaping import News, look_after
-from airflow_provider_picas.tokens.leases import Observer
+from airflow_provider_picas.submissions.deaths import Observer
+from airflow_provider_picas.submissions.watch import News, look_after
 from airflow_provider_picas.tokens.selection import Selection
 from airflow_provider_picas.tokens.states import State, state_of
 from stack import native

@@ -17,14 +17,15 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowSensorTimeout, TaskDeferred
 from airflow.sdk.exceptions import AirflowRescheduleException
 
-from airflow_provider_picas.couchdb import protocol, refusals
+from airflow_provider_picas.couchdb import http, refusals
 from airflow_provider_picas.couchdb.errors import CouchDBError, UnauthorizedError, UnavailableError
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.sensors.tokens import PicasTokenStateSensor
 from airflow_provider_picas.tokens import documents, waiting
 from airflow_provider_picas.tokens.counts import Counts
 from airflow_provider_picas.triggers import feed
-from airflow_provider_picas.triggers.feed import CountsSubscription, feed_for
+from airflow_provider_picas.triggers.feed import feed_for
+from airflow_provider_picas.triggers.subscriptions import CountsSubscription
 from airflow_provider_picas.triggers.tokens import PicasTokenStateTrigger
 from stack import processes
 from stack.couchdb import CouchDB
@@ -45,8 +46,8 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feed, "LONGEST_RECONNECT", 0.3)
     monkeypatch.setattr(refusals, "FIRST_PAUSE", 0.2)
     monkeypatch.setattr(refusals, "LONGEST_PAUSE", 0.2)
-    monkeypatch.setattr(protocol, "TRIES", 1)
-    monkeypatch.setattr(protocol, "TRIES_TO_CONNECT", 1)
+    monkeypatch.setattr(http, "TRIES", 1)
+    monkeypatch.setattr(http, "TRIES_TO_CONNECT", 1)
 
 
 @pytest.fixture

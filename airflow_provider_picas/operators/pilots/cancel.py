@@ -10,10 +10,10 @@ from airflow.providers.common.compat.sdk import AirflowException, AirflowFailExc
 from airflow_provider_picas.couchdb.errors import CouchDBError
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.submission import WatchedSubmission
-from airflow_provider_picas.pilots_log import PilotsLog
-from airflow_provider_picas.reaping import Watched
 from airflow_provider_picas.slurm.remote import RemoteError
-from airflow_provider_picas.stopping import How
+from airflow_provider_picas.submissions.report import PilotsLog
+from airflow_provider_picas.submissions.stop import How
+from airflow_provider_picas.submissions.submission import Watched
 from airflow_provider_picas.tokens.batch import Batch
 
 DRAIN_WAIT = 300.0  # seconds that drained pilots have to end until their credentials stay

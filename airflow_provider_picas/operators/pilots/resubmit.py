@@ -16,10 +16,10 @@ from airflow_provider_picas.links import PicasMonitoringLink, PicasPoolLink, pus
 from airflow_provider_picas.operators.instance import submission_key, submission_keys
 from airflow_provider_picas.operators.parameters import optional_positive_number
 from airflow_provider_picas.operators.pilots.submit import output_of
-from airflow_provider_picas.reaping import Watched
 from airflow_provider_picas.slurm import again, submission
 from airflow_provider_picas.slurm.remote import RemoteError, RemoteFile
 from airflow_provider_picas.slurm.submission import SubmissionRefusedError
+from airflow_provider_picas.submissions.submission import Watched
 from airflow_provider_picas.tokens.batch import Batch
 from airflow_provider_picas.tokens.text import one_line, sample
 

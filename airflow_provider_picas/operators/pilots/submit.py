@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -16,14 +15,11 @@ from airflow_provider_picas.couchdb import batch_pilots, needed_views
 from airflow_provider_picas.couchdb.errors import CouchDBError
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.slurm import SlurmHook
-from airflow_provider_picas.lifecycle.exit_codes import Failed
-from airflow_provider_picas.lifecycle.pilot_config import parse_config
 from airflow_provider_picas.links import PicasMonitoringLink, PicasPoolLink, push_links
 from airflow_provider_picas.operators.instance import submission_key, submission_keys
 from airflow_provider_picas.operators.parameters import flag, optional_positive_number, positive_number
-from airflow_provider_picas.pilot import archive
-from airflow_provider_picas.slurm import again, arrays, credentials, pilot_job, sbatch, submission, sweep
-from airflow_provider_picas.slurm.again import SCRIPT_FILE
+from airflow_provider_picas.operators.pilots.jobs import CommandJob, PilotJob, ScriptJob
+from airflow_provider_picas.slurm import arrays, credentials, sbatch, submission, sweep
 from airflow_provider_picas.slurm.arrays import Array
 from airflow_provider_picas.slurm.remote import RemoteError, RemoteFile, quote
 from airflow_provider_picas.slurm.sbatch import OptionError
@@ -232,7 +228,7 @@ class PicasSubmitPilotsOperator(BaseOperator):
 
     # -- what is sent -------------------------------------------------------------------------------------------------
 
-    def _job(self, context: Context, picas: PicasHook, batch: Batch | None) -> _Job:
+    def _job(self, context: Context, picas: PicasHook, batch: Batch | None) -> PilotJob:
         settings = picas.settings
         _ = settings.database_path  # raises when no database is named
         secrets: dict[str, bytes] = {}
@@ -243,7 +239,7 @@ class PicasSubmitPilotsOperator(BaseOperator):
             script = self._read(self.script, context, "The script")
             sbatch.check_script(script, self.script)
             self._tell_about(script, batch)
-            return _PicasScript(secrets, self.picas_conn_id, script)
+            return ScriptJob(secrets, self.picas_conn_id, script)
         files = {Path(name.removesuffix(".j2")).name: self._read(name, context, "The file") for name in self.files}
         if sum(map(len, files.values())) > MAX_FILE_BYTES:
             raise ValueError(
@@ -263,7 +259,7 @@ class PicasSubmitPilotsOperator(BaseOperator):
             options["tls_verify"] = False
         elif isinstance(settings.verify, str):
             secrets[credentials.CA_FILE] = self._read(settings.verify, context, "The CA file")
-        job = _OwnPilot(secrets, self.picas_conn_id, self.setup, options, files, executable)
+        job = CommandJob(secrets, self.picas_conn_id, self.setup, options, files, executable)
         job.check()
         return job
 
@@ -374,7 +370,7 @@ class PicasSubmitPilotsOperator(BaseOperator):
             self.log.warning("The figures will count tokens that have finished before: %s", error)
             return 0
 
-    def _plan(self, context: Context, job: _Job, wanted: Sequence[Array], finished: int) -> submission.Plan:
+    def _plan(self, context: Context, job: PilotJob, wanted: Sequence[Array], finished: int) -> submission.Plan:
         running = arrays.at_once(wanted, optional_positive_number("max_running", self.max_running))
         ti = context["ti"]
         comment = sbatch.comment(dag=ti.dag_id, task=ti.task_id, run=ti.run_id)
@@ -408,7 +404,7 @@ class PicasSubmitPilotsOperator(BaseOperator):
             python_path=self.credentials == "send" and self.script is not None,
         )
 
-    def _show(self, plan: submission.Plan, job: _Job) -> None:
+    def _show(self, plan: submission.Plan, job: PilotJob) -> None:
         key, folder = f"{plan.base_key}.<n>", f"<remote folder>/{plan.base_key}.<n>"
         commands = plan.commands(folder, key)
         self.log.info("Dry run, nothing is submitted.")
@@ -426,110 +422,6 @@ def output_of(ssh_conn_id: str, done: submission.Submission | None) -> dict[str,
         "job_ids": list(done.job_ids) if done else [],
         "submitted": datetime.fromtimestamp(done.submitted, UTC).isoformat() if done else None,
     }
-
-
-class _Job:
-    """What the pilots' jobs are made of: a script, and the files that go with it."""
-
-    def __init__(self, secrets: Mapping[str, bytes], conn_id: str) -> None:
-        self.secrets = secrets
-        self._conn_id = conn_id  #: where the secrets come from: a wait with another connection does not renew them
-
-    def script_name(self, number: int) -> str:
-        """Name of the batch script of the n-th sbatch call."""
-        return SCRIPT_FILE
-
-    def script(self, folder: str, number: int) -> bytes:
-        """The batch script of the n-th sbatch call."""
-        raise NotImplementedError
-
-    def options(self, given: Mapping[str, Any], folder: str) -> Mapping[str, Any]:
-        """The sbatch options, with what this kind of job adds."""
-        return given
-
-    def all_files(self, folder: str, key: str, wanted: Sequence[Array]) -> list[RemoteFile]:
-        """The files to send."""
-        secrets = f"{folder}/{submission.CREDENTIALS}"
-        files = [RemoteFile(f"{secrets}/{name}", content) for name, content in self.secrets.items()]
-        return [*files, RemoteFile(f"{folder}/{submission.SENT}", self._conn_id.encode())] if files else []
-
-
-class _PicasScript(_Job):
-    """The author's own script."""
-
-    def __init__(self, secrets: Mapping[str, bytes], conn_id: str, script: bytes) -> None:
-        super().__init__(secrets, conn_id)
-        self._script = script
-
-    def script(self, folder: str, number: int) -> bytes:
-        return self._script
-
-    def all_files(self, folder: str, key: str, wanted: Sequence[Array]) -> list[RemoteFile]:
-        return [*super().all_files(folder, key, wanted), RemoteFile(f"{folder}/{SCRIPT_FILE}", self._script, 0o700)]
-
-
-class _OwnPilot(_Job):
-    """Our own pilot. Each sbatch call has a configuration of its own: they differ by resource class."""
-
-    def __init__(
-        self,
-        secrets: Mapping[str, bytes],
-        conn_id: str,
-        setup: str | None,
-        options: Mapping[str, Any],
-        files: Mapping[str, bytes],
-        executable: set[str],
-    ) -> None:
-        super().__init__(secrets, conn_id)
-        self._setup = setup
-        self._options = options
-        self._files = files
-        self._executable = executable
-
-    def check(self) -> None:
-        """Raises ValueError for options that the pilot does not know or take."""
-        try:
-            parse_config(self._config("", "key", None).decode())
-        except Failed as error:
-            raise ValueError(f"`pilot`: {error}") from None
-        taken = {SCRIPT_FILE, pilot_job.CONFIG_FILE, archive.FILE, submission.CREDENTIALS, "submit.sh"}
-        if clash := taken & set(self._files):
-            raise ValueError(
-                f"{', '.join(sorted(clash))} in `files` is a name that the submission uses itself. Rename it."
-            )
-
-    def _config(self, folder: str, key: str, array: Array | None) -> bytes:
-        if "submission" in self._options:
-            raise ValueError("`pilot` cannot set `submission`: the operator names it.")
-        config = {**self._options, "submission": key}
-        if array and array.classes:
-            config["classes"] = list(array.classes)
-        if credentials.CA_FILE in self.secrets:
-            config["ca_file"] = f"{folder}/{submission.CREDENTIALS}/{credentials.CA_FILE}"
-        try:
-            return json.dumps(config, indent=1).encode()
-        except TypeError as error:
-            raise ValueError(f"`pilot` holds something that is no JSON: {error}.") from None
-
-    def script_name(self, number: int) -> str:
-        return again.script_name(number)
-
-    def script(self, folder: str, number: int) -> bytes:
-        return pilot_job.batch_script(folder, again.config_name(number), self._setup)
-
-    def options(self, given: Mapping[str, Any], folder: str) -> Mapping[str, Any]:
-        names = {str(name).replace("_", "-") for name in given}
-        defaults = {"signal": pilot_job.WARNING, "output": f"{folder}/{pilot_job.LOG_FILE}"}
-        return {**{name: value for name, value in defaults.items() if name not in names}, **given}
-
-    def all_files(self, folder: str, key: str, wanted: Sequence[Array]) -> list[RemoteFile]:
-        own = [RemoteFile(f"{folder}/{archive.FILE}", archive.build(), 0o600)]
-        for number, array in enumerate(wanted):
-            own.append(RemoteFile(f"{folder}/{self.script_name(number)}", self.script(folder, number), 0o700))
-            own.append(RemoteFile(f"{folder}/{again.config_name(number)}", self._config(folder, key, array)))
-        for name, content in self._files.items():
-            own.append(RemoteFile(f"{folder}/{name}", content, 0o700 if name in self._executable else 0o600))
-        return [*super().all_files(folder, key, wanted), *own]
 
 
 def _is_executable(path: Path) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from airflow_provider_picas.operation import drive
+from airflow_provider_picas.sansio import drive
 from airflow_provider_picas.slurm import jobs
 from airflow_provider_picas.slurm.jobs import Job, Life, Look, parse
 from airflow_provider_picas.slurm.remote import Output, Step, UnreachableError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from airflow_provider_picas.operation import drive
+from airflow_provider_picas.sansio import drive
 from airflow_provider_picas.slurm import logs
 from airflow_provider_picas.slurm.logs import LogNews
 from airflow_provider_picas.slurm.remote import Command, Output, Step

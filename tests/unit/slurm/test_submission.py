@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_picas.operation import drive
-from airflow_provider_picas.slurm import calls, submission
-from airflow_provider_picas.slurm.calls import Call, SubmissionRefusedError, parse_record
+from airflow_provider_picas.sansio import drive
+from airflow_provider_picas.slurm import sbatch_calls, submission
 from airflow_provider_picas.slurm.remote import (
     Command,
     Output,
@@ -22,6 +21,7 @@ from airflow_provider_picas.slurm.remote import (
     Step,
     UnreachableError,
 )
+from airflow_provider_picas.slurm.sbatch_calls import Call, SubmissionRefusedError, parse_record
 
 TIMED_OUT = "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation"
 REFUSED = (
@@ -82,7 +82,7 @@ class Cluster:
             return Output(0)
         assert isinstance(step, Command)
         kind = next(kind for kind, sign in self.KINDS.items() if sign in step.text)
-        if kind == "acknowledge" and calls.READ in step.text:
+        if kind == "acknowledge" and sbatch_calls.READ in step.text:
             kind = "start" if "setsid" in step.text else "find" if "umask" in step.text else "read"
         self.asked.append(kind)
         answers = self.answers.get(kind, [""])
@@ -192,7 +192,7 @@ def test_a_job_of_an_sbatch_that_timed_out_is_found_by_its_name() -> None:
 
 def test_of_two_jobs_with_the_name_the_earlier_one_counts() -> None:
     found = drive(
-        calls.find_jobs("k", parse_record(DONE.splitlines())),
+        sbatch_calls.find_jobs("k", parse_record(DONE.splitlines())),
         Cluster(squeue="100|k\n99|k\n101_[0-3]|k\n7|kk\nslurm_load_jobs: x\n|k\n"),
     )
     assert found == {0: "99"}
@@ -206,7 +206,7 @@ def test_sbatch_is_called_again_only_after_slurm_has_said_no_for_long_enough() -
     assert cluster.asked.count("start") == 2
     assert "unlock" in cluster.asked
     assert "cancel" in cluster.asked
-    assert cluster.paused >= 10 + calls.MARGIN
+    assert cluster.paused >= 10 + sbatch_calls.MARGIN
 
 
 def test_the_patience_begins_anew_when_the_controller_goes_away() -> None:
@@ -217,7 +217,7 @@ def test_the_patience_begins_anew_when_the_controller_goes_away() -> None:
         squeue=["", "", "", "", "", gone, "", "", "", "", "", "", "", "", ""],
     )  # fmt: skip
     submit(cluster)
-    assert cluster.paused >= 6 * calls.ASK_EVERY + 10 + calls.MARGIN
+    assert cluster.paused >= 6 * sbatch_calls.ASK_EVERY + 10 + sbatch_calls.MARGIN
 
 
 def test_an_sbatch_that_still_tries_is_waited_for() -> None:
@@ -232,7 +232,7 @@ def test_a_controller_that_stays_away_ends_the_try_but_not_the_submission() -> N
     cluster = Cluster(find=FRESH, start=uncertain, read=uncertain, squeue=Output(5))
     with pytest.raises(UnreachableError, match="nothing is submitted twice"):
         submit(cluster)
-    assert cluster.paused >= calls.SETTLE_WAIT
+    assert cluster.paused >= sbatch_calls.SETTLE_WAIT
     assert cluster.asked.count("start") == 1
 
 
@@ -298,7 +298,7 @@ def test_a_base_key_is_readable_stable_and_a_job_name() -> None:
     assert key != submission.task_key("here", "my dag/ü;x", "manual__2026-11-28T20:28:00.124+00:00", "group.pilots", 12)
     assert re.fullmatch(r"picas-x-x-x-[0-9a-f]{10}", submission.task_key("here", "ü", "-", "", -1))
     assert len(submission.task_key("d" * 500, "d" * 500, "r" * 500, "t" * 500, 10**6)) <= 90
-    assert calls.job_names("k.1", 3) == ["k.1", "k.1-1", "k.1-2"]
+    assert sbatch_calls.job_names("k.1", 3) == ["k.1", "k.1-1", "k.1-2"]
 
 
 @pytest.mark.parametrize("name", ["unused"])
@@ -336,4 +336,4 @@ def test_drive_raises_inside_the_operation_what_a_step_raises(name: str) -> None
     ],
 )
 def test_what_is_refused_for_now_only(said: str, for_now: bool) -> None:
-    assert calls.refused_for_now(f"sbatch: error: {said}") is for_now
+    assert sbatch_calls.refused_for_now(f"sbatch: error: {said}") is for_now

@@ -9,8 +9,8 @@ import pytest
 
 from airflow_provider_picas.lifecycle.ids import lease_id
 from airflow_provider_picas.slurm.jobs import Job, Look
-from airflow_provider_picas.tokens import leases
-from airflow_provider_picas.tokens.leases import Holders, Judgement, Lease
+from airflow_provider_picas.submissions import deaths
+from airflow_provider_picas.submissions.deaths import Holders, Judgement, Lease
 
 NOW = 10_000
 KEY = "picas-x.1"
@@ -35,8 +35,8 @@ def slurm(ahead: float = 0, **jobs: Any) -> Look:
 
 def watched(tokens: list[dict[str, Any]], found: Sequence[Lease], seconds: float) -> Mapping[str, float]:
     """What an observer makes of leases that it has read for so long."""
-    observer = leases.Observer()
-    observer.note(leases.holders(tokens), {lease.pilot: lease for lease in found}, 0)
+    observer = deaths.Observer()
+    observer.note(deaths.holders(tokens), {lease.pilot: lease for lease in found}, 0)
     return observer.silent(tokens, NOW, seconds, 0)
 
 
@@ -106,7 +106,7 @@ def test_a_job_that_waits_holds_nothing_but_what_it_claimed_since_the_look() -> 
 
 
 def test_a_pilot_without_a_lease_is_given_time() -> None:
-    two, one = 2 * int(leases.LEASE), leases.LEASE
+    two, one = 2 * int(deaths.LEASE), deaths.LEASE
     assert death(held(NOW - two), seen=one) is None
     assert death(held(NOW - two - 1), seen=one - 1) is None
     assert death(held(NOW - two - 1), seen=one) == "pilot p1 has no lease"
@@ -142,7 +142,7 @@ def test_a_token_that_was_reset_by_hand_and_locked_by_a_client_is_the_clients() 
 
 def test_holders_are_named_once() -> None:
     tokens = [held(), held(pilot="p0"), held(), client(), held(claim="abc-1")]
-    assert leases.holders(tokens) == ["p0", "p1"]
+    assert deaths.holders(tokens) == ["p0", "p1"]
     assert lease_id("p1") == "_local/picas-pilot-p1"
 
 

@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from airflow_provider_picas.reaping import News
 from airflow_provider_picas.slurm.logs import LogNews
+from airflow_provider_picas.submissions.watch import News
 from airflow_provider_picas.tokens.text import one_line, sample
 
 MOST_STUCK = 20  # tokens that are named because they cannot be given back

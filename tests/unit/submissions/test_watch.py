@@ -9,16 +9,17 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_picas import reaping
 from airflow_provider_picas.couchdb import errors
+from airflow_provider_picas.couchdb.http import Answer, Request
 from airflow_provider_picas.couchdb.pool import Pool
-from airflow_provider_picas.couchdb.protocol import Answer, Request
 from airflow_provider_picas.couchdb.settings import Settings
-from airflow_provider_picas.operation import drive
-from airflow_provider_picas.reaping import News, Watched
+from airflow_provider_picas.sansio import drive
 from airflow_provider_picas.slurm import logs
 from airflow_provider_picas.slurm.jobs import Job, Look
 from airflow_provider_picas.slurm.remote import Command, Output
+from airflow_provider_picas.submissions import unsent, watch
+from airflow_provider_picas.submissions.submission import Watched
+from airflow_provider_picas.submissions.watch import News
 from airflow_provider_picas.tokens.states import State, state_of
 
 SUBMITTED = {
@@ -82,7 +83,7 @@ OURS = {**LOCKED, "pilot": "p1", "claim": "abc-1000"}
 
 
 def test_a_token_is_given_back_with_its_attempt() -> None:
-    back = reaping._given_back(OURS, "its pilot is dead", 3, 1100)
+    back = watch._given_back(OURS, "its pilot is dead", 3, 1100)
     assert state_of(back) is State.TODO
     assert back["scrub_count"] == 1
     assert "pilot" not in back
@@ -91,15 +92,15 @@ def test_a_token_is_given_back_with_its_attempt() -> None:
 
 def test_a_token_whose_pilots_die_ends_in_error_with_the_cause() -> None:
     reaped = {"reason": "reaped: before", "lock": 1}
-    failed = reaping._given_back({**OURS, "attempts": [reaped] * 3, "scrub_count": 3}, "OUT_OF_MEMORY", 3, 1100)
+    failed = watch._given_back({**OURS, "attempts": [reaped] * 3, "scrub_count": 3}, "OUT_OF_MEMORY", 3, 1100)
     assert state_of(failed) is State.ERROR
     assert "4 pilots died" in failed["error"][-1]["message"]
     assert "OUT_OF_MEMORY" in failed["error"][-1]["message"]
 
 
 def test_a_clients_token_counts_by_its_scrubs() -> None:
-    assert state_of(reaping._given_back({**LOCKED, "scrub_count": 2}, "TIMEOUT", 3, 1100)) is State.TODO
-    failed = reaping._given_back({**LOCKED, "scrub_count": 3}, "TIMEOUT", 3, 1100)
+    assert state_of(watch._given_back({**LOCKED, "scrub_count": 2}, "TIMEOUT", 3, 1100)) is State.TODO
+    failed = watch._given_back({**LOCKED, "scrub_count": 3}, "TIMEOUT", 3, 1100)
     assert state_of(failed) is State.ERROR
     assert "TIMEOUT" in json.dumps(failed["error"])
 
@@ -138,7 +139,7 @@ class Sides:
 
 def send(sides: Sides) -> int:
     pool = Pool(Settings(url="http://x", database="db"))
-    sent, left = drive(reaping.send_unsent(pool, str(sides.folder)), sides)
+    sent, left = drive(unsent.send_unsent(pool, str(sides.folder)), sides)
     assert not left
     return sent
 
@@ -173,8 +174,8 @@ def test_a_file_that_holds_no_result_stays_where_it_is(tmp_path: Path) -> None:
 
 def test_no_file_keeps_the_others_from_being_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many as fit go with one command; one that does not fit into any is read in parts."""
-    monkeypatch.setattr(reaping, "UNSENT_FILES", 2)
-    monkeypatch.setattr(reaping, "UNSENT_BYTES", 1_000)
+    monkeypatch.setattr(unsent, "UNSENT_FILES", 2)
+    monkeypatch.setattr(unsent, "UNSENT_BYTES", 1_000)
     large = {**CHANGE, "token": "b:0", "set": {**CHANGE["set"], "output": "x" * 3_500}}
     late = {f"{n}.json": kept({**CHANGE, "token": f"b:{n}"}) for n in range(2, 7)}
     sides = Sides(tmp_path, {"0.json": kept(large), "1.json": kept(CHANGE), "bad.json": "x" * 1_500, **late}, OURS)
@@ -183,11 +184,11 @@ def test_no_file_keeps_the_others_from_being_read(tmp_path: Path, monkeypatch: p
 
 
 def test_files_are_read_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reaping, "UNSENT_FILES", 3)
-    monkeypatch.setattr(reaping, "UNSENT_BYTES", 100)
+    monkeypatch.setattr(unsent, "UNSENT_FILES", 3)
+    monkeypatch.setattr(unsent, "UNSENT_BYTES", 100)
     sizes = {"a": 500, "b": 60, "c": 40, "d": 1, "e": 0, "f": 0, "g": 0, "h": 101, "i": 100}
     listed = [f"{size} {name}" for name, size in sizes.items()]
-    names = ["".join(portion) for portion in reaping._portions([*listed, "no size"])]
+    names = ["".join(portion) for portion in unsent._portions([*listed, "no size"])]
     assert names == ["a", "bc", "def", "g", "h", "i"]
 
 
@@ -205,4 +206,4 @@ def test_files_are_read_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_what_is_the_fault_of_a_result(error: errors.CouchDBError | ValueError, blamed: bool) -> None:
-    assert reaping._blames_document(error) is blamed
+    assert unsent._blames_document(error) is blamed

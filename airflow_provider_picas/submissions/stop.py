@@ -9,13 +9,14 @@ import time
 from enum import StrEnum
 
 from airflow_provider_picas.couchdb import errors
+from airflow_provider_picas.couchdb.http import Request, json_body
 from airflow_provider_picas.couchdb.pool import Pool
-from airflow_provider_picas.couchdb.protocol import Request, json_body
-from airflow_provider_picas.reaping import News, Operation, Watched, look_after
-from airflow_provider_picas.slurm import calls
+from airflow_provider_picas.slurm import sbatch_calls
 from airflow_provider_picas.slurm.remote import OURS, Command, Output, Pause, ok, quote
 from airflow_provider_picas.slurm.submission import CREDENTIALS
-from airflow_provider_picas.tokens.leases import Observer
+from airflow_provider_picas.submissions.deaths import Observer
+from airflow_provider_picas.submissions.submission import Operation, Watched
+from airflow_provider_picas.submissions.watch import News, look_after
 
 CANCEL_WAIT = 50  # seconds that cancelled pilots have to give their tokens back: Slurm's KillWait is 30
 LONGEST_PAUSE = 120.0  # seconds between two questions whether the pilots have ended
@@ -63,7 +64,7 @@ def drained(pool: Pool, key: str) -> Operation[bool]:
 
 def cancel(pool: Pool, batch: str | None, watched: Watched, *, wait: float = CANCEL_WAIT) -> Operation[News]:
     """Cancel the jobs; give back the tokens that they did not give back themselves, once they have ended or ``wait`` is over."""
-    yield from ok(calls.cancel(watched.key, MOST_CALLS), "The pilots could not be cancelled")
+    yield from ok(sbatch_calls.cancel(watched.key, MOST_CALLS), "The pilots could not be cancelled")
     waited, earlier, observer = 0.0, News(), Observer()
     while True:
         # The cancel is no fault of the tokens: none is given up.
@@ -79,7 +80,7 @@ def cancel(pool: Pool, batch: str | None, watched: Watched, *, wait: float = CAN
 def remove_credentials(watched: Watched, wait: float = 0.0) -> Operation[bool]:
     """Remove the credentials from the submission's folder once no pilot is left that may yet read them, for which they have
     ``wait`` seconds. Whether that was done."""
-    names = quote(",".join(calls.job_names(watched.key, MOST_CALLS)))
+    names = quote(",".join(sbatch_calls.job_names(watched.key, MOST_CALLS)))
     folder = quote(f"{watched.folder}/{CREDENTIALS}")
     text = f"""
 settled() {{

@@ -6,25 +6,25 @@ import time
 
 import pytest
 
-from airflow_provider_picas import pattern
-from airflow_provider_picas.pattern import PatternError
+from airflow_provider_picas.hooks import regex
+from airflow_provider_picas.hooks.regex import PatternError
 
 
 def test_search() -> None:
     texts = ["exit code 1\nNo such file: é", "killed", "", "line\nend\ud800"]
-    assert pattern.search(r"No such|^end", texts) == [True, False, False, True]
-    assert pattern.search(r"exit code 1$", texts) == [True, False, False, False]
-    assert pattern.search(r"x", []) == []
+    assert regex.search(r"No such|^end", texts) == [True, False, False, True]
+    assert regex.search(r"exit code 1$", texts) == [True, False, False, False]
+    assert regex.search(r"x", []) == []
 
 
 @pytest.mark.parametrize("bad", ["(", "*a", "[a", "(?P<a>x)(?P<a>y)", "a{99999999999}", "x" * 1_001, 5, None])
 def test_what_is_no_regular_expression(bad: str) -> None:
     with pytest.raises(PatternError, match="error pattern"):
-        pattern.check(bad)
+        regex.check(bad)
 
 
 def test_a_pattern_that_takes_for_ever_ends() -> None:
     begun = time.monotonic()
     with pytest.raises(PatternError, match=r"takes more than 0\.5 s for 2 tokens"):
-        pattern.search(r"(a+)+$", ["short", "a" * 64 + "b"], seconds=0.5)
+        regex.search(r"(a+)+$", ["short", "a" * 64 + "b"], seconds=0.5)
     assert time.monotonic() - begun < 10

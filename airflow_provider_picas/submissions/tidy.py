@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 
 from airflow_provider_picas.couchdb import batch_pilots
+from airflow_provider_picas.couchdb.http import json_body
 from airflow_provider_picas.couchdb.pool import Document, Pool
-from airflow_provider_picas.couchdb.protocol import json_body
 from airflow_provider_picas.lifecycle.ids import lease_id
 from airflow_provider_picas.lifecycle.json_values import number
-from airflow_provider_picas.reaping import Operation, Watched
-from airflow_provider_picas.slurm import calls
+from airflow_provider_picas.slurm import sbatch_calls
 from airflow_provider_picas.slurm.pilot_job import CONFIG_FILE
 from airflow_provider_picas.slurm.remote import OURS, Command, Output, ok, quote, whole
-from airflow_provider_picas.stopping import MOST_CALLS, drain_flag
+from airflow_provider_picas.submissions.stop import MOST_CALLS, drain_flag
+from airflow_provider_picas.submissions.submission import Operation, Watched
 
 KEEP_LEASES = 7 * 86_400  # seconds that the lease of a pilot is kept which was not heard any more
 KEEP_OTHERS = (
@@ -43,7 +43,7 @@ def cancel_pending(pool: Pool, watched: Watched) -> Operation[int]:
     counts = yield from pool.count(options.get("batch"))
     if counts.todo or counts.locked:
         return 0
-    names = quote(",".join(calls.job_names(watched.key, MOST_CALLS)))
+    names = quote(",".join(sbatch_calls.job_names(watched.key, MOST_CALLS)))
     text = f"""
 jobs=$(squeue --noheader --all --array --states=PENDING {OURS} --name={names} --format='%F %i') || exit 5
 [ -n "$jobs" ] || exit 0

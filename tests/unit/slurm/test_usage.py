@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from airflow_provider_picas.slurm.figures import figures
 from airflow_provider_picas.slurm.jobs import Job
+from airflow_provider_picas.slurm.usage import figures
 
 
 def job(identifier: str, state: str = "COMPLETED", **fields: object) -> Job:

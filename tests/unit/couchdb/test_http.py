@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_picas.couchdb import errors, protocol
-from airflow_provider_picas.couchdb.protocol import Answer, Request
+from airflow_provider_picas.couchdb import errors, http
+from airflow_provider_picas.couchdb.http import Answer, Request
 from airflow_provider_picas.couchdb.settings import Settings
 
 POOL = Settings("https://couch.example.org:6984", "pool", "me", "s3cret")
@@ -21,7 +21,7 @@ def answer(status: int, told: Any = None, *, body: bytes | None = None, **header
 
 
 def check(told: Answer, request: Request = GET) -> Answer:
-    return protocol.check(POOL, "my_pool", request, told)
+    return http.check(POOL, "my_pool", request, told)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_a_redirect_is_told_with_its_aim(status: int, raw: bool) -> None:
 def test_a_proxys_own_page_is_worth_another_try(status: int) -> None:
     with pytest.raises(errors.UnavailableError) as caught:
         check(answer(status, body=HTML))
-    assert protocol.worth_repeating(GET, caught.value, 1)
+    assert http.worth_repeating(GET, caught.value, 1)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_a_proxys_own_page_is_worth_another_try(status: int) -> None:
     ],
 )
 def test_a_token_that_is_refused(error: str, kind: type[errors.CouchDBError], words: str) -> None:
-    told = protocol.refused(POOL, "b:1", error, "no")
+    told = http.refused(POOL, "b:1", error, "no")
     assert (type(told), told.error, told.reason) == (kind, error, "no")
     assert re.search(words, str(told))
 
@@ -127,18 +127,18 @@ def test_an_answer_to_head_has_no_body() -> None:
 def test_an_answer_that_was_cut_off_is_worth_another_try() -> None:
     with pytest.raises(errors.UnavailableError, match="cut off") as caught:
         answer(200, body=b'{"rows":[{"id"').json()
-    assert protocol.worth_repeating(GET, caught.value, 1)
+    assert http.worth_repeating(GET, caught.value, 1)
 
 
 @pytest.mark.parametrize(("attempt", "again"), [(1, True), (4, True), (5, False)])
 def test_a_server_that_does_not_answer_is_tried_five_times(attempt: int, again: bool) -> None:
-    error = protocol.unreachable(POOL, "my_pool", "Connection refused")
-    assert protocol.worth_repeating(GET, error, attempt) is again
+    error = http.unreachable(POOL, "my_pool", "Connection refused")
+    assert http.worth_repeating(GET, error, attempt) is again
 
 
 @pytest.mark.parametrize(("attempt", "again"), [(1, True), (4, True), (5, False)])
 def test_a_server_that_is_busy_is_asked_five_times(attempt: int, again: bool) -> None:
-    assert protocol.worth_repeating(GET, errors.UnavailableError("busy", status=503), attempt) is again
+    assert http.worth_repeating(GET, errors.UnavailableError("busy", status=503), attempt) is again
 
 
 @pytest.mark.parametrize(
@@ -147,24 +147,24 @@ def test_a_server_that_is_busy_is_asked_five_times(attempt: int, again: bool) ->
         errors.ConflictError("x", status=409),
         errors.UnauthorizedError("x", status=401),
         errors.NotCouchDBError("x"),
-        protocol.tls_failed(POOL, "my_pool", "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed"),
+        http.tls_failed(POOL, "my_pool", "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed"),
     ],
 )
 def test_other_errors_are_not_repeated(error: errors.CouchDBError) -> None:
-    assert not protocol.worth_repeating(GET, error, 1)
+    assert not http.worth_repeating(GET, error, 1)
 
 
 def test_what_is_not_safe_to_repeat_is_sent_once() -> None:
     request = Request("PUT", "/pool/x", body=b"{}", repeatable=False)
-    assert not protocol.worth_repeating(request, errors.UnavailableError("busy", status=503), 1)
+    assert not http.worth_repeating(request, errors.UnavailableError("busy", status=503), 1)
 
 
 def test_pauses_grow_and_the_servers_wish_counts() -> None:
-    assert all(0.25 <= protocol.wait_before(2) <= 0.75 for _ in range(50))
-    assert all(2 <= protocol.wait_before(5) <= 6 for _ in range(50))
-    assert all(7 <= protocol.wait_before(2, "7") <= 7.5 for _ in range(50))
-    assert protocol.wait_before(2, "86400") <= 30.5
-    assert protocol.wait_before(2, "Wed, 21 Oct 2026 07:28:00 GMT") <= 0.75
+    assert all(0.25 <= http.wait_before(2) <= 0.75 for _ in range(50))
+    assert all(2 <= http.wait_before(5) <= 6 for _ in range(50))
+    assert all(7 <= http.wait_before(2, "7") <= 7.5 for _ in range(50))
+    assert http.wait_before(2, "86400") <= 30.5
+    assert http.wait_before(2, "Wed, 21 Oct 2026 07:28:00 GMT") <= 0.75
 
 
 def test_the_servers_clock() -> None:
@@ -183,11 +183,11 @@ def test_a_request() -> None:
 def test_foreign_text_in_errors_is_escaped_and_cut() -> None:
     odd = "\x1b[31m::group::x\u202e" + "y" * 5000
     told = [
-        protocol.refused(POOL, odd, "too_large", odd),
-        protocol.refused(POOL, odd, "forbidden", odd),
-        protocol.unreachable(POOL, "c", odd),
-        protocol.tls_failed(POOL, "c", odd),
-        protocol.tls_failed(POOL, "c", "CERTIFICATE_VERIFY_FAILED" + odd),
+        http.refused(POOL, odd, "too_large", odd),
+        http.refused(POOL, odd, "forbidden", odd),
+        http.unreachable(POOL, "c", odd),
+        http.tls_failed(POOL, "c", odd),
+        http.tls_failed(POOL, "c", "CERTIFICATE_VERIFY_FAILED" + odd),
     ]
     for status in (200, 302, 401, 404, 500):
         error = {"error": odd, "reason": odd}

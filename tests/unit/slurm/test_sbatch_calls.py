@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from airflow_provider_picas.operation import drive
-from airflow_provider_picas.slurm import calls, submission
-from airflow_provider_picas.slurm.calls import Record
+from airflow_provider_picas.sansio import drive
+from airflow_provider_picas.slurm import sbatch_calls as calls
+from airflow_provider_picas.slurm import submission
 from airflow_provider_picas.slurm.remote import Output, Pause, RemoteError, Send, Step, quote
+from airflow_provider_picas.slurm.sbatch_calls import Record
 
 
 def shell(step: Step) -> Output:

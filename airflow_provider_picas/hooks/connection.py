@@ -1,0 +1,77 @@
+"""Reads a connection of type ``picas``, and says what is wrong with one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from airflow_provider_picas.couchdb import errors
+from airflow_provider_picas.couchdb.settings import EXTRAS, Settings, from_connection
+
+
+def no_connection(conn_id: str) -> errors.SettingsError:
+    return errors.SettingsError(
+        f"There is no connection {conn_id!r}. Make one of type PiCaS, in the UI or by `airflow connections add`; or name another"
+        " as picas_conn_id."
+    )
+
+
+def _this_connection(found: re.Match[str]) -> str:
+    return f"{'T' if found[1] == 'C' else 't'}his connection"
+
+
+def settings_of(
+    connection: Any, conn_id: str, database: str | None, extra: Mapping[str, Any] | None = None
+) -> Settings:
+    if connection.conn_type in ("ssh", "sftp"):
+        raise errors.SettingsError(
+            f"Connection {conn_id!r} is of type {connection.conn_type!r}. `picas_conn_id` takes a connection of type"
+            " 'picas', to the CouchDB server; `ssh_conn_id` takes the one to the cluster."
+        )
+    fields = connection.extra_dejson if extra is None else extra
+    return from_connection(
+        conn_id,
+        host=connection.host,
+        port=connection.port,
+        schema=connection.schema,
+        login=connection.login,
+        password=connection.password,
+        extra={name: value for name, value in fields.items() if name in EXTRAS or value not in (None, "")},
+        database=database,
+    )
+
+
+def cause_of(error: Exception) -> str:
+    """The innermost reason that requests and urllib3 give, in one line."""
+    reason: Any = error
+    for _ in range(5):
+        parts = (getattr(reason, "reason", None), *getattr(reason, "args", ()))
+        inner = next((part for part in parts if isinstance(part, Exception)), None)
+        if inner is None:
+            break
+        reason = inner
+    text = " ".join(str(reason).split())
+    return text.rpartition(">: ")[2][:300] or type(error).__name__
+
+
+def ssl_context(settings: Settings, conn_id: str) -> Any:
+    """The TLS context, or False for one that verifies nothing. Raises SettingsError for a CA file that cannot be read."""
+    import ssl
+
+    if settings.verify is False:
+        return False
+    if settings.verify is True:
+        return ssl.create_default_context(cafile=_certifi())
+    try:
+        return ssl.create_default_context(cafile=settings.verify)
+    except OSError as error:
+        raise errors.SettingsError(
+            f"Connection {conn_id!r}: its 'ca_file' {settings.verify!r} is no file of certificates ({error})."
+        ) from None
+
+
+def _certifi() -> str:
+    import certifi  # what requests trusts, so that both hooks agree
+
+    return certifi.where()

@@ -1,0 +1,209 @@
+"""``PicasAsyncHook``: a PiCaS pool, from a trigger."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import itertools
+import math
+import time
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.connection import get_async_connection, get_async_extra_dejson
+from airflow.providers.common.compat.sdk import AirflowNotFoundException
+
+if TYPE_CHECKING:
+    import aiohttp
+
+from airflow_provider_picas.couchdb import errors, http
+from airflow_provider_picas.couchdb.http import Answer, Operation, Request
+from airflow_provider_picas.couchdb.pool import Deployment, Document, Next, Pool
+from airflow_provider_picas.couchdb.settings import Settings
+from airflow_provider_picas.hooks.connection import no_connection, settings_of, ssl_context
+from airflow_provider_picas.hooks.picas import _USER_AGENT, PicasHook, Result, _refusals, log
+from airflow_provider_picas.sansio import drive_async
+from airflow_provider_picas.tokens.counts import Counts
+from airflow_provider_picas.tokens.states import State
+
+FIRST_LOOK_UP, LONGEST_LOOK_UP = 5.0, 300.0
+"""Seconds until the connection is looked up again for a request that was refused; longer each time that it has not changed."""
+
+
+class PicasAsyncHook:
+    """A PiCaS pool, from a trigger: the same operations over one aiohttp session.
+
+    Use it as an asynchronous context manager; the session lives as long. Parameters as for ``PicasHook``.
+
+    When a request is refused (401 or 403) or gets no answer, the connection is looked up again, now and then: somebody may have
+    changed it, as with a new password. Then the request is sent with what it says now. A login that was refused is not tried
+    again at once, by whichever hook of the process: ``couchdb.refusals`` says why.
+    """
+
+    def __init__(self, picas_conn_id: str = PicasHook.default_conn_name, *, database: str | None = None) -> None:
+        self.picas_conn_id = picas_conn_id
+        self.database = database
+        self._session: aiohttp.ClientSession | None = None
+        self._settings: Settings | None = None
+        self._tls: Any = True
+        self._renewal = asyncio.Lock()
+        self._look_up_pause = FIRST_LOOK_UP
+        self._looked_up_at = -math.inf
+
+    async def __aenter__(self) -> PicasAsyncHook:
+        import aiohttp
+
+        if self._settings is None:
+            await self._apply(await self._look_up())
+        self._session = aiohttp.ClientSession(
+            headers={"User-Agent": _USER_AGENT}, connector=aiohttp.TCPConnector(limit=16), auto_decompress=True
+        )
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def _look_up(self) -> Settings:
+        self._looked_up_at = time.monotonic()
+        try:
+            connection = await get_async_connection(self.picas_conn_id)
+            extra = await get_async_extra_dejson(connection)
+        except AirflowNotFoundException:
+            raise no_connection(self.picas_conn_id) from None
+        except Exception as error:  # Airflow's API is away: as if the database were
+            raise errors.UnavailableError(
+                f"Airflow does not tell the connection {self.picas_conn_id!r} ({type(error).__name__}: {error!s:.300})."
+            ) from error
+        return settings_of(connection, self.picas_conn_id, self.database, extra)
+
+    async def _apply(self, settings: Settings) -> None:
+        self._tls = await asyncio.to_thread(ssl_context, settings, self.picas_conn_id)
+        self._settings = settings
+
+    async def _renew(self, used: Settings) -> bool:
+        """Look the connection up again; whether it is another one than ``used``."""
+        async with self._renewal:
+            if self.settings != used:
+                return True  # another request has done it
+            if time.monotonic() - self._looked_up_at < self._look_up_pause:
+                return False
+            try:
+                found = await self._look_up()
+                if found != used:
+                    await self._apply(found)
+            except errors.CouchDBError:
+                found = used
+            if found == used:
+                self._look_up_pause = min(LONGEST_LOOK_UP, self._look_up_pause * 2)
+                return False
+            self._look_up_pause = FIRST_LOOK_UP
+            log.info("Connection %r has changed. Requests go on with what it says now.", self.picas_conn_id)
+            return True
+
+    @property
+    def settings(self) -> Settings:
+        """The connection's fields; known once the hook was entered."""
+        if self._settings is None:
+            raise RuntimeError("PicasAsyncHook is used outside of its `async with`.")
+        return self._settings
+
+    @property
+    def pool(self) -> Pool:
+        """The operations that this hook drives."""
+        return Pool(self.settings)
+
+    async def do(self, operation: Operation[Result]) -> Result:
+        """Drive an operation to its end and return its result."""
+        return await drive_async(operation, self.send)
+
+    async def send(self, request: Request) -> Answer:
+        """Send one request, again if that is safe and may help; its answer. Raises CouchDBError."""
+        for attempt in itertools.count(1):
+            retry_after, used = None, self.settings
+            known = _refusals.known(used, time.monotonic())
+            try:
+                if known is not None:
+                    raise known
+                answer = await self.send_once(request)
+                retry_after = answer.headers.get("retry-after")
+                checked = http.check(used, self.picas_conn_id, request, answer)
+                _refusals.forget(used)
+                return checked
+            except (errors.UnauthorizedError, errors.ForbiddenError) as error:
+                if error is not known:
+                    _refusals.note(used, error, time.monotonic())
+                if not await self._renew(used):
+                    raise
+                continue  # it was refused, so nothing was done
+            except errors.UnavailableError as error:
+                if not http.worth_repeating(request, error, attempt):
+                    if not error.status:
+                        await self._renew(used)  # for the next request
+                    raise
+            await asyncio.sleep(http.wait_before(attempt + 1, retry_after))
+        raise AssertionError("not reached")
+
+    async def send_once(self, request: Request) -> Answer:
+        """Send one request and read its whole answer, whatever its status."""
+        import aiohttp
+        from yarl import URL
+
+        settings = self.settings
+        if self._session is None:
+            raise RuntimeError("PicasAsyncHook is used outside of its `async with`.")
+        longest = http.longest(settings, request)
+        started = time.monotonic()
+        headers = dict(request.headers)
+        if settings.login:
+            login = f"{settings.login}:{settings.password}".encode()
+            headers["Authorization"] = f"Basic {base64.b64encode(login).decode()}"
+        timeout = aiohttp.ClientTimeout(
+            total=longest,
+            connect=settings.connect_timeout,
+            sock_read=request.read_timeout or settings.read_timeout,
+        )
+        try:
+            async with self._session.request(
+                request.method,
+                URL(settings.url + request.target, encoded=True),
+                data=request.body,
+                headers=headers,
+                ssl=self._tls,
+                timeout=timeout,
+                allow_redirects=False,
+            ) as response:
+                body = bytearray()
+                async for piece in response.content.iter_any():
+                    body += piece
+                    http.check_size(settings, request, len(body))
+                told = {name.lower(): value for name, value in response.headers.items()}
+                return Answer(response.status, told, bytes(body))
+        except (aiohttp.ClientSSLError, aiohttp.ClientConnectorCertificateError) as error:
+            raise http.tls_failed(settings, self.picas_conn_id, str(error)) from None
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            if longest is not None and time.monotonic() - started >= longest:
+                raise http.too_slow(settings, request) from None
+            raise http.unreachable(settings, self.picas_conn_id, str(error) or type(error).__name__) from None
+
+    async def count(self, batch: str | None = None) -> Counts:
+        """Tokens by state, of a batch or of the whole pool."""
+        return await self.do(self.pool.count(batch))
+
+    async def get(self, token_id: str) -> Document:
+        """One token. Raises NotFoundError."""
+        return await self.do(self.pool.get(token_id))
+
+    async def tokens(self, state: State | str, batch: str | None = None) -> AsyncIterator[Document]:
+        """The tokens in a state, of a batch or of the whole pool, read page by page."""
+        after: Next | None = None
+        while True:
+            found, after = await self.do(self.pool.tokens(State(state), batch, after=after))
+            for token in found:
+                yield token
+            if after is None:
+                return
+
+    async def deploy_views(self) -> Deployment:
+        """Write the design documents that the pool lacks, if the login may."""
+        return await self.do(self.pool.deploy())

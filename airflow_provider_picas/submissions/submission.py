@@ -1,0 +1,45 @@
+"""A submission of pilots, and the operations on it."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, TypeVar
+
+from airflow_provider_picas.couchdb.http import Request
+from airflow_provider_picas.slurm.remote import Step
+
+Result = TypeVar("Result")
+Operation = Generator[Request | Step, Any, Result]
+"""Yields requests to CouchDB and steps on the cluster, receives answers and outputs."""
+
+
+@dataclass(frozen=True)
+class Watched:
+    """The submission whose pilots are looked after."""
+
+    key: str
+    folder: str
+    since: int  #: seconds since 1970: before its first job
+    ssh_conn_id: str
+    calls: int = 1  #: sbatch calls of one round
+
+    @classmethod
+    def parse(cls, value: Any) -> Watched | None:
+        """A submission from the output of the operator that submits pilots; None for None, and where nothing was submitted.
+
+        Raises ValueError for anything else.
+        """
+        if value is None or value == "":
+            return None
+        try:
+            if value["submission"] is None:
+                return None
+            since = int(datetime.fromisoformat(value["submitted"]).timestamp())
+            calls = max(1, len(value["job_ids"]))
+            return cls(str(value["submission"]), str(value["folder"]), since, str(value["ssh_conn_id"]), calls)
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(
+                f"`pilots` is the output of the operator that submits pilots, not {value!r:.200}."
+            ) from None
