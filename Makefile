@@ -47,6 +47,7 @@ lint: python
 	$(VENV)/ruff check .
 	$(VENV)/ruff format --check .
 	$(VENV)/mypy
+	$(VENV)/lint-imports --no-logo
 
 format:
 	$(VENV)/ruff check --fix .
