@@ -16,12 +16,12 @@ from airflow_provider_picas.couchdb import overview
 from airflow_provider_picas.couchdb.errors import CouchDBError, NotFoundError
 from airflow_provider_picas.couchdb.pool import Document
 from airflow_provider_picas.lifecycle.json_values import number
+from airflow_provider_picas.lifecycle.transitions import without_leftovers
 from airflow_provider_picas.slurm.remote import RemoteError
 from airflow_provider_picas.submissions import deaths
 from airflow_provider_picas.tokens import attachments, batch
 from airflow_provider_picas.tokens.causes import cause_of
 from airflow_provider_picas.tokens.counts import Counts
-from airflow_provider_picas.tokens.documents import without_leftovers
 from airflow_provider_picas.tokens.selection import UnknownBatchError
 from airflow_provider_picas.tokens.states import State, state_of
 from airflow_provider_picas.tokens.text import last_lines, one_line

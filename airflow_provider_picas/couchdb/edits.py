@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 from airflow_provider_picas.couchdb import errors
 from airflow_provider_picas.couchdb.http import Operation, Request, json_body, refused
 from airflow_provider_picas.couchdb.pool import PAGE, TOO_LARGE, Document, Pool, counted
+from airflow_provider_picas.lifecycle import transitions
 from airflow_provider_picas.lifecycle.ids import has_path
 from airflow_provider_picas.tokens import attachments, documents, views
 from airflow_provider_picas.tokens.counts import Counts, from_rows
@@ -102,7 +103,7 @@ def reset(
     """
 
     def scrub(token: Document) -> Operation[Document]:
-        changed = documents.scrubbed(token, reason)
+        changed = transitions.scrubbed(token, reason)
         if keep_logs:
             changed = yield from _with_copied_logs(pool, token, changed)
         return changed

@@ -12,7 +12,7 @@ from urllib.parse import quote
 from airflow_provider_picas.couchdb import errors
 from airflow_provider_picas.couchdb.http import LARGEST_ANSWER, Answer, Operation, Request, json_body
 from airflow_provider_picas.couchdb.settings import Settings
-from airflow_provider_picas.lifecycle.ids import has_path
+from airflow_provider_picas.lifecycle.ids import END_OF_PREFIX, has_path, id_range
 from airflow_provider_picas.lifecycle.json_values import number
 from airflow_provider_picas.tokens import counts, ids, views
 from airflow_provider_picas.tokens.states import State
@@ -205,7 +205,7 @@ class Pool:
     ) -> Operation[tuple[list[Document], int | None]]:
         """The local documents whose ids begin with ``prefix``, from the id ``start`` on, and the database's time."""
         query = {"include_docs": "true", "limit": str(limit)}
-        query |= {"startkey": json.dumps(start or prefix), "endkey": json.dumps(f"{prefix}{ids.END_OF_PREFIX}")}
+        query |= {"startkey": json.dumps(start or prefix), "endkey": json.dumps(f"{prefix}{END_OF_PREFIX}")}
         answer = yield Request("GET", self.path("_local_docs"), query)
         return list(answer.documents().values()), answer.time
 
@@ -275,7 +275,7 @@ class Pool:
 
     def _range(self, batch: str | None, after: Next | None, limit: int) -> dict[str, Any]:
         """The keys of a page; ``limit`` is that of the first."""
-        start, end = ids.id_range(batch) if batch is not None else (None, None)
+        start, end = id_range(batch) if batch is not None else (None, None)
         if after is None:
             return {"startkey": start, "endkey": end, "limit": limit}
         return {"startkey": after.key, "endkey": end, "limit": after.limit + 1}

@@ -11,6 +11,7 @@ from airflow_provider_picas.couchdb.settings import EXTRAS, Settings, from_conne
 
 
 def no_connection(conn_id: str) -> errors.SettingsError:
+    """The error for a connection that does not exist."""
     return errors.SettingsError(
         f"There is no connection {conn_id!r}. Make one of type PiCaS, in the UI or by `airflow connections add`; or name another"
         " as picas_conn_id."
@@ -24,6 +25,7 @@ def _this_connection(found: re.Match[str]) -> str:
 def settings_of(
     connection: Any, conn_id: str, database: str | None, extra: Mapping[str, Any] | None = None
 ) -> Settings:
+    """What a connection says. ``extra``: its extras, where they were read already. Raises SettingsError."""
     if connection.conn_type in ("ssh", "sftp"):
         raise errors.SettingsError(
             f"Connection {conn_id!r} is of type {connection.conn_type!r}. `picas_conn_id` takes a connection of type"

@@ -2,7 +2,7 @@
 
 import collections
 import re
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Mapping
 
 from airflow_provider_picas.lifecycle.json_values import Doc, list_or_empty, number
 
@@ -37,16 +37,17 @@ def add_attempt(doc: Doc, attempt: Doc) -> List[Any]:
     return kept
 
 
-_LOG_NAME = re.compile(r"attempt-([0-9]{1,9})\.(?:out|err)\Z")
+LOG_NAME = re.compile(r"attempt-([0-9]{1,9})\.(out|err)\Z")
 
 
 def log_number(name: str) -> int:
     """The number of the attempt whose log is attached under this name; 0 for another attachment."""
-    match = _LOG_NAME.match(name)
+    match = LOG_NAME.match(name)
     return int(match.group(1)) if match else 0
 
 
-def attempt_number(doc: Doc) -> int:
+def attempt_number(doc: Mapping[str, Any]) -> int:
     """The number of the token's next attempt, from 1: above all that it has a record or a log of."""
-    logs = [log_number(name) for name in doc.get("_attachments") or {}]
+    names = doc.get("_attachments")
+    logs = [log_number(name) for name in names] if isinstance(names, dict) else []
     return max([len(list_or_empty(doc.get("attempts"))), *logs]) + 1

@@ -1,8 +1,10 @@
 """Ids of documents, and of the local documents that pilots keep."""
 
-from typing import Optional
+from typing import Optional, Tuple
 
 from airflow_provider_picas.lifecycle.json_values import Doc
+
+END_OF_PREFIX = "\ufff0"  # sorts after every character of an id, in views (ICU) and in _all_docs (code points)
 
 
 def has_path(name: str) -> bool:
@@ -15,6 +17,14 @@ def lease_id(pilot: str) -> str:
     return f"_local/picas-pilot-{pilot}"
 
 
+def id_range(batch: str) -> Tuple[str, str]:
+    """First and last key of a batch's tokens in ``_all_docs`` and in the views of ``Monitor``."""
+    return f"{batch}:", f"{batch}:{END_OF_PREFIX}"
+
+
 def batch_range(batch: Optional[str]) -> Doc:
     """Limits of a batch's ids in a view that is sorted by id."""
-    return {} if batch is None else {"startkey": batch + ":", "endkey": batch + ":\ufff0"}
+    if batch is None:
+        return {}
+    start, end = id_range(batch)
+    return {"startkey": start, "endkey": end}

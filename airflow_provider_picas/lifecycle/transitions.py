@@ -4,7 +4,7 @@ import base64
 import json
 import re
 import time
-from typing import Any, Dict, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, FrozenSet, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from airflow_provider_picas.lifecycle.attempts import (
     MAX_ATTEMPTS,
@@ -17,8 +17,9 @@ from airflow_provider_picas.lifecycle.exit_codes import EXIT_BAD_OUTPUT, EXIT_TI
 from airflow_provider_picas.lifecycle.javascript import equals_zero
 from airflow_provider_picas.lifecycle.json_values import Doc, list_or_empty, number
 from airflow_provider_picas.lifecycle.pilot_config import Config
-from airflow_provider_picas.lifecycle.states import is_finished, is_todo
+from airflow_provider_picas.lifecycle.states import is_finished, is_todo, state_of
 
+# What the PiCaS client writes when it locks a token and removes when it scrubs it (its jobid.py).
 JOB_ID_FIELDS = ("slurm_job_id", "dirac_job_id", "wms_job_id", "cream_job_id", "pbs_job_id")
 _OR_NONE = (dict, type(None))
 
@@ -40,7 +41,7 @@ def lock_of_claim(doc: Mapping[str, Any]) -> Optional[int]:
     return int(claim.group(1)) if claim else None
 
 
-def without_leftovers(doc: Doc) -> Doc:
+def with_earlier_attempt(doc: Doc) -> Doc:
     """A token that waits, with what it shows of an earlier attempt of a pilot of this kind moved to its attempts.
 
     PiCaS's own tools, and people who edit documents, reset a token and leave our fields in it.
@@ -277,3 +278,65 @@ def _logs(attempt: int, ended: Ended) -> Dict[str, Doc]:
         for name, data in (("out", ended.out), ("err", ended.err))
         if data
     }
+
+
+# Of this package's pilots, about one attempt.
+_PILOT_FIELDS = ("pilot", "claim", "seconds")
+_OF_THE_ATTEMPT = frozenset([*JOB_ID_FIELDS, *_PILOT_FIELDS])
+_ERROR_TEXT = 2000  # characters of an error that an attempt keeps
+
+
+def attempt(document: Mapping[str, Any], reason: str) -> Doc:
+    """What is kept of an attempt when its token is given back. ``reason`` says why that was."""
+    fields = ["lock", "done", "exit_code", "hostname", *JOB_ID_FIELDS]
+    if str(document.get("claim")).rpartition("-")[2] == str(document.get("lock")):
+        fields += _PILOT_FIELDS  # else they are of an earlier attempt: PiCaS clients leave them where they are
+    kept = {field: document[field] for field in fields if document.get(field) not in (None, "")}
+    errors = document.get("error")
+    if isinstance(errors, list) and errors:
+        last = errors[-1]
+        text = last if isinstance(last, str) else json.dumps(last, ensure_ascii=False, default=str)
+        kept["error"] = text[:_ERROR_TEXT]
+    return {**kept, "reason": reason}
+
+
+def without_leftovers(document: Mapping[str, Any]) -> Doc:
+    """The token without what an earlier attempt of a pilot of this package has left in it, for people.
+
+    PiCaS's own tools reset tokens, and its pilots lock them, without touching the fields of this package.
+    """
+    left: FrozenSet[str] = frozenset()
+    lock = lock_of_claim(document)
+    if lock is not None:
+        if state_of(document) == "todo":
+            left = _OF_THE_ATTEMPT | {"error"}
+        elif document.get("lock") != lock:
+            left = frozenset(_PILOT_FIELDS)
+    return {field: value for field, value in document.items() if field not in left}
+
+
+def scrubbed(document: Mapping[str, Any], reason: str, *, counted: bool = True) -> Doc:
+    """The token, todo again, its attempt kept in ``attempts``; attachments (stubs) are carried along.
+
+    ``counted`` adds 1 to ``scrub_count``, as PiCaS's scrub does; a token that nobody had started is given back without.
+    """
+    token = {key: value for key, value in document.items() if key not in _OF_THE_ATTEMPT}
+    token.update(lock=0, done=0, hostname="", exit_code="")
+    if counted:
+        token["attempts"] = add_attempt(token, attempt(document, reason))
+        count = document.get("scrub_count")
+        token["scrub_count"] = (count if isinstance(count, int) else 0) + 1
+        if "error" in token:
+            token["error"] = []  # the last one is in the attempt; PiCaS would let it grow for ever
+    return token
+
+
+def errored(document: Mapping[str, Any], message: str, now: int) -> Doc:
+    """The token in state error, as the PiCaS client writes one (``Task.error``), with a message of ours."""
+    errors = document.get("error")
+    token = {key: value for key, value in document.items() if key not in {"pilot", "claim"}}
+    token.update(lock=99, done=99)
+    token["error"] = [*(errors if isinstance(errors, list) else []), {"time": now, "message": message}]
+    if state_of(token) != "error":
+        token["exit_code"] = ""  # a left-over 0 would make it done
+    return token

@@ -16,7 +16,7 @@ from airflow_provider_picas.lifecycle.ids import batch_range
 from airflow_provider_picas.lifecycle.json_values import Doc, number
 from airflow_provider_picas.lifecycle.pilot_config import Config
 from airflow_provider_picas.lifecycle.states import is_finished, is_todo
-from airflow_provider_picas.lifecycle.transitions import Token, without_leftovers
+from airflow_provider_picas.lifecycle.transitions import Token, with_earlier_attempt
 from airflow_provider_picas.pilot.backoff import Backoff
 from airflow_provider_picas.pilot.clock import Clock
 from airflow_provider_picas.pilot.conflicts import Conflicts
@@ -290,7 +290,7 @@ class Claims:
             who["slurm_job_id"] = self._me.job
         # The claim carries the time of the lock: see held_by_pilot.
         self.in_flight = tokens = [
-            Token(dict(without_leftovers(doc), **who, claim=f"{uuid.uuid4().hex[:16]}-{lock}")) for doc in docs
+            Token(dict(with_earlier_attempt(doc), **who, claim=f"{uuid.uuid4().hex[:16]}-{lock}")) for doc in docs
         ]
         try:
             status, rows = self._database.bulk([token.doc for token in tokens])

@@ -7,6 +7,7 @@ import threading
 import time
 from typing import Dict, Optional
 
+from airflow_provider_picas.lifecycle.durations import seconds_of
 from airflow_provider_picas.pilot.clock import Clock
 from airflow_provider_picas.pilot.log import log
 from airflow_provider_picas.pilot.processes import Processes
@@ -77,15 +78,6 @@ class WallClock(threading.Thread):
 
 def parse_time_left(text: str) -> Optional[float]:
     """Seconds until the job ends by Slurm's answer: ``TimeLeft=``, or ``TimeLimit=`` less ``RunTime=``. None without a limit."""
-    found = {name: _seconds(value) for name, value in re.findall(r"\b(TimeLeft|TimeLimit|RunTime)=(\S+)", text)}
+    found = {name: seconds_of(value) for name, value in re.findall(r"\b(TimeLeft|TimeLimit|RunTime)=(\S+)", text)}
     left, limit, ran = found.get("TimeLeft"), found.get("TimeLimit"), found.get("RunTime")
     return limit - ran if limit is not None and ran is not None else left
-
-
-def _seconds(text: str) -> Optional[float]:
-    """Slurm's ``[days-][hours:]minutes:seconds`` in seconds; None for UNLIMITED and the like."""
-    match = re.match(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)$", text)
-    if not match:
-        return None
-    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
-    return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
+from airflow_provider_picas.lifecycle.durations import seconds_of
 from airflow_provider_picas.slurm.remote import OURS, SACCT, Command, Operation, Output, UnreachableError, quote, whole
 from airflow_provider_picas.tokens.progress_line import Pilots
 from airflow_provider_picas.tokens.text import one_line
@@ -301,7 +302,7 @@ def _queued(cells: Sequence[str], room: _Room) -> Iterable[Job]:
     for name in _task_ids(identifier, base, task, room):
         yield Job(
             id=name, state=state, reason=reason, node=node, started=whole(start),
-            elapsed=int(_clock(elapsed)), cpus=whole(cpus),
+            elapsed=int(seconds_of(elapsed) or 0), cpus=whole(cpus),
         )  # fmt: skip
 
 
@@ -314,7 +315,7 @@ def _accounted(cells: Sequence[str], room: _Room) -> Iterable[Job]:
     for name in _task_ids(identifier, base.partition("+")[0], task or "N/A", room) if "." not in identifier else []:
         yield Job(
             id=name, state=word, exit_code=code, reason=reason, node=node, started=whole(start),
-            ended=whole(end), elapsed=whole(elapsed), cpus=whole(cpus), cpu_seconds=_clock(cpu),
+            ended=whole(end), elapsed=whole(elapsed), cpus=whole(cpus), cpu_seconds=seconds_of(cpu) or 0.0,
         )  # fmt: skip
 
 
@@ -342,15 +343,3 @@ def _task_ids(identifier: str, base: str, task: str, room: _Room) -> list[str]:
         return [one_line(identifier)]
     room.left -= number
     return [f"{base}_{n}" for part in tasks for n in part]
-
-
-def _clock(text: str) -> float:
-    """``[days-][hours:]minutes:seconds[.fraction]`` as seconds; 0 for anything else."""
-    match = re.fullmatch(
-        r"(?:([0-9]{1,9})-)?(?:([0-9]{1,9}):)?(?:([0-9]{1,9}):)?([0-9]{1,18}(?:\.[0-9]+)?)", text.strip()
-    )
-    if not match:
-        return 0.0
-    days, first, second, seconds = (float(part or 0) for part in match.groups())
-    hours, minutes = (first, second) if match[3] else (0.0, first)
-    return days * 86_400 + hours * 3_600 + minutes * 60 + seconds

@@ -14,6 +14,7 @@ from functools import partial
 from airflow_provider_picas.couchdb import conflicts, edits, errors
 from airflow_provider_picas.couchdb.http import Answer, Request, json_body
 from airflow_provider_picas.couchdb.pool import PAGE, TOO_LARGE, Document, Next, Pool, page_of
+from airflow_provider_picas.lifecycle import transitions
 from airflow_provider_picas.lifecycle.ids import lease_id
 from airflow_provider_picas.lifecycle.transitions import held_by_pilot, reap
 from airflow_provider_picas.slurm import jobs as slurm_jobs
@@ -311,7 +312,7 @@ def _given_back(token: Document, cause: str, max_scrubs: int, now: int) -> Docum
         # A PiCaS client's: it has no claim, and its revision is fence enough.
         count = token.get("scrub_count")
         if isinstance(count, int) and count >= max_scrubs:
-            return documents.errored(token, f"Given up after {count} scrubs, the last one because {cause}.", now)
-        return documents.scrubbed(token, f"reaped: {cause}")
+            return transitions.errored(token, f"Given up after {count} scrubs, the last one because {cause}.", now)
+        return transitions.scrubbed(token, f"reaped: {cause}")
     changed: Document = reap(token, cause, max_scrubs, now).apply()
     return changed

@@ -8,14 +8,13 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from airflow_provider_picas.lifecycle.attempts import LOG_NAME, MAX_ATTEMPTS, attempt_number, log_number
 from airflow_provider_picas.tokens import ids
-from airflow_provider_picas.tokens.documents import MAX_ATTEMPTS
 
 MAX_LOG_BYTES = 1_000_000
 """A foreign pilot's log that is larger is not copied: a reset that is to keep the logs leaves its token."""
 
 _NAME_LENGTH = 120  # characters of a file name
-_ATTEMPT_LOG = re.compile(r"attempt-([0-9]{1,9})\.(out|err)")
 _LOG = re.compile(r"\.(err|out|log)$|stderr|stdout", re.IGNORECASE)
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)  # no file names on Windows
 
@@ -43,13 +42,6 @@ def log_names(token: Mapping[str, Any]) -> list[str]:
     return sorted(stubs, key=lambda name: (-_revpos(stubs[name]), not re.search(r"err", name, re.IGNORECASE), name))
 
 
-def attempt_number(token: Mapping[str, Any]) -> int:
-    """The number of the attempt that is not in ``attempts`` yet, from 1: the pilot numbers its logs so."""
-    attempts = token.get("attempts")
-    logged = [int(match[1]) for name in stubs_of(token) if (match := _ATTEMPT_LOG.fullmatch(name))]
-    return max([len(attempts) if isinstance(attempts, list) else 0, *logged]) + 1
-
-
 def logs_to_copy(token: Mapping[str, Any]) -> dict[str, str]:
     """The logs of a foreign pilot that the next attempt would overwrite: the name of the copy, and what it is a copy of.
 
@@ -62,7 +54,7 @@ def logs_to_copy(token: Mapping[str, Any]) -> dict[str, str]:
         stub = stubs.get(name := f"logs_{token['_id']}.{kind}")
         if stub is None:
             continue
-        kept = [_revpos(stubs[other]) for other in stubs if (m := _ATTEMPT_LOG.fullmatch(other)) and m[2] == kind]
+        kept = [_revpos(stubs[other]) for other in stubs if (m := LOG_NAME.match(other)) and m[2] == kind]
         if _revpos(stub) > max(kept, default=0):
             copies[f"attempt-{number}.{kind}"] = name
     return copies
@@ -77,7 +69,7 @@ def too_large_to_copy(token: Mapping[str, Any]) -> bool:
 def outdated_logs(token: Mapping[str, Any]) -> list[str]:
     """Logs of attempts so long ago that ``attempts`` will not name them any more."""
     oldest = attempt_number(token) - MAX_ATTEMPTS
-    return [name for name in stubs_of(token) if (m := _ATTEMPT_LOG.fullmatch(name)) and int(m[1]) <= oldest]
+    return [name for name in stubs_of(token) if 0 < log_number(name) <= oldest]
 
 
 def file_names(names: Iterable[str]) -> dict[str, str]:

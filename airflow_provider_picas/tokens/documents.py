@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from airflow_provider_picas.lifecycle.attempts import add_attempt
 from airflow_provider_picas.lifecycle.json_values import (
     LONG_INTEGER,
     MOST_NESTED,
@@ -15,9 +14,9 @@ from airflow_provider_picas.lifecycle.json_values import (
     holds_large_integer,
     is_nested_more,
 )
-from airflow_provider_picas.lifecycle.transitions import lock_of_claim
+from airflow_provider_picas.lifecycle.transitions import JOB_ID_FIELDS
 from airflow_provider_picas.tokens import ids
-from airflow_provider_picas.tokens.states import State, state_of, to_string
+from airflow_provider_picas.tokens.states import to_string
 
 TYPE = "token"
 
@@ -33,21 +32,12 @@ PICAS_FIELDS: dict[str, Any] = {
 PROVIDER_FIELDS = ("batch", "push", "ordinal", "pilot", "claim", "seconds", "attempts")
 """What the provider keeps in a token; see ``docs/architecture.md``."""
 
-JOB_ID_FIELDS = ("slurm_job_id", "dirac_job_id", "wms_job_id", "cream_job_id", "pbs_job_id")
-"""What the PiCaS client writes when it locks a token and removes when it scrubs it (its ``jobid.py``)."""
-
 OWNED_FIELDS = frozenset({*PICAS_FIELDS, *PROVIDER_FIELDS, *JOB_ID_FIELDS, "type", "error", "output"})
 """Fields that an author may not set."""
-
-MAX_ATTEMPTS = 10
-"""Earlier attempts that a token keeps; the oldest go first."""
 
 MAX_BYTES = 8_000_000
 """CouchDB's default ``max_document_size``, in bytes of JSON."""
 
-_PILOT_FIELDS = ("pilot", "claim", "seconds")  # of this provider's pilots, about one attempt
-_OF_THE_ATTEMPT = frozenset({*JOB_ID_FIELDS, *_PILOT_FIELDS})
-_ERROR_TEXT = 2_000  # characters of an error that an attempt keeps
 _ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"), ensure_ascii=False)  # json.dumps makes one a call
 
 
@@ -273,58 +263,3 @@ def _same(one: Any, other: Any) -> bool:
         elif one != other or isinstance(one, bool) != isinstance(other, bool):
             return False
     return True
-
-
-def attempt(document: Mapping[str, Any], reason: str) -> dict[str, Any]:
-    """What is kept of an attempt when its token is given back. ``reason`` says why that was."""
-    fields = ["lock", "done", "exit_code", "hostname", *JOB_ID_FIELDS]
-    if str(document.get("claim")).rpartition("-")[2] == str(document.get("lock")):
-        fields += _PILOT_FIELDS  # else they are of an earlier attempt: PiCaS clients leave them where they are
-    kept = {field: document[field] for field in fields if document.get(field) not in (None, "")}
-    errors = document.get("error")
-    if isinstance(errors, list) and errors:
-        last = errors[-1]
-        text = last if isinstance(last, str) else json.dumps(last, ensure_ascii=False, default=str)
-        kept["error"] = text[:_ERROR_TEXT]
-    return {**kept, "reason": reason}
-
-
-def without_leftovers(document: Mapping[str, Any]) -> dict[str, Any]:
-    """The token without what an earlier attempt of a pilot of this package has left in it, for people.
-
-    PiCaS's own tools reset tokens, and its pilots lock them, without touching the fields of this package.
-    """
-    left: frozenset[str] = frozenset()
-    if (lock := lock_of_claim(document)) is not None:
-        if state_of(document) is State.TODO:
-            left = _OF_THE_ATTEMPT | {"error"}
-        elif document.get("lock") != lock:
-            left = frozenset(_PILOT_FIELDS)
-    return {field: value for field, value in document.items() if field not in left}
-
-
-def scrubbed(document: Mapping[str, Any], reason: str, *, counted: bool = True) -> dict[str, Any]:
-    """The token, todo again, its attempt kept in ``attempts``; attachments (stubs) are carried along.
-
-    ``counted`` adds 1 to ``scrub_count``, as PiCaS's scrub does; a token that nobody had started is given back without.
-    """
-    token = {key: value for key, value in document.items() if key not in _OF_THE_ATTEMPT}
-    token.update(lock=0, done=0, hostname="", exit_code="")
-    if counted:
-        token["attempts"] = add_attempt(token, attempt(document, reason))
-        count = document.get("scrub_count")
-        token["scrub_count"] = (count if isinstance(count, int) else 0) + 1
-        if "error" in token:
-            token["error"] = []  # the last one is in the attempt; PiCaS would let it grow for ever
-    return token
-
-
-def errored(document: Mapping[str, Any], message: str, now: int) -> dict[str, Any]:
-    """The token in state error, as the PiCaS client writes one (``Task.error``), with a message of ours."""
-    errors = document.get("error")
-    token = {key: value for key, value in document.items() if key not in {"pilot", "claim"}}
-    token.update(lock=99, done=99)
-    token["error"] = [*(errors if isinstance(errors, list) else []), {"time": now, "message": message}]
-    if state_of(token) is not State.ERROR:
-        token["exit_code"] = ""  # a left-over 0 would make it done
-    return token

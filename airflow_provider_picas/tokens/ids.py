@@ -13,9 +13,6 @@ BATCH_LENGTH = 120  # characters
 KEY_LENGTH = 59  # characters: with the colon, 180 for a token id
 _DIGEST_LENGTH = 10  # hexadecimal digits, 40 bits
 
-END_OF_PREFIX = "\ufff0"
-"""Sorts after every character of an id, in views (ICU) and in ``_all_docs`` (code points)."""
-
 
 def digest(*parts: str) -> str:
     """A short digest of some texts; the same texts always give the same one."""
@@ -71,11 +68,6 @@ def token_id(batch: str, key: str) -> str:
 def in_batch(document_id: str, batch: str) -> bool:
     """Whether a token belongs to a batch. Views sort as people do, so their key ranges may hold ids that differ by case."""
     return document_id.startswith(f"{batch}:")
-
-
-def id_range(batch: str) -> tuple[str, str]:
-    """First and last key of a batch's tokens in ``_all_docs`` and in the views of ``Monitor``."""
-    return f"{batch}:", f"{batch}:{END_OF_PREFIX}"
 
 
 def _readable(text: str, suffix: str, length: int) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
+from airflow_provider_picas.lifecycle import transitions
 from airflow_provider_picas.tokens import attachments, documents
 from airflow_provider_picas.tokens.states import State, state_of
 from airflow_provider_picas.tokens.text import sample
@@ -101,7 +102,7 @@ def _has_files(present: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
 
 def run_again(present: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
     """The token in error, todo again: it belongs to the push that runs it again, and has what the input says now."""
-    again = {**documents.scrubbed(present, "pushed again"), **documents.authors_fields(wanted)}
+    again = {**transitions.scrubbed(present, "pushed again"), **documents.authors_fields(wanted)}
     again.update({name: wanted[name] for name in ("batch", "push", "ordinal")})
     if "_attachments" in wanted:
         again["_attachments"] = {**present.get("_attachments", {}), **wanted["_attachments"]}

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from airflow_provider_picas.couchdb.errors import UnauthorizedError
-from airflow_provider_picas.hooks import picas as hooks
 from airflow_provider_picas.hooks import picas_async
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.picas_async import PicasAsyncHook
@@ -52,13 +51,13 @@ def change_password(couchdb: CouchDBAdmin, pool: Pool) -> Pool:
 def lookups(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The connections that asynchronous hooks have looked up."""
     made: list[str] = []
-    real = hooks.get_async_connection
+    real = picas_async.get_async_connection
 
     async def look_up(conn_id: str) -> Any:
         made.append(conn_id)
         return await real(conn_id)
 
-    monkeypatch.setattr(hooks, "get_async_connection", look_up)
+    monkeypatch.setattr(picas_async, "get_async_connection", look_up)
     return made
 
 

@@ -14,10 +14,10 @@ import pytest
 
 from airflow_provider_picas import cli
 from airflow_provider_picas.hooks.picas import PicasHook
+from airflow_provider_picas.lifecycle.transitions import without_leftovers
 from airflow_provider_picas.operators.tokens import PicasCollectTokensOperator, PicasResetTokensOperator
 from airflow_provider_picas.slurm.credentials import picasconfig
 from airflow_provider_picas.submissions import watch
-from airflow_provider_picas.tokens.documents import without_leftovers
 from airflow_provider_picas.tokens.states import State, state_of
 from stack import install, paths
 from tests.conftest import set_connection

@@ -22,8 +22,9 @@ from hypothesis.stateful import (
 
 from airflow_provider_picas.couchdb import errors
 from airflow_provider_picas.hooks.picas import PicasHook
+from airflow_provider_picas.lifecycle.attempts import MAX_ATTEMPTS
 from airflow_provider_picas.tokens import counts
-from airflow_provider_picas.tokens.documents import MAX_ATTEMPTS, new_token
+from airflow_provider_picas.tokens.documents import new_token
 from airflow_provider_picas.tokens.push import OnExisting
 from airflow_provider_picas.tokens.selection import Selection
 from airflow_provider_picas.tokens.states import State, state_of

@@ -14,10 +14,11 @@ from airflow_provider_picas.couchdb.pool import Document
 from airflow_provider_picas.couchdb.settings import Settings
 from airflow_provider_picas.hooks.failures import FailedTokens, report
 from airflow_provider_picas.hooks.picas import PicasHook
+from airflow_provider_picas.lifecycle.transitions import without_leftovers
 from airflow_provider_picas.operators.files import path_of, whole_file
 from airflow_provider_picas.operators.results import format_of, write_rows
 from airflow_provider_picas.operators.tokens.selecting import SelectingOperator
-from airflow_provider_picas.tokens import attachments, documents, waiting
+from airflow_provider_picas.tokens import attachments, waiting
 from airflow_provider_picas.tokens.batch import Batch
 from airflow_provider_picas.tokens.counts import Completeness, Counts, ErrorBudget
 from airflow_provider_picas.tokens.results import Row, for_xcom, json_line, parse_fields, row_of
@@ -99,9 +100,7 @@ class PicasCollectTokensOperator(SelectingOperator):
             self._settings = hook.settings
             counts = hook.count_existing(selection.batch)
             failed = FailedTokens(hook)
-            rows = (
-                row_of(documents.without_leftovers(token), fields) for token in failed.watch(hook.select(selection))
-            )
+            rows = (row_of(without_leftovers(token), fields) for token in failed.watch(hook.select(selection)))
             if self.path:
                 collected, size = write_rows(rows, self.path, file_format, fields)
                 result: dict[str, Any] = {"collected": collected, "path": self.path}

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from airflow_provider_picas.lifecycle import transitions
 from airflow_provider_picas.lifecycle.attempts import attempt_number, attempts_by_kind
 from airflow_provider_picas.lifecycle.classes import class_name
 from airflow_provider_picas.lifecycle.credentials import parse_picasconfig
@@ -34,7 +35,6 @@ from airflow_provider_picas.pilot.processes import Processes
 from airflow_provider_picas.pilot.scratch import remove_tree
 from airflow_provider_picas.pilot.wall_clock import WallClock, parse_time_left
 from airflow_provider_picas.pilot.work import DRAIN, STOP, Work
-from airflow_provider_picas.tokens import documents
 from airflow_provider_picas.tokens.states import State, state_of
 
 CONFIG = Config(command="true", submission="s")
@@ -324,7 +324,7 @@ def test_pilots_that_die_are_counted_beyond_ten_and_anew_after_a_reset() -> None
         doc = {**claimed(), **doc, "lock": 1000} if state_of(doc) is State.TODO else doc
     assert deaths == 16
     assert "16 pilots died" in doc["error"][-1]["message"]
-    assert attempts_by_kind(documents.scrubbed(doc, "reset: by hand")) == {}
+    assert attempts_by_kind(transitions.scrubbed(doc, "reset: by hand")) == {}
 
 
 def test_at_most_ten_attempts_and_their_logs() -> None:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from airflow_provider_picas.lifecycle.attempts import attempt_number
 from airflow_provider_picas.tokens import attachments
 
 NAMES = st.text(st.sampled_from("aAbB./\\\0: ~$éÉ-_\n0") | st.characters(), max_size=200)
@@ -106,9 +107,9 @@ def test_a_log_that_is_too_large_to_copy() -> None:
 
 
 def test_the_number_of_an_attempt_is_above_all_that_is_kept() -> None:
-    assert attachments.attempt_number(with_stubs()) == 1
-    assert attachments.attempt_number({**with_stubs(), "attempts": [{}, {}]}) == 3
-    assert attachments.attempt_number(with_stubs(**{"attempt-7.out": (1, 1)})) == 8
+    assert attempt_number(with_stubs()) == 1
+    assert attempt_number({**with_stubs(), "attempts": [{}, {}]}) == 3
+    assert attempt_number(with_stubs(**{"attempt-7.out": (1, 1)})) == 8
 
 
 def test_logs_of_attempts_that_are_not_kept_any_more() -> None:

@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from airflow_provider_picas.lifecycle.attempts import MAX_ATTEMPTS
+from airflow_provider_picas.lifecycle.transitions import errored, scrubbed
 from airflow_provider_picas.tokens import documents
-from airflow_provider_picas.tokens.documents import BadTokenError, encode, errored, new_token, scrubbed
+from airflow_provider_picas.tokens.documents import BadTokenError, encode, new_token
 from airflow_provider_picas.tokens.states import State, state_of
 from tests.odd_tokens import odd_tokens
 
@@ -211,7 +213,7 @@ def test_a_token_given_back_unstarted_is_not_counted() -> None:
 
 def test_attempts_are_capped_and_the_oldest_go() -> None:
     token = new()
-    for number in range(documents.MAX_ATTEMPTS + 3):
+    for number in range(MAX_ATTEMPTS + 3):
         token = scrubbed({**token, "lock": 5, "done": 6, "exit_code": number}, f"try {number}")
     assert [attempt["reason"] for attempt in token["attempts"]] == [f"try {number}" for number in range(3, 13)]
     assert token["scrub_count"] == 13

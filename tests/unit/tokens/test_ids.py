@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from airflow_provider_picas.lifecycle.ids import id_range
 from airflow_provider_picas.tokens import ids
 
 NAMES = st.text(max_size=300)
@@ -105,7 +106,7 @@ def test_numbered_keys_sort_as_they_were_pushed() -> None:
 
 
 def test_the_range_of_a_batch_holds_its_ids_and_no_others_in_code_point_order() -> None:
-    first, last = ids.id_range("batch")
+    first, last = id_range("batch")
     keys = [ids.token_id("batch", key) for key in ("0", "zzz", "~"[:0] + "Z.-_:", ids.ordinal_key(5))]
     assert all(first < key < last for key in keys)
     others = [f"batch{char}x" for char in string.ascii_letters + string.digits + "._-"]

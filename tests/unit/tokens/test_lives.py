@@ -8,6 +8,8 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from airflow_provider_picas.lifecycle import transitions
+from airflow_provider_picas.lifecycle.attempts import MAX_ATTEMPTS
 from airflow_provider_picas.tokens import counts, documents
 from airflow_provider_picas.tokens.push import Action, OnExisting, action_for, of_execution, run_again
 from airflow_provider_picas.tokens.selection import Selection, scrubs_of
@@ -85,7 +87,7 @@ class Lives:
         if state_of(token) is not State.LOCKED:
             return
         if how == "reaped":
-            self.tokens[token_id] = documents.errored(token, "its pilot has died too often", self.time)
+            self.tokens[token_id] = transitions.errored(token, "its pilot has died too often", self.time)
         elif how == "Task.error":
             errors = [*token.get("error", []), {"time": self.time, "message": "failed"}]
             token.update(lock=99, done=99, error=errors)
@@ -97,7 +99,7 @@ class Lives:
         token = self.tokens[token_id]
         if Selection("b", frozenset(asked)).objection(token, self.time) is None:
             assert self.expected[token_id] in asked
-            self.tokens[token_id] = documents.scrubbed(token, "reset")
+            self.tokens[token_id] = transitions.scrubbed(token, "reset")
             self.expected[token_id] = State.TODO
             self.scrubs[token_id] += 1
         else:
@@ -112,7 +114,7 @@ class Lives:
             fitting = [state for state, table in CONDITIONS.items() if all(c.holds(token) for c in table)]
             assert fitting == [self.expected[token_id]]
             assert scrubs_of(token) == self.scrubs[token_id]
-            assert len(token.get("attempts", [])) == min(documents.MAX_ATTEMPTS, self.scrubs[token_id])
+            assert len(token.get("attempts", [])) == min(MAX_ATTEMPTS, self.scrubs[token_id])
             assert token["input"] == token_id.removeprefix("b:")
         counted = counts.of_documents(self.tokens.values())
         assert counted.total == len(self.tokens)
