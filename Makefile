@@ -11,7 +11,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 VENV   := .stack/airflow/bin
 
 unexport PYTHONDONTWRITEBYTECODE
-.PHONY: demo test check chaos bench compat lint format install pins clean python
+.PHONY: demo test check chaos bench compat lint format diagrams install pins clean python
 
 demo: python
 	@exec $(PYTHON) -m stack.demo --stack $(STACK)
@@ -55,6 +55,11 @@ format:
 
 install: python
 	@$(PYTHON) -m stack.install
+
+# Draw the diagram of docs/lifecycle.md from the tables of states and transitions.
+diagrams: python
+	@$(PYTHON) -m stack.install airflow
+	$(VENV)/python docs/draw_states.py
 
 # New versions for the stack: then run the tests and compat, and commit the files.
 pins:

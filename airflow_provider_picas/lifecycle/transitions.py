@@ -4,6 +4,7 @@ import base64
 import json
 import re
 import time
+import uuid
 from typing import Any, Dict, FrozenSet, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from airflow_provider_picas.lifecycle.attempts import (
@@ -35,10 +36,44 @@ def held_by_pilot(doc: Doc) -> bool:
     return claim.rpartition("-")[2] == str(doc["lock"])
 
 
+class Transition(NamedTuple):
+    """A way from one state to another. An empty state: there is no document."""
+
+    name: str
+    before: Tuple[str, ...]
+    after: str
+    when: str
+
+
+# All of them: docs/lifecycle.md is drawn from this table, and a test runs the code for each entry.
+TRANSITIONS = (
+    Transition("push", ("",), "todo", "a push writes the token"),
+    Transition("claim", ("todo",), "locked", "a pilot takes the token"),
+    Transition("finish", ("locked",), "done", "the command ends with exit code 0"),
+    Transition("fail", ("locked",), "error", "the command fails and may not run again"),
+    Transition("retry", ("locked",), "todo", "the command fails and may run again"),
+    Transition("release", ("locked",), "todo", "the pilot stops before the token is finished"),
+    Transition("reap", ("locked",), "todo", "the pilot is dead"),
+    Transition("give up", ("locked",), "error", "the pilot is dead, as others before it"),
+    Transition("push again", ("error",), "todo", "a push finds the token in error"),
+    Transition("reset", ("locked", "done", "error"), "todo", "a person or a task resets the token"),
+    Transition("delete", ("todo", "locked", "done", "error"), "", "a person or a task deletes or archives the token"),
+)
+
+
 def lock_of_claim(doc: Mapping[str, Any]) -> Optional[int]:
     """When the pilot of this kind locked the token whose claim it carries; None if it carries none."""
     claim = re.match(r"[0-9a-f]{16}-([0-9]{1,15})\Z", str(doc.get("claim")))
     return int(claim.group(1)) if claim else None
+
+
+def claim(doc: Doc, lock: int, pilot: str, hostname: str, job: Optional[str]) -> Doc:
+    """The token as a pilot claims it. ``lock``: now, by the database's clock. The claim carries it: see ``held_by_pilot``."""
+    mark = f"{uuid.uuid4().hex[:16]}-{lock}"
+    claimed = dict(with_earlier_attempt(doc), lock=lock, hostname=hostname, pilot=pilot, claim=mark)
+    if job:
+        claimed["slurm_job_id"] = job
+    return claimed
 
 
 def with_earlier_attempt(doc: Doc) -> Doc:

@@ -5,7 +5,6 @@ import json
 import math
 import random
 import time
-import uuid
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 from urllib.parse import quote
 
@@ -16,7 +15,7 @@ from airflow_provider_picas.lifecycle.ids import batch_range
 from airflow_provider_picas.lifecycle.json_values import Doc, number
 from airflow_provider_picas.lifecycle.pilot_config import Config
 from airflow_provider_picas.lifecycle.states import is_finished, is_todo
-from airflow_provider_picas.lifecycle.transitions import Token, with_earlier_attempt
+from airflow_provider_picas.lifecycle.transitions import Token, claim
 from airflow_provider_picas.pilot.backoff import Backoff
 from airflow_provider_picas.pilot.clock import Clock
 from airflow_provider_picas.pilot.conflicts import Conflicts
@@ -285,13 +284,8 @@ class Claims:
         if not docs:
             return []
         lock = int(self._clock.now())
-        who: Doc = {"lock": lock, "hostname": self._me.hostname, "pilot": self._me.pilot}
-        if self._me.job:
-            who["slurm_job_id"] = self._me.job
-        # The claim carries the time of the lock: see held_by_pilot.
-        self.in_flight = tokens = [
-            Token(dict(with_earlier_attempt(doc), **who, claim=f"{uuid.uuid4().hex[:16]}-{lock}")) for doc in docs
-        ]
+        claimed = [claim(doc, lock, self._me.pilot, self._me.hostname, self._me.job) for doc in docs]
+        self.in_flight = tokens = [Token(doc) for doc in claimed]
         try:
             status, rows = self._database.bulk([token.doc for token in tokens])
         except Unreachable:
