@@ -207,6 +207,7 @@ class Change:
             return True
         if "output" in self.set:
             del self.set["output"]
+            self.unset.append("output")
             self.kind = "failed"
             self.set["exit_code"] = EXIT_BAD_OUTPUT
             self.error = {"time": self.set.get("done"), "message": "The database refuses the token with its output."}
@@ -294,7 +295,9 @@ def conclude(token: Token, ended: Ended, config: Config, now: int) -> Change:
         final["output"] = ended.output
     if message:
         parts["error"] = {"time": now, "message": message}
-    return Change.of("failed" if code else "done", doc, set=final, unset=("pilot",), **parts)
+    # An earlier attempt's output, which a reset leaves in the token, must not pass for that of this one.
+    unset = ("pilot",) if ended.has_output else ("pilot", "output")
+    return Change.of("failed" if code else "done", doc, set=final, unset=unset, **parts)
 
 
 def _judge(ended: Ended) -> Tuple[int, str]:

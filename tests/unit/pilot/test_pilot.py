@@ -217,6 +217,17 @@ def test_success() -> None:
     assert doc["pilot"] == "p", "the document at hand was changed"
 
 
+def test_the_output_of_an_earlier_attempt_does_not_stay() -> None:
+    """A token that was done, and was reset, still has it."""
+    for ended in (Ended("exit", 0, 1.0), failed(3)):
+        assert "output" not in conclude(Token(claimed(output="earlier")), ended, CONFIG, 1010).apply()
+    kept = conclude(Token(claimed(output="earlier")), Ended("exit", 0, 1.0, b"", b"", "new", True), CONFIG, 1010)
+    assert kept.apply()["output"] == "new"
+    while kept.shrink():
+        pass
+    assert "output" not in kept.apply()
+
+
 def test_failure_for_good() -> None:
     ended = failed(3, err=b"first\nlast \xff line\n", output=5, has_output=True)
     new = conclude(Token(claimed(error="odd")), ended, CONFIG, 1010).apply()
