@@ -15,7 +15,7 @@ from airflow_provider_picas.couchdb.settings import Settings
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.slurm import SlurmHook
 from airflow_provider_picas.sansio import drive
-from airflow_provider_picas.slurm import credentials, jobs, logs, sbatch_calls, submission
+from airflow_provider_picas.slurm import again, credentials, jobs, logs, sbatch_calls, submission
 from airflow_provider_picas.slurm.jobs import Life
 from airflow_provider_picas.slurm.remote import RemoteError, RemoteFile, Send, UnreachableError, ok
 from airflow_provider_picas.slurm.usage import Figures, figures
@@ -76,6 +76,10 @@ class WatchedSubmission:
         pool = self._picas.pool
         limits: Any = {"max_scrubs": max_scrubs, "max_lock_age": max_lock_age}
         return self.do(look_after(pool, self._batch, self.watched, observer=observer, **limits))
+
+    def objection(self, batch: str) -> str | None:
+        """Why the submission is not one that this account made for the batch; None if it is. Raises RemoteError."""
+        return self.do(again.objection(self.watched.key, self.watched.folder, batch))
 
     def foreign(self) -> tuple[str, ...]:
         """Tokens that are held by nobody of whom anything is known; none while the cluster does not answer."""

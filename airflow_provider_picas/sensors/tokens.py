@@ -21,7 +21,7 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_provider_picas import assets
-from airflow_provider_picas.couchdb import batch_pilots, changes
+from airflow_provider_picas.couchdb import changes
 from airflow_provider_picas.couchdb.errors import CouchDBError, ForbiddenError, UnavailableError, is_refusal
 from airflow_provider_picas.couchdb.settings import Settings
 from airflow_provider_picas.hooks.failures import FailedTokens, report
@@ -29,6 +29,7 @@ from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.submission import WatchedSubmission
 from airflow_provider_picas.links import PicasMonitoringLink, PicasPoolLink, push_links
 from airflow_provider_picas.operators.instance import push_id
+from airflow_provider_picas.sensors.pilots import PATIENCE, find_pilots, forget_pilots
 from airflow_provider_picas.slurm import jobs
 from airflow_provider_picas.slurm.remote import RemoteError, UnreachableError
 from airflow_provider_picas.slurm.sbatch_calls import SubmissionRefusedError
@@ -562,33 +563,15 @@ class PicasTokenStateSensor(BaseSensorOperator):
         batch = self._batch()
         if batch is None or self.pilots is False or self.pilots:
             return
-        hook = self._hook(batch)
-        try:
-            found = hook.do(batch_pilots.find(hook.pool, batch.id))
-        except CouchDBError as error:
-            self.log.warning("Which pilots were submitted for batch %s is not known. %s", batch.id, error)
-            return
-        if len(found) == 1:
-            self.pilots = found[0]
-            self.log.info("The pilots of batch %s are those of %s.", batch.id, found[0]["submission"])
-        elif found:
-            self.log.info(
-                "%d tasks have submitted pilots for batch %s. Give the output of one as `pilots` to have them looked after.",
-                len(found), batch.id,
-            )  # fmt: skip
+        patience = 0.0 if self.reschedule else PATIENCE
+        self.pilots = find_pilots(self._hook(batch), batch.id, self.log, patience) or self.pilots
 
     def _forget_pilots(self, batch: Batch | None) -> None:
         """Note that the wait for the pilots of a batch is over: a later wait for a batch of that name is for others."""
         watched = self._watched()
         if watched is None or batch is None or not isinstance(self.pilots, Mapping):
             return
-        hook = self._hook(batch)
-        try:
-            hook.do(batch_pilots.note(hook.pool, batch.id, self.pilots, ended=True))
-        except CouchDBError as error:
-            self.log.info(
-                "That the pilots of batch %s are not waited for any more could not be noted. %s", batch.id, error
-            )
+        forget_pilots(self._hook(batch), batch.id, self.pilots, self.log)
 
     def _watched(self) -> Watched | None:
         try:

@@ -39,7 +39,7 @@ def read(key: str, folder: str, count: int, batch: str) -> Operation[Origin]:
 
     Key and folder come from the pool, where others may write: what is run must be the account's own, and for this batch.
     """
-    if not _KEY.fullmatch(key) or folder.rpartition("/")[2] != key:
+    if not _is_folder_of(folder, key):
         raise RemoteError(f"{folder!r:.200} is not the folder of a submission {key!r:.100}.")
     text = f"""
 cd -- {quote(folder)} 2>/dev/null && [ -e {sbatch_calls.SUBMIT_SCRIPT} ] && [ -e command.0 ] || exit 4
@@ -62,6 +62,33 @@ true"""
     if output.code != 0:
         raise RemoteError(f"The earlier submission's folder {folder} cannot be read on the cluster: {output.said}.")
     return _parse(key, folder, output.stdout, batch)
+
+
+def objection(key: str, folder: str, batch: str) -> Operation[str | None]:
+    """Why a submission that the pool names is not this account's for the batch; None if it is.
+
+    Others may write to the pool. A wait sends credentials to the folder, and may submit what is in it. Raises RemoteError when
+    the cluster does not answer.
+    """
+    if not _is_folder_of(folder, key):
+        return f"{folder!r:.200} is not the folder of a submission {key!r:.100}."
+    text = f"""
+cd -- {quote(folder)} 2>/dev/null || exit 4
+for file in . {sbatch_calls.SUBMIT_SCRIPT}; do [ -O "$file" ] || exit 6; done
+[ ! -e {pilot_job.CONFIG_FILE} ] || head -c 1000000 {pilot_job.CONFIG_FILE}"""
+    output = yield Command(text)
+    if output.code:
+        return f"{folder} on the cluster is gone, or belongs to another account."
+    try:
+        config = json.loads(output.stdout or "{}")
+        wanted = config.get("batch")
+    except (ValueError, AttributeError):
+        return f"{folder}/{pilot_job.CONFIG_FILE} on the cluster is not a configuration of pilots."
+    return None if wanted in (None, batch) else f"The pilots of {key} are for batch {wanted!r:.130}."
+
+
+def _is_folder_of(folder: str, key: str) -> bool:
+    return bool(_KEY.fullmatch(key)) and folder.rpartition("/")[2] == key
 
 
 def _parse(key: str, folder: str, said: str, batch: str) -> Origin:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import stat
 import time
@@ -473,7 +474,10 @@ def test_a_wait_notices_that_the_pilots_of_its_batch_are_gone(tasks: Tasks) -> N
 def test_a_wait_that_is_for_no_pilots_or_cannot_know_which(tasks: Tasks, capsys: pytest.CaptureFixture[str]) -> None:
     tasks.push([{"input": 5}])
     tasks.submit("true", pilots=1)
-    other = {**tasks.pilots, "submission": "picas-other-0123456789.1"}
+    key = "picas-other-0123456789.1"
+    folder = str(Path(tasks.pilots["folder"]).with_name(key))
+    assert tasks.remote.run(f"cp -a {tasks.pilots['folder']} {folder}").code == 0
+    other = {**tasks.pilots, "submission": key, "folder": folder}
     hook = PicasHook()
     hook.do(batch_pilots.note(hook.pool, tasks.batch["batch"], other))
     tasks.ended()
@@ -481,3 +485,29 @@ def test_a_wait_that_is_for_no_pilots_or_cannot_know_which(tasks: Tasks, capsys:
     assert "2 tasks have submitted pilots for batch" in capsys.readouterr().out
     assert tasks.wait(pilots=False)["done"] == 1
     assert tasks.remote.run(f"ls -A {tasks.pilots['folder']}/credentials").stdout == "picasconfig.py\n"
+
+
+def test_pilots_that_somebody_else_names_are_not_looked_after(tasks: Tasks, capsys: pytest.CaptureFixture[str]) -> None:
+    """The wait would send the password to their folder, and submit what is in it."""
+    tasks.push([{"input": 5}])
+    tasks.submit("true", pilots=1)
+    tasks.ended()
+    hook, own = PicasHook(), Path(tasks.pilots["folder"])
+    names = {what: f"picas-{what}-0123456789.1" for what in ("other", "gone", "theirs")}
+    folders = {what: own.with_name(name) for what, name in names.items()}
+    tasks.remote.run(f"cp -a {own} {folders['other']}; cp -a {own} {folders['theirs']}")
+    config = json.loads((own / "pilot.json").read_text())
+    (folders["other"] / "pilot.json").write_text(json.dumps({**config, "batch": "other"}))
+    objections = [f"'{own}' is not the folder", "are for batch 'other'", f"{folders['gone']} on the cluster is gone"]
+    forged = [{"folder": str(own), "submission": "picas-forged-0123456789.1"}]
+    forged += [{"folder": str(folders[what]), "submission": names[what]} for what in ("other", "gone")]
+    if os.geteuid() == 0:  # only then can a folder belong to somebody else
+        tasks.remote.run(f"chown -R nobody {folders['theirs']}")
+        forged.append({"folder": str(folders["theirs"]), "submission": names["theirs"]})
+        objections.append(f"{folders['theirs']} on the cluster is gone, or belongs to another account")
+    for pilots in forged:
+        hook.do(batch_pilots.note(hook.pool, tasks.batch["batch"], {**tasks.pilots, **pilots}))
+    assert tasks.wait(pilots=None)["done"] == 1
+    said = capsys.readouterr().out
+    assert f"The pilots of batch {tasks.batch['batch']} are those of {tasks.pilots['submission']}" in said
+    assert [words for words in objections if words not in said] == []

@@ -1,0 +1,77 @@
+"""The pilots that a wait looks after when its author has not named them: those that were submitted for its batch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from airflow.providers.common.compat.sdk import AirflowException
+
+from airflow_provider_picas.couchdb import batch_pilots
+from airflow_provider_picas.couchdb.errors import CouchDBError
+from airflow_provider_picas.hooks.picas import PicasHook
+from airflow_provider_picas.hooks.submission import WatchedSubmission
+from airflow_provider_picas.slurm.remote import RemoteError, UnreachableError
+from airflow_provider_picas.submissions.submission import Watched
+from airflow_provider_picas.tokens.text import one_line
+
+PATIENCE = 600.0
+"""Seconds in which a cluster that cannot be reached may say whose the pilots are."""
+
+PAUSE = 30.0
+"""Seconds between two questions."""
+
+
+def find_pilots(hook: PicasHook, batch: str, log: Any, patience: float = PATIENCE) -> dict[str, Any] | None:
+    """The output of the task that submitted pilots for the batch; None if there is none, or more than one."""
+    try:
+        named = hook.do(batch_pilots.find(hook.pool, batch))
+    except CouchDBError as error:
+        log.warning("Which pilots were submitted for batch %s is not known. %s", batch, error)
+        return None
+    found = []
+    for pilots in named:
+        if why := _objection(pilots, hook, batch, log, patience):
+            log.warning("Pilots that the pool names for batch %s are not looked after. %s", batch, one_line(why, 500))
+        else:
+            found.append(pilots)
+    if len(found) > 1:
+        log.info(
+            "%d tasks have submitted pilots for batch %s. Give the output of one as `pilots` to have them looked after.",
+            len(found), batch,
+        )  # fmt: skip
+    if len(found) != 1:
+        return None
+    log.info("The pilots of batch %s are those of %s.", batch, found[0]["submission"])
+    return found[0]
+
+
+def forget_pilots(hook: PicasHook, batch: str, pilots: Mapping[str, Any], log: Any) -> None:
+    """Note that the wait for the pilots of a batch is over: a later wait for a batch of that name is for others."""
+    try:
+        hook.do(batch_pilots.note(hook.pool, batch, pilots, ended=True))
+    except CouchDBError as error:
+        log.info("That the pilots of batch %s are not waited for any more could not be noted. %s", batch, error)
+
+
+def _objection(pilots: Mapping[str, Any], hook: PicasHook, batch: str, log: Any, patience: float) -> str | None:
+    """Why these are not pilots that the account of their connection has submitted; None if they are.
+
+    Others may write to the pool, and a wait sends credentials to the folder and may submit what is in it.
+    """
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            watched = Watched.parse(pilots)
+            if watched is None:
+                return "Nothing was submitted."
+            with WatchedSubmission(watched, hook, batch) as submitted:
+                return submitted.objection(batch)
+        except UnreachableError as error:
+            if time.monotonic() + PAUSE > deadline:
+                return str(error)
+            log.warning("%s Asking again in %.0f s.", error, PAUSE)
+            time.sleep(PAUSE)
+        except (RemoteError, ValueError, AirflowException) as error:
+            return str(error)
