@@ -74,7 +74,7 @@ def test_a_poke_goes_on(slow: str, capsys: pytest.CaptureFixture[str]) -> None:
     """It does not block: the time-out is looked at between the pokes."""
     sensor = PicasTokenStateSensor(task_id="wait", batch=None, success_threshold=1)
     said, pokes = "", 0
-    while f"{NUMBER} todo" not in said:
+    while f"{NUMBER} to do" not in said:
         assert not sensor.poke(context("wait"))
         said += capsys.readouterr().out
         pokes += 1

@@ -281,7 +281,8 @@ class TestExisting:
         inputs = [f"x{number}" for number in range(2_500)]
         first = run(inputs=inputs, key="input")
         more = ["new", *reversed(inputs)]
-        assert run(inputs=more, key="input", on_existing=on_existing) == {**first, "tokens": 2_501}
+        second = run(inputs=more, key="input", on_existing=on_existing)
+        assert second == {**first, "tokens": 2_501, "label": "new, x2499, x2498 and 2,498 more"}
         assert sorted(token["input"] for token in pool.tokens()) == sorted(more)
 
     def test_a_duplicate_is_found_also_in_the_tokens_of_an_earlier_run(self) -> None:
