@@ -60,7 +60,7 @@ def _reset(pool: Pool, hook: PicasHook) -> float:
     _fail(pool, hook, batch)
     hook.count(batch)
     with clock() as resetting:
-        hook.reset(Selection.parse(batch, states=[State.ERROR]))
+        hook.editor.reset(Selection.parse(batch, states=[State.ERROR]))
     if hook.count(batch).todo != FEW:
         raise RuntimeError("The tokens were not reset.")
     return resetting.seconds
@@ -76,7 +76,7 @@ def _pair(server: Server) -> tuple[float, float]:
         if hook.count(batch).error != TOKENS:
             raise RuntimeError("The tokens are not in error.")
         with clock() as resetting:
-            report = hook.reset(Selection.parse(batch, states=[State.ERROR]))
+            report = hook.editor.reset(Selection.parse(batch, states=[State.ERROR]))
         if hook.count(batch).todo != TOKENS:
             raise RuntimeError(f"The tokens were not reset: {report}")
         return resetting.seconds, pushing.seconds

@@ -8,7 +8,7 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from functools import cached_property
@@ -26,17 +26,16 @@ from airflow_provider_picas.couchdb.pool import PAGE, Deployment, Document, Next
 from airflow_provider_picas.couchdb.push import push, requests_of
 from airflow_provider_picas.couchdb.refusals import Refusals
 from airflow_provider_picas.couchdb.settings import Settings
-from airflow_provider_picas.hooks import regex
 from airflow_provider_picas.hooks.connection import _this_connection, cause_of, no_connection, settings_of, ssl_context
 from airflow_provider_picas.hooks.duplicate_keys import KeyLog
+from airflow_provider_picas.hooks.editing import TokenEditor
 from airflow_provider_picas.lifecycle.ids import has_path
 from airflow_provider_picas.sansio import drive
-from airflow_provider_picas.tokens import attachments, documents, views
-from airflow_provider_picas.tokens.causes import error_text
+from airflow_provider_picas.tokens import attachments, views
 from airflow_provider_picas.tokens.counts import Counts
 from airflow_provider_picas.tokens.documents import BadTokenError
 from airflow_provider_picas.tokens.push import DuplicateTokenError, MayDiffer, OnExisting, PushReport
-from airflow_provider_picas.tokens.selection import EditReport, Selection, UnknownBatchError, last_news
+from airflow_provider_picas.tokens.selection import UnknownBatchError, last_news
 from airflow_provider_picas.tokens.states import State
 from airflow_provider_picas.tokens.text import one_line
 
@@ -259,24 +258,31 @@ class PicasHook(HttpHook):
     def tokens(self, state: State | str, batch: str | None = None) -> Iterator[Document]:
         """The tokens in a state, of a batch or of the whole pool, read page by page."""
         state = State(state)
-        yield from _flat(self._state_pages(state, batch))
+        yield from _flat(self.state_pages(state, batch))
 
     def token_ids(self, state: State | str, batch: str | None = None) -> Iterator[str]:
         """The ids of the tokens in a state, read page by page."""
         state = State(state)
-        yield from _flat(self._id_pages(state, batch, PAGE))
+        yield from _flat(self.id_pages(state, batch, PAGE))
 
     def batch_documents(self, batch: str) -> Iterator[Document]:
         """All tokens of a batch, whatever their state, read page by page."""
-        yield from _flat(self._pages(lambda after: self.pool.batch_documents(batch, after=after)))
+        yield from _flat(self.pages(lambda after: self.pool.batch_documents(batch, after=after)))
 
-    def _state_pages(self, state: State, batch: str | None) -> Iterator[list[Document]]:
-        return self._pages(lambda after: self.pool.tokens(state, batch, after=after))
+    def state_pages(self, state: State, batch: str | None) -> Iterator[list[Document]]:
+        return self.pages(lambda after: self.pool.tokens(state, batch, after=after))
 
-    def _id_pages(self, state: State, batch: str | None, limit: int) -> Iterator[list[str]]:
-        return self._pages(lambda after: self.pool.ids(state, batch, after=after, limit=limit))
+    def id_pages(self, state: State, batch: str | None, limit: int) -> Iterator[list[str]]:
+        return self.pages(lambda after: self.pool.ids(state, batch, after=after, limit=limit))
 
-    def _pages(
+    def token_pages(self, batch: str | None) -> Iterator[list[Document]]:
+        """All tokens of a batch, or of the pool, in pages; with another design document than ``Monitor``, those in its views."""
+        if self.settings.design_document != views.MONITOR:
+            return itertools.chain.from_iterable(self.state_pages(state, batch) for state in State)
+        found = self.pages(lambda after: self.pool.batch_documents(batch, after=after))
+        return ([token for token in page if not token["_id"].startswith("_")] for page in found)
+
+    def pages(
         self, page: Callable[[Next | None], Operation[tuple[list[Result], Next | None]]]
     ) -> Iterator[list[Result]]:
         after: Next | None = None
@@ -345,58 +351,10 @@ class PicasHook(HttpHook):
 
     # -- tokens that are in the pool already --------------------------------------------------------------------------
 
-    def select(self, selection: Selection) -> Iterator[Document]:
-        """The selected tokens, read page by page. Raises PatternError."""
-        judge = self._judge(selection)
-        for tokens in self._candidates(selection):
-            yield from (token for token, objection in zip(tokens, judge(tokens), strict=True) if objection is None)
-
-    def reset(
-        self, selection: Selection, *, reason: str = "reset", keep_logs: bool = False, dry_run: bool = False
-    ) -> EditReport:
-        """Give the selected tokens back: todo again, the attempt kept in ``attempts``. Raises PatternError.
-
-        Tokens that pilots take or finish meanwhile are left. ``keep_logs`` copies the logs of foreign pilots under the
-        attempt's name, and leaves tokens with one that is too large. ``dry_run`` only reports what would be done.
-        """
-        if not reason.startswith("reset"):
-            reason = f"reset: {reason}"  # the pilot counts attempts from the last reset
-        of_selection = self._judge(selection)
-
-        def judge(tokens: Sequence[Document]) -> Sequence[str | None]:
-            objections = of_selection(tokens)
-            if not keep_logs:
-                return objections
-            return [
-                why or ("has a log above 1 MB, too large to keep" if attachments.too_large_to_copy(token) else None)
-                for token, why in zip(tokens, objections, strict=True)
-            ]
-
-        def change(tokens: Sequence[Document]) -> Operation[EditReport]:
-            return edits.reset(self.pool, tokens, judge, reason=reason, keep_logs=keep_logs)
-
-        return self._edit(selection, judge, change, dry_run)
-
-    def update(self, selection: Selection, fields: Mapping[str, Any], *, dry_run: bool = False) -> EditReport:
-        """Set fields of the selected tokens. Raises BadTokenError for fields of PiCaS or the provider, and PatternError."""
-        documents.check_update(fields)
-        of_selection = self._judge(selection)
-
-        def judge(tokens: Sequence[Document]) -> list[str | None]:
-            objections = zip(tokens, of_selection(tokens), strict=True)
-            return [why or ("has these values already" if documents.has(t, fields) else None) for t, why in objections]
-
-        return self._edit(selection, judge, lambda tokens: edits.update(self.pool, tokens, judge, fields), dry_run)
-
-    def delete(self, tokens: Iterable[tuple[str, str]]) -> EditReport:
-        """Delete tokens, given by id and revision; one that has changed since is left."""
-        revisions = (edits.Revision(token_id, rev) for token_id, rev in tokens)
-        return self._in_parts(lambda page: self.do(edits.delete(self.pool, page)), _pages_of(revisions), "deleted")
-
-    def restore(self, tokens: Iterable[Document]) -> EditReport:
-        """Write archived tokens (``archive.restored``) as they were; those that are in the pool are left."""
-        requests = edits.requests_of(tokens)
-        return self._in_parts(lambda request: self.do(edits.restore(self.pool, request)), requests, "restored")
+    @property
+    def editor(self) -> TokenEditor:
+        """What selects, resets, updates, deletes and restores tokens."""
+        return TokenEditor(self)
 
     def with_attachments(self, tokens: Iterable[Document]) -> Iterator[Document]:
         """The tokens, in any order, with the data of their attachments in them; those that are gone meanwhile are left out."""
@@ -482,7 +440,7 @@ class PicasHook(HttpHook):
         if counts.finished < counts.total:
             return f"it has not finished ({counts})"
         now = self.now()
-        for token in _flat(self._all_tokens(batch)):
+        for token in _flat(self.token_pages(batch)):
             news = last_news(token)
             if news is None:
                 return f"token {one_line(token['_id'])} does not say when it ended"
@@ -493,90 +451,6 @@ class PicasHook(HttpHook):
     def now(self) -> int:
         """The database's time, in seconds since 1970."""
         return self.do(edits.clock(self.pool))
-
-    def _judge(self, selection: Selection) -> edits.Judge:
-        now = self.now()
-        if selection.error_pattern:
-            regex.check(selection.error_pattern)
-
-        def judge(tokens: Sequence[Document]) -> list[str | None]:
-            matches = [True] * len(tokens)
-            if selection.error_pattern and tokens:
-                matches = regex.search(selection.error_pattern, [error_text(token) for token in tokens])
-            return [selection.objection(token, now, match) for token, match in zip(tokens, matches, strict=True)]
-
-        return judge
-
-    def _candidates(self, selection: Selection) -> Iterator[list[Document]]:
-        """The tokens that may be selected, page by page."""
-        if selection.ids is not None:
-            for ids in _pages_of(selection.ids):
-                yield list(self.do(self.pool.fetch(ids)).values())
-        elif selection.worth_reading_all(self.count(selection.batch)):
-            yield from self._all_tokens(selection.batch)
-        else:
-            for state in selection.ordered_states:
-                yield from self._state_pages(state, selection.batch)
-
-    def _all_tokens(self, batch: str | None) -> Iterator[list[Document]]:
-        """All tokens of a batch, or of the pool, in pages; with another design document than ``Monitor``, those in its views."""
-        if self.settings.design_document != views.MONITOR:
-            return itertools.chain.from_iterable(self._state_pages(state, batch) for state in State)
-        found = self._pages(lambda after: self.pool.batch_documents(batch, after=after))
-        return ([token for token in page if not token["_id"].startswith("_")] for page in found)
-
-    def _edit(
-        self,
-        selection: Selection,
-        judge: edits.Judge,
-        change: Callable[[Sequence[Document]], Operation[EditReport]],
-        dry_run: bool,
-    ) -> EditReport:
-        def edit(tokens: Sequence[Document]) -> EditReport:
-            return edits.preview(tokens, judge) if dry_run else self.do(change(tokens))
-
-        def fetch_and_edit(ids: Sequence[str]) -> EditReport:
-            tokens = self.do(self.pool.fetch(ids))
-            report = edit(list(tokens.values()))
-            for token_id in ids:
-                if token_id not in tokens:
-                    report.leave("is not in the pool", token_id)
-            return report
-
-        report, done = EditReport(), "would be changed" if dry_run else "changed"
-        counts = self.count_existing(selection.batch)
-        if selection.worth_reading_all(counts):
-            report.add(self._in_parts(edit, self._all_tokens(selection.batch), done))
-        else:
-            report.add(selection.others(counts))
-            report.add(self._in_parts(fetch_and_edit, _pages_of(self._candidate_ids(selection)), done))
-        return report
-
-    def _in_parts(self, work: Callable[[Item], EditReport], items: Iterable[Item], done: str) -> EditReport:
-        """The report of what is done to tokens in parts. If that fails half-way, the log tells what was done before."""
-        report, lock = EditReport(), threading.Lock()
-
-        def add(item: Item) -> None:
-            part = work(item)
-            with lock:
-                report.add(part)
-
-        try:
-            for _ in self.side_by_side(add, items):
-                pass
-        except Exception:
-            if report.changed:
-                self.log.warning("It failed half-way. Before that: %s", " ".join(report.lines(done)))
-            raise
-        return report
-
-    def _candidate_ids(self, selection: Selection) -> Iterable[str]:
-        """The ids of the tokens that may be selected. Many at a time: each query brings the index of the views up to date."""
-        if selection.ids is not None:
-            return selection.ids
-        return _flat(
-            page for state in selection.ordered_states for page in self._id_pages(state, selection.batch, 20 * PAGE)
-        )
 
     def side_by_side(self, work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         """Work on items in a few threads, as they come; results in the order in which they are ready."""
@@ -599,12 +473,6 @@ class PicasHook(HttpHook):
 
 def _flat(pages: Iterable[list[Item]]) -> Iterator[Item]:
     return itertools.chain.from_iterable(pages)
-
-
-def _pages_of(items: Iterable[Item]) -> Iterator[list[Item]]:
-    iterator = iter(items)
-    while page := list(itertools.islice(iterator, PAGE)):
-        yield page
 
 
 def _answer(response: requests.Response) -> Answer:

@@ -20,6 +20,7 @@ from airflow.sdk.io import attach
 
 from airflow_provider_picas.couchdb import errors, http
 from airflow_provider_picas.couchdb.pool import PAGE
+from airflow_provider_picas.hooks.editing import TokenEditor
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.operators.files import FileError, whole_file
 from airflow_provider_picas.operators.tokens import PicasDeleteTokensOperator, PicasRestoreTokensOperator
@@ -200,14 +201,14 @@ def test_what_changes_after_it_was_archived_is_not_deleted(
     hook: PicasHook, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = lives.fill(hook, {State.ERROR: 3})
-    real = PicasHook.delete
+    real = TokenEditor.delete
 
-    def after_a_change(self: PicasHook, tokens: Any) -> Any:
+    def after_a_change(self: TokenEditor, tokens: Any) -> Any:
         assert len(os.listdir(tmp_path)) == 1  # the archive is complete before the first delete
         lives.change(hook, ids[1], note="new")
         return real(self, tokens)
 
-    monkeypatch.setattr(PicasHook, "delete", after_a_change)
+    monkeypatch.setattr(TokenEditor, "delete", after_a_change)
     output = delete(archive=str(tmp_path))
     assert (output["archived"], output["deleted"]) == (3, 2)
     assert output["left"] == {"has changed since it was looked at": {"tokens": 1, "ids": [ids[1]]}}
@@ -279,7 +280,7 @@ def test_few_of_large_tokens_are_in_memory_while_they_are_restored(hook: PicasHo
             most = max(most, read - sum(restored))
             yield {"_id": f"b:{read}", "type": "token", "lock": 0, "done": 0, "input": "x" * 1_000_000}
 
-    assert Counting().restore(tokens()).changed == 60
+    assert Counting().editor.restore(tokens()).changed == 60
     assert most < 40  # three a request, eight requests under way and one to come
 
 
@@ -307,7 +308,7 @@ def test_a_pool_that_is_deleted_meanwhile_is_named(hook: PicasHook, couchdb: Cou
     rev = hook.get("b:00000000")["_rev"]
     couchdb.delete_database(pool.database)
     try:
-        for attempt in (delete, lambda: hook.delete([("b:00000000", rev)])):
+        for attempt in (delete, lambda: hook.editor.delete([("b:00000000", rev)])):
             with pytest.raises(errors.NotFoundError, match=f"There is no database {pool.database}"):
                 attempt()
     finally:

@@ -67,7 +67,7 @@ def test_a_task_that_reads_or_changes_tokens_waits_too(slow: str, work: str) -> 
     if work == "collect":
         assert sum(1 for _ in hook.tokens(State.TODO)) == NUMBER
     else:
-        assert hook.reset(Selection.parse(states=["error"])).changed == 0
+        assert hook.editor.reset(Selection.parse(states=["error"])).changed == 0
 
 
 def test_a_poke_goes_on(slow: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -114,18 +114,18 @@ class Mutation:
 
 
 def some_update(hook: PicasHook) -> object:
-    return hook.update(Selection(batch="b", states=frozenset({State.TODO})), {"x": random.random()})
+    return hook.editor.update(Selection(batch="b", states=frozenset({State.TODO})), {"x": random.random()})
 
 
 def some_restore(hook: PicasHook) -> object:
     kept = {name: value for name, value in hook.get(SECOND).items() if name != "_rev"}
-    return hook.restore([{**kept, "_id": f"b:r{random.random()}"}])
+    return hook.editor.restore([{**kept, "_id": f"b:r{random.random()}"}])
 
 
 def some_delete(hook: PicasHook) -> object:
     token = new_token({"input": 1}, batch="d", push="d", ordinal=random.randrange(10**9))
     hook.push([token])
-    return hook.delete([(token["_id"], hook.get(token["_id"])["_rev"])])
+    return hook.editor.delete([(token["_id"], hook.get(token["_id"])["_rev"])])
 
 
 def some_push(hook: PicasHook) -> object:
@@ -133,8 +133,8 @@ def some_push(hook: PicasHook) -> object:
 
 
 def some_reset(hook: PicasHook) -> object:
-    hook.update(Selection(ids=(FAILED,)), {"x": 1})
-    return hook.reset(Selection(batch="b", states=frozenset({State.ERROR})), keep_logs=True)
+    hook.editor.update(Selection(ids=(FAILED,)), {"x": 1})
+    return hook.editor.reset(Selection(batch="b", states=frozenset({State.ERROR})), keep_logs=True)
 
 
 OPERATIONS: dict[str, Callable[[PicasHook], object]] = {
@@ -149,7 +149,9 @@ OPERATIONS: dict[str, Callable[[PicasHook], object]] = {
     "missing": lambda hook: hook.missing("b", 20),
     "deploy": lambda hook: hook.deploy_views({"Extra": "doc.cores == 1"}),
     "push": some_push,
-    "select": lambda hook: list(hook.select(Selection(batch="b", states=frozenset({State.ERROR}), error_pattern="no"))),
+    "select": lambda hook: list(
+        hook.editor.select(Selection(batch="b", states=frozenset({State.ERROR}), error_pattern="no"))
+    ),
     "reset": some_reset,
     "update": some_update,
     "delete": some_delete,

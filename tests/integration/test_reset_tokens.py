@@ -235,7 +235,7 @@ def test_a_token_that_a_pilot_has_taken_meanwhile_is_left_to_it(hook: PicasHook)
     locked = lives.change(hook, ids[0], **{**lives.LIVES[State.LOCKED], "done": 0, "exit_code": ""})
     done = lives.change(hook, ids[1], exit_code=0)
     lives.change(hook, ids[2], output="written later")
-    hook.delete([(ids[3], hook.get(ids[3])["_rev"])])
+    hook.editor.delete([(ids[3], hook.get(ids[3])["_rev"])])
 
     def judge(tokens: Sequence[dict[str, Any]]) -> list[str | None]:
         return [Selection("b", frozenset({State.ERROR})).objection(token, lives.NOW) for token in tokens]

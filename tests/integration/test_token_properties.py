@@ -105,7 +105,7 @@ class TwoWriters(RuleBasedStateMachine):
     def reset(self, asked: set[State], chosen: set[str] | None) -> None:
         if not self.expected:
             return
-        report = self.hook.reset(Selection.parse(self.batch, states=asked, keys=chosen))
+        report = self.hook.editor.reset(Selection.parse(self.batch, states=asked, keys=chosen))
         given_back = [key for key, state in self.expected.items() if state in asked and (not chosen or key in chosen)]
         for key in given_back:
             self.scrub(key)
@@ -115,8 +115,8 @@ class TwoWriters(RuleBasedStateMachine):
 
     @rule(chosen=keys)
     def delete(self, chosen: set[str]) -> None:
-        tokens = list(self.hook.select(Selection.parse(self.batch, keys=chosen)))
-        assert self.hook.delete((token["_id"], token["_rev"]) for token in tokens).changed == len(tokens)
+        tokens = list(self.hook.editor.select(Selection.parse(self.batch, keys=chosen)))
+        assert self.hook.editor.delete((token["_id"], token["_rev"]) for token in tokens).changed == len(tokens)
         for key in chosen & set(self.expected):
             del self.expected[key], self.scrubs[key]
             self.holder.pop(key, None)
@@ -180,12 +180,12 @@ class Writer:
 
     def reset(self) -> None:
         states = self.chance.choice([["error"], ["error", "locked"], ["done"]])
-        self.scrubs += self.hook.reset(Selection.parse("b", states=states, keys=self.chosen())).changed
+        self.scrubs += self.hook.editor.reset(Selection.parse("b", states=states, keys=self.chosen())).changed
 
     def delete(self) -> None:
-        tokens = list(self.hook.select(Selection.parse("b", keys=self.chosen())))[:2]
+        tokens = list(self.hook.editor.select(Selection.parse("b", keys=self.chosen())))[:2]
         scrubs = {token["_id"]: token["scrub_count"] for token in tokens}
-        report = self.hook.delete((token["_id"], token["_rev"]) for token in tokens)
+        report = self.hook.editor.delete((token["_id"], token["_rev"]) for token in tokens)
         self.tokens -= report.changed
         self.scrubs -= sum(scrubs[token_id] for token_id in report.changed_ids)
 

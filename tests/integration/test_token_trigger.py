@@ -198,7 +198,7 @@ def test_tokens_added_and_deleted_while_it_waits(hook: PicasHook) -> None:
 
     def delete() -> None:
         (token,) = hook.tokens("todo", BATCH)
-        hook.delete([(token["_id"], token["_rev"])])
+        hook.editor.delete([(token["_id"], token["_rev"])])
 
     found = event(trigger(), delete)
     assert found["outcome"] == "complete"

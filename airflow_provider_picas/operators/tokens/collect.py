@@ -100,7 +100,7 @@ class PicasCollectTokensOperator(SelectingOperator):
             self._settings = hook.settings
             counts = hook.count_existing(selection.batch)
             failed = FailedTokens(hook)
-            rows = (row_of(without_leftovers(token), fields) for token in failed.watch(hook.select(selection)))
+            rows = (row_of(without_leftovers(token), fields) for token in failed.watch(hook.editor.select(selection)))
             if self.path:
                 collected, size = write_rows(rows, self.path, file_format, fields)
                 result: dict[str, Any] = {"collected": collected, "path": self.path}
@@ -163,7 +163,7 @@ class PicasCollectTokensOperator(SelectingOperator):
             return saved
 
         total = _Saved()
-        for saved in hook.side_by_side(save, hook.select(selection)):
+        for saved in hook.side_by_side(save, hook.editor.select(selection)):
             total.add(saved)
         if total.files:
             self.log.info("%d attachments (%d bytes) are in %s.", total.files, total.bytes, folder)

@@ -65,7 +65,7 @@ class PicasDeleteTokensOperator(SelectingOperator):
                 revisions = ((token["_id"], token["_rev"]) for token in read(path)) if path else iter(())
             else:
                 revisions = ((token["_id"], token["_rev"]) for token in chosen)
-            report.add(hook.delete(revisions))
+            report.add(hook.editor.delete(revisions))
         self._tell(report, "deleted", hook, selection)
         return self._output(
             batch, hook, archive=path, archived=archived, deleted=report.changed, left=report.left_dict()
@@ -73,7 +73,7 @@ class PicasDeleteTokensOperator(SelectingOperator):
 
     def _chosen(self, hook: PicasHook, selection: Selection, report: EditReport) -> Iterator[Document]:
         """The tokens to delete: none that is locked, which are reported, unless that was asked for."""
-        for token in hook.select(selection):
+        for token in hook.editor.select(selection):
             if selection.states is None and state_of(token) is State.LOCKED:
                 report.leave("is locked", token["_id"])
             elif self.archive is not None and holds_huge_integer(token):
@@ -143,7 +143,7 @@ class PicasRestoreTokensOperator(BaseOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         hook = PicasHook(self.picas_conn_id, database=self.database)
         try:
-            report = hook.restore(archive.restored(token) for token in read(self.archive))
+            report = hook.editor.restore(archive.restored(token) for token in read(self.archive))
         except BadArchiveError as error:
             raise AirflowFailException(f"{error} What stood before it is in the pool.") from None
         self.log.info("From %s to %s:", self.archive, hook.settings.place)

@@ -53,7 +53,7 @@ class PicasResetTokensOperator(SelectingOperator):
             batch = self._batch()
             selection = self._selection(batch)
             hook = self._hook(batch)
-            report = hook.reset(
+            report = hook.editor.reset(
                 selection, reason=self.reason or "reset", keep_logs=flag("keep_logs", self.keep_logs), dry_run=dry_run
             )
         self._tell(report, "would be reset" if dry_run else "reset", hook, selection)

@@ -36,6 +36,6 @@ class PicasUpdateTokensOperator(SelectingOperator):
             batch = self._batch()
             selection = self._selection(batch)
             hook = self._hook(batch)
-            report = hook.update(selection, self.fields, dry_run=dry_run)
+            report = hook.editor.update(selection, self.fields, dry_run=dry_run)
         self._tell(report, "would be updated" if dry_run else "updated", hook, selection)
         return self._output(batch, hook, updated=report.changed, ids=report.changed_ids, left=report.left_dict())

@@ -1,0 +1,175 @@
+"""``TokenEditor``: selects tokens of a pool, and changes those that are selected."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from airflow_provider_picas.couchdb import edits
+from airflow_provider_picas.couchdb.http import Operation
+from airflow_provider_picas.couchdb.pool import PAGE, Document
+from airflow_provider_picas.hooks import regex
+from airflow_provider_picas.tokens import attachments, documents
+from airflow_provider_picas.tokens.causes import error_text
+from airflow_provider_picas.tokens.selection import EditReport, Selection
+
+if TYPE_CHECKING:
+    from airflow_provider_picas.hooks.picas import PicasHook
+
+Item = TypeVar("Item")
+
+
+class TokenEditor:
+    """Edits tokens through a hook; ``PicasHook.editor`` makes one.
+
+    Changes are made page by page, with a few requests at once. A token that changes meanwhile is skipped, and the report says so.
+    """
+
+    def __init__(self, hook: PicasHook) -> None:
+        self._hook = hook
+
+    def select(self, selection: Selection) -> Iterator[Document]:
+        """The selected tokens, read page by page. Raises PatternError."""
+        judge = self._judge(selection)
+        for tokens in self._candidates(selection):
+            yield from (token for token, objection in zip(tokens, judge(tokens), strict=True) if objection is None)
+
+    def reset(
+        self, selection: Selection, *, reason: str = "reset", keep_logs: bool = False, dry_run: bool = False
+    ) -> EditReport:
+        """Give the selected tokens back: todo again, the attempt kept in ``attempts``. Raises PatternError.
+
+        Tokens that pilots take or finish meanwhile are left. ``keep_logs`` copies the logs of foreign pilots under the
+        attempt's name, and leaves tokens with one that is too large. ``dry_run`` only reports what would be done.
+        """
+        if not reason.startswith("reset"):
+            reason = f"reset: {reason}"  # the pilot counts attempts from the last reset
+        of_selection = self._judge(selection)
+
+        def judge(tokens: Sequence[Document]) -> Sequence[str | None]:
+            objections = of_selection(tokens)
+            if not keep_logs:
+                return objections
+            return [
+                why or ("has a log above 1 MB, too large to keep" if attachments.too_large_to_copy(token) else None)
+                for token, why in zip(tokens, objections, strict=True)
+            ]
+
+        def change(tokens: Sequence[Document]) -> Operation[EditReport]:
+            return edits.reset(self._hook.pool, tokens, judge, reason=reason, keep_logs=keep_logs)
+
+        return self._edit(selection, judge, change, dry_run)
+
+    def update(self, selection: Selection, fields: Mapping[str, Any], *, dry_run: bool = False) -> EditReport:
+        """Set fields of the selected tokens. Raises BadTokenError for fields of PiCaS or the provider, and PatternError."""
+        documents.check_update(fields)
+        of_selection = self._judge(selection)
+
+        def judge(tokens: Sequence[Document]) -> list[str | None]:
+            objections = zip(tokens, of_selection(tokens), strict=True)
+            return [why or ("has these values already" if documents.has(t, fields) else None) for t, why in objections]
+
+        return self._edit(
+            selection, judge, lambda tokens: edits.update(self._hook.pool, tokens, judge, fields), dry_run
+        )
+
+    def delete(self, tokens: Iterable[tuple[str, str]]) -> EditReport:
+        """Delete tokens, given by id and revision; one that has changed since is left."""
+        revisions = (edits.Revision(token_id, rev) for token_id, rev in tokens)
+        return self._in_parts(
+            lambda page: self._hook.do(edits.delete(self._hook.pool, page)), _pages_of(revisions), "deleted"
+        )
+
+    def restore(self, tokens: Iterable[Document]) -> EditReport:
+        """Write archived tokens (``archive.restored``) as they were; those that are in the pool are left."""
+        requests = edits.requests_of(tokens)
+        return self._in_parts(
+            lambda request: self._hook.do(edits.restore(self._hook.pool, request)), requests, "restored"
+        )
+
+    def _judge(self, selection: Selection) -> edits.Judge:
+        now = self._hook.now()
+        if selection.error_pattern:
+            regex.check(selection.error_pattern)
+
+        def judge(tokens: Sequence[Document]) -> list[str | None]:
+            matches = [True] * len(tokens)
+            if selection.error_pattern and tokens:
+                matches = regex.search(selection.error_pattern, [error_text(token) for token in tokens])
+            return [selection.objection(token, now, match) for token, match in zip(tokens, matches, strict=True)]
+
+        return judge
+
+    def _candidates(self, selection: Selection) -> Iterator[list[Document]]:
+        """The tokens that may be selected, page by page."""
+        if selection.ids is not None:
+            for ids in _pages_of(selection.ids):
+                yield list(self._hook.do(self._hook.pool.fetch(ids)).values())
+        elif selection.worth_reading_all(self._hook.count(selection.batch)):
+            yield from self._hook.token_pages(selection.batch)
+        else:
+            for state in selection.ordered_states:
+                yield from self._hook.state_pages(state, selection.batch)
+
+    def _edit(
+        self,
+        selection: Selection,
+        judge: edits.Judge,
+        change: Callable[[Sequence[Document]], Operation[EditReport]],
+        dry_run: bool,
+    ) -> EditReport:
+        def edit(tokens: Sequence[Document]) -> EditReport:
+            return edits.preview(tokens, judge) if dry_run else self._hook.do(change(tokens))
+
+        def fetch_and_edit(ids: Sequence[str]) -> EditReport:
+            tokens = self._hook.do(self._hook.pool.fetch(ids))
+            report = edit(list(tokens.values()))
+            for token_id in ids:
+                if token_id not in tokens:
+                    report.leave("is not in the pool", token_id)
+            return report
+
+        report, done = EditReport(), "would be changed" if dry_run else "changed"
+        counts = self._hook.count_existing(selection.batch)
+        if selection.worth_reading_all(counts):
+            report.add(self._in_parts(edit, self._hook.token_pages(selection.batch), done))
+        else:
+            report.add(selection.others(counts))
+            report.add(self._in_parts(fetch_and_edit, _pages_of(self._candidate_ids(selection)), done))
+        return report
+
+    def _in_parts(self, work: Callable[[Item], EditReport], items: Iterable[Item], done: str) -> EditReport:
+        """The report of what is done to tokens in parts. If that fails half-way, the log tells what was done before."""
+        report, lock = EditReport(), threading.Lock()
+
+        def add(item: Item) -> None:
+            part = work(item)
+            with lock:
+                report.add(part)
+
+        try:
+            for _ in self._hook.side_by_side(add, items):
+                pass
+        except Exception:
+            if report.changed:
+                self._hook.log.warning("It failed half-way. Before that: %s", " ".join(report.lines(done)))
+            raise
+        return report
+
+    def _candidate_ids(self, selection: Selection) -> Iterable[str]:
+        """The ids of the tokens that may be selected. Many at a time: each query brings the index of the views up to date."""
+        if selection.ids is not None:
+            return selection.ids
+        return itertools.chain.from_iterable(
+            page
+            for state in selection.ordered_states
+            for page in self._hook.id_pages(state, selection.batch, 20 * PAGE)
+        )
+
+
+def _pages_of(items: Iterable[Item]) -> Iterator[list[Item]]:
+    iterator = iter(items)
+    while page := list(itertools.islice(iterator, PAGE)):
+        yield page
