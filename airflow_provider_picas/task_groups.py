@@ -43,13 +43,13 @@ def picas_run(
 ) -> Any:
     """Tasks ``push``, ``pilots``, ``wait``, ``collect`` and ``stop``; returns the output of ``collect``.
 
-    The parameters are those of the operators, and all of them may be templates, outputs of tasks, or be mapped:
-    ``picas_run.partial(command="./count.sh").expand(inputs=[["a", "b"], ["c"]])`` makes two runs side by side. The grid shows
-    each by the name of its batch (``batch``), or else by its first inputs. For any other parameter of an operator, write the four
-    tasks out.
+    The parameters are those of the operators. All of them may be templates or outputs of tasks, or be mapped:
+    ``picas_run.partial(command="./count.sh").expand(inputs=[["a", "b"], ["c"]])`` creates two runs side by side. The
+    grid labels each with the name of its batch (``batch``), or else its first inputs. To set any other parameter of an
+    operator, write the four tasks yourself.
 
-    ``collect`` also runs when the wait has failed, says why tokens are in error, and fails then too. ``stop`` is a
-    teardown: it cancels the pilots that are left, also when the run is marked failed.
+    ``collect`` also runs when the wait has failed: it logs why tokens are in error, and then fails too. ``stop`` is a
+    teardown: it cancels the pilots that remain, also when the run is marked failed.
     """
     picas: dict[str, Any] = {"picas_conn_id": picas_conn_id, "database": database}
     push = PicasPushTokensOperator(

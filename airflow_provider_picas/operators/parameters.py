@@ -9,7 +9,7 @@ _OFF = ("false", "0", "no", "off", "none", "")
 
 
 def flag(name: str, value: Any) -> bool:
-    """A switch: a boolean, or what a template made of one. Raises ValueError for any other word."""
+    """A switch: a boolean, or the string that a template rendered it to. Raises ValueError for any other string."""
     word = str(value).strip().lower()
     if word in _ON:
         return True
@@ -30,5 +30,5 @@ def positive_number(name: str, value: Any) -> int:
 
 
 def optional_positive_number(name: str, value: Any) -> int | None:
-    """``positive_number``, or None for None and what a template made of it."""
+    """``positive_number``, or None for None and for the string that a template rendered it to."""
     return None if value in (None, "", "None") else positive_number(name, value)

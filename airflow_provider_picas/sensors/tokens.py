@@ -46,54 +46,58 @@ from airflow_provider_picas.tokens.text import sample
 from airflow_provider_picas.tokens.waiting import Endurance, Outcome, Progress, Threshold, Verdict
 from airflow_provider_picas.triggers.tokens import GONE_AFTER, PicasTokenStateTrigger
 
-_SAMPLE = 5  # ids that a message names
-_FAILED = 1_000  # failed tokens that are read for their causes
-_CAUSES = 3  # that the log names
-_MARGIN = timedelta(minutes=5)  # the trigger keeps the deadline itself; Airflow's is only for a triggerer that hangs
+_SAMPLE = 5  # ids named in a message
+_FAILED = 1_000  # failed tokens read to find causes
+_CAUSES = 3  # causes named in the log
+_MARGIN = timedelta(minutes=5)  # the trigger enforces the deadline; Airflow's is only for a triggerer that hangs
 
 
 class PicasTokenStateSensor(BaseSensorOperator):
     """Wait until a batch, or the whole pool, is complete: every token that was pushed is done or in error.
 
-    Tokens that were pushed and are gone, and tokens in no state, fail it once all others have finished, and are named. So does
-    the name of a batch that has no tokens.
+    If pushed tokens are missing, or tokens are in no state, the task fails once all others have finished, and names
+    them. It also fails if the named batch has no tokens.
 
-    :param batch: the push operator's output, or the name of a batch. None: the whole pool, whose tokens are those that it has.
-    :param max_errors: how many tokens may end in error: a number, or a fraction below 1. More fail the task.
-    :param fail_fast: fail as soon as more tokens are in error than may be. Default: when all have finished.
-    :param success_threshold: go on as soon as so many tokens are done: a number, or a fraction (``1.0`` is all). Tokens in error
-        do not matter then, unless too few are left to reach it.
-    :param no_progress: seconds, or a timedelta, without a token that finishes after which the task fails. Default: never.
-    :param pilots: the output of the operator that submits pilots. Default: those that one task has submitted for the batch; with
-        more such tasks, or without a batch, none. False: none. They are looked after: the tokens of those that have died are
-        given back, and when none is left while tokens wait, the task fails, with the ends of the pilots' logs. These are shown
-        as they run, too, unless the mode is ``reschedule``.
-    :param resubmit: submit the same pilots again when none is left, so often, as long as they finish tokens and nobody has
-        drained or cancelled them. When sbatch refuses for now (a partition that is closed, a submit limit), the wait tries again
-        after 1 to 15 minutes. ``max_pilots`` and ``max_queued`` of the operator that submitted them are not looked at again.
-    :param max_scrubs: how often the token of a dead pilot is given back by the wait until it is an error, 0 - 9. Pilots give back
-        each other's, too, by a number of their own: give the operator that submits them ``pilot={"max_scrubs": …}`` as well.
-    :param max_lock_age: seconds after which a token is given back that is held by a pilot without a lease, as the PiCaS client's
-        are, unless it is one of ``pilots``. Default: never.
-    :param pilots_interval: seconds between two looks at the pilots. Default: 5 to 60, longer while nothing changes.
-    :param cancel_pending: when the wait succeeds, cancel those of ``pilots`` that have not started, if no token of their batch
-        (of the pool, if they take any) waits or runs. Those with ``wait_for_work`` are left.
-    :param on_kill: what happens to the pilots when a person marks the waiting task failed: ``cancel`` (the default), ``drain`` or
-        ``leave``. When it is cleared or marked a success they are left alone. Airflow gives the process of a wait that is not
-        ``deferrable`` 5 s for it, and tells a wait of mode ``reschedule`` nothing between two looks.
-    :param outage: seconds, or a timedelta, that the database may be away until the task fails. Default: while it does not
-        answer, until ``timeout``; while it refuses (it was deleted, the password changed), 15 minutes, as long as pilots go on.
-        A wait of mode ``reschedule`` remembers nothing between two looks, so it goes on until ``timeout`` in either case.
-        A database that refuses the first look of all fails the task at once.
+    :param batch: the push operator's output, or the name of a batch. None: the whole pool, with the tokens that it has.
+    :param max_errors: the number of tokens that may end in error, or a fraction below 1. With more, the task fails.
+    :param fail_fast: fail as soon as ``max_errors`` is exceeded. Default: when all tokens have finished.
+    :param success_threshold: succeed as soon as this number of tokens is done, or this fraction (``1.0`` is all).
+        Tokens in error then do not matter, unless too few tokens remain to reach it.
+    :param no_progress: fail after this time, in seconds or as a timedelta, in which no token has finished. Default:
+        never.
+    :param pilots: the output of the operator that submits pilots. Default: the pilots that one task has submitted for
+        the batch; if several tasks have, or without a batch, none. False: none. The wait watches them: it releases the
+        tokens of dead pilots. If no pilots remain while tokens wait, the task fails and shows the ends of the pilots'
+        logs. These are also shown while pilots run, unless the mode is ``reschedule``.
+    :param resubmit: how many times to submit the same pilots again when none remain. Stops if they finish no tokens, or
+        if they were drained or cancelled. When sbatch refuses for now (a closed partition, a submit limit), the wait
+        tries again after 1 to 15 minutes. ``max_pilots`` and ``max_queued`` of the operator that submitted them are not
+        checked again.
+    :param max_scrubs: how many times the wait releases the token of a dead pilot before it becomes an error, 0 - 9.
+        Pilots also release each other's tokens, with their own limit: give the operator that submits them
+        ``pilot={"max_scrubs": …}`` too.
+    :param max_lock_age: seconds after which the wait releases a token that is locked by a pilot without a lease, such
+        as a PiCaS client's, unless it is one of ``pilots``. Default: never.
+    :param pilots_interval: seconds between two checks of the pilots. Default: 5 to 60, longer while nothing changes.
+    :param cancel_pending: when the wait succeeds, cancel those of ``pilots`` that have not started, if no token of
+        their batch (of the pool, if they claim any) waits or runs. Pilots with ``wait_for_work`` are not cancelled.
+    :param on_kill: what to do with the pilots when a person marks the waiting task failed: ``cancel`` (the default),
+        ``drain`` or ``leave``. When the task is cleared or marked a success, they continue. Airflow gives the process
+        of a wait that is not ``deferrable`` 5 s for this, and does not notify a wait of mode ``reschedule`` between two
+        pokes.
+    :param outage: fail after the database has been unavailable for this time, in seconds or as a timedelta. Default:
+        while it does not answer, ``timeout``; while it refuses requests (deleted, password changed), 15 minutes, as
+        long as pilots continue. A wait of mode ``reschedule`` keeps no state between two pokes, so it continues until
+        ``timeout`` in both cases. If the database refuses the very first request, the task fails at once.
     :param picas_conn_id: a connection of type ``picas``.
     :param database: another database than the batch's or the connection's.
     :param deferrable: wait in the triggerer. Default: ``[operators] default_deferrable``.
 
     Pools in ``outlets`` (``assets.pool_asset``) get an event with batch, outcome and counts in its extra.
 
-    Returns the counts by state. ``poke_interval``, ``timeout``, ``mode`` and ``soft_fail`` are those of every sensor.
-    A short ``poke_interval`` is a risk with ``mode="reschedule"``: Airflow fails the task if it notices the end of one look
-    only after it has queued the next (apache/airflow#71172).
+    Returns the counts by state. ``poke_interval``, ``timeout``, ``mode`` and ``soft_fail`` are those of every sensor. A
+    short ``poke_interval`` is a risk with ``mode="reschedule"``: Airflow fails the task if it notices the end of one
+    poke only after it has queued the next (apache/airflow#71172).
     """
 
     template_fields: Sequence[str] = (
@@ -144,16 +148,16 @@ class PicasTokenStateSensor(BaseSensorOperator):
         self._last_counts: Counts | None = None
         self._concluded = False
         self._progress = Progress(self.no_progress)
-        self._endurance: Endurance | None = None  #: of a wait that pokes
+        self._endurance: Endurance | None = None  #: only in a wait that pokes
         self._pilots_settings: Settings | None = (
-            None  #: of the connection, when the pilots' credentials were last renewed
+            None  #: the connection's, as of the last renewal of the pilots' credentials
         )
-        self._refused: bool | None = None  #: what was said of an outage; None: there is none
+        self._refused: bool | None = None  #: the outage that was logged; None: there is none
         self._no_pilots_before = 0.0  #: seconds since 1970: sbatch has refused more pilots for now
-        self._gone_since: float | None = None  #: Slurm knows of no job of the submission
+        self._gone_since: float | None = None  #: since when Slurm knows no job of the submission
         self._told: PilotsLog | None = None
         self._lines = ProgressLines()
-        self._pilots_seen: Pilots | None = None  #: what Slurm said last; None while it does not answer
+        self._pilots_seen: Pilots | None = None  #: Slurm's last answer; None while it does not answer
         self._instance: Any = None  #: the task instance that runs
 
     def execute(self, context: Context) -> Any:
@@ -161,18 +165,18 @@ class PicasTokenStateSensor(BaseSensorOperator):
         self._find_pilots()
         if not self.deferrable:
             return self._poke_on(context)
-        self._outage()  # a wrong value is found before the wait
+        self._outage()  # raises for a wrong value before the wait begins
         try:
             result = self._poke(context)
         except UnavailableError as error:
-            self.log.warning("%s The wait goes on.", error)  # the trigger gives it time
+            self.log.warning("%s The wait goes on.", error)  # the trigger waits for the outage to end
         else:
             if result:
                 return result.xcom_value
         self._defer(time.time() + self.timeout)
 
     def _poke_on(self, context: Context) -> Any:
-        """Poke as every sensor does. Its time-out, and a pool that is away, end the wait without ``_conclude``."""
+        """Poke as every sensor does. A timeout, or a pool that is unavailable, ends the wait without ``_conclude``."""
         try:
             return super().execute(context)
         except (AirflowSensorTimeout, AirflowSkipException):
@@ -210,7 +214,7 @@ class PicasTokenStateSensor(BaseSensorOperator):
         raise AssertionError("defer raises")
 
     def execute_complete(self, context: Context, event: Mapping[str, Any], deadline: float) -> dict[str, int]:
-        """What the trigger found out; its counts are the task's result."""
+        """Resume with the trigger's event; its counts are the task's result."""
         self._instance = context["ti"]
         self._find_pilots()
         outcome = Outcome(event["outcome"])
@@ -226,7 +230,7 @@ class PicasTokenStateSensor(BaseSensorOperator):
             self.log.warning("The counts are from before an outage. %s", event["reason"])
         completeness = Completeness(Counts(**event["counts"]), event["expected"])
         if outcome is Outcome.NO_PILOTS:
-            try:  # the trigger's counts may be older than its look at the pilots
+            try:  # the trigger's counts may be older than its check of the pilots
                 completeness = self._look(self._hook(batch), batch)
             except CouchDBError as error:
                 self.log.warning("%s The wait goes on.", error)
@@ -239,7 +243,7 @@ class PicasTokenStateSensor(BaseSensorOperator):
         return self._conclude(context, outcome, completeness, batch)
 
     def _go_on_here(self, context: Context, reason: str, deadline: float) -> dict[str, int]:
-        """Go on as a wait that pokes. The trigger cannot look after the pilots, but a worker has submitted them."""
+        """Continue as a wait that pokes. The trigger cannot watch the pilots; a worker, which submitted them, can."""
         self.log.warning(
             "The triggerer cannot log in to the cluster. %s The wait goes on in this worker, which looks every %g s and takes a"
             " slot until the end. Mend the triggerer's login and clear this task to have it wait there again.",
@@ -251,15 +255,16 @@ class PicasTokenStateSensor(BaseSensorOperator):
         return counts
 
     def on_kill(self) -> None:
-        """Called by Airflow in a signal handler, 5 s before it kills the process: stop the pilots if a person failed the task.
+        """Called by Airflow in a signal handler, 5 s before it kills the process: stop the pilots if a person failed
+        the task.
 
-        What the handler has interrupted may hold the process's line to Airflow until it goes on, so a thread does the work.
+        The interrupted code may hold the process's connection to Airflow until it resumes, so a thread does the work.
         """
         if self._instance is not None and self.on_kill_how is not How.LEAVE:
             threading.Thread(target=self._stop_pilots, name="stop-pilots", daemon=True).start()
 
     def _stop_pilots(self) -> None:
-        """Stop the pilots, unless the task is killed for another reason than that a person failed it."""
+        """Stop the pilots if a person failed the task; if it was killed for any other reason, leave them running."""
         try:
             watched, batch = self._watched(), self._batch()
             if watched is None:
@@ -273,7 +278,7 @@ class PicasTokenStateSensor(BaseSensorOperator):
                     PilotsLog(self.log).tell_cancelled(news)
                 submitted.remove_credentials(CANCEL_WAIT)
             self.log.info("The pilots of %s: %s is done.", watched.key, self.on_kill_how)
-        except Exception as error:  # of Airflow's API, the pool or the cluster
+        except Exception as error:  # from Airflow's API, the pool or the cluster
             self.log.warning("The pilots could not be stopped: %s", error)
 
     def poke(self, context: Context) -> PokeReturnValue:
@@ -290,9 +295,9 @@ class PicasTokenStateSensor(BaseSensorOperator):
         return result
 
     def _fails_by(self, error: CouchDBError, context: Context) -> bool:
-        """Whether an outage fails the task. It is said once, and again when no answer becomes a refusal."""
+        """True if an outage fails the task. It is logged once, and again when "no answer" becomes a refusal."""
         refused = is_refusal(error)
-        if self.reschedule:  # it does not know since when
+        if self.reschedule:  # it does not know when the outage began
             first = context["ti"].get_first_reschedule_date(context) is None
             endurance = Endurance(math.inf)
         else:
@@ -331,7 +336,7 @@ class PicasTokenStateSensor(BaseSensorOperator):
         return PokeReturnValue(True, self._conclude(context, outcome, completeness, batch))
 
     def _lags(self, outcome: Outcome, completeness: Completeness, hook: PicasHook, batch: Batch | None) -> bool:
-        """Whether tokens are not counted that are there: in a cluster the copy of the database that counts them may lag."""
+        """True if the counts lack tokens that exist: in a cluster, the copy of the database that counts them may lag."""
         if (
             outcome is not Outcome.LOST
             or batch is None
@@ -354,7 +359,7 @@ class PicasTokenStateSensor(BaseSensorOperator):
     def _conclude(
         self, context: Context, outcome: Outcome, completeness: Completeness, batch: Batch | None
     ) -> dict[str, int]:
-        """End the wait: figures to XCom, credentials off the cluster, then success or failure."""
+        """End the wait: push figures to XCom, remove credentials from the cluster, then succeed or fail."""
         self._concluded = True
         hook = self._hook(batch)
         self._end_pilots(context, completeness.counts, succeeded=outcome.success)
@@ -369,7 +374,7 @@ class PicasTokenStateSensor(BaseSensorOperator):
         return counts
 
     def _end_pilots(self, context: Context, counts: Counts | None, *, succeeded: bool = False) -> None:
-        """Figures to XCom, unless nothing could be counted, and credentials off the cluster once the pilots have ended."""
+        """Push figures to XCom, unless nothing could be counted, and remove credentials once the pilots have ended."""
         watched, batch = self._watched(), self._batch()
         if watched is None:
             return
@@ -379,7 +384,7 @@ class PicasTokenStateSensor(BaseSensorOperator):
                 context["ti"].xcom_push("figures", figures)
 
     def _tell_ends(self, hook: PicasHook, batch: Batch | None) -> str:
-        """Name the tokens that others hold. The ends of the pilots' logs."""
+        """Log the tokens that others hold; return the ends of the pilots' logs."""
         watched = self._watched()
         if watched is None:
             return ""
@@ -395,27 +400,27 @@ class PicasTokenStateSensor(BaseSensorOperator):
             return submitted.log_tails()
 
     def _look_after(self, hook: PicasHook, batch: Batch | None) -> bool:
-        """Look after the pilots once, in a task. Whether none is left."""
+        """Check the pilots once, in a task. True if no pilots remain."""
         watched = self._watched()
         if watched is None or self.deferrable:
             return False
         with WatchedSubmission(watched, hook, batch.id if batch else None) as submitted:
             told = self._told = self._told or PilotsLog(self.log)
             max_lock_age = self._max_lock_age()
-            for _ in range(2):  # what was just submitted may show a moment later
+            for _ in range(2):  # jobs that were just submitted may appear a moment later
                 news = submitted.look(self._max_scrubs(), max_lock_age)
                 told.tell(news)
                 self._pilots_seen = None if news.jobs is None else jobs.pilots(news.jobs.values())
                 if self.reschedule and batch is not None and (work := submitted.work_so_far(news)):
                     self._lines.rate.begin(time.monotonic() - work.seconds, work.finished_before)
-                if not self.reschedule and told.logs_are_due():  # mode `reschedule` does not remember what it has shown
+                if not self.reschedule and told.logs_are_due():  # `reschedule` does not remember what was logged
                     told.tell_logs(submitted.log_news(told.sizes))
                 if news.pilots_left:
                     self._renew_credentials(submitted, hook)
                 if news.pilots_left is not False or news.worked_on(max_lock_age):
                     self._gone_since = None
                     return False
-                if not news.jobs and self.reschedule:  # nor since when there is none
+                if not news.jobs and self.reschedule:  # nor since when no jobs remain
                     return time.time() - watched.since >= GONE_AFTER
                 if not news.jobs:  # as in the trigger
                     now = time.monotonic()
@@ -429,7 +434,7 @@ class PicasTokenStateSensor(BaseSensorOperator):
             self._pilots_settings = hook.settings
 
     def _submit_again(self, completeness: Completeness, batch: Batch | None) -> bool:
-        """Submit the same pilots again, if that is wanted and worth it; whether to go on waiting."""
+        """Submit the same pilots again, if `resubmit` allows it and they make progress. True if the wait continues."""
         watched = self._watched()
         resubmit = self._whole("resubmit")
         if watched is None or not resubmit:
@@ -486,7 +491,7 @@ class PicasTokenStateSensor(BaseSensorOperator):
         raise AirflowFailException(text)
 
     def _log_causes(self, hook: PicasHook, batch: str | None) -> None:
-        """Why tokens failed: the most frequent causes, and the end of one token's log."""
+        """Log why tokens failed: the most frequent causes, and the end of one token's log."""
         failed = FailedTokens(hook)
         failed.add(islice(hook.tokens(State.ERROR, batch), _FAILED))
         causes = failed.summary(_CAUSES)
@@ -520,7 +525,7 @@ class PicasTokenStateSensor(BaseSensorOperator):
         )
 
     def _stalled(self, context: Context, hook: PicasHook, counts: Counts) -> bool:
-        """Whether no token has finished for too long. Between the pokes of mode ``reschedule`` the pool remembers."""
+        """True if no token has finished for ``no_progress``. In mode ``reschedule`` the pool stores this between pokes."""
         if self.no_progress is None or self.deferrable:
             return False
         if self.mode == "reschedule":
@@ -559,7 +564,7 @@ class PicasTokenStateSensor(BaseSensorOperator):
             raise AirflowFailException(str(error)) from None
 
     def _find_pilots(self) -> None:
-        """Take the pilots that were submitted for the batch, unless the author has said which."""
+        """Use the pilots that were submitted for the batch, unless the author has named some."""
         batch = self._batch()
         if batch is None or self.pilots is False or self.pilots:
             return
@@ -567,7 +572,7 @@ class PicasTokenStateSensor(BaseSensorOperator):
         self.pilots = find_pilots(self._hook(batch), batch.id, self.log, patience) or self.pilots
 
     def _forget_pilots(self, batch: Batch | None) -> None:
-        """Note that the wait for the pilots of a batch is over: a later wait for a batch of that name is for others."""
+        """Record that the wait for these pilots is over: a later wait for a batch of that name is for other pilots."""
         watched = self._watched()
         if watched is None or batch is None or not isinstance(self.pilots, Mapping):
             return
@@ -614,9 +619,7 @@ class PicasTokenStateSensor(BaseSensorOperator):
         return self.database or (batch.database if batch else None)
 
     def _hook(self, batch: Batch | None) -> PicasHook:
-        return PicasHook(
-            self.picas_conn_id, database=self._database(batch), wait_for_index=False
-        )  # `timeout` is looked at
+        return PicasHook(self.picas_conn_id, database=self._database(batch), wait_for_index=False)  # checks `timeout`
 
     def _where(self, batch: Batch | None) -> str:
         return f"batch {batch.id}" if batch else "the pool"

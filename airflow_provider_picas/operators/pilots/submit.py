@@ -28,53 +28,59 @@ from airflow_provider_picas.tokens import views
 from airflow_provider_picas.tokens.batch import Batch
 from airflow_provider_picas.tokens.text import sample
 
-MAX_FILE_BYTES = 100_000_000  # of all that is sent: larger data belong on the cluster's own storage
+MAX_FILE_BYTES = 100_000_000  # of all files together: larger data belong on the cluster's own storage
 
 
 class PicasSubmitPilotsOperator(BaseOperator):
-    """Submit pilots to a Slurm cluster over SSH. A retry finds what an earlier try has submitted, and submits nothing.
+    """Submit pilots to a Slurm cluster over SSH. A retry finds the submission of an earlier try and does not submit
+    again.
 
-    Give either ``command``, which our own pilot runs for each token, or ``script``, an unmodified PiCaS pilot script. The
-    pilots of a script take any token of the pool, whatever the batch: the views of the PiCaS client know no batches.
+    Give either ``command``, which our own pilot runs for each token, or ``script``, an unmodified PiCaS pilot script.
+    The pilots of a script claim any token of the pool, of any batch: the views of the PiCaS client do not have batches.
 
-    :param command: what a pilot runs for each token: text for a shell, or a list of arguments. It gets the token by the variables
-        ``PICAS_INPUT``, ``PICAS_TOKEN_ID``, ``PICAS_FIELD_<NAME>`` and the file ``PICAS_TOKEN_FILE``; see docs/pilot.md.
-    :param setup: shell text that the job runs once before the pilot, such as ``module load Python``.
+    :param command: the command that a pilot runs for each token: a string for a shell, or a list of arguments. The
+        token is in the variables ``PICAS_INPUT``, ``PICAS_TOKEN_ID``, ``PICAS_FIELD_<NAME>`` and the file
+        ``PICAS_TOKEN_FILE``; see docs/pilot.md.
+    :param setup: shell code that the job runs once before the pilot, such as ``module load Python``.
     :param files: files that the command finds in its folder; relative paths are looked up beside the DAG file.
     :param pilot: options of our pilot, such as ``{"lease": 120, "slots": 2, "max_retries": 1}``; see docs/pilot.md.
-    :param script: an sbatch script. A relative path is looked up beside the DAG file. It is sent byte for byte; only a file
-        whose name ends in ``.j2`` is rendered. It finds ``picasconfig.py`` by PYTHONPATH.
-    :param pilots: how many, as a job array; ``"auto"``: as many as the waiting tokens are worth. None: what the script's own
-        ``#SBATCH --array`` says, or one job. With ``resource_classes``, for each class.
-    :param tokens_per_pilot: with ``"auto"``: one pilot for so many waiting tokens.
-    :param max_pilots: cap on the pilots of this package that wait or run for this user of the cluster.
-    :param max_queued: cap on those of them that wait.
-    :param max_running: cap on the pilots that run at once, shared out over the arrays, with one of each at least.
-    :param resource_classes: submit one array for each resource class of the waiting tokens (their fields ``cores``, ``gpu`` and
-        ``time``), whose pilots take tokens of this class alone. A mapping adds sbatch options to a class (``"4//60"``).
-    :param sbatch: options of sbatch by their long names, such as ``{"time": "00:30:00", "cpus-per-task": 1}``. They are given on
-        the command line; what is left out stays the script's. Without a ``comment``, jobs get one that names DAG, task and run:
-        ``squeue --me --format="%.10i %.2t %.10M %j %k"`` shows it. ``clusters`` is refused, here and in a script: for another
-        cluster, use an SSH connection to one of its login nodes.
-    :param env: variables in sbatch's environment, which Slurm hands to the job. No secrets: Slurm keeps environments. Those by
-        which sbatch takes its options, such as ``SBATCH_CLUSTERS``, are refused.
-    :param batch: the push operator's output: its database is the pool of the pilots, and our own pilots take its tokens alone.
-    :param workdir: folder on the cluster where sbatch runs, absolute or below the home. Default: the submission's own folder.
+    :param script: an sbatch script. A relative path is looked up beside the DAG file. It is sent byte for byte; only a
+        file whose name ends in ``.j2`` is rendered. It finds ``picasconfig.py`` on PYTHONPATH.
+    :param pilots: number of pilots, submitted as a job array. ``"auto"`` computes it from the waiting tokens. None: the
+        array of the script's own ``#SBATCH --array``, or one job. With ``resource_classes``, the number for each class.
+    :param tokens_per_pilot: with ``"auto"``: the number of waiting tokens for each pilot.
+    :param max_pilots: limit on the pending and running pilots of this package for this user of the cluster.
+    :param max_queued: limit on the pending ones among them.
+    :param max_running: limit on the pilots that run at the same time, divided over the arrays, with at least one for
+        each.
+    :param resource_classes: submit one array for each resource class of the waiting tokens (their fields ``cores``,
+        ``gpu`` and ``time``). Its pilots claim only tokens of this class. A mapping adds sbatch options to a class
+        (``"4//60"``).
+    :param sbatch: options of sbatch by their long names, such as ``{"time": "00:30:00", "cpus-per-task": 1}``. They are
+        passed on the command line; for all others, the script's ``#SBATCH`` lines apply. Without a ``comment``, jobs
+        get one with DAG, task and run: ``squeue --me --format="%.10i %.2t %.10M %j %k"`` shows it. ``clusters`` is
+        refused, here and in a script: for another cluster, use an SSH connection to one of its login nodes.
+    :param env: variables in sbatch's environment, which Slurm passes to the job. Put no secrets here: Slurm stores
+        environments. Variables that set options of sbatch, such as ``SBATCH_CLUSTERS``, are refused.
+    :param batch: the push operator's output. Its database is the pool of the pilots, and our own pilots claim only its
+        tokens.
+    :param workdir: folder on the cluster where sbatch runs, absolute or below the home. Default: the submission's own
+        folder.
     :param remote_folder: folder on the cluster for submissions, absolute or below the home. It must exist. Default:
-        ``picas-pilots`` in the home, which is made.
-    :param keep_days: days for which the folder of a submission is kept once its jobs have ended and nothing changes in it. A task
-        that submits removes older ones from the remote folder, other tasks', too, but none with results that were not sent.
-    :param credentials: ``"send"``: the connection's credentials go to the cluster as a file that only the user can read.
-        ``"existing"``: the pilots find a ``picasconfig.py`` of your own by PYTHONPATH, which ``setup`` or ``env`` may set, or the
-        PiCaS client's ``~/.config/picas/conf.yml``.
-    :param dry_run: submit nothing; log the script and the command.
+        ``picas-pilots`` in the home, which is created.
+    :param keep_days: days to keep the folder of a submission after its jobs have ended and its last change. A task that
+        submits removes older folders from the remote folder, also those of other tasks, but none with unsent results.
+    :param credentials: ``"send"``: the connection's credentials are sent to the cluster as a file that only the user
+        can read. ``"existing"``: the pilots find your own ``picasconfig.py`` on PYTHONPATH, which ``setup`` or ``env``
+        may set, or the PiCaS client's ``~/.config/picas/conf.yml``.
+    :param dry_run: do not submit; log the script and the command.
     :param ssh_conn_id: a connection of type ``ssh`` to a login node.
     :param picas_conn_id: a connection of type ``picas``.
     :param database: another database than the batch's or the connection's.
 
-    Returns ``{"ssh_conn_id", "submission", "folder", "job_ids", "submitted"}``: the submission's key is also the jobs' name. It
-    begins with DAG, task and run.
-    When there is no token to run, or no room under a cap, nothing is submitted and the submission is None.
+    Returns ``{"ssh_conn_id", "submission", "folder", "job_ids", "submitted"}``: the submission's key is also the name of
+    its jobs. It begins with DAG, task and run.
+    If there are no tokens to run, or a limit leaves no room for pilots, nothing is submitted and ``submission`` is None.
     """
 
     template_fields: Sequence[str] = (
@@ -160,14 +166,14 @@ class PicasSubmitPilotsOperator(BaseOperator):
             raise AirflowFailException(str(error)) from None
         except (RemoteError, CouchDBError) as error:
             raise AirflowException(str(error)) from None
-        assets.hold_back(self)  # of an asset that a later task tells of when the tokens are done
+        assets.hold_back(self)  # no event if a later task emits one for this asset when the tokens are done
         output = self._report(done)
         if done is not None and batch is not None:
             self._note(picas, batch, output)
         return output
 
     def _check_views(self, picas: PicasHook) -> None:
-        """Raises ValueError where our own pilots would find no tokens. A script's pilots have views of their own."""
+        """Raises ValueError if our own pilots would find no tokens. The pilots of a script use views of their own."""
         if (
             self.command is None
             or "database" in (self.pilot or {})
@@ -181,7 +187,7 @@ class PicasSubmitPilotsOperator(BaseOperator):
         )
 
     def _note(self, picas: PicasHook, batch: Batch, output: Mapping[str, Any]) -> None:
-        """Let a wait for the batch know its pilots."""
+        """Record the pilots of the batch, so that a wait for the batch finds them."""
         try:
             picas.do(batch_pilots.note(picas.pool, batch.id, output))
         except CouchDBError as error:
@@ -191,7 +197,7 @@ class PicasSubmitPilotsOperator(BaseOperator):
             )  # fmt: skip
 
     def _sweep(self, slurm: SlurmHook, done: submission.Submission) -> None:
-        """Remove old submissions. That fails no task: the next one does it."""
+        """Remove old submissions. A failure does not fail the task: the next one tries again."""
         try:
             removed = slurm.do(sweep.sweep(str(PurePosixPath(done.folder).parent), float(self.keep_days)))
         except RemoteError as error:
@@ -302,12 +308,12 @@ class PicasSubmitPilotsOperator(BaseOperator):
     # -- how many -----------------------------------------------------------------------------------------------------
 
     def _arrays(self, picas: PicasHook, slurm: SlurmHook, batch: Batch | None) -> list[Array]:
-        """The sbatch calls to make; none when there is nothing to run or no room."""
+        """The sbatch calls to make. Empty if there is nothing to run or a limit leaves no room."""
         options = dict(self.sbatch or {})
         fixed = None if self.pilots in (None, "", "auto") else positive_number("pilots", self.pilots)
         if fixed is None and self.pilots != "auto" and self.command is not None:
             fixed = 1
-        # A mapping, true, or what a template made of it.
+        # A mapping, true, or what a template rendered either to.
         classes = isinstance(self.resource_classes, Mapping) or flag("resource_classes", self.resource_classes)
         if fixed is None and self.pilots != "auto" and not classes:
             return [Array(None, options)]
@@ -348,7 +354,7 @@ class PicasSubmitPilotsOperator(BaseOperator):
         return arrays.pilots_for(tokens, per_pilot, optional_positive_number("max_pilots", self.max_pilots))
 
     def _room(self, slurm: SlurmHook) -> int | None:
-        """How many pilots may be added under the caps; None without any."""
+        """The number of pilots that the limits allow to add; None without limits."""
         most, queued = (
             optional_positive_number("max_pilots", self.max_pilots),
             optional_positive_number("max_queued", self.max_queued),
@@ -363,7 +369,7 @@ class PicasSubmitPilotsOperator(BaseOperator):
     # -- the submission -----------------------------------------------------------------------------------------------
 
     def _finished(self, picas: PicasHook, batch: Batch | None) -> int:
-        """How many tokens have finished: the pilots' figures leave them out. 0 when it cannot be told, which fails nothing."""
+        """The number of tokens that have finished: the pilots' figures exclude them. 0 if it is unknown; this fails nothing."""
         try:
             return picas.count(batch.id if batch else None).finished
         except CouchDBError as error:
@@ -393,7 +399,7 @@ class PicasSubmitPilotsOperator(BaseOperator):
             before = RemoteFile(f"{folder}/{submission.FINISHED_BEFORE}", str(finished).encode())
             return [*job.all_files(folder, key, wanted), before]
 
-        commands("", "")  # a bad option is found before anything is sent
+        commands("", "")  # raises for a bad option before anything is sent
         return submission.Plan(
             base_key=submission_key(context),
             files=files,
@@ -414,7 +420,7 @@ class PicasSubmitPilotsOperator(BaseOperator):
 
 
 def output_of(ssh_conn_id: str, done: submission.Submission | None) -> dict[str, Any]:
-    """What a task that submits pilots hands on about them."""
+    """The output of a task that submits pilots."""
     return {
         "ssh_conn_id": ssh_conn_id,
         "submission": done.key if done else None,
