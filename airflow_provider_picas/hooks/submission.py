@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from airflow_provider_picas.couchdb.errors import CouchDBError
-from airflow_provider_picas.couchdb.http import Request
 from airflow_provider_picas.couchdb.settings import Settings
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.slurm import SlurmHook
@@ -22,7 +21,7 @@ from airflow_provider_picas.slurm.usage import Figures, figures
 from airflow_provider_picas.submissions import stop as stopping
 from airflow_provider_picas.submissions import tidy, watch
 from airflow_provider_picas.submissions.deaths import Observer
-from airflow_provider_picas.submissions.submission import Operation, Result, Watched
+from airflow_provider_picas.submissions.submission import Operation, Result, Watched, performer
 from airflow_provider_picas.submissions.watch import News, look_after
 
 log = logging.getLogger(__name__)
@@ -55,10 +54,8 @@ class WatchedSubmission:
         self._slurm.close()
 
     def do(self, operation: Operation[Result]) -> Result:
-        """Drive an operation across both sides."""
-        return drive(
-            operation, lambda step: self._picas.send(step) if isinstance(step, Request) else self._slurm.perform(step)
-        )
+        """Run an operation: its steps go to CouchDB and to the cluster."""
+        return drive(operation, performer(self._picas.send, self._slurm.perform))
 
     def look(self, max_scrubs: int, max_lock_age: float | None) -> News:
         """Look at jobs and locked tokens, and give back those of dead pilots: with a second look if any is silent."""

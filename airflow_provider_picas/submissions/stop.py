@@ -1,6 +1,6 @@
 """Stopping the pilots of a submission: cancel or drain them, give their tokens back, remove the credentials.
 
-Operations across both sides, as in ``reaping``.
+Operations, as in ``watch``.
 """
 
 from __future__ import annotations

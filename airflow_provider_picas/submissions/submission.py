@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar
@@ -13,6 +13,12 @@ from airflow_provider_picas.slurm.remote import Step
 Result = TypeVar("Result")
 Operation = Generator[Request | Step, Any, Result]
 """Yields requests to CouchDB and steps on the cluster, receives answers and outputs."""
+
+
+def performer(send: Callable[[Request], Any], perform: Callable[[Step], Any]) -> Callable[[Request | Step], Any]:
+    """What performs the steps of an operation: ``send`` gets requests to CouchDB, ``perform`` steps on the cluster. Both may be
+    asynchronous."""
+    return lambda step: send(step) if isinstance(step, Request) else perform(step)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What is left when pilots have done their work, and who removes it. Operations across both sides, as in ``reaping``."""
+"""What is left when pilots have done their work, and who removes it. Operations, as in ``watch``."""
 
 from __future__ import annotations
 

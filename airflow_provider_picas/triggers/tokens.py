@@ -16,18 +16,17 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 from asgiref.sync import sync_to_async
 
 from airflow_provider_picas.couchdb import errors
-from airflow_provider_picas.couchdb.http import Request
 from airflow_provider_picas.couchdb.settings import Settings
 from airflow_provider_picas.hooks.picas_async import PicasAsyncHook
 from airflow_provider_picas.hooks.submission import RENEWED, credential_files
 from airflow_provider_picas.sansio import drive_async
 from airflow_provider_picas.slurm import jobs, logs, submission
-from airflow_provider_picas.slurm.remote import Output, RemoteError, Step, UnreachableError
+from airflow_provider_picas.slurm.remote import Output, RemoteError, UnreachableError
 from airflow_provider_picas.submissions import stop
 from airflow_provider_picas.submissions.deaths import Observer
 from airflow_provider_picas.submissions.report import PilotsLog
 from airflow_provider_picas.submissions.stop import How
-from airflow_provider_picas.submissions.submission import Watched
+from airflow_provider_picas.submissions.submission import Watched, performer
 from airflow_provider_picas.submissions.watch import News, look_after
 from airflow_provider_picas.task_state import task_state
 from airflow_provider_picas.tokens import waiting
@@ -274,7 +273,7 @@ class PicasTokenStateTrigger(BaseTrigger):
                     observer=self._observer,
                     contact=self._contact(),
                 ),
-                lambda step: picas.send(step) if isinstance(step, Request) else slurm.perform(step),
+                performer(picas.send, slurm.perform),
             )
         except errors.CouchDBError as error:
             self._answers_since = None
@@ -353,16 +352,15 @@ class PicasTokenStateTrigger(BaseTrigger):
             picas = await stack.enter_async_context(PicasAsyncHook(self.picas_conn_id, database=self.database))
             slurm = await stack.enter_async_context(cluster_for(watched.ssh_conn_id).use())
 
-            async def perform(step: Request | Step) -> Any:
-                return await (picas.send(step) if isinstance(step, Request) else slurm.perform(step))
-
             async def perform_patiently(step: Any) -> Output:
                 try:
                     return await slurm.perform(step)
                 except RemoteError as error:
                     return Output(1, stderr=str(error))
 
-            if news := await drive_async(stop.stop(picas.pool, self.batch, watched, how), perform):
+            if news := await drive_async(
+                stop.stop(picas.pool, self.batch, watched, how), performer(picas.send, slurm.perform)
+            ):
                 PilotsLog(self.log).tell_cancelled(news)
             # squeue shows cancelled pilots until they have ended.
             removal = stop.remove_credentials(watched, CANCEL_WAIT if how is How.CANCEL else DRAIN_WAIT)
