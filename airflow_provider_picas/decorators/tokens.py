@@ -1,4 +1,4 @@
-"""``@task.picas_tokens``: a function that yields tokens, as a task that pushes them."""
+"""``@task.picas_tokens``: a task that pushes the tokens that a function yields."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from airflow_provider_picas.operators.tokens.source import Source, any_fields
 
 
 class _PicasTokensDecoratedOperator(DecoratedOperator, PicasPushTokensOperator):
-    """Pushes what a function yields or returns: fields of tokens where they are mappings, else inputs."""
+    """Pushes the values that a function yields or returns: mappings are fields of tokens, other values are inputs."""
 
     custom_operator_name = "@task.picas_tokens"
     template_fields: Sequence[str] = (
@@ -45,10 +45,10 @@ class _PicasTokensDecoratedOperator(DecoratedOperator, PicasPushTokensOperator):
 
 
 def picas_tokens_task(python_callable: Callable[..., Any] | None = None, **kwargs: Any) -> TaskDecorator:
-    """Make a task of a function that yields tokens: mappings of their fields, or plain values for their ``input``.
+    """Make a task from a function that yields tokens: mappings of their fields, or plain values for their ``input``.
 
-    It may also return a list of them, or the path of a file. ``kwargs`` are those of ``PicasPushTokensOperator``, but for
-    ``inputs`` and ``tokens``.
+    The function may also return a list of them, or the path of a file. ``kwargs`` are those of
+    ``PicasPushTokensOperator``, except ``inputs`` and ``tokens``.
     """
     return task_decorator_factory(
         python_callable=python_callable, decorated_operator_class=_PicasTokensDecoratedOperator, **kwargs

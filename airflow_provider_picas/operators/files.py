@@ -1,4 +1,4 @@
-"""Files that operators write and read: on a disk, or in an object store by Airflow's ``ObjectStoragePath``."""
+"""Files that operators read and write: local, or in an object store through Airflow's ``ObjectStoragePath``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LOCAL = ("", "file", "local")
 
 
 class FileError(AirflowException):
-    """A file that cannot be written, or read; the message says which and why."""
+    """A file cannot be read or written; the message says which and why."""
 
 
 def path_of(path: Any) -> Any:
@@ -29,16 +29,17 @@ def path_of(path: Any) -> Any:
 
 
 def is_local(path: Any) -> bool:
-    """Whether a path is on a disk of this machine."""
+    """True if a path is on a disk of this machine."""
     return path.protocol in LOCAL
 
 
 @contextmanager
 def whole_file(path: Any) -> Iterator[BinaryIO]:
-    """A file to write that is under its name only when it is complete, and safe on the disk.
+    """Open a file for writing that appears under its name only when it is complete and synced to disk.
 
-    It is written beside, with a name that begins with a dot, and renamed; for an object store it is written here first and
-    sent. What was there under the name before is replaced then. Raises FileError, and leaves nothing behind.
+    It is written to a temporary file beside it, whose name begins with a dot, and then renamed. For an object store it
+    is written locally first, and then sent. This replaces an existing file. Raises FileError, and leaves nothing
+    behind.
     """
     path = path_of(path)
     try:
@@ -75,7 +76,7 @@ def _beside(path: Path) -> Iterator[BinaryIO]:
 
 
 def _make_folder(folder: Path) -> None:
-    """Make a folder, but none at the top of the file system: where it is missing, a volume is not mounted or a name is wrong."""
+    """Create a folder, but not at the root: if it is missing there, a volume is not mounted or the name is wrong."""
     top = Path(*folder.absolute().parts[:2])
     if not top.exists():
         raise FileError(
@@ -86,7 +87,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename last over a crash of the machine."""
+    """Make a rename survive a crash of the machine."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -95,7 +96,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _send(file: str, path: Any) -> None:
-    """Copy a file to a store, and move it to its name when it is whole: not every store shows a file only then."""
+    """Copy a file to a store, and rename it when it is complete: some stores show a file before that."""
     part = path.parent / f"{path.name}.{secrets.token_hex(4)}.part"
     path.parent.mkdir(parents=True, exist_ok=True)
     size = os.path.getsize(file)

@@ -1,4 +1,4 @@
-"""What identifies a task instance, the same for each of its tries and after a clear."""
+"""The ids of a task instance's pushes and submissions: the same for each of its tries, and after a clear."""
 
 from __future__ import annotations
 
@@ -24,8 +24,11 @@ SETTLE_SECONDS = 2.0
 
 
 def deployment() -> str:
-    """The name of this Airflow: ``[picas] deployment``, else host and path of ``[api] base_url``, unless that is ``localhost`` or
-    the like, else a name that is made once and kept in an Airflow Variable. Raises AirflowException."""
+    """The name of this Airflow deployment. Raises AirflowException.
+
+    It is ``[picas] deployment``; else host and path of ``[api] base_url``, unless that is ``localhost`` or the like;
+    else a name that is generated once and kept in an Airflow Variable.
+    """
     if named := conf.get("picas", "deployment", fallback=""):
         return str(named)
     url = urlsplit(conf.get("api", "base_url", fallback="") or "")
@@ -38,19 +41,19 @@ def push_id(context: Any) -> str:
 
 
 def former_push_id(context: Any) -> str | None:
-    """The id that a version of this provider used which made no names, where an earlier try may have pushed with it."""
+    """The id that a version without generated names used; None if no earlier try can have pushed with it."""
     former = _former_deployment(context["ti"])
     return None if former is None else _push_id(context["ti"], former)
 
 
 def submission_key(context: Any) -> str:
-    """The part that stays of the key of the submissions that a task instance makes."""
+    """The constant part of the keys of a task instance's submissions."""
     return _submission_key(context["ti"], deployment())
 
 
 def submission_keys(context: Any) -> list[str]:
-    """``submission_key``, and those of earlier tries by an earlier version: as for ``former_push_id``, and names without DAG and
-    run."""
+    """``submission_key``, and the keys that earlier versions used for earlier tries: as for ``former_push_id``, and
+    names without DAG and run."""
     ti, names = context["ti"], [deployment()]
     if is_first_try(context):
         return [submission_key(context)]
@@ -61,12 +64,12 @@ def submission_keys(context: Any) -> list[str]:
 
 
 def is_first_try(context: Any) -> bool:
-    """Whether this task instance has never run before: Airflow goes on counting tries after a clear."""
+    """True if this task instance has never run before: Airflow continues to count tries after a clear."""
     return int(getattr(context["ti"], "try_number", 1)) <= 1
 
 
 def _former_deployment(ti: Any) -> str | None:
-    """The name that versions gave which made none, for a task instance that has run before, if it is another one now."""
+    """The name in versions that did not generate one, if it differs from today's and this task instance has run before."""
     if is_first_try({"ti": ti}):
         return None
     url = urlsplit(conf.get("api", "base_url", fallback="") or "")
@@ -76,7 +79,7 @@ def _former_deployment(ti: Any) -> str | None:
 
 
 def _is_local(host: str | None) -> bool:
-    """Whether many Airflows may have this host: none, or a machine's own name for itself."""
+    """True if many deployments may have this host: no host, or a machine's own name for itself."""
     if not host or host == "localhost":
         return True
     try:
@@ -87,7 +90,7 @@ def _is_local(host: str | None) -> bool:
 
 
 def _kept_name() -> str:
-    """The name in the Variable, which is made if there is none."""
+    """The name in the Variable, which is created if it does not exist."""
     try:
         if not (name := Variable.get(VARIABLE, default=None)):
             made = f"airflow-{secrets.token_hex(4)}"

@@ -1,4 +1,4 @@
-"""The steps of the DAG ``picas_rerun_failed`` that ask a person: which batch, and whether to go on."""
+"""The steps of the DAG ``picas_rerun_failed`` that ask a person: which batch, and whether to continue."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ from airflow_provider_picas.tokens.text import one_line, sample
 
 MOST_OFFERED = 20  # batches that a person can choose from
 _CAUSES = 5
-_FAILED = 1_000  # failed tokens that are read for their causes
+_FAILED = 1_000  # failed tokens read to find causes
 
 
 class PicasChooseBatchOperator(HITLOperator):
-    """Find the batch of a DAG run, or take the one that is named; with neither, let a person choose one that has errors.
+    """Find the batch of a DAG run, or use the named one; with neither, ask a person to choose a batch that has errors.
 
     :param batch: name of the batch.
     :param of_dag: id of a DAG that pushed a batch; with ``of_run``.
     :param of_run: id of the run.
-    :param whole_pool: without any of these, mean the whole pool.
-    :param ask: whether a person may be asked.
+    :param whole_pool: if none of these is given, use the whole pool.
+    :param ask: ask a person if none of these is given.
     :param picas_conn_id: a connection of type ``picas``.
     :param database: another database than the connection's.
 
-    To XCom goes ``batch``, which is empty for the whole pool, and ``pilots``: the output of the task that submitted its pilots,
-    empty if that is not known. Airflow takes None for an XCom that is missing.
+    Pushes ``batch`` to XCom, which is empty for the whole pool, and ``pilots``: the output of the task that submitted
+    its pilots, empty if it is not known. They are not None, since Airflow treats None as a missing XCom.
     """
 
     template_fields: Sequence[str] = (
@@ -93,7 +93,7 @@ class PicasChooseBatchOperator(HITLOperator):
         self._answer(context, Batch(batch_id(answer["chosen_options"][0]), self.database or None))
 
     def validate_chosen_options(self, chosen_options: list[str]) -> None:
-        """Airflow has compared the answer with the options that were offered; this object was made anew and has none."""
+        """Skip this check: Airflow has compared the answer with the offered options, and this new object has none."""
         if len(chosen_options) != 1:
             raise ValueError("Choose one batch.")
 
@@ -154,7 +154,7 @@ class PicasChooseBatchOperator(HITLOperator):
 
 
 class PicasConfirmOperator(ApprovalOperator):
-    """Ask a person whether to go on, unless ``ask`` is false. Rejected, all that follows is skipped."""
+    """Ask a person for approval, unless ``ask`` is false. If it is rejected, all downstream tasks are skipped."""
 
     template_fields: Sequence[str] = (*ApprovalOperator.template_fields, "ask")
 
@@ -171,8 +171,8 @@ class PicasConfirmOperator(ApprovalOperator):
 
 
 def outputs_of_run(ti: Any, dag_id: str, run_id: str) -> Iterator[Mapping[str, Any]]:
-    """What the provider's tasks in a DAG run have returned."""
-    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance  # heavy, and parsing a DAG needs none
+    """The outputs of the provider's tasks in a DAG run."""
+    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance  # heavy, and not needed to parse a DAG
 
     states: Any = RuntimeTaskInstance.get_task_states(dag_id=dag_id, run_ids=[run_id])
     if run_id not in states:
@@ -184,17 +184,17 @@ def outputs_of_run(ti: Any, dag_id: str, run_id: str) -> Iterator[Mapping[str, A
         for task_id, index in ((name, -1), *([(mapped[1], int(mapped[2]))] if mapped else [])):
             where = {"dag_id": dag_id, "run_id": run_id, "task_ids": task_id, "map_indexes": index}
             if not ti.xcom_pull(key=links.POOL_KEY, **where):
-                continue  # no task of ours: what it returned may be large, or foreign
+                continue  # not our task: its output may be large, or foreign
             output = ti.xcom_pull(**where)
             if isinstance(output, Mapping):
                 yield output
 
 
 def plan(preview: Mapping[str, Any], pilots: Mapping[str, Any] | None, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """What a rerun would do, for the person who confirms it: ``{"tokens", "how", "text"}``.
+    """Describe what a rerun would do, for the person who confirms it: ``{"tokens", "how", "text"}``.
 
-    ``how``: which pilots are submitted: ``new``, ``same`` or ``none``. The earlier pilots' folder is read, so that what cannot be
-    repeated fails before anything is changed.
+    ``how`` says which pilots are submitted: ``new``, ``same`` or ``none``. The folder of the earlier pilots is read, so
+    that a submission that cannot be repeated fails before anything is changed.
     """
     hook = PicasHook(asked["picas_conn_id"], database=preview["database"])
     number = preview["reset"]
@@ -220,7 +220,7 @@ def plan(preview: Mapping[str, Any], pilots: Mapping[str, Any] | None, asked: Ma
 
 
 def _pilots(batch: str | None, pilots: Mapping[str, Any] | None, asked: Mapping[str, Any]) -> tuple[str, list[str]]:
-    """Which pilots are submitted, and what is said about them."""
+    """Which pilots are submitted, and the lines that describe them."""
     if given := asked["command"] or asked["script"]:
         what = "command" if asked["command"] else "script"
         number, where = asked["pilots"] or 1, code(asked["ssh_conn_id"])

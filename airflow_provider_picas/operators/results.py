@@ -18,11 +18,11 @@ from airflow_provider_picas.tokens.results import COLUMNS, ColumnTypes, Row, as_
 FORMATS = {"jsonl": (".jsonl", ".ndjson"), "csv": (".csv",), "parquet": (".parquet", ".pq")}
 """Formats, and the endings of file names that stand for them."""
 
-_ROW_GROUP = 10_000  # rows of a Parquet file that are in memory at once
+_ROW_GROUP = 10_000  # rows of a Parquet file that are in memory at the same time
 
 
 def format_of(path: str, file_format: str | None) -> str:
-    """The format of a file: the one that is named, or the one of its ending. Raises AirflowFailException."""
+    """The format of a file: the given one, or that of its suffix. Raises AirflowFailException."""
     if file_format:
         if file_format not in FORMATS:
             raise AirflowFailException(f"file_format is {file_format!r:.80}; it is one of {', '.join(FORMATS)}.")
@@ -35,14 +35,15 @@ def format_of(path: str, file_format: str | None) -> str:
             f" {', '.join(endings[0] for endings in FORMATS.values())}, or give file_format."
         )
     if found == "parquet":
-        _pyarrow()  # before anything is read
+        _pyarrow()  # raises before anything is read
     return found
 
 
 def write_rows(rows: Iterable[Row], path: str, file_format: str, fields: Sequence[str]) -> tuple[int, int]:
-    """Write rows to a file, which is there only when it is whole; their number, and that of the bytes. Raises FileError.
+    """Write rows to a file, which appears only when it is complete. Returns the numbers of rows and of bytes. Raises
+    FileError.
 
-    Memory does not grow with their number.
+    Memory does not grow with the number of rows.
     """
     write = {"jsonl": _write_json_lines, "csv": _write_csv, "parquet": _write_parquet}[file_format]
     with whole_file(path) as file:
@@ -72,7 +73,7 @@ def _write_csv(rows: Iterable[Row], file: BinaryIO, columns: Sequence[str]) -> i
 
 
 def _write_parquet(rows: Iterable[Row], file: BinaryIO, columns: Sequence[str]) -> int:
-    """The type of a column is known only when all rows have been seen, so they are kept in a temporary file meanwhile."""
+    """Keep rows in a temporary file first: the type of a column is known only when all rows have been read."""
     pyarrow, parquet = _pyarrow()
     kinds = ColumnTypes(columns)
     number = 0
@@ -92,7 +93,7 @@ def _write_parquet(rows: Iterable[Row], file: BinaryIO, columns: Sequence[str]) 
 
 
 def _clean(value: Any) -> Any:
-    """Arrow's texts are UTF-8, which has no lone surrogates."""
+    """Replace lone surrogates: Arrow's strings are UTF-8, which does not have them."""
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
 
 

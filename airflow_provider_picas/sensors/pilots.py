@@ -1,4 +1,4 @@
-"""The pilots that a wait looks after when its author has not named them: those that were submitted for its batch."""
+"""Finds the pilots that a wait watches when its author has not named them: those that were submitted for its batch."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def find_pilots(hook: PicasHook, batch: str, log: Any, patience: float = PATIENC
 
 
 def forget_pilots(hook: PicasHook, batch: str, pilots: Mapping[str, Any], log: Any) -> None:
-    """Note that the wait for the pilots of a batch is over: a later wait for a batch of that name is for others."""
+    """Record that the wait for these pilots is over: a later wait for a batch of that name is for other pilots."""
     try:
         hook.do(batch_pilots.note(hook.pool, batch, pilots, ended=True))
     except CouchDBError as error:
@@ -56,9 +56,9 @@ def forget_pilots(hook: PicasHook, batch: str, pilots: Mapping[str, Any], log: A
 
 
 def _objection(pilots: Mapping[str, Any], hook: PicasHook, batch: str, log: Any, patience: float) -> str | None:
-    """Why these are not pilots that the account of their connection has submitted; None if they are.
+    """Why these pilots were not submitted by the account of their connection; None if they were.
 
-    Others may write to the pool, and a wait sends credentials to the folder and may submit what is in it.
+    Others may write to the pool, and a wait sends credentials to the folder and may submit the script in it.
     """
     deadline = time.monotonic() + patience
     while True:

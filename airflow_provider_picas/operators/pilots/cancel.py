@@ -16,22 +16,22 @@ from airflow_provider_picas.submissions.stop import How
 from airflow_provider_picas.submissions.submission import Watched
 from airflow_provider_picas.tokens.batch import Batch
 
-DRAIN_WAIT = 300.0  # seconds that drained pilots have to end until their credentials stay
+DRAIN_WAIT = 300.0  # seconds for drained pilots to end; after that their credentials are left in place
 
 
 class PicasCancelPilotsOperator(BaseOperator):
-    """Stop the pilots of a submission. Usable as a teardown: where none is left, it only removes the credentials.
+    """Stop the pilots of a submission. Usable as a teardown: if no pilots remain, it only removes the credentials.
 
     :param pilots: the output of the operator that submitted them.
-    :param how: ``cancel`` (the default): at once, and their tokens are given back; or ``drain``: our own pilots finish the
-        tokens in hand, then stop, and this task waits five minutes at most for them, to remove their credentials. PiCaS
-        client pilots cannot be drained. Either way, no wait submits them again.
-    :param batch: the push operator's output, whose tokens are given back.
+    :param how: ``cancel`` (the default): cancel the jobs at once and release their tokens. ``drain``: our own pilots
+        finish the tokens in hand, then stop; this task waits up to five minutes for them, to remove their credentials.
+        PiCaS client pilots cannot be drained. In both cases, no wait submits them again.
+    :param batch: the push operator's output, whose tokens are released.
     :param picas_conn_id: a connection of type ``picas``.
     :param database: another database than the batch's or the connection's.
 
-    Returns the number of tokens that were given back for the pilots, which give back theirs themselves as a rule. The log names
-    those that cannot be given back.
+    Returns the number of tokens that this task released. Pilots normally release their tokens themselves. The log names
+    tokens that cannot be released.
     """
 
     template_fields: Sequence[str] = ("pilots", "how", "batch", "picas_conn_id", "database")

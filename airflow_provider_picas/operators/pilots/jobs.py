@@ -1,4 +1,4 @@
-"""What a submission's jobs run: the files that they need, their batch scripts and options."""
+"""The jobs of a submission: their files, batch scripts and options."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from airflow_provider_picas.slurm.remote import RemoteFile
 
 
 class PilotJob:
-    """What the pilots' jobs are made of: a script, and the files that go with it."""
+    """Base of the kinds of jobs: a script, and the files that go with it."""
 
     def __init__(self, secrets: Mapping[str, bytes], conn_id: str) -> None:
         self.secrets = secrets
-        self._conn_id = conn_id  #: where the secrets come from: a wait with another connection does not renew them
+        self._conn_id = conn_id  #: source of the secrets: a wait with another connection does not renew them
 
     def script_name(self, number: int) -> str:
         """Name of the batch script of the n-th sbatch call."""
@@ -31,7 +31,7 @@ class PilotJob:
         raise NotImplementedError
 
     def options(self, given: Mapping[str, Any], folder: str) -> Mapping[str, Any]:
-        """The sbatch options, with what this kind of job adds."""
+        """The sbatch options, with those that this kind of job adds."""
         return given
 
     def all_files(self, folder: str, key: str, wanted: Sequence[Array]) -> list[RemoteFile]:
@@ -56,7 +56,7 @@ class ScriptJob(PilotJob):
 
 
 class CommandJob(PilotJob):
-    """Our own pilot. Each sbatch call has a configuration of its own: they differ by resource class."""
+    """Our own pilot. Each sbatch call has its own configuration: these differ in the resource class."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class CommandJob(PilotJob):
         self._executable = executable
 
     def check(self) -> None:
-        """Raises ValueError for options that the pilot does not know or take."""
+        """Raises ValueError for unknown or invalid options of the pilot."""
         try:
             parse_config(self._config("", "key", None).decode())
         except Failed as error:

@@ -1,4 +1,4 @@
-"""The operator that submits the pilots of a batch once more."""
+"""The operator that submits the pilots of a batch again."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ from airflow_provider_picas.tokens.text import one_line, sample
 
 
 class PicasResubmitPilotsOperator(BaseOperator):
-    """Submit the pilots of a batch once more: same script or command, setup, files, options, environment and cluster.
+    """Submit the pilots of a batch again: same script or command, setup, files, options, environment and cluster.
 
-    They are copied on the cluster from the folder of the earlier submission, which is kept for ``keep_days`` of the operator
-    that submitted it. The credentials are those of the connection now. It is a submission of its own, which a retry finds.
+    These are copied on the cluster from the folder of the earlier submission, which is kept for ``keep_days`` of the
+    operator that submitted it. The credentials are the connection's current ones. This is a separate submission, which
+    a retry finds.
 
     :param batch: the push operator's output, or the name of a batch.
-    :param pilots: the output of the operator that submitted them. Default: those that were submitted for the batch last.
-    :param max_pilots: so many of each sbatch call at most. Default: as many as before.
+    :param pilots: the output of the operator that submitted them. Default: the last ones submitted for the batch.
+    :param max_pilots: limit on the pilots of each sbatch call. Default: the same number as before.
     :param picas_conn_id: a connection of type ``picas``.
     :param database: another database than the batch's or the connection's.
 
@@ -122,7 +123,7 @@ class PicasResubmitPilotsOperator(BaseOperator):
 
 
 def latest(picas: PicasHook, batch: str) -> Watched | None:
-    """The pilots that were submitted for a batch last; None if none are known."""
+    """The last pilots submitted for a batch; None if none are known."""
     for pilots in picas.do(batch_pilots.history(picas.pool, batch)):
         if watched := Watched.parse(pilots):
             return watched
@@ -130,7 +131,7 @@ def latest(picas: PicasHook, batch: str) -> Watched | None:
 
 
 def describe(origin: again.Origin, ssh_conn_id: str) -> list[tuple[str, str]]:
-    """What would be submitted, for people: what it is, and the text."""
+    """What would be submitted, for people: pairs of a title and a text."""
     command, files = origin.config.get("command"), origin.config.get("files")
     command = command if isinstance(command, str | None) else " ".join(map(str, command))
     parts = [

@@ -369,7 +369,7 @@ class PicasSubmitPilotsOperator(BaseOperator):
     # -- the submission -----------------------------------------------------------------------------------------------
 
     def _finished(self, picas: PicasHook, batch: Batch | None) -> int:
-        """The number of tokens that have finished: the pilots' figures exclude them. 0 if it is unknown; this fails nothing."""
+        """The number of tokens that have finished, which the pilots' figures exclude; 0 if it is unknown."""
         try:
             return picas.count(batch.id if batch else None).finished
         except CouchDBError as error:

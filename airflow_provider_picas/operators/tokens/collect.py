@@ -1,4 +1,4 @@
-"""The operator that collects what tokens brought: results, attachments, and why some failed."""
+"""The operator that collects results and attachments of tokens, and the causes of failures."""
 
 from __future__ import annotations
 
@@ -37,22 +37,24 @@ MAX_ATTACHMENT_BYTES = 100_000_000
 class PicasCollectTokensOperator(SelectingOperator):
     """Collect the results of tokens. Takes all parameters of ``SelectingOperator``, and:
 
-    :param states: which states. Default: ``done`` and ``error``.
-    :param fields: fields of the tokens to collect, besides ``id``, ``state``, ``exit_code``, ``lock`` and ``done`` (seconds since
-        1970). A path, such as ``output.words``, reaches into a mapping. Default: ``output``.
-    :param path: a file, local or in an object store, which is there only once it is whole. Folders are made as needed, but none
-        at the top of the file system, where a volume may not be mounted. Without a path, the rows go to XCom, where a mapping
-        with keys that Airflow reserves (``__type``, ``__classname__`` …) is a JSON string.
-    :param file_format: ``jsonl``, ``csv`` or ``parquet``. Default: by the ending of ``path``. In CSV a string that a
-        spreadsheet would evaluate as a formula gets an apostrophe in front; Parquet needs the extra ``parquet``.
-    :param max_xcom_bytes: fail rather than put more bytes of rows into XCom.
-    :param attachments: a folder, local or in an object store, for the attachments of the tokens, each token's in a folder of its
-        own. Names that are not safe, or differ by case only, are changed and get a digest.
-    :param attachment_names: only attachments of such names, such as ``*.csv``.
-    :param max_attachment_bytes: leave out attachments that are larger; they are named in log and output.
-    :param max_errors: fail, after collecting, if the batch is not complete or has more tokens in error: as the sensor's.
+    :param states: the states to collect. Default: ``done`` and ``error``.
+    :param fields: fields of the tokens to collect, in addition to ``id``, ``state``, ``exit_code``, ``lock`` and
+        ``done`` (seconds since 1970). A path, such as ``output.words``, reaches into a mapping. Default: ``output``.
+    :param path: a file, local or in an object store, which appears only when it is complete. Folders are created as
+        needed, but not at the root of the file system, where a volume may not be mounted. Without a path, the rows are
+        pushed to XCom, where a mapping with keys that Airflow reserves (``__type``, ``__classname__`` …) becomes a JSON
+        string.
+    :param file_format: ``jsonl``, ``csv`` or ``parquet``. Default: by the suffix of ``path``. In CSV, a string that a
+        spreadsheet would evaluate as a formula is prefixed with an apostrophe. Parquet needs the extra ``parquet``.
+    :param max_xcom_bytes: fail if the rows have more bytes than this, instead of pushing them to XCom.
+    :param attachments: a folder, local or in an object store, for the attachments of the tokens, with a subfolder for
+        each token. Names that are not safe, or differ only by case, are changed and get a digest.
+    :param attachment_names: collect only attachments whose names match, such as ``*.csv``.
+    :param max_attachment_bytes: skip larger attachments; they are named in the log and the output.
+    :param max_errors: fail, after collecting, if the batch is not complete or more tokens are in error. Same values as
+        for the sensor.
 
-    Why tokens are in error is logged, and returned, by cause: with ids, and the end of the log of one of the tokens.
+    The log and the output group tokens in error by cause, with ids and the end of one token's log.
 
     Returns ``{"database", "batch", "tokens", "counts", "collected", "rows" or "path", "errors", "attachments"}``.
     """
@@ -121,7 +123,7 @@ class PicasCollectTokensOperator(SelectingOperator):
         return output
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
-        """The pool that was read, and the file that was written; asked for by Airflow's OpenLineage provider."""
+        """The pool that was read and the file that was written. Called by Airflow's OpenLineage provider."""
         if self._settings is None:
             return None
         outputs = [lineage.file(str(self.path))] if self.path else []
@@ -188,7 +190,7 @@ class PicasCollectTokensOperator(SelectingOperator):
         outcome = waiting.judge(completeness, budget).outcome
         if outcome is Outcome.COMPLETE:
             return
-        context["ti"].xcom_push(key="return_value", value=output)  # a failed task still tells what there is
+        context["ti"].xcom_push(key="return_value", value=output)  # also if the task fails next
         where = f"batch {batch.id}" if batch else "the pool"
         if outcome is Outcome.WAITING:
             raise AirflowFailException(
@@ -198,7 +200,7 @@ class PicasCollectTokensOperator(SelectingOperator):
 
 
 def _limit(name: str, value: Any, default: int) -> int:
-    """A number of bytes, or the default for a template that rendered to nothing. Raises ValueError."""
+    """A number of bytes, or the default for a template that rendered to an empty string. Raises ValueError."""
     number = whole_number(name, value)
     return default if number is None else number
 

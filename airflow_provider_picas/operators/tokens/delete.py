@@ -1,4 +1,4 @@
-"""The operator that deletes tokens, into an archive if wanted, and the one that brings them back."""
+"""The operators that delete tokens, optionally into an archive, and restore them."""
 
 from __future__ import annotations
 
@@ -28,16 +28,17 @@ from airflow_provider_picas.tokens.states import State, state_of
 
 
 class PicasDeleteTokensOperator(SelectingOperator):
-    """Delete tokens, after writing them to an archive if wanted. Takes all parameters of ``SelectingOperator``, and:
+    """Delete tokens, optionally after writing them to an archive. Takes all parameters of ``SelectingOperator``, and:
 
-    :param states: which states. Default: all but ``locked``, whose pilots would lose their work.
-    :param archive: a folder, local or in an object store. The tokens go to a new file in it, with their attachments; it is
-        complete before the first token is deleted. ``PicasRestoreTokensOperator`` brings them back.
-    :param finished_for: skip unless the whole batch has finished, so many seconds ago or longer.
+    :param states: the states to delete. Default: all but ``locked``, whose pilots would lose their work.
+    :param archive: a folder, local or in an object store. The tokens and their attachments are written to a new file in
+        it, which is complete before the first token is deleted. ``PicasRestoreTokensOperator`` restores them.
+    :param finished_for: skip the task unless the whole batch finished at least this number of seconds ago.
 
-    What changed after it was archived, or looked at, is not deleted.
+    A token that changed after it was archived, or read, is not deleted.
 
-    Returns ``{"database", "batch", "tokens", "archive", "archived", "deleted", "left"}``; ``archive`` is the file's path.
+    Returns ``{"database", "batch", "tokens", "archive", "archived", "deleted", "left"}``; ``archive`` is the file's
+    path.
     """
 
     template_fields: Sequence[str] = (*SelectingOperator.template_fields, "archive", "finished_for")
@@ -72,7 +73,7 @@ class PicasDeleteTokensOperator(SelectingOperator):
         )
 
     def _chosen(self, hook: PicasHook, selection: Selection, report: EditReport) -> Iterator[Document]:
-        """The tokens to delete: none that is locked, which are reported, unless that was asked for."""
+        """The tokens to delete. Locked ones are skipped and reported, unless ``states`` includes ``locked``."""
         for token in hook.editor.select(selection):
             if selection.states is None and state_of(token) is State.LOCKED:
                 report.leave("is locked", token["_id"])
@@ -99,7 +100,7 @@ class PicasDeleteTokensOperator(SelectingOperator):
         if not self.archive:
             raise AirflowFailException("`archive` is empty; it takes the path of a folder. Nothing was deleted.")
         stem = f"{selection.batch or hook.settings.database.replace('/', '_')}-{hook.now()}"
-        # No two have one name: after a failure half-way, or beside another delete, each may hold what is nowhere else.
+        # Unique: after a failure half-way, or beside another delete, each archive may hold the only copy of a token.
         path = path_of(self.archive) / f"{stem}-{secrets.token_hex(8)}{archive.SUFFIX}"
         written = 1
         with (
@@ -113,9 +114,9 @@ class PicasDeleteTokensOperator(SelectingOperator):
 
 
 class PicasRestoreTokensOperator(BaseOperator):
-    """Bring back the tokens of an archive: their ids, fields, attempts, attachments and states are as they were.
+    """Restore the tokens of an archive, with their ids, fields, attempts, attachments and states.
 
-    Tokens that are in the pool are left as they are. A token that was locked is locked again, although no pilot has it.
+    Tokens that exist in the pool are skipped. A token that was locked is locked again, although no pilot holds it.
 
     :param archive: path of a file that ``PicasDeleteTokensOperator`` wrote: its output's ``archive``.
     :param picas_conn_id: a connection of type ``picas``.
@@ -153,7 +154,7 @@ class PicasRestoreTokensOperator(BaseOperator):
 
 
 def read(path: str) -> Iterator[Document]:
-    """The tokens of an archive, one after the other. Raises BadArchiveError, and FileError if it cannot be read."""
+    """Yield the tokens of an archive. Raises BadArchiveError, and FileError if it cannot be read."""
     place = path_of(path)
     number = 0
     try:

@@ -39,43 +39,46 @@ Items = Iterable[Any] | Callable[..., Any] | str | os.PathLike[str]
 
 
 class PicasPushTokensOperator(BaseOperator):
-    """Push tokens into a pool, each once, however often the task runs.
+    """Push tokens into a pool. Each token is written once, even if the task is retried or cleared.
 
-    Whatever ``inputs`` or ``tokens`` is, it is read as it is sent, so memory does not grow with the number of tokens: a list,
-    another task's output, a function that returns or yields them (it is called when the task runs, with those of Airflow's
-    context variables that it has parameters for), or the path of a file: JSON Lines (``.jsonl``, ``.ndjson``) or CSV with a
-    header (``.csv``), also with ``.gz``; local, or any URL of Airflow's ``ObjectStoragePath``, such as
-    ``s3://connection@bucket/file.csv``. A line that is no whole one fails the task and is named; the lines before it are pushed,
-    and another run continues there. Cells of a CSV file are text; for ``inputs`` too, those in the columns ``priority``,
-    ``cores``, ``gpu``, ``time``, ``max_retries`` and ``time_limit`` are numbers where they look like one, and left out where
-    they are empty.
+    ``inputs`` and ``tokens`` are streamed, so memory does not grow with the number of tokens. Each may be a list,
+    another task's output, a function that returns or yields them (called when the task runs, with the Airflow context
+    variables that it has parameters for), or the path of a file. Files are JSON Lines (``.jsonl``, ``.ndjson``) or CSV
+    with a header (``.csv``), optionally with ``.gz``; local, or any URL of Airflow's ``ObjectStoragePath``, such as
+    ``s3://connection@bucket/file.csv``. An invalid or incomplete line fails the task, which names it; the lines before
+    it are pushed, and the next run continues there. Cells of a CSV file are strings. In the columns ``priority``,
+    ``cores``, ``gpu``, ``time``, ``max_retries`` and ``time_limit``, for ``inputs`` too, cells that look like numbers
+    become numbers, and empty cells are omitted.
 
-    :param inputs: one token each; the value (a line's JSON, or a row as a mapping) becomes the token's field ``input``.
-    :param tokens: instead of ``inputs``: mappings with any further fields. ``priority`` is a number: this provider's pilots take
-        tokens with a higher one first (default 0); pilots of the PiCaS client take no notice.
-    :param key: name of a field (of the token or of its ``input``), or a function of a token's fields, whose value becomes part of
-        the token's id, so that the same input has the same id. Without it, tokens are numbered.
-    :param attachments: name of a field, or a function of a token's fields, with the files to attach: a mapping of names to paths
-        or bytes. The field itself is not pushed. A token holds 8 MB of JSON, so some 6 MB of files.
-    :param batch: a name for the batch. Default: one made from the task instance, so that each run has its own.
-    :param on_existing: what to do with a token that is in the pool already: ``reset`` (the default: run it again, with the fields
-        that it has now, if it is in error or in no state, so that clearing the task runs just what failed), ``keep``, ``replace``
-        (write it anew unless a pilot holds it), or ``fail`` (if it is another task's). ``reset`` fails at a token of another push
-        that has another input: its result would be taken for this one's. A retry or a clear keeps its own tokens and names them.
+    :param inputs: one token each. The value (a line's JSON, or a row as a mapping) becomes the token's field ``input``.
+    :param tokens: instead of ``inputs``: mappings with any other fields. ``priority`` is a number: this provider's
+        pilots claim tokens with a higher one first (default 0); pilots of the PiCaS client ignore it.
+    :param key: name of a field (of the token or of its ``input``), or a function of a token's fields. Its value becomes
+        part of the token's id, so that the same input has the same id. Without it, tokens are numbered.
+    :param attachments: name of a field, or a function of a token's fields, with the files to attach: a mapping of names
+        to paths or bytes. The field itself is not pushed. A token holds 8 MB of JSON, which is about 6 MB of files.
+    :param batch: a name for the batch. Default: a name derived from the task instance, so that each run has its own.
+    :param on_existing: what to do with a token that already exists in the pool. ``reset`` (the default) runs it again,
+        with its current fields, if it is in error or in no state, so that clearing the task reruns only the failed
+        tokens. ``keep`` skips it. ``replace`` overwrites it unless a pilot holds it. ``fail`` fails if it belongs to
+        another task. ``reset`` fails for a token of another push with a different input: its result would be mistaken
+        for this one's. A retry or a clear keeps its own tokens and names them.
     :param on_empty: what to do when there is nothing to push: ``skip`` (the default), ``fail`` or ``succeed``.
-    :param deploy_views: create the views that the pool lacks, if the login may. If it may not, and tokens could be neither
-        counted nor claimed without them, the task fails before it writes a token. False: neither create views nor ask for them.
-    :param design_documents: further design documents to create, with PiCaS's views of the tokens for which a JavaScript condition
-        holds: ``{"SingleCore": "doc.cores == 1"}``, for example, for the autopilot of the PiCaS client.
+    :param deploy_views: create missing views, if the login is allowed to. If it is not, and tokens could be neither
+        counted nor claimed without them, the task fails before it writes a token. False: neither create nor check
+        views.
+    :param design_documents: more design documents to create, with PiCaS's views of the tokens for which a JavaScript
+        condition holds: ``{"SingleCore": "doc.cores == 1"}``, for example, for the autopilot of the PiCaS client.
     :param picas_conn_id: a connection of type ``picas``.
     :param database: another database than the connection's.
 
-    Returns ``{"database", "batch", "tokens", "done_before", "done_before_ids", "label"}``: ``tokens`` is their number, and
-    ``done_before`` how many of them were done already in an earlier run, which pushed them to a batch of the same name. The log
-    and ``done_before_ids`` name some of these. ``label`` is short, for people: the batch's name, or the first inputs.
+    Returns ``{"database", "batch", "tokens", "done_before", "done_before_ids", "label"}``: ``tokens`` is their number,
+    and ``done_before`` how many of them were already done by an earlier run, which pushed them to a batch of the same
+    name. The log and ``done_before_ids`` name some of these. ``label`` is a short name for people: the batch's name, or
+    the first inputs.
 
-    Pools in ``outlets`` (``assets.pool_asset``) get an event with the same in its extra, unless a later task of the DAG has the
-    same pool in its ``outlets``: then that one makes the event, when the tokens are done.
+    Pools in ``outlets`` (``assets.pool_asset``) get an event with this output in its extra, unless a later task of the
+    DAG has the same pool in its ``outlets``: then that task emits the event, when the tokens are done.
     """
 
     template_fields: Sequence[str] = (
@@ -117,9 +120,9 @@ class PicasPushTokensOperator(BaseOperator):
     def _do_render_template_fields(
         self, parent: Any, template_fields: Iterable[str], *args: Any, **kwargs: Any
     ) -> None:
-        """Leave functions alone: Airflow would call them, with its context and its template engine, as templates of a sort.
+        """Skip functions: Airflow would call them with its context and template engine, as if they were templates.
 
-        This is where mapped tasks come by, too; they pass over ``render_template_fields``.
+        Mapped tasks also pass here; they skip ``render_template_fields``.
         """
         templates = [name for name in template_fields if not callable(getattr(parent, name, None))]
         super()._do_render_template_fields(parent, templates, *args, **kwargs)
@@ -175,22 +178,22 @@ class PicasPushTokensOperator(BaseOperator):
 
     @property
     def batch_label(self) -> str:
-        """What people know this push by: the name of its batch, the file, or the first inputs that are in the DAG or in XCom."""
+        """A label for people: the name of the batch, the file, or the first inputs that are in the DAG or in XCom."""
         return label(self.batch, self.inputs if self.tokens is None else self.tokens)
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
-        """The pool that was pushed to; asked for by Airflow's OpenLineage provider."""
+        """The pool that was pushed to. Called by Airflow's OpenLineage provider."""
         return lineage.of(outputs=[lineage.pool(self._settings)]) if self._settings else None
 
     def _push_id(self, context: Context, hook: PicasHook) -> str:
-        """The id of this push. A try after an upgrade of this provider goes on with that of the tries before."""
+        """The id of this push. A try after an upgrade of this provider keeps the id of the earlier tries."""
         push, former = push_id(context), former_push_id(context)
         if former is None or self.batch or next(hook.batch_documents(push), None) is not None:
             return push
         return push if next(hook.batch_documents(former), None) is None else former
 
     def _source(self, context: Context) -> Source:
-        """What is to be pushed. Raises BadTokenError."""
+        """The tokens to push. Raises BadTokenError."""
         if (self.inputs is None) == (self.tokens is None):
             raise AirflowFailException("Give either `inputs` or `tokens`.")
         given = self.inputs if self.tokens is None else self.tokens
@@ -217,7 +220,7 @@ class PicasPushTokensOperator(BaseOperator):
             )
 
     def _deploy(self, hook: PicasHook) -> None:
-        """Create the views that the pool lacks. Raises AirflowFailException when those are missing that tokens are found by."""
+        """Create missing views. Raises AirflowFailException if views that are needed to find tokens are missing."""
         settings, conditions = hook.settings, self.design_documents or {}
         deployed = hook.deploy_views(conditions)
         if deployed.written:
@@ -254,7 +257,7 @@ class PicasPushTokensOperator(BaseOperator):
 
 
 class Progress:
-    """Tells in the task log how far a push is, now and then."""
+    """Logs the progress of a push from time to time."""
 
     def __init__(self, log: Any) -> None:
         self.report = PushReport()
@@ -262,13 +265,13 @@ class Progress:
         self._started = self._told = time.monotonic()
 
     def tell(self, report: PushReport) -> None:
-        """The push is so far now."""
+        """Log the progress, if it is due."""
         self.report = report
         if time.monotonic() - self._told >= PROGRESS_SECONDS:
             self._told = time.monotonic()
             self._log.info("So far %s, %s.", report, self.pace())
 
     def pace(self) -> str:
-        """The time that it has taken, and the tokens a second."""
+        """The time taken, and the rate in tokens per second."""
         seconds = time.monotonic() - self._started
         return f"in {seconds:.1f} s ({self.report.tokens / max(seconds, 0.001):,.0f} tokens/s)"

@@ -1,4 +1,4 @@
-"""The operator that gives tokens back, so that pilots run them again."""
+"""The operator that resets tokens, so that pilots run them again."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from airflow_provider_picas.operators.tokens.selecting import SelectingOperator
 
 
 class PicasResetTokensOperator(SelectingOperator):
-    """Give tokens back: todo again, to be run by any pilot. Takes all parameters of ``SelectingOperator``, and:
+    """Reset tokens to todo, so that any pilot can run them again. Takes all parameters of ``SelectingOperator``, and:
 
-    :param states: which states. Default: ``error``. Of ``locked`` give back only those whose pilots are dead, by ``older_than``:
-        what a pilot that lives still brings for such a token is refused.
-    :param max_scrubs: leave tokens that were given back so many times already.
-    :param keep_logs: copy the logs of pilots of the PiCaS client (``logs_<id>.out`` and ``.err``) under the attempt's name, since
-        the next attempt overwrites them. Tokens with such a log above 1 MB are left.
-    :param reason: why; it is kept with the attempt.
-    :param dry_run: change nothing; say what would be done.
+    :param states: the states to reset. Default: ``error``. With ``locked``, use ``older_than`` to select only tokens
+        whose pilots are dead: if the pilot is still alive, its result for such a token is refused.
+    :param max_scrubs: skip tokens that have been released this number of times or more.
+    :param keep_logs: copy the logs of pilots of the PiCaS client (``logs_<id>.out`` and ``.err``) under the attempt's
+        name, since the next attempt overwrites them. Tokens with such a log above 1 MB are skipped.
+    :param reason: the reason, which is kept with the attempt.
+    :param dry_run: change nothing; log what would be done.
 
-    The attempt that ends (times, exit code, host, job, error) is kept in the token's ``attempts``, and attachments stay as they
-    are. A token that a pilot takes or finishes meanwhile is left to it.
+    The attempt that ends (times, exit code, host, job, error) is kept in the token's ``attempts``, and attachments are
+    not changed. A token that a pilot claims or finishes in the meantime is skipped.
 
-    Returns ``{"database", "batch", "tokens", "reset", "ids", "left"}``, which can be given on as a batch unless it was the whole
-    pool: ``reset`` is the number of tokens, ``ids`` are some of them, ``left`` says by reason how many were left, and some of
-    their ids.
+    Returns ``{"database", "batch", "tokens", "reset", "ids", "left"}``, which can be passed on as a batch unless it was
+    the whole pool. ``reset`` is the number of tokens, ``ids`` are some of them, and ``left`` has for each reason the
+    number of skipped tokens and some of their ids.
     """
 
     template_fields: Sequence[str] = (*SelectingOperator.template_fields, "keep_logs", "reason", "dry_run")
@@ -57,5 +57,5 @@ class PicasResetTokensOperator(SelectingOperator):
                 selection, reason=self.reason or "reset", keep_logs=flag("keep_logs", self.keep_logs), dry_run=dry_run
             )
         self._tell(report, "would be reset" if dry_run else "reset", hook, selection)
-        assets.hold_back(self)  # of an asset that a later task tells of when the tokens are done
+        assets.hold_back(self)  # no event if a later task emits one for this asset when the tokens are done
         return self._output(batch, hook, reset=report.changed, ids=report.changed_ids, left=report.left_dict())

@@ -1,4 +1,4 @@
-"""What the operators that work on chosen tokens of a pool have in common."""
+"""Common code of the operators that work on selected tokens of a pool."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from airflow_provider_picas.tokens.selection import EditReport, Selection, Unkno
 
 
 class SelectingOperator(BaseOperator):
-    """Base of operators on chosen tokens. All conditions hold together.
+    """Base of operators on selected tokens. A token is selected if all conditions hold.
 
     :param batch: the push operator's output, or the name of a batch.
-    :param whole_pool: without a batch, mean all tokens of the pool. A template that rendered to nothing does not.
-    :param states: some of ``todo``, ``locked``, ``done``, ``error``: a list, or a text with commas.
-    :param keys: only these tokens: their keys in the batch, or their ids.
-    :param error_pattern: a regular expression that is searched in the token's errors, which are read as ``exit code <n>`` and
-        then the exception and message of each error, on lines of their own; ``^`` and ``$`` match at each line.
-    :param older_than: only tokens that were locked so many seconds ago, or longer: none that waits.
-    :param min_scrubs: only tokens that were given back so many times, or more.
-    :param max_scrubs: only tokens that were given back fewer times than this.
+    :param whole_pool: without a batch, select all tokens of the pool. A template that rendered to an empty string is
+        not enough.
+    :param states: some of ``todo``, ``locked``, ``done``, ``error``: a list, or a comma-separated string.
+    :param keys: only these tokens, given by their keys in the batch or by their ids.
+    :param error_pattern: a regular expression to search in the token's errors: the line ``exit code <n>``, and then a
+        line for each exception and message. ``^`` and ``$`` match at each line.
+    :param older_than: only tokens that were locked at least this number of seconds ago; no waiting tokens.
+    :param min_scrubs: only tokens that were released this number of times or more.
+    :param max_scrubs: only tokens that were released fewer times than this.
     :param picas_conn_id: a connection of type ``picas``.
     :param database: another database than the batch's or the connection's.
     """
@@ -67,7 +68,7 @@ class SelectingOperator(BaseOperator):
 
     @contextmanager
     def _author_errors(self) -> Iterator[None]:
-        """What the author got wrong fails the task at once: another try would do the same."""
+        """Fail the task without a retry for an error of the author: another try would fail in the same way."""
         try:
             yield
         except (PatternError, UnknownBatchError, ValueError) as error:
@@ -102,6 +103,6 @@ class SelectingOperator(BaseOperator):
             self.log.info("  %s", line)
 
     def _output(self, batch: Batch | None, hook: PicasHook, **more: Any) -> dict[str, Any]:
-        """A result that can be given on as a batch, if there is one."""
+        """A result that can be passed on as a batch, if there is one."""
         tokens = batch.tokens if batch else None
         return {"database": hook.settings.database, "batch": batch.id if batch else None, "tokens": tokens, **more}

@@ -1,4 +1,4 @@
-"""What a push is given, as fields of tokens, one after the other."""
+"""Reads the inputs of a push as fields of tokens, one after the other."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ READERS: dict[str, Callable[[Lines], Iterator[Any]]] = {
 
 
 class Source:
-    """Inputs or fields of tokens, read as they are asked for: the items of an iterable, or the lines of a file.
+    """Inputs or fields of tokens, read on demand: the items of an iterable, or the lines of a file.
 
-    ``where`` is what is being read, for messages: a file and its line, or nothing. ``to_fields`` makes a token's fields of an
-    item and its place.
+    ``where`` says for messages what is being read: a file and its line, or an empty string. ``to_fields`` makes a
+    token's fields from an item and its place.
     """
 
     def __init__(self, given: Any, to_fields: Callable[[Any, int], Fields]) -> None:
-        """Raises BadTokenError for what is neither; a file is not opened yet."""
+        """Raises BadTokenError for any other type. A file is not opened yet."""
         self._to_fields = to_fields
         self._path: Any = None
         self._lines: Lines | None = None
@@ -47,7 +47,7 @@ class Source:
 
     @property
     def where(self) -> str:
-        """``"<file>, line <number>: "``, or nothing for what is no file."""
+        """``"<file>, line <number>: "``, or an empty string if it is not a file."""
         return f"{self._path}, line {self._lines.record:,}: " if self._lines else ""
 
     def __iter__(self) -> Iterator[Fields]:
@@ -61,7 +61,7 @@ class Source:
         except FileNotFoundError:
             raise BadTokenError(f"There is no file {self._path}.") from None
         with file:
-            # Files of stores have no readline with a size. gzip's has, and gives all lines before the place where it breaks off.
+            # Files of stores have no readline with a size. gzip has one, and returns all lines before a break.
             self._lines = Lines(file if packed else io.BufferedReader(file))
             yield from _reader(self._path)(self._lines)
 
@@ -103,13 +103,13 @@ class Keys:
 
 
 class Attachments:
-    """The files of tokens: names and paths, or bytes, in a field, which is taken out, or from a function of the fields."""
+    """The files of tokens: names with paths or bytes, in a field, which is removed, or from a function of the fields."""
 
     def __init__(self, files: str | Callable[[Fields], Any]) -> None:
         self._files = files
 
     def __call__(self, fields: Fields, place: int) -> tuple[Fields, dict[str, Any]]:
-        """The fields without the files, and the files as CouchDB takes them, by name."""
+        """The fields without the files, and the files by name, in CouchDB's format."""
         if callable(self._files):
             files, rest = self._files(fields), dict(fields)
         else:
@@ -146,7 +146,7 @@ def _reader(path: Any) -> Any:
 
 
 def _content(file: Any) -> bytes:
-    """What is attached: bytes, or a file's content, read anew each time: one path may be written again for each token."""
+    """The content to attach: bytes, or a file that is read each time, since the same path may be rewritten for each token."""
     if isinstance(file, bytes):
         return file
     path = path_of(file)

@@ -14,9 +14,10 @@ from airflow_provider_picas.operators.tokens.selecting import SelectingOperator
 class PicasUpdateTokensOperator(SelectingOperator):
     """Set fields of tokens, such as ``priority`` or ``time_limit``. Takes all parameters of ``SelectingOperator``, and:
 
-    :param fields: names and values. Fields of PiCaS and of this provider (``lock``, ``exit_code``, ``attempts`` …) are refused.
-    :param states: which states. Default: ``todo``. The result of a ``locked`` token that is changed is refused.
-    :param dry_run: change nothing; say what would be done.
+    :param fields: names and values. Fields of PiCaS and of this provider (``lock``, ``exit_code``, ``attempts`` …) are
+        refused.
+    :param states: the states to update. Default: ``todo``. If a ``locked`` token is changed, its result is refused.
+    :param dry_run: change nothing; log what would be done.
 
     Returns ``{"database", "batch", "tokens", "updated", "ids", "left"}``, as ``PicasResetTokensOperator`` does.
     """
