@@ -4,6 +4,8 @@ from typing import Optional, Tuple
 
 from airflow_provider_picas.lifecycle.json_values import Doc
 
+MONITOR = "Monitor"  # the design document of the PiCaS client (its create_views.py)
+PROVIDER = "airflow-picas-1"  # the design document of this package; a change of its views gets a new number
 END_OF_PREFIX = "\ufff0"  # sorts after every character of an id, in views (ICU) and in _all_docs (code points)
 
 

@@ -234,7 +234,7 @@ def reason_of_reaping(doc: Doc, claim: str) -> str:
 
 
 def given_up_by_slurm(reason: str) -> bool:
-    """Whether a token was reaped because Slurm said that the pilot's job has ended or was requeued: see tokens/leases.py."""
+    """Whether a token was reaped because Slurm said that the pilot's job has ended or was requeued: see submissions/deaths.py."""
     return " has ended: " in reason or reason.endswith(" was requeued")
 
 

@@ -8,6 +8,7 @@ import time
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 from urllib.parse import quote
 
+from airflow_provider_picas.lifecycle import ids
 from airflow_provider_picas.lifecycle.attempts import attempts_by_kind
 from airflow_provider_picas.lifecycle.classes import class_name
 from airflow_provider_picas.lifecycle.exit_codes import EX_NOPERM, Failed
@@ -25,8 +26,8 @@ from airflow_provider_picas.pilot.identity import Identity
 from airflow_provider_picas.pilot.log import log
 from airflow_provider_picas.pilot.portions import portions
 
-DESIGN = "_design/airflow-picas-1/_view/"
-MONITOR = "_design/Monitor/_view/"
+DESIGN = f"_design/{ids.PROVIDER}/_view/"
+MONITOR = f"_design/{ids.MONITOR}/_view/"
 NUMBERS = 2**31 - 1  # the tokens of a class and priority are numbered at random below it, in the view
 EMPTY_LOOKS, EMPTY_FOR = 5, 15.0  # in a cluster: looks that find nothing, and seconds, until nothing is left
 Head = Tuple[

@@ -1,8 +1,9 @@
 """A submission: all sbatch calls of one operator run, which cannot happen twice.
 
 It lives in a folder of its own in the shared home on the cluster, ``<remote folder>/<key>``, where ``key`` is also the name of
-its jobs. ``slurm.calls`` says what the folder holds. The folder is filled under another name and then renamed: of several workers
-that submit the same task one succeeds, and the others go on with its folder. From then on nothing in it is replaced or removed.
+its jobs. ``docs/architecture.md`` lists what it holds. The folder is filled under another name and then renamed: of several
+workers that submit the same task one succeeds, and the others go on with its folder. From then on nothing in it is replaced or
+removed.
 The file ``acknowledged`` says that the operator has reported it: without it, the next try adopts the jobs, even ended ones; with
 it, and no job left, the next try is a new submission.
 
@@ -159,7 +160,7 @@ def _adopt(latest: _Latest) -> Operation[Submission | None]:
 
 
 def _settle(latest: _Latest) -> Operation[Record]:
-    """``calls.settle``. A submission that is refused leaves no credentials behind."""
+    """``sbatch_calls.settle``. A submission that is refused leaves no credentials behind."""
     try:
         return (yield from sbatch_calls.settle(latest.folder, latest.key))
     except SubmissionRefusedError as error:
@@ -244,8 +245,8 @@ exit 0"""
 
 
 def prepare_round(folder: str, key: str, count: int, number: int, finished: int, scope: str) -> Operation[None]:
-    """Prepare round ``number``, from 1: the first ``count`` sbatch calls of a submission under new job names. ``calls.settle``
-    submits them. When somebody else has prepared it already, theirs stands.
+    """Prepare round ``number``, from 1: the first ``count`` sbatch calls of a submission under new job names.
+    ``sbatch_calls.settle`` submits them. When somebody else has prepared it already, theirs stands.
 
     ``finished`` tokens of ``scope`` are noted, so that the next round can tell whether these pilots did anything.
     """

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from airflow_provider_picas.lifecycle import ids
 from airflow_provider_picas.tokens.states import State, javascript_condition
 
-MONITOR = "Monitor"
+MONITOR = ids.MONITOR
 """Name of PiCaS's design document."""
 
-PROVIDER = "airflow-picas-1"
+PROVIDER = ids.PROVIDER
 """Name of the provider's design document; the number is its version."""
 
 OVERVIEW = "overview_total"
