@@ -1,5 +1,5 @@
-# The two commands to know: `make demo` and `make test`. Both install what they need below .stack/ and nowhere else.
-#   make demo STACK=docker    the same on docker/compose.yaml
+# The two main commands are `make demo` and `make test`. Both install what they need below .stack/ and nowhere else.
+#   make demo STACK=docker    the demo on docker/compose.yaml
 #   make test TESTS=tests/unit/tokens ARGS='-k states'
 #   make check                lint, types and unit tests: a minute and a half, without Slurm and CouchDB
 
@@ -16,8 +16,8 @@ unexport PYTHONDONTWRITEBYTECODE
 demo: python
 	@exec $(PYTHON) -m stack.demo --stack $(STACK)
 
-# Side by side: most of the time they wait for something real, but the Airflows of the end-to-end tests work. ARGS=--all also tests
-# an embedded server that has not changed.
+# In parallel: most tests mainly wait, for real servers; the Airflows of the end-to-end tests need CPU, so only two of those run at once.
+# ARGS=--all also tests an embedded server that has not changed.
 test: install lint
 ifeq ($(strip $(TESTS)),)
 	$(VENV)/pytest -n 4 --dist loadfile tests/unit tests/integration $(ARGS)
@@ -29,16 +29,16 @@ endif
 check: lint
 	$(VENV)/pytest tests/unit $(ARGS)
 
-# Kills, stops and cuts the real parts while pilots work. The figures stand at the end. With PICAS_SOAK_SECONDS=180 the soak takes
-# three minutes instead of ten. ARGS='--rounds=30 --seed=1': random rounds of faults instead, the first with this seed.
+# Kills, stops and disconnects the real parts while pilots work, and prints figures at the end. With PICAS_SOAK_SECONDS=180 the soak
+# takes three minutes instead of ten. ARGS='--rounds=30 --seed=1' runs random rounds of faults instead, the first with this seed.
 chaos: install
 	$(VENV)/pytest -n 3 --dist loadfile tests/chaos $(ARGS)
 
-# On the CouchDB that PICAS_TEST_COUCHDB_URL names, else the embedded one. ARGS=--keep rewrites benchmarks/results.*
+# Uses the CouchDB at PICAS_TEST_COUCHDB_URL, else the embedded one. ARGS=--keep rewrites benchmarks/results.*
 bench: install
 	$(VENV)/python -m benchmarks $(ARGS)
 
-# The provider on other versions of Airflow and Python, as far as they are found. ARGS='-t oldest newest' for these pairs.
+# Tests the provider on other versions of Airflow and Python, if they are found. ARGS='-t oldest newest' selects these pairs.
 compat: install
 	$(VENV)/python -m nox $(ARGS)
 
@@ -56,12 +56,12 @@ format:
 install: python
 	@$(PYTHON) -m stack.install
 
-# Draw the diagram of docs/lifecycle.md from the tables of states and transitions.
+# Draws the diagram of docs/lifecycle.md from the tables of states and transitions.
 diagrams: python
 	@$(PYTHON) -m stack.install airflow
 	$(VENV)/python docs/draw_states.py
 
-# New versions for the stack: then run the tests and compat, and commit the files.
+# Pins newer versions for the stack. Afterwards run the tests and compat, and commit the files.
 pins:
 	@$(PYTHON) -m stack.install --pins
 
