@@ -1,4 +1,4 @@
-"""Reads a connection of type ``picas``, and says what is wrong with one."""
+"""Reads a connection of type ``picas``, and reports errors in it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _this_connection(found: re.Match[str]) -> str:
 def settings_of(
     connection: Any, conn_id: str, database: str | None, extra: Mapping[str, Any] | None = None
 ) -> Settings:
-    """What a connection says. ``extra``: its extras, where they were read already. Raises SettingsError."""
+    """The settings in a connection. ``extra``: its extras, if they were already read. Raises SettingsError."""
     if connection.conn_type in ("ssh", "sftp"):
         raise errors.SettingsError(
             f"Connection {conn_id!r} is of type {connection.conn_type!r}. `picas_conn_id` takes a connection of type"
@@ -45,7 +45,7 @@ def settings_of(
 
 
 def cause_of(error: Exception) -> str:
-    """The innermost reason that requests and urllib3 give, in one line."""
+    """The innermost reason in an error of requests and urllib3, on one line."""
     reason: Any = error
     for _ in range(5):
         parts = (getattr(reason, "reason", None), *getattr(reason, "args", ()))
@@ -58,7 +58,7 @@ def cause_of(error: Exception) -> str:
 
 
 def ssl_context(settings: Settings, conn_id: str) -> Any:
-    """The TLS context, or False for one that verifies nothing. Raises SettingsError for a CA file that cannot be read."""
+    """The TLS context, or False to verify nothing. Raises SettingsError if the CA file cannot be read."""
     import ssl
 
     if settings.verify is False:
@@ -74,6 +74,6 @@ def ssl_context(settings: Settings, conn_id: str) -> Any:
 
 
 def _certifi() -> str:
-    import certifi  # what requests trusts, so that both hooks agree
+    import certifi  # requests trusts these authorities, so both hooks agree
 
     return certifi.where()

@@ -14,12 +14,12 @@ from airflow_provider_picas.tokens.causes import Groups
 from airflow_provider_picas.tokens.states import State, state_of
 from airflow_provider_picas.tokens.text import last_lines, one_line, sample
 
-_GROUPS = 10  # causes that the summary names
+_GROUPS = 10  # causes in the summary
 _TAIL = 1_000  # characters of a log in the summary
 
 
 class FailedTokens:
-    """The tokens in error by cause, and one of each cause, whose log is shown."""
+    """Groups tokens in error by cause, and keeps one token of each cause, whose log is shown."""
 
     def __init__(self, hook: PicasHook) -> None:
         self._hook = hook
@@ -28,7 +28,7 @@ class FailedTokens:
         self.tokens = 0
 
     def watch(self, tokens: Iterator[Document]) -> Iterator[Document]:
-        """The tokens, after a look at each."""
+        """Add tokens while passing them through."""
         for token in tokens:
             if state_of(token) is State.ERROR:
                 self.tokens += 1
@@ -38,7 +38,7 @@ class FailedTokens:
             yield token
 
     def add(self, tokens: Iterator[Document]) -> None:
-        """Look at tokens."""
+        """Add tokens to the groups."""
         for _ in self.watch(tokens):
             pass
 
@@ -60,14 +60,14 @@ class FailedTokens:
             try:
                 self._hook.download(token, name, file, limit=4 * _TAIL)
             except NotFoundError:
-                return None  # it was run again meanwhile
+                return None  # it was run again in the meantime
             text = file.getvalue().decode("utf-8", "replace").strip()
             return {"id": token["_id"], "name": name, "tail": text[-_TAIL:]}
         return None
 
 
 def report(groups: Sequence[Mapping[str, Any]], tokens: int) -> Iterator[str]:
-    """A summary for people, in texts of one or more lines. ``tokens`` are in error."""
+    """A summary for people, as strings of one or more lines. ``tokens`` is the number in error."""
     if groups:
         yield f"{tokens:,} tokens failed. The causes:"
     for group in groups:

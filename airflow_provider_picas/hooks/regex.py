@@ -1,4 +1,4 @@
-"""Regular expressions of authors: checked, and matched for a limited time, since one can take for ever."""
+"""Regular expressions of DAG authors: checked, and matched with a time limit, since a match can take forever."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SECONDS = 10.0
 """How long matching the texts of one page of tokens may take."""
 
 _LONGEST = 1_000  # characters of a pattern
-# A regular expression cannot be interrupted, a process can.
+# A match cannot be interrupted, but a process can.
 _PROGRAM = """
 import json, re, sys
 asked = json.load(sys.stdin.buffer)
@@ -22,11 +22,11 @@ json.dump([search(text) is not None for text in asked["texts"]], sys.stdout)
 
 
 class PatternError(ValueError):
-    """A pattern that is no regular expression, or that takes too long."""
+    """A pattern that is not a regular expression, or takes too long."""
 
 
 def check(pattern: str) -> None:
-    """Raise PatternError for a pattern that is no regular expression."""
+    """Raise PatternError for a pattern that is not a regular expression."""
     if not isinstance(pattern, str):
         raise PatternError(f"The error pattern is a regular expression, so a text, not {pattern!r:.80}.")
     if len(pattern) > _LONGEST:
@@ -41,9 +41,9 @@ def check(pattern: str) -> None:
 
 
 def search(pattern: str, texts: Sequence[str], seconds: float = SECONDS) -> list[bool]:
-    """For each text whether the pattern is found in it; ``^`` and ``$`` match at each line.
+    """For each string, True if the pattern is found in it. ``^`` and ``$`` match at each line.
 
-    Raises PatternError when that takes longer than ``seconds``.
+    Raises PatternError if this takes longer than ``seconds``.
     """
     check(pattern)
     asked = json.dumps({"pattern": pattern, "texts": list(texts)}).encode()

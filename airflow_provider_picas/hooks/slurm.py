@@ -40,12 +40,12 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-CONNECT_TRIES = 8  # of a task, for a login node that does not answer: more than a minute
+CONNECT_TRIES = 8  # by a task, if a login node does not answer: more than a minute in total
 SESSION_PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8)  # seconds between tries to open a session that sshd refuses
-THREADS = 8  # of a trigger's connection
+THREADS = 8  # for a trigger's connection
 SEND_TIMEOUT = 60.0  # seconds to send files, and one more for each SEND_RATE bytes
 SEND_RATE = 50_000
-_LARGEST_OUTPUT = 16_000_000  # bytes; more is no answer of a Slurm command
+_LARGEST_OUTPUT = 16_000_000  # bytes; no Slurm command answers with more
 
 
 class SlurmHook(BaseHook):
@@ -53,7 +53,8 @@ class SlurmHook(BaseHook):
 
     :param ssh_conn_id: a connection of type ``ssh``. Airflow's SSH provider checks the host's key.
 
-    Use it as a context manager. Methods raise ``slurm.remote.RemoteError``; ``UnreachableError`` where trying later may help.
+    Use it as a context manager. Methods raise ``slurm.remote.RemoteError``; ``UnreachableError`` if trying later may
+    help.
     """
 
     def __init__(self, ssh_conn_id: str = "ssh_default") -> None:
@@ -76,19 +77,19 @@ class SlurmHook(BaseHook):
             self._drop(self._client)
 
     def _drop(self, client: paramiko.SSHClient) -> None:
-        """Close a connection. If another one was opened meanwhile, it stays."""
+        """Close a connection. If another one was opened in the meantime, that one stays open."""
         if self._client is client:
             self._client = None
         ssh.close(self.ssh, client)
 
     @cached_property
     def ssh(self) -> SSHHook:
-        """Airflow's SSH hook, which has read the connection."""
+        """Airflow's SSH hook with the connection's settings."""
         return ssh.read(self.ssh_conn_id)
 
     @property
     def place(self) -> str:
-        """The cluster as errors name it."""
+        """The name of the cluster in errors."""
         return ssh.place(self.ssh)
 
     @property
@@ -97,7 +98,7 @@ class SlurmHook(BaseHook):
         return self._client if self._client is not None and _active(self._client) else None
 
     def get_conn(self) -> paramiko.SSHClient:
-        """The connection, opened when it is first needed or was lost."""
+        """The connection. It is opened on first use, and again after it was lost."""
         client = self.client
         if client is None:
             self.close()
@@ -114,7 +115,7 @@ class SlurmHook(BaseHook):
         return ssh.connect(self.ssh)
 
     def connect_once(self) -> paramiko.SSHClient:
-        """Open a connection, which is then the hook's. Raises LoginError or UnreachableError."""
+        """Open a connection and keep it as the hook's. Raises LoginError or UnreachableError."""
         self._client = ssh.connect(self.ssh)
         return self._client
 
@@ -123,19 +124,19 @@ class SlurmHook(BaseHook):
         return drive(operation, self.perform)
 
     def run(self, text: str, timeout: float = 60.0) -> Output:
-        """Run shell text under the login profile. ``timeout`` in seconds. Values in it are quoted with ``remote.quote``."""
+        """Run shell code under the login profile. ``timeout`` in seconds. Quote values in it with ``remote.quote``."""
         return self.perform(Command(text, timeout))
 
     def adopt(self, base_key: str, folder: str | None) -> submission.Submission | None:
-        """What an earlier try has submitted; None when nothing stands."""
+        """The submission of an earlier try; None if there is none."""
         return self.do(submission.adopt(base_key, folder))
 
     def submit(self, plan: submission.Plan) -> submission.Submission:
-        """Submit pilots, or adopt what an earlier try has submitted."""
+        """Submit pilots, or adopt the submission of an earlier try."""
         return self.do(submission.submit(plan))
 
     def count_pilots(self) -> tuple[int, int]:
-        """How many pilots of this package wait, and how many run, for the connection's user."""
+        """The numbers of pending and running pilots of this package for the connection's user."""
         return self.do(jobs.count_pilots())
 
     def perform(self, step: Step) -> Output:
@@ -146,7 +147,7 @@ class SlurmHook(BaseHook):
         return self.carry_out(step, self.get_conn())
 
     def carry_out(self, step: Command | Send, client: paramiko.SSHClient) -> Output:
-        """Carry out a step over a connection. Several threads may do so at once."""
+        """Carry out a step over a connection. Thread-safe."""
         marker = remote.new_marker()
         if isinstance(step, Command):
             self.log.debug("On %s: %s", self.place, step.text)
@@ -159,7 +160,7 @@ class SlurmHook(BaseHook):
     def _exchange(
         self, client: paramiko.SSHClient, marker: str, line: str, limit: _Limit, stdin: Iterable[bytes] = ()
     ) -> Output:
-        """Run a command line in a session, which is over when this returns: at some sites there may be one at a time."""
+        """Run a command line in a session, which is closed when this returns: some sites allow one session at a time."""
         import paramiko
 
         try:
@@ -186,7 +187,7 @@ class SlurmHook(BaseHook):
             raise type(error)(f"{self.place}: {error}") from None
 
     def _session(self, client: paramiko.SSHClient, timeout: float) -> paramiko.Channel:
-        """Open a session. An sshd that allows one at a time may not have noticed yet that the last one is over."""
+        """Open a session. An sshd that allows one at a time may not have noticed yet that the last one has ended."""
         import paramiko
 
         transport = client.get_transport()
@@ -194,8 +195,8 @@ class SlurmHook(BaseHook):
             raise EOFError
         for pause in (*SESSION_PAUSES, None):
             try:
-                with self._opening:  # of two refusals at once, paramiko gives the reason to one only
-                    # Later than `_limited`, which says what has happened.
+                with self._opening:  # of two concurrent refusals, paramiko reports the reason of only one
+                    # Later than `_limited`, which has the better error.
                     return transport.open_session(timeout=timeout + ssh.CLOSE_TIMEOUT)
             except paramiko.ChannelException:
                 if pause is None:
@@ -205,9 +206,9 @@ class SlurmHook(BaseHook):
 
     @contextmanager
     def _limited(self, client: paramiko.SSHClient, limit: _Limit) -> Iterator[None]:
-        """Close the connection when what is done takes longer: paramiko waits for many answers without a time-out.
+        """Close the connection if the block takes longer: paramiko waits for many responses without a timeout.
 
-        Raises UnreachableError then. The next step opens another connection.
+        Raises UnreachableError in that case. The next step opens another connection.
         """
         expired = threading.Event()
 
@@ -235,7 +236,7 @@ class SlurmHook(BaseHook):
 
 @dataclass(frozen=True)
 class _Limit:
-    """How long something may take, and its name in errors."""
+    """The time limit of an action, and the action's name in errors."""
 
     seconds: float
     what: str
@@ -249,9 +250,11 @@ class SlurmAsyncHook:
 
     def __init__(self, ssh_conn_id: str = "ssh_default") -> None:
         self.ssh_conn_id = ssh_conn_id
-        self._hook: SlurmHook | None = None  #: that has connected; the next one reads the Airflow connection anew
+        self._hook: SlurmHook | None = (
+            None  #: the one that has connected; the next one reads the Airflow connection again
+        )
         self._lock = asyncio.Lock()
-        self._failed: RemoteError | None = None  #: why the last try to connect failed
+        self._failed: RemoteError | None = None  #: why the last attempt to connect failed
         self._threads = ThreadPoolExecutor(THREADS, "picas-ssh")
 
     async def __aenter__(self) -> SlurmAsyncHook:
@@ -261,7 +264,7 @@ class SlurmAsyncHook:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connection, which ends what goes on over it. The hook is not used after that."""
+        """Close the connection, which ends all commands on it. Do not use the hook after that."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         if self._hook is not None:
             with suppress(TimeoutError):
@@ -269,7 +272,7 @@ class SlurmAsyncHook:
 
     @property
     def connected(self) -> bool:
-        """Whether there is a connection, as far as is known."""
+        """True if there is a connection, as far as is known."""
         return self._hook is not None and self._hook.client is not None
 
     async def do(self, operation: Operation[Result]) -> Result:
@@ -290,7 +293,7 @@ class SlurmAsyncHook:
             client = self._hook.client if self._hook is not None else None
             if self._hook is None or client is None:
                 if self._failed is not None and self._failed is not failed_before:
-                    raise self._failed  # of the try that this one waited for
+                    raise self._failed  # from the attempt that this one waited for
                 try:
                     self._hook, client = await self._open()
                 except RemoteError as error:
@@ -301,7 +304,7 @@ class SlurmAsyncHook:
     async def _open(self) -> tuple[SlurmHook, paramiko.SSHClient]:
         hook = SlurmHook(self.ssh_conn_id)
         try:
-            await sync_to_async(lambda: hook.ssh)()  # no other thread has a way to Airflow
+            await sync_to_async(lambda: hook.ssh)()  # other threads cannot call Airflow
         except RemoteError:
             raise
         except Exception as error:  # Airflow's API is away
@@ -310,7 +313,7 @@ class SlurmAsyncHook:
             ) from error
         chatty = logging.getLogger("paramiko")
         if chatty.level == logging.NOTSET:
-            chatty.setLevel(logging.WARNING)  # it logs each step of each connection
+            chatty.setLevel(logging.WARNING)  # paramiko logs each step of each connection
         opening = asyncio.get_running_loop().run_in_executor(self._threads, hook.connect_once)
         try:
             return hook, await asyncio.shield(opening)
@@ -333,7 +336,7 @@ def _check_size(place: str, stdout: bytes, stderr: bytes) -> None:
 
 
 def _write(channel: paramiko.Channel, stdin: Iterable[bytes]) -> None:
-    """Write the standard input of a command, which may end before it has read all: then its output says why."""
+    """Write the standard input of a command. It may end before it has read everything: then its output says why."""
     with suppress(OSError):
         for part in stdin:
             channel.sendall(part)
@@ -341,9 +344,9 @@ def _write(channel: paramiko.Channel, stdin: Iterable[bytes]) -> None:
 
 
 def _read(channel: paramiko.Channel) -> tuple[bytes, bytes]:
-    """Read both streams until the command has ended, or one is larger than any is wanted.
+    """Read both streams until the command has ended, or until one exceeds the limit.
 
-    The end of the output is not enough: until sshd tells the exit code, the session counts against its MaxSessions.
+    The end of the output is not enough: until sshd sends the exit code, the session counts against its MaxSessions.
     """
     parts: dict[str, bytearray] = {"out": bytearray(), "err": bytearray()}
     pause = 0.002

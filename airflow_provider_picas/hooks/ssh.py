@@ -1,8 +1,8 @@
-"""The SSH connection to a cluster: tasks and triggers read it in the same way, and log in by the same client.
+"""The SSH connection to a cluster: tasks and triggers read it in the same way, and log in with the same client.
 
-Airflow's ``SSHHook`` reads the Airflow connection, and paramiko logs in. Triggers use it, too, in threads. Airflow's
-``SSHHookAsync``, with asyncssh, reads some extras differently and others not at all: a task could then submit pilots that its
-deferred wait never reached.
+Airflow's ``SSHHook`` reads the Airflow connection, and paramiko logs in. Triggers also use it, in threads. Airflow's
+``SSHHookAsync``, with asyncssh, reads some extras differently and ignores others: a task could then submit pilots that
+its deferred wait could never reach.
 
 =========================== ====================================== ===================================================
 field or extra              tasks and triggers (paramiko)          Airflow's SSHHookAsync (asyncssh), not used here
@@ -25,8 +25,8 @@ cmd_timeout                 ignored: each command has its own      ignored
 ``~/.ssh/config``           ``ProxyCommand``, ``IdentityFile``     all that asyncssh knows
 =========================== ====================================== ===================================================
 
-In ``known_hosts``, the line of a server on another port than 22 begins with ``[host]:port``. Files are those of the machine that
-logs in: of each worker and each triggerer.
+In ``known_hosts``, the line of a server on a port other than 22 begins with ``[host]:port``. Files are read on the
+machine that logs in: on each worker and each triggerer.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT = 30  # seconds, unless the connection's extra ``conn_timeout`` names another
 
-CLOSE_TIMEOUT = 5.0  # seconds for the end of a connection
+CLOSE_TIMEOUT = 5.0  # seconds for a connection to close
 
 
 def read(ssh_conn_id: str) -> SSHHook:
@@ -70,21 +70,21 @@ def read(ssh_conn_id: str) -> SSHHook:
                 " Put the key there, on workers and triggerers, or into the extra 'private_key'."
             )
     hook.conn_timeout = hook.conn_timeout or CONNECT_TIMEOUT  # without, the kernel waits for minutes
-    hook.conn_retry_attempts = 1  # it would try a wrong key three times, too, and sites shut such accounts out
+    hook.conn_retry_attempts = 1  # the hook would try even a wrong key three times, and sites lock such accounts
     return hook
 
 
 def place(hook: SSHHook) -> str:
-    """The cluster as errors name it."""
+    """The name of the cluster in errors."""
     return f"{hook.username}@{hook.remote_host} (connection {hook.ssh_conn_id!r})"
 
 
 def connect(hook: SSHHook) -> paramiko.SSHClient:
-    """Log in. Raises LoginError where trying again will not help, else UnreachableError."""
+    """Log in. Raises LoginError if trying again will not help, else UnreachableError."""
     import paramiko
 
     where = place(hook)
-    vars(hook).pop("host_proxy", None)  # of a try that failed
+    vars(hook).pop("host_proxy", None)  # from a try that failed
     try:
         return hook.get_conn()
     except paramiko.BadHostKeyException as error:
@@ -105,7 +105,7 @@ def connect(hook: SSHHook) -> paramiko.SSHClient:
                 " '<type> <base64>', as `ssh-keyscan` prints it, after comparing it with what the site tells."
             ) from None
         raise UnreachableError(f"{where} cannot be reached: {one_line(str(error))}.") from None
-    except (TypeError, ValueError) as error:  # an extra of another shape, or a cipher that paramiko does not know
+    except (TypeError, ValueError) as error:  # an extra of the wrong type, or a cipher that paramiko does not know
         raise LoginError(f"Connection {hook.ssh_conn_id!r} cannot be used: {error}") from None
     except (OSError, EOFError) as error:
         raise UnreachableError(
@@ -121,7 +121,7 @@ def close(hook: SSHHook, client: paramiko.SSHClient) -> None:
     proxy = vars(hook).pop("host_proxy", None)
     if proxy is None or transport is None:
         return
-    transport.join(CLOSE_TIMEOUT)  # it sends SIGTERM to the process until then
+    transport.join(CLOSE_TIMEOUT)  # until it has ended, it sends SIGTERM to the proxy process
     if not transport.is_alive():
         proxy.process.kill()
         proxy.process.communicate()

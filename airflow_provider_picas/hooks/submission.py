@@ -1,4 +1,4 @@
-"""A submission under watch, with both hooks: what a task does about its pilots."""
+"""A watched submission, with both hooks: the actions of a task on its pilots."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from airflow_provider_picas.submissions.watch import News, look_after
 log = logging.getLogger(__name__)
 
 RENEWED = "Connection %r has changed: the pilots' credentials on the cluster were replaced."
-END_WAIT = 60.0  # seconds that pilots with nothing left to do have to end, before their credentials stay for now
+END_WAIT = 60.0  # seconds for pilots without work to end; after that their credentials are left in place for now
 
 
 @dataclass(frozen=True)
 class WorkSoFar:
-    """For how long the pilots have worked, and how many tokens had finished before."""
+    """How long the pilots have worked, and how many tokens had finished before."""
 
     seconds: float
     finished_before: int
 
 
 class WatchedSubmission:
-    """Acts on a submission with both hooks; the connection to the cluster is closed at the end of the ``with``."""
+    """Acts on a submission with both hooks. The end of the ``with`` block closes the connection to the cluster."""
 
     def __init__(self, watched: Watched, picas: PicasHook, batch: str | None) -> None:
         self.watched = watched
@@ -58,7 +58,7 @@ class WatchedSubmission:
         return drive(operation, performer(self._picas.send, self._slurm.perform))
 
     def look(self, max_scrubs: int, max_lock_age: float | None) -> News:
-        """Look at jobs and locked tokens, and give back those of dead pilots: with a second look if any is silent."""
+        """Check jobs and locked tokens, and release the tokens of dead pilots. Checks twice if a pilot is silent."""
         observer = Observer()
         news = self._look(max_scrubs, max_lock_age, observer)
         if news.outage is None and (patience := news.holders.patience) > 0:
@@ -75,28 +75,29 @@ class WatchedSubmission:
         return self.do(look_after(pool, self._batch, self.watched, observer=observer, **limits))
 
     def objection(self, batch: str) -> str | None:
-        """Why the submission is not one that this account made for the batch; None if it is. Raises RemoteError."""
+        """Why this account did not make the submission for the batch; None if it did. Raises RemoteError."""
         return self.do(again.objection(self.watched.key, self.watched.folder, batch))
 
     def foreign(self) -> tuple[str, ...]:
-        """Tokens that are held by nobody of whom anything is known; none while the cluster does not answer."""
+        """Tokens whose holders are unknown. Empty while the cluster does not answer."""
         try:
             return self.do(watch.holders(self._picas.pool, self._batch, self.watched)).foreign
         except RemoteError:
             return ()
 
     def log_news(self, sizes: Mapping[str, int]) -> list[logs.LogNews]:
-        """The pilots' logs that have grown since they had ``sizes`` (bytes by name); none when the cluster does not answer."""
+        """The pilots' logs that have grown since they had ``sizes`` (bytes by name). Empty if the cluster does not answer."""
         try:
             return self.do(logs.news(self.watched.folder, sizes))
         except RemoteError:
-            return []  # the next look at the jobs says so
+            return []  # the next check of the jobs logs this
 
     def resubmit(self, most: int, finished: int) -> str | None:
-        """Submit the same pilots once more, unless that was done ``most`` times, or the last ones finished no token.
+        """Submit the same pilots again, unless this was done ``most`` times, or the last ones finished no token.
 
-        Why not, or None when pilots were submitted, by this wait or by another one of the same pilots. Raises
-        SubmissionRefusedError; one that is ``for_now`` does not count: the same round is submitted once more after ``retry_in``.
+        Returns the reason if not, or None if pilots were submitted, by this wait or by another one of the same pilots.
+        Raises SubmissionRefusedError. One that is ``for_now`` does not count: the same round is submitted again after
+        ``retry_in``.
         """
         folder, key, count = self.watched.folder, self.watched.key, self.watched.calls
         scope = self._batch or ""
@@ -119,7 +120,7 @@ class WatchedSubmission:
             else:
                 done += 1
                 self.do(submission.prepare_round(folder, key, count, done, finished, scope))
-        # The round may also be that of another wait, or of a worker that was killed: whoever is here goes on with it.
+        # The round may belong to another wait, or to a worker that was killed: continue it in any case.
         if files := self._credentials():
             self.do(ok(Send(files), "The credentials could not be sent"))
         record = self.do(sbatch_calls.settle(folder, key, done * count))
@@ -132,13 +133,13 @@ class WatchedSubmission:
         return self.do(jobs.look(self.watched.key, self.watched.folder, self.watched.since)).jobs
 
     def _credentials(self) -> list[RemoteFile]:
-        """The files of credentials that came with the submission, and may be gone by now."""
+        """The files of credentials that were sent with the submission, and may have been removed."""
         if not self.do(submission.had_credentials(self.watched.folder)):
             return []
         return credential_files(self.watched.folder, self._picas.settings)
 
     def renew_credentials(self) -> bool:
-        """Give pilots that wait or run the connection's login, if it has changed; False if the cluster did not answer."""
+        """Send pending and running pilots the connection's login, if it has changed. False if the cluster did not answer."""
         try:
             files = credential_files(self.watched.folder, self._picas.settings)
             if self.do(submission.renew_credentials(self.watched.folder, files, self._picas.picas_conn_id)):
@@ -150,7 +151,7 @@ class WatchedSubmission:
         return True
 
     def work_so_far(self, news: News) -> WorkSoFar | None:
-        """Since when the pilots work, for a wait that remembers no earlier look; None if that is not known."""
+        """Since when the pilots work, for a wait that remembers no earlier check; None if unknown."""
         started = [job.started for job in (news.jobs or {}).values() if job.started]
         if news.slurm is None or not started:
             return None
@@ -161,7 +162,7 @@ class WatchedSubmission:
         return WorkSoFar(float(max(0, news.slurm.at - min(started))), before)
 
     def figures(self, tokens: int) -> Figures:
-        """What the pilots cost, so far. ``tokens`` have finished, some perhaps before they were submitted."""
+        """What the pilots have used so far. ``tokens`` have finished, some possibly before the pilots were submitted."""
         tokens = max(0, tokens - self.do(submission.finished_before(self.watched.folder)))
         return figures(self._jobs().values(), tokens, time.time() - self.watched.since)
 
@@ -174,29 +175,29 @@ class WatchedSubmission:
         return "\n".join(f"{item.name}:\n  " + "\n  ".join(item.lines) for item in found[:5])
 
     def stop(self, how: stopping.How) -> News | None:
-        """Cancel or drain the pilots, and let no wait submit them again; what was found after a cancel."""
+        """Cancel or drain the pilots, and keep waits from submitting them again. Returns the status after a cancel."""
         if how is stopping.How.CANCEL:
             try:
                 self.do(stopping.drain(self._picas.pool, self.watched.key))
-            except CouchDBError as error:  # the jobs are cancelled all the same
+            except CouchDBError as error:  # cancel the jobs anyway
                 log.warning("A wait may submit the pilots of %s again: %s", self.watched.key, error)
         return self.do(stopping.stop(self._picas.pool, self._batch, self.watched, how))
 
     def remove_credentials(self, wait: float = 0.0) -> bool:
-        """Remove the credentials from the cluster once the pilots have ended, for which they have ``wait`` seconds. Whether they
-        have."""
+        """Remove the credentials from the cluster if the pilots end within ``wait`` seconds. True if they have ended."""
         ended = self.do(stopping.remove_credentials(self.watched, wait))
         if not ended:
             log.warning("Pilots are left, so their credentials stay in %s. Cancel or drain them.", self.watched.folder)
         return ended
 
     def end(self, tokens: int | None, *, cancel_pending: bool = False) -> dict[str, Any] | None:
-        """What is done when the wait is over: log the figures, and remove the credentials and leases once the pilots have ended.
+        """Clean up after a wait: log the figures, and remove the credentials and leases once the pilots have ended.
 
         ``cancel_pending``: first cancel pilots that have not started, unless there is work for them.
 
-        The figures, or None when the cluster does not answer, which fails no wait. ``tokens`` that have finished; None: nobody
-        could count them, so there are no figures, and pilots that are left are not waited for.
+        ``tokens`` is the number of tokens that have finished. None means that they could not be counted: then there are
+        no figures, and remaining pilots are not waited for. Returns the figures, or None if the cluster does not
+        answer, which does not fail the wait.
         """
         try:
             if cancel_pending:
@@ -224,12 +225,12 @@ class WatchedSubmission:
     def _tidy(self, key: str | None) -> None:
         try:
             self.do(tidy.local_documents(self._picas.pool, key))
-        except CouchDBError as error:  # a later wait does it
+        except CouchDBError as error:  # a later wait removes them
             log.info("Leases of pilots that have ended may be left: %s", error)
 
 
 def credential_files(folder: str, settings: Settings) -> list[RemoteFile]:
-    """The connection's credentials as pilots read them, in the submission's folder. Raises OSError for a CA file that is gone."""
+    """The connection's credentials as files for pilots, in the submission's folder. Raises OSError for a missing CA file."""
     place = f"{folder}/{submission.CREDENTIALS}"
     config = credentials.picasconfig(settings.url, settings.database, settings.login, settings.password)
     files = [RemoteFile(f"{place}/{credentials.FILE}", config)]

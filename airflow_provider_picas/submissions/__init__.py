@@ -1,4 +1,4 @@
-"""What needs both the pool and the cluster: submissions under watch, pilots that died, results that were not sent.
+"""Operations that need both the pool and the cluster: watched submissions, dead pilots, unsent results.
 
 Operations only (see ``sansio``): nothing here does I/O.
 """

@@ -1,4 +1,4 @@
-"""Leases of pilots, and which locked tokens have lost theirs.
+"""Leases of pilots, and which locked tokens have lost their pilot.
 
 A pilot keeps one ``_local/picas-pilot-<id>`` document; see ``docs/architecture.md`` and ``docs/pilot.md``.
 """
@@ -15,14 +15,14 @@ from airflow_provider_picas.lifecycle.transitions import held_by_pilot
 from airflow_provider_picas.slurm.jobs import FORGOTTEN, Job, Life, Look
 from airflow_provider_picas.tokens.text import one_line
 
-ROUNDING = 2.0  # seconds between two times that are whole seconds each, until one counts as later
-SKEW = 30.0  # seconds that the clocks of a node and of the cluster may differ
-LEASE = 120.0  # seconds, of a pilot whose lease was never seen: pilot.json's default
+ROUNDING = 2.0  # seconds: of two times in whole seconds, one counts as later only if they differ by more
+SKEW = 30.0  # seconds by which the clocks of a node and of the cluster may differ
+LEASE = 120.0  # seconds, for a pilot whose lease was never read: pilot.json's default
 
 
 @dataclass(frozen=True)
 class Lease:
-    """What a pilot last said of itself, and what of it shows that it lives."""
+    """A pilot's last record of itself, and the parts of it that are signs of life."""
 
     pilot: str
     submission: str
@@ -45,28 +45,28 @@ class Lease:
 
 
 class Observer:
-    """What one wait remembers of the leases that it has read, from one look to the next: see ``Silence``."""
+    """A wait's memory of the leases that it has read, from one check to the next: see ``Silence``."""
 
     def __init__(self) -> None:
         self._silence = Silence(LEASE)
         self._of_conflicts: Observer | None = None
         self.locked: dict[
             str, dict[str, Any]
-        ] = {}  #: the locked tokens of the last look, by id, without what they hold
+        ] = {}  #: the locked tokens of the last check, by id, without their content
 
     def of_conflicts(self) -> Observer:
-        """Another one, for the pilots that hold revisions of tokens which lost against others."""
+        """A second observer, for the pilots that hold revisions that lost against others."""
         self._of_conflicts = self._of_conflicts or Observer()
         return self._of_conflicts
 
     def note(self, pilots: Sequence[str], found: Mapping[str, Lease], answered: float) -> None:
-        """Leases that were read. ``pilots``: all that hold tokens; ``answered``: when, by the monotonic clock."""
+        """Record leases that were read. ``pilots``: all that hold tokens. ``answered``: when, by the monotonic clock."""
         for pilot in pilots:
             self._silence.note(pilot, found[pilot].shown if pilot in found else None, answered)
         self._silence.keep(pilots)
 
     def silent(self, locked: Sequence[Mapping[str, Any]], now: float, asked: float, contact: float) -> dict[str, float]:
-        """The pilots whose leases are over, each with the seconds until it counts as dead (``Silence.missing``)."""
+        """The pilots whose leases have expired, each with the seconds until it counts as dead (``Silence.missing``)."""
         locks: dict[str, float] = {}
         for token in locked:
             if held_by_pilot(dict(token)):
@@ -77,7 +77,7 @@ class Observer:
 
 
 def holders(locked: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The pilots with a lease that hold these tokens, each once."""
+    """The pilots with a lease that hold these tokens, without duplicates."""
     return sorted({str(token["pilot"]) for token in locked if held_by_pilot(dict(token))})
 
 
@@ -85,19 +85,20 @@ def holders(locked: Sequence[Mapping[str, Any]]) -> list[str]:
 class Holders:
     """Who holds locked tokens."""
 
-    known: int = 0  #: tokens that pilots with a lease hold, or jobs of the submission
-    foreign: tuple[str, ...] = ()  #: ids of the others: whether their pilots live, nobody can tell
+    known: int = 0  #: number of tokens held by pilots with a lease, or by jobs of the submission
+    foreign: tuple[str, ...] = ()  #: ids of the others: it is unknown whether their pilots are alive
     patience: float = 0.0
     """Seconds for which silent pilots must stay silent until they count as dead; 0 when none is silent."""
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What is known when locked tokens are looked at.
+    """The facts by which locked tokens are evaluated.
 
-    ``slurm`` is what it told of the jobs of the submission ``key``, or None when it does not answer. Only they are judged by
-    Slurm: others share the pool, and job ids are used again. ``now`` is the database's clock, and ``before`` what that was
-    before Slurm was asked, so that its times, by the cluster's clock, can be compared with the tokens'.
+    ``slurm`` has the jobs of the submission ``key``, or is None if Slurm does not answer. Slurm's answer is applied
+    only to these jobs: others share the pool, and job ids are reused. ``now`` is the database's clock, and ``before``
+    its value before Slurm was queried, so that Slurm's times, by the cluster's clock, can be compared with the tokens'
+    times.
     """
 
     now: float
@@ -105,11 +106,11 @@ class Judgement:
     key: str | None = None
     slurm: Look | None = None
     before: float = 0.0
-    max_lock_age: float | None = None  #: seconds; for pilots without leases
-    silent: Mapping[str, float] = field(default_factory=dict)  #: what ``Observer.silent`` says
+    max_lock_age: float | None = None  #: seconds; applies to pilots without leases
+    silent: Mapping[str, float] = field(default_factory=dict)  #: the result of ``Observer.silent``
 
     def death(self, token: Mapping[str, Any]) -> str | None:
-        """Why the pilot that holds a locked token counts as dead, or None while it does not."""
+        """Why the pilot that holds a locked token counts as dead, or None if it does not."""
         lock = number(token.get("lock"))
         if held_by_pilot(dict(token)):
             return self._lost_lease(str(token["pilot"]), lock)
@@ -137,7 +138,7 @@ class Judgement:
             return f"{where} has ended"
         job = self._job(lease.job)
         if job is not None and lease.submission == self.key:
-            if job.life is Life.ENDED and job.state != FORGOTTEN:  # the lease of a pilot that lives outweighs it
+            if job.life is Life.ENDED and job.state != FORGOTTEN:  # a live pilot's lease overrides a forgotten job
                 return f"{where} has ended: {job.cause}"
             if lock + ROUNDING < self._latest_start(job, lease):
                 return f"{where} was requeued"
@@ -147,21 +148,23 @@ class Judgement:
         return self.slurm.jobs.get(str(identifier)) if self.slurm else None
 
     def _latest_start(self, job: Job, lease: Lease) -> float:
-        """When the job was last started, or that it is yet to be: what was locked before is another copy's. At the earliest, by
-        the database's clock; 0 when unknown."""
+        """The earliest time, by the database's clock, of the job's last start, past or to come; 0 if unknown.
+
+        A token that was locked before then belongs to an earlier copy of the job.
+        """
         assert self.slurm is not None
         if job.life is Life.WAITING:
             return self.before
         if self.now - lease.shown.renewed > lease.shown.lease / 2:
-            return 0.0  # the database's clock may have stepped since the token was locked: the lease's end will tell
+            return 0.0  # the database's clock may have stepped since the token was locked: the lease's end will show
         return self.before + job.started - self.slurm.at if job.started and job.life is Life.RUNNING else 0.0
 
     def _dead_client(self, token: Mapping[str, Any], lock: float) -> str | None:
-        """PiCaS client pilots have no lease. One of this submission has ended when its job has; the time of the lock, which is
-        the node's, must fit, since another cluster may use the same job id."""
+        """PiCaS client pilots have no lease. One of this submission has ended when its job has. The time of the lock,
+        by the node's clock, must fit, since another cluster may use the same job id."""
         job = self._job(token.get("slurm_job_id"))
         if job and self.slurm and job.life is Life.ENDED and job.started:
-            ended = job.ended or self.slurm.at  # squeue knows that it has before sacct knows when
+            ended = job.ended or self.slurm.at  # squeue knows that the job has ended before sacct knows when
             if job.started - SKEW <= lock <= ended + SKEW:
                 return f"job {job.id} on {job.node or one_line(str(token.get('hostname')), 80)} has ended: {job.cause}"
         if self.max_lock_age is not None and self.now > lock + self.max_lock_age:

@@ -1,4 +1,4 @@
-"""What looks at the pilots find, in the log of the task that waits: of the trigger, and of the sensor that pokes."""
+"""Logs the results of checks of the pilots in the waiting task's log, for the trigger and for the sensor that pokes."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from airflow_provider_picas.slurm.logs import LogNews
 from airflow_provider_picas.submissions.watch import News
 from airflow_provider_picas.tokens.text import one_line, sample
 
-MOST_STUCK = 20  # tokens that are named because they cannot be given back
+MOST_STUCK = 20  # tokens named because they cannot be released
 _STUCK = (
     "The pilot of token %s is dead, and the token cannot be given back: it %s. Delete it, or mend it in the database."
 )
-LOGS_INTERVAL = 30.0  # seconds between two looks at the pilots' logs
+LOGS_INTERVAL = 30.0  # seconds between two checks of the pilots' logs
 
 
 class PilotsLog:
-    """Tells what is new. ``sizes``: of the pilots' logs, in bytes by name, as far as they were shown."""
+    """Logs what is new. ``sizes``: how much of each pilot's log was shown, in bytes by name."""
 
     def __init__(self, log: Any) -> None:
         self.sizes: dict[str, int] = {}
         self._log = log
         self._trouble: str | None = None
         self._logs_at = -math.inf
-        self._stuck: set[str] = set()  # tokens that were named
+        self._stuck: set[str] = set()  # tokens that were already named
 
     def tell(self, news: News) -> None:
-        """Tell what a look has found."""
+        """Log the result of a check."""
         if news.trouble != self._trouble:
             self._trouble = news.trouble
             self._log.warning("%s", f"{news.trouble} The wait goes on." if news.trouble else "All answer again.")
@@ -45,7 +45,7 @@ class PilotsLog:
                 self._log.warning(_STUCK, one_line(token), why)
 
     def tell_cancelled(self, news: News) -> None:
-        """Tell what the last look after a cancel has found."""
+        """Log the result of the last check after a cancel."""
         if news.trouble:
             self._log.warning("Tokens of the cancelled pilots may still be locked. %s", news.trouble)
         if news.reaped:
@@ -56,7 +56,7 @@ class PilotsLog:
             self._log.warning("%d more tokens cannot be given back.", len(news.stuck) - MOST_STUCK)
 
     def logs_are_due(self) -> bool:
-        """Whether it is time to look at the pilots' logs."""
+        """True if it is time to check the pilots' logs."""
         now = time.monotonic()
         if now - self._logs_at < LOGS_INTERVAL:
             return False
@@ -64,7 +64,7 @@ class PilotsLog:
         return True
 
     def tell_logs(self, found: Iterable[LogNews]) -> None:
-        """Tell what has come to the pilots' logs since ``sizes``."""
+        """Log what was added to the pilots' logs since ``sizes``."""
         for item in found:
             self.sizes[item.name] = item.size
             for line in item.lines:

@@ -1,4 +1,4 @@
-"""Stopping the pilots of a submission: cancel or drain them, give their tokens back, remove the credentials.
+"""Stops the pilots of a submission: cancel or drain them, release their tokens, remove the credentials.
 
 Operations, as in ``watch``.
 """
@@ -18,15 +18,15 @@ from airflow_provider_picas.submissions.deaths import Observer
 from airflow_provider_picas.submissions.submission import Operation, Watched
 from airflow_provider_picas.submissions.watch import News, look_after
 
-CANCEL_WAIT = 50  # seconds that cancelled pilots have to give their tokens back: Slurm's KillWait is 30
-LONGEST_PAUSE = 120.0  # seconds between two questions whether the pilots have ended
-MOST_CALLS = 200  # sbatch calls of one submission that a name list covers
+CANCEL_WAIT = 50  # seconds for cancelled pilots to release their tokens: Slurm's KillWait is 30
+LONGEST_PAUSE = 120.0  # seconds between two checks whether the pilots have ended
+MOST_CALLS = 200  # limit on the sbatch calls of one submission that a list of names covers
 
 
 class How(StrEnum):
     """How pilots are stopped."""
 
-    CANCEL = "cancel"  #: at once: scancel, and their tokens are given back
+    CANCEL = "cancel"  #: at once: scancel, and release their tokens
     DRAIN = "drain"  #: they finish the tokens in hand, then stop
     LEAVE = "leave"  #: not at all
 
@@ -34,7 +34,7 @@ class How(StrEnum):
 def stop(
     pool: Pool, batch: str | None, watched: Watched, how: How, *, wait: float = CANCEL_WAIT
 ) -> Operation[News | None]:
-    """Stop the pilots as ``how`` says. What was found after a cancel; None otherwise."""
+    """Stop the pilots as ``how`` says. Returns the status after a cancel; None otherwise."""
     if how is How.DRAIN:
         yield from drain(pool, watched.key)
     if how is How.CANCEL:
@@ -48,13 +48,13 @@ def drain_flag(key: str) -> str:
 
 
 def drain(pool: Pool, key: str) -> Operation[None]:
-    """Raise the flag that our own pilots see when they renew their leases."""
-    flag = {"drain": True, "raised": int(time.time())}  # the time is for its removal, long after
+    """Set the flag that our own pilots check when they renew their leases."""
+    flag = {"drain": True, "raised": int(time.time())}  # the time is used to remove it, long afterwards
     yield Request("PUT", pool.document_path(drain_flag(key)), body=json_body(flag))
 
 
 def drained(pool: Pool, key: str) -> Operation[bool]:
-    """Whether that flag is raised."""
+    """True if the drain flag is set."""
     try:
         flag = yield from pool.get(drain_flag(key))
     except errors.NotFoundError:
@@ -63,11 +63,11 @@ def drained(pool: Pool, key: str) -> Operation[bool]:
 
 
 def cancel(pool: Pool, batch: str | None, watched: Watched, *, wait: float = CANCEL_WAIT) -> Operation[News]:
-    """Cancel the jobs; give back the tokens that they did not give back themselves, once they have ended or ``wait`` is over."""
+    """Cancel the jobs. Once they have ended, or ``wait`` is over, release the tokens that they did not release themselves."""
     yield from ok(sbatch_calls.cancel(watched.key, MOST_CALLS), "The pilots could not be cancelled")
     waited, earlier, observer = 0.0, News(), Observer()
     while True:
-        # The cancel is no fault of the tokens: none is given up.
+        # The tokens did not cause the cancel: none becomes an error.
         news: News = yield from look_after(pool, batch, watched, max_scrubs=10**6, max_lock_age=None, observer=observer)
         news.add_earlier(earlier)
         if news.pilots_left is False or waited >= wait:
@@ -78,8 +78,8 @@ def cancel(pool: Pool, batch: str | None, watched: Watched, *, wait: float = CAN
 
 
 def remove_credentials(watched: Watched, wait: float = 0.0) -> Operation[bool]:
-    """Remove the credentials from the submission's folder once no pilot is left that may yet read them, for which they have
-    ``wait`` seconds. Whether that was done."""
+    """Remove the credentials from the submission's folder if within ``wait`` seconds no pilot remains that may read
+    them. True if they were removed."""
     names = quote(",".join(sbatch_calls.job_names(watched.key, MOST_CALLS)))
     folder = quote(f"{watched.folder}/{CREDENTIALS}")
     text = f"""

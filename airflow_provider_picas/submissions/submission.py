@@ -16,14 +16,14 @@ Operation = Generator[Request | Step, Any, Result]
 
 
 def performer(send: Callable[[Request], Any], perform: Callable[[Step], Any]) -> Callable[[Request | Step], Any]:
-    """What performs the steps of an operation: ``send`` gets requests to CouchDB, ``perform`` steps on the cluster. Both may be
-    asynchronous."""
+    """A function that performs the steps of an operation: ``send`` gets requests to CouchDB, ``perform`` gets steps on
+    the cluster. Both may be asynchronous."""
     return lambda step: send(step) if isinstance(step, Request) else perform(step)
 
 
 @dataclass(frozen=True)
 class Watched:
-    """The submission whose pilots are looked after."""
+    """The submission whose pilots are watched."""
 
     key: str
     folder: str
@@ -33,7 +33,7 @@ class Watched:
 
     @classmethod
     def parse(cls, value: Any) -> Watched | None:
-        """A submission from the output of the operator that submits pilots; None for None, and where nothing was submitted.
+        """A submission from the output of the operator that submits pilots; None for None, and if nothing was submitted.
 
         Raises ValueError for anything else.
         """

@@ -1,4 +1,4 @@
-"""What is left when pilots have done their work, and who removes it. Operations, as in ``watch``."""
+"""Removes what remains when pilots have done their work. Operations, as in ``watch``."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from airflow_provider_picas.slurm.remote import OURS, Command, Output, ok, quote
 from airflow_provider_picas.submissions.stop import MOST_CALLS, drain_flag
 from airflow_provider_picas.submissions.submission import Operation, Watched
 
-KEEP_LEASES = 7 * 86_400  # seconds that the lease of a pilot is kept which was not heard any more
+KEEP_LEASES = 7 * 86_400  # seconds to keep the lease of a pilot after its last sign of life
 KEEP_OTHERS = (
     90 * 86_400
-)  # seconds that drain flags and batches' pilots are kept, and what rescheduled sensors remember
-PAGE = 1_000  # local documents that one request reads
+)  # seconds to keep drain flags, the records of batches' pilots, and the memory of rescheduled sensors
+PAGE = 1_000  # local documents read by one request
 MOST_PAGES = 20
 
 
 def cancel_pending(pool: Pool, watched: Watched) -> Operation[int]:
-    """Cancel the pilots that have not started, if there is no token that they could run. How many.
+    """Cancel the pilots that have not started, if there is no token that they could run. Returns the number of pilots.
 
-    That is asked of their own batch, or of the whole pool when they take any token: another task may wait for those. Pilots that
-    were told to wait for work are left alone.
+    This checks their own batch, or the whole pool if they claim any token: another task may wait for those. Pilots with
+    ``wait_for_work`` are not cancelled.
     """
     config: Output = yield Command(f"cat -- {quote(f'{watched.folder}/{CONFIG_FILE}')}")
     try:
         options = json.loads(config.stdout) if config.code == 0 else {}
     except (ValueError, RecursionError):
-        return 0  # somebody has changed the file: whether they take other tokens, too, is not known
+        return 0  # somebody has changed the file: it is unknown whether they claim other tokens, too
     if (
         not isinstance(options, dict)
         or options.get("wait_for_work")
@@ -54,9 +54,10 @@ printf '%s\\n' "$jobs" | wc -l"""
 
 
 def local_documents(pool: Pool, key: str | None) -> Operation[int]:
-    """Delete the leases of a submission whose pilots are gone, and what is too old of any. How many documents.
+    """Delete the leases of an ended submission, and all local documents that are too old. Returns the number of
+    documents.
 
-    ``key``: of a submission that has ended; None: only what is too old.
+    ``key``: a submission that has ended; None: delete only what is too old.
     """
     removed = 0
     for prefix in (lease_id(""), drain_flag(""), "_local/picas-wait-", batch_pilots.PREFIX):
@@ -75,7 +76,7 @@ def local_documents(pool: Pool, key: str | None) -> Operation[int]:
 
 
 def _is_over(document: Document, key: str | None, now: float) -> bool:
-    """Whether nobody needs a local document any more. ``now``: the database's clock."""
+    """True if a local document is no longer needed. ``now``: the database's clock."""
     if not document["_id"].startswith(lease_id("")):
         since = number(document.get("raised") or document.get("since"))
         return 0 < since < now - KEEP_OTHERS

@@ -1,4 +1,4 @@
-"""Results that pilots could not send: they are in files of the submission's folder."""
+"""Sends results that pilots could not send, from files in the submission's folder."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from airflow_provider_picas.slurm.remote import Command, Output, ok, quote, whol
 from airflow_provider_picas.submissions.submission import Operation
 from airflow_provider_picas.tokens.text import one_line
 
-UNSENT_FILES = 100  # results that one command reads
-UNSENT_BYTES = 4_000_000  # of them, together, at most, and a part of one that is larger
-MOST_LEFT = 2  # results that the database may answer with an error until the fault is taken to be its own
+UNSENT_FILES = 100  # results read by one command
+UNSENT_BYTES = 4_000_000  # limit for these together, and for one part of a larger result
+MOST_LEFT = 2  # with errors for more results than this, the fault is assumed to be the database's
 
 
 def send_unsent(pool: Pool, folder: str) -> Operation[tuple[int, dict[str, str]]]:
     """Send all the results that pilots of the submission could not send.
 
-    How many were written; and of those that the database answered with an error, which may lie in them alone, the tokens, each
-    with the reason. Raises RemoteError, or CouchDBError: the results that are left are still in the folder.
+    Returns the number of results written, and by token the reasons of those that the database answered with an error,
+    which may be caused by the result itself. Raises RemoteError, or CouchDBError: the remaining results are still in
+    the folder.
     """
     unsent = f"{folder}/unsent"
     text = f"""
@@ -39,16 +40,16 @@ find . -ignore_readdir_race -maxdepth 1 -name '*.json' -printf '%s %f\\n'"""
             try:
                 change = Change.from_json(json.loads(content)["change"])
             except (ValueError, KeyError, TypeError, AttributeError):
-                continue  # no result: it stays where a person can look at it
+                continue  # not a result: leave it in place for a person to inspect
             try:
                 verdict = yield from _send(pool, change)
             except errors.UnavailableError as error:
                 if error.status is None or len(left) == MOST_LEFT:
-                    raise  # it is not in the results
+                    raise  # the results are not the cause
                 left[change.token] = str(error)
                 continue
             sent += verdict == "landed"
-            # Giving back a token that was never started is no result: there is nothing to keep when it is refused.
+            # The release of a token that was never started is not a result: if it is refused, there is nothing to keep.
             (refused if verdict == "refused" and change.kind != "released" else settled).append(name)
         away = [f"cd -- {quote(unsent)} || exit"]
         if settled:
@@ -61,12 +62,12 @@ find . -ignore_readdir_race -maxdepth 1 -name '*.json' -printf '%s %f\\n'"""
 
 
 def _portions(listed: Sequence[str]) -> list[dict[str, int]]:
-    """What is read with one command each: sizes in bytes by name. A file that is too large for one is alone."""
+    """The files to read with one command each: sizes in bytes by name. A file that is too large for one command is alone."""
     portions: list[dict[str, int]] = []
     for line in listed:
         size, _, name = line.partition(" ")
         if whole(size, default=-1) < 0:
-            continue  # the rest of a name of two lines, which is none of ours
+            continue  # the rest of a name with a newline, which is not one of ours
         last = portions[-1] if portions else {}
         if not last or len(last) >= UNSENT_FILES or sum(last.values()) + int(size) > UNSENT_BYTES:
             portions.append({})
@@ -75,7 +76,7 @@ def _portions(listed: Sequence[str]) -> list[dict[str, int]]:
 
 
 def _contents(folder: str, files: Mapping[str, int]) -> Operation[dict[str, bytes]]:
-    """The contents of files; empty for those that are gone. Of a large file so much at once as a hook takes."""
+    """The contents of files; empty if a file is gone. A large file is read in parts that fit a hook's limit."""
     contents = dict.fromkeys(files, b"")
     for begin in range(0, max(1, sum(files.values())), UNSENT_BYTES):
         text = f"""
@@ -91,8 +92,8 @@ done"""
 
 
 def _send(pool: Pool, change: Change) -> Operation[str]:
-    """Write one result against the revision that its pilot claimed: landed, or refused because the token moved on, or the
-    database takes no part of it. Raises CouchDBError when that is not known."""
+    """Write one result against the revision that its pilot claimed. The outcome: landed, or refused because the token
+    has changed or the database accepts no part of the result. Raises CouchDBError if the outcome is unknown."""
     failure: errors.CouchDBError = errors.ConflictError(f"Token {one_line(change.token)} changes all the time.")
     for _ in range(10):
         verdict = yield from _verdict(pool, change)
@@ -102,9 +103,9 @@ def _send(pool: Pool, change: Change) -> Operation[str]:
             rows = yield from pool.write([json_body(change.apply())])
         except errors.UnavailableError as error:
             if error.status == 202:
-                raise  # the next look might see what one node alone knows
+                raise  # the next query might see what only one node knows
             failure = error
-            continue  # written or not: the next look tells
+            continue  # written or not: the next query shows
         except (errors.CouchDBError, ValueError) as error:
             if not _blames_document(error):
                 raise
@@ -119,7 +120,7 @@ def _send(pool: Pool, change: Change) -> Operation[str]:
 
 
 def _verdict(pool: Pool, change: Change) -> Operation[str]:
-    """What the token says of a result now. Raises UnavailableError when it is in a revision that lost, and will be adopted."""
+    """The decision on a result now. Raises UnavailableError if the result is in a lost revision, which will be adopted."""
     found: Mapping[str, list[Document]] = yield from conflicts.branches(pool, [change.token])
     verdict: str = change.verdict_of(found.get(change.token, []))
     if verdict == "lost":
@@ -131,7 +132,7 @@ def _verdict(pool: Pool, change: Change) -> Operation[str]:
 
 
 def _blames_document(error: errors.CouchDBError | ValueError) -> bool:
-    """Whether a document is refused for what it holds: it is no JSON, or too large, as a proxy may say by a page of its own."""
+    """True if a document is refused for its content: invalid JSON, or too large, as a proxy may report in its own way."""
     if not isinstance(error, errors.CouchDBError):
         return True
     return error.status == 413 or (error.status == 400 and bool(error.error))
