@@ -10,6 +10,7 @@ from airflow.providers.common.compat.sdk import TriggerRule, task_group
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.operators.pilots import PicasCancelPilotsOperator, PicasSubmitPilotsOperator
 from airflow_provider_picas.operators.tokens import PicasCollectTokensOperator, PicasPushTokensOperator
+from airflow_provider_picas.options import PilotOptions, PilotWatch, Scaling, WaitPolicy
 from airflow_provider_picas.sensors.tokens import PicasTokenStateSensor
 
 _PUSH_SHOWN_AS = "{{ task.batch_label }}"
@@ -28,12 +29,15 @@ def picas_run(
     command: str | Sequence[str] | None = None,
     setup: str | None = None,
     files: Sequence[str] = (),
-    pilot: Mapping[str, Any] | None = None,
+    pilot: PilotOptions | Mapping[str, Any] | None = None,
     script: str | None = None,
+    scaling: Scaling | None = None,
     pilots: int | str | None = None,
     sbatch: Mapping[str, Any] | None = None,
     env: Mapping[str, str] | None = None,
-    max_errors: float | str = 0,
+    policy: WaitPolicy | None = None,
+    max_errors: float | str | None = None,
+    watch: PilotWatch | None = None,
     fields: str | Sequence[str] = ("output",),
     path: str | None = None,
     attachments: str | None = None,
@@ -72,15 +76,20 @@ def picas_run(
         files=files,
         pilot=pilot,
         script=script,
-        pilots=pilots,
         sbatch=sbatch,
         env=env,
         ssh_conn_id=ssh_conn_id,
+        **_given(scaling=scaling, pilots=pilots),
         **picas,
     )
     submitted: Any = submit.output
     wait = PicasTokenStateSensor(
-        task_id="wait", batch=pushed, pilots=submitted, max_errors=max_errors, deferrable=True, **picas
+        task_id="wait",
+        batch=pushed,
+        pilots=submitted,
+        deferrable=True,
+        **_given(policy=policy, max_errors=max_errors, watch=watch),
+        **picas,
     )
     collect = PicasCollectTokensOperator(
         task_id="collect",
@@ -88,10 +97,15 @@ def picas_run(
         fields=fields,
         path=path,
         attachments=attachments,
-        max_errors=max_errors,
+        max_errors=wait.max_errors,
         trigger_rule=TriggerRule.NONE_SKIPPED,
         **picas,
     )
     stop = PicasCancelPilotsOperator(task_id="stop", pilots=submitted, batch=pushed, **picas).as_teardown()
     push >> submit >> wait >> collect >> stop
     return collect.output
+
+
+def _given(**arguments: Any) -> dict[str, Any]:
+    """Those that are not None: the operator raises for an object and one of its arguments together."""
+    return {name: value for name, value in arguments.items() if value is not None}

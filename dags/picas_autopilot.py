@@ -9,6 +9,7 @@ from airflow.sdk import AssetWatcher, dag
 
 from airflow_provider_picas.assets import pool_asset
 from airflow_provider_picas.operators.pilots import PicasSubmitPilotsOperator
+from airflow_provider_picas.options import Scaling
 from airflow_provider_picas.triggers.events import PicasTokenEventTrigger
 
 WORK = pool_asset(
@@ -32,10 +33,7 @@ def picas_autopilot():
         task_id="pilots",
         ssh_conn_id="spider",
         command='wc -w "$PICAS_INPUT"',
-        pilots="auto",
-        tokens_per_pilot=10,
-        max_pilots=20,
-        max_queued=5,
+        scaling=Scaling(pilots="auto", tokens_per_pilot=10, max_pilots=20, max_queued=5),
         sbatch={"time": "00:30:00", "cpus-per-task": 1},
     )
 

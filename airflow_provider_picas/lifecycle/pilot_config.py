@@ -83,6 +83,13 @@ _CHECKS: Dict[str, Tuple[Callable[[Any], bool], str]] = {
     "outage": _SECONDS,
     "margin": _SECONDS,
 }
+_DEFAULTS = Config(command="", submission="")._asdict()
+
+
+def wrong_value(name: str, value: Any) -> Optional[str]:
+    """What the option must be, if it does not take the value; else None. Raises KeyError for an unknown option."""
+    check, wanted = _CHECKS[name]
+    return None if (value is None and _DEFAULTS[name] is None) or check(value) else wanted
 
 
 def parse_config(text: str) -> Config:
@@ -96,11 +103,10 @@ def parse_config(text: str) -> Config:
     for name in ("command", "submission"):
         if name not in values:
             raise Failed(f"pilot.json lacks {name!r}.", EX_CONFIG)
-    defaults = Config(command="", submission="")._asdict()
     for name, value in values.items():
         if name not in _CHECKS:
             raise Failed(f"pilot.json has a key that this pilot does not know: {name!r}.", EX_CONFIG)
-        check, wanted = _CHECKS[name]
-        if not (value is None and defaults[name] is None) and not check(value):
+        wanted = wrong_value(name, value)
+        if wanted:
             raise Failed(f"pilot.json: {name!r} must be {wanted}, not {value!r:.100}.", EX_CONFIG)
     return Config(**values)

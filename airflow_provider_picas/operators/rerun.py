@@ -16,8 +16,8 @@ from airflow_provider_picas.couchdb import batch_pilots
 from airflow_provider_picas.hooks.failures import FailedTokens
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.slurm import SlurmHook
-from airflow_provider_picas.operators.parameters import flag
 from airflow_provider_picas.operators.pilots import resubmit
+from airflow_provider_picas.parameters import flag
 from airflow_provider_picas.slurm import again
 from airflow_provider_picas.slurm.remote import RemoteError
 from airflow_provider_picas.submissions.submission import Watched

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from itertools import islice
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from airflow.providers.common.compat.sdk import (
     AirflowFailException,
@@ -29,6 +29,8 @@ from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.submission import WatchedSubmission
 from airflow_provider_picas.links import PicasMonitoringLink, PicasPoolLink, push_links
 from airflow_provider_picas.operators.instance import push_id
+from airflow_provider_picas.options import MAX_SCRUBS, PilotWatch, WaitPolicy, unpack, unpacks_options
+from airflow_provider_picas.parameters import optional_seconds, whole_number
 from airflow_provider_picas.sensors.pilots import PATIENCE, find_pilots, forget_pilots
 from airflow_provider_picas.slurm import jobs
 from airflow_provider_picas.slurm.remote import RemoteError, UnreachableError
@@ -46,6 +48,7 @@ from airflow_provider_picas.tokens.text import sample
 from airflow_provider_picas.tokens.waiting import Endurance, Outcome, Progress, Threshold, Verdict
 from airflow_provider_picas.triggers.tokens import GONE_AFTER, PicasTokenStateTrigger
 
+_Value = TypeVar("_Value")
 _SAMPLE = 5  # ids named in a message
 _FAILED = 1_000  # failed tokens read to find causes
 _CAUSES = 3  # causes named in the log
@@ -59,6 +62,7 @@ class PicasTokenStateSensor(BaseSensorOperator):
     them. It also fails if the named batch has no tokens.
 
     :param batch: the push operator's output, or the name of a batch. None: the whole pool, with the tokens that it has.
+    :param policy: ``max_errors``, ``fail_fast``, ``success_threshold`` and ``no_progress`` as one ``WaitPolicy``.
     :param max_errors: the number of tokens that may end in error, or a fraction below 1. With more, the task fails.
     :param fail_fast: fail as soon as ``max_errors`` is exceeded. Default: when all tokens have finished.
     :param success_threshold: succeed as soon as this number of tokens is done, or this fraction (``1.0`` is all).
@@ -69,6 +73,8 @@ class PicasTokenStateSensor(BaseSensorOperator):
         the batch; if several tasks have, or without a batch, none. False: none. The wait watches them: it releases the
         tokens of dead pilots. If no pilots remain while tokens wait, the task fails and shows the ends of the pilots'
         logs. These are also shown while pilots run, unless the mode is ``reschedule``.
+    :param watch: ``resubmit``, ``max_scrubs``, ``max_lock_age``, ``pilots_interval`` (there ``interval``) and ``on_kill`` as one
+        ``PilotWatch``.
     :param resubmit: how many times to submit the same pilots again when none remain. Stops if they finish no tokens, or
         if they were drained or cancelled. When sbatch refuses for now (a closed partition, a submit limit), the wait
         tries again after 1 to 15 minutes. ``max_pilots`` and ``max_queued`` of the operator that submitted them are not
@@ -107,15 +113,23 @@ class PicasTokenStateSensor(BaseSensorOperator):
     operator_extra_links = (PicasPoolLink(), PicasMonitoringLink())
     ui_color = "#d7ecf5"
 
+    @classmethod
+    def partial(cls, **kwargs: Any) -> Any:
+        """As for every operator; configuration objects are unpacked here, so that Airflow serializes plain arguments."""
+        return super().partial(**unpack(kwargs))
+
+    @unpacks_options
     def __init__(
         self,
         *,
         batch: str | Mapping[str, Any] | None = None,
+        policy: WaitPolicy | None = None,
         max_errors: float | str = 0,
         fail_fast: bool = False,
         success_threshold: float | str | None = None,
         no_progress: float | timedelta | None = None,
         pilots: Mapping[str, Any] | bool | None = None,
+        watch: PilotWatch | None = None,
         resubmit: int | str = 0,
         max_scrubs: int | str = 3,
         max_lock_age: float | str | None = None,
@@ -436,7 +450,7 @@ class PicasTokenStateSensor(BaseSensorOperator):
     def _submit_again(self, completeness: Completeness, batch: Batch | None) -> bool:
         """Submit the same pilots again, if `resubmit` allows it and they make progress. True if the wait continues."""
         watched = self._watched()
-        resubmit = self._whole("resubmit")
+        resubmit = self._checked(whole_number, "resubmit")
         if watched is None or not resubmit:
             return False
         self._gone_since = None
@@ -553,13 +567,8 @@ class PicasTokenStateSensor(BaseSensorOperator):
             raise AirflowFailException(str(error)) from None
 
     def _threshold(self) -> Threshold | None:
-        limit: Any = self.success_threshold
-        if limit in (None, "", "None"):
-            return None
         try:
-            if isinstance(limit, str):
-                limit = float(limit) if "." in limit else int(limit)
-            return Threshold(limit)
+            return Threshold.parse(self.success_threshold)
         except ValueError as error:
             raise AirflowFailException(str(error)) from None
 
@@ -585,35 +594,19 @@ class PicasTokenStateSensor(BaseSensorOperator):
             raise AirflowFailException(str(error)) from None
 
     def _max_lock_age(self) -> float | None:
-        if self.max_lock_age in (None, "", "None"):
-            return None
-        try:
-            return float(self.max_lock_age)
-        except (TypeError, ValueError):
-            raise AirflowFailException(f"max_lock_age is a number of seconds, not {self.max_lock_age!r:.80}.") from None
+        return self._checked(optional_seconds, "max_lock_age")
 
     def _outage(self) -> float | None:
-        if self.outage in (None, "", "None"):
-            return None
-        try:
-            if (seconds := float(self.outage)) >= 0:
-                return seconds
-        except (TypeError, ValueError):
-            pass
-        raise AirflowFailException(f"outage is a number of seconds, not {self.outage!r:.80}.")
+        return self._checked(optional_seconds, "outage")
 
     def _max_scrubs(self) -> int:
-        number = self._whole("max_scrubs")
-        if not 0 <= number <= 9:
-            raise AirflowFailException(f"max_scrubs is a whole number from 0 to 9, not {number}.")
-        return number
+        return self._checked(lambda name, value: whole_number(name, value, least=0, most=MAX_SCRUBS), "max_scrubs")
 
-    def _whole(self, name: str) -> int:
-        value = getattr(self, name)
+    def _checked(self, parse: Callable[[str, Any], _Value], name: str) -> _Value:
         try:
-            return int(value)
-        except (TypeError, ValueError):
-            raise AirflowFailException(f"{name} is a whole number, not {value!r:.80}.") from None
+            return parse(name, getattr(self, name))
+        except ValueError as error:
+            raise AirflowFailException(str(error)) from None
 
     def _database(self, batch: Batch | None) -> str | None:
         return self.database or (batch.database if batch else None)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from airflow_provider_picas.tokens.counts import Completeness, Counts, ErrorBudget
 from airflow_provider_picas.tokens.text import sample
@@ -53,6 +55,16 @@ class Threshold:
             raise ValueError(
                 f"success_threshold is a number of tokens from 1 or a fraction up to 1.0, not {self.limit!r:.80}."
             )
+
+    @classmethod
+    def parse(cls, value: Any) -> Threshold | None:
+        """A threshold from what an author wrote, or a template rendered. Raises ValueError."""
+        if value in (None, "", "None"):
+            return None
+        if isinstance(value, str):
+            with contextlib.suppress(ValueError):  # the constructor's message names the value
+                value = float(value) if "." in value else int(value)
+        return cls(value)
 
     def needed(self, total: int) -> int:
         """The number of tokens that must be done, of ``total``."""

@@ -21,6 +21,7 @@ from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.slurm import SlurmHook
 from airflow_provider_picas.operators.pilots import PicasSubmitPilotsOperator
 from airflow_provider_picas.operators.tokens import PicasPushTokensOperator
+from airflow_provider_picas.options import PilotOptions, PilotWatch, Scaling
 from airflow_provider_picas.sensors.tokens import PicasTokenStateSensor
 from airflow_provider_picas.slurm.remote import quote
 from airflow_provider_picas.submissions import report
@@ -104,8 +105,8 @@ def test_from_command_to_output(tasks: Tasks, tmp_path: Path) -> None:
         setup="export GREETING=hello",
         env={"OTHER": "w'or$ld"},
         files=[str(tmp_path / name) for name in ("words.txt", "count.sh", "run.txt.j2")],
-        pilots=2,
-        pilot={"lease": 10},
+        scaling=Scaling(pilots=2),
+        pilot=PilotOptions(lease=10),
     )
     folder = tasks.pilots["folder"]
     modes = tasks.remote.run(f"cd {folder} && stat -c '%a %n' . credentials credentials/* pilot.json count.sh").stdout
@@ -230,8 +231,9 @@ def test_more_pilots_are_submitted_while_they_finish_tokens(tasks: Tasks) -> Non
     tasks.push([{"input": n} for n in range(3)])
     count = f"{tasks.remote.run('pwd').stdout.strip()}/count-{tasks.pool.database}"
     command = f"echo x >> {count}; test $(($(wc -l < {count}) % 2)) = 1 || exit 9"
-    tasks.submit(command, pilots=1, pilot={"lease": 6, "stop_exit_codes": [9], "max_claim": 1})
-    assert tasks.wait(resubmit=5)["done"] == 3
+    rendered = {"lease": "6", "stop_exit_codes": "[9]", "max_claim": "1"}  # as templates are
+    tasks.submit(command, pilots=1, pilot=rendered)
+    assert tasks.wait(watch=PilotWatch(resubmit=5))["done"] == 3
     jobs = tasks.remote.run(f"squeue --noheader --states=all --format=%F --name=$(cd {tasks.pilots['folder']}; "
                             f"cat command.* | grep -o 'job-name=[^ ]*' | cut -d= -f2 | paste -sd,)").stdout.split()  # fmt: skip
     assert len(set(jobs)) == 3

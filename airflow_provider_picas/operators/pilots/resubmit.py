@@ -14,8 +14,8 @@ from airflow_provider_picas.hooks.slurm import SlurmHook
 from airflow_provider_picas.hooks.submission import credential_files
 from airflow_provider_picas.links import PicasMonitoringLink, PicasPoolLink, push_links
 from airflow_provider_picas.operators.instance import submission_key, submission_keys
-from airflow_provider_picas.operators.parameters import optional_positive_number
 from airflow_provider_picas.operators.pilots.submit import output_of
+from airflow_provider_picas.parameters import optional_positive_number
 from airflow_provider_picas.slurm import again, submission
 from airflow_provider_picas.slurm.remote import RemoteError, RemoteFile
 from airflow_provider_picas.slurm.submission import SubmissionRefusedError

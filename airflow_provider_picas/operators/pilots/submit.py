@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, cast
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, BaseOperator, Context
 
@@ -17,8 +17,9 @@ from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.slurm import SlurmHook
 from airflow_provider_picas.links import PicasMonitoringLink, PicasPoolLink, push_links
 from airflow_provider_picas.operators.instance import submission_key, submission_keys
-from airflow_provider_picas.operators.parameters import flag, optional_positive_number, positive_number
 from airflow_provider_picas.operators.pilots.jobs import CommandJob, PilotJob, ScriptJob
+from airflow_provider_picas.options import PilotOptions, Scaling, read_rendered, unpack, unpacks_options
+from airflow_provider_picas.parameters import flag, number_above_zero, optional_positive_number, positive_number
 from airflow_provider_picas.slurm import arrays, credentials, sbatch, submission, sweep
 from airflow_provider_picas.slurm.arrays import Array
 from airflow_provider_picas.slurm.remote import RemoteError, RemoteFile, quote
@@ -43,9 +44,11 @@ class PicasSubmitPilotsOperator(BaseOperator):
         ``PICAS_TOKEN_FILE``; see docs/pilot.md.
     :param setup: shell code that the job runs once before the pilot, such as ``module load Python``.
     :param files: files that the command finds in its folder; relative paths are looked up beside the DAG file.
-    :param pilot: options of our pilot, such as ``{"lease": 120, "slots": 2, "max_retries": 1}``; see docs/pilot.md.
+    :param pilot: options of our pilot: a ``PilotOptions``, which is checked when the DAG is parsed, or a dict such as
+        ``{"lease": 120, "slots": 2, "max_retries": 1}``; see docs/pilot.md.
     :param script: an sbatch script. A relative path is looked up beside the DAG file. It is sent byte for byte; only a
         file whose name ends in ``.j2`` is rendered. It finds ``picasconfig.py`` on PYTHONPATH.
+    :param scaling: the next six arguments, as one ``Scaling``.
     :param pilots: number of pilots, submitted as a job array. ``"auto"`` computes it from the waiting tokens. None: the
         array of the script's own ``#SBATCH --array``, or one job. With ``resource_classes``, the number for each class.
     :param tokens_per_pilot: with ``"auto"``: the number of waiting tokens for each pilot.
@@ -91,14 +94,21 @@ class PicasSubmitPilotsOperator(BaseOperator):
     operator_extra_links = (PicasPoolLink(), PicasMonitoringLink())
     ui_color = "#e6dcf2"
 
+    @classmethod
+    def partial(cls, **kwargs: Any) -> Any:
+        """As for every operator; configuration objects are unpacked here, so that Airflow serializes plain arguments."""
+        return super().partial(**unpack(kwargs))
+
+    @unpacks_options
     def __init__(
         self,
         *,
         command: str | Sequence[str] | None = None,
         setup: str | None = None,
         files: Sequence[str] = (),
-        pilot: Mapping[str, Any] | None = None,
+        pilot: PilotOptions | Mapping[str, Any] | None = None,
         script: str | None = None,
+        scaling: Scaling | None = None,
         pilots: int | str | None = None,
         tokens_per_pilot: float | str = 10,
         max_pilots: int | str | None = None,
@@ -122,7 +132,7 @@ class PicasSubmitPilotsOperator(BaseOperator):
         self.command = command
         self.setup = setup
         self.files = files
-        self.pilot = pilot
+        self.pilot = cast("Mapping[str, Any] | None", pilot)  # unpacked
         self.script = script
         self.pilots = pilots
         self.tokens_per_pilot = tokens_per_pilot
@@ -257,7 +267,7 @@ class PicasSubmitPilotsOperator(BaseOperator):
             "database": settings.database,
             "batch": batch.id if batch else None,
             "files": sorted(files),
-            **(self.pilot or {}),
+            **read_rendered(self.pilot or {}),
         }
         if self.credentials == "existing":
             options["credentials"] = "existing"
@@ -348,9 +358,7 @@ class PicasSubmitPilotsOperator(BaseOperator):
     def _wanted(self, tokens: int, fixed: int | None) -> int:
         if fixed is not None:
             return fixed if tokens else 0
-        per_pilot = float(self.tokens_per_pilot)
-        if not per_pilot > 0:
-            raise ValueError(f"tokens_per_pilot is {self.tokens_per_pilot!r:.80}; it takes a number above 0.")
+        per_pilot = number_above_zero("tokens_per_pilot", self.tokens_per_pilot)
         return arrays.pilots_for(tokens, per_pilot, optional_positive_number("max_pilots", self.max_pilots))
 
     def _room(self, slurm: SlurmHook) -> int | None:

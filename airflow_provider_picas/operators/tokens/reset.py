@@ -8,8 +8,8 @@ from typing import Any
 from airflow.providers.common.compat.sdk import Context
 
 from airflow_provider_picas import assets
-from airflow_provider_picas.operators.parameters import flag
 from airflow_provider_picas.operators.tokens.selecting import SelectingOperator
+from airflow_provider_picas.parameters import flag
 
 
 class PicasResetTokensOperator(SelectingOperator):

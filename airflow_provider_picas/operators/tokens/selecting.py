@@ -11,7 +11,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException, BaseOperat
 
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.regex import PatternError
-from airflow_provider_picas.operators.parameters import flag
+from airflow_provider_picas.parameters import flag
 from airflow_provider_picas.tokens.batch import Batch
 from airflow_provider_picas.tokens.selection import EditReport, Selection, UnknownBatchError
 

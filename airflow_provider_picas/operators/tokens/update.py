@@ -7,8 +7,8 @@ from typing import Any
 
 from airflow.providers.common.compat.sdk import Context
 
-from airflow_provider_picas.operators.parameters import flag
 from airflow_provider_picas.operators.tokens.selecting import SelectingOperator
+from airflow_provider_picas.parameters import flag
 
 
 class PicasUpdateTokensOperator(SelectingOperator):

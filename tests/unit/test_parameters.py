@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_picas.operators.parameters import flag, optional_positive_number, positive_number
+from airflow_provider_picas.parameters import flag, optional_positive_number, positive_number
 
 
 @pytest.mark.parametrize("value", [True, "True", "true", " YES ", "on", "1", 1])
