@@ -1,6 +1,7 @@
-"""Looking after the pilots of a submission: what Slurm says of them, and the tokens of those that are dead.
+"""Watches the pilots of a submission: their state in Slurm, and the tokens of dead ones.
 
-An operation across both sides: its steps are requests to CouchDB and steps on the cluster; who drives it has both hooks.
+These operations need both sides: their steps are requests to CouchDB and steps on the cluster, so the caller has both
+hooks.
 """
 
 from __future__ import annotations
@@ -28,28 +29,31 @@ from airflow_provider_picas.tokens import documents
 from airflow_provider_picas.tokens.states import State, state_of
 from airflow_provider_picas.tokens.text import one_line
 
-WITNESS = "_local/picas-quorum"  # written to see whether a quorum of a cluster's nodes takes it
-FIRST_READ = 4  # tokens that the first request for them reads: their size is not known yet
+WITNESS = "_local/picas-quorum"  # written to check whether a quorum of a cluster's nodes accepts a write
+FIRST_READ = 4  # tokens read by the first request: their size is not known yet
 _JUDGED = ("_id", "_rev", "type", "lock", "done", "exit_code", "hostname", "slurm_job_id", "pilot", "claim")
 
 
 @dataclass
 class News:
-    """What one look found. ``slurm`` is None when it did not answer; then ``outage`` says why. ``before``: the database's clock
-    before it was asked."""
+    """The result of one check. ``slurm`` is None if it did not answer; then ``outage`` says why. ``before``: the
+    database's clock before Slurm was queried."""
 
     slurm: Look | None = None
     before: float = 0.0
     outage: str | None = None
     reaped: list[tuple[str, str]] = field(default_factory=list)  #: token id, cause
     given_up: list[tuple[str, str]] = field(default_factory=list)  #: token id, cause: scrubbed too often, now in error
-    sent: int = 0  #: results that pilots had left in the submission's folder
-    unsent: dict[str, str] = field(default_factory=dict)  #: why results stay there, by token: these are not given back
-    stuck: dict[str, str] = field(default_factory=dict)  #: why tokens of dead pilots cannot be given back
-    holders: Holders = field(default_factory=Holders)  #: of the tokens that are locked after all this
+    sent: int = 0  #: number of results sent from the submission's folder
+    unsent: dict[str, str] = field(
+        default_factory=dict
+    )  #: why results stay there, by token: these tokens are not released
+    stuck: dict[str, str] = field(default_factory=dict)  #: why tokens of dead pilots cannot be released
+    holders: Holders = field(default_factory=Holders)  #: of the tokens that are still locked after this check
 
     def add_earlier(self, earlier: News) -> None:
-        """Add what an earlier look of the same caller did. A stuck token is kept: this look may have been cut short."""
+        """Add the results of an earlier check of the same caller. Stuck tokens are kept: this check may have been cut
+        short."""
         self.reaped[:0], self.given_up[:0] = earlier.reaped, earlier.given_up
         self.sent += earlier.sent
         gone = {token for token, _ in (*self.reaped, *self.given_up)}
@@ -57,7 +61,7 @@ class News:
 
     @property
     def locked(self) -> int:
-        """Tokens that somebody holds, after all this."""
+        """The number of tokens that are still held after this check."""
         return self.holders.known + len(self.holders.foreign)
 
     @property
@@ -67,7 +71,7 @@ class News:
 
     @property
     def trouble(self) -> str | None:
-        """What this look lacks, for people."""
+        """What this check could not do, for people."""
         if self.unsent and not self.outage:
             token, why = next(iter(self.unsent.items()))
             return f"The result of {one_line(token)} waits in the submission's folder: {why}"
@@ -76,12 +80,12 @@ class News:
         return f"sacct does not answer ({self.slurm.unaccounted}): how pilots ended is known from squeue alone, for a while."
 
     def worked_on(self, max_lock_age: float | None) -> bool:
-        """Whether somebody of whom anything is known holds tokens, or others' are given back in time."""
+        """True if known pilots hold tokens, or if tokens of unknown holders are released after ``max_lock_age``."""
         return self.holders.known > 0 or (max_lock_age is not None and self.locked > 0)
 
     @property
     def pilots_left(self) -> bool | None:
-        """Whether a pilot waits or runs; None when that is not known."""
+        """True if a pilot is pending or running; None if unknown."""
         if self.jobs is None:
             return None
         return any(job.life is not Life.ENDED for job in self.jobs.values())
@@ -97,12 +101,13 @@ def look_after(
     observer: Observer | None = None,
     contact: float = -math.inf,
 ) -> Operation[News]:
-    """Look at the jobs and at the locked tokens; send what pilots left unsent; give back the tokens of dead pilots.
+    """Check the jobs and the locked tokens, send unsent results of pilots, and release the tokens of dead pilots.
 
-    ``observer``: remembers the looks before this one. Without it nobody counts as dead by silence alone. ``contact``: monotonic
+    ``observer``: remembers earlier checks. Without it, no pilot counts as dead by silence alone. ``contact``: monotonic
     time since which the database has answered without a break, as far as is known.
 
-    An outage of the cluster is told in the news. While it lasts no lease is judged: a result may lie in the submission's folder.
+    The returned status records an outage of the cluster. During an outage leases are not evaluated: a result may be in
+    the submission's folder.
     """
     news = News()
     if watched is not None:
@@ -119,7 +124,7 @@ def look_after(
     dead = _dead(judgement, locked)
     if dead and news.outage is None:
         news.outage = yield from _minority(pool)
-        judgement, locked = yield from look()  # what was read while this node was cut off from the others may be old
+        judgement, locked = yield from look()  # data read while this node was cut off from the others may be old
         dead = _again(dead, judgement, locked)
     if dead and watched is not None and news.outage is None:
         try:
@@ -127,7 +132,7 @@ def look_after(
         except RemoteError as error:
             news.outage = str(error)
         if news.sent:
-            # What died meanwhile is left to the next look: its result may have come after the folder was read.
+            # Pilots that died meanwhile are left to the next check: their results may have arrived after the folder was read.
             judgement, locked = yield from look()
             dead = _again(dead, judgement, locked)
         dead = [(token, cause) for token, cause in dead if token["_id"] not in news.unsent]
@@ -135,7 +140,7 @@ def look_after(
         yield from _give_back(pool, dead, judge, observer, contact, max_scrubs, news)
     gone = {token for token, _ in (*news.reaped, *news.given_up)}
     news.holders = judgement.holders([token for token in locked if token["_id"] not in {*gone, *news.stuck}])
-    news.holders = replace(news.holders, foreign=(*news.holders.foreign, *news.stuck))  # nobody works on them
+    news.holders = replace(news.holders, foreign=(*news.holders.foreign, *news.stuck))  # no pilot works on them
     return news
 
 
@@ -150,7 +155,7 @@ def holders(pool: Pool, batch: str | None, watched: Watched) -> Operation[Holder
 def _locked(
     pool: Pool, batch: str | None, judge: Callable[..., Judgement], observer: Observer, contact: float
 ) -> Operation[tuple[Judgement, list[Document]]]:
-    """All locked tokens, and what ``judge`` makes of the database's time and the leases of their pilots."""
+    """All locked tokens, and the result of ``judge`` for the database's time and the leases of their pilots."""
     locked = yield from _read_locked(pool, batch, observer)
     # The leases are read after the tokens: a pilot renews before it claims, so an expired lease covers its tokens.
     pilots = deaths.holders(locked)
@@ -161,9 +166,9 @@ def _locked(
 
 
 def _read_locked(pool: Pool, batch: str | None, observer: Observer) -> Operation[list[Document]]:
-    """The locked tokens, with the fields by which their pilots are judged.
+    """The locked tokens, with the fields that are needed to evaluate their pilots.
 
-    Tokens may be large. Those that have the revision of the look before are not read again.
+    Tokens may be large. Those whose revision has not changed since the last check are not read again.
     """
     names: list[str] = []
     after: Next | None = None
@@ -202,20 +207,21 @@ def _dead(judgement: Judgement, locked: Sequence[Document]) -> list[tuple[Docume
 def _again(
     dead: Sequence[tuple[Document, str]], judgement: Judgement, locked: Sequence[Document]
 ) -> list[tuple[Document, str]]:
-    """Those of these dead that a later look still finds dead."""
+    """The tokens in ``dead`` whose pilots are still dead in a later check."""
     before = {token["_id"] for token, _ in dead}
     return [(token, cause) for token, cause in _dead(judgement, locked) if token["_id"] in before]
 
 
 def _minority(pool: Pool) -> Operation[str | None]:
-    """Why the database's node may not see what other nodes are told, as a minority of a cluster that is cut off; None if it does.
+    """Why the database's node may lack writes to other nodes, as the cut-off minority of a cluster; None if it is in
+    contact.
 
-    Pilots that reach the others renew their leases there.
+    Pilots that reach the other nodes renew their leases there.
     """
     try:
         answer: Answer = yield Request("PUT", pool.document_path(WITNESS), body=json_body({"asked": int(time.time())}))
     except errors.ConflictError:
-        return None  # it is there; CouchDB overwrites it, others want its revision
+        return None  # the document exists; CouchDB overwrites it, other servers require its revision
     if answer.status != 202:
         return None
     return "CouchDB stores what is written on too few nodes of its cluster (202). No pilot counts as dead meanwhile."
@@ -240,7 +246,7 @@ def _give_back(
     max_scrubs: int,
     news: News,
 ) -> Operation[None]:
-    """Give the tokens of the dead back, in portions of some megabytes. One that has changed since it was judged is left."""
+    """Release the tokens of dead pilots, in portions of some megabytes. Skip tokens that changed since the decision."""
     start, page = 0, FIRST_READ
     while start < len(dead):
         some = dead[start : start + page]
@@ -264,9 +270,9 @@ def _settle_conflicts(
     observer: Observer,
     contact: float,
 ) -> Operation[None]:
-    """Merge the revisions of tokens that have some in conflict, for the next look.
+    """Merge conflicting revisions of tokens, for the next check.
 
-    In a cluster another revision may have a result, or be run by a living pilot.
+    In a cluster, another revision may have a result, or a live pilot may run it.
     """
     losers = [document for revisions in found.values() for document in revisions[1:]]
     if not losers:
@@ -286,7 +292,7 @@ def _settle_conflicts(
 
 
 def _reap(pool: Pool, dead: Sequence[tuple[Document, str]], max_scrubs: int, news: News) -> Operation[None]:
-    """Give the tokens back, or put them in error when that was done too often. A token that moved on meanwhile stays."""
+    """Release the tokens, or put them in error if this was done too often. Skip tokens that changed in the meantime."""
     if not dead:
         return
     _, now = yield from read_leases(pool, [])
@@ -309,7 +315,7 @@ def _reap(pool: Pool, dead: Sequence[tuple[Document, str]], max_scrubs: int, new
 
 def _given_back(token: Document, cause: str, max_scrubs: int, now: int) -> Document:
     if not held_by_pilot(token):
-        # A PiCaS client's: it has no claim, and its revision is fence enough.
+        # A PiCaS client's token: it has no claim, and its revision is a sufficient fence.
         count = token.get("scrub_count")
         if isinstance(count, int) and count >= max_scrubs:
             return transitions.errored(token, f"Given up after {count} scrubs, the last one because {cause}.", now)

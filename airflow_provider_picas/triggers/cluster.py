@@ -1,7 +1,7 @@
-"""One connection a cluster: all waits of a process on a cluster share an SSH connection, and one look at Slurm's jobs.
+"""One connection per cluster: all waits of a process on a cluster share an SSH connection, and queries of Slurm's jobs.
 
-sshd refuses many connections at once (``MaxStartups``), and squeue and sacct cost the whole site something. Looks that are asked
-for meanwhile are carried out together when the next one is due.
+sshd refuses many connections at once (``MaxStartups``), and squeue and sacct put load on the whole site. Queries that
+are requested in the meantime are combined when the next one is due.
 """
 
 from __future__ import annotations
@@ -29,39 +29,42 @@ from airflow_provider_picas.slurm.remote import (
     Step,
 )
 
-SESSIONS = 4  # commands at once: sshd's MaxSessions is 10 a connection
-GATHER = 0.2  # seconds until a look begins: others may join it
-SHORTEST_PAUSE = 2.0  # seconds between two looks
-LOAD = 10.0  # a pause is so many times as long as the look before it took
-LONGEST_PAUSE = 60.0  # seconds; a look that took very long says more of its connection than of Slurm
-TOGETHER = 200  # submissions that one command asks about: Linux takes 128 KiB for an argument, enough for some 400
+SESSIONS = 4  # concurrent commands: sshd's MaxSessions is 10 per connection
+GATHER = 0.2  # seconds before a query begins: others may join it
+SHORTEST_PAUSE = 2.0  # seconds between two queries
+LOAD = 10.0  # the pause after a query is this many times as long as the query took
+LONGEST_PAUSE = 60.0  # seconds; if a query took very long, the connection was slow rather than Slurm
+TOGETHER = 200  # submissions in one query: Linux allows 128 KiB for an argument, enough for about 400
 FIRST_RECONNECT, LONGEST_RECONNECT = 2.0, 120.0  # seconds, with jitter
-LOGIN_PAUSE = 30.0  # seconds at most after a first refused login: sites shut out accounts that try too often
-REFUSALS = 2  # logins that fail until it is certain
+LOGIN_PAUSE = 30.0  # seconds at most after a first refused login: sites lock accounts that try too often
+REFUSALS = 2  # failed logins before the refusal counts as certain
 
 
 class Cluster:
-    """A login node, for all who watch pilots on this event loop. Made by ``cluster_for``; connected while it is used."""
+    """A login node, shared by all watchers of pilots on this event loop. Get it from ``cluster_for``; connected while
+    it is used."""
 
     def __init__(self, ssh_conn_id: str) -> None:
         self.ssh_conn_id = ssh_conn_id
-        self.looks = 0  #: how often Slurm was asked, for those who measure
+        self.looks = 0  #: number of queries of Slurm, for measurements
         self._hook = SlurmAsyncHook(ssh_conn_id)
         self._users = 0
-        self._most = SESSIONS  #: sessions at once: one fewer whenever sshd refuses one
+        self._most = SESSIONS  #: concurrent sessions: one fewer whenever sshd refuses one
         self._sessions = asyncio.Semaphore(self._most)
-        self._open = self._opened = 0  #: sessions that are open now, and that have ever been, with tries to open one
+        self._open = self._opened = (
+            0  #: sessions that are open now, and the total so far, including attempts to open one
+        )
         self._asked: dict[LookAt, list[asyncio.Future[Output]]] = {}
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._failure: RemoteError | None = None
-        self._refusals = 0  #: one after the other
+        self._refusals = 0  #: consecutive ones
         self._retry_at = 0.0
         self._pause = FIRST_RECONNECT
 
     @asynccontextmanager
     async def use(self) -> AsyncIterator[Cluster]:
-        """The connection is closed when the last one has left."""
+        """Use the connection. It is closed when its last user has left."""
         self._users += 1
         if self._task is None:
             self._task = asyncio.create_task(self._keep_looking(), context=contextvars.Context())
@@ -83,7 +86,7 @@ class Cluster:
 
     @property
     def refusal(self) -> str | None:
-        """Why this process cannot log in, once that has failed twice: a site's directory of users may be away for a moment."""
+        """Why this process cannot log in, after two failures: a site's user directory may be unavailable for a moment."""
         return str(self._failure) if self._failure is not None and self._refusals >= REFUSALS else None
 
     async def do(self, operation: Operation[Result]) -> Result:
@@ -91,11 +94,12 @@ class Cluster:
         return await drive_async(operation, self.perform)
 
     async def perform(self, step: Step) -> Output:
-        """Carry out one step; looks at jobs together with those of others, and never begun before they were asked for.
+        """Carry out one step. Queries of jobs are combined with those of others, and begin only after they were
+        requested.
 
         Raises RemoteError.
         """
-        if isinstance(step, Pause):  # holds up nobody else
+        if isinstance(step, Pause):  # does not block other users
             await asyncio.sleep(step.seconds)
             return Output(0)
         if not isinstance(step, LookAt):
@@ -106,7 +110,7 @@ class Cluster:
         return await answer
 
     async def _carry_out(self, step: Step) -> Output:
-        """Over the connection. While the cluster cannot be reached, it is tried now and then only."""
+        """Carry out a step over the connection. While the cluster is unreachable, try only from time to time."""
         output = None
         while output is None:
             self._check_reachable()
@@ -116,13 +120,13 @@ class Cluster:
         return output
 
     async def _try(self, step: Step) -> Output | None:
-        """Carry it out in one of the sessions; None if sshd has opened none, perhaps since others were open."""
+        """Carry it out in one of the sessions; None if sshd opened no session, perhaps because others were open."""
         refused = False
         self._open += 1
         self._opened += 1
         alone, opened = self._open == 1, self._opened
         try:
-            self._check_reachable()  # those before it may have found out
+            self._check_reachable()  # an earlier step may have found the cluster unreachable
             return await self._hook.perform(step)
         except NoSessionError:
             if alone and self._opened == opened:
@@ -140,7 +144,7 @@ class Cluster:
                 self._sessions.release()
 
     def _note(self, error: RemoteError) -> None:
-        """Note that there is no connection, and when to try again."""
+        """Record that there is no connection, and when to try again."""
         refused = isinstance(error, LoginError)
         self._refusals = self._refusals + 1 if refused else 0
         self._failure = error
@@ -187,7 +191,7 @@ _clusters: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, Cluster]] = We
 
 
 def cluster_for(ssh_conn_id: str) -> Cluster:
-    """The cluster of a connection on the running event loop, the same one for all who ask while somebody uses it."""
+    """The cluster of a connection on the running event loop. All callers get the same one while it is in use."""
     clusters = _clusters.setdefault(asyncio.get_running_loop(), {})
     if ssh_conn_id not in clusters:
         clusters[ssh_conn_id] = Cluster(ssh_conn_id)

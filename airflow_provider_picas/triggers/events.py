@@ -1,4 +1,4 @@
-"""Trigger that turns what happens in a pool into events that start DAGs, for ``AssetWatcher``."""
+"""Trigger that turns changes in a pool into events that start DAGs, for ``AssetWatcher``."""
 
 from __future__ import annotations
 
@@ -22,38 +22,40 @@ from airflow_provider_picas.tokens.counts import Completeness, Counts
 from airflow_provider_picas.triggers.feed import feed_for
 from airflow_provider_picas.triggers.subscriptions import Touched
 
-SAVE_AFTER = 10.0  # seconds that an event has to reach Airflow's database until the position behind it is kept
+SAVE_AFTER = 10.0  # seconds for an event to reach Airflow's database before the position behind it is saved
 REMEMBERED = 1_000  # batches whose last events are kept over a restart
-TRY_AGAIN = 60.0  # seconds until a pool that stayed away is tried again: a watcher never gives up
+TRY_AGAIN = 60.0  # seconds until an unavailable pool is tried again: a watcher never gives up
 
 
 class TokenEvent(StrEnum):
-    """What is watched for."""
+    """The kinds of events."""
 
     COMPLETE = "complete"  #: all tokens of a batch have finished
     ERROR = "error"  #: a batch has more tokens in error than before
-    TODO = "todo"  #: a batch has more tokens that wait than before: new ones, or given back
+    TODO = "todo"  #: a batch has more waiting tokens than before: new ones, or released ones
 
     def level(self, counts: Counts) -> int:
-        """A number that grows when it happens, and is 0 where it does not."""
+        """A number that grows when the event happens, and is 0 if it has not."""
         if self is TokenEvent.COMPLETE:
             return counts.total if counts.total and Completeness(counts).complete else 0
         return counts.error if self is TokenEvent.ERROR else counts.todo
 
 
 class PicasTokenEventTrigger(BaseEventTrigger):
-    """Fires when a batch is complete, when tokens are newly in error, or when tokens to do appear.
+    """Fires when a batch is complete, when more tokens are in error, or when todo tokens appear.
 
     :param event: ``complete``, ``error`` or ``todo``.
     :param batch: name of a batch, or a pattern with ``*``. Default: any batch of the pool, and the tokens without one.
     :param picas_conn_id: a connection of type ``picas``.
     :param database: another database than the connection's.
 
-    The event's payload is ``{"event", "database", "batch", "counts"}``; in the asset event it is ``extra["payload"]``. ``batch``
-    is None for the tokens without one. An event tells how things stand: what came and went between two looks is not told.
+    The event's payload is ``{"event", "database", "batch", "counts"}``; in the asset event it is ``extra["payload"]``.
+    ``batch`` is None for the tokens without one. An event describes the current state: a change that was undone between
+    two queries is not reported.
 
-    After a restart it goes on where it was, on Airflow 3.3 and later: what happened meanwhile is told, and hardly anything twice.
-    Before 3.3, and when it starts for the first time, the present state comes first, as if it had just happened.
+    On Airflow 3.3 and later it resumes after a restart: it reports what happened in the meantime, and almost nothing
+    twice. Before 3.3, and when it starts for the first time, it first reports the current state, as if it had just
+    happened.
     """
 
     def __init__(
@@ -80,9 +82,9 @@ class PicasTokenEventTrigger(BaseEventTrigger):
         return f"{type(self).__module__}.{type(self).__qualname__}", arguments
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Where Airflow shares no streams, before 3.3. The pool's feed is shared all the same."""
+        """Used before Airflow 3.3, which introduced shared streams. The pool's feed is shared anyway."""
         _, arguments = self.serialize()
-        # Closed here and now: a generator that is left to the event loop ends some time later.
+        # Close it here: the event loop would close an abandoned generator at some later time.
         async with (
             aclosing(self.open_shared_stream(arguments)) as stream,
             aclosing(self.filter_shared_stream(stream)) as events,
@@ -96,17 +98,17 @@ class PicasTokenEventTrigger(BaseEventTrigger):
 
     @classmethod
     async def open_shared_stream(cls, kwargs: dict[str, Any]) -> AsyncGenerator[Touched, None]:
-        """What is touched in the pool, for ever. Outages are survived, however long."""
+        """Yield changes in the pool, without end. Continues through outages of any length."""
         while True:
             try:
                 async with feed_for(kwargs["picas_conn_id"], kwargs["database"]).follow() as news:
                     async for touched in news:
                         yield touched
             except (errors.CouchDBError, AirflowNotFoundException):
-                await asyncio.sleep(TRY_AGAIN * random.uniform(0.5, 1.0))  # the feed has said why
+                await asyncio.sleep(TRY_AGAIN * random.uniform(0.5, 1.0))  # the feed has logged the reason
 
     async def filter_shared_stream(self, shared_stream: AsyncIterator[Touched]) -> AsyncGenerator[TriggerEvent, None]:
-        """This trigger's events: first what happened before it started, then as it happens."""
+        """This trigger's events: first those since its last position, then new ones as they happen."""
         memory = await self._recall()
         for payload in await self._catch_up(memory):
             yield TriggerEvent(payload)  # type: ignore[no-untyped-call]
@@ -132,18 +134,18 @@ class PicasTokenEventTrigger(BaseEventTrigger):
         for notice in touched.notices:
             self.log.warning("%s", notice)
         missed = await self._catch_up(memory) if touched.begins else []
-        # What Airflow kept for us while we caught up may be older than what we know.
+        # Changes that Airflow buffered during the catch-up may be older than the known state.
         news = {b: counts for b, counts in touched.counts.items() if touched.asked_at[b] >= memory.counted_at}
         return missed + (memory.note(self, touched.position, news) if news else [])
 
     def wanted(self, batch: str) -> bool:
-        """Whether this batch is watched."""
+        """True if this batch is watched."""
         return self.batch is None or fnmatchcase(batch, self.batch)
 
     # -- what happened before ------------------------------------------------------------------------------------------
 
     async def _catch_up(self, memory: _Memory) -> list[dict[str, Any]]:
-        """The payloads of what happened since ``memory``, or without one of the present state."""
+        """The payloads of the events since ``memory``, or, if it is empty, of the current state."""
         said = False
         while True:
             try:
@@ -160,7 +162,7 @@ class PicasTokenEventTrigger(BaseEventTrigger):
                 await asyncio.sleep(TRY_AGAIN * random.uniform(0.5, 1.0))
 
     async def _ask(self, hook: PicasAsyncHook, memory: _Memory) -> tuple[str, Mapping[str, Counts]]:
-        """Where the feed stands, and the counts of the batches that were touched since ``memory``, or of all."""
+        """The feed's position, and the counts of the batches that changed since ``memory``, or of all."""
         standing = await hook.do(changes.standing(hook.pool))
         same = memory.birth == standing.birth
         if memory.position and same and not changes.is_older(standing.sequence, memory.position):
@@ -168,7 +170,7 @@ class PicasTokenEventTrigger(BaseEventTrigger):
             return position, await hook.do(changes.counts_of(hook.pool, batches)) if batches else {}
         position = await hook.do(hook.pool.sequence())
         found = await self._count_all(hook)
-        # After a backup was restored, what was told before and still holds is not told again.
+        # After a backup was restored, events that were reported before and still hold are not reported again.
         memory.levels = {batch: level for batch, level in memory.levels.items() if same and batch in found}
         memory.birth = standing.birth
         return position, found
@@ -191,17 +193,17 @@ class PicasTokenEventTrigger(BaseEventTrigger):
             batches |= news.batches
             if not news.more:
                 break
-        # Ids of tokens without a batch may look as if they had one.
+        # Ids of tokens without a batch may have the form of a batch's.
         return position, sorted(batches | {NO_BATCH}) if batches else []
 
-    # -- what is kept --------------------------------------------------------------------------------------------------
+    # -- what is saved --------------------------------------------------------------------------------------------------
 
     @property
     def _key(self) -> str:
         return f"picas:{self.event}:{self.batch or '*'}"
 
     async def _recall(self) -> _Memory:
-        """What an earlier triggerer has kept; nothing before Airflow 3.3."""
+        """The memory that an earlier triggerer has saved; empty before Airflow 3.3."""
         store = getattr(self, "asset_state_store", None)
         try:
             return _Memory(await store.aget(self._key) if store is not None else None)
@@ -215,11 +217,11 @@ class PicasTokenEventTrigger(BaseEventTrigger):
             try:
                 await store.aset(self._key, memory.as_dict())
             except ValueError:
-                return  # said before
+                return  # already logged
 
 
 class _Memory:
-    """What was told already: the last level of each batch that is not 0, the newest last, and where the feed stood."""
+    """What was already reported: the last nonzero level of each batch, the newest last, and the feed's position."""
 
     def __init__(self, kept: Any) -> None:
         fields = kept if isinstance(kept, Mapping) else {}
@@ -227,14 +229,14 @@ class _Memory:
         self.birth = str(fields.get("birth", ""))
         self.levels: dict[str, int] = dict(fields.get("levels", {}))
         self.database = ""
-        self.counted_at = 0.0  #: when it was all counted, by the monotonic clock
+        self.counted_at = 0.0  #: when everything was counted, by the monotonic clock
 
     def as_dict(self) -> dict[str, Any]:
         levels = dict(list(self.levels.items())[-REMEMBERED:])
         return {"position": self.position, "birth": self.birth, "levels": levels}
 
     def note(self, trigger: PicasTokenEventTrigger, position: str, found: Mapping[str, Counts]) -> list[dict[str, Any]]:
-        """Remember counts; the payloads of the events that they make."""
+        """Remember counts. Returns the payloads of the resulting events."""
         self.position = position
         payloads = []
         for batch, counts in sorted(found.items()):

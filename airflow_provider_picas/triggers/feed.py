@@ -1,10 +1,12 @@
-"""One feed a pool: all waits of a process on a pool share one long poll of its changes, and each gets only its own news.
+"""One feed per pool: all waits of a process on a pool share one long poll of its changes, and each gets only its own
+counts.
 
-The poll tells which batches were touched, and wakes a look at the counts of just those that somebody waits for. A look brings
-the database work, so the next one waits a multiple of the time that it took, and longer while no batch can be complete soon.
-After an outage the feed goes on from where it was, and all counts are read again; so they are now and then, whatever the feed
-said. A database that is at an earlier state than before, as after a backup was restored, is followed from there. Each wait
-decides how long it endures an outage; the feed tries to connect as long as anybody waits.
+The poll shows which batches changed, and triggers a query of the counts of those that a wait needs. A query puts load
+on the database, so the next one waits for a multiple of the time that it took, and longer while no batch can be
+complete soon. After an outage the feed resumes at its position and reads all counts again; it also does so from time to
+time, regardless of the changes. If the database is at an earlier state than before, as after a backup was restored, the
+feed follows it from there. Each wait decides how long it endures an outage; the feed tries to connect as long as it has
+subscribers.
 """
 
 from __future__ import annotations
@@ -37,48 +39,49 @@ from airflow_provider_picas.triggers.subscriptions import (
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
-HEARTBEAT = 20.0  # seconds between the signs of life of a poll that has nothing to tell
-READ_AGAIN = 1_800.0  # seconds after which all counts are read, whatever the feed said
-CHECK_AGAIN = 60.0  # seconds of a silent poll after which the database is asked whether it is still the same
-GATHER = 0.05  # seconds after a wake-up: tokens finish in bursts, and one look does for all of them
-SHORTEST_PAUSE = 0.1  # seconds between two looks
+HEARTBEAT = 20.0  # seconds between the heartbeats of a poll without changes
+READ_AGAIN = 1_800.0  # seconds after which all counts are read, regardless of the changes
+CHECK_AGAIN = 60.0  # seconds of a silent poll, after which the feed checks that the database is still the same
+GATHER = 0.05  # seconds after a wake-up: tokens finish in bursts, and one query covers all of them
+SHORTEST_PAUSE = 0.1  # seconds between two queries
 LONGEST_PAUSE = 30.0
-LOAD = 3.0  # a pause is so many times as long as the look before it took
-PATIENCE = 5.0  # seconds that a look may take until it is asked whether an index is being built
-SAY_AGAIN = 60.0  # seconds between two notices of an index that is being built, or of an earlier state
+LOAD = 3.0  # the pause after a query is this many times as long as the query took
+PATIENCE = 5.0  # seconds that a query may take before the feed checks whether an index is being built
+SAY_AGAIN = 60.0  # seconds between two notices of an index build, or of an earlier state
 SHORTEST_POLL = 5.0  # seconds: a poll that lasted longer before it broke was cut by something in between
-BROKEN_POLLS = 3  # in a row that may break sooner, while the server answers otherwise
+BROKEN_POLLS = 3  # consecutive polls that may break sooner, while the server answers other requests
 FIRST_RECONNECT, LONGEST_RECONNECT = 1.0, 30.0  # seconds, with jitter
 
 
 class Feed:
-    """What changes in a pool, for all who wait for it on this event loop. Made by ``feed_for``; runs while it has subscribers."""
+    """The changes of a pool, shared by all subscribers on this event loop. Get it from ``feed_for``; runs while it has
+    subscribers."""
 
     def __init__(self, picas_conn_id: str, database: str | None) -> None:
         self.picas_conn_id = picas_conn_id
         self.database = database
-        self.looks = 0  #: how often counts were asked for, for those who measure
+        self.looks = 0  #: number of queries of the counts, for measurements
         self._gauges = PoolGauges()
         self._waits: dict[str | None, set[CountsSubscription]] = {}
         self._followers: set[TouchedSubscription] = set()
-        self._touched: set[str | None] = set()  #: what to look at next; None is the whole pool
+        self._touched: set[str | None] = set()  #: what to query next; None is the whole pool
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._since: str | None = None
         self._birth: str | None = None
         self._longest_poll: float | None = None  #: seconds; None: nothing is known to cut long polls
-        self._broken_polls = 0  #: in a row
+        self._broken_polls = 0  #: consecutive ones
         self._away_since: float | None = None
         self._answers_since = time.monotonic()
-        self._outage: errors.CouchDBError | None = None  #: what was said of it
+        self._outage: errors.CouchDBError | None = None  #: the error that was logged
         self._noticed_index = self._noticed_older = -SAY_AGAIN
 
     # -- subscribers --------------------------------------------------------------------------------------------------
 
     @asynccontextmanager
     async def subscribe(self, batch: str | None, *, outage: float | None = None) -> AsyncIterator[CountsSubscription]:
-        """The counts of a batch, or with None of the whole pool. The iterator raises CouchDBError when the pool stays away for
-        longer than ``outage`` allows (as for ``Endurance``)."""
+        """The counts of a batch, or with None of the whole pool. The iterator raises CouchDBError when the pool is
+        unavailable for longer than ``outage`` allows (as for ``Endurance``)."""
         subscription = CountsSubscription(batch, outage)
         self._waits.setdefault(batch, set()).add(subscription)
         if self._outage:
@@ -96,7 +99,7 @@ class Feed:
 
     @asynccontextmanager
     async def follow(self) -> AsyncIterator[TouchedSubscription]:
-        """All batches that are touched from now on. The iterator goes on through outages, however long."""
+        """All batches that change from now on. The iterator continues through outages of any length."""
         subscription = TouchedSubscription()
         self._followers.add(subscription)
         self._start()
@@ -110,7 +113,7 @@ class Feed:
 
     def _start(self) -> None:
         if self._task is None:
-            # In a context of its own: what it logs is not of the task whose wait came first.
+            # A separate context, so that its logs do not go to the task whose wait came first.
             self._task = asyncio.create_task(self._run(), name=f"{self}", context=contextvars.Context())
 
     async def _stop_if_unused(self) -> None:
@@ -156,14 +159,15 @@ class Feed:
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))
                 pause = min(LONGEST_RECONNECT, pause * 2)
         except Exception as error:
-            # Nobody awaits this task. Those who wait learn it, and who comes later begins with a new feed.
+            # Nothing awaits this task, so pass the error to the subscribers; later ones get a new feed.
             log.warning("%s ends: %s", self, error)
             self._forget()
             for subscription in self._subscriptions():
                 subscription.fail(error)
 
     def _note_outage(self, error: errors.CouchDBError) -> None:
-        """Say it once, and again when no answer becomes a refusal or the other way round. Waits that endure no more fail."""
+        """Log it once, and again when "no answer" becomes a refusal or vice versa. Waits that have endured long enough
+        fail."""
         self._longest_poll, self._broken_polls = None, 0
         if self._away_since is None:
             self._away_since = time.monotonic()
@@ -181,7 +185,7 @@ class Feed:
 
     @property
     def trouble(self) -> str | None:
-        """Why the database does not serve us; None while it does."""
+        """Why the database does not answer or refuses requests; None while it works."""
         return None if self._outage is None else str(self._outage)
 
     def _note_answer(self) -> None:
@@ -193,14 +197,14 @@ class Feed:
             self._notify("The database answers again.")
 
     async def _follow_pool(self, hook: PicasAsyncHook) -> None:
-        """Listen and look until one of them fails."""
+        """Poll and query until one of them fails."""
         self._gauges.database = hook.settings.database
         await self._check_pool(hook)
         if self._since is None:
             self._since = await hook.do(hook.pool.sequence())
         self._begin()
         if not self._waits:
-            self._note_answer()  # for who only follows, nothing is looked at until something is touched
+            self._note_answer()  # followers query nothing until something changes
         tasks = {asyncio.create_task(self._listen(hook)), asyncio.create_task(self._keep_looking(hook))}
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -211,8 +215,8 @@ class Feed:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _check_pool(self, hook: PicasAsyncHook) -> bool:
-        """Begin anew if the database was deleted and made again, or restored from a backup: where its feed stood means nothing
-        there. Whether that was so."""
+        """Start afresh if the database was deleted and created again, or restored from a backup: its old position is
+        then meaningless. True if this was the case."""
         since = self._since
         standing = await hook.do(changes.standing(hook.pool))
         if self._birth is not None and standing.birth != self._birth:
@@ -228,7 +232,7 @@ class Feed:
         return True
 
     def _notice_older(self) -> None:
-        """Not each time: in a cluster, nodes that lag behind are at an earlier state, too."""
+        """Log an earlier state, but not every time: in a cluster, nodes that lag behind are also at an earlier state."""
         if time.monotonic() - self._noticed_older >= SAY_AGAIN:
             self._noticed_older = time.monotonic()
             self._notify(
@@ -236,7 +240,7 @@ class Feed:
             )
 
     def _begin(self) -> None:
-        """Have everything looked at that happened without us."""
+        """Have everything queried again, since changes may have been missed."""
         for follower in self._followers:
             follower.begin(self._since or "")
         self._touch(self._waits)
@@ -259,7 +263,7 @@ class Feed:
                 await asyncio.sleep(max(GATHER, self._patience()))
 
     async def _poll(self, hook: PicasAsyncHook) -> Changes | None:
-        """The next changes; None if the poll ended without any, as it does when the pool is deleted. Nothing is lost by that."""
+        """The next changes; None if the poll ended without any, as when the pool is deleted. No change is lost."""
         since = self._since or "now"
         begin = time.monotonic()
         if self._longest_poll is None:
@@ -270,20 +274,20 @@ class Feed:
         try:
             while not (await asyncio.wait({poll}, timeout=CHECK_AGAIN))[0]:
                 if await self._check_pool(hook):
-                    return None  # this poll is deaf
+                    return None  # this poll receives nothing any more
             return await self._read(hook, poll, time.monotonic() - begin)
         finally:
             poll.cancel()
             await asyncio.gather(poll, return_exceptions=True)
 
     async def _read(self, hook: PicasAsyncHook, poll: asyncio.Task[Changes], lasted: float) -> Changes | None:
-        """What a poll that has ended after so many seconds brought."""
+        """The changes from a poll that ended after ``lasted`` seconds."""
         try:
             news = poll.result()
         except errors.UnavailableError:
-            await self._check_pool(hook)  # raises when the server or the pool is gone
+            await self._check_pool(hook)  # raises if the server or the pool is gone
             if lasted >= SHORTEST_POLL:
-                # A proxy has had enough, or keeps the signs of life back: ask for answers that come in time.
+                # A proxy cuts long responses, or holds the heartbeats back: ask for responses that end in time.
                 self._longest_poll = max(SHORTEST_POLL, 0.8 * lasted)
             elif self._broken_polls >= BROKEN_POLLS:
                 raise
@@ -296,13 +300,13 @@ class Feed:
         return news
 
     def _touch(self, batches: Iterable[str | None]) -> None:
-        """Look at those that somebody waits for."""
+        """Have the batches queried that have subscribers."""
         wanted = {batch for batch in batches if batch in self._waits or (self._followers and batch is not None)}
         if wanted:
             self._touched |= wanted
             self._wake.set()
 
-    # -- looking ------------------------------------------------------------------------------------------------------
+    # -- queries ------------------------------------------------------------------------------------------------------
 
     async def _keep_looking(self, hook: PicasAsyncHook) -> None:
         again = _next_reading()
@@ -320,13 +324,14 @@ class Feed:
             await asyncio.sleep(min(LONGEST_PAUSE, max(SHORTEST_PAUSE, LOAD * took, self._patience())))
 
     def _patience(self) -> float:
-        """Seconds for which the next look may wait: as long as any subscriber's news may."""
+        """Seconds that the next query may wait: the shortest patience of the subscribers."""
         if self._followers:
             return 0.0
         return min((wait.patience for waits in self._waits.values() for wait in waits), default=0.0)
 
     async def _woken(self, until: float) -> bool:
-        """Wait until there is something to look at; False when it is time to look at everything. The gauges go on meanwhile."""
+        """Wait until there is something to query; False if it is time to query everything. Keeps the gauges current
+        meanwhile."""
         while (left := until - time.monotonic()) > 0:
             try:
                 await asyncio.wait_for(self._wake.wait(), min(left, metrics.INTERVAL))
@@ -337,7 +342,7 @@ class Feed:
         return False
 
     async def _look(self, hook: PicasAsyncHook) -> None:
-        """Ask for the counts of what was touched, and hand them out."""
+        """Query the counts of changed batches, and pass them to the subscribers."""
         position, asked_at = self._since or "", time.monotonic()
         touched, self._touched = self._touched, set()
         batches = sorted(batch for batch in touched if batch is not None)
@@ -348,7 +353,7 @@ class Feed:
             if batches:
                 found = await self._ask(hook, lambda: changes.counts_of(hook.pool, batches))
             if self._followers and NO_BATCH not in found and not all(counts.total for counts in found.values()):
-                # Ids of tokens without a batch may look as if they had one.
+                # Ids of tokens without a batch may have the form of a batch's.
                 found |= await self._ask(hook, lambda: changes.counts_of(hook.pool, [NO_BATCH]))
             if None in touched:
                 whole = await self._ask(hook, hook.pool.count)
@@ -372,7 +377,7 @@ class Feed:
                 follower.put(position, found, asked_at)
 
     async def _ask(self, hook: PicasAsyncHook, operation: Callable[[], Operation[Result]]) -> Result:
-        """The result of an operation; as long as an index is being built, however long that takes."""
+        """The result of an operation. Waits as long as an index is being built."""
         while True:
             task = asyncio.create_task(hook.do(operation()))
             try:
@@ -387,7 +392,7 @@ class Feed:
                 await asyncio.gather(task, return_exceptions=True)
 
     async def _note_index(self, hook: PicasAsyncHook) -> bool:
-        """Say that an index is being built, if one is, and how far it is."""
+        """Log that an index is being built, if one is, and its progress."""
         building = await hook.do(changes.index_progress(hook.pool))
         if building is not None and time.monotonic() - self._noticed_index >= SAY_AGAIN:
             self._noticed_index = time.monotonic()
@@ -399,7 +404,7 @@ _feeds: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, str | None]
 
 
 def feed_for(picas_conn_id: str, database: str | None = None) -> Feed:
-    """The feed of a pool on the running event loop, the same one for all who ask while it has subscribers."""
+    """The feed of a pool on the running event loop. All callers get the same one while it has subscribers."""
     feeds = _feeds.setdefault(asyncio.get_running_loop(), {})
     key = (picas_conn_id, database)
     if key not in feeds:
@@ -408,10 +413,10 @@ def feed_for(picas_conn_id: str, database: str | None = None) -> Feed:
 
 
 def open_feeds() -> int:
-    """How many feeds the running event loop has."""
+    """The number of feeds on the running event loop."""
     return len(_feeds.get(asyncio.get_running_loop(), {}))
 
 
 def _next_reading() -> float:
-    """When all counts are read again. Not for all pools at the same time."""
+    """The time when all counts are read again, randomized so that pools do not coincide."""
     return time.monotonic() + READ_AGAIN * random.uniform(0.8, 1.0)

@@ -1,4 +1,4 @@
-"""What waits and event triggers get from a feed."""
+"""Subscriptions of waits and event triggers to a feed."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from airflow_provider_picas.tokens.counts import Counts
 from airflow_provider_picas.tokens.waiting import Endurance
 
 Item = TypeVar("Item")
-FEW = 5  # tokens left, below which a batch may be complete at any moment
-WHILE_MANY = 1.0  # seconds between two looks at most because no batch can be complete soon
+FEW = 5  # with fewer unfinished tokens, a batch may be complete at any moment
+WHILE_MANY = 1.0  # seconds: longest extra pause between two queries because no batch can be complete soon
 
 
 @dataclass(frozen=True)
 class News:
-    """The newest counts of what is waited for, or None if they are what they were; and what is worth a line in the log."""
+    """The newest counts of a subscription, or None if they have not changed; and notices for the log."""
 
     counts: Counts | None
     notices: tuple[str, ...] = ()
@@ -29,11 +29,11 @@ class News:
 
 @dataclass(frozen=True)
 class Touched:
-    """Batches that have changed, with their counts, in which all changes up to ``position`` are contained.
+    """Batches that have changed, with their counts, which include all changes up to ``position``.
 
-    ``NO_BATCH`` stands for the tokens without a batch. ``begins``: the feed has just begun to listen, perhaps
-    anew; what happened before ``position`` is for who receives this to find out. ``asked_at``: when the counts of each batch
-    were asked for, by the monotonic clock.
+    ``NO_BATCH`` stands for the tokens without a batch. ``begins``: the feed has just begun to listen, possibly
+    again; the receiver must find out what happened before ``position``. ``asked_at``: when the counts of each batch
+    were queried, by the monotonic clock.
     """
 
     position: str
@@ -44,7 +44,7 @@ class Touched:
 
 
 class Subscription(Generic[Item]):
-    """News for one wait: an asynchronous iterator, which may be cancelled while it waits and asked again.
+    """Updates for one wait: an asynchronous iterator. A pending ``__anext__`` may be cancelled and called again.
 
     ``outage``: as for ``Endurance``.
     """
@@ -76,7 +76,7 @@ class Subscription(Generic[Item]):
         self._ready.set()
 
     def note_outage(self, error: errors.CouchDBError, *, say: bool) -> None:
-        """Fail when it has gone on for too long. ``say``: add a notice."""
+        """Fail if the outage has lasted for too long. ``say``: add a notice."""
         refused = errors.is_refusal(error)
         if self.endurance.over(refused, time.monotonic()):
             self.fail(error)
@@ -84,17 +84,17 @@ class Subscription(Generic[Item]):
             self.notify(f"{error} {self.endurance.promise(refused)}")
 
     def wake(self) -> None:
-        """Let the iterator go on, with no news."""
+        """Let the iterator continue, without an update."""
         self._ready.set()
 
     def fail(self, error: Exception) -> None:
-        """End it: the iterator raises this."""
+        """End the subscription: the iterator raises this error."""
         self._failure = error
         self._ready.set()
 
 
 class CountsSubscription(Subscription[News]):
-    """The counts of one batch, or of the whole pool: first the present ones, then each time that they differ."""
+    """The counts of one batch, or of the whole pool: first the current ones, then each time that they change."""
 
     def __init__(self, batch: str | None, outage: float | None) -> None:
         super().__init__(outage)
@@ -102,10 +102,10 @@ class CountsSubscription(Subscription[News]):
         self._known: Counts | None = None
         self._new: Counts | None = None
         self._put_at = 0.0
-        self._rate = 0.0  #: tokens that finished, a second
+        self._rate = 0.0  #: finished tokens per second
 
     def put(self, counts: Counts) -> None:
-        """Give it the newest counts."""
+        """Deliver the newest counts."""
         now = time.monotonic()
         if self._known is not None:
             self._rate = (counts.finished - self._known.finished) / max(now - self._put_at, 0.001)
@@ -116,7 +116,7 @@ class CountsSubscription(Subscription[News]):
 
     @property
     def patience(self) -> float:
-        """Seconds for which news of this batch may wait: a part of what it needs at least, as fast as its tokens finish."""
+        """Seconds that an update of this batch may wait: a fraction of the least time that it needs at its current rate."""
         if self._known is None or (left := self._known.todo + self._known.locked) <= FEW:
             return 0.0
         return WHILE_MANY if self._rate <= 0 else min(WHILE_MANY, left / self._rate / 5)
@@ -127,7 +127,7 @@ class CountsSubscription(Subscription[News]):
 
 
 class TouchedSubscription(Subscription[Touched]):
-    """All batches that are touched from now on; first, where the feed begins."""
+    """All batches that change from now on; first, the position where the feed begins."""
 
     def __init__(self) -> None:
         super().__init__(math.inf)
@@ -137,12 +137,12 @@ class TouchedSubscription(Subscription[Touched]):
         self._begins = False
 
     def begin(self, position: str) -> None:
-        """Tell it where the feed begins."""
+        """Deliver the position where the feed begins."""
         self._position, self._begins = position, True
         self._ready.set()
 
     def put(self, position: str, counts: Mapping[str, Counts], asked_at: float) -> None:
-        """Give it the newest counts. What has not been fetched yet is replaced."""
+        """Deliver the newest counts. They replace counts that were not read yet."""
         self._position = position
         self._counts |= counts
         self._asked_at |= dict.fromkeys(counts, asked_at)

@@ -1,4 +1,4 @@
-"""Trigger that waits for tokens: the pool's feed tells it the counts, these decide, and pilots are looked after."""
+"""Trigger that waits for tokens: it evaluates the counts from the pool's feed, and watches the pilots."""
 
 from __future__ import annotations
 
@@ -38,11 +38,14 @@ from airflow_provider_picas.triggers.feed import Feed, feed_for
 from airflow_provider_picas.triggers.subscriptions import CountsSubscription
 from airflow_provider_picas.triggers.subscriptions import News as FeedNews
 
-FIRST_INTERVAL = 5.0  # seconds between two looks at the pilots while there is news of them
-LONGEST_INTERVAL = 60.0  # seconds, when nothing changes
-STOP_TRIES = 5  # to stop the pilots, with growing pauses
-CANCEL_WAIT, DRAIN_WAIT = 60.0, 6 * 3600.0  # seconds that stopped pilots have to end until their credentials stay
-GONE_AFTER = 60.0  # seconds that Slurm must know of no job of a submission until it has none
+FIRST_INTERVAL = 5.0  # seconds between two checks of the pilots while something changes
+LONGEST_INTERVAL = 60.0  # seconds, while nothing changes
+STOP_TRIES = 5  # attempts to stop the pilots, with growing pauses
+CANCEL_WAIT, DRAIN_WAIT = (
+    60.0,
+    6 * 3600.0,
+)  # seconds for stopped pilots to end; after that their credentials are left in place
+GONE_AFTER = 60.0  # seconds for which Slurm must know no job of a submission before it counts as gone
 
 _ARGUMENTS = (
     "picas_conn_id", "database", "batch", "expected", "max_errors", "deadline", "pilots", "max_scrubs", "max_lock_age",
@@ -52,30 +55,32 @@ _ARGUMENTS = (
 
 
 class PicasTokenStateTrigger(BaseTrigger):
-    """Yields one event when a batch, or the whole pool, is complete, will never be, or the deadline has passed.
+    """Yields one event when a batch, or the whole pool, is complete, cannot become complete, or the deadline has passed.
 
     :param batch: id of the batch; None: the whole pool.
-    :param expected: number of tokens that were pushed; None: all that are there.
+    :param expected: number of tokens that were pushed; None: all that exist.
     :param max_errors: as for ``ErrorBudget``.
     :param deadline: seconds since 1970.
-    :param pilots: output of the operator that submitted the pilots, which are looked after; None: pilots are not watched.
-    :param max_scrubs: how often the token of a dead pilot is given back until it is an error.
-    :param max_lock_age: seconds after which a token is given back that a pilot without a lease holds; None: never.
-    :param pilots_interval: seconds between two looks at the pilots; None: 5 to 60, longer while nothing changes.
-    :param on_kill_how: what happens to the pilots when a person marks the task failed: cancel, drain or leave.
+    :param pilots: output of the operator that submitted the pilots to watch; None: watch no pilots.
+    :param max_scrubs: how many times the token of a dead pilot is released before it becomes an error.
+    :param max_lock_age: seconds after which a token that is held by a pilot without a lease is released; None: never.
+    :param pilots_interval: seconds between two checks of the pilots; None: 5 to 60, longer while nothing changes.
+    :param on_kill_how: what to do with the pilots when a person marks the task failed: cancel, drain or leave.
 
     :param fail_fast: do not wait for the others once too many tokens are in error.
-    :param success_threshold: as for ``Threshold``: so many tokens done are enough.
-    :param no_progress: seconds without a token that finishes after which the wait is over; they begin anew in another triggerer.
-    :param outage: seconds that the database may be away until the wait is over; None: as for ``Endurance``.
-    :param no_pilots_before: seconds since 1970 until which it does not matter that no pilot is left.
+    :param success_threshold: as for ``Threshold``: this number of done tokens is enough.
+    :param no_progress: end the wait after this number of seconds without a finished token; restarts from 0 in another
+        triggerer.
+    :param outage: end the wait after the database was unavailable for this number of seconds; None: as for
+        ``Endurance``.
+    :param no_pilots_before: seconds since 1970; before that, it is not an error that no pilots remain.
 
-    The event's payload is ``{"outcome", "counts", "expected"}``, and ``"reason"`` if the pool stayed away, or is away at the
-    deadline, or if the cluster refuses the login of this process: then a task has to go on.
+    The event's payload is ``{"outcome", "counts", "expected"}``, and ``"reason"`` if the pool stayed unavailable, or is
+    unavailable at the deadline, or if the cluster refuses the login of this process: then a task has to continue.
 
-    Tokens that are added to a batch while it is waited for are waited for, too: the wait is over when none waits or runs, and at
-    least as many have finished as were pushed. With ``expected`` None, a batch with no tokens is unknown, and a pool with none
-    complete. Deleted ones are missing, and fail it in the end.
+    Tokens that are added to the batch during the wait are included: the wait ends when no token waits or runs, and at
+    least as many have finished as were pushed. With ``expected`` None, a batch without tokens is unknown, and a pool
+    without tokens is complete. Deleted tokens are missing, and fail the wait at the end.
     """
 
     def __init__(
@@ -115,16 +120,16 @@ class PicasTokenStateTrigger(BaseTrigger):
         self.outage = outage
         self.no_pilots_before = no_pilots_before
         self._lines = ProgressLines()
-        self._completeness: Completeness | None = None  #: as it was counted last
-        self._pilots_seen: Pilots | None = None  #: what Slurm said last; None while it does not answer
+        self._completeness: Completeness | None = None  #: as of the last counts
+        self._pilots_seen: Pilots | None = None  #: Slurm's last answer; None while it does not answer
         self._nobody_left = False
-        self._refusal: str | None = None  #: why the cluster does not let this process in
+        self._refusal: str | None = None  #: why the cluster refuses the login of this process
         self._news: CountsSubscription | None = None
         self._feed: Feed | None = None
         self._pilots_settings: Settings | None = (
-            None  #: of the connection, when the pilots' credentials were last renewed
+            None  #: the connection's, as of the last renewal of the pilots' credentials
         )
-        self._answers_since: float | None = None  #: when the first look succeeded, or that after an outage
+        self._answers_since: float | None = None  #: time of the first successful check, or of the first after an outage
         self._observer = Observer()
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
@@ -144,7 +149,9 @@ class PicasTokenStateTrigger(BaseTrigger):
             except errors.CouchDBError as error:
                 event = self._event(Outcome.AWAY, Completeness(Counts(), self.expected), str(error))
             except asyncio.CancelledError:
-                if not hasattr(BaseTrigger, "on_kill"):  # before Airflow 3.3, this is all that a trigger hears
+                if not hasattr(
+                    BaseTrigger, "on_kill"
+                ):  # before Airflow 3.3, cancellation is the only signal to a trigger
                     self._begin_to_stop_pilots()
                 raise
             finally:
@@ -155,7 +162,8 @@ class PicasTokenStateTrigger(BaseTrigger):
         yield event
 
     async def _wait(self, news: CountsSubscription) -> TriggerEvent:
-        """Read news until the wait is over. Clocks that jump do not matter: the deadline is looked at once."""
+        """Read updates until the wait is over. The wall clock is read once, for the deadline, so later clock steps do
+        not matter."""
         deadline = time.monotonic() + self.deadline - time.time()
         budget = ErrorBudget(self.max_errors)
         threshold = None if self.success_threshold is None else Threshold(self.success_threshold)
@@ -195,7 +203,7 @@ class PicasTokenStateTrigger(BaseTrigger):
         self._log_progress()
 
     def _log_progress(self) -> None:
-        """Log how far the wait is, when that is due."""
+        """Log the progress, if it is due."""
         if self._completeness is None:
             return
         if said := self._lines.next(self._completeness, self._pilots_seen, time.monotonic()):
@@ -208,16 +216,16 @@ class PicasTokenStateTrigger(BaseTrigger):
     # -- pilots -------------------------------------------------------------------------------------------------------
 
     async def _keep_watching(self, watched: Watched) -> None:
-        """``_watch_pilots``, begun anew when it breaks off."""
+        """Run ``_watch_pilots``, and restart it when it fails."""
         while True:
             try:
                 await self._watch_pilots(watched)
-            except Exception:  # a fault in here must not leave the wait without its watch
+            except Exception:  # a bug in here must not end the watch
                 self.log.exception("The watch over the pilots broke off. It begins anew.")
             await asyncio.sleep(LONGEST_INTERVAL)
 
     async def _watch_pilots(self, watched: Watched) -> None:
-        """Look after the pilots, again and again. Outages of either side are said, and survived."""
+        """Check the pilots repeatedly. Outages of either side are logged, and the watch continues."""
         interval = self.pilots_interval or FIRST_INTERVAL
         states: object = None
         told = PilotsLog(self.log)
@@ -235,7 +243,7 @@ class PicasTokenStateTrigger(BaseTrigger):
                 nobody = news.pilots_left is False and not news.worked_on(self.max_lock_age)
                 if nobody and time.time() >= self.no_pilots_before:
                     none_left_since = none_left_since if none_left_since is not None else now
-                    # A job that was just submitted may show a moment later; one that Slurm says has ended, has.
+                    # A job that was just submitted may appear a moment later; one that Slurm reports as ended has ended.
                     if now - none_left_since >= (FIRST_INTERVAL if news.jobs else GONE_AFTER):
                         self._nobody_left = True
                         if self._news is not None:
@@ -251,12 +259,12 @@ class PicasTokenStateTrigger(BaseTrigger):
                 states = seen
                 interval = min(LONGEST_INTERVAL, interval * 1.5) if quiet else FIRST_INTERVAL
                 pause = (self.pilots_interval or interval) * random.uniform(0.9, 1.0)
-                if news.holders.patience > 0:  # silent pilots are looked at again as soon as they may count as dead
+                if news.holders.patience > 0:  # check silent pilots again as soon as they may count as dead
                     pause = min(pause, max(FIRST_INTERVAL, news.holders.patience + 0.1))
                 await asyncio.sleep(pause)
 
     def _give_up_watch(self, refusal: str | None) -> None:
-        """Let a task watch the pilots if this process cannot: that the submit task could log in, it has shown."""
+        """Let a task watch the pilots if this process cannot log in: a worker can, as the submit task has shown."""
         self._refusal = refusal
         if refusal is not None and self._news is not None:
             self._news.wake()
@@ -278,7 +286,7 @@ class PicasTokenStateTrigger(BaseTrigger):
         except errors.CouchDBError as error:
             self._answers_since = None
             return News(outage=str(error))
-        except Exception as error:  # a fault in here must not leave the wait without its watch
+        except Exception as error:  # a bug in here must not end the watch
             self.log.exception("The pilots could not be looked after.")
             return News(outage=f"The pilots could not be looked after ({type(error).__name__}: {error}).")
         if self._answers_since is None:
@@ -286,7 +294,7 @@ class PicasTokenStateTrigger(BaseTrigger):
         return news
 
     async def _renew_credentials(self, picas: PicasAsyncHook, slurm: Cluster, watched: Watched) -> None:
-        """Give pilots that wait or run the connection's login, if it has changed since they were submitted."""
+        """Send pending and running pilots the connection's login, if it has changed since they were submitted."""
         settings = picas.settings
         if settings == self._pilots_settings:
             return
@@ -295,13 +303,13 @@ class PicasTokenStateTrigger(BaseTrigger):
             if await slurm.do(submission.renew_credentials(watched.folder, files, self.picas_conn_id)):
                 self.log.info(RENEWED, self.picas_conn_id)
         except UnreachableError:
-            return  # the next look tries again
+            return  # the next check tries again
         except (RemoteError, OSError) as error:
             self.log.warning("The pilots' credentials could not be renewed: %s", error)
         self._pilots_settings = settings
 
     def _contact(self) -> float:
-        """Since when (monotonic) the database has answered without a break: what the looks know of it, and what the feed does."""
+        """Monotonic time since which the database has answered without a break, both in the checks and in the feed."""
         if self._answers_since is None:
             return math.inf
         return max(self._answers_since, time.monotonic() - self._feed.contact if self._feed else -math.inf)
@@ -310,18 +318,20 @@ class PicasTokenStateTrigger(BaseTrigger):
         try:
             told.tell_logs(await slurm.do(logs.news(watched.folder, told.sizes)))
         except RemoteError:
-            return  # the next look at the jobs says so
+            return  # the next check of the jobs logs this
 
     async def on_kill(self) -> None:
-        """Called by Airflow 3.3 and later when the task ends by somebody's hand: pilots are stopped only if it was failed.
+        """Called by Airflow 3.3 and later when a person ends the task. Stops the pilots only if the task was marked
+        failed.
 
-        It is also called when the task is cleared, marked a success, or another triggerer takes over: these leave them alone.
+        Airflow also calls it when the task is cleared or marked a success, or another triggerer takes over: then the
+        pilots continue.
         """
         if work := self._begin_to_stop_pilots():
             await asyncio.shield(work)
 
     def _begin_to_stop_pilots(self) -> asyncio.Task[None] | None:
-        """Stop the pilots in a task of its own: Airflow 3.3.2 cancels ``on_kill`` a second after it was called."""
+        """Stop the pilots in a separate asyncio task: Airflow 3.3.2 cancels ``on_kill`` a second after the call."""
         watched = Watched.parse(self.pilots)
         if watched is None or self.on_kill_how == How.LEAVE:
             return None
@@ -333,13 +343,13 @@ class PicasTokenStateTrigger(BaseTrigger):
     async def _stop_pilots(self, watched: Watched) -> None:
         for tries in range(1, STOP_TRIES + 1):
             try:
-                state = await sync_to_async(task_state)(self.task_instance)  # no other thread has a way to Airflow
+                state = await sync_to_async(task_state)(self.task_instance)  # other threads cannot call Airflow
                 if state != "failed":
                     self.log.info("The task is %s, not failed: the pilots of %s are left alone.", state, watched.key)
                     return
                 self.log.info("The task was marked failed: %s the pilots of %s.", self.on_kill_how, watched.key)
                 await self._stop_once(watched)
-            except Exception as error:  # of Airflow's API, the pool or the cluster
+            except Exception as error:  # from Airflow's API, the pool or the cluster
                 self.log.warning("The pilots of %s could not be stopped (try %d): %s", watched.key, tries, error)
                 await asyncio.sleep(5.0 * tries)
             else:
@@ -373,9 +383,10 @@ _stopping: set[asyncio.Task[None]] = set()
 
 
 def _lingering() -> float:
-    """Seconds for which Airflow may not have noticed that the task's process ended when it deferred.
+    """Seconds in which Airflow may not yet have noticed that the task's process ended when it deferred.
 
-    An event within this time can fail the task: the scheduler of 3.3.2 takes the end of that process for the end of the next.
+    An event within this time can fail the task: the scheduler of 3.3.2 mistakes the end of that process for the end of
+    the next.
     """
     interval = float(conf.getfloat("workers", "min_heartbeat_interval", fallback=5.0))
     return interval + 3 if interval > 0 else 0.0
@@ -383,13 +394,13 @@ def _lingering() -> float:
 
 @dataclass
 class _Settling:
-    """How long a verdict has stood that counts only if it still stands a while later."""
+    """Delays a decision that counts only if it still holds a while later."""
 
     outcome: Outcome = Outcome.WAITING
     since: float = 0.0
 
     def over(self, verdict: Verdict, now: float) -> bool:
-        """Whether it is final."""
+        """True if the decision is final."""
         if verdict.outcome is not self.outcome:
             self.outcome, self.since = verdict.outcome, now
         if not verdict.over:
@@ -397,12 +408,12 @@ class _Settling:
         return not verdict.settling or now - self.since >= waiting.SETTLE_SECONDS
 
     def left(self, now: float) -> float:
-        """Seconds until it is."""
+        """Seconds until the decision is final."""
         return math.inf if self.outcome is Outcome.WAITING else self.since + waiting.SETTLE_SECONDS - now
 
 
 async def _next(news: CountsSubscription, seconds: float) -> FeedNews:
-    """The next news; none when so many seconds have passed."""
+    """The next update; an empty one after ``seconds``."""
     try:
         async with asyncio.timeout(max(0.0, seconds)):
             return await anext(news)
