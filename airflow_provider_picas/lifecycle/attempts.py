@@ -10,9 +10,10 @@ MAX_ATTEMPTS = 10  # earlier attempts that a token keeps, and their logs
 
 
 def attempts_by_kind(doc: Doc) -> Dict[str, int]:
-    """Attempts since the token was last reset by a push or a person: how many "failed", were "given back", or "reaped".
+    """The numbers of attempts since a push or a person last reset the token, by kind: "failed", "given back" or
+    "reaped".
 
-    The kind is what stands before the colon in an attempt's ``reason``; any other word says why it was reaped.
+    The kind is the part of an attempt's ``reason`` before the colon. Any other word is the cause of a reaping.
     """
     counts: Dict[str, int] = collections.Counter()
     for attempt in reversed(list_or_empty(doc.get("attempts"))):
@@ -28,7 +29,7 @@ def attempts_by_kind(doc: Doc) -> Dict[str, int]:
 
 
 def add_attempt(doc: Doc, attempt: Doc) -> List[Any]:
-    """The token's attempts with one more. Of more than ten the oldest go; the first that stays tells how many of which kind."""
+    """The token's attempts with one more. Beyond ten, the oldest are dropped; the first that is kept counts them by kind."""
     attempts = [*list_or_empty(doc.get("attempts")), attempt]
     gone, kept = attempts[:-MAX_ATTEMPTS], attempts[-MAX_ATTEMPTS:]
     earlier = attempts_by_kind({"attempts": gone})
@@ -47,7 +48,7 @@ def log_number(name: str) -> int:
 
 
 def attempt_number(doc: Mapping[str, Any]) -> int:
-    """The number of the token's next attempt, from 1: above all that it has a record or a log of."""
+    """The number of the token's next attempt, from 1: higher than all attempts with a record or a log."""
     names = doc.get("_attachments")
     logs = [log_number(name) for name in names] if isinstance(names, dict) else []
     return max([len(list_or_empty(doc.get("attempts"))), *logs]) + 1

@@ -6,7 +6,7 @@ from airflow_provider_picas.lifecycle.json_values import Doc
 
 
 def class_name(doc: Doc) -> str:
-    """The resource class, as the view ``todo`` has it; for pools that lack that view."""
+    """The resource class, as in the view ``todo``; for pools without that view."""
 
     def part(value: Any) -> str:
         if isinstance(value, bool) or not isinstance(value, (int, float, str)):

@@ -1,4 +1,4 @@
-"""Revisions in conflict: how a token with several becomes one again."""
+"""Revisions in conflict: how the revisions of a token are merged."""
 
 import re
 from typing import Any, Callable, List, NamedTuple, Optional, Sequence, Tuple
@@ -10,27 +10,29 @@ from airflow_provider_picas.lifecycle.transitions import JOB_ID_FIELDS
 
 
 def revision_rank(doc: Doc) -> Tuple[int, str]:
-    """How CouchDB ranks revisions that are in conflict. The highest wins, on all nodes the same."""
+    """CouchDB's rank of a revision in conflict. The highest wins, the same on all nodes."""
     generation, _, digest = doc["_rev"].partition("-")
     return int(generation) if re.match("[0-9]{1,18}\\Z", generation) else 0, digest
 
 
 class Merger(NamedTuple):
-    """How a token with revisions in conflict becomes one again.
+    """How to merge the revisions of a token that are in conflict.
 
-    Only the winner is written to, and only others are deleted: whoever else does the same meanwhile, the token stays.
+    Only the winner is written to, and only other revisions are deleted. So the token survives if others do the same
+    meanwhile.
     """
 
-    new: Optional[Doc]  # to be written on top of the winner before anything is deleted; None: the winner stays as it is
+    new: Optional[Doc]  # to write on top of the winner before anything is deleted; None: the winner is unchanged
     source: Optional[Doc]  # the revision whose attachments ``new`` has
-    losers: List[Doc]  # to be deleted
+    losers: List[Doc]  # to delete
 
 
 def merge(branches: Sequence[Doc], may_run: Callable[[Doc], bool]) -> Optional[Merger]:
-    """What to do with revisions in conflict, the winner first; None: wait, since a pilot may run the token under one that lost.
+    """How to merge revisions in conflict, the winner first. None: wait, since a pilot may run the token under a lost
+    revision.
 
-    A result that lost is adopted, the first one if there are several. If the winner has a result, too, that one stays, which
-    everybody has seen, and the other is kept as an attempt.
+    A result that lost is adopted, the first one if there are several. If the winner also has a result, that one stays,
+    since others have seen it, and the other is kept as an attempt.
     """
     winner, losers = branches[0], list(branches[1:])
     results = sorted((doc for doc in losers if is_finished(doc)), key=lambda doc: number(doc.get("done")))

@@ -9,7 +9,7 @@ from airflow_provider_picas.lifecycle.fernet import decrypt_fernet
 
 CLIENT_FOLDER = "~/.config/picas"
 CONF_YML = "conf.yml"
-KEY_FILE = "key.dat"  # beside it: the Fernet key of its password
+KEY_FILE = "key.dat"  # beside conf.yml: the Fernet key of its password
 _SETTINGS = {
     "host_url": "PICAS_HOST_URL",
     "database": "PICAS_DATABASE",
@@ -19,14 +19,15 @@ _SETTINGS = {
 
 
 class Credentials(NamedTuple):
-    """What a file of credentials says. The values' names are those of ``picasconfig.py``."""
+    """The content of a file of credentials. The names of the values are those of ``picasconfig.py``."""
 
     values: Dict[str, str]
-    secret: str  # the file that must be kept from others: the one with the password, or with the key to it
+    secret: str  # the file to protect from others: the one with the password, or with the key to it
 
 
 def read_credentials(path: str) -> Credentials:
-    """Read a ``picasconfig.py`` or ``conf.yml``. Raises OSError; ValueError, without the file's text: it holds a password."""
+    """Read a ``picasconfig.py`` or ``conf.yml``. Raises OSError, or ValueError without the file's text: it holds a
+    password."""
     with open(path, encoding="utf-8") as file:
         text = file.read()
     if not path.endswith((".yml", ".yaml")):
@@ -39,8 +40,9 @@ def read_credentials(path: str) -> Credentials:
 
 
 def parse_picasconfig(text: str, path: str = "picasconfig.py") -> Credentials:
-    """The assignments of text literals to ``PICAS_…`` names. Of code, two kinds of the client's examples are understood:
-    settings that PicasConfig reads from ``conf.yml``, and ``decrypt_password`` of a literal. Raises as ``read_credentials``.
+    """Read the assignments of string literals to ``PICAS_…`` names. Of other code, two forms in the client's examples
+    are understood: settings that PicasConfig reads from ``conf.yml``, and ``decrypt_password`` of a literal. Raises as
+    ``read_credentials``.
     """
     try:
         tree = ast.parse(text)
@@ -70,7 +72,7 @@ def _value_of_code(name: str, node: ast.AST, tree: ast.AST, path: str) -> Tuple[
         paths = [word for word in _words(calls[0]) if word.endswith((".yml", ".yaml"))]
         conf = read_credentials(os.path.expanduser((paths or [f"{CLIENT_FOLDER}/{CONF_YML}"])[0]))
         return conf.values.get(_SETTINGS[setting]), conf.secret
-    encrypted = next((word for word in words if word.startswith("gAAAA")), None)  # every Fernet token does
+    encrypted = next((word for word in words if word.startswith("gAAAA")), None)  # as every Fernet token
     if encrypted and "decrypt_password" in words:
         key_file = _key_file(path)
         return _decrypt_with(key_file, encrypted), key_file
@@ -78,7 +80,7 @@ def _value_of_code(name: str, node: ast.AST, tree: ast.AST, path: str) -> Tuple[
 
 
 def _words(node: ast.AST) -> List[str]:
-    """The names, attributes and text literals in some code."""
+    """The names, attributes and string literals in some code."""
     found = []
     for part in ast.walk(node):
         for field in ("id", "attr", "value", "s"):  # "s": Python before 3.8
@@ -95,7 +97,7 @@ _CONF_LINE = re.compile(
 
 
 def parse_conf_yml(text: str) -> Dict[str, str]:
-    """The YAML that the client writes: ``name: text`` on each line. Raises ValueError for all else."""
+    """Parse the YAML that the client writes: ``name: text`` on each line. Raises ValueError for anything else."""
     values: Dict[str, str] = {}
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip() or line.lstrip().startswith("#") or line.rstrip() == "---":
@@ -112,7 +114,7 @@ def parse_conf_yml(text: str) -> Dict[str, str]:
 
 
 def _key_file(path: str) -> str:
-    """The file with the key to the password in a file: beside it, or where the client keeps it."""
+    """The file with the key to the password in a file: beside that file, or in the client's own place."""
     beside = os.path.join(os.path.dirname(path), KEY_FILE)
     return beside if os.path.isfile(beside) else os.path.join(os.path.expanduser(CLIENT_FOLDER), KEY_FILE)
 

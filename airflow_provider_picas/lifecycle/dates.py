@@ -1,4 +1,4 @@
-"""Dates in the headers of HTTP answers."""
+"""Dates in the headers of HTTP responses."""
 
 from email.utils import parsedate_to_datetime
 from typing import Optional

@@ -1,4 +1,4 @@
-"""Decryption of Fernet tokens, which the PiCaS client makes of passwords (client 1.1.2: crypto.py)."""
+"""Decrypts Fernet tokens: the PiCaS client encrypts passwords as such (client 1.1.2: crypto.py)."""
 
 import base64
 import hmac
@@ -22,7 +22,8 @@ def decrypt_fernet(token: bytes, key: bytes) -> bytes:
 
 
 def _aes_decryption(key: bytes) -> Callable[[bytes], bytes]:
-    """AES-128 decryption of one block with this key (FIPS 197). Not for keys of others: its duration depends on the key."""
+    """AES-128 decryption of one block with this key (FIPS 197). Not for other people's keys: the duration depends on
+    the key."""
     box = _aes_box()
     inverse = [box.index(value) for value in range(256)]
     schedule, constant = list(key), 1

@@ -10,7 +10,8 @@ END_OF_PREFIX = "\ufff0"  # sorts after every character of an id, in views (ICU)
 
 
 def has_path(name: str) -> bool:
-    """Whether a URL's path can name a document or an attachment of this name. Dots alone mean folders in a URL, quoted or not."""
+    """True if a URL's path can name a document or an attachment of this name. Only dots mean folders in a URL, even if
+    quoted."""
     return name not in (".", "..")
 
 
@@ -25,7 +26,7 @@ def id_range(batch: str) -> Tuple[str, str]:
 
 
 def batch_range(batch: Optional[str]) -> Doc:
-    """Limits of a batch's ids in a view that is sorted by id."""
+    """The range of a batch's ids in a view that is sorted by id."""
     if batch is None:
         return {}
     start, end = id_range(batch)

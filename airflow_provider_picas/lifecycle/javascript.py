@@ -41,9 +41,9 @@ def to_string(value: Any) -> str:
 
 
 def parse_int(value: Any) -> float:
-    """JavaScript's ``parseInt(value)``; NaN when there is no leading integer."""
+    """JavaScript's ``parseInt(value)``; NaN if there is no leading integer."""
     if type(value) is int and abs(value) < _EXPONENT:
-        return _float(value)  # as nearly all are, in every token that is read
+        return _float(value)  # fast path: nearly all values are integers, in every token that is read
     text = to_string(value).strip(_JS_SPACE)
     match = re.match(r"([+-]?)(0[xX])?", text)
     sign, prefix = (match.group(1), match.group(2)) if match else ("", None)
@@ -51,17 +51,17 @@ def parse_int(value: Any) -> float:
     digits = re.match(r"[0-9a-fA-F]+" if prefix else r"[0-9]+", rest)
     if digits is None:
         return math.nan
-    # float() of digits, as int() refuses more than 4,300 of them.
+    # float() of the digits, since int() refuses more than 4,300 of them.
     number = _float(int(digits.group(), 16)) if prefix else float(digits.group())
     return -number if sign == "-" else number
 
 
-_EXPONENT = 10**21  # from here on a number's text has one, and parseInt reads what is before it
+_EXPONENT = 10**21  # from here on, a number prints with an exponent, and parseInt reads only the digits before it
 _JS_SPACE = "\t\n\v\f\r \u00a0\u1680\u2028\u2029\u202f\u205f\u3000\ufeff" + "".join(map(chr, range(0x2000, 0x200B)))
 
 
 def equals_zero(value: Any) -> bool:
-    # Loosely, as ==: null equals only null and undefined, so not 0, although Number(null) is 0.
+    # Loose comparison, as ==: null equals only null and undefined, so not 0, although Number(null) is 0.
     return value is not None and to_number(value) == 0
 
 

@@ -1,4 +1,4 @@
-"""Values of JSON that others wrote: numbers that may be anything, and how deep they may be nested."""
+"""JSON values written by others: arbitrary numbers, and limits on nesting."""
 
 import json
 import re
@@ -6,28 +6,29 @@ import sys
 from typing import Any, Dict, List
 
 Doc = Dict[str, Any]
-LARGEST_NUMBER = 1e300  # what is beyond it overflows: Python's integers have no limit
+LARGEST_NUMBER = 1e300  # larger numbers overflow in calculations: Python's integers have no limit
 MOST_NESTED = 500  # lists and objects within each other in a field of a token: Python's JSON fails at about 990
 TOO_DEEP = f"is nested more than {MOST_NESTED} deep"
 HUGE_INTEGER = re.compile(rb"[0-9]{4301}")  # more digits than Python 3.11 and later read as an integer
 TOO_LONG = "holds an integer of more than 4300 digits"
-LONG_INTEGER = re.compile(rb"[0-9]{309}")  # digits of the first one that CouchDB 3.5 does not store
+LONG_INTEGER = re.compile(rb"[0-9]{309}")  # digits of the smallest integer that CouchDB 3.5 does not store
 TOO_LARGE_NUMBER = "a number beyond 1.8e308, which CouchDB does not store: write it as text"
 
 
 def number(value: Any, default: float = 0) -> float:
-    """A JSON value as a number that can be calculated with, or the default for what is none."""
+    """A JSON value as a number to calculate with, or the default if it is not a number."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return value if is_number and abs(value) < LARGEST_NUMBER else default
 
 
 def list_or_empty(value: Any) -> List[Any]:
-    """A JSON value if it is a list."""
+    """A JSON value if it is a list, else an empty list."""
     return value if isinstance(value, list) else []
 
 
 def read_answer(answer: bytes) -> Any:
-    """The JSON of an answer. Raises ValueError, also for integers that Python 3.11 would not read: others take minutes."""
+    """Parse the JSON of a response. Raises ValueError, also for integers that Python 3.11 refuses: older versions take
+    minutes."""
     limited = 0 < getattr(sys, "get_int_max_str_digits", int)() <= 4300
     return json.loads(
         answer.decode("utf-8"), parse_int=None if limited or not HUGE_INTEGER.search(answer) else _integer
@@ -41,7 +42,7 @@ def _integer(text: str) -> int:
 
 
 def holds_large_integer(value: Any) -> bool:
-    """Whether a JSON value holds an integer that CouchDB does not store."""
+    """True if a JSON value holds an integer that CouchDB does not store."""
     waiting = [value]
     while waiting:
         item = waiting.pop()
@@ -53,7 +54,7 @@ def holds_large_integer(value: Any) -> bool:
 
 
 def is_nested_more(value: Any, most: int) -> bool:
-    """Whether more than ``most`` lists and objects are within each other."""
+    """True if lists and objects are nested more than ``most`` deep."""
     level = [value]
     for _ in range(most + 1):
         level = [item for item in level if isinstance(item, (dict, list, tuple))]

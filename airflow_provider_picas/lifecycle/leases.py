@@ -4,46 +4,50 @@ from typing import Dict, NamedTuple, Optional, Sequence, Tuple
 
 from airflow_provider_picas.lifecycle.json_values import Doc, number
 
-LONGEST_LEASE = 7 * 86_400.0  # seconds; more, and pilots without a lease would be waited for as long
+LONGEST_LEASE = (
+    7 * 86_400.0
+)  # seconds; with a longer one, observers would also wait that long for pilots without a lease
 
 
 class Shown(NamedTuple):
-    """What a lease shows: how often it was written, when last by the database's clock, and for how many seconds it holds."""
+    """A reading of a lease: how many times it was written, when last by the database's clock, and for how many seconds
+    it holds."""
 
-    renewals: float  # 0: by a pilot that does not count them
+    renewals: float  # 0: written by a pilot that does not count them
     renewed: float
     lease: float
 
     @classmethod
     def of(cls, doc: Doc, default: float) -> "Shown":
-        """What the lease in a document shows; ``default``: the length of one that does not say."""
+        """The reading of the lease in a document. ``default``: its length if the document does not say."""
         lease = min(max(0.0, number(doc.get("lease"), default)), LONGEST_LEASE)
         return cls(number(doc.get("renewals")), number(doc.get("renewed")), lease)
 
     def is_newer(self, than: "Shown") -> bool:
-        """Whether the pilot has written this after the other. By number: clocks step."""
+        """True if the pilot has written this after the other. Compares the numbers, since clocks step."""
         return self.renewals > than.renewals or (self.renewals == than.renewals and self.renewed != than.renewed)
 
 
 class Silence:
-    """The rule by which pilots count as dead that are not heard any more, for one observer: a pilot, or a wait.
+    """The rule by which silent pilots count as dead, for one observer: a pilot, or a wait.
 
-    One reading of a lease proves nothing. A write that was delayed may have set it back, another copy of the database may lack
-    it or have an old one, the database's clock may have stepped, or nobody could reach the database. So a pilot is dead only
-    when its lease is over, and the observer has read nothing newer for more than a renewal by its own clock, in which it was in
-    contact itself. Times are the observer's monotonic ones unless they are said to be the database's.
+    A single reading of a lease proves nothing. A delayed write may have set it back, another copy of the database may
+    lack it or have an old one, the database's clock may have stepped, or the database may have been unreachable. So a
+    pilot is dead only when its lease has expired, and the observer has read nothing newer for longer than a renewal
+    takes, by its own clock and while it was in contact with the database itself. Times are the observer's monotonic
+    times unless noted as the database's.
 
-    ``default``: seconds, the lease of a pilot whose lease was never seen.
+    ``default``: seconds, the lease of a pilot whose lease was never read.
     """
 
     GRACE = 1.0  # seconds on top of a lease: the database's clock has whole seconds
 
     def __init__(self, default: float) -> None:
         self._longest = default
-        self._seen: Dict[str, Tuple[Optional[Shown], float]] = {}  # the newest, and when it was first read
+        self._seen: Dict[str, Tuple[Optional[Shown], float]] = {}  # the newest reading, and when it was first read
 
     def note(self, pilot: str, shown: Optional[Shown], answered: float) -> None:
-        """What an answer that came at ``answered`` shows of a pilot; None: no lease."""
+        """Record the reading of a pilot's lease in a response that came at ``answered``; None: no lease."""
         newest = self._seen.get(pilot, (None, 0.0))[0]
         if shown is not None:
             self._longest = max(self._longest, shown.lease)
@@ -59,9 +63,9 @@ class Silence:
         newest, first = self._seen[pilot]
         watched = asked - max(first, contact)
         if newest is None:
-            # A pilot writes its lease before it claims: somebody has removed it, and it is written again at the next renewal.
+            # A pilot writes its lease before it claims, so this one was removed. It will be written again at the next renewal.
             return self._longest - watched if now > lock + 2 * self._longest else None
-        # A clock that was set back would keep the dead alive for long, but they have been watched for a whole lease.
+        # A clock that was set back would make dead pilots look alive for long, but they have been watched for a whole lease.
         if now <= newest.renewed + newest.lease + self.GRACE and watched <= newest.lease + self.GRACE:
             return None
         return newest.lease / 2 - watched

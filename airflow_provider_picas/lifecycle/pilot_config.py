@@ -8,31 +8,31 @@ from airflow_provider_picas.lifecycle.exit_codes import EX_CONFIG, Failed
 
 
 class Config(NamedTuple):
-    """What ``pilot.json`` may say; it holds no secret. Times are seconds. docs/pilot.md has the same table."""
+    """The options in ``pilot.json``, which contains no secrets. Times are in seconds. docs/pilot.md has the same table."""
 
-    command: Union[str, List[str]]  # text for /bin/sh -c, or a list of arguments
+    command: Union[str, List[str]]  # a string for /bin/sh -c, or a list of arguments
     submission: str  # key of the submission
-    database: Optional[str] = None  # None: what picasconfig.py names
+    database: Optional[str] = None  # None: the database in picasconfig.py
     batch: Optional[str] = None  # None: the whole pool
     classes: Optional[List[str]] = None  # resource classes "<cores>/<gpu>/<time>"; None: any
     credentials: Optional[str] = None  # folder; None: "credentials"; "existing": PYTHONPATH, or the PiCaS client's
     tls_verify: bool = True
     ca_file: Optional[str] = None
     files: List[str] = []  # names of files beside pilot.json that the command finds in its folder
-    lease: float = 120  # for so long the pilot is believed to live after it was last heard
+    lease: float = 120  # how long the pilot is believed to live after its last sign of life
     slots: int = 1  # tokens that run at the same time
-    max_retries: int = 0  # how often a failed token is run again; a token's own max_retries wins
-    max_scrubs: int = 3  # how often a token is given back because its pilot died, before it is an error
-    time_limit: Optional[float] = None  # for one token; a token's own time_limit wins
+    max_retries: int = 0  # number of times a failed token is run again; a token's own max_retries takes precedence
+    max_scrubs: int = 3  # number of times a token is released because its pilot died, before it becomes an error
+    time_limit: Optional[float] = None  # for one token; a token's own time_limit takes precedence
     kill_after: float = 10  # between SIGTERM and SIGKILL at the time limit
     no_retry_exit_codes: List[int] = []
-    stop_exit_codes: List[int] = []  # the token is given back, and the pilot stops
-    wait_for_work: float = 0  # how long to wait for tokens when none are left
-    log_bytes: int = 1_000_000  # of stdout and of stderr, each, that are kept: the last ones
+    stop_exit_codes: List[int] = []  # the token is released, and the pilot stops
+    wait_for_work: float = 0  # how long to wait for new tokens when none remain
+    log_bytes: int = 1_000_000  # bytes kept of stdout and of stderr, each: the last ones
     output_bytes: int = 1_000_000  # largest JSON that a command may leave as output
     max_claim: int = 50  # tokens claimed in one request for one slot, at most
     outage: float = 900  # how long the pilot waits for a database that does not answer
-    margin: float = 30  # what must be left of the wall-clock after a token is expected to end
+    margin: float = 30  # time that must remain of the wall-clock limit after a token is expected to end
 
 
 def _at_least(least: float, whole: bool = False) -> Callable[[Any], bool]:
@@ -87,7 +87,7 @@ _DEFAULTS = Config(command="", submission="")._asdict()
 
 
 def wrong_value(name: str, value: Any) -> Optional[str]:
-    """What the option must be, if it does not take the value; else None. Raises KeyError for an unknown option."""
+    """What the option requires, if the value is invalid; else None. Raises KeyError for an unknown option."""
     check, wanted = _CHECKS[name]
     return None if (value is None and _DEFAULTS[name] is None) or check(value) else wanted
 

@@ -14,7 +14,7 @@ class Condition(NamedTuple):
     parsed: bool = False
 
     def holds(self, doc: Mapping[str, Any]) -> bool:
-        """Whether it holds for a document, as in JavaScript."""
+        """True if the condition holds for a document, as in JavaScript."""
         value = doc.get(self.field, MISSING)
         return _COMPARISONS[self.operator](parse_int(value) if self.parsed else value)
 
@@ -40,12 +40,12 @@ def state_of(doc: Mapping[str, Any]) -> Optional[str]:
 
 
 def is_todo(doc: Doc) -> bool:
-    """Whether a token waits for a pilot, as the view ``todo`` says."""
+    """True if a token waits for a pilot, as in the view ``todo``."""
     return doc.get("type") == "token" and state_of(doc) == "todo"
 
 
 def is_finished(doc: Doc) -> bool:
-    """Whether a token is done or in error."""
+    """True if a token is done or in error."""
     return state_of(doc) in ("done", "error")
 
 

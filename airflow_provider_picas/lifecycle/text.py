@@ -6,8 +6,9 @@ _GROUP = re.compile(r"::(?=(?:end)?group::)")
 
 
 def escape(text: str) -> str:
-    """Foreign text on one line: control characters, escape sequences and the like are written out.
+    """Foreign text on one line, with control characters, escape sequences and the like escaped.
 
-    So are the commands that fold lines in Airflow's log, which shows the pilots' (``::group::``).
+    The commands that fold lines in Airflow's log (``::group::``) are also escaped, since that log shows the pilots'
+    logs.
     """
     return _GROUP.sub(": :", "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text))

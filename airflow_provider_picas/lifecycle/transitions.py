@@ -1,4 +1,4 @@
-"""What becomes of a claimed token: each transition as data."""
+"""The transitions of a token, and the changes that a pilot writes into a claimed token, as data."""
 
 import base64
 import json
@@ -20,15 +20,15 @@ from airflow_provider_picas.lifecycle.json_values import Doc, list_or_empty, num
 from airflow_provider_picas.lifecycle.pilot_config import Config
 from airflow_provider_picas.lifecycle.states import is_finished, is_todo, state_of
 
-# What the PiCaS client writes when it locks a token and removes when it scrubs it (its jobid.py).
+# Fields that the PiCaS client writes when it locks a token and removes when it scrubs it (its jobid.py).
 JOB_ID_FIELDS = ("slurm_job_id", "dirac_job_id", "wms_job_id", "cream_job_id", "pbs_job_id")
 _OR_NONE = (dict, type(None))
 
 
 def held_by_pilot(doc: Doc) -> bool:
-    """Whether a locked token is held by a pilot of this kind: its claim carries the time of its lock.
+    """True if a pilot of this package holds a locked token: its claim contains the time of its lock.
 
-    A token that was reset by hand and locked by a PiCaS client may still carry the fields ``pilot`` and ``claim``.
+    A token that was reset by hand and locked by a PiCaS client may still have the fields ``pilot`` and ``claim``.
     """
     pilot, claim = doc.get("pilot"), doc.get("claim")
     if not (pilot and isinstance(pilot, str) and isinstance(claim, str) and "lock" in doc):
@@ -37,7 +37,7 @@ def held_by_pilot(doc: Doc) -> bool:
 
 
 class Transition(NamedTuple):
-    """A way from one state to another. An empty state: there is no document."""
+    """A transition from one state to another. An empty state means that the document does not exist."""
 
     name: str
     before: Tuple[str, ...]
@@ -62,13 +62,14 @@ TRANSITIONS = (
 
 
 def lock_of_claim(doc: Mapping[str, Any]) -> Optional[int]:
-    """When the pilot of this kind locked the token whose claim it carries; None if it carries none."""
+    """When a pilot of this package made the token's claim; None if the token has no claim."""
     claim = re.match(r"[0-9a-f]{16}-([0-9]{1,15})\Z", str(doc.get("claim")))
     return int(claim.group(1)) if claim else None
 
 
 def claim(doc: Doc, lock: int, pilot: str, hostname: str, job: Optional[str]) -> Doc:
-    """The token as a pilot claims it. ``lock``: now, by the database's clock. The claim carries it: see ``held_by_pilot``."""
+    """The token as claimed by a pilot. ``lock``: now, by the database's clock. The claim contains it: see
+    ``held_by_pilot``."""
     mark = f"{uuid.uuid4().hex[:16]}-{lock}"
     claimed = dict(with_earlier_attempt(doc), lock=lock, hostname=hostname, pilot=pilot, claim=mark)
     if job:
@@ -77,7 +78,7 @@ def claim(doc: Doc, lock: int, pilot: str, hostname: str, job: Optional[str]) ->
 
 
 def with_earlier_attempt(doc: Doc) -> Doc:
-    """A token that waits, with what it shows of an earlier attempt of a pilot of this kind moved to its attempts.
+    """A waiting token, with the fields of an earlier attempt by a pilot of this package moved to its attempts.
 
     PiCaS's own tools, and people who edit documents, reset a token and leave our fields in it.
     """
@@ -97,7 +98,7 @@ def with_earlier_attempt(doc: Doc) -> Doc:
 
 
 class Token:
-    """A token that this pilot has claimed. ``doc`` carries the revision of the claim: the fence."""
+    """A token that this pilot has claimed. ``doc`` has the revision of the claim: the fence."""
 
     def __init__(self, doc: Doc) -> None:
         self.doc = doc
@@ -108,18 +109,18 @@ class Token:
         self.lost = False
 
     def is_claimed_in(self, doc: Doc) -> bool:
-        """Whether a document shows this claim, and no other lock: a PiCaS client that takes the token leaves the claim in it."""
+        """True if a document has this claim and its lock. A PiCaS client that locks the token does not remove the claim."""
         return bool(doc.get("claim") == self.claim and doc.get("lock") == self.doc["lock"])
 
 
-_CHANGE: Dict[str, Any] = {  # of what types the parts of a change are that was kept in a file
+_CHANGE: Dict[str, Any] = {  # types of the parts of a change in a file
     "kind": str, "token": str, "claim": str, "set": dict, "unset": list, "error": _OR_NONE, "attempt": _OR_NONE, "number": int,
     "attachments": dict,
 }  # fmt: skip
 
 
 class Change:
-    """What is to be written into a claimed token, as data: it fits a later revision too, and can be kept in a file."""
+    """What to write into a claimed token, as data. It also applies to a later revision, and can be saved in a file."""
 
     def __init__(
         self,
@@ -131,7 +132,7 @@ class Change:
         unset: Sequence[str] = (),
         error: Optional[Doc] = None,  # appended to the token's list
         attempt: Optional[Doc] = None,  # appended to the token's list; scrub_count grows by 1
-        number: int = 0,  # of the attempt: logs of much earlier ones are dropped
+        number: int = 0,  # of the attempt: logs of attempts long before it are dropped
         attachments: Optional[Dict[str, Doc]] = None,
     ) -> None:
         self.kind, self.token, self.claim, self.lock = kind, token, claim, lock
@@ -169,26 +170,27 @@ class Change:
         return not 0 < log_number(name) < oldest
 
     def verdict(self, doc: Optional[Doc]) -> str:
-        """What the current document says of this change: it "landed", may be applied ("apply"), or is "refused"."""
+        """The decision on this change by the current document: it "landed", may be applied ("apply"), or is "refused"."""
         if not doc:
             return "refused"
         if self.attempt is not None and self.attempt in list_or_empty(doc.get("attempts")):
             return "landed"
         if doc.get("claim") != self.claim:
-            # Given back already, by this change or by somebody who reaped the token: either is what is wanted.
+            # Already released, by this change or by a reaper: both are fine.
             given_back = is_todo(doc) and "claim" not in doc and self.set.get("lock") == 0
             return "landed" if given_back else "refused"
         final = dict({"lock": self.lock}, **self.set)
-        # A PiCaS client that took the token leaves the claim in it, and may have ended in the same second.
+        # A PiCaS client that locked the token does not remove the claim, and may have ended in the same second.
         shown = [name for name in ("lock", "done", "exit_code", "seconds") if name in final]
         if final.get("done") and all(doc.get(name) == final[name] for name in shown):
             return "landed"
         return "apply" if doc.get("lock") == self.lock and equals_zero(doc.get("done")) else "refused"
 
     def verdict_of(self, branches: Sequence[Doc]) -> str:
-        """The verdict of the revisions of a token in conflict, the winner first. "apply": ``doc`` is the one to write to.
+        """The decision by the revisions of a token in conflict, the winner first. "apply": ``doc`` is the one to write
+        to.
 
-        "lost": the result shows in a revision that lost against one without a result, which has to adopt it.
+        "lost": the result is in a revision that lost against one without a result, which has to adopt it.
         """
         verdicts = [self.verdict(doc) for doc in branches]
         if "landed" in verdicts:
@@ -201,7 +203,7 @@ class Change:
         return "refused"
 
     def shrink(self) -> bool:
-        """Leave out a part of a change that the database refuses as it is; False if there is nothing to leave out."""
+        """Drop a part of a change that the database refuses; False if there is nothing to drop."""
         if self.attachments:
             self.attachments = {}
             return True
@@ -220,32 +222,32 @@ class Change:
 
     @classmethod
     def from_json(cls, values: Doc) -> "Change":
-        """The change in a file. Raises ValueError or TypeError if it holds none."""
+        """Read the change in a file. Raises ValueError or TypeError if the file does not contain one."""
         if not isinstance(values, dict) or any(not isinstance(values.get(name), of) for name, of in _CHANGE.items()):
             raise ValueError("no change of a token")
         return cls(**values)
 
 
 def reason_of_reaping(doc: Doc, claim: str) -> str:
-    """Why a token was taken away from the pilot of this claim because that one counted as dead; empty if it was not."""
+    """Why the token was reaped from the pilot of this claim; empty if it was not."""
     attempts = [attempt for attempt in list_or_empty(doc.get("attempts")) if isinstance(attempt, dict)]
     reasons = [str(attempt.get("reason")) for attempt in attempts if attempt.get("claim") == claim]
     return next((reason for reason in reasons if reason.startswith("reaped:")), "")
 
 
 def given_up_by_slurm(reason: str) -> bool:
-    """Whether a token was reaped because Slurm said that the pilot's job has ended or was requeued: see submissions/deaths.py."""
+    """True if a token was reaped because Slurm reported the pilot's job as ended or requeued: see submissions/deaths.py."""
     return " has ended: " in reason or reason.endswith(" was requeued")
 
 
 def release(token: Token) -> Change:
-    """Give back a token that was never started: this does not count as an attempt."""
+    """Release a token that was never started: this does not count as an attempt."""
     back = {"lock": 0, "done": 0, "hostname": ""}
     return Change.of("released", token.doc, set=back, unset=("pilot", "claim", *JOB_ID_FIELDS))
 
 
 def scrub(kind: str, doc: Doc, reason: str, now: int, known: Doc, **parts: Any) -> Change:
-    """Give back a token that was started; ``known`` are further fields of the attempt."""
+    """Release a token that was started. ``known`` are more fields of the attempt."""
     fields = ("lock", "hostname", "pilot", "claim", *JOB_ID_FIELDS)
     attempt = {name: doc[name] for name in fields if doc.get(name)}
     attempt.update(known, done=now, reason=reason)
@@ -254,7 +256,7 @@ def scrub(kind: str, doc: Doc, reason: str, now: int, known: Doc, **parts: Any) 
 
 
 def reap(doc: Doc, cause: str, max_scrubs: int, now: int) -> Change:
-    """Give back the token of a dead pilot, or put it in error when that has happened too often."""
+    """Release the token of a dead pilot, or put it in error if this has happened too often."""
     deaths = attempts_by_kind(doc)["reaped"]
     if deaths < max_scrubs:
         return scrub("scrubbed", doc, "reaped: " + cause, now, {"error": cause})
@@ -273,7 +275,7 @@ class Ended(NamedTuple):
     err: bytes = b""
     output: Any = None
     has_output: bool = False
-    fault: Optional[str] = None  # why the output file is of no use
+    fault: Optional[str] = None  # why the output file is invalid
 
 
 def conclude(token: Token, ended: Ended, config: Config, now: int) -> Change:
@@ -295,13 +297,13 @@ def conclude(token: Token, ended: Ended, config: Config, now: int) -> Change:
         final["output"] = ended.output
     if message:
         parts["error"] = {"time": now, "message": message}
-    # An earlier attempt's output, which a reset leaves in the token, must not pass for that of this one.
+    # A reset leaves an earlier attempt's output in the token. It must not pass for the output of this one.
     unset = ("pilot",) if ended.has_output else ("pilot", "output")
     return Change.of("failed" if code else "done", doc, set=final, unset=unset, **parts)
 
 
 def _judge(ended: Ended) -> Tuple[int, str]:
-    """The token's exit code, and what was wrong."""
+    """The token's exit code, and the error."""
     if ended.how == "time limit":
         return EXIT_TIME_LIMIT, f"stopped at its time limit after {ended.seconds:.1f} s"
     if ended.code == 0:
@@ -318,17 +320,17 @@ def _logs(attempt: int, ended: Ended) -> Dict[str, Doc]:
     }
 
 
-# Of this package's pilots, about one attempt.
+# Fields of this package's pilots about one attempt.
 _PILOT_FIELDS = ("pilot", "claim", "seconds")
 _OF_THE_ATTEMPT = frozenset([*JOB_ID_FIELDS, *_PILOT_FIELDS])
 _ERROR_TEXT = 2000  # characters of an error that an attempt keeps
 
 
 def attempt(document: Mapping[str, Any], reason: str) -> Doc:
-    """What is kept of an attempt when its token is given back. ``reason`` says why that was."""
+    """The record of an attempt that is kept when its token is released, with the ``reason`` of the release."""
     fields = ["lock", "done", "exit_code", "hostname", *JOB_ID_FIELDS]
     if str(document.get("claim")).rpartition("-")[2] == str(document.get("lock")):
-        fields += _PILOT_FIELDS  # else they are of an earlier attempt: PiCaS clients leave them where they are
+        fields += _PILOT_FIELDS  # else they belong to an earlier attempt: PiCaS clients do not remove them
     kept = {field: document[field] for field in fields if document.get(field) not in (None, "")}
     errors = document.get("error")
     if isinstance(errors, list) and errors:
@@ -339,9 +341,9 @@ def attempt(document: Mapping[str, Any], reason: str) -> Doc:
 
 
 def without_leftovers(document: Mapping[str, Any]) -> Doc:
-    """The token without what an earlier attempt of a pilot of this package has left in it, for people.
+    """The token, for people, without fields that an earlier attempt by a pilot of this package has left in it.
 
-    PiCaS's own tools reset tokens, and its pilots lock them, without touching the fields of this package.
+    PiCaS's own tools reset tokens, and its pilots lock them, without changing the fields of this package.
     """
     left: FrozenSet[str] = frozenset()
     lock = lock_of_claim(document)
@@ -354,9 +356,9 @@ def without_leftovers(document: Mapping[str, Any]) -> Doc:
 
 
 def scrubbed(document: Mapping[str, Any], reason: str, *, counted: bool = True) -> Doc:
-    """The token, todo again, its attempt kept in ``attempts``; attachments (stubs) are carried along.
+    """The token, todo again, with its attempt in ``attempts`` and its attachments (stubs).
 
-    ``counted`` adds 1 to ``scrub_count``, as PiCaS's scrub does; a token that nobody had started is given back without.
+    ``counted`` adds 1 to ``scrub_count``, as PiCaS's scrub does. A token that was never started is released without it.
     """
     token = {key: value for key, value in document.items() if key not in _OF_THE_ATTEMPT}
     token.update(lock=0, done=0, hostname="", exit_code="")
@@ -365,7 +367,7 @@ def scrubbed(document: Mapping[str, Any], reason: str, *, counted: bool = True) 
         count = document.get("scrub_count")
         token["scrub_count"] = (count if isinstance(count, int) else 0) + 1
         if "error" in token:
-            token["error"] = []  # the last one is in the attempt; PiCaS would let it grow for ever
+            token["error"] = []  # the last one is in the attempt; PiCaS would let the list grow forever
     return token
 
 
@@ -376,5 +378,5 @@ def errored(document: Mapping[str, Any], message: str, now: int) -> Doc:
     token.update(lock=99, done=99)
     token["error"] = [*(errors if isinstance(errors, list) else []), {"time": now, "message": message}]
     if state_of(token) != "error":
-        token["exit_code"] = ""  # a left-over 0 would make it done
+        token["exit_code"] = ""  # a remaining 0 would make it done
     return token

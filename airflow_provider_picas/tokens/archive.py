@@ -1,4 +1,4 @@
-"""The archive of deleted tokens: JSON Lines, one token a line, attachments in base64 within it; compressed by gzip."""
+"""The archive of deleted tokens: JSON Lines, one token per line, with attachments in base64; compressed with gzip."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ SUFFIX = ".jsonl.gz"
 
 
 class BadArchiveError(ValueError):
-    """A file that is no archive, or not a whole one; the message names the line."""
+    """A file that is not an archive, or is truncated; the message names the line."""
 
 
 def line_of(token: Mapping[str, Any]) -> bytes:
-    """A token as a line of the archive. Its attachments must hold their ``data``. ``_rev`` is kept: it says what was archived."""
+    """A token as a line of the archive. Its attachments must have their ``data``. ``_rev`` is kept, to show what was
+    archived."""
     for name, attachment in (token.get("_attachments") or {}).items():
         if "data" not in attachment:
             raise ValueError(f"The attachment {name!r:.80} of token {token['_id']!r:.80} has no data.")
@@ -40,7 +41,7 @@ def token_of(line: bytes, number: int, place: str) -> dict[str, Any]:
 
 
 def restored(token: Mapping[str, Any]) -> dict[str, Any]:
-    """An archived token as a new document: as it was, but for what CouchDB gives it anew."""
+    """An archived token as a new document: unchanged, except for fields that CouchDB assigns."""
     document = {name: value for name, value in token.items() if name not in ("_rev", "_attachments")}
     attachments = token.get("_attachments") or {}
     if attachments:

@@ -1,4 +1,4 @@
-"""The attachments of tokens: which are logs, and names under which they are safe on a disk."""
+"""The attachments of tokens: which are logs, and safe file names for them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ MAX_LOG_BYTES = 1_000_000
 
 _NAME_LENGTH = 120  # characters of a file name
 _LOG = re.compile(r"\.(err|out|log)$|stderr|stdout", re.IGNORECASE)
-_RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)  # no file names on Windows
+_RESERVED = re.compile(
+    r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE
+)  # not allowed as file names on Windows
 
 
 def stubs_of(token: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -37,16 +39,16 @@ def digest(content: bytes) -> str:
 
 
 def log_names(token: Mapping[str, Any]) -> list[str]:
-    """The names of a token's logs that are not empty, the latest first, and of those stderr first."""
+    """The names of a token's logs that are not empty, the latest first, with stderr before stdout."""
     stubs = {name: stub for name, stub in stubs_of(token).items() if _LOG.search(name) and size(stub)}
     return sorted(stubs, key=lambda name: (-_revpos(stubs[name]), not re.search(r"err", name, re.IGNORECASE), name))
 
 
 def logs_to_copy(token: Mapping[str, Any]) -> dict[str, str]:
-    """The logs of a foreign pilot that the next attempt would overwrite: the name of the copy, and what it is a copy of.
+    """The logs of a foreign pilot that the next attempt would overwrite: the name of each copy, and of its original.
 
-    The PiCaS examples attach ``logs_<id>.out`` and ``.err``. One that was attached before the latest copy was made has been
-    copied already.
+    The PiCaS examples attach ``logs_<id>.out`` and ``.err``. A log that was attached before the latest copy was made is
+    already copied.
     """
     stubs, number = stubs_of(token), attempt_number(token)
     copies = {}
@@ -61,21 +63,22 @@ def logs_to_copy(token: Mapping[str, Any]) -> dict[str, str]:
 
 
 def too_large_to_copy(token: Mapping[str, Any]) -> bool:
-    """Whether the next attempt would overwrite a log that is larger than ``MAX_LOG_BYTES``."""
+    """True if the next attempt would overwrite a log that is larger than ``MAX_LOG_BYTES``."""
     stubs = stubs_of(token)
     return any(size(stubs[name]) > MAX_LOG_BYTES for name in logs_to_copy(token).values())
 
 
 def outdated_logs(token: Mapping[str, Any]) -> list[str]:
-    """Logs of attempts so long ago that ``attempts`` will not name them any more."""
+    """Logs of attempts that are so old that ``attempts`` will no longer have them."""
     oldest = attempt_number(token) - MAX_ATTEMPTS
     return [name for name in stubs_of(token) if 0 < log_number(name) <= oldest]
 
 
 def file_names(names: Iterable[str]) -> dict[str, str]:
-    """A file name for each name of an attachment: one plain part of a path, and no two that differ by case only.
+    """A file name for each name of an attachment: a single safe part of a path, with no two that differ only by case.
 
-    What had to be changed carries a digest of the name, so it is the same each time; one that meets what was changed is, too.
+    A changed name gets a digest of the original, so it is the same each time. A name that collides with a changed one
+    is changed, too.
     """
     files = {name: _plain(name) for name in names}
     marked = {name for name, file in files.items() if file != name}
@@ -91,9 +94,9 @@ def file_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def folder_name(token_id: str, batch: str | None = None) -> str:
-    """The folder for a token's attachments: its key in the batch, or its id. No two differ by case only.
+    """The folder for a token's attachments: its key in the batch, or its id. No two differ only by case.
 
-    Capitals are marked by a digest: which other ids there are is not known.
+    A name with capitals gets a digest, since the other ids are not known.
     """
     name = token_id.removeprefix(f"{batch}:") if batch else token_id
     plain = _plain(name)
@@ -108,7 +111,7 @@ def _plain(name: str) -> str:
 
 
 def _marked(file: str, name: str) -> str:
-    """The file name with a digest before its ending."""
+    """The file name with a digest before its suffix."""
     stem, dot, ending = file.rpartition(".")
     if not stem or len(ending) > 10:
         stem, dot, ending = file, "", ""

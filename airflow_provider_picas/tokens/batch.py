@@ -1,4 +1,4 @@
-"""A batch as tasks hand it on: a small mapping in XCom, never the tokens."""
+"""A batch as tasks pass it on: a small mapping in XCom, never the tokens."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Batch:
 
     @classmethod
     def parse(cls, value: Any) -> Batch | None:
-        """A batch from what an operator was given: the push operator's output, the batch's name, or None for the whole pool.
+        """A batch from an operator's argument: the push operator's output, the batch's name, or None for the whole pool.
 
         Raises ValueError for anything else.
         """
@@ -45,8 +45,8 @@ class Batch:
 
 
 def label(name: Any, given: Any) -> str:
-    """A short name for people: that of the batch, of the file, or the first of the inputs. At most 60 characters, and no literal
-    of Python, which a DAG with ``render_template_as_native_obj`` would take for another type.
+    """A short name for people: the name of the batch or of the file, or the first inputs. It has at most 60 characters,
+    and is not a Python literal, which a DAG with ``render_template_as_native_obj`` would convert to another type.
     """
     if isinstance(name, str) and name:
         text = name

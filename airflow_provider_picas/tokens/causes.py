@@ -1,4 +1,4 @@
-"""Why tokens are in error: the text of a token's errors, and groups of tokens that failed alike."""
+"""Why tokens are in error: the text of a token's errors, and groups of tokens with the same cause."""
 
 from __future__ import annotations
 
@@ -9,26 +9,27 @@ from typing import Any
 
 from airflow_provider_picas.tokens.states import to_string
 
-TEXT_LENGTH = 20_000  # characters of a token's errors that are looked at, the last ones
+TEXT_LENGTH = 20_000  # characters of a token's errors that are read: the last ones
 CAUSE_LENGTH = 200  # characters of a cause
-MOST_GROUPS = 1_000  # causes that are kept apart; what comes later is one group, so that memory stays bounded
+MOST_GROUPS = 1_000  # separate causes; all later ones share one group, so that memory stays bounded
 OTHER = "other causes"
 
 _SAMPLE = 5
 
 
 def error_text(token: Mapping[str, Any]) -> str:
-    """The errors of a token as one text: ``exit code <n>``, then each error's message and exception, a line each or more."""
+    """The errors of a token as one string: ``exit code <n>``, then each error's message and exception, on one or more
+    lines."""
     parts = [_exit_code(token)] if _exit_code(token) else []
     return "\n".join([*parts, *_errors(token)])[-TEXT_LENGTH:]
 
 
 def cause_of(token: Mapping[str, Any]) -> str:
-    """What a token failed of, in a line, without what differs from token to token: numbers, paths, ids."""
+    """The cause of a token's failure on one line, without parts that differ between tokens: numbers, paths, ids."""
     errors, code = _errors(token), _exit_code(token)
     if not errors:
         return code or "no exit code and no error"
-    # Of a traceback the last line says what happened.
+    # The last line of a traceback has the error.
     lines = [line.strip() for line in errors[-1][-TEXT_LENGTH:].splitlines() if line.strip()]
     last = _normalised(lines[-1] if lines else "an empty error", str(token.get("_id", "")))
     return f"{last[:CAUSE_LENGTH]} ({code})" if code and not last.startswith("exit code") else last[:CAUSE_LENGTH]
@@ -36,7 +37,7 @@ def cause_of(token: Mapping[str, Any]) -> str:
 
 @dataclass
 class Group:
-    """Tokens that failed of the same cause: how many, and some of their ids."""
+    """Tokens that failed with the same cause: their number, and some of their ids."""
 
     cause: str
     tokens: int = 0
@@ -50,7 +51,7 @@ class Groups:
         self._groups: dict[str, Group] = {}
 
     def add(self, token: Mapping[str, Any]) -> bool:
-        """Put a token into its group. Whether it is the first one there."""
+        """Add a token to its group. True if it is the first one."""
         cause = cause_of(token)
         if cause not in self._groups and len(self._groups) >= MOST_GROUPS:
             cause = OTHER

@@ -12,7 +12,7 @@ from airflow_provider_picas.tokens.states import State, state_of
 
 @dataclass(frozen=True)
 class Counts:
-    """How many tokens are in each state. ``stateless`` are in none, such as those with ``lock = 0, done > 0``."""
+    """The number of tokens in each state. ``stateless`` are in none, such as those with ``lock = 0, done > 0``."""
 
     todo: int = 0
     locked: int = 0
@@ -22,12 +22,12 @@ class Counts:
 
     @property
     def total(self) -> int:
-        """All tokens that were counted."""
+        """The number of all tokens that were counted."""
         return self.todo + self.locked + self.done + self.error + self.stateless
 
     @property
     def finished(self) -> int:
-        """Tokens that are done or in error."""
+        """The number of tokens that are done or in error."""
         return self.done + self.error
 
     def __getitem__(self, state: State) -> int:
@@ -44,7 +44,7 @@ class Counts:
 
 
 def from_rows(rows: Iterable[tuple[str | None, int]]) -> Counts:
-    """Counts from pairs of a state (None for no state) and a number; a state may come more than once."""
+    """Counts from pairs of a state (None for no state) and a number; a state may occur more than once."""
     counts: dict[str, int] = {}
     for state, number in rows:
         name = "stateless" if state is None else str(State(state))
@@ -53,13 +53,13 @@ def from_rows(rows: Iterable[tuple[str | None, int]]) -> Counts:
 
 
 def of_documents(documents: Iterable[Mapping[str, Any]]) -> Counts:
-    """Counts of some tokens that are at hand."""
+    """Count the given tokens."""
     return from_rows((state_of(document), 1) for document in documents)
 
 
 @dataclass(frozen=True)
 class ErrorBudget:
-    """How many tokens may end in error: a number (1 or more, or 0), or a fraction of the batch (below 1)."""
+    """The number of tokens that may end in error: 0 or more, or a fraction of the batch (below 1)."""
 
     limit: float = 0
 
@@ -72,7 +72,7 @@ class ErrorBudget:
 
     @classmethod
     def parse(cls, value: Any) -> ErrorBudget:
-        """A budget from what an author wrote, or a template rendered. Raises ValueError."""
+        """A budget from an author's argument, or a rendered template. Raises ValueError."""
         if isinstance(value, str):
             try:
                 value = float(value) if "." in value else int(value)
@@ -85,18 +85,18 @@ class ErrorBudget:
     def allowed(self, total: int) -> int:
         """The number of errors that are still within the budget, of ``total`` tokens."""
         if isinstance(self.limit, float) and self.limit < 1:
-            # 0.29 of 100 is 29, and 28.999999999999996 in binary.
+            # 0.29 of 100 is 29, but 28.999999999999996 in binary.
             return math.floor(round(self.limit * total, 6))
         return int(self.limit)
 
     def spent(self, counts: Counts, total: int) -> bool:
-        """Whether more tokens are in error than allowed."""
+        """True if more tokens are in error than allowed."""
         return counts.error > self.allowed(total)
 
 
 @dataclass(frozen=True)
 class Completeness:
-    """How far a batch, or a pool, is. ``expected`` is the number of tokens pushed, or None: all there are."""
+    """The progress of a batch, or a pool. ``expected`` is the number of tokens pushed; None: all that exist."""
 
     counts: Counts
     expected: int | None = None
@@ -108,18 +108,18 @@ class Completeness:
 
     @property
     def missing(self) -> int:
-        """Tokens that were pushed and are gone."""
+        """The number of pushed tokens that no longer exist."""
         return max(0, self.total - self.counts.total)
 
     @property
     def complete(self) -> bool:
-        """Whether done + error >= the number pushed, and none is left to run.
+        """True if done + error >= the number pushed, and no tokens remain to run.
 
-        A named batch may hold tokens of earlier runs that are done already: they must not stand in for those that wait.
+        A named batch may have done tokens of earlier runs: these must not count in place of waiting ones.
         """
         return self.counts.finished >= self.total and self.counts.todo == 0 and self.counts.locked == 0
 
     @property
     def stuck(self) -> bool:
-        """Whether it will never be complete: every token that can still change has finished, and it is not enough."""
+        """True if it can never be complete: every token that can still change has finished, and these are too few."""
         return not self.complete and self.counts.todo == 0 and self.counts.locked == 0

@@ -1,4 +1,4 @@
-"""The token document: what a new one holds, what users may put in it, and how it changes when it is scrubbed."""
+"""The token document: the fields of a new one, and the fields that users may set."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ OWNED_FIELDS = frozenset({*PICAS_FIELDS, *PROVIDER_FIELDS, *JOB_ID_FIELDS, "type
 MAX_BYTES = 8_000_000
 """CouchDB's default ``max_document_size``, in bytes of JSON."""
 
-_ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"), ensure_ascii=False)  # json.dumps makes one a call
+_ENCODER = json.JSONEncoder(
+    allow_nan=False, separators=(",", ":"), ensure_ascii=False
+)  # json.dumps creates an encoder for each call
 
 
 MOST_DIGITS = 4_300
@@ -48,10 +50,10 @@ HUGE_INTEGER = f"holds an integer of more than {MOST_DIGITS:,} digits, which Pyt
 
 
 class HugeInteger(str):
-    """The digits of an integer that has too many of them for Python. As JSON it would be text."""
+    """The digits of an integer with too many digits for Python. In JSON it would become a string."""
 
     __slots__ = ()
-    seen = False  # whether there was one in this process: looking for them in every token takes time
+    seen = False  # True once this process has read one: searching every token for them takes time
 
 
 def integer(digits: str) -> int | HugeInteger:
@@ -63,7 +65,7 @@ def integer(digits: str) -> int | HugeInteger:
 
 
 def holds_huge_integer(document: Mapping[str, Any]) -> bool:
-    """Whether a document that was read from CouchDB cannot be written back as it is."""
+    """True if a document that was read from CouchDB cannot be written back unchanged."""
     waiting: list[Any] = [document] if HugeInteger.seen else []
     while waiting:
         value = waiting.pop()
@@ -75,11 +77,11 @@ def holds_huge_integer(document: Mapping[str, Any]) -> bool:
 
 
 class BadTokenError(ValueError):
-    """An input that cannot be a token; the message says which one and why."""
+    """An input cannot be a token; the message says which one and why."""
 
 
 def is_token(document: Mapping[str, Any]) -> bool:
-    """Whether a document is a token, as the views ask (``doc.type == "token"``)."""
+    """True if a document is a token by the condition in the views (``doc.type == "token"``)."""
     return to_string(document.get("type")) == TYPE
 
 
@@ -92,11 +94,11 @@ def new_token(
     key: str | None = None,
     attachments: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """A token in state todo. ``fields`` are the author's; ``key`` is the part of the id behind the batch.
+    """A token in state todo. ``fields`` are the author's; ``key`` is the part of the id after the batch.
 
-    ``attachments`` are those of ``inputs.inline_attachment``, by name.
-    Raises BadTokenError for fields that are PiCaS's or the provider's, or that begin with an underscore, and for a priority
-    that is no number: views would take it for 0.
+    ``attachments`` are those of ``inputs.inline_attachment``, by name. Raises BadTokenError for fields that are PiCaS's
+    or the provider's, or that begin with an underscore, and for a priority that is not a number: views would treat it
+    as 0.
     """
     for field in fields:
         if not isinstance(field, str):
@@ -126,7 +128,7 @@ def new_token(
 
 
 def check_update(fields: Mapping[str, Any]) -> None:
-    """Raise BadTokenError for fields that an author may not set in a token that is in the pool, or that are no JSON."""
+    """Raise BadTokenError for fields that an author may not set in a token in the pool, or that are not valid JSON."""
     if not isinstance(fields, Mapping) or not fields:
         raise BadTokenError(
             f"`fields` is a mapping of the fields to set, such as {{'priority': 5}}, not {fields!r:.200}."
@@ -148,21 +150,25 @@ def check_update(fields: Mapping[str, Any]) -> None:
 
 
 def _fits_priority(fields: Mapping[str, Any]) -> bool:
-    """Whether the priority, if there is one, is a number: pilots and views take anything else for 0."""
+    """True if the priority, if given, is a number: pilots and views treat anything else as 0."""
     return "priority" not in fields or type(fields["priority"]) in (int, float)
 
 
 def encode(document: Mapping[str, Any]) -> bytes:
-    """The document as JSON. Raises BadTokenError when it is no JSON, too large for CouchDB, or new and nested too deeply.
+    """The document as JSON. Raises BadTokenError if it is not valid JSON, too large for CouchDB, or new and nested too
+    deeply.
 
-    Where it is cheap to ask and dear to find out: one document that is too large makes CouchDB refuse the whole request.
+    These checks are cheap, and an error is costly: one document that is too large makes CouchDB refuse the whole
+    request.
     """
     name = document.get("ordinal", document.get("_id"))
     try:
         text = _ENCODER.encode(document).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise BadTokenError(f"Token {name} is not JSON: {_json_fault(document) or error}.") from None
-    deep = len(text) > 2 * MOST_NESTED and text.count(b"[") + text.count(b"{") > MOST_NESTED  # quick to tell, and rare
+    deep = (
+        len(text) > 2 * MOST_NESTED and text.count(b"[") + text.count(b"{") > MOST_NESTED
+    )  # a quick test, rarely true
     if deep and "_rev" not in document and is_nested_more(document, MOST_NESTED + 1):
         raise BadTokenError(f"Token {name} is nested more than {MOST_NESTED} deep, which pilots cannot read.")
     if "_rev" not in document and LONG_INTEGER.search(text) and (path := _large_integer(document)):
@@ -175,7 +181,7 @@ def encode(document: Mapping[str, Any]) -> bytes:
 
 
 def _json_fault(value: Any) -> str | None:
-    """Where a value is no JSON: the path and what stands there, the first of them in its order."""
+    """The first place where a value is not valid JSON: its path, and the value there."""
     return _fault(value, _scalar_fault)
 
 
@@ -200,13 +206,13 @@ def _fault(value: Any, of_scalar: Callable[[Any], str | None]) -> str | None:
         elif (fault := of_scalar(value)) is not None:
             return f"{path or 'it'} {fault}"
         if parts and depth > MOST_NESTED:
-            return "it is nested too deeply"  # or holds itself
+            return "it is nested too deeply"  # or contains itself
         waiting += [(name, item, depth + 1) for name, item in reversed(parts)]
     return None
 
 
 def _scalar_fault(value: Any) -> str | None:
-    """Why a value that holds no others is no JSON."""
+    """Why a scalar value is not valid JSON."""
     if value is None or isinstance(value, bool | int):
         return None
     if isinstance(value, float):

@@ -1,4 +1,4 @@
-"""Ids of batches and tokens: readable, stable, and safe wherever they go (file names, URLs, shells, view keys)."""
+"""Ids of batches and tokens: readable, stable, and safe everywhere (file names, URLs, shells, view keys)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _DIGEST_LENGTH = 10  # hexadecimal digits, 40 bits
 
 
 def digest(*parts: str) -> str:
-    """A short digest of some texts; the same texts always give the same one."""
+    """A short digest of some strings. The same strings always give the same digest."""
     text = "\0".join(f"{len(part)}:{part}" for part in parts)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:_DIGEST_LENGTH]
 
@@ -23,8 +23,8 @@ def digest(*parts: str) -> str:
 def push_id(deployment: str, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> str:
     """The id of a task instance's push, the same for each retry and after a clear.
 
-    The readable part is the task and the run; the digest, over all five, keeps apart what reads alike. ``map_index`` is -1
-    for a task that is not mapped. At most 120 characters.
+    The readable part is the task and the run; the digest, over all five parts, distinguishes ids with the same readable
+    part. ``map_index`` is -1 for a task that is not mapped. At most 120 characters.
     """
     name = f"{dag_id}.{task_id}.{run_id}" + (f".{map_index}" if map_index >= 0 else "")
     return _readable(name, digest(deployment, dag_id, run_id, task_id, str(map_index)), BATCH_LENGTH)
@@ -43,7 +43,7 @@ def batch_id(name: str) -> str:
 
 
 def token_key(key: Any) -> str:
-    """The part of a token id behind the batch: the key itself if it fits, else its readable part and a digest.
+    """The part of a token id after the batch: the key itself if it fits, else its readable part and a digest.
 
     Raises ValueError for a key that is empty or is neither a string nor a whole number.
     """
@@ -56,7 +56,7 @@ def token_key(key: Any) -> str:
 
 
 def ordinal_key(ordinal: int) -> str:
-    """The key of a token that has none of its own: its place in the push, from 0, so that ids sort as they were pushed."""
+    """The key of a token without a given key: its place in the push, from 0, so that ids sort in the order of the push."""
     return f"{ordinal:08d}"
 
 
@@ -66,11 +66,12 @@ def token_id(batch: str, key: str) -> str:
 
 
 def in_batch(document_id: str, batch: str) -> bool:
-    """Whether a token belongs to a batch. Views sort as people do, so their key ranges may hold ids that differ by case."""
+    """True if a token belongs to a batch. Views use a linguistic order, so their key ranges may hold ids that differ by
+    case."""
     return document_id.startswith(f"{batch}:")
 
 
 def _readable(text: str, suffix: str, length: int) -> str:
-    # ':' separates batch from key, so it is not kept; ids begin with a letter or a digit.
+    # ':' separates batch from key, so it is replaced; ids begin with a letter or a digit.
     kept = re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("._-") or "x"
     return f"{kept[: length - len(suffix) - 1].rstrip('._-')}-{suffix}"

@@ -1,6 +1,7 @@
-"""Inputs of a push: files of JSON Lines or CSV, read line by line, and what is attached to tokens.
+"""Inputs of a push: files of JSON Lines or CSV, read line by line, and attachments of tokens.
 
-Faults are BadTokenErrors. They do not name the line: ``Lines.record`` has it, also for what is found out later about a token.
+Errors are BadTokenErrors. They do not name the line: ``Lines.record`` has it, also for errors that are found later in a
+token.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ NUMBERS = ("priority", "cores", "gpu", "time", "max_retries", "time_limit")
 
 
 class BinaryFile(Protocol):
-    """What is asked of an open file."""
+    """The required methods of an open file."""
 
     def readline(self, size: int, /) -> bytes:
         """A line with its end, or ``size`` bytes of it."""
 
 
 class Lines:
-    """The lines of a UTF-8 file. ``record`` is the line, counted from 1, where the record at hand begins."""
+    """The lines of a UTF-8 file. ``record`` is the line, counted from 1, where the current record begins."""
 
     def __init__(self, file: BinaryFile) -> None:
         self._file = file
@@ -59,7 +60,7 @@ class Lines:
 
 
 def json_lines(lines: Lines) -> Iterator[Any]:
-    """The values of a file of JSON Lines. Blank lines are passed over."""
+    """The values of a file of JSON Lines. Blank lines are skipped."""
     lines.begin_record()
     for line in lines:
         if not line.isspace():
@@ -78,7 +79,7 @@ def json_lines(lines: Lines) -> Iterator[Any]:
 
 
 def csv_rows(lines: Lines) -> Iterator[dict[str, Any]]:
-    """The rows of a CSV file with a header, as mappings. Cells are text, but for those of the columns in ``NUMBERS``."""
+    """The rows of a CSV file with a header, as mappings. Cells are strings, except in the columns in ``NUMBERS``."""
     csv.field_size_limit(max(csv.field_size_limit(), MAX_BYTES))
     rows = _csv_records(lines)
     header = next(rows, None)
@@ -96,7 +97,7 @@ def csv_rows(lines: Lines) -> Iterator[dict[str, Any]]:
 
 
 def number(text: str) -> int | float | str:
-    """The number that a text is, or the text."""
+    """A string as a number if it is one, else the string."""
     for kind in (int, float):
         try:
             return kind(text)
@@ -120,7 +121,7 @@ def _csv_records(lines: Lines) -> Iterator[list[str]]:
 
 
 def _ended(lines: Lines) -> Iterator[str]:
-    """The lines; the last one must have an end, since nothing else tells a whole cell from half of it."""
+    """The lines. The last one must end in a newline: nothing else distinguishes a complete cell from a truncated one."""
     for line in lines:
         if not line.endswith(("\n", "\r")):
             raise BadTokenError(
@@ -138,7 +139,7 @@ def _check_header(header: list[str]) -> None:
 
 
 def inline_attachment(name: Any, content: bytes) -> dict[str, str]:
-    """A file as CouchDB takes it within a document. Its content type is guessed from the name."""
+    """A file in CouchDB's format for inline attachments. Its content type is guessed from the name."""
     if not isinstance(name, str) or not name or name.startswith("_"):
         raise BadTokenError(
             f"An attachment cannot be called {name!r:.80}: its name is a text that does not begin with '_'."
@@ -149,7 +150,7 @@ def inline_attachment(name: Any, content: bytes) -> dict[str, str]:
 
 
 def find_key(fields: Mapping[str, Any], name: str) -> Any:
-    """The field that is to be a token's key: one of its own, or one of its ``input``. Raises KeyError."""
+    """The field to use as a token's key: a field of the token, or of its ``input``. Raises KeyError."""
     for place in (fields, fields.get("input")):
         if isinstance(place, Mapping) and name in place:
             return place[name]

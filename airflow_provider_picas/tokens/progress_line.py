@@ -1,4 +1,4 @@
-"""How far a wait is, as a line of its log: counts, rate, time left, pilots. And when such a line is due."""
+"""The progress of a wait as a line for its log: counts, rate, time remaining, pilots. Also decides when a line is due."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from dataclasses import dataclass
 from airflow_provider_picas.tokens.counts import Completeness, Counts
 
 OFTEN = 10.0  # seconds between two lines at first
-OFTEN_FOR = 60.0  # seconds; from then on a line is due whenever the wait is twice as old
+OFTEN_FOR = 60.0  # seconds; after that, a line is due whenever the age of the wait has doubled
 LONGEST = 300.0  # seconds between two lines, at most
 
-FEWEST = 3  # tokens that must have finished for a rate
-ENOUGH = 20  # of the latest tokens the rate is measured by, if they took RECENT or longer
+FEWEST = 3  # tokens that must have finished before there is a rate
+ENOUGH = 20  # the rate is measured over this number of the latest tokens, if they took RECENT or longer
 RECENT = 300.0  # seconds
-IDLE = 60.0  # seconds without a token running after which the rate is measured anew
+IDLE = 60.0  # seconds without a running token after which the measurement starts again
 _MOST_SAMPLES = 240
 _SAMPLE_EVERY = 5.0  # seconds
 
 
 @dataclass(frozen=True)
 class Pilots:
-    """What Slurm says about the pilots. ``text``: for people."""
+    """The state of the pilots in Slurm. ``text``: for people."""
 
     waiting: int
     running: int
@@ -30,19 +30,20 @@ class Pilots:
 
 
 class Rate:
-    """How fast tokens finish: measured over the last minutes, or over more if few have finished. ``now``: seconds, any clock."""
+    """The rate at which tokens finish, over the last minutes, or longer if few have finished. ``now``: seconds, by any
+    clock."""
 
     def __init__(self) -> None:
-        self._samples: list[tuple[float, int]] = []  # when, and how many tokens had finished by then
+        self._samples: list[tuple[float, int]] = []  # time, and the number of tokens that had finished by then
         self._idle_since: float | None = None
 
     def begin(self, then: float, finished: int) -> None:
-        """``finished`` tokens had finished at ``then``, when the first pilot started: for a wait that remembers nothing."""
+        """For a wait without memory: ``finished`` tokens had finished at ``then``, when the first pilot started."""
         if not self._samples:
             self._samples.append((then, finished))
 
     def note(self, counts: Counts, now: float) -> None:
-        """Remember what was counted at ``now``."""
+        """Record the counts at ``now``."""
         samples, finished = self._samples, counts.finished
         idle = bool(samples) and finished == samples[-1][1] and not counts.locked
         if not idle:
@@ -51,7 +52,7 @@ class Rate:
             self._idle_since = now
         stopped = self._idle_since is not None and (
             finished == samples[0][1] or now - self._idle_since >= IDLE
-        )  # no pilot is at work: that time counts for nothing
+        )  # no pilot is at work: that time does not count
         if samples and (stopped or finished < samples[-1][1]):  # fewer than before: tokens were reset
             samples.clear()
         if len(samples) >= 2 and samples[-1][0] - samples[-2][0] < _SAMPLE_EVERY:
@@ -61,7 +62,7 @@ class Rate:
             del samples[1:-1:2]
 
     def measure(self) -> tuple[float, int] | None:
-        """Tokens per second, and how many tokens that was measured by; None if too few have finished."""
+        """Tokens per second, and the number of tokens in the measurement; None if too few have finished."""
         if not self._samples:
             return None
         now, finished = self._samples[-1]
@@ -78,10 +79,11 @@ class Rate:
 
 
 def line(completeness: Completeness, rate: Rate | None = None, pilots: Pilots | None = None) -> str:
-    """Such as ``120 of 500 done, 2 in error, 30 running; 14/min, about 25 min left; 6 pilots running, 2 pending (Priority)``.
+    """Such as ``120 of 500 done, 2 in error, 30 running; 14/min, about 25 min left; 6 pilots running, 2 pending
+    (Priority)``.
 
-    Without a rate where too few tokens have finished, and without the time left where the rate does not tell it: no token
-    runs, or only the last ones do.
+    Omits the rate if too few tokens have finished, and the time remaining if it cannot be computed from the rate:
+    because no token runs, or only the last ones do.
     """
     counts = completeness.counts
     others = (
@@ -109,7 +111,7 @@ def line(completeness: Completeness, rate: Rate | None = None, pilots: Pilots | 
 
 
 def rate_text(per_second: float) -> str:
-    """A rate in the largest number of seconds that it needs for one token, such as ``14/min``."""
+    """A rate per second, minute or hour, such as ``14/min``: the smallest unit with at least one token."""
     for unit, seconds in (("s", 1), ("min", 60), ("h", 3600)):
         if per_second * seconds >= 1:
             return f"{_rounded(per_second * seconds)}/{unit}"
@@ -117,9 +119,9 @@ def rate_text(per_second: float) -> str:
 
 
 def time_left(counts: Counts, per_second: float, number: int) -> str | None:
-    """How long the rest takes at a rate that was measured by ``number`` tokens; None when that is not known.
+    """The time remaining at a rate that was measured over ``number`` tokens; None if unknown.
 
-    A range if it is uncertain: counting n events has an error of the square root of n.
+    It is a range if it is uncertain: a count of n events has an error of the square root of n.
     """
     if not counts.todo or not counts.locked:
         return None
@@ -138,7 +140,7 @@ def _span(low: float, high: float) -> str:
 
 
 def _rounded(value: float) -> str:
-    """Two digits that count."""
+    """A number with two significant digits."""
     return f"{float(f'{value:.2g}'):,g}"
 
 
@@ -146,7 +148,7 @@ _PILOTS_ENDED = "all pilots have ended"
 
 
 def _reached(completeness: Completeness, pilots: Pilots | None) -> list[str]:
-    """What is worth a line at once, in the order in which it comes about."""
+    """The milestones that are logged at once, in the order in which they happen."""
     counts = completeness.counts
     conditions = (
         ("first token running", counts.locked or counts.finished),
@@ -160,8 +162,8 @@ def _reached(completeness: Completeness, pilots: Pilots | None) -> list[str]:
 
 
 class ProgressLines:
-    """The lines of one wait: each 10 s in the first minute, then less often, and at once when something happens for the first
-    time.
+    """The lines of one wait: every 10 s in the first minute, then less often, and at once when something happens for the
+    first time.
 
     ``now`` is in seconds, by any one clock.
     """
@@ -170,7 +172,7 @@ class ProgressLines:
         self.rate = Rate()
         self._began = self._due = -math.inf
         self._reached: set[str] = set()
-        self._pilots_known = False  #: by the last line
+        self._pilots_known = False  #: in the last line
 
     def next(self, completeness: Completeness, pilots: Pilots | None, now: float) -> str | None:
         """The line to log at ``now``; None if none is due."""
@@ -179,7 +181,7 @@ class ProgressLines:
         first = self._began == -math.inf
         fresh = [what for what in reached if what not in self._reached and not first]
         if pilots and _PILOTS_ENDED not in reached:
-            self._reached.discard(_PILOTS_ENDED)  # more were submitted
+            self._reached.discard(_PILOTS_ENDED)  # more pilots were submitted
         self._reached.update(reached)
         if first:
             self._began = now

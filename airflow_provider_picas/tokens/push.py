@@ -1,4 +1,4 @@
-"""What to do with a token whose id is in the pool already, and what a push reports."""
+"""What a push does with a token whose id already exists in the pool, and the report of a push."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class DuplicateTokenError(ValueError):
     """Two inputs of one push have the same id."""
 
     def __init__(self, one: int, other: int, token_id: str | None = None) -> None:
-        """``one`` and ``other`` are their places, counted from 0."""
+        """``one`` and ``other`` are the inputs' positions, from 0."""
         named = f" {token_id!r}" if token_id else ""
         super().__init__(
             f"Inputs {one:,} and {other:,} (counted from 0) have the same token id{named}."
@@ -30,23 +30,23 @@ class DuplicateTokenError(ValueError):
 
 
 class OnExisting(StrEnum):
-    """What a push does with a token that is in the pool already."""
+    """What a push does with a token that already exists in the pool."""
 
-    KEEP = "keep"  #: leave it as it is
-    RESET = "reset"  #: run it again if it is in error or in no state, with what the input says now, else leave it
-    REPLACE = "replace"  #: write it anew unless a pilot holds it
+    KEEP = "keep"  #: skip it
+    RESET = "reset"  #: run it again, with the current input, if it is in error or in no state; else skip it
+    REPLACE = "replace"  #: overwrite it unless a pilot holds it
     FAIL = "fail"  #: fail if it was pushed by another task instance
 
 
 class MayDiffer(StrEnum):
-    """Which tokens a push with ``OnExisting.RESET`` may leave as they are although their input is another one now."""
+    """Which tokens a push with ``OnExisting.RESET`` may keep although their input now differs."""
 
     ALL = "all"
-    OWN = "own"  #: those that an earlier execution of the same push wrote: a retry, or a clear
-    NONE = "none"  #: this is the push's first execution, so others have written what is there
+    OWN = "own"  #: those that an earlier execution of the same push wrote: this is a retry, or follows a clear
+    NONE = "none"  #: this is the push's first execution, so others wrote the existing tokens
 
     def objects(self, present: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-        """Whether keeping ``present`` is a fault."""
+        """True if it is an error to keep ``present``."""
         if self is MayDiffer.ALL or present.get("push") == wanted["push"]:
             return False
         if self is MayDiffer.OWN and pushed_by(present) == pushed_by(wanted):
@@ -55,9 +55,9 @@ class MayDiffer(StrEnum):
 
 
 class Action(StrEnum):
-    """What is done with one token that is in the pool already."""
+    """The action for a token that already exists in the pool."""
 
-    WRITTEN = "written"  #: nothing: this execution of the push has written it, and its answer was lost
+    WRITTEN = "written"  #: nothing: this execution of the push wrote it, and the response was lost
     KEEP = "keep"
     RESET = "reset"
     REPLACE = "replace"
@@ -65,19 +65,19 @@ class Action(StrEnum):
 
 
 def of_execution(token: Mapping[str, Any], execution: str) -> dict[str, Any]:
-    """The new token as one execution of a push writes it, so that this execution knows it again, whatever became of it."""
+    """The new token with a mark of this execution of the push, by which the execution recognizes it in any state."""
     return {**token, "push": f"{token['push']}#{execution}"}
 
 
 def pushed_by(token: Mapping[str, Any]) -> str:
-    """The push that wrote a token, in whichever execution."""
+    """The push that wrote a token, without its execution."""
     return str(token.get("push", "")).partition("#")[0]
 
 
 def action_for(present: Mapping[str, Any], wanted: Mapping[str, Any], on_existing: OnExisting) -> Action:
-    """What to do with ``present``, the document that has the id of ``wanted``."""
+    """What to do with ``present``, the existing document with the id of ``wanted``."""
     if all(present.get(name) == wanted[name] for name in ("push", "ordinal")):
-        return Action.WRITTEN  # pilots may have finished it, or failed, since
+        return Action.WRITTEN  # since then pilots may have finished it, or failed
     own = pushed_by(present) == pushed_by(wanted)
     if on_existing is OnExisting.FAIL:
         return Action.KEEP if own else Action.REFUSE
@@ -85,14 +85,14 @@ def action_for(present: Mapping[str, Any], wanted: Mapping[str, Any], on_existin
     if on_existing is OnExisting.RESET and state in (State.ERROR, None):  # older PiCaS clients wrote lock = done = -1
         return Action.RESET
     if on_existing is OnExisting.REPLACE and state is not State.LOCKED:
-        # One's own that nobody has touched is what was wanted already.
+        # The push's own unchanged token is already as wanted.
         same = own and state is State.TODO and not documents.differs(present, wanted) and _has_files(present, wanted)
         return Action.KEEP if same else Action.REPLACE
     return Action.KEEP
 
 
 def _has_files(present: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    """Whether the wanted files are attached. Not for sure of text: CouchDB compresses it, and tells the digest of that."""
+    """True if the wanted files are attached. Uncertain for text files: CouchDB compresses them and stores that digest."""
     stubs = attachments.stubs_of(present)
     return all(
         stubs.get(name, {}).get("digest") == attachments.digest(base64.b64decode(file["data"]))
@@ -101,7 +101,7 @@ def _has_files(present: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
 
 
 def run_again(present: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """The token in error, todo again: it belongs to the push that runs it again, and has what the input says now."""
+    """A token in error, todo again: it now belongs to the push that runs it again, and has the current input."""
     again = {**transitions.scrubbed(present, "pushed again"), **documents.authors_fields(wanted)}
     again.update({name: wanted[name] for name in ("batch", "push", "ordinal")})
     if "_attachments" in wanted:
@@ -111,22 +111,22 @@ def run_again(present: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str
 
 @dataclass
 class PushReport:
-    """What a push did. Numbers of tokens, and some ids of those that a reader should know of."""
+    """The result of a push: numbers of tokens, and some ids of tokens that need attention."""
 
     written: int = 0  #: new in the pool
     reset: int = 0  #: were in error, run again
-    replaced: int = 0  #: written anew
-    kept: int = 0  #: left as they were
-    done: int = 0  #: of those kept: done already
-    earlier: int = 0  #: of those kept: pushed by another task instance
-    done_before: int = 0  #: of those kept: pushed by another task instance, and done already
-    differing: int = 0  #: of those kept: with other fields than the input has now
+    replaced: int = 0  #: overwritten
+    kept: int = 0  #: unchanged
+    done: int = 0  #: kept, already done
+    earlier: int = 0  #: kept, pushed by another task instance
+    done_before: int = 0  #: kept, pushed by another task instance, and already done
+    differing: int = 0  #: kept, with other fields than the current input
     done_before_ids: list[str] = field(default_factory=list)  #: some of them
     differing_ids: list[str] = field(default_factory=list)  #: some of them
 
     @property
     def tokens(self) -> int:
-        """All tokens of the push, each once."""
+        """The number of tokens of the push."""
         return self.written + self.reset + self.replaced + self.kept
 
     def add(self, other: PushReport) -> None:
@@ -136,13 +136,13 @@ class PushReport:
             setattr(self, each.name, mine + others if isinstance(mine, int) else [*mine, *others][:SAMPLE])
 
     def write(self, action: Action) -> None:
-        """Count a token that is written. ``action``: ``RESET`` or ``REPLACE``, or ``WRITTEN`` for one that was not there."""
+        """Count a token that is written. ``action``: ``RESET`` or ``REPLACE``, or ``WRITTEN`` for a new one."""
         self.written += action is Action.WRITTEN
         self.reset += action is Action.RESET
         self.replaced += action is Action.REPLACE
 
     def keep(self, present: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-        """Count a token that stays as it is."""
+        """Count a token that is kept."""
         token_id = str(present["_id"])
         done, earlier = state_of(present) is State.DONE, pushed_by(present) != pushed_by(wanted)
         self.kept += 1
@@ -161,7 +161,7 @@ class PushReport:
         return (", ".join(parts) or "nothing to do") + (f" ({self.done:,} of them done already)" if self.done else "")
 
     def remarks(self) -> list[str]:
-        """What somebody should know who takes all tokens of the push for new ones."""
+        """Remarks for readers who might assume that all tokens of the push are new."""
         remarks = []
         if self.done_before:
             named = sample(self.done_before_ids, total=self.done_before)

@@ -1,4 +1,4 @@
-"""Results of tokens as rows, and how a row is written as JSON Lines, as CSV, and in the columns of Parquet."""
+"""Results of tokens as rows, and rows as JSON Lines, CSV and Parquet columns."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Row = dict[str, Any]
 
 
 def parse_fields(value: Any) -> list[str]:
-    """Names of fields, from a list, or a text with commas. Raises ValueError."""
+    """Names of fields, from a list, or a comma-separated string. Raises ValueError."""
     names = [name.strip() for name in value.split(",")] if isinstance(value, str) else value
     if not isinstance(names, Sequence) or not all(isinstance(name, str) and name for name in names):
         raise ValueError(f"`fields` is {value!r:.200}; it takes a list of names of fields.")
@@ -27,7 +27,7 @@ def parse_fields(value: Any) -> list[str]:
 
 
 def row_of(token: Mapping[str, Any], fields: Sequence[str]) -> Row:
-    """A token's row. A field may be a path, such as ``output.words``; what the token does not have is None."""
+    """A token's row. A field may be a path, such as ``output.words``. Missing fields are None."""
     own = {"id": token["_id"], "state": state_of(token)}
     picas = {name: None if token.get(name) == "" else token.get(name) for name in ("exit_code", "lock", "done")}
     return {**own, **picas, **{name: _at(token, name) for name in fields}}
@@ -43,9 +43,10 @@ _AIRFLOW_KEYS = frozenset({"__classname__", "__version__", "__data__", "__id__",
 
 
 def for_xcom(value: Any) -> Any:
-    """The value as it may go to XCom: a mapping with keys that Airflow reserves for its own objects becomes a JSON string.
+    """The value in a form that is safe in XCom: a mapping with keys that Airflow reserves for its objects becomes a
+    JSON string.
 
-    A token's output is written by whoever runs a pilot. Airflow would make a Connection, say, of
+    Anyone who runs a pilot can write a token's output. Airflow would create a Connection, for example, from
     ``{"__type": "airflow.sdk.definitions.connection.Connection", "__var": …}``, or refuse the whole result.
     """
     if isinstance(value, list):
@@ -58,23 +59,23 @@ def for_xcom(value: Any) -> Any:
 
 
 def csv_cells(row: Row) -> list[str]:
-    """A row's cells: lists and mappings as JSON, None as nothing.
+    """A row's cells: lists and mappings as JSON, None as an empty string.
 
-    A string that a spreadsheet would evaluate as a formula gets an apostrophe in front, unless it is a number: results may come
-    from anybody's pilot. Spreadsheets in Dutch, German and other languages split cells at a semicolon, whatever the quotes, so
-    the part behind each semicolon is treated alike. JSON Lines and Parquet are exact.
+    A string that a spreadsheet would evaluate as a formula is prefixed with an apostrophe, unless it is a number:
+    results may come from anyone's pilot. Spreadsheets in Dutch, German and other languages split cells at semicolons,
+    even within quotes, so the part after each semicolon is treated in the same way. JSON Lines and Parquet are exact.
     """
     return [_cell(value) for value in row.values()]
 
 
 class ColumnTypes:
-    """The type of each column, found out row by row: ``bool``, ``int64``, ``double``, ``string``, or ``json`` if mixed."""
+    """The type of each column, inferred row by row: ``bool``, ``int64``, ``double``, ``string``, or ``json`` if mixed."""
 
     def __init__(self, columns: Sequence[str]) -> None:
         self._seen: dict[str, set[str]] = {column: set() for column in columns}
 
     def add(self, row: Row) -> None:
-        """Look at a row."""
+        """Include a row."""
         for column, value in row.items():
             if value is not None:
                 self._seen[column].add(_type_of(value))
@@ -105,7 +106,7 @@ def _at(token: Mapping[str, Any], path: str) -> Any:
 
 
 _NUMBER = re.compile(r"[+-][0-9]{1,30}(\.[0-9]{1,30})?([eE][+-]?[0-9]{1,4})?")
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # full-width forms count, too
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # including full-width forms
 
 
 def _cell(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Which tokens of a pool an operation is for, and why it leaves the others as they are."""
+"""Which tokens of a pool an operation selects, and why it skips the others."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from airflow_provider_picas.tokens.text import one_line
 SAMPLE = 5
 """Token ids that a report names for each reason; the rest is a number."""
 
-_FIRST_TIME = 1_000_000_000  # 2001: what is before is no time
+_FIRST_TIME = 1_000_000_000  # 2001: smaller numbers are not times
 
 
 class UnknownBatchError(LookupError):
@@ -25,12 +25,12 @@ class UnknownBatchError(LookupError):
 
 @dataclass(frozen=True)
 class Selection:
-    """Which tokens. All conditions hold together.
+    """Selects tokens for which all conditions hold.
 
-    ``states`` None: all, those in no state included. ``ids``: only these. ``error_pattern``: searched in
-    ``causes.error_text``; whoever reads the tokens does the matching, since it may take for ever. ``older_than``: seconds
-    since the lock, which a token that waits has not. ``min_scrubs``, ``max_scrubs``: given back at least, and fewer than,
-    so many times.
+    ``states`` None: all, including tokens in no state. ``ids``: only these. ``error_pattern``: searched in
+    ``causes.error_text``; the reader of the tokens does the matching, since it may take forever. ``older_than``:
+    seconds since the lock, which a waiting token does not have. ``min_scrubs``, ``max_scrubs``: released at least, and
+    fewer than, this number of times.
     """
 
     batch: str | None = None
@@ -53,9 +53,9 @@ class Selection:
         min_scrubs: Any = None,
         max_scrubs: Any = None,
     ) -> Selection:
-        """A selection from what an author wrote, or a template rendered. Empty texts and None are no condition.
+        """A selection from an author's arguments, or rendered templates. Empty strings and None set no condition.
 
-        ``keys`` are ids of tokens or, in a batch, the parts of them behind the batch. Raises ValueError.
+        ``keys`` are ids of tokens or, in a batch, the parts of the ids after the batch. Raises ValueError.
         """
         return cls(
             batch=batch,
@@ -69,7 +69,7 @@ class Selection:
 
     @property
     def where(self) -> str:
-        """The batch, or the pool, as messages name it."""
+        """The name of the batch, or the pool, in messages."""
         return f"batch {self.batch}" if self.batch else "the pool"
 
     @property
@@ -78,16 +78,16 @@ class Selection:
         return [state for state in State if self.states is None or state in self.states]
 
     def worth_reading_all(self, counts: Counts) -> bool:
-        """Whether it is faster to read all tokens of the batch, or pool, than to find the selected by views.
+        """True if it is faster to read all tokens of the batch, or pool, than to find the selected ones through views.
 
-        CouchDB 3.5 reads a range of documents twice to four times as fast as documents by id, or through a view.
+        CouchDB 3.5 reads a range of documents two to four times as fast as documents by id, or through a view.
         """
         if self.ids is not None:
             return False
         return self.states is None or 3 * sum(counts[state] for state in self.states) >= counts.total
 
     def others(self, counts: Counts) -> EditReport:
-        """The tokens that are left because of their state, by the counts of the batch or pool."""
+        """The tokens that are skipped because of their state, by the counts of the batch or pool."""
         report = EditReport()
         if self.states is not None and self.ids is None:
             for state in [*State, None]:
@@ -97,7 +97,7 @@ class Selection:
         return report
 
     def objection(self, token: Mapping[str, Any], now: float, matches: bool = True) -> str | None:
-        """Why a token is not among the selected, or None. ``now``: the database's time; ``matches``: it fits the pattern."""
+        """Why a token is not selected, or None. ``now``: the database's time. ``matches``: True if it matches the pattern."""
         state = state_of(token)
         if not documents.is_token(token):
             return "is no token"
@@ -118,18 +118,18 @@ class Selection:
 
 
 def in_state(state: State | None) -> str:
-    """The reason to leave a token that is in a state which is not asked for."""
+    """The reason to skip a token whose state is not selected."""
     return f"is {state}" if state else "is in no state"
 
 
 def scrubs_of(token: Mapping[str, Any]) -> int:
-    """How often a token was given back, which is the number of its earlier attempts."""
+    """The number of times a token was released, which is the number of its earlier attempts."""
     count = token.get("scrub_count")
     return count if isinstance(count, int) and not isinstance(count, bool) else 0
 
 
 def last_news(token: Mapping[str, Any]) -> float | None:
-    """When a token was last claimed, ended or in error, in seconds since 1970; None if it does not say.
+    """When a token was last claimed, ended or in error, in seconds since 1970; None if unknown.
 
     ``Task.error`` of the PiCaS client writes 99 for lock and done, and the time with the error.
     """
@@ -139,7 +139,7 @@ def last_news(token: Mapping[str, Any]) -> float | None:
 
 
 def _locked(token: Mapping[str, Any]) -> float | None:
-    """When a token was locked, or in error if it does not say that; None for one that waits, whose errors are earlier ones."""
+    """When a token was locked, or else went into error; None for a waiting one, whose errors belong to earlier attempts."""
     if state_of(token) is State.TODO:
         return None
     times = map(to_number, (token.get("lock"), _error_time(token)))
@@ -154,7 +154,7 @@ def _error_time(token: Mapping[str, Any]) -> Any:
 
 @dataclass
 class Left:
-    """Tokens that were left as they are for one reason: how many, and some of their ids."""
+    """Tokens that were skipped for one reason: their number, and some of their ids."""
 
     tokens: int = 0
     ids: list[str] = field(default_factory=list)
@@ -162,11 +162,11 @@ class Left:
 
 @dataclass
 class EditReport:
-    """What came of changing some tokens."""
+    """The result of changing some tokens."""
 
     changed: int = 0
     changed_ids: list[str] = field(default_factory=list)  #: some of them
-    left: dict[str, Left] = field(default_factory=dict)  #: by the reason
+    left: dict[str, Left] = field(default_factory=dict)  #: by reason
 
     def change(self, token_id: str) -> None:
         """Count a token that was changed."""
@@ -175,7 +175,7 @@ class EditReport:
             self.changed_ids.append(token_id)
 
     def leave(self, reason: str, token_id: str | None = None, tokens: int = 1) -> None:
-        """Count tokens that were left as they are."""
+        """Count tokens that were skipped."""
         left = self.left.setdefault(reason, Left())
         left.tokens += tokens
         if token_id is not None and len(left.ids) < SAMPLE:
@@ -191,14 +191,14 @@ class EditReport:
             mine.ids = [*mine.ids, *left.ids][:SAMPLE]
 
     def lines(self, done: str) -> list[str]:
-        """The report for a log, one line a reason. ``done``: what happened to the changed ones, such as ``reset``."""
+        """The report for a log, with one line per reason. ``done``: what happened to the changed ones, such as ``reset``."""
         lines = [f"{self.changed:,} tokens {done}{_named(self.changed, self.changed_ids)}."]
         by_number = sorted(self.left.items(), key=lambda item: -item[1].tokens)
         lines += [f"{left.tokens:,} left: {reason}{_named(left.tokens, left.ids)}." for reason, left in by_number]
         return lines
 
     def left_dict(self) -> dict[str, dict[str, Any]]:
-        """Those that were left, for XCom."""
+        """The skipped tokens, for XCom."""
         return {reason: {"tokens": left.tokens, "ids": left.ids} for reason, left in self.left.items()}
 
 
@@ -239,7 +239,7 @@ def _token_id(key: Any, batch: str | None) -> str:
 
 
 def number_of_seconds(name: str, value: Any) -> float | None:
-    """What an author wrote, or a template rendered, as seconds from 0; None for None and an empty text. Raises ValueError."""
+    """An author's argument, or a rendered template, as seconds >= 0; None for None and an empty string. Raises ValueError."""
     if value is None or value == "":
         return None
     if isinstance(value, timedelta):
@@ -254,7 +254,8 @@ def number_of_seconds(name: str, value: Any) -> float | None:
 
 
 def whole_number(name: str, value: Any) -> int | None:
-    """What an author wrote, or a template rendered, as a number from 0; None for None and an empty text. Raises ValueError."""
+    """An author's argument, or a rendered template, as a number >= 0; None for None and an empty string. Raises
+    ValueError."""
     if value is None or value == "":
         return None
     try:

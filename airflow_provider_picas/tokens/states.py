@@ -1,8 +1,8 @@
-"""The states of a token, from one table of conditions that is read as Python and as view JavaScript.
+"""The states of a token, from one table of conditions that is evaluated in Python and compiled to view JavaScript.
 
-The table, and Python's reading of it, are the pilot's, which needs them on the cluster without this package. The conditions
-compare as JavaScript does, so that Python and the views agree on every document, odd ones included (``"lock": "0"``, a missing
-``exit_code``, ``null``).
+The table and its evaluation are in ``lifecycle.states``, which the pilot also uses on the cluster. The conditions
+compare as JavaScript does, so that Python and the views agree on every document, including odd ones (``"lock": "0"``, a
+missing ``exit_code``, ``null``).
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ __all__ = [
 
 
 class State(StrEnum):
-    """Where a token is in its life."""
+    """The state of a token."""
 
     TODO = "todo"  #: waits for a pilot
-    LOCKED = "locked"  #: a pilot has it
+    LOCKED = "locked"  #: a pilot holds it
     DONE = "done"  #: finished with exit code 0
-    ERROR = "error"  #: finished with another exit code, or with none
+    ERROR = "error"  #: finished with another exit code, or without one
 
 
 CONDITIONS: dict[State, tuple[Condition, ...]] = {State(name): parts for name, parts in states.CONDITIONS.items()}
-"""The one table: a token is in a state when all its conditions hold. At most one state fits."""
+"""The table of states: a token is in a state if all its conditions hold. At most one state fits."""
 
 _STATES: dict[str | None, State | None] = {None: None, **{str(state): state for state in State}}
 

@@ -19,17 +19,17 @@ OVERVIEW = "overview_total"
 
 
 def monitor(condition: str = "") -> dict[str, Any]:
-    """PiCaS's design document: its pilots and scripts find their views in it.
+    """PiCaS's design document: its pilots and scripts use these views.
 
-    ``condition`` is a further JavaScript condition on ``doc`` written by whoever keeps the pool, such as ``doc.cores == 1``:
-    the PiCaS client's autopilot example has one such design document for each resource class.
+    ``condition`` is an additional JavaScript condition on ``doc`` from the pool's administrator, such as ``doc.cores ==
+    1``: the PiCaS client's autopilot example has one such design document for each resource class.
     """
     conditions = {state: javascript_condition(state) + (f" && {condition}" if condition else "") for state in State}
     views: dict[str, dict[str, str]] = {
         state: {"map": _map(f"if ({conditions[state]}) {{ emit(doc._id, doc._id); }}")} for state in State
     }
     emits = "\n".join(f"if ({conditions[state]}) {{ emit('{state}', 1); }}" for state in State)
-    # PiCaS's own reduce is "sum(values)" in JavaScript: the same numbers, computed anew at each query.
+    # PiCaS's own reduce is "sum(values)" in JavaScript: the same numbers, but computed again for each query.
     views[OVERVIEW] = {"map": _map(emits), "reduce": "_sum"}
     return {"language": "javascript", "views": views}
 
@@ -37,7 +37,7 @@ def monitor(condition: str = "") -> dict[str, Any]:
 def provider() -> dict[str, Any]:
     """The provider's design document: counts by batch and state, and the rows that pilots claim from.
 
-    A token is in the batch that it names only if its id says so, too: the field may be somebody else's.
+    A token is in the batch that its field names only if its id agrees: others may use a field of that name.
     """
     find_batch = """
         var prefix = doc._id.split(":")[0];
@@ -82,7 +82,7 @@ def missing_views(present: Mapping[str, Any] | None, wanted: Mapping[str, Any]) 
 
 
 def differs(present: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> bool:
-    """Whether the present design document has other views than the wanted one; a new one is built from nothing."""
+    """True if the present design document has other views than the wanted one. Changed views are built from scratch."""
     return present is None or present.get("views") != wanted["views"] or present.get("language") != wanted["language"]
 
 

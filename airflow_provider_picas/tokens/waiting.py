@@ -1,4 +1,4 @@
-"""Whether a wait is over: what the counts of a batch, or of a pool, mean for the task that waits."""
+"""Decides from the counts of a batch, or of a pool, whether a wait is over."""
 
 from __future__ import annotations
 
@@ -21,30 +21,31 @@ REFUSED_SECONDS = 900.0
 
 
 class Outcome(StrEnum):
-    """How a wait stands."""
+    """The outcome of a wait."""
 
     WAITING = "waiting"
     COMPLETE = "complete"  #: all tokens done, or in error within the budget
-    ENOUGH = "enough"  #: as many tokens done as were asked for; others may not have finished
-    TOO_MANY_ERRORS = "too_many_errors"  #: more in error than allowed; all finished, unless it is to fail fast
-    TOO_FEW_DONE = "too_few_done"  #: fewer tokens done than were asked for, and no more to come
-    LOST = "lost"  #: tokens are missing or in no state, so it will never be complete
+    ENOUGH = "enough"  #: the required number of tokens is done; others may not have finished
+    TOO_MANY_ERRORS = "too_many_errors"  #: more in error than allowed; all have finished, unless ``fail_fast`` is set
+    TOO_FEW_DONE = "too_few_done"  #: fewer tokens done than required, and no more to come
+    LOST = "lost"  #: tokens are missing or in no state, so the batch can never be complete
     NO_PROGRESS = "no_progress"  #: no token has finished for too long
     TIMED_OUT = "timed_out"
-    UNKNOWN = "unknown"  #: no batch of that name has tokens
-    AWAY = "away"  #: the pool could not be asked for too long: gone, closed to us, or no answer
-    UNWATCHED = "unwatched"  #: the trigger cannot log in to the cluster; a task may
-    NO_PILOTS = "no_pilots"  #: tokens wait, and no pilot of the submission is left to take them
+    UNKNOWN = "unknown"  #: the named batch has no tokens
+    AWAY = "away"  #: the pool was unavailable for too long: deleted, access refused, or no answer
+    UNWATCHED = "unwatched"  #: the trigger cannot log in to the cluster; a task may be able to
+    NO_PILOTS = "no_pilots"  #: tokens wait, and no pilots of the submission remain to claim them
 
     @property
     def success(self) -> bool:
-        """Whether the next task may go on."""
+        """True if the downstream tasks may run."""
         return self in (Outcome.COMPLETE, Outcome.ENOUGH)
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """How many tokens must be done to go on: a whole number, or a fraction of all, above 0 and at most 1 (``1.0`` is all)."""
+    """The number of tokens that must be done for success: an integer, or a fraction above 0 and at most 1 (``1.0`` is
+    all)."""
 
     limit: float
 
@@ -73,37 +74,37 @@ class Threshold:
         return int(self.limit)
 
     def reached(self, completeness: Completeness) -> bool:
-        """Whether enough are done."""
+        """True if enough tokens are done."""
         return completeness.counts.done >= self.needed(completeness.total)
 
     def possible(self, completeness: Completeness) -> bool:
-        """Whether enough may be done yet, if no token in error is given back."""
+        """True if enough tokens can still become done, without a reset of tokens in error."""
         return completeness.total - completeness.counts.error >= self.needed(completeness.total)
 
 
 class Progress:
-    """When a token last finished, by the clock of whoever asks. ``limit``: seconds that may pass without; None: for ever."""
+    """When a token last finished, by the caller's clock. ``limit``: seconds that may pass without one; None: no limit."""
 
     def __init__(self, limit: float | None) -> None:
         self.limit = limit
         self._finished = -1
-        self._since = math.inf  # nothing was noted yet
+        self._since = math.inf  # nothing was counted yet
 
     def note(self, counts: Counts, now: float) -> None:
-        """Tell it what was counted at ``now`` (seconds). Fewer than before, after a reset, is a new start."""
+        """Record the counts at ``now`` (seconds). If they are lower than before, as after a reset, the time starts again."""
         if counts.finished != self._finished:
             self._finished, self._since = counts.finished, now
 
     def left(self, now: float) -> float:
-        """Seconds until it has been too long; infinity before anything was noted."""
+        """Seconds until the limit; infinity before the first counts."""
         return math.inf if self.limit is None else self._since + self.limit - now
 
 
 class Endurance:
-    """How long a wait goes on while the database does not serve it.
+    """How long a wait continues while the database does not answer or refuses requests.
 
-    ``limit``: seconds. None: while the database does not answer, until the wait's deadline, since nothing is lost by waiting and
-    pilots go on, too; while it refuses, ``REFUSED_SECONDS``, since that is for a person to mend.
+    ``limit``: seconds. None: while the database does not answer, until the wait's deadline, since waiting loses nothing
+    and pilots continue, too; while it refuses, ``REFUSED_SECONDS``, since a person has to fix that.
     """
 
     def __init__(self, limit: float | None) -> None:
@@ -112,9 +113,9 @@ class Endurance:
         self._refused_since: float | None = None
 
     def over(self, refused: bool, now: float) -> bool:
-        """Note that a request failed at ``now`` (seconds, by any clock); whether that has gone on for too long.
+        """Record that a request failed at ``now`` (seconds, by any clock). True if this has lasted for too long.
 
-        ``refused``: the database answered that it does not serve us. Otherwise it did not answer, or asked us to come back.
+        ``refused``: the database refused the request. Otherwise it did not answer, or asked to retry later.
         """
         self._since = now if self._since is None else self._since
         if not refused:
@@ -126,11 +127,11 @@ class Endurance:
         return self._refused_since is not None and now - self._refused_since > REFUSED_SECONDS
 
     def answered(self) -> None:
-        """Note that a request succeeded."""
+        """Record that a request succeeded."""
         self._since = self._refused_since = None
 
     def promise(self, refused: bool) -> str:
-        """What the log says about how long the wait goes on."""
+        """The sentence for the log that says how long the wait continues."""
         limit = REFUSED_SECONDS if self.limit is None and refused else self.limit
         if limit is None:
             return "The wait goes on until its deadline."
@@ -139,14 +140,15 @@ class Endurance:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a wait stands. ``settling``: it holds only if it still does after ``SETTLE_SECONDS``, since errors or gaps decide."""
+    """The decision on a wait. ``settling``: based on errors or gaps, so it is final only if it still holds after
+    ``SETTLE_SECONDS``."""
 
     outcome: Outcome
     settling: bool = False
 
     @property
     def over(self) -> bool:
-        """Whether there is nothing more to wait for."""
+        """True if the wait is over."""
         return self.outcome is not Outcome.WAITING
 
 
@@ -158,11 +160,12 @@ def judge(
     fail_fast: bool = False,
     threshold: Threshold | None = None,
 ) -> Verdict:
-    """How a wait stands, from the counts alone.
+    """Decide on a wait from the counts alone.
 
-    ``named``: it is for a batch, not for the whole pool; with no tokens, and none expected by number, the name may be wrong.
-    ``fail_fast``: do not wait for the others once the error budget is spent, or ``threshold`` cannot be reached. Missing tokens
-    and tokens in no state decide only when all others have finished: their results are wanted all the same.
+    ``named``: the wait is for a batch, not for the whole pool. If it has no tokens, and no number is expected, the name
+    may be wrong. ``fail_fast``: do not wait for the others once the error budget is spent, or ``threshold`` cannot be
+    reached. Missing tokens and tokens in no state count only when all others have finished, since the results of the
+    others are still wanted.
     """
     counts = completeness.counts
     if named and completeness.expected is None and not counts.total:
@@ -174,14 +177,14 @@ def judge(
         return Verdict(failure, settling=True)
     if completeness.complete and not counts.stateless:
         return Verdict(failure or Outcome.COMPLETE, settling=counts.error > 0)
-    if completeness.stuck or completeness.complete:  # complete, but for tokens in no state
-        # A token may be out of sight for a moment: in a cluster's copy that lags, or while it is deleted and pushed again.
+    if completeness.stuck or completeness.complete:  # complete, except for tokens in no state
+        # A token may be invisible for a moment: in a cluster's copy that lags, or while it is deleted and pushed again.
         return Verdict(Outcome.LOST, settling=True)
     return Verdict(Outcome.WAITING)
 
 
 def _failure(completeness: Completeness, budget: ErrorBudget, threshold: Threshold | None) -> Outcome | None:
-    """What it will be, unless tokens in error are given back. With a threshold, errors alone do not matter."""
+    """How the wait will fail, unless tokens in error are reset. With a threshold, errors alone do not matter."""
     if threshold is not None:
         return None if threshold.possible(completeness) else Outcome.TOO_FEW_DONE
     return Outcome.TOO_MANY_ERRORS if budget.spent(completeness.counts, completeness.total) else None
@@ -199,7 +202,7 @@ _ADVICE = {
 
 
 def advice(outcome: Outcome) -> str | None:
-    """What to do after a wait that failed so; None where ``explain`` says it."""
+    """What to do after a wait with this outcome; None if ``explain`` says it."""
     return _ADVICE.get(outcome)
 
 
@@ -214,7 +217,7 @@ def explain(
     stateless: Sequence[str] = (),
     missing: Sequence[str] = (),
 ) -> str:
-    """What happened to a wait that is over, the numbers first: Airflow's pages cut an exception short. Ids are samples."""
+    """Describe a wait that is over, with the numbers first, since Airflow's pages truncate exceptions. Ids are samples."""
     counts = completeness.counts
     if outcome is Outcome.COMPLETE:
         return f"All {completeness.total:,} tokens of {where} have finished: {counts}."
