@@ -14,7 +14,7 @@ from airflow_provider_picas.pilot.log import log
 
 
 class Access(NamedTuple):
-    """How to reach the database. The password is never logged nor handed to a command."""
+    """How to reach the database. The password is never logged or passed to a command."""
 
     url: str
     database: str
@@ -24,13 +24,14 @@ class Access(NamedTuple):
 
 
 def read_access(folder: str, config: Config, again: bool = False) -> Access:
-    """The credentials in ``picasconfig.py`` or ``conf.yml``; nothing is executed. ``folder`` is pilot.json's. Raises Failed."""
+    """The credentials in ``picasconfig.py`` or ``conf.yml``; nothing is executed. ``folder`` is pilot.json's. Raises
+    Failed."""
     path = _find_credentials(folder, config)
     try:
         values, secret = read_credentials(path)
         if os.stat(secret).st_mode & 0o077 and not again:
             log(f"Others may read {secret}, which holds a password or the key to one: chmod 600 it.")
-    except (OSError, ValueError, RecursionError, MemoryError) as error:  # the last two: of Python's parser
+    except (OSError, ValueError, RecursionError, MemoryError) as error:  # the last two come from Python's parser
         raise Failed(f"{path} cannot be read: {error}.", EX_CONFIG) from None
     if config.database:
         values["PICAS_DATABASE"] = config.database
@@ -42,7 +43,7 @@ def read_access(folder: str, config: Config, again: bool = False) -> Access:
 
 
 def _find_credentials(folder: str, config: Config) -> str:
-    """The file with the credentials; of several the first. Raises Failed."""
+    """The file with the credentials; the first of several. Raises Failed."""
     if config.credentials == "existing":
         places = [place for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place]
         paths = [os.path.join(place, "picasconfig.py") for place in places]
@@ -70,15 +71,15 @@ class Login:
         self._told = ""
 
     def headers(self) -> Dict[str, str]:
-        """What a request needs to log in."""
+        """The headers with which a request logs in."""
         if not self.access.username:
             return {}
         login = f"{self.access.username}:{self.access.password}".encode()
         return {"Authorization": "Basic " + base64.b64encode(login).decode("ascii")}
 
     def has_changed(self, refused: Access) -> bool:
-        """Whether there is another login than the one that was refused. Now and then the file is read to find out."""
-        # A file system that hangs holds up one thread only.
+        """True if there is another login than the refused one. Reads the file again from time to time."""
+        # A file system that hangs blocks only one thread.
         if self.access == refused and self._read and self._reading.acquire(blocking=False):
             try:
                 if time.monotonic() >= self._next:
@@ -92,7 +93,7 @@ class Login:
 
     def _take(self, found: Access) -> None:
         if (found.url, found.database) != (self.access.url, self.access.database):
-            # Its password is not for this server.
+            # The file's password is for another server.
             self._tell_once(f"The credentials in {found.folder} are for another database by now: they are not used.")
         elif found != self.access:
             self.access, self._backoff, self._told = found, Backoff(0.5, longest=5.0), ""

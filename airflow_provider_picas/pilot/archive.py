@@ -1,6 +1,6 @@
-"""Packs the pilot into the one file that is sent to a cluster. This module stays behind: it needs a newer Python.
+"""Packs the pilot into the one file that is sent to a cluster. This module is not in it: it needs a newer Python.
 
-``python3 -m zipfile -e picas_pilot.pyz folder`` unpacks it again; ``python3 folder pilot.json`` runs what is there.
+``python3 -m zipfile -e picas_pilot.pyz folder`` unpacks it; ``python3 folder pilot.json`` runs the unpacked pilot.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ FILE = "picas_pilot.pyz"
 _PACKAGE = Path(__file__).parent.parent
 _NOT_SENT = {"archive.py", "node_check.py"}
 _MAIN = "from airflow_provider_picas.pilot.main import start\n\nstart()\n"
-_DATE = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip file can hold
+_DATE = (1980, 1, 1, 0, 0, 0)  # the earliest date in a zip file
 
 
 @functools.cache
 def build() -> bytes:
-    """The archive. The same source gives the same bytes: a retry may send it again over one that is in use."""
+    """Build the archive. The same source gives the same bytes: a retry may overwrite an archive that is in use."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in sorted({"__main__.py": _MAIN.encode(), **sources()}.items()):

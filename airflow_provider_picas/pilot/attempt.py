@@ -1,4 +1,4 @@
-"""One attempt: a command with a folder, a session and an environment of its own."""
+"""One attempt: a command with its own folder, session and environment."""
 
 import collections
 import errno
@@ -29,7 +29,7 @@ class Tail:
         self._total = 0
 
     def add(self, data: bytes) -> None:
-        """Take the next bytes."""
+        """Append the next bytes."""
         self._chunks.append(data)
         self._total += len(data)
         self._kept += len(data)
@@ -37,7 +37,7 @@ class Tail:
             self._kept -= len(self._chunks.popleft())
 
     def read(self, descriptor: int) -> bool:
-        """Take what can be read now, at most a few pipes full; False at the end of the stream."""
+        """Read the available data, at most a few pipe buffers; False at the end of the stream."""
         for _ in range(16):
             try:
                 data = os.read(descriptor, 65536)
@@ -49,7 +49,7 @@ class Tail:
         return True
 
     def value(self) -> bytes:
-        """What is kept, after a line that says how much is not."""
+        """The bytes that are kept, after a line that says how many were dropped."""
         data = b"".join(self._chunks)
         if self._total <= self._most or not self._most:
             return data
@@ -57,7 +57,7 @@ class Tail:
 
 
 class Run:
-    """One attempt: a command with a folder, a session and an environment of its own."""
+    """One attempt: a command with its own folder, session and environment."""
 
     def __init__(self, token: Token, folder: str, files: str, config: Config, processes: Processes) -> None:
         self.token = token
@@ -69,10 +69,10 @@ class Run:
         self._token_file = os.path.join(folder, "token.json")
         self._output_file = os.path.join(folder, "output.json")
         self._progress_file = os.path.join(folder, "progress.json")
-        self._stop: Optional[Tuple[str, float]] = None  # why, and the seconds until SIGKILL
+        self._stop: Optional[Tuple[str, float]] = None  # the reason, and the seconds until SIGKILL
 
     def prepare(self) -> None:
-        """Make the folder: the token as JSON, and links to the submission's files. Raises OSError."""
+        """Create the folder: the token as JSON, and links to the submission's files. Raises OSError."""
         os.mkdir(self.folder, 0o700)
         with open(self._token_file, "w") as file:
             json.dump(self.token.doc, file)
@@ -80,7 +80,7 @@ class Run:
             os.symlink(os.path.join(self._files, name), os.path.join(self.folder, name))
 
     def stop(self, why: str, grace: float) -> None:
-        """End the command: SIGTERM now, SIGKILL after ``grace`` seconds. From any thread; the first reason stands."""
+        """End the command: SIGTERM now, SIGKILL after ``grace`` seconds. Thread-safe; the first reason is kept."""
         first = self._stop
         self._stop = (why, grace) if first is None else (first[0], min(first[1], grace))
 
@@ -90,11 +90,12 @@ class Run:
         return self._stop[0] if self._stop else None
 
     def progress(self) -> Any:
-        """What the command says of its progress, or None."""
+        """The progress that the command reports, or None."""
         return read_json(self._progress_file, PROGRESS_BYTES)[0]
 
     def execute(self, env: Dict[str, str]) -> Ended:
-        """Run the command to its end, and end all that it leaves behind. Raises OSError if no process can be made."""
+        """Run the command to its end, then end all processes that it left behind. Raises OSError if no process can be
+        created."""
         self.started = time.monotonic()
         try:
             process = self._start(env)
@@ -109,7 +110,7 @@ class Run:
             how = self._watch(process.pid, {pipe.fileno(): tail for pipe, tail in pipes if pipe is not None})
             self._processes.ended(process)
         seconds = time.monotonic() - self.started
-        code = process.returncode if process.returncode >= 0 else 128 - process.returncode  # as a shell says it
+        code = process.returncode if process.returncode >= 0 else 128 - process.returncode  # as in a shell
         result = read_json(self._output_file, self._config.output_bytes)
         return Ended(how, code, seconds, out.value(), err.value(), *result)
 
@@ -135,33 +136,34 @@ class Run:
             return self._processes.start(argv, env=dict(env, **own), **options)
 
     def _watch(self, pid: int, tails: Dict[int, Tail]) -> str:
-        """Read what the command prints until it has ended; returns how. Its zombie is left, so that the pid stays its own."""
+        """Read the command's output until it has ended; returns how it ended. Keeps its zombie, so that the pid is not
+        reused."""
         limit = number(self.token.doc.get("time_limit"), self._config.time_limit or 0)
         how, kill_at = "exit", None
         poll, pipes, nap = select.poll(), set(tails), 0.0005
         for descriptor in tails:
             os.set_blocking(descriptor, False)
             poll.register(descriptor, select.POLLIN)
-        only_killed = False  # it had no chance to end because of a signal, other than by SIGKILL
+        only_killed = False  # only SIGKILL can have ended it: no other signal had time to
         while not _ended(pid):
             if pipes:
                 for descriptor, _ in poll.poll(100):
                     if not tails[descriptor].read(descriptor):
                         poll.unregister(descriptor)
                         pipes.discard(descriptor)
-            else:  # it has closed them: most end right then
+            else:  # it has closed both: most commands end right then
                 time.sleep(nap)
                 nap = min(nap * 2, 0.05)
             now = time.monotonic()
             if self._stop is None and 0 < limit < now - self.started:
                 self.stop("time limit", self._config.kill_after)
-            # The pilot may have been frozen since: a command that has ended by itself has a result.
+            # The pilot may have been frozen since then: a command that ended by itself has a result.
             if self._stop is not None and not _ended(pid):
                 only_killed = self._stop[1] == 0 and (kill_at is None or only_killed)
                 how, grace = self._stop
                 kill_at = self._terminate(pid, kill_at, now, grace)
         if only_killed and _ended(pid) == os.CLD_EXITED:
-            how = "exit"  # a moment before the signal
+            how = "exit"  # it ended a moment before the signal
         signal_group(pid, signal.SIGKILL)
         self._processes.end_orphans(pid)
         for descriptor in pipes:
@@ -170,7 +172,7 @@ class Run:
 
     @staticmethod
     def _terminate(pid: int, kill_at: Optional[float], now: float, grace: float) -> float:
-        """SIGTERM the first time, SIGKILL when it is due; returns when that is."""
+        """Send SIGTERM the first time, and SIGKILL when it is due; returns when it is due."""
         if kill_at is None and grace > 0:
             signal_group(pid, signal.SIGTERM)
         kill_at = now + grace if kill_at is None else min(kill_at, now + grace)
@@ -180,6 +182,6 @@ class Run:
 
 
 def _ended(pid: int) -> int:
-    """How a child ended: CLD_EXITED or another of waitid's codes; 0 while it runs. Its zombie is left."""
+    """How a child ended: CLD_EXITED or another of waitid's codes; 0 while it runs. Keeps its zombie."""
     found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     return found.si_code if found else 0

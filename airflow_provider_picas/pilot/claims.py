@@ -28,24 +28,27 @@ from airflow_provider_picas.pilot.portions import portions
 
 DESIGN = f"_design/{ids.PROVIDER}/_view/"
 MONITOR = f"_design/{ids.MONITOR}/_view/"
-NUMBERS = 2**31 - 1  # the tokens of a class and priority are numbered at random below it, in the view
-EMPTY_LOOKS, EMPTY_FOR = 5, 15.0  # in a cluster: looks that find nothing, and seconds, until nothing is left
-Head = Tuple[
-    Any, str
-]  # what goes first of a class: its priority, negated (None where that is not finite), and the class
+NUMBERS = 2**31 - 1  # limit of the random numbers that the view assigns to tokens of a class and priority
+EMPTY_LOOKS, EMPTY_FOR = (
+    5,
+    15.0,
+)  # in a cluster: empty queries, and seconds, before the pilot concludes that no tokens remain
+Head = Tuple[Any, str]  # the head of a class: its highest priority, negated (None if not finite), and the class
 
 
 class Claims:
     """Finds tokens in state todo and claims them. Used by one thread."""
 
-    HEADS_LAST = 1.0  # seconds for which the best priorities are taken as known
-    MOST_CLASSES = 50  # whose best priorities are compared; more are looked at if none of these has a token to take
+    HEADS_LAST = 1.0  # seconds for which the highest priorities are cached
+    MOST_CLASSES = (
+        50  # classes whose highest priorities are compared; more are checked if none of these has a token to claim
+    )
     LONGEST_CLASS = 2000  # bytes of a class in a URL
     MOST_UNSETTLED = 1000
-    LOOKS = 12  # at a claim that is not to be seen, with growing pauses; one look at one that was refused as a conflict
-    MOST_REFUSED = 100  # tokens that the database lets the pilot not claim, before it ever claimed one
-    NOT_TODO_FOR = 2.0  # seconds for which a view may show as todo what is not, until that is stepped over
-    NO_VIEWS = 60.0  # seconds for which a cluster may miss its views: a node that comes back does
+    LOOKS = 12  # checks of a claim that is not visible, with growing pauses; one check if it was refused as a conflict
+    MOST_REFUSED = 100  # tokens that the database refuses to let the pilot claim, before its first successful claim
+    NOT_TODO_FOR = 2.0  # seconds for which a view may show a token as todo that is not, before it is skipped
+    NO_VIEWS = 60.0  # seconds for which a cluster may lack its views, as on a node that comes back
 
     def __init__(
         self,
@@ -63,39 +66,37 @@ class Claims:
         self.cluster = cluster
         self._heads: List[Head] = []
         self._heads_until = 0.0
-        self._monitor_from = ""  # the row of Monitor/todo behind which there was a token of the wanted classes
-        self._classes_after: Optional[List[Any]] = None  # where those classes begin that are not among the heads
-        self._useful = False  # the present take has found a token that it may claim
-        self._used_up: Set[str] = set()  # heads of which nothing is left in this pilot's share
+        self._monitor_from = ""  # the row of Monitor/todo after which there was a token of the wanted classes
+        self._classes_after: Optional[List[Any]] = None  # where the classes begin that are not among the heads
+        self._useful = False  # the current take has found a token that it may claim
+        self._used_up: Set[str] = set()  # heads without tokens in this pilot's share
         self._conflicts = conflicts
-        self._own_views_at = 0.0  # monotonic: when they are asked for again; until then they are missing
+        self._own_views_at = 0.0  # monotonic: when to query the missing views again
         self._no_views_since: Optional[float] = None
         self._told: Set[str] = set()
-        self._not_todo: Dict[str, Tuple[str, float]] = {}  # by token that a view shows: its revision, and since when
-        self.in_flight: List[Token] = []  # a claim was sent, and whether it was carried out is not known
-        self._unsettled: Dict[
-            str, Unsettled
-        ] = {}  # by token: claims in a cluster of which it is not known whether they stand
-        # Of the candidates that the last take found: not claimed because
-        self.contested = 0  # others were quicker, or enough were claimed
-        self.unfit = 0  # they would not fit into the wall-clock
-        self.deferred = 0  # their pilots died, and this one is not alone with them
-        self.conflicts = 0  # of all claims: others were quicker
-        self._claimed = False  # a claim was written
+        self._not_todo: Dict[str, Tuple[str, float]] = {}  # by token in a view: its revision, and since when
+        self.in_flight: List[Token] = []  # their claim was sent, and it is unknown whether it was carried out
+        self._unsettled: Dict[str, Unsettled] = {}  # by token: claims in a cluster that are not known to stand
+        # Candidates of the last take that were not claimed because
+        self.contested = 0  # others were faster, or enough were claimed
+        self.unfit = 0  # they would not fit into the wall-clock limit
+        self.deferred = 0  # their pilots died, and this pilot has other tokens
+        self.conflicts = 0  # in all claims: others were faster
+        self._claimed = False  # True once a claim was written
         self._refusals: Dict[str, int] = collections.Counter()  # by token
         self._refusal = ""  # the last one
-        self._most = config.max_claim * config.slots  # tokens that one claim asks for, fewer while pilots collide
+        self._most = config.max_claim * config.slots  # limit on the tokens of one claim, lower while pilots collide
 
     def take(self, wanted: int, fits: Callable[[Doc], bool], deaths: int) -> List[Token]:
         """Claim at most ``wanted`` tokens.
 
-        A token whose pilots have died may kill this one too. It is claimed by itself, so that others do not suffer, and
-        only if no more than ``deaths`` pilots died with it. Raises Unreachable; ``in_flight`` then holds those that may
-        have been claimed.
+        A token whose pilots have died may also kill this one. It is claimed on its own, so that other tokens do not
+        suffer, and only if no more than ``deaths`` pilots died with it. Raises Unreachable; ``in_flight`` then holds
+        tokens that may have been claimed.
         """
         self.contested = self.unfit = self.deferred = 0
         not_todo, self._useful = 0, False
-        wanted = min(wanted, self._most) if self._database.quorum.holds() else 1  # which shows whether it does again
+        wanted = min(wanted, self._most) if self._database.quorum.holds() else 1  # one claim shows if it holds again
         clean: List[Doc] = []
         suspects: List[Doc] = []
         seen: Set[str] = set()
@@ -130,7 +131,7 @@ class Claims:
         return tokens
 
     def _step_over(self, doc: Doc) -> None:
-        """Leave out a token that a view shows as todo although it is not, if that lasts: others may be behind it."""
+        """Skip a token that a view persistently shows as todo although it is not: there may be others after it."""
         name, now = doc["_id"], time.monotonic()
         rev, since = self._not_todo.get(name, ("", now))
         if rev != doc.get("_rev"):
@@ -142,7 +143,7 @@ class Claims:
             self._tell_once(f"A view shows {name} as todo, and it is not: it is left alone.")
 
     def _find(self, wanted: int) -> Iterator[List[Doc]]:
-        """Candidates, best priority first."""
+        """Candidates, highest priority first."""
         if time.monotonic() >= self._own_views_at:
             try:
                 yield from self._find_by_priority(wanted)
@@ -182,10 +183,10 @@ class Claims:
                 self._heads = self._read_heads(self._classes_after)
             if found or (fresh and unreadable == self._database.left_alone()):
                 return
-            self._heads_until = 0.0  # what was best is gone, or cannot be read
+            self._heads_until = 0.0  # the heads are gone, or cannot be read
 
     def _read_heads(self, start: Optional[List[Any]] = None) -> List[Head]:
-        """The best priority (negated) of each class, best first; of ``MOST_CLASSES`` from ``start`` on."""
+        """The highest priority (negated) of each class, highest first; for ``MOST_CLASSES`` from ``start`` on."""
         batch = self._config.batch or ""
         start = start or [batch]
         heads: List[Head] = []
@@ -230,9 +231,10 @@ class Claims:
         return rows
 
     def _find_at(self, head: Head, limit: int) -> Iterator[List[Doc]]:
-        """First in this pilot's share of the numbers within class and priority, then from a random one on, wrapping around.
+        """Search this pilot's share of the numbers within class and priority, then from a random number on, wrapping
+        around.
 
-        So pilots seldom meet: those of an array have a share each, until it is used up.
+        So pilots rarely collide: those of an array have a share each, until it is used up.
         """
         key = [self._config.batch or "", head[1], head[0]]
         place, shares = self._me.share
@@ -252,10 +254,10 @@ class Claims:
         return self._database.documents(DESIGN + "todo", reduce=False, limit=limit, **limits)
 
     def _find_in_monitor(self, wanted: int) -> Iterator[List[Doc]]:
-        """For a pool that has PiCaS's own views alone: a random choice of the first rows.
+        """For a pool with only PiCaS's own views: a random choice of the first rows.
 
-        These views do not know of classes. Where only some are wanted, all rows are read, from where there were some the last
-        time: any number of other tokens may be before them.
+        These views have no classes. If only some classes are wanted, all rows are read, from the place where the last
+        search found some: any number of other tokens may be before them.
         """
         limit, classes = max(100, 2 * wanted), self._config.classes
         limits = batch_range(self._config.batch)
@@ -298,7 +300,7 @@ class Claims:
         if status == 413:
             self.in_flight = []
             return self._claim_by_halves(docs)
-        if not rows:  # refused as a whole, and some may be written all the same: all are given back
+        if not rows:  # refused as a whole, but some may have been written: release all
             if len(tokens) == 1:
                 self._refused(tokens[0].id, f"HTTP {status}", final=False)
             self._most = 1
@@ -312,7 +314,7 @@ class Claims:
         return mine
 
     def _claim_by_halves(self, docs: List[Doc]) -> List[Token]:
-        """Claim tokens which together are too large for a request, and leave out those that are by themselves."""
+        """Claim tokens that are too large together for one request, and skip those that are too large on their own."""
         half = len(docs) // 2
         if not half:
             self._database.leave_alone(docs[0]["_id"], "is too large for the database to take a claim of it")
@@ -323,10 +325,10 @@ class Claims:
         except Unreachable:
             if not mine:
                 raise
-            return mine  # the next claim tells whether it lasts
+            return mine  # the next claim shows whether this lasts
 
     def _landed(self, tokens: List[Token]) -> List[Token]:
-        """The claims that were carried out although the answer was lost. The others stay in flight: they may yet be."""
+        """The claims that were carried out although the response was lost. The others stay in flight: they may still be."""
         docs = self._database.read([token.id for token in tokens])
         mine = []
         for token in tokens:
@@ -338,7 +340,7 @@ class Claims:
         return mine
 
     def _written(self, tokens: List[Token], rows: Dict[str, Doc]) -> List[Token]:
-        """The claims that were written safely, by the rows of the answer."""
+        """The claims that were written safely, by the rows of the response."""
         mine = []
         for token in tokens:
             row = rows.get(token.id, {})
@@ -350,7 +352,7 @@ class Claims:
                     mine.append(token)
             elif row.get("error") == "conflict":
                 self.conflicts += 1
-                if self.cluster:  # one node may have stored it, and then it may win
+                if self.cluster:  # one node may have stored it, so it may win
                     self._doubt([token], beaten=True)
             else:
                 error = str(row.get("error"))
@@ -362,7 +364,7 @@ class Claims:
         return mine
 
     def _refused(self, name: str, why: str, final: bool) -> None:
-        """Leave out a token that the database does not let this pilot claim: for good, or for a while and then try again."""
+        """Skip a token that the database does not allow this pilot to claim: permanently, or for a while."""
         self._refusals[name] += 1
         self._refusal = why
         final = final or self._refusals[name] >= 3
@@ -372,7 +374,7 @@ class Claims:
             log(f"The database does not let this pilot claim {name} ({why:.500}). It goes on with others.")
 
     def refusal(self) -> str:
-        """Why not a single token could be claimed, if so."""
+        """Why not a single token could be claimed; empty otherwise."""
         if self._claimed or not self._refusals:
             return ""
         return (
@@ -380,9 +382,9 @@ class Claims:
             " Ask who keeps the database for the right to write"
         )
 
-    # In a cluster two nodes may both accept a claim. One of the revisions wins, everywhere the same, once the nodes have told
-    # each other. After an answer of 202, a lost one, or a conflict, nothing is written to the token until writes reach most of
-    # its copies again, and it was read from them: a claim that lost is deleted then, and one that won is written once more.
+    # In a cluster two nodes may both accept a claim. Once the nodes have synchronized, one of the revisions wins, the same
+    # everywhere. After a 202, a lost response, or a conflict, nothing is written to the token until writes reach most of its
+    # copies again and it was read from them: then a claim that lost is deleted, and one that won is written once more.
 
     def _doubt(self, tokens: Sequence[Token], beaten: bool = False) -> None:
         for token in tokens:
@@ -392,7 +394,7 @@ class Claims:
             del self._unsettled[name]
 
     def total(self) -> Optional[int]:
-        """How many tokens a copy of the database holds, in whatever state; None if the views do not tell."""
+        """The number of tokens in a copy of the database, in any state; None if the views do not show it."""
         try:
             return self._database.sum(DESIGN + "counts", **self._keys())
         except Failed:
@@ -406,11 +408,11 @@ class Claims:
         return name in self._unsettled and not self._unsettled[name].beaten
 
     def unsettled(self) -> bool:
-        """Whether there are claims that may yet turn out to stand."""
+        """True if there are claims that may turn out to stand."""
         return any(not entry.beaten and entry.seen for entry in self._unsettled.values())
 
     def settle(self) -> List[Token]:
-        """Look again at claims of which it is not known whether they stand. Those that do. Raises Unreachable."""
+        """Check again the claims that are not known to stand. Returns those that do. Raises Unreachable."""
         now = time.monotonic()
         due = [entry for entry in self._unsettled.values() if now >= entry.next_look][:200]
         if not due or not self._database.quorum.holds():
@@ -427,7 +429,7 @@ class Claims:
         return self._claim_again(won)
 
     def _claim_again(self, tokens: List[Token]) -> List[Token]:
-        """Write claims again that won. What is read after that has come from the copies that hold them."""
+        """Write the winning claims again. Later reads then come from the copies that have them."""
         if not tokens:
             return []
         rows = self._database.bulk([token.doc for token in tokens])[1]
@@ -441,7 +443,7 @@ class Claims:
         return self._standing(safe)
 
     def _standing(self, mine: List[Token]) -> List[Token]:
-        """Those of these claims, which were written safely, that stand. Raises Unreachable: they are looked at again then."""
+        """The claims, of those written safely, that stand. Raises Unreachable: then they will be checked again."""
         self._doubt(mine)
         branches = self._database.branches([token.id for token in mine])
         standing = []
@@ -454,7 +456,7 @@ class Claims:
         return standing
 
     def _stands(self, token: Token, branches: List[Doc], entry: "Unsettled") -> Optional[bool]:
-        """Whether a claim that was not started stands among the revisions of the token; None: not known yet."""
+        """True if an unstarted claim stands among the revisions of the token; None: not known yet."""
         place = next((place for place, doc in enumerate(branches) if token.is_claimed_in(doc)), None)
         entry.seen = place is not None
         if place is None:
@@ -464,24 +466,24 @@ class Claims:
             return False
         doc = self._conflicts.settle(branches)
         if doc is None:
-            entry.beaten = False  # whoever runs it under another revision will have ended one day
+            entry.beaten = False  # the pilot that runs it under another revision will end at some time
             return None
         token.doc["_rev"] = doc["_rev"]
         return token.is_claimed_in(doc) and not is_finished(doc)
 
 
 class Unsettled:
-    """A claim of which it is not known whether it stands, and when to look again."""
+    """A claim that is not known to stand, and when to check it again."""
 
     def __init__(self, token: Token, beaten: bool) -> None:
         self.token = token
         self.beaten = beaten  # it was refused as a conflict
-        self.seen = not beaten  # among the token's revisions, when last looked at
+        self.seen = not beaten  # it was among the token's revisions at the last check
         self.looks = 0
         self._pause = Backoff(1.0, 60.0)
-        self.next_look = time.monotonic() + (1.0 if beaten else 0.0)  # the nodes tell each other within moments
+        self.next_look = time.monotonic() + (1.0 if beaten else 0.0)  # the nodes synchronize within moments
 
     def looked(self) -> None:
-        """It is looked at now."""
+        """Record a check, and plan the next one."""
         self.looks += 1
         self.next_look = time.monotonic() + (self._pause.pause() if not self.seen else 2.0)

@@ -7,16 +7,17 @@ from airflow_provider_picas.lifecycle.dates import parse_date
 
 
 class Quorum:
-    """Whether a cluster of CouchDB nodes stores writes on most copies of a document. All threads note what they see.
+    """Tracks whether a cluster of CouchDB nodes stores writes on most copies of a document. All threads report to it.
 
-    It answers 201 then, and 202 while too few nodes can be reached: what is written so may lose against what others write.
+    The cluster then answers 201. It answers 202 while too few nodes can be reached: such writes may lose against those
+    of others.
     """
 
     def __init__(self) -> None:
         self._lost_at: Optional[float] = None
 
     def note(self, stored: bool) -> None:
-        """A write was stored on most copies, or on fewer."""
+        """Record that a write was stored on most copies, or on fewer."""
         if stored:
             self._lost_at = None
         elif self._lost_at is None:
@@ -28,29 +29,30 @@ class Quorum:
         return 0.0 if lost_at is None else time.monotonic() - lost_at
 
     def holds(self) -> bool:
-        """Whether the last write was stored on most copies. True before the first one."""
+        """True if the last write was stored on most copies, or before the first one."""
         return self._lost_at is None
 
 
 class Clock:
-    """The database's clock, from the ``Date`` of its answers: a node's own may be wrong. And when it last answered.
+    """The database's clock, from the ``Date`` of its responses, since a node's clock may be wrong. Also tracks the
+    contact with it.
 
-    ``longest_gap``: seconds without a useful answer after which contact was lost.
+    ``longest_gap``: contact is lost after this number of seconds without a usable response.
     """
 
-    COARSE = 1.0  # seconds by which two dates may contradict each other: servers keep the header for a second
+    COARSE = 1.0  # seconds by which two dates may contradict each other: servers cache the header for a second
 
     def __init__(self, longest_gap: float = float("inf")) -> None:
         offset = time.time() - time.monotonic()
-        self._offset = (offset, offset)  # of the database's clock from the monotonic one: at least, at most
+        self._offset = (offset, offset)  # of the database's clock from the monotonic one: minimum, maximum
         self._heard = False
         self._last_answer = time.monotonic()
         self._longest_gap = longest_gap
-        self._back_since: Optional[float] = None  # when contact was found, for the first time or again
+        self._back_since: Optional[float] = None  # when contact was established, for the first time or again
         self.quorum = Quorum()
 
     def hear(self, date: Optional[str], sent: Optional[float] = None, received: Optional[float] = None) -> None:
-        """Take the ``Date`` of a useful answer. It was made between the monotonic times ``sent`` and ``received``."""
+        """Use the ``Date`` of a usable response. It was made between the monotonic times ``sent`` and ``received``."""
         now = time.monotonic()
         if self._back_since is None or now - self._last_answer > self._longest_gap:
             self._back_since = now
@@ -71,11 +73,11 @@ class Clock:
         return self.at(time.monotonic())
 
     def at(self, moment: float) -> float:
-        """What the database's clock shows at a monotonic time."""
+        """The time of the database's clock at a monotonic time."""
         return moment + sum(self._offset) / 2
 
     def silence(self) -> float:
-        """Seconds since the last useful answer."""
+        """Seconds since the last usable response."""
         return time.monotonic() - self._last_answer
 
     def contact(self) -> float:

@@ -15,9 +15,9 @@ from airflow_provider_picas.pilot.log import log
 
 
 class Conflicts:
-    """Merges revisions of tokens that are in conflict, as nodes of a cluster leave them that did not see each other.
+    """Merges conflicting revisions of tokens, which result when nodes of a cluster did not see each other.
 
-    Used by one thread. ``contact``: as for ``Reaper``; ``held``: the claims of this pilot that it has not ended.
+    Used by one thread. ``contact``: as for ``Reaper``; ``held``: this pilot's claims that have not ended.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Conflicts:
         self._silence = Silence(config.lease)
 
     def settle(self, branches: Sequence[Doc]) -> Optional[Doc]:
-        """The token with no revisions in conflict any more. None: later. Raises Unreachable."""
+        """Merge the revisions of a token. Returns the token; None: not yet possible. Raises Unreachable."""
         if len(branches) == 1:
             return branches[0]
         plan = merge(branches, self._may_run)
@@ -63,17 +63,17 @@ class Conflicts:
         return winner
 
     def without(self, ids: Sequence[str]) -> Set[str]:
-        """Which of these tokens have no revisions in conflict. Those of the others are merged if that can be done."""
+        """The tokens without conflicting revisions. The revisions of the others are merged if possible."""
         alone = set()
         for name, branches in self._database.branches(ids).items():
             if len(branches) == 1:
                 alone.add(name)
             elif branches:
-                self.settle(branches)  # who asks sees what has become of it the next time
+                self.settle(branches)  # the caller sees the result the next time
         return alone
 
     def _may_run(self, doc: Doc) -> bool:
-        """Whether a pilot may run the token under this revision."""
+        """True if a pilot may be running the token under this revision."""
         if not held_by_pilot(doc):
             return False
         pilot = doc["pilot"]

@@ -1,4 +1,4 @@
-"""Connections to CouchDB, with limits to what an answer may hold and how long it may take."""
+"""Connections to CouchDB, with limits on the size and the duration of responses."""
 
 import http.client
 import io
@@ -14,12 +14,12 @@ from airflow_provider_picas.lifecycle.exit_codes import EX_CONFIG, Failed
 from airflow_provider_picas.lifecycle.pilot_config import Config
 from airflow_provider_picas.pilot.errors import TOO_MUCH, LargeAnswer
 
-LARGEST_ANSWER = 64_000_000  # bytes of an answer that are read
-SLOWEST_ANSWER = 10  # an answer may take this many times the time-out, which is for each piece of it
+LARGEST_ANSWER = 64_000_000  # largest response that is read, in bytes
+SLOWEST_ANSWER = 10  # a response may take this many times the timeout, which applies to each piece of it
 
 
 def _tls(config: Config) -> ssl.SSLContext:
-    """How the server's certificate is verified. Raises Failed for a file of certificates that cannot be read."""
+    """The TLS context for the server's certificate. Raises Failed if a file of certificates cannot be read."""
     try:
         context = ssl.create_default_context(cafile=os.path.expanduser(config.ca_file) if config.ca_file else None)
     except OSError as error:
@@ -31,7 +31,7 @@ def _tls(config: Config) -> ssl.SSLContext:
 
 
 class _Bounded(io.RawIOBase):
-    """What comes over a connection for one answer. Raises LargeAnswer and socket.timeout beyond its limits of size and time."""
+    """The data of one response. Raises LargeAnswer and socket.timeout beyond the limits of size and time."""
 
     def __init__(self, raw: Any, place: str, most: int, seconds: float) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class _Bounded(io.RawIOBase):
 
 
 class _Response(http.client.HTTPResponse):
-    """An answer with limits, which also hold for its headers."""
+    """A response with limits, which also apply to its headers."""
 
     limits: Tuple[str, int, float] = ("", 0, 0.0)
 

@@ -31,16 +31,16 @@ from airflow_provider_picas.pilot.errors import LargeAnswer, Unreachable, Unread
 from airflow_provider_picas.pilot.log import log
 from airflow_provider_picas.pilot.portions import BULK_BYTES
 
-FIRST_PAGE = 100  # documents that are asked for while their size is not known
+FIRST_PAGE = 100  # documents in a request while their size is not known
 
 
 def _is_object(value: Any, kinds: Mapping[str, Any]) -> bool:
-    """Whether a JSON value is an object with fields of these types."""
+    """True if a JSON value is an object with fields of these types."""
     return isinstance(value, dict) and all(isinstance(value.get(name), kind) for name, kind in kinds.items())
 
 
 def _is_document(value: Any) -> bool:
-    """Whether a JSON value is a document as CouchDB gives it."""
+    """True if a JSON value is a document in CouchDB's form."""
     kinds = {"_id": str, "_rev": str, "_attachments": _OR_NONE, "_conflicts": (list, type(None))}
     return _is_object(value, kinds) and all(_is_object(file, {}) for file in (value.get("_attachments") or {}).values())
 
@@ -63,17 +63,17 @@ class Database:
         self._prefix = path + "/" + quote(access.database, safe="")
         self._clock = clock
         self.quorum = clock.quorum
-        self._left_alone: Set[str] = set()  # ids of documents that cannot be read or written by this pilot
+        self._left_alone: Set[str] = set()  # ids of documents that this pilot cannot read or write
         self._left_out: Dict[
             str, float
-        ] = {}  # ids of documents that are passed over, with the others, until when (monotonic)
-        self._waited_for: Set[str] = set()  # those of them that may be taken after that
-        self._longest = timeout * slowest  # seconds that an answer may take as a whole
-        self._page = FIRST_PAGE  # documents that make BULK_BYTES, by the size of the last ones
-        self._received = 0  # bytes of the last answer
+        ] = {}  # ids of documents that are skipped for a time, each with its end (monotonic)
+        self._waited_for: Set[str] = set()  # those of them that may be claimed after that
+        self._longest = timeout * slowest  # seconds for a whole response
+        self._page = FIRST_PAGE  # documents in BULK_BYTES, by the size of the last ones
+        self._received = 0  # bytes of the last response
         self._response: Any = type(
             "Response", (_Response,), {}
-        )  # of this connection: it has the limits of the next answer
+        )  # for this connection: it has the limits of the next response
         self._connection = http.client.HTTPConnection(host, port, timeout=timeout)
         if scheme == "https":
             self._connection = http.client.HTTPSConnection(host, port, timeout=timeout, context=_tls(config))
@@ -82,19 +82,20 @@ class Database:
     def request(
         self, method: str, path: str, body: Any = None, query: Optional[Doc] = None, largest: int = LARGEST_ANSWER
     ) -> Tuple[int, Any]:
-        """Status and JSON of one request; values of ``query`` are sent as JSON. ``largest``: bytes of the answer that are read.
+        """Status and JSON of one request; values of ``query`` are sent as JSON. ``largest``: limit of the response in
+        bytes.
 
-        Raises Unreachable when the answer is of no use: then a write may have been carried out or not. If so because of what a
-        document holds, that is Unreadable.
+        Raises Unreachable if there is no usable response: a write may have been carried out or not. If the content of a
+        document is the cause, raises Unreadable.
         """
         url = self._prefix + ("/" + path if path else "")
         if query:
             url += "?" + urlencode({name: json.dumps(value) for name, value in query.items()})
         try:
             data = None if body is None else json.dumps(body, allow_nan=False, separators=(",", ":")).encode("ascii")
-        except ValueError as error:  # a number of a document that overflowed when it was read
+        except ValueError as error:  # a number in a document overflowed when it was read
             raise Unreachable(f"A request to {self.place} cannot be written as JSON: {error}", 400) from None
-        tries = 3 if method == "GET" or path == "_all_docs" else 1  # what only reads can be asked again at once
+        tries = 3 if method == "GET" or path == "_all_docs" else 1  # a request that only reads can be repeated at once
         while True:
             sent, access = time.monotonic(), self._login.access
             try:
@@ -118,7 +119,7 @@ class Database:
     def _send(
         self, method: str, url: str, data: Optional[bytes], largest: int
     ) -> Tuple[http.client.HTTPResponse, float, bytes]:
-        """The answer to one request, when its headers came (monotonic), and its content."""
+        """The response to one request, when its headers came (monotonic), and its content."""
         self._response.limits = (self.place, largest, self._longest)
         self._connection.response_class = self._response
         self._connection.request(method, url, data, {**self._headers, **self._login.headers()})
@@ -155,28 +156,28 @@ class Database:
         return status, data
 
     def close(self) -> None:
-        """Close the connection. The next request makes a new one, which may lead to another node."""
+        """Close the connection. The next request opens a new one, which may lead to another node."""
         self._connection.close()
 
     def _check(self, is_so: bool, status: int, path: str) -> None:
-        """Raise Unreachable if an answer is not as CouchDB's are."""
+        """Raise Unreachable if a response does not have CouchDB's form."""
         if not is_so:
             raise Unreachable(
                 f"{self.place} answers {status} to {path:.200} with JSON of another shape than CouchDB's", status
             )
 
     def _objects(self, found: Any, status: int, path: str, **kinds: Any) -> List[Doc]:
-        """A list of objects with such fields, as a part of an answer. Raises Unreachable for anything else."""
+        """A list of objects with these fields, as a part of a response. Raises Unreachable for anything else."""
         self._check(isinstance(found, list) and all(_is_object(item, kinds) for item in found), status, path)
         return list(found)
 
     def _document(self, value: Any, status: int, path: str) -> Doc:
-        """A document, as a part of an answer. Raises Unreachable for anything else."""
+        """A document, as a part of a response. Raises Unreachable for anything else."""
         self._check(_is_document(value), status, path)
         return dict(value)
 
     def info(self) -> Doc:
-        """What the database says of itself. Raises Failed for what is not a CouchDB."""
+        """The database's information about itself. Raises Failed if the server is not a CouchDB."""
         status, info = self.request("GET", "")
         if status != 200 or not _is_object(info, {"db_name": str, "update_seq": (str, int)}):
             raise Failed(f"{self.place} is not a CouchDB database: check PICAS_HOST_URL (HTTP {status}).", EX_CONFIG)
@@ -211,7 +212,7 @@ class Database:
         try:
             docs = {row["key"]: row.get("doc") for row in self._rows_of(ids, include_docs=True, **query)}
         except Unreadable as error:
-            if len(ids) > 1:  # by halves, until the one is found that is to blame
+            if len(ids) > 1:  # split in halves until the document that causes the error is found
                 half = len(ids) // 2
                 return dict(self.read(ids[:half], **query), **self.read(ids[half:], **query))
             self.leave_alone(ids[0], error.why)
@@ -231,9 +232,9 @@ class Database:
         return True
 
     def branches(self, ids: Sequence[str]) -> Dict[str, List[Doc]]:
-        """The revisions of documents that are in conflict, the winner first: mostly one, none for what cannot be read.
+        """The conflicting revisions of documents, the winner first: mostly one, none for a document that cannot be read.
 
-        In a cluster these are read from most copies, as documents by id are, and unlike the rows of a view.
+        In a cluster these are read from most copies, like documents by id, and unlike the rows of a view.
         """
         docs = self.read(ids, conflicts=True) if ids else {}
         return {name: self._branches_of(doc) for name, doc in docs.items()}
@@ -268,11 +269,11 @@ class Database:
         raise Unreachable(f"{self.place} answers {status} to a read of revision {rev} of {name}", status or 404)
 
     def with_attachments(self, doc: Doc) -> Doc:
-        """A document with the data of its attachments in it. Raises Unreachable."""
+        """A document with the data of its attachments. Raises Unreachable."""
         if not doc.get("_attachments"):
             return doc
         sizes = [number(file.get("length")) for file in doc["_attachments"].values()]
-        largest = LARGEST_ANSWER + int(2 * sum(sizes))  # they come in base64
+        largest = LARGEST_ANSWER + int(2 * sum(sizes))  # the data are in base64
         path = quote(doc["_id"], safe="")
         if has_path(doc["_id"]):
             status, found = self.request("GET", f"{path}?attachments=true&rev={quote(doc['_rev'])}", largest=largest)
@@ -286,7 +287,7 @@ class Database:
         return found
 
     def delete(self, doc: Doc) -> None:
-        """Delete a revision, which must not be the winner: the document would be gone. Raises Unreachable."""
+        """Delete a revision. It must not be the winner: this would delete the document. Raises Unreachable."""
         if has_path(doc["_id"]):
             self.request("DELETE", f"{quote(doc['_id'], safe='')}?rev={quote(doc['_rev'])}")
         else:
@@ -298,7 +299,7 @@ class Database:
         return {name: found.get(name) for name in ids}
 
     def bulk(self, docs: Sequence[Doc]) -> Tuple[int, Dict[str, Doc]]:
-        """``_bulk_docs``: the status, and the row of each document; no rows when the request was refused as a whole.
+        """``_bulk_docs``: the status, and the row of each document; no rows if the request was refused as a whole.
 
         A row with ``accepted`` was stored on too few copies: see ``Quorum``.
         """
@@ -308,17 +309,18 @@ class Database:
             text = (str, type(None))
             found = {row["id"]: row for row in self._objects(rows, status, "_bulk_docs", id=str, rev=text, error=text)}
         if status == 202 and not any(row.get("accepted") for row in found.values()):
-            found = {name: dict(row, accepted=True) for name, row in found.items()}  # it does not say which
+            found = {name: dict(row, accepted=True) for name, row in found.items()}  # the response does not say which
         written = [not row.get("accepted") for row in found.values() if row.get("rev")]
         if written:
             self.quorum.note(any(written))
         return status, found
 
     def put_local(self, doc_id: str, doc: Doc) -> None:
-        """Write a ``_local`` document, whatever is there. Raises Unreachable also when too few nodes of a cluster have it."""
+        """Write a ``_local`` document, overwriting any other. Raises Unreachable also if too few nodes of a cluster
+        store it."""
         path = quote(doc_id)
         status, _ = self.request("PUT", path, doc)
-        if status == 409:  # CouchDB overwrites, others want the revision
+        if status == 409:  # CouchDB overwrites, other servers require the revision
             there = self.get(path) or {}
             revision = {"_rev": there["_rev"]} if "_rev" in there else {}
             status, _ = self.request("PUT", path, dict({k: v for k, v in doc.items() if k != "_rev"}, **revision))
@@ -328,7 +330,8 @@ class Database:
             raise Unreachable(f"{self.place} answers {status} to a write of {path}", status)
 
     def _view(self, view: str, query: Doc, **kinds: Any) -> List[Doc]:
-        """The rows of a view. Raises Failed if there is no such view, and Unreachable for other rows than views have."""
+        """The rows of a view. Raises Failed if there is no such view, and Unreachable if the rows do not have a view's
+        form."""
         status, answer = self.request("GET", view, query=query)
         if status != 200:
             raise Failed(
@@ -337,7 +340,7 @@ class Database:
         return self._objects(answer.get("rows") if isinstance(answer, dict) else None, status, view, **kinds)
 
     def rows(self, view: str, limit: int, **query: Any) -> List[Doc]:
-        """The first rows of a view, without those of documents that cannot be read. Raises Failed if there is no such view."""
+        """The first rows of a view, except those of unreadable documents. Raises Failed if there is no such view."""
         left_out = self._passed_over()
         query["limit"] = limit + len(left_out)
         rows = self._view(view, query, id=str, doc=_OR_NONE)
@@ -345,13 +348,13 @@ class Database:
         return [row for row in rows if row["id"] not in left_out][:limit]
 
     def sum(self, view: str, **query: Any) -> int:
-        """What a view reduces to. Raises Failed if there is no such view."""
+        """The reduced value of a view. Raises Failed if there is no such view."""
         return int(sum(number(row["value"]) for row in self._view(view, query, value=(int, float))))
 
     def documents(self, view: str, limit: int, **query: Any) -> List[Doc]:
-        """The documents of the first rows of a view, as they are now, but for those that cannot be read.
+        """The current documents of the first rows of a view, except those that cannot be read.
 
-        Fewer than there are if they have more than ``BULK_BYTES`` together, but at least one.
+        Returns fewer if they have more than ``BULK_BYTES`` together, but at least one.
         """
         return self.page(view, limit, **query)[0]
 
@@ -380,22 +383,22 @@ class Database:
         return [doc for doc in docs if self._is_readable(doc)], rows[-1]["id"] if len(rows) == limit else None
 
     def leave_out(self, name: str, seconds: float, waits: bool = True) -> None:
-        """Pass over a document in the rows of views, for so long; ``waits``: there may be work in it after that."""
+        """Skip a document in the rows of views for ``seconds``. ``waits``: it may have work after that."""
         self._left_out[name] = time.monotonic() + seconds
         (self._waited_for.add if waits and seconds < float("inf") else self._waited_for.discard)(name)
 
     def leave_alone(self, name: str, why: str) -> None:
-        """Pass over a document in the rows of views for as long as this pilot runs, and say why."""
+        """Skip a document in the rows of views for as long as this pilot runs, and log the reason."""
         if name not in self._left_alone:
             log(f"{name} {why}: it is left alone.")
         self._left_alone.add(name)
 
     def left_alone(self) -> int:
-        """How many documents are passed over for as long as this pilot runs."""
+        """The number of documents that are skipped for as long as this pilot runs."""
         return len(self._left_alone)
 
     def left_out(self) -> bool:
-        """Whether there are documents that are passed over for some time only, and may be taken after it."""
+        """True if there are documents that are skipped only for some time, and may be claimed after it."""
         return any(name in self._waited_for for name in self._left_out)
 
     def _passed_over(self) -> Set[str]:

@@ -1,4 +1,4 @@
-"""What the command sees, and the files that it writes."""
+"""The command's environment, and the files that it writes."""
 
 import collections
 import json
@@ -17,13 +17,13 @@ from airflow_provider_picas.lifecycle.json_values import (
 )
 
 FIELD_BYTES = 64 * 1024  # largest value in the command's environment
-FIELDS_BYTES = 512 * 1024  # of all values together
-# Never handed on from the job's environment.
+FIELDS_BYTES = 512 * 1024  # limit for all values together
+# Never passed on from the job's environment.
 _HIDDEN = {"PICAS_HOST_URL", "PICAS_USERNAME", "PICAS_PASSWORD", "PICAS_INPUT", "PICAS_OMITTED"}
 
 
 def job_environment(base: Dict[str, str], credentials: str) -> Dict[str, str]:
-    """The job's environment without credentials; ``credentials`` is the folder that is dropped from PYTHONPATH."""
+    """The job's environment without credentials; ``credentials`` is the folder to remove from PYTHONPATH."""
     env = {name: value for name, value in base.items() if name not in _HIDDEN and not name.startswith("PICAS_FIELD_")}
     hidden = os.path.realpath(credentials)
     paths = [path for path in env.pop("PYTHONPATH", "").split(os.pathsep) if path and os.path.realpath(path) != hidden]
@@ -35,7 +35,7 @@ def job_environment(base: Dict[str, str], credentials: str) -> Dict[str, str]:
 def token_environment(doc: Doc) -> Dict[str, str]:
     """``PICAS_TOKEN_ID``, ``PICAS_INPUT`` and the scalar fields as ``PICAS_FIELD_<NAME>``.
 
-    What does not fit into an environment is named in ``PICAS_OMITTED``; the token's file has it.
+    ``PICAS_OMITTED`` names the fields that do not fit into an environment; the token's file has them.
     """
     fields: Dict[str, List[Any]] = collections.defaultdict(list)
     for name in doc:
@@ -46,7 +46,7 @@ def token_environment(doc: Doc) -> Dict[str, str]:
     wanted = [
         ("PICAS_TOKEN_ID", doc["_id"]),
         ("PICAS_INPUT", json.dumps(given, separators=(",", ":")) if nested else given),
-        # Names that differ in case alone are ambiguous: neither is set.
+        # Names that differ only in case are ambiguous: neither is set.
         *((name, values[0]) for name, values in sorted(fields.items()) if len(values) == 1),
     ]
     env: Dict[str, str] = {}
@@ -74,7 +74,7 @@ def _fits_environment(text: str) -> bool:
 
 
 def read_json(path: str, most: int) -> Tuple[Any, bool, Optional[str]]:
-    """What a command wrote: the value, whether there is one, and what is wrong with it. A missing or empty file is none."""
+    """The JSON in a command's file: the value, True if there is one, and an error. A missing or empty file has no value."""
     name = os.path.basename(path)
     try:
         # A command may leave a pipe or a device there, which must not hang the pilot.
@@ -96,7 +96,7 @@ def read_json(path: str, most: int) -> Tuple[Any, bool, Optional[str]]:
         return None, False, None
     try:
         value = json.loads(data.decode("utf-8"))
-        json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")  # NaN and lone surrogates are no JSON
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")  # NaN and lone surrogates are not JSON
     except (ValueError, RecursionError) as error:
         return None, False, f"{name} is no JSON: {error!s:.200}"
     if is_nested_more(value, MOST_NESTED):

@@ -1,10 +1,10 @@
-"""What keeps a request from having an answer."""
+"""Errors of requests without a usable response."""
 
 TOO_MUCH = "is too large to be read"
 
 
 class Unreachable(Exception):
-    """No useful answer: no connection, a server error, or credentials refused for the time being. Try again later."""
+    """No usable response: no connection, a server error, or credentials refused for now. Try again later."""
 
     def __init__(self, message: str, status: int = 0) -> None:
         super().__init__(message)
@@ -12,7 +12,7 @@ class Unreachable(Exception):
 
 
 class Unreadable(Unreachable):
-    """An answer that Python cannot read because of what a document holds. ``why``: what it is then said to be."""
+    """A response that Python cannot read because of a document's content. ``why``: the reason for the log."""
 
     def __init__(self, message: str, status: int, why: str) -> None:
         super().__init__(message, status)
@@ -20,4 +20,4 @@ class Unreadable(Unreachable):
 
 
 class LargeAnswer(Unreadable):
-    """An answer with more bytes than the pilot reads."""
+    """A response with more bytes than the pilot reads."""

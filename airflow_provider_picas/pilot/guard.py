@@ -1,6 +1,6 @@
 """A process beside the pilot that ends its commands if it is killed.
 
-The pilot writes this file to its scratch folder and runs it there: it imports nothing but the standard library.
+The pilot writes this file to its scratch folder and runs it there, so it imports only the standard library.
 """
 
 import os
@@ -12,7 +12,7 @@ from typing import List, Union
 
 
 def children_of(process: "Union[int, str]") -> "List[int]":
-    """Pids of a process's children, as far as the kernel tells."""
+    """Pids of a process's children, as far as the kernel shows them."""
     found, folder = [], f"/proc/{process}/task"
     with suppress(OSError):  # it may have ended, or one of its threads
         for task in os.listdir(folder):
@@ -22,7 +22,7 @@ def children_of(process: "Union[int, str]") -> "List[int]":
 
 
 def kill_tree(process: int) -> None:
-    """Kill a process and all below it."""
+    """Kill a process and all its descendants."""
     pids = [process]
     for pid in pids:
         pids += children_of(pid)
@@ -32,13 +32,13 @@ def kill_tree(process: int) -> None:
 
 
 def processes_of(scratch: str, inside: bool = False) -> "List[int]":
-    """Processes that have it from the pilot with this scratch folder, in their environment, to run a token.
+    """Processes whose environment shows that they run a token for the pilot with this scratch folder.
 
-    ``inside``: also others that work in the folder.
+    ``inside``: also other processes whose working directory is in the folder.
     """
     mark, found = b"\0PICAS_TOKEN_FILE=" + os.fsencode(scratch) + b"/", []
     for name in os.listdir("/proc") if os.path.isdir("/proc") else []:
-        with suppress(OSError):  # it may have ended, or be another user's
+        with suppress(OSError):  # it may have ended, or belong to another user
             if name.isdigit():
                 with open(f"/proc/{name}/environ", "rb") as file:
                     marked = mark in b"\0" + file.read()
@@ -48,12 +48,12 @@ def processes_of(scratch: str, inside: bool = False) -> "List[int]":
 
 
 def guard(scratch: str) -> None:
-    """Wait until the pilot is no more. If it was killed, kill the commands that it leaves, and remove its scratch folder.
+    """Wait for the end of the pilot. If it was killed, kill its remaining commands, and remove its scratch folder.
 
-    Runs in a process of its own.
+    Runs in a separate process.
     """
     if os.read(0, 1):
-        return  # the pilot has ended in good order; nothing is read when it died
+        return  # the pilot has ended normally; if it died, nothing is read
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         pids = processes_of(scratch)

@@ -1,4 +1,4 @@
-"""Which pilot this is."""
+"""The identity of this pilot."""
 
 import os
 import re
@@ -8,12 +8,12 @@ from typing import NamedTuple, Optional, Tuple
 
 
 class Identity(NamedTuple):
-    """Who this pilot is."""
+    """The identity of a pilot."""
 
     pilot: str
     hostname: str
-    job: Optional[str]  # as the PiCaS client writes it: ARRAYJOB_TASK in an array
-    share: Tuple[int, int]  # which of how many in its job array
+    job: Optional[str]  # in the PiCaS client's form: ARRAYJOB_TASK in an array
+    share: Tuple[int, int]  # its index in its job array, and the size of the array
 
     @classmethod
     def here(cls) -> "Identity":

@@ -19,11 +19,11 @@ from airflow_provider_picas.pilot.log import log
 from airflow_provider_picas.pilot.portions import portions
 from airflow_provider_picas.pilot.work import DRAIN, STOP, Work
 
-FIRST_REVISION = 1_000_000_000  # of a lease: ten digits for as long as a pilot may live
+FIRST_REVISION = 1_000_000_000  # of a lease: stays at ten digits for as long as a pilot can live
 
 
 class Lease(threading.Thread):
-    """Renews the pilot's lease by the database's clock, sees the drain flag, and tokens that were taken away."""
+    """Renews the pilot's lease by the database's clock, and checks the drain flag and whether tokens were reaped."""
 
     def __init__(self, database: Database, config: Config, me: Identity, clock: Clock, work: Work) -> None:
         super().__init__(name="lease", daemon=True)
@@ -32,14 +32,14 @@ class Lease(threading.Thread):
         self._me = me
         self._clock = clock
         self._work = work
-        self._renewals = 0  # how often that was tried
+        self._renewals = 0  # number of attempts to renew
         self._renewed_at: Optional[float] = None
-        self._secured = True  # False after a late renewal, until the tokens are known to be this pilot's still
+        self._secured = True  # False after a late renewal, until the pilot has verified that it still holds its tokens
         self._in_time_since = 0.0  # since when no renewal was late
         self._ended = threading.Event()
 
     def valid(self) -> bool:
-        """Whether others must still believe that this pilot lives, with some room."""
+        """True if others must still believe that this pilot is alive, with a margin."""
         room = min(5.0, 0.15 * self._config.lease)
         return (
             self._secured
@@ -48,7 +48,7 @@ class Lease(threading.Thread):
         )
 
     def contact(self) -> float:
-        """Seconds since which this pilot has renewed its lease in time, as it expects it of others; 0 when it is late itself."""
+        """Seconds for which this pilot has renewed its lease in time, as it expects of others; 0 if it is late itself."""
         now, renewed_at = time.monotonic(), self._renewed_at
         return now - self._in_time_since if renewed_at is not None and self._in_time(now, renewed_at) else 0.0
 
@@ -56,7 +56,7 @@ class Lease(threading.Thread):
         return now - renewed_at <= self._config.lease / 2
 
     def renew(self, ended: bool = False) -> None:
-        """Write the lease. Raises Unreachable, also when too few nodes of a cluster have it: others may not see it then."""
+        """Write the lease. Raises Unreachable, also if too few nodes of a cluster store it: others may not see it then."""
         started = time.monotonic()
         self._renewals += 1
         lease = {
@@ -65,11 +65,11 @@ class Lease(threading.Thread):
             "job": self._me.job,
             "hostname": self._me.hostname,
             "renewed": int(self._clock.now()),
-            "renewals": self._renewals,  # a late write of an older lease shows by it
+            "renewals": self._renewals,  # reveals a delayed write of an older lease
             "lease": self._config.lease,
             "ended": ended,
-            # Nodes of a cluster find out by the revision which of them has the newest lease. It is compared as text, so its
-            # length must not change.
+            # Nodes of a cluster compare revisions to find the newest lease. They are compared as strings, so the length must
+            # not change.
             "_rev": f"0-{FIRST_REVISION + self._renewals}",
         }
         self._database.put_local(lease_id(self._me.pilot), dict(lease, **self._work.activity()))
@@ -82,8 +82,8 @@ class Lease(threading.Thread):
     def run(self) -> None:
         """Renew every third of a lease, more often while the database does not answer."""
         third = self._config.lease / 3
-        longest = min(5.0, third / 2)  # after an outage it is to be back before others judge it
-        backoff, pause = Backoff(0.5, longest), third * random.uniform(0.5, 1)  # those that start together spread out
+        longest = min(5.0, third / 2)  # after an outage, renew before others evaluate the lease
+        backoff, pause = Backoff(0.5, longest), third * random.uniform(0.5, 1)  # spreads pilots that start together
         while not self._ended.wait(pause):
             try:
                 self.renew()
@@ -91,7 +91,7 @@ class Lease(threading.Thread):
                     self._write_tokens_again()
                 self._look()
                 self._secured = True
-                # A renewal that took too long, as when the pilot was frozen meanwhile, is repeated at once.
+                # Repeat a renewal at once if it took too long, for example because the pilot was frozen.
                 backoff, pause = Backoff(0.5, longest), third if self.valid() else 0.0
             except Unreachable as error:
                 if backoff.tries == 0:
@@ -102,9 +102,10 @@ class Lease(threading.Thread):
                 pause = backoff.pause()
 
     def _write_tokens_again(self) -> None:
-        """Give the tokens that are still this pilot's a new revision: whoever saw its old lease can reap them no more.
+        """Write a new revision of the tokens that this pilot still holds, so that observers of its old lease cannot
+        reap them.
 
-        Raises Unreachable when one of them cannot be written.
+        Raises Unreachable if one of them cannot be written.
         """
         tokens = {token.id: token for token in self._work.held()}
         docs = self._database.read(list(tokens)) if tokens else {}
@@ -128,21 +129,21 @@ class Lease(threading.Thread):
         changed = [name for name, revision in revisions.items() if revision != tokens[name].doc["_rev"]]
         for name, branches in self._database.branches(changed).items():
             token = tokens[name]
-            # In a cluster another revision may show while this pilot's is there: that one's pilot waits.
+            # In a cluster another revision may win while this pilot's exists: the pilot of that one waits.
             doc = next(filter(token.is_claimed_in, branches), branches[0] if branches else None)
             if not doc or not token.is_claimed_in(doc):
                 reason = reason_of_reaping(doc or {}, token.claim)
                 given = f"was given back ({reason})" if reason else "was given to another or reset"
                 self._work.lose(token, given if doc else "was deleted")
-                if given_up_by_slurm(reason):  # all that it took would be taken away
+                if given_up_by_slurm(reason):  # all tokens that it claims would be reaped
                     self._work.stop(STOP, "Slurm has given up this job")
 
     def end(self, clean: bool) -> None:
-        """Stop renewing; ``clean``: nothing is left unsent, so say that the pilot has ended."""
+        """Stop renewing. ``clean``: there are no unsent results, so record that the pilot has ended."""
         self._ended.set()
         self.join(2)
         try:
-            if clean and not self.is_alive():  # the connection is the thread's
+            if clean and not self.is_alive():  # the connection belongs to the thread
                 self.renew(ended=True)
         except Unreachable as error:
             log(f"The end of this pilot could not be told: {error}.")

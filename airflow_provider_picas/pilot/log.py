@@ -1,4 +1,4 @@
-"""The pilot's log, written by a thread of its own."""
+"""The pilot's log, written by a separate thread."""
 
 import collections
 import sys
@@ -9,13 +9,15 @@ from typing import Any, Callable, Deque, List, Optional
 
 from airflow_provider_picas.lifecycle.text import escape
 
-LOG_CHARACTERS = 2000  # of one entry in the log; of a traceback, ten times as many
+LOG_CHARACTERS = 2000  # limit for one entry in the log; ten times as many for a traceback
 
 
 class Background:
-    """Work that may block, such as writing to a file system that hangs, in a thread of its own: nothing else waits for it.
+    """Does work that may block, such as writes to a hanging file system, in a separate thread, so that nothing else
+    waits for it.
 
-    ``do`` gets the items that wait, and how many were left out before them because more than ``most`` waited.
+    ``do`` gets the waiting items, and the number of items that were dropped before them because more than ``most``
+    waited.
     """
 
     def __init__(self, name: str, do: Callable[[List[Any], int], None], most: int = sys.maxsize) -> None:
@@ -29,7 +31,7 @@ class Background:
         self._thread: Optional[threading.Thread] = None
 
     def add(self, item: Any) -> None:
-        """Work on this soon. Never blocks."""
+        """Queue an item. Never blocks."""
         with self._changed:
             self._waiting.append(item)
             if len(self._waiting) > self._most:
@@ -43,7 +45,7 @@ class Background:
             self._changed.notify_all()
 
     def flush(self, seconds: float) -> bool:
-        """Wait until all is done, at most this long; whether it is."""
+        """Wait until all items are done, at most ``seconds``. True if they are."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._waiting and not self._busy, seconds)
 
@@ -71,7 +73,7 @@ _LOG = Background("log", _write_log, most=1000)
 
 
 def _shortened(text: str, most: int) -> str:
-    """The beginning and the end of a text that is too long."""
+    """The beginning and the end of a string that is too long."""
     return text if len(text) <= most else f"{text[: most // 2]} [...] {text[-(most // 2) :]}"
 
 
@@ -81,9 +83,9 @@ def _entry(message: str, details: str = "") -> str:
 
 
 def log(message: str, details: str = "") -> None:
-    """One entry in the job's log: a line, and ``details`` such as a traceback in lines of their own.
+    """Write an entry to the job's log: a line, and ``details`` such as a traceback on separate lines.
 
-    What tokens, commands and servers say in it is foreign: it is escaped, and cut where it is too long.
+    Text from tokens, commands and servers is foreign: it is escaped and truncated.
     """
     _LOG.add(_entry(message, details))
 

@@ -1,4 +1,4 @@
-"""Starts the parts of a pilot, watches, and ends them in good order."""
+"""Starts the parts of a pilot, watches them, and shuts them down."""
 
 import inspect
 import os
@@ -50,13 +50,13 @@ from airflow_provider_picas.pilot.wall_clock import WallClock
 from airflow_provider_picas.pilot.work import GO, STOP, Work
 
 STOP_WITHIN = 9.0  # seconds from a signal to the end
-TERM_GRACE = 3.0  # seconds of those that commands get between SIGTERM and SIGKILL
-CONFIRM = 3.0  # seconds, at most, that a pilot which was frozen past its lease gets to make sure of its tokens
+TERM_GRACE = 3.0  # seconds of these for commands between SIGTERM and SIGKILL
+CONFIRM = 3.0  # seconds, at most, for a pilot that was frozen past its lease to secure its tokens
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)  # each tells the pilot to stop
 
 
 class Pilot:
-    """Starts the parts, watches, and ends them in good order."""
+    """Starts the parts, watches them, and shuts them down."""
 
     def __init__(self, folder: str, config: Config) -> None:
         """``folder`` is the submission's. Raises Failed."""
@@ -69,7 +69,7 @@ class Pilot:
         self._me = Identity.here()
         self._access = read_access(folder, config)
         login = Login(self._access, lambda: read_access(folder, config, again=True))
-        self._database = Database(login, config, self.clock)  # this thread's, then the claimer's
+        self._database = Database(login, config, self.clock)  # used by this thread, then by the claimer
         self._outbox = Outbox(folder, self._access.database)
         quick = Database(login, config, self.clock, timeout=max(1.0, min(30.0, config.lease / 4)), slowest=2)
         self.lease = Lease(quick, config, self._me, self.clock, self.work)
@@ -80,11 +80,11 @@ class Pilot:
         self.scratch = self.files = ""
         self._guard: "Optional[subprocess.Popen[bytes]]" = None
         self._signal: Optional[int] = None
-        self._watched = time.monotonic()  # when it last looked what has to be stopped
-        self._thawed = float("-inf")  # when it went on after it was frozen (monotonic)
+        self._watched = time.monotonic()  # time of the last ``_watch``
+        self._thawed = float("-inf")  # when it continued after it was frozen (monotonic)
 
     def run(self) -> int:
-        """Work until there is nothing left to do; returns what to exit with. Raises Failed before any token is claimed."""
+        """Work until no tokens remain. Returns the exit code. Raises Failed before any token is claimed."""
         for name in SIGNALS:
             signal.signal(name, self._on_signal)
         self.processes.become_subreaper()
@@ -116,7 +116,7 @@ class Pilot:
             self._end_guard()
 
     def held_claims(self) -> Set[str]:
-        """The claims of tokens that wait or run here, and of those whose results are not known to be written."""
+        """The claims of tokens that wait or run in this pilot, or whose results are not known to be written."""
         return {token.claim for token in self.work.held()} | self.reporter.claims()
 
     def _claimer(self, claims: Claims, reaper: Reaper) -> Claimer:
@@ -132,7 +132,7 @@ class Pilot:
         self._signal = self._signal or signum
 
     def _open_pool(self) -> Optional[Doc]:
-        """Wait for the database and register. What it says of itself, or None if told to stop meanwhile. Raises Failed."""
+        """Wait for the database and register. Returns its information, or None if stopped meanwhile. Raises Failed."""
         backoff, started = Backoff(), time.monotonic()
         while not self._signal:
             try:
@@ -146,7 +146,7 @@ class Pilot:
                     raise Failed(f"{error}. Check the login in {self._access.folder}.", EX_NOPERM) from None
                 if error.status == 404:
                     raise Failed(f"{error} Check the name in {self._access.folder}.", EX_CONFIG) from None
-                waited = time.monotonic() - started  # not the silence: reads may be answered while writes are not
+                waited = time.monotonic() - started  # not the silence: reads may work while writes do not
                 if waited > self.config.outage:
                     raise Failed(f"{error}, for {waited:.0f} s.", EX_UNAVAILABLE) from None
                 if backoff.tries == 0:
@@ -157,7 +157,7 @@ class Pilot:
         return None
 
     def _make_scratch(self) -> None:
-        """A folder on the node, with the submission's files: they are copied once a node, not once a token."""
+        """Create a folder on the node with the submission's files: they are copied once per node, not once per token."""
         base = os.environ.get("TMPDIR") or "/tmp"
         try:
             self.scratch = tempfile.mkdtemp(prefix="picas-", dir=base)
@@ -171,12 +171,12 @@ class Pilot:
         threading.Thread(target=remove_stale_scratch, args=(base,), name="scratch", daemon=True).start()
 
     def _start_guard(self) -> None:
-        """Start what ends the commands if this process is killed. Best effort."""
+        """Start the guard, which ends the commands if this process is killed. Best effort."""
         try:
             script = os.path.join(self.scratch, "guard.py")
             with open(script, "w") as file:
                 file.write(inspect.getsource(guard))
-            # Slurm may signal all processes of a job: the guard inherits that these are blocked, and stays.
+            # Slurm may signal all processes of a job: the guard inherits the block of these signals, and survives.
             blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [*SIGNALS, signal.SIGUSR2])
             try:
                 self._guard = self.processes.start(
@@ -194,9 +194,9 @@ class Pilot:
                 self._guard.communicate(b"the pilot has ended", timeout=2)
 
     def _check_command(self) -> None:
-        """Say once, not once a token, that the command cannot be run. Raises Failed; the code is the shell's."""
+        """Report once, not for each token, that the command cannot be run. Raises Failed with the shell's exit code."""
         command = self.config.command
-        # Anything but a plain word at the beginning is for the shell to judge.
+        # If the command does not begin with a plain word, leave the check to the shell.
         first = re.match(r"\s*([A-Za-z0-9._/+-]+)(\s|$)", command) if isinstance(command, str) else None
         word = command[0] if isinstance(command, list) else first.group(1) if first else ":"
         path = os.path.join(self.files, word)
@@ -213,10 +213,10 @@ class Pilot:
             raise Failed(f"The command {word} is not executable: chmod +x it.", 126)
 
     def _watch(self) -> None:
-        """Ten times a second: what has to be stopped or given back?"""
+        """Stop commands and release tokens as needed. Called ten times a second."""
         work, config, now = self.work, self.config, time.monotonic()
         if now - self._watched > config.lease / 3:
-            self._thawed = now  # the process, or the machine, stood still
+            self._thawed = now  # the process, or the machine, was frozen
             self.wall_clock.ask_again()
         self._watched = now
         fresh = now - self._thawed < min(CONFIRM, config.lease / 4)
@@ -241,10 +241,10 @@ class Pilot:
                 run.stop("the pilot lost its lease", 0)
 
     def _finish(self, claimer: Claimer) -> int:
-        """Report what is left, or keep it in files. Returns the exit code."""
+        """Send the remaining results, or keep them in files. Returns the exit code."""
         work, started = self.work, time.monotonic()
         claimer.join(2)
-        claimer.release_in_flight()  # it may hang in a request, or have died of a fault
+        claimer.release_in_flight()  # the claimer may hang in a request, or have failed
         for token in work.stale(all_of_them=True):
             self.reporter.put(release(token))
         self.reporter.gather = 0.0
@@ -254,7 +254,7 @@ class Pilot:
         for change in unsent:
             try:
                 self._outbox.keep(change)
-            except Exception as error:  # of whatever kind: the others must not be lost with it
+            except Exception as error:  # of any kind: the other results must not be lost with it
                 log(f"The result of {change.token} is lost: it could be neither sent nor kept in a file: {error}.")
         self._outbox.flush(1.0)
         self.lease.end(clean=not unsent)
@@ -268,9 +268,9 @@ class Pilot:
         return work.code
 
     def _deadline(self, started: float) -> float:
-        """Until when (monotonic) results may be sent; a signal may come in the meantime."""
+        """The monotonic time until which results may be sent. A signal may arrive in the meantime."""
         if self._signal or self.work.level == STOP:
-            # Commands had TERM_GRACE of the time to end.
+            # Commands used TERM_GRACE of the time to end.
             return started + STOP_WITHIN - TERM_GRACE - 2.0
         remaining = self.wall_clock.remaining()
         return min(
@@ -303,4 +303,4 @@ def start() -> None:
     """Run the pilot that the command line names, and end the process."""
     exit_code = main(sys.argv[1:])
     flush(1.0)
-    os._exit(exit_code)  # threads may hang in a request, or in the log: nothing waits for them
+    os._exit(exit_code)  # threads may hang in a request, or in the log: do not wait for them

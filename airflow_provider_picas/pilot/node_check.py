@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""What a node has of what a pilot needs: scratch space, the time, and a way to the database.
+"""Checks that a node has what a pilot needs: scratch space, a correct clock, and a connection to the database.
 
     python3 node_check.py check.json
 
-``airflow-picas check`` runs it on a cluster: Python 3.6 or newer, standard library only. It knows the database server's URL
-and no credentials. It prints one JSON object, and writes it to the file ``result`` if ``check.json`` names one.
+``airflow-picas check`` runs it on a cluster: Python 3.6 or newer, standard library only. It gets the database server's
+URL and no credentials. It prints one JSON object, and writes it to the file ``result`` if ``check.json`` names one.
 """
 
 import http.client
@@ -22,12 +22,12 @@ from email.utils import parsedate_to_datetime
 from typing import Any, Dict
 from urllib.parse import urlsplit
 
-SCRATCH_BYTES = 1_000_000  # that are written
-TIME_LIMIT = 50  # seconds until this ends by SIGALRM, whatever hangs
+SCRATCH_BYTES = 1_000_000  # written as a test
+TIME_LIMIT = 50  # seconds until SIGALRM ends this program, even if it hangs
 
 
 def main(path: str) -> None:
-    """Look around and report."""
+    """Run the checks and report."""
     signal.alarm(TIME_LIMIT)
     with open(path, encoding="utf-8") as file:
         config = json.load(file)
@@ -47,7 +47,7 @@ def main(path: str) -> None:
 
 
 def scratch() -> Dict[str, Any]:
-    """Whether the folder in which commands run can be written."""
+    """Check that the folder in which commands run is writable."""
     folder = os.environ.get("TMPDIR") or "/tmp"
     try:
         with tempfile.NamedTemporaryFile(prefix="picas-check-", dir=folder) as file:
@@ -61,7 +61,7 @@ def scratch() -> Dict[str, Any]:
 
 
 def database(config: Dict[str, Any]) -> Dict[str, Any]:
-    """Whether the database server answers, on the way that pilots take, and how far its clock is ahead."""
+    """Check that the database server answers, connecting as pilots do, and how far its clock is ahead."""
     parts = urlsplit(config["url"])
     host, timeout = parts.hostname or "", config["timeout"]
     try:
@@ -84,7 +84,7 @@ def database(config: Dict[str, Any]) -> Dict[str, Any]:
 
 
 def is_json_object(answer: bytes) -> bool:
-    """Whether an answer may be CouchDB's: a login page or a proxy's is none."""
+    """True if a response may be CouchDB's, and not a login page or a proxy's."""
     try:
         return isinstance(json.loads(answer.decode("utf-8")), dict)
     except (ValueError, RecursionError):

@@ -16,7 +16,7 @@ from airflow_provider_picas.pilot.log import Background, log
 
 
 def _names(folder: str, pattern: str) -> List[str]:
-    """What in a folder has such a name, sorted; nothing if it cannot be read."""
+    """The names in a folder that match a pattern, sorted; none if the folder cannot be read."""
     try:
         return sorted(name for name in os.listdir(folder) if re.match(pattern, name, re.DOTALL))
     except OSError:
@@ -24,7 +24,7 @@ def _names(folder: str, pattern: str) -> List[str]:
 
 
 def earlier_submissions(folder: str) -> List[str]:
-    """The folders of earlier submissions of the same task: they lie beside this one, with another number at the end."""
+    """The folders of earlier submissions of the same task: they are beside this one, with another number at the end."""
     base, name = os.path.split(folder)
     key = re.match(r"(.+\.)[0-9]+\Z", name)
     names = _names(base, re.escape(key.group(1)) + r"[0-9]+\Z") if key else []
@@ -38,12 +38,12 @@ class Outbox:
         self._folder = folder
         self._database = database
         self._earlier = earlier_submissions(folder)
-        self._told: Set[str] = set()  # what was said of files that stay
+        self._told: Set[str] = set()  # messages that were logged about remaining files
         self._records = Background("records", self._record)
-        self.left: List[str] = []  # tokens whose results are known, and could not be sent the last time
+        self.left: List[str] = []  # tokens whose results exist but could not be sent the last time
 
     def keep(self, change: Change, kind: str = "unsent") -> None:
-        """Write a change to a file of its own. Raises OSError."""
+        """Write a change to a separate file. Raises OSError."""
         folder = os.path.join(self._folder, kind)
         os.makedirs(folder, mode=0o700, exist_ok=True)
         name = re.sub(r"^\.", "%2E", quote(change.token, safe=""))  # not hidden
@@ -62,12 +62,12 @@ class Outbox:
             raise
 
     def record(self, change: Change) -> None:
-        """Keep a change that was refused, soon. Never blocks, nor fails."""
+        """Queue a refused change to be kept. Never blocks or fails."""
         if change.kind != "released":  # a token that was never started has no result
             self._records.add(change)
 
     def flush(self, seconds: float) -> None:
-        """Wait until what was refused is kept, at most this long."""
+        """Wait until the refused changes are kept, at most ``seconds``."""
         if not self._records.flush(seconds):
             log(f"Refused results cannot be kept in {self._folder}/refused: writing there takes too long.")
 
@@ -75,17 +75,17 @@ class Outbox:
         for change in changes:
             try:
                 self.keep(change, "refused")
-            except Exception as error:  # of whatever kind: the others must not be lost with it
+            except Exception as error:  # of any kind: the other changes must not be lost with it
                 log(f"The refused result of {change.token} cannot be kept: {error}.")
 
     def send(self, database: Database) -> int:
-        """Send what earlier pilots could not; returns how many tokens show it now. Raises Unreachable if nobody answers."""
+        """Send unsent results of earlier pilots. Returns the number of tokens that now have them. Raises Unreachable."""
         sent, self.left = 0, []
         for path in self._unsent():
             change = self._read(path)
             if change is None:
                 continue
-            if not database.quorum.holds():  # what is read may be what one node alone knows
+            if not database.quorum.holds():  # the data may come from a single node
                 self.left.append(change.token)
                 continue
             try:
@@ -93,7 +93,7 @@ class Outbox:
             except Unreachable as error:
                 if not error.status:
                     raise
-                self.left.append(change.token)  # the others may fare better
+                self.left.append(change.token)  # the others may succeed
                 self._tell_once(f"{path} waits: {error}.")
                 continue
             what = "release" if change.kind == "released" else "result"
@@ -110,10 +110,10 @@ class Outbox:
             unsent = os.path.join(folder, "unsent")
             yield from (
                 os.path.join(unsent, name) for name in _names(unsent, r".*\.json\Z")
-            )  # temporary ones have no such end
+            )  # temporary files do not have this suffix
 
     def _read(self, path: str) -> Optional[Change]:
-        """The change in a file; None if it is gone or no result for this database."""
+        """The change in a file; None if the file is gone or is not a result for this database."""
         try:
             with open(path) as file:
                 content = json.load(file)

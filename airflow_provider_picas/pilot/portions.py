@@ -1,11 +1,11 @@
-"""Documents in portions of a size that CouchDB and proxies take."""
+"""Splits documents into portions of a size that CouchDB and proxies accept."""
 
 import json
 from typing import Iterator, List, Sequence
 
 from airflow_provider_picas.lifecycle.json_values import Doc
 
-BULK_BYTES = 16_000_000  # of documents and logs in one request, roughly
+BULK_BYTES = 16_000_000  # documents and logs in one request, approximately
 
 
 def size_of(doc: Doc) -> int:
@@ -14,7 +14,7 @@ def size_of(doc: Doc) -> int:
 
 
 def portions(docs: Sequence[Doc]) -> Iterator[List[Doc]]:
-    """Documents in portions of ``BULK_BYTES``, or of one."""
+    """Documents in portions of ``BULK_BYTES``, or of one document."""
     some: List[Doc] = []
     total = 0
     for doc in docs:

@@ -18,18 +18,21 @@ class Processes:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._started: Set[int] = set()
-        self._runs: Dict[int, bytes] = {}  # commands of tokens, by pid: what their environment, and no other, holds
-        self._before = _children()  # what the job's setup left running, before this program took the place of its shell
+        self._runs: Dict[int, bytes] = {}  # commands of tokens, by pid: the unique part of their environment
+        self._before = (
+            _children()
+        )  # processes that the job's setup left running, before this program replaced its shell
 
     def become_subreaper(self) -> None:
-        """Make this process the parent of what its commands leave behind, so that it is found. Best effort."""
+        """Make this process the parent of orphans of its commands, so that it can find them. Best effort."""
         try:
-            ctypes.CDLL(None, use_errno=True).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER, Linux alone
+            ctypes.CDLL(None, use_errno=True).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER, only on Linux
         except (OSError, AttributeError):
             log("No child subreaper here: what leaves its command's session may stay until the job ends.")
 
     def start(self, argv: Sequence[str], mark: bytes = b"", **options: Any) -> "subprocess.Popen[bytes]":
-        """Start a process that is left alone until ``ended`` is called; ``mark``: of a token's command. Raises OSError."""
+        """Start a process, which is not killed as an orphan until ``ended`` is called. ``mark``: for a token's command.
+        Raises OSError."""
         options = dict({"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE}, **options)
         with self._lock:
             process = subprocess.Popen(argv, **options)
@@ -39,24 +42,24 @@ class Processes:
         return process
 
     def ended(self, process: "subprocess.Popen[bytes]") -> None:
-        """To be called before the process is waited for."""
+        """Call this before waiting for the process."""
         with self._lock:
             self._started.discard(process.pid)
             self._runs.pop(process.pid, None)
             process.wait()
 
     def end_orphans(self, run: int) -> None:
-        """Kill what the command with this pid has left running, whatever session it is in."""
+        """Kill processes that the command with this pid has left running, in any session."""
         self._end(lambda pid: self._is_of(pid, run))
 
     def end_all(self) -> None:
-        """Kill all that commands have left running. To be called when none runs any more."""
+        """Kill all processes that commands have left running. Call this when no command runs any more."""
         self._end(lambda pid: True)
 
     def _end(self, chosen: Callable[[int], bool]) -> None:
         deadline = time.monotonic() + 2
         while time.monotonic() < deadline:
-            # When one is killed, its children become ours: until none is left.
+            # When one is killed, its children become ours, so repeat until none remain.
             orphans = [pid for pid in self._orphans() if chosen(pid)]
             if not orphans:
                 return
@@ -76,7 +79,7 @@ class Processes:
         return orphans
 
     def _is_of(self, pid: int, run: int) -> bool:
-        """Whether an orphan comes from this command: by its environment or session, else because it can be no other's."""
+        """True if an orphan comes from this command: by its environment or session, or because no other can have left it."""
         with self._lock:
             runs, setup = dict(self._runs), bool(self._before)
         environment = _environment(pid)
@@ -84,8 +87,8 @@ class Processes:
         owners = [other for other, mark in runs.items() if mark in environment or other == session]
         if owners:
             return run in owners
-        # It has neither. Then it is older than the other commands, or of one that has ended; and no process of the setup can
-        # have left it.
+        # It has neither. So it is older than the other commands, or belongs to one that has ended; and no process of the setup
+        # can have left it.
         return not setup and all(started < session_and_start(other)[1] for other in runs if other != run)
 
 
@@ -112,6 +115,6 @@ def session_and_start(pid: int) -> Tuple[int, int]:
 
 
 def signal_group(pid: int, what: int) -> None:
-    """Send a signal to a command and all that stayed in its process group."""
+    """Send a signal to a command and all processes in its process group."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, what)

@@ -1,4 +1,4 @@
-"""Takes tokens away from dead pilots."""
+"""Releases the tokens of dead pilots."""
 
 import time
 from contextlib import suppress
@@ -23,7 +23,7 @@ class Reaper:
     """Finds locked tokens whose pilots are dead. Used by one thread."""
 
     PAGE = 500  # tokens read in one request
-    PAGES = 4  # requests in one round; the next round goes on from there
+    PAGES = 4  # requests in one round; the next round continues from there
 
     def __init__(
         self,
@@ -34,7 +34,7 @@ class Reaper:
         contact: Callable[[], float],
         conflicts: Optional[Conflicts] = None,
     ) -> None:
-        """``contact``: tells since how many seconds this pilot could do what it expects of others."""
+        """``contact`` returns for how many seconds this pilot has done what it expects of others."""
         self._database = database
         self._config = config
         self._me = me
@@ -42,14 +42,17 @@ class Reaper:
         self._contact = contact
         self._conflicts = conflicts or Conflicts(database, config, me, clock, contact)
         self._silence = Silence(config.lease)
-        self._read_next: Dict[str, float] = {}  # when the lease of a living pilot is to be read again (monotonic)
-        self._met: Set[str] = set()  # pilots that held tokens since the first one was looked at
-        self._skip = 0  # locked tokens that were looked at since the first one was
-        self._living_then = True  # whether living pilots held tokens when all had been looked at; not known yet
-        self._living_since = False  # and among those since
+        self._read_next: Dict[str, float] = {}  # when to read the lease of a live pilot again (monotonic)
+        self._met: Set[str] = set()  # pilots that held tokens in the current pass
+        self._skip = 0  # locked tokens that were checked in the current pass
+        self._living_then = True  # True if live pilots held tokens in the last complete pass, or before the first one
+        self._living_since = False  # the same for the current pass
 
     def reap(self, but: Sequence[str] = ()) -> Tuple[int, bool]:
-        """Give back the tokens of dead pilots, but these. How many, and whether living pilots hold others. Raises Unreachable."""
+        """Release the tokens of dead pilots, except ``but``. Returns their number, and True if live pilots hold others.
+
+        Raises Unreachable.
+        """
         total = 0
         for _ in range(self.PAGES):
             docs, more = self._locked()
@@ -90,7 +93,8 @@ class Reaper:
         return len(reaped), len(reaped) < len(docs)
 
     def _write(self, changes: List[Change]) -> Dict[str, Doc]:
-        """The rows of what was written. What is too large for a request goes by halves, until what is so by itself is left."""
+        """The rows of the written tokens. A request that is too large is split in halves; single tokens that are too
+        large are skipped."""
         if not changes:
             return {}
         half = len(changes) // 2
@@ -105,8 +109,8 @@ class Reaper:
         return dict(self._write(changes[:half]), **self._write(changes[half:]))
 
     def _locked(self) -> Tuple[List[Doc], Optional[str]]:
-        """A page of locked tokens, and whether there are more."""
-        # Where others give tokens back meanwhile, some are passed over until all are looked at again.
+        """A page of locked tokens, and the start of the next one if there are more."""
+        # If others release tokens in the meantime, some are missed until the next pass.
         query = {"limit": self.PAGE, "skip": self._skip}
         if self._config.batch is not None:
             with suppress(Failed):  # no such view: see Monitor
@@ -117,7 +121,8 @@ class Reaper:
         return [], None
 
     def _death(self, pilot: str, lock: float, lease: Optional[Doc], asked: float) -> Optional[str]:
-        """Why a pilot counts as dead, or None. ``lock``: of its oldest token; ``asked``: when its lease was, monotonic."""
+        """Why a pilot counts as dead, or None. ``lock``: of its oldest token. ``asked``: when its lease was queried,
+        monotonic."""
         answered = time.monotonic()
         known = lease or {}
         who = f"pilot {pilot} (job {known.get('job')} on {known.get('hostname')})"
@@ -128,7 +133,7 @@ class Reaper:
         now = self._clock.at(asked)
         missing = self._silence.missing(pilot, lock, now, asked, answered - self._contact())
         if missing is None:
-            # Not at each round, but soon enough to have read its last lease long before that is over.
+            # Not in each round, but soon enough to read its last lease long before it expires.
             self._read_next[pilot] = answered + (shown.lease if shown else self._config.lease) / 6
         if missing is None or missing > 0:
             return None

@@ -14,7 +14,7 @@ from airflow_provider_picas.pilot.log import log
 from airflow_provider_picas.pilot.outbox import Outbox
 from airflow_provider_picas.pilot.portions import BULK_BYTES, size_of
 
-GATHER = 0.5  # seconds for which results of short tokens are gathered into one request, while there are more to come
+GATHER = 0.5  # seconds to gather results of short tokens into one request, while more are to come
 SHORT = 0.5  # seconds below which a token is short
 
 
@@ -40,15 +40,15 @@ class Reporter(threading.Thread):
         self.gather = 0.0  # seconds
 
     def put(self, change: Change, more: bool = False) -> None:
-        """Write this change: as soon as may be, or with those that are gathered if ``more`` are to come."""
+        """Queue a change: write it as soon as possible, or gather it with others if ``more`` are to come."""
         with self._changed:
             self._queue.append(change)
             self._more = more
-            if not more or len(self._queue) == 1:  # else it gathers
+            if not more or len(self._queue) == 1:  # else it is gathered
                 self._changed.notify_all()
 
     def pending(self) -> int:
-        """Changes that are not known to be written."""
+        """The number of changes that are not known to be written."""
         with self._changed:
             return len(self._queue) + len(self._sending) + len(self._unsafe)
 
@@ -58,7 +58,7 @@ class Reporter(threading.Thread):
             return {change.claim for change in [*self._queue, *self._sending.values(), *self._unsafe.values()]}
 
     def close(self) -> List[Change]:
-        """Stop. Returns what is not known to be written."""
+        """Stop. Returns the changes that are not known to be written."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -85,7 +85,8 @@ class Reporter(threading.Thread):
                 self._sending[change.claim] = change
 
     def _send(self) -> None:
-        """Until all are written. One at a time after a failure: it may lie in one of them, which the others must not wait for."""
+        """Send until all are written. After a failure, send one at a time: one change may be the cause and must not
+        block the others."""
         backoff, alone, fault = Backoff(longest=5.0), False, ""
         self._fill()
         while self._sending and not self._closed:
@@ -97,7 +98,7 @@ class Reporter(threading.Thread):
                 if backoff.tries == 0:
                     log(f"{error}; {len(self._sending)} results wait.")
                 alone = self._put_behind(changes) if error.status else alone
-            except Exception:  # a fault of this program must not lose results: they stay, and are tried again
+            except Exception:  # a bug in this program must not lose results: keep them, and try again
                 if traceback.format_exc() != fault:
                     fault = traceback.format_exc()
                     log("The reporter failed:", fault)
@@ -108,7 +109,7 @@ class Reporter(threading.Thread):
                 with self._changed:
                     self._changed.wait_for(lambda: self._closed, backoff.pause())
             if self._sending:
-                self._fill()  # else they are gathered first: several results make one request
+                self._fill()  # else gather first, so that several results share one request
 
     def _put_behind(self, changes: List[Change]) -> bool:
         with self._changed:
@@ -118,7 +119,7 @@ class Reporter(threading.Thread):
         return True
 
     def _send_once(self, changes: List[Change], alone: bool) -> bool:
-        """Try to write these; returns whether to go on one by one."""
+        """Try to write these changes. True: continue one by one."""
         for change, verdict in self._judge_again([change for change in changes if change.doc is None]):
             self._settle(change, verdict)
         changes = [change for change in changes if change.claim in self._sending]
@@ -143,7 +144,8 @@ class Reporter(threading.Thread):
         return alone or not rows
 
     def _judge_again(self, changes: List[Change]) -> List[Tuple[Change, str]]:
-        """Read tokens again. Those that show the change already, or belong to others now, with the verdict."""
+        """Read the tokens again. Returns changes that already landed, or whose tokens belong to others now, with the
+        decision."""
         found = self._database.branches([change.token for change in changes])
         settled = []
         for change in changes:
@@ -159,7 +161,7 @@ class Reporter(threading.Thread):
         return settled
 
     def _put_off(self, change: Change) -> None:
-        """Look at the token again when writes reach most of its copies. Until then nothing more is written to it."""
+        """Check the token again when writes reach most of its copies. Until then nothing more is written to it."""
         change.doc = None
         with self._changed:
             if self._sending.pop(change.claim, None):

@@ -10,7 +10,7 @@ from airflow_provider_picas.pilot.log import log
 
 
 def remove_tree(path: str) -> None:
-    """Remove a scratch folder, or what is in one, also when its owner made parts of it read-only."""
+    """Remove a scratch folder or a part of it, even if its owner made parts read-only."""
     with suppress(OSError):
         if os.path.islink(path) or not os.path.isdir(path):
             os.unlink(path)
@@ -29,23 +29,23 @@ def remove_tree(path: str) -> None:
         log(f"The scratch folder {path} cannot be removed.")
 
 
-LOCK = "pilot.lock"  # file of a scratch folder, locked while its pilot lives; it holds the id of the node's boot
+LOCK = "pilot.lock"  # file in a scratch folder, locked while its pilot lives; it contains the id of the node's boot
 MOST_STALE = 50  # scratch folders of dead pilots that one pilot removes
 
 
 def lock_scratch(scratch: str) -> None:
     """Lock a new scratch folder until this process ends. Raises OSError."""
     path = os.path.join(scratch, LOCK)
-    # Locked before it has its name: nobody finds it without. The file stays open, so that the lock stays.
+    # Lock it before it has its name, so that nobody finds it unlocked. The file stays open to keep the lock.
     descriptor = os.open(path + ".new", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
     os.write(descriptor, _boot().encode("ascii"))
-    with suppress(OSError):  # a file system without locks: then it is left alone
+    with suppress(OSError):  # a file system without locks: then no other pilot removes the folder
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.rename(path + ".new", path)
 
 
 def _boot() -> str:
-    """What no other node has, nor this one after a reboot."""
+    """An id that is unique to this node and boot."""
     try:
         with open("/proc/sys/kernel/random/boot_id") as file:
             return file.read().strip()
@@ -54,7 +54,7 @@ def _boot() -> str:
 
 
 def remove_stale_scratch(base: str) -> None:
-    """Remove what pilots that were killed on this node have left in a folder for temporary files, unless a command uses it."""
+    """Remove scratch folders of pilots that were killed on this node, unless a command uses them."""
     removed = 0
     try:
         for entry in os.scandir(base):
@@ -71,20 +71,20 @@ def _remove_if_stale(scratch: str) -> bool:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     except OSError:
-        return False  # no pilot's, or one that cannot be locked
+        return False  # not a pilot's folder, or it cannot be locked
     try:
         boot = _boot()
         if not boot or os.read(descriptor, 100) != boot.encode("ascii"):
-            return False  # where nodes share the file system: another node's, whose locks may not be seen here
+            return False  # on a shared file system: another node's folder, whose locks may not be visible here
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if processes_of(scratch, inside=True):
             return False
         for name in os.listdir(scratch):
-            if name != LOCK:  # it goes last, so that the rest is found if this pilot is killed meanwhile
+            if name != LOCK:  # remove it last, so that the rest is found if this pilot is killed meanwhile
                 remove_tree(os.path.join(scratch, name))
         remove_tree(scratch)
         return True
     except OSError:
-        return False  # its pilot lives
+        return False  # its pilot is alive
     finally:
         os.close(descriptor)

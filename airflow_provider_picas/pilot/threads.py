@@ -64,7 +64,7 @@ class Slot(threading.Thread):
         self._tokens = 0
 
     def run(self) -> None:
-        """Until no more are to be started."""
+        """Run tokens until no more are to be started."""
         work = self._work
         while True:
             run = work.next_run(self._make)
@@ -86,7 +86,7 @@ class Slot(threading.Thread):
         return Run(token, folder, self._place.files, self._config, self._processes)
 
     def _attempt(self, run: Run) -> Optional[Change]:
-        """What to write into the token, or None if somebody else has it."""
+        """The change to write into the token, or None if another pilot has it."""
         work = self._work
         if not self._lease.valid() or work.stopping.is_set():
             return release(run.token)
@@ -94,13 +94,13 @@ class Slot(threading.Thread):
             run.prepare()
             ended = run.execute(self._place.environment)
         except OSError as error:
-            # The node's fault, not the token's: others may do better.
+            # This is the node's fault, not the token's: other nodes may succeed.
             work.stop(DRAIN, f"this node cannot run commands in {run.folder}: {error}", EX_IOERR)
             return release(run.token)
         if run.token.lost and ended.how != "exit":
-            return None  # else there is a result, which is refused and kept
+            return None  # otherwise there is a result, which will be refused and kept
         if ended.how == "exit" and ended.code in (137, 143):
-            # Slurm signals pilot and command together: was it meant for both?
+            # Slurm signals pilot and command together: check if the signal was for both.
             work.stopping.wait(1.0)
             if work.stopping.is_set():
                 ended = ended._replace(how=work.why)
@@ -119,7 +119,7 @@ class Slot(threading.Thread):
 
 
 class Claimer(threading.Thread):
-    """Keeps the slots in work; reaps when there is none, and says when nothing is left."""
+    """Keeps the slots busy; reaps when there is no work, and decides when no tokens remain."""
 
     def __init__(
         self,
@@ -146,16 +146,16 @@ class Claimer(threading.Thread):
         self._wall_clock = wall_clock
         self._config = config
         self._reap_every = min(5.0, config.lease / 3)  # seconds
-        self._nothing_since: Optional[float] = None  # nothing was found since then
-        self._idle_since: Optional[float] = None  # nor was there anything else to do
+        self._nothing_since: Optional[float] = None  # since when no token was found
+        self._idle_since: Optional[float] = None  # since when there was also no other work
         self._next_reap = time.monotonic() + self._reap_every
-        self._living = False  # whether living pilots hold tokens
+        self._living = False  # True if live pilots hold tokens
         self._totals: Deque[Optional[int]] = collections.deque(
             maxlen=EMPTY_LOOKS
-        )  # in a cluster, while nothing is found
+        )  # in a cluster, while no token is found
 
     def run(self) -> None:
-        """Claim until the pilot is to end."""
+        """Claim until the pilot ends."""
         work, backoff = self._work, Backoff(longest=5.0)
         self._wall_clock.asked.wait(5)
         while work.level == GO:
@@ -172,23 +172,23 @@ class Claimer(threading.Thread):
             except Exception:
                 log("The claimer failed:", traceback.format_exc())
                 work.stop(DRAIN, "there is a fault in the pilot", EX_SOFTWARE)
-        with suppress(Unreachable, Failed):  # others see from the lease that this pilot has ended
+        with suppress(Unreachable, Failed):  # others see in the lease that this pilot has ended
             for token in self._claims.settle():
                 self._reporter.put(release(token))
 
     @property
     def conflicts(self) -> int:
-        """Claims that others won."""
+        """The number of claims that others won."""
         return self._claims.conflicts
 
     def release_in_flight(self) -> None:
-        """Whether these were claimed is unknown: give them back if so."""
+        """Release the tokens that may have been claimed, if they were."""
         in_flight, self._claims.in_flight = self._claims.in_flight, []
         for token in in_flight:
             self._reporter.put(release(token))
 
     def _fits(self, doc: Doc) -> bool:
-        """Whether a token is expected to end before the job does."""
+        """True if a token is expected to end before the job does."""
         remaining = self._wall_clock.remaining()
         if remaining is None:
             return True
@@ -222,7 +222,7 @@ class Claimer(threading.Thread):
             self._find_nothing(work)
 
     def _start(self, tokens: List[Token]) -> bool:
-        """Hand tokens to the slots; whether there were any."""
+        """Pass tokens to the slots. True if there were any."""
         if tokens:
             self._work.add(tokens)
             self._nothing_since = self._idle_since = None
@@ -230,9 +230,9 @@ class Claimer(threading.Thread):
         return bool(tokens)
 
     def _is_sure(self, idle: float) -> bool:
-        """Whether nothing is left. In a cluster a copy of the database that lags may show none of the tokens that wait.
+        """True if no tokens remain. In a cluster, a copy of the database that lags may show no waiting token.
 
-        So that takes several looks, over new connections, at copies that hold the same number of tokens each time.
+        So this takes several queries, over new connections, of copies that have the same number of tokens each time.
         """
         if not self._claims.cluster:
             return True
@@ -257,7 +257,7 @@ class Claimer(threading.Thread):
             self._idle_since, self._next_reap = now, now
         idle = 0.0 if self._idle_since is None else now - self._idle_since
         if now >= self._next_reap:
-            # What was not sent goes first: a token whose result is known must not be run again.
+            # Unsent results go first: a token with a known result must not be run again.
             sent = self._outbox.send(self._database)
             reaped, self._living = self._reaper.reap(but=self._outbox.left)
             if sent or reaped:
@@ -270,12 +270,12 @@ class Claimer(threading.Thread):
                 DRAIN, "nothing is left to do" + (f" but {left_alone} tokens that it cannot take" if left_alone else "")
             )
             return
-        # Each look is a request: what others of its slots finish meanwhile is no reason for one, unless that was the last.
+        # Each check is a request: do not repeat it whenever another slot finishes, unless that was the last one.
         pause = random.uniform(0.5, 1) * min(3.0, 0.2 + now - self._nothing_since, lease / 6)
         work.wait(pause, until=lambda: busy and not self._busy())
 
     def _busy(self) -> bool:
-        """Whether this pilot holds tokens, or has results to send."""
+        """True if this pilot holds tokens, or has results to send."""
         work = self._work
         with work.changed:
             return bool(work.runs or work.ready or self._reporter.pending() or self._claims.unsettled())

@@ -14,7 +14,7 @@ from airflow_provider_picas.pilot.processes import Processes
 
 
 class WallClock(threading.Thread):
-    """Learns from Slurm when the job ends, now and then: the limit may be changed while it runs."""
+    """Queries Slurm from time to time for the end of the job: the limit may be changed while it runs."""
 
     EVERY = 300  # seconds
 
@@ -26,7 +26,7 @@ class WallClock(threading.Thread):
         given = os.environ.get("SLURM_JOB_END_TIME", "")
         self._given = float(given) if re.match("[0-9]{1,18}\\Z", given) else None  # seconds since 1970
         self._end: Optional[float] = None  # monotonic
-        self.asked = threading.Event()  # set when Slurm has been asked once, or there is none
+        self.asked = threading.Event()  # set when Slurm has been queried once, or there is no Slurm
         self._again = threading.Event()
 
     def remaining(self) -> Optional[float]:
@@ -36,14 +36,14 @@ class WallClock(threading.Thread):
         return None if self._given is None else self._given - self._clock.now()
 
     def ask_again(self) -> None:
-        """Ask soon: a job's time stands still while it is suspended."""
+        """Query soon: a job's time stops while it is suspended."""
         self._again.set()
 
     def run(self) -> None:
-        """Ask until the pilot ends."""
+        """Query until the pilot ends."""
         while self._job:
             self._again.clear()
-            # A duration: the cluster's clock may be another than the database's.
+            # A duration, since the clocks of the cluster and of the database may differ.
             asked = time.monotonic()
             left = self._ask("scontrol", "show", "job", self._job)
             if left is None:
@@ -58,7 +58,8 @@ class WallClock(threading.Thread):
 
     @staticmethod
     def _environment() -> Dict[str, str]:
-        """Without the variables that change what Slurm's commands answer, such as SQUEUE_PARTITION in a profile."""
+        """The environment without variables that change the output of Slurm's commands, such as SQUEUE_PARTITION in a
+        profile."""
         needed = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT")
         changing = re.compile("(SLURM|SQUEUE|SCONTROL)_")
         return {name: value for name, value in os.environ.items() if name in needed or not changing.match(name)}
@@ -77,7 +78,8 @@ class WallClock(threading.Thread):
 
 
 def parse_time_left(text: str) -> Optional[float]:
-    """Seconds until the job ends by Slurm's answer: ``TimeLeft=``, or ``TimeLimit=`` less ``RunTime=``. None without a limit."""
+    """Seconds until the job ends, from Slurm's output: ``TimeLeft=``, or ``TimeLimit=`` minus ``RunTime=``. None
+    without a limit."""
     found = {name: seconds_of(value) for name, value in re.findall(r"\b(TimeLeft|TimeLimit|RunTime)=(\S+)", text)}
     left, limit, ran = found.get("TimeLeft"), found.get("TimeLimit"), found.get("RunTime")
     return limit - ran if limit is not None and ran is not None else left

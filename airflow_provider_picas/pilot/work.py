@@ -1,4 +1,4 @@
-"""What the pilot's threads share."""
+"""The state that the pilot's threads share."""
 
 import collections
 import sys
@@ -15,12 +15,12 @@ from airflow_provider_picas.pilot.log import log
 from airflow_provider_picas.pilot.reporter import Reporter
 
 WORK_A_CLAIM = 2.0  # seconds of work that one claim aims at
-STALE = 10.0  # seconds after which a claimed token that has not been started is given back
+STALE = 10.0  # seconds after which a claimed token that has not been started is released
 GO, DRAIN, STOP = 0, 1, 2  # claim and run; finish what runs; kill what runs
 
 
 class Work:
-    """The tokens that the pilot holds, how long they take, and whether to go on. All threads use it, under its lock."""
+    """The tokens that the pilot holds, how long they take, and whether to continue. All threads use it, under its lock."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
@@ -30,13 +30,13 @@ class Work:
         self.level = GO
         self.why = ""
         self.code = EX_OK
-        self.stopping = threading.Event()  # set when what runs is to be killed
+        self.stopping = threading.Event()  # set when running commands are to be killed
         self.counts: Dict[str, int] = collections.Counter()
         self._seconds: Deque[float] = collections.deque(maxlen=50)
         self._mean: Optional[float] = None
 
     def stop(self, level: int, why: str, code: int = EX_OK) -> None:
-        """Drain or stop. A stop goes before a drain, else the first reason stands."""
+        """Drain or stop. A stop overrides a drain; otherwise the first reason is kept."""
         with self.changed:
             if level <= self.level:
                 return
@@ -47,7 +47,7 @@ class Work:
             self.changed.notify_all()
 
     def wait(self, seconds: float, until: Callable[[], bool] = lambda: True) -> None:
-        """So long, or until something changes and ``until`` holds, or the pilot is to end."""
+        """Wait for ``seconds``, or until something changes and ``until`` holds, or the pilot is to end."""
         deadline = time.monotonic() + seconds
         with self.changed:
             while self.level == GO:
@@ -56,17 +56,17 @@ class Work:
                     return
 
     def pause(self, seconds: float) -> None:
-        """So long, unless the pilot is to end."""
+        """Wait for ``seconds``, unless the pilot is to end."""
         self.wait(seconds, until=lambda: False)
 
     def add(self, tokens: List[Token]) -> None:
-        """Tokens that were claimed."""
+        """Add claimed tokens."""
         with self.changed:
             self.ready.extend(tokens)
             self.changed.notify_all()
 
     def next_run(self, make: Callable[[Token], Run]) -> Optional[Run]:
-        """The next token, made into a run; None when no more are to be started. Waits."""
+        """Wait for the next token and make a run of it; None if no more are to be started."""
         with self.changed:
             while not self.ready and self.level == GO:
                 self.changed.wait()
@@ -77,7 +77,7 @@ class Work:
             return run
 
     def finish(self, run: Run, change: Optional[Change], reporter: Reporter) -> None:
-        """A run has ended: from here on its token is the reporter's."""
+        """Record the end of a run, and pass its token to the reporter."""
         with self.changed:
             if change is not None:
                 reporter.put(change, more=bool(self.ready))
@@ -85,34 +85,35 @@ class Work:
             self.changed.notify_all()
 
     def learn(self, seconds: float) -> float:
-        """How long a command took; returns the moving mean."""
+        """Record how long a command took. Returns the moving mean."""
         with self.changed:
             self._seconds.append(seconds)
             self._mean = seconds if self._mean is None else 0.7 * self._mean + 0.3 * seconds
             return self._mean
 
     def expected(self) -> float:
-        """Seconds that nine of ten tokens needed lately, 0 if none has ended."""
+        """Seconds in which nine of ten recent tokens finished; 0 if none has ended."""
         with self.changed:
             seen = sorted(self._seconds)
         return seen[int(0.9 * (len(seen) - 1))] if seen else 0.0
 
     def wanted(self) -> int:
-        """How many tokens to claim now. Short ones are fetched ahead."""
+        """The number of tokens to claim now. Short tokens are fetched ahead."""
         slots, now = self._config.slots, time.monotonic()
         with self.changed:
             ready, running = len(self.ready), [now - run.started for run in self.runs.values()]
             mean = self._mean
         free = max(0, slots - len(running) - ready)
         if mean is None or mean > WORK_A_CLAIM or (len(running) >= slots and min(running) > max(1.0, 2 * mean)):
-            return free  # the next ones may be as long: none is claimed before it can start
+            return free  # the next tokens may be as long: claim none before it can start
         target = min(self._config.max_claim, int(WORK_A_CLAIM / max(mean, 0.001))) * slots
         return target - ready if ready <= target // 3 else free
 
     def deaths_allowed(self, pending: int) -> int:
-        """How many pilots may have died with a token that is claimed now; ``pending`` results would be lost with this one.
+        """How many pilots may have died with a token to be claimed now. ``pending`` results would be lost with this
+        pilot.
 
-        After one death, which may have been the node's, a token may run beside others; after more, all by itself.
+        After one death, which the node may have caused, a token may run beside others; after more, only alone.
         """
         with self.changed:
             if self.ready or pending or len(self.runs) >= self._config.slots:
@@ -120,7 +121,7 @@ class Work:
             return 1 if self.runs else sys.maxsize
 
     def stale(self, all_of_them: bool) -> List[Token]:
-        """Take out the tokens that wait behind longer work, or all that were not started."""
+        """Remove and return the tokens that wait behind longer work, or all that were not started."""
         now = time.monotonic()
         with self.changed:
             stale = [token for token in self.ready if all_of_them or now - token.taken > STALE]
@@ -129,12 +130,12 @@ class Work:
         return stale
 
     def held(self) -> List[Token]:
-        """Tokens that are claimed and not yet the reporter's."""
+        """Tokens that are claimed and not yet passed to the reporter."""
         with self.changed:
             return [*self.ready, *(run.token for run in self.runs.values())]
 
     def lose(self, token: Token, how: str) -> None:
-        """Stop work on a token that somebody else has taken: its result would be refused."""
+        """Stop work on a token that this pilot has lost: its result would be refused."""
         with self.changed:
             run = self.runs.get(token.claim)
             if token in self.ready:
@@ -158,7 +159,7 @@ class Work:
             self.changed.notify_all()
 
     def activity(self) -> Doc:
-        """What the pilot does, for its lease."""
+        """The pilot's current activity, for its lease."""
         with self.changed:
             runs = list(self.runs.values())
             state = ("working" if runs else "idle", "draining", "stopping")[self.level]
