@@ -1,7 +1,7 @@
-"""The same pilots once more: a submission whose script, files, options and environment are copied from an earlier one.
+"""Submits the same pilots again: script, files, options and environment are copied from an earlier submission.
 
-The copy is made on the cluster, from the earlier submission's folder into that of the new one. Credentials are not copied: they
-are made from the connection, as always.
+The copy is made on the cluster, from the folder of the earlier submission into that of the new one. Credentials are not
+copied: they come from the connection, as always.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _KEY = re.compile(r"picas-[A-Za-z0-9_-]+\.[0-9]{1,9}")
 
 @dataclass(frozen=True)
 class Origin:
-    """An earlier submission, as its folder shows it. ``config``: of our own pilot; empty where a PiCaS script was submitted."""
+    """An earlier submission, read from its folder. ``config``: of our own pilot; empty if a PiCaS script was submitted."""
 
     key: str
     folder: str
@@ -35,9 +35,11 @@ class Origin:
 
 
 def read(key: str, folder: str, count: int, batch: str) -> Operation[Origin]:
-    """The submission ``key`` with its first ``count`` sbatch calls. Raises RemoteError if it cannot be repeated for ``batch``.
+    """The submission ``key`` with its first ``count`` sbatch calls. Raises RemoteError if it cannot be repeated for
+    ``batch``.
 
-    Key and folder come from the pool, where others may write: what is run must be the account's own, and for this batch.
+    Key and folder come from the pool, where others may write: the submission must be the account's own, and for this
+    batch.
     """
     if not _is_folder_of(folder, key):
         raise RemoteError(f"{folder!r:.200} is not the folder of a submission {key!r:.100}.")
@@ -65,10 +67,10 @@ true"""
 
 
 def objection(key: str, folder: str, batch: str) -> Operation[str | None]:
-    """Why a submission that the pool names is not this account's for the batch; None if it is.
+    """Why a submission named in the pool is not this account's for the batch; None if it is.
 
-    Others may write to the pool. A wait sends credentials to the folder, and may submit what is in it. Raises RemoteError when
-    the cluster does not answer.
+    Others may write to the pool. A wait sends credentials to the folder, and may submit the script in it. Raises
+    RemoteError if the cluster does not answer.
     """
     if not _is_folder_of(folder, key):
         return f"{folder!r:.200} is not the folder of a submission {key!r:.100}."
@@ -106,9 +108,10 @@ def _parse(key: str, folder: str, said: str, batch: str) -> Origin:
 
 
 def copy(origin: Origin, key: str, aside: str, most: int | None) -> Command:
-    """The command that copies the earlier submission into the folder ``aside``, which is to become that of ``key``.
+    """The command that copies the earlier submission into the folder ``aside``, which will become the folder of ``key``.
 
-    What we wrote names the earlier submission, and gets the new name. ``most``: pilots of each sbatch call.
+    In files that we wrote, it replaces the name of the earlier submission. ``most``: limit on the pilots of each sbatch
+    call.
     """
     numbers = range(len(origin.commands))
     ours = [sbatch_calls.SUBMIT_SCRIPT, *(f"command.{number}" for number in numbers)]

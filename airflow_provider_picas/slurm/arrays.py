@@ -1,4 +1,4 @@
-"""How many pilots of which kind: job arrays for the resource classes of the tokens that wait."""
+"""The numbers of pilots of each kind: job arrays for the resource classes of the waiting tokens."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ ANY = "//"
 
 @dataclass(frozen=True)
 class Array:
-    """One sbatch call. ``pilots`` None: the script says how many. ``classes`` None: the pilots take tokens of any class."""
+    """One sbatch call. ``pilots`` None: the script sets the number. ``classes`` None: the pilots claim tokens of any
+    class."""
 
     pilots: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -24,10 +25,10 @@ class Array:
 
 
 def class_options(resource_class: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The sbatch options of pilots for a class ``"<cores>/<gpu>/<time>"``, on top of those that the DAG gives.
+    """The sbatch options of pilots for a class ``"<cores>/<gpu>/<time>"``, added to those in the DAG.
 
-    Cores become ``cpus-per-task``, gpu ``gres`` (``1`` or ``a100:1``), and ``time`` (minutes that one token needs) the least
-    wall-clock. Raises OptionError for what is none of these: classes are made from tokens, so they are foreign.
+    Cores become ``cpus-per-task``, gpu ``gres`` (``1`` or ``a100:1``), and ``time`` (minutes that one token needs) the
+    minimum wall-clock limit. Raises OptionError for anything else: classes come from tokens, so they are foreign.
     """
     match = re.fullmatch(r"([0-9]{0,5})/((?:[A-Za-z0-9_]{1,40}(?::[0-9]{1,3})?)?)/([0-9]{0,6})(?:\.0)?", resource_class)
     if not match:
@@ -44,11 +45,12 @@ def class_options(resource_class: str, options: Mapping[str, Any]) -> dict[str, 
     return result
 
 
-_START = 5  # minutes beside those of a token: setup, the first claim, the margin at the end
+_START = 5  # minutes in addition to those of a token: setup, the first claim, the margin at the end
 
 
 def minutes_of(text: str) -> float:
-    """Slurm's times as minutes: ``minutes``, ``minutes:seconds``, ``hours:minutes:seconds``, ``days-hours[:minutes[:seconds]]``.
+    """Slurm's times as minutes: ``minutes``, ``minutes:seconds``, ``hours:minutes:seconds``,
+    ``days-hours[:minutes[:seconds]]``.
 
     Infinity for ``UNLIMITED``. Raises OptionError for anything else.
     """
@@ -66,19 +68,19 @@ def minutes_of(text: str) -> float:
 
 
 def at_once(made: Sequence[Array], most: int | None) -> list[int | None]:
-    """How many pilots of each array may run at once: ``most`` of all together, but one of each at least. None: any number."""
+    """How many pilots of each array may run at the same time: ``most`` in total, but at least one of each. None: no limit."""
     shares = share({str(place): array.pilots or 0 for place, array in enumerate(made)}, most)
     return [None if most is None else max(1, shares.get(str(place), 0)) for place in range(len(made))]
 
 
 def pilots_for(tokens: int, tokens_per_pilot: float, most: int | None) -> int:
-    """How many pilots so many waiting tokens are worth, at most ``most``."""
+    """The number of pilots for a number of waiting tokens, at most ``most``."""
     wanted = math.ceil(tokens / tokens_per_pilot)
     return wanted if most is None else min(wanted, most)
 
 
 def share(wanted: Mapping[str, int], room: int | None) -> dict[str, int]:
-    """Cut numbers of pilots down to what there is room for: in proportion, and at least one for each class while that fits."""
+    """Reduce numbers of pilots to the available room: in proportion, with at least one for each class if possible."""
     wanted = {name: number for name, number in wanted.items() if number}
     if room is None or sum(wanted.values()) <= room:
         return wanted

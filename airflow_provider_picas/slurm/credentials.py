@@ -1,4 +1,4 @@
-"""The credentials as the PiCaS client and its examples read them: ``picasconfig.py``."""
+"""The credentials in the form of the PiCaS client and its examples: ``picasconfig.py``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Slurm tells of jobs: rows of squeue and sacct, and what they mean for the tokens that the jobs hold."""
+"""Slurm's jobs: rows of squeue and sacct, and their meaning for the tokens that the jobs hold."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _SQUEUE = "%i|%F|%K|%T|%r|%S|%M|%C|%N"
 _SACCT = "JobID,State,ExitCode,Reason,Start,End,ElapsedRaw,AllocCPUS,TotalCPU,NodeList"
 
 
-LOOK_TIMEOUT = 60.0  # seconds that squeue and sacct have, together
-SACCT_PATIENCE = 15  # seconds after which a look asks sacct no further question
+LOOK_TIMEOUT = 60.0  # seconds for squeue and sacct together
+SACCT_PATIENCE = 15  # seconds after which one check runs sacct no more
 FORGOTTEN_AFTER = (
-    60  # seconds for which the controller must not know a job until it counts as ended, whatever sacct says
+    60  # seconds for which the controller must not know a job before it counts as ended, regardless of sacct
 )
-_MOST_ASKED = 5_000  # of such jobs, that one command asks about
-MOST_TASKS = 100_000  # tasks that one look takes from rows such as 123_[0-3]
-LINGER = 45  # seconds that an ended job's processes may take: Slurm's KillWait is 30
+_MOST_ASKED = 5_000  # limit on such jobs in one command
+MOST_TASKS = 100_000  # limit on tasks that one check expands from rows such as 123_[0-3]
+LINGER = 45  # seconds for which the processes of an ended job may still run: Slurm's KillWait is 30
 
 
 class Life(Enum):
-    """What a job's state means: UNKNOWN is never success and never death."""
+    """The meaning of a job's state. UNKNOWN is neither success nor death."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -51,7 +51,7 @@ FORGOTTEN = "FORGOTTEN"
 class Job:
     """One job, or one task of an array. Times are seconds since 1970 by the cluster's clock, 0 when unknown."""
 
-    id: str  #: ``123``, or ``123_4`` for a task: what the PiCaS client writes as ``slurm_job_id``
+    id: str  #: ``123``, or ``123_4`` for a task, as in the PiCaS client's ``slurm_job_id``
     state: str  #: Slurm's word, such as TIMEOUT
     exit_code: str = ""  #: ``<code>:<signal>``
     reason: str = ""
@@ -60,11 +60,11 @@ class Job:
     ended: int = 0
     elapsed: int = 0  #: seconds
     cpus: int = 0
-    cpu_seconds: float = 0.0  #: that the job's processes used
+    cpu_seconds: float = 0.0  #: used by the job's processes
 
     @property
     def life(self) -> Life:
-        """What the state means."""
+        """The meaning of the state."""
         if self.state in _WAITING:
             return Life.WAITING
         if self.state in _RUNNING:
@@ -73,7 +73,7 @@ class Job:
 
     @property
     def cause(self) -> str:
-        """Why it ended, for people: the state, and what it adds."""
+        """Why the job ended, for people: the state and its details."""
         if self.state == FORGOTTEN:
             return f"{self.reason} for sacct, but unknown to Slurm's controller"
         code, _, signal = self.exit_code.partition(":")
@@ -84,10 +84,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Look:
-    """What Slurm told of a submission's jobs, by id. ``at``: seconds since 1970 by the cluster's clock, before it was asked.
+    """Slurm's answer on a submission's jobs, by id. ``at``: seconds since 1970 by the cluster's clock, before the query.
 
-    ``unaccounted`` is what sacct said when it failed. Ended jobs are then known until MinJobAge only. ``unqueued``: jobs that
-    sacct does not know to have ended, and that squeue did not list.
+    ``unaccounted`` is sacct's error if it failed: ended jobs are then known only until MinJobAge. ``unqueued``: jobs
+    that have not ended according to sacct, but were not in squeue's list.
     """
 
     jobs: dict[str, Job]
@@ -98,7 +98,7 @@ class Look:
 
 @dataclass(frozen=True)
 class LookAt(Command):
-    """The command that asks for the jobs of a submission. Whoever has several to carry out may ask ``together``."""
+    """The command that queries the jobs of a submission. Several can be combined with ``together``."""
 
     key: str = ""
     folder: str = ""
@@ -106,9 +106,9 @@ class LookAt(Command):
 
 
 def look(key: str, folder: str, since: int) -> Operation[Look]:
-    """All jobs of a submission, in one command: squeue for what is there, sacct for what has ended.
+    """All jobs of a submission, in one command: squeue for current jobs, sacct for ended ones.
 
-    ``since``: seconds since 1970, before the first of them. Raises UnreachableError when squeue does not answer.
+    ``since``: seconds since 1970, before the first of them. Raises UnreachableError if squeue does not answer.
     """
     step = LookAt(
         _text([LookAt("", key=key, folder=folder, since=since)]), LOOK_TIMEOUT, key=key, folder=folder, since=since
@@ -125,10 +125,10 @@ def look(key: str, folder: str, since: int) -> Operation[Look]:
 
 
 def _forgotten(folder: str, unqueued: Sequence[str]) -> Operation[list[str]]:
-    """Those of the jobs that the controller has not known for ``FORGOTTEN_AFTER``; none while it does not answer.
+    """The jobs that the controller has not known for ``FORGOTTEN_AFTER``; none while it does not answer.
 
-    They are asked for by their ids: a job that was just submitted, or renamed, is known by it. Since when they are unknown is
-    kept in the submission's folder, for looks that remember nothing.
+    They are queried by id, which also finds jobs that were just submitted, or renamed. The time since when they are
+    unknown is kept in the submission's folder, for checks without memory.
     """
     ids = ",".join(unqueued[:_MOST_ASKED])
     output = yield Command(f"""
@@ -159,12 +159,12 @@ echo "$now" && cat unknown.jobs""")
 
 
 def together(steps: Sequence[LookAt]) -> Command:
-    """One command for several looks; ``apart`` divides its output among them."""
+    """One command for several queries; ``apart`` divides its output among them."""
     return Command(_text(steps, names=True), LOOK_TIMEOUT)
 
 
 def apart(output: Output, steps: Sequence[LookAt]) -> list[Output]:
-    """What each look would have got by itself, of the output of all ``together``: its rows end with the name of a job."""
+    """Divide the output of ``together`` into the outputs of the single queries: its rows end with the name of a job."""
     lines: dict[str, list[str]] = {step.key: [] for step in steps}
     for line in output.stdout.splitlines():
         if line.startswith(("Q|", "A|", "E|")):
@@ -179,11 +179,12 @@ def apart(output: Output, steps: Sequence[LookAt]) -> list[Output]:
 
 
 def _text(steps: Sequence[LookAt], *, names: bool = False) -> str:
-    """Shell text that asks squeue and sacct, once each. ``names``: each row ends with the name of its job.
+    """Shell code that runs squeue and sacct, once each. ``names``: each row ends with the name of its job.
 
-    Times are seconds since 1970 (``uts``): local time repeats an hour when clocks are set back, and sacct then refuses it. A site
-    may limit how far back sacct answers (slurmdbd's MaxQueryTimeRange). When sacct refuses, a few more questions find out for how
-    many of the newest submissions it answers: an old one must not hide how the pilots of all others ended.
+    Times are seconds since 1970 (``uts``): local time repeats an hour when clocks are set back, and sacct then refuses
+    it. A site may limit how far back sacct answers (slurmdbd's MaxQueryTimeRange). If sacct refuses, a few more queries
+    find out for how many of the newest submissions it answers: an old one must not hide how the pilots of all others
+    ended.
     """
     squeue, sacct, key = (f"{_SQUEUE}|%j", f"{_SACCT},JobName", "|$key") if names else (_SQUEUE, _SACCT, "")
     newest_first = sorted(steps, key=lambda step: -step.since)
@@ -221,7 +222,8 @@ true"""
 
 
 def count_pilots() -> Operation[tuple[int, int]]:
-    """How many pilots of this package wait, and how many run, for the user who asks: their job names begin with ``picas-``."""
+    """The numbers of pending and running pilots of this package for the current user: their job names begin with
+    ``picas-``."""
     output = yield Command(f"squeue --noheader --array {OURS} --format='%T|%j' || exit 5")
     if output.code != 0:
         raise UnreachableError(f"squeue does not answer: {output.said}")
@@ -233,7 +235,7 @@ def count_pilots() -> Operation[tuple[int, int]]:
 
 
 def parse(lines: Iterable[str]) -> Look:
-    """The answer of ``look``. squeue's word is newer than sacct's, but for a job that sacct knows to have ended."""
+    """Parse the output of ``look``. squeue is newer than sacct, except for a job that has ended according to sacct."""
     rows: dict[str, list[list[str]]] = {kind: [] for kind in "TQAE"}
     room = _Room()
     for line in lines:
@@ -259,7 +261,7 @@ def parse(lines: Iterable[str]) -> Look:
 
 
 def pilots(jobs: Iterable[Job]) -> Pilots:
-    """How many pilots are in which of Slurm's states, and why they wait, for people."""
+    """The numbers of pilots by Slurm's states, and why they wait, for people."""
     jobs = list(jobs)
     lives = Counter(job.life for job in jobs)
     ended = lives[Life.ENDED]
@@ -282,15 +284,15 @@ def pilots(jobs: Iterable[Job]) -> Pilots:
 
 
 def _lingers(queued: Job, accounted: Job, at: int) -> bool:
-    """Whether the processes of a job that has ended may still be there: until Slurm has killed them they give tokens back.
+    """True if the processes of an ended job may still run: until Slurm has killed them, they release tokens.
 
-    Those of a lost node are not waited for.
+    This does not wait for the processes of a lost node.
     """
     return queued.state == "COMPLETING" and accounted.state != "NODE_FAIL" and at < accounted.ended + LINGER
 
 
 class _Room:
-    """How many tasks of arrays are still made jobs of their own: one row can name millions of them."""
+    """The number of array tasks that may still be expanded into jobs: one row can name millions of them."""
 
     def __init__(self) -> None:
         self.left = MOST_TASKS
@@ -307,7 +309,7 @@ def _queued(cells: Sequence[str], room: _Room) -> Iterable[Job]:
 
 
 def _accounted(cells: Sequence[str], room: _Room) -> Iterable[Job]:
-    """Rows of jobs; those of their steps are left out."""
+    """Parse rows of jobs, and skip those of their steps."""
     identifier, state, code, reason, start, end, elapsed, cpus, cpu, node = cells
     word = state.split()[0] if state.split() else ""  # "CANCELLED by 1000"
     word, code, reason, node = (one_line(text) for text in (word, code, reason, node))
@@ -322,8 +324,9 @@ def _accounted(cells: Sequence[str], room: _Room) -> Iterable[Job]:
 def _task_ids(identifier: str, base: str, task: str, room: _Room) -> list[str]:
     """``123_4``, or each task of ``123_[0-3,7%2]``: a just submitted array is one row.
 
-    An array with more tasks than there is room for stays one job, whose id is that of the row. Of a heterogeneous job the first
-    part is ``123``, and the others are ``123+1``, ...: squeue has a number of its own for each of them, sacct has none.
+    An array with more tasks than there is room for stays one job, with the id of the row. The first part of a
+    heterogeneous job is ``123``, and the others are ``123+1``, ...: squeue has a separate number for each of them,
+    sacct does not.
     """
     leader, _, part = identifier.partition("+")
     if part:

@@ -12,15 +12,15 @@ from airflow_provider_picas.tokens.text import one_line
 PATTERNS = ("pilot-*_*.log", "slurm-*.out")
 """Our own pilots' logs, and what sbatch names those of a script that does not say."""
 
-NEWEST = 2_000  # logs of which one look asks whether they have grown
-FILES = 20  # of them, that it reads
-NEWS_BYTES = 4_000  # of each that is shown: the last ones
-LINES = 10  # of each that are shown: the last ones
+NEWEST = 2_000  # logs whose sizes one check compares
+FILES = 20  # logs that it reads
+NEWS_BYTES = 4_000  # bytes of each that are shown: the last ones
+LINES = 10  # lines of each that are shown: the last ones
 
 
 @dataclass(frozen=True)
 class LogNews:
-    """What came to a log since the last look: its name, its size now, and its last lines."""
+    """The growth of a log since the last check: its name, its current size, and its last lines."""
 
     name: str
     size: int
@@ -28,8 +28,9 @@ class LogNews:
 
 
 def news(folder: str, sizes: Mapping[str, int]) -> Operation[list[LogNews]]:
-    """The logs in a submission's folder that have grown since they had ``sizes`` (bytes by name): the newest ones, their ends."""
-    # Those sizes are compared here: a command that holds them all would be too long.
+    """The logs in a submission's folder that have grown since they had ``sizes`` (bytes by name): the newest ones,
+    their ends."""
+    # Compare the sizes here: a command with all of them would be too long.
     names = " -o ".join(f"-name {quote(pattern)}" for pattern in PATTERNS)
     listed = yield Command(f"""
 cd -- {quote(folder)} 2>/dev/null || exit 0
@@ -52,7 +53,7 @@ true""")
     for line in output.stdout.splitlines():
         name, _, encoded = line.rpartition(" ")
         if name not in grown:
-            continue  # a name of two lines, which is none of ours
+            continue  # a name with a newline, which is not one of ours
         content = base64.b64decode(encoded).decode("utf-8", "replace")
         lines = tuple(one_line(text, 500) for text in content.splitlines()[-LINES:] if text.strip())
         found.append(LogNews(name, grown[name], lines))

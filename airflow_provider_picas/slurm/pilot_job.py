@@ -9,7 +9,7 @@ CONFIG_FILE = "pilot.json"
 LOG_FILE = "pilot-%A_%a.log"
 """Name of a pilot's log, as sbatch writes it: job and task of the array."""
 
-EX_CONFIG = 78  # what the script ends with when the node, or the setup, is not as it must be; see docs/pilot.md
+EX_CONFIG = 78  # the script's exit code if the node is unsuitable or the setup fails; see docs/pilot.md
 
 WARNING = "B:TERM@20"
 """``--signal``: the pilot gets SIGTERM 20 seconds (Slurm: up to 80) before the wall-clock ends, and gives its tokens back."""
@@ -20,8 +20,8 @@ _PYTHONS = ("python3", *(f"python3.{minor}" for minor in range(14, 5, -1)), "/us
 def batch_script(folder: str, config: str, setup: str | None, program: str = archive.FILE) -> bytes:
     """The script: the author's setup, then the pilot in place of the shell, so that Slurm's signals reach it.
 
-    A command of the setup that fails ends the job: said once, not by every token. That is a trap and not ``set -e``, under which
-    the functions of many module systems end the shell.
+    If a command of the setup fails, the job ends, so that the error is reported once and not by every token. This uses
+    a trap and not ``set -e``, under which the functions of many module systems end the shell.
     """
     lines = ["#!/bin/bash", "# Made by airflow-provider-picas."]
     if setup and setup.strip():
@@ -34,7 +34,7 @@ def batch_script(folder: str, config: str, setup: str | None, program: str = arc
 
 
 def python_lines(program: str, config: str) -> list[str]:
-    """Shell text that becomes a Python program: that of the first Python that is new enough."""
+    """Shell code that replaces the shell with a Python program, run by the first Python that is new enough."""
     old = "import sys; sys.exit(sys.version_info < (3, 6))"
     return [
         f"for python in {' '.join(_PYTHONS)}; do",

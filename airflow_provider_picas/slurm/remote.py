@@ -1,4 +1,4 @@
-"""Steps on a login node as data: operations yield them and receive what came of them, so that a hook only does I/O."""
+"""Steps on a login node as data: operations yield them and receive their results, so that hooks only do I/O."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from airflow_provider_picas.tokens.text import one_line
 
 
 class RemoteError(Exception):
-    """Something on the cluster's side went wrong; the message says where and what to do."""
+    """An error on the cluster's side; the message says where it happened and what to do."""
 
 
 class LoginError(RemoteError):
@@ -26,12 +26,12 @@ class UnreachableError(RemoteError):
 
 
 class NoSessionError(UnreachableError):
-    """sshd opens no further session on this connection, which stays as it is (``MaxSessions``)."""
+    """sshd opens no more sessions on this connection (``MaxSessions``). The connection stays usable."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """Shell text to run on the login node under the login profile. ``timeout`` is in seconds."""
+    """Shell code to run on the login node under the login profile. ``timeout`` is in seconds."""
 
     text: str
     timeout: float = 60.0
@@ -39,7 +39,7 @@ class Command:
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file to send; ``content`` never appears in a repr. Made with ``mode`` before anything is written to it."""
+    """A file to send; ``content`` never appears in a repr. It is created with ``mode`` before anything is written to it."""
 
     path: str
     content: bytes = field(repr=False)
@@ -48,7 +48,7 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Send:
-    """Files to write into folders that exist: all of them beside their places first, so that a full disk changes none."""
+    """Files to write into existing folders. All are written under temporary names first, so that a full disk changes none."""
 
     files: Sequence[RemoteFile]
 
@@ -62,7 +62,7 @@ class Pause:
 
 @dataclass(frozen=True)
 class Output:
-    """What a command wrote, and its exit code."""
+    """The output of a command, and its exit code."""
 
     code: int
     stdout: str = ""
@@ -70,7 +70,7 @@ class Output:
 
     @property
     def said(self) -> str:
-        """What it said about its failure: stderr, else stdout; at most 1,000 characters."""
+        """The error message of the command: stderr, else stdout; at most 1,000 characters."""
         said = (self.stderr.strip() or self.stdout.strip())[-1000:]
         return one_line(" ".join(said.split()), 1000) or f"exit code {self.code}, and no message"
 
@@ -88,12 +88,12 @@ Operation = Generator[Step, Output, Result]
 
 
 def quote(*words: str) -> str:
-    """Words as shell text. All shell text that holds a value is made here."""
+    """Quote words for a shell. All shell code with values in it uses this function."""
     return shlex.join(words)
 
 
 def new_marker() -> str:
-    """A text that no login profile prints."""
+    """A string that no login profile prints."""
     return f"picas-{secrets.token_hex(8)}"
 
 
@@ -111,18 +111,19 @@ eval "$kept"; unset -v kept
 ``SQUEUE_PARTITION`` or ``SACCT_STATE`` would hide jobs from us, ``SBATCH_ARRAY_INX`` would change the number of pilots.
 """
 
-_WORD = 800  # characters; a bsd-csh takes no word of more than 1,023
+_WORD = 800  # characters; a bsd-csh accepts no word of more than 1,023
 
 
 def wrap(text: str, marker: str, *, profile: bool = True) -> str:
-    """The command line that runs some text with the environment of a login shell, between two markers.
+    """The command line that runs shell code with the environment of a login shell, between two markers.
 
-    ``profile``: False leaves out the login profile.
+    ``profile``: False skips the login profile.
 
-    Sites set PATH and modules in profile files. Those may also print a banner, and define aliases, functions and shell options:
-    a clean shell takes the place of the login shell, and inherits its environment only. ``-p`` keeps it from BASH_ENV, exported
-    functions and SHELLOPTS, which jobs may need and still inherit. The text is sent encoded, and in short words, since the
-    account's own shell, which reads the line first, may be a csh. The words reach a plain sh, so that no profile changes them.
+    Sites set PATH and modules in profile files. Those may also print a banner, and define aliases, functions and shell
+    options: a clean shell replaces the login shell, and inherits only its environment. ``-p`` makes it ignore BASH_ENV,
+    exported functions and SHELLOPTS, which jobs may need and still inherit. The code is sent encoded, and in short
+    words, since the account's own shell, which reads the line first, may be a csh. The words reach a plain sh, so that
+    no profile changes them.
     """
     program = f"{_CLEAN}echo; echo {marker}; (eval {shlex.quote(text)}); code=$?; echo; echo {marker} $code"
     encoded = base64.b64encode(program.encode()).decode()
@@ -132,14 +133,14 @@ def wrap(text: str, marker: str, *, profile: bool = True) -> str:
         return "exec sh -c 'IFS=; exec bash --noprofile --norc -p -c \"$0$*\"' " + " ".join(
             f"'{word}'" for word in words
         )
-    # "exec" in quotes is no alias. $0 is the one parameter that `set --` in a profile does not change.
+    # Quoted, "exec" is not expanded as an alias. $0 is the only parameter that `set --` in a profile does not change.
     login = '"exec" bash --noprofile --norc -p -c "$0"'
     return 'exec sh -c \'IFS=; exec bash -lc "$0" "$*"\' ' + " ".join(f"'{word}'" for word in [login, *words])
 
 
 def unwrap(stdout: str, stderr: str, marker: str) -> Output:
-    """What stands between the markers. Raises UnreachableError when the end is missing: the connection broke, and nothing is
-    known of the command; RemoteError when the login shell did not get as far as the command."""
+    """The output between the markers. Raises UnreachableError if the end is missing: the connection broke, and the
+    result of the command is unknown. Raises RemoteError if the login shell did not reach the command."""
     start = re.search(rf"^{marker}$\n?", stdout, re.MULTILINE)
     if start is None:
         said = one_line(" ".join((stderr.strip() or stdout.strip())[-300:].split()), 300) or "nothing"
@@ -152,16 +153,16 @@ def unwrap(stdout: str, stderr: str, marker: str) -> Output:
 
 
 def whole(text: str, default: int = 0) -> int:
-    """A whole number that a command printed, or the default for anything else.
+    """A whole number in a command's output, or the default for anything else.
 
-    Unlike ``str.isdigit`` and ``int`` it takes ASCII digits only, and no more of them than any number of Slurm's has.
+    Unlike ``str.isdigit`` and ``int``, this accepts only ASCII digits, and no more of them than Slurm's numbers have.
     """
     text = text.strip()
     return int(text) if re.fullmatch("[0-9]{1,18}", text) else default
 
 
 def ok(step: Step, failure: str) -> Generator[Step, Output, Output]:
-    """Carry out a step that has to succeed. Raises RemoteError, which says ``failure`` and what the cluster said."""
+    """Carry out a step that has to succeed. Raises RemoteError with ``failure`` and the cluster's error message."""
     output = yield step
     if output.code != 0:
         raise RemoteError(f"{failure} on the cluster: {output.said}.{make_room(output.said)}")

@@ -74,12 +74,12 @@ def options_to_arguments(options: Mapping[str, Any]) -> list[str]:
 
 
 def _owned(name: str) -> str | None:
-    """The option of ``OWNED`` that sbatch takes a name for: the option's own, or the first letters of it."""
+    """The option in ``OWNED`` that sbatch understands by a name: the full name, or its first letters."""
     return name if name in OWNED else next((owned for owned in OWNED if owned.startswith(name)), None)
 
 
 def check_environment(names: Iterable[str]) -> None:
-    """Raises OptionError for variables that sbatch reads, and that would set an option which an author may not set."""
+    """Raises OptionError for variables of sbatch that would set an option which an author may not set."""
     if refused := sorted(_ENVIRONMENT & set(names)):
         raise OptionError(
             f"{', '.join(refused)} in `env` would change where or how sbatch submits. Remove it; give options as `sbatch`, the"
@@ -88,7 +88,7 @@ def check_environment(names: Iterable[str]) -> None:
 
 
 def array(pilots: int) -> str:
-    """The argument that makes an array of so many pilots. Raises OptionError below 1."""
+    """The argument for an array of ``pilots`` tasks. Raises OptionError below 1."""
     if isinstance(pilots, bool) or not isinstance(pilots, int) or pilots < 1:
         raise OptionError(f"`pilots` is {pilots!r:.80}; it takes a whole number from 1.")
     return f"--array=0-{pilots - 1}"
@@ -97,8 +97,8 @@ def array(pilots: int) -> str:
 def directives(script: bytes) -> dict[str, str | None]:
     """The options on a script's ``#SBATCH`` lines by long name; None where one has no value.
 
-    As sbatch does, lines count up to the first command. Short options are kept under their letter. A line ``hetjob`` begins the
-    next part of a heterogeneous job.
+    As sbatch does, lines count up to the first command. Short options are kept under their letter. A line ``hetjob``
+    begins the next part of a heterogeneous job.
     """
     found: dict[str, str | None] = {}
     for line in script.decode("utf-8", "replace").split("\n"):
@@ -110,7 +110,7 @@ def directives(script: bytes) -> dict[str, str | None]:
         try:
             words = shlex.split(line[len("#SBATCH") :], comments=True)
         except ValueError:
-            continue  # an open quote: sbatch will say so
+            continue  # an open quote: sbatch will report it
         while words:
             word = words.pop(0)
             if word.startswith("--"):
@@ -129,14 +129,14 @@ def directives(script: bytes) -> dict[str, str | None]:
 
 
 def comment(**parts: str) -> str:
-    """What `squeue --format=%k` shows of a job, such as ``dag=word_count task=pilots``."""
+    """The comment that `squeue --format=%k` shows for a job, such as ``dag=word_count task=pilots``."""
     shown = (f"{name}={re.sub(r'[^A-Za-z0-9_.:+@-]+', '_', value)[:80]}" for name, value in parts.items())
     return " ".join(["airflow-provider-picas", *shown])
 
 
 def check_script(script: bytes, name: str) -> None:
-    """Raises OptionError for what sbatch would refuse, or run as nonsense: no ``#!`` line, or nothing at all; and for directives
-    whose jobs could not be found again."""
+    """Raises OptionError for a script that sbatch would refuse or misinterpret (no ``#!`` line, or empty), and for
+    directives whose jobs could not be found again."""
     if not script.strip():
         raise OptionError(f"The script {name} is empty.")
     if not script.startswith(b"#!"):
@@ -144,7 +144,7 @@ def check_script(script: bytes, name: str) -> None:
     if b"\0" in script:
         raise OptionError(f"The script {name} holds a NUL byte: it is a program, not a script. Call it from one.")
     for option in directives(script):
-        short = len(option) == 1  # a letter of its own, such as -c or -t, and not the begin of a name
+        short = len(option) == 1  # a short option, such as -c or -t, and not the beginning of a name
         full = {"M": "clusters"}.get(option, option) if short else _owned(option) or option
         if full in _NOT_IN_SCRIPTS:
             given = option if option == full else f"{option} ({full})"
@@ -160,11 +160,11 @@ def command_line(
     max_running: int | None = None,
     comment: str | None = None,
 ) -> list[str]:
-    """The whole sbatch command; at most ``max_running`` of the pilots run at once. ``comment`` is used where the author has given
-    none.
+    """The complete sbatch command. At most ``max_running`` of the pilots run at the same time. ``comment`` is used if
+    the author has not set one.
 
-    Pilots are not requeued unless the script or the DAG asks for it: a requeued copy may run beside the first one, when its node
-    was only thought dead.
+    Pilots are not requeued unless the script or the DAG asks for it: a requeued copy may run beside the first one, if
+    its node was wrongly considered dead.
     """
     arguments = options_to_arguments(options)
     given = {argument.partition("=")[0] for argument in arguments} | {f"--{name}" for name in directives(script)}
@@ -182,10 +182,10 @@ _JOB_ID = re.compile(r"(?:(?:sbatch: )?Submitted batch job )?([1-9][0-9]*)(?:;\S
 
 
 def job_ids(output: str) -> list[str]:
-    """What may be the job's id in the output of ``sbatch --parsable``: lines of ``<id>`` or ``<id>;<cluster>``, as sbatch writes.
+    """The candidates for the job's id in the output of ``sbatch --parsable``: lines of ``<id>`` or ``<id>;<cluster>``.
 
-    Some sites put a script around sbatch that prints more, or leaves the option out. A line with the cluster, or with "Submitted
-    batch job", can only be sbatch's own.
+    Some sites wrap sbatch in a script that prints more, or drops the option. A line with the cluster, or with "Submitted
+    batch job", can only come from sbatch.
     """
     found = [match for line in output.splitlines() if (match := _JOB_ID.fullmatch(line.strip()))]
     sure = [match for match in found if match.group(0) != match.group(1)]
@@ -193,11 +193,11 @@ def job_ids(output: str) -> list[str]:
 
 
 def cluster(output: str) -> str | None:
-    """The cluster that sbatch names beside the id, which it does only where one was asked for."""
+    """The cluster that sbatch prints beside the id, which it does only if one was requested."""
     return next((match[1] or match[2] for match in _CLUSTER.finditer(output)), None)
 
 
 def job_id(output: str) -> str | None:
-    """The job id in the output of ``sbatch --parsable``; None if there is none, or more than one line could be it."""
+    """The job id in the output of ``sbatch --parsable``; None if there is none, or if several lines are candidates."""
     ids = job_ids(output)
     return ids[0] if len(ids) == 1 else None

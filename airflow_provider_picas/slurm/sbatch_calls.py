@@ -1,8 +1,9 @@
-"""The sbatch calls of one submission: files in its folder on the cluster, which say what was called and what came of it.
+"""The sbatch calls of one submission: files in its folder on the cluster record each call and its result.
 
-``command.<i>`` is the i-th call. ``started.<i>`` is a folder: its lock, since only one process can make it, and in it ``out``,
-``err`` and ``code``, which are sbatch's answer. When they do not tell whether there is a job, Slurm is asked by its name. A call
-that made no job is given up by moving that folder to ``given-up.<i>.<n>``, and can then be started again.
+``command.<i>`` is the i-th call. ``started.<i>`` is a folder and the call's lock, since only one process can create it.
+It contains ``out``, ``err`` and ``code``: sbatch's output. If these do not show whether there is a job, Slurm is
+queried by its name. A call that created no job is given up by moving that folder to ``given-up.<i>.<n>``, and can then
+be started again.
 """
 
 from __future__ import annotations
@@ -28,20 +29,20 @@ from airflow_provider_picas.slurm.remote import (
 from airflow_provider_picas.tokens.text import one_line
 
 SUBMIT_SCRIPT = "submit.sh"
-ANSWER_WAIT = 40.0  # seconds that a try waits for sbatch's answer; sbatch itself gives up after MessageTimeout, 10 s
-SBATCH_LIMIT = 120  # seconds after which an sbatch that still tries is ended
+ANSWER_WAIT = 40.0  # seconds that a try waits for sbatch; sbatch itself gives up after MessageTimeout, 10 s
+SBATCH_LIMIT = 120  # seconds after which an sbatch that is still trying is killed
 SETTLE_WAIT = 600.0  # seconds that a try waits for a controller that does not answer
-ASK_EVERY = 2.0  # seconds between two questions
-MARGIN = 5.0  # seconds on top of MessageTimeout until a job that nobody has seen does not exist
+ASK_EVERY = 2.0  # seconds between two queries
+MARGIN = 5.0  # seconds in addition to MessageTimeout after which an unseen job does not exist
 
 RETRY_AFTER, RETRY_AT_MOST = (
     60.0,
     900.0,
 )  # seconds until pilots that are refused for now are submitted again; it doubles
 
-_NOT_RUN = (126, 127)  # exit codes of `timeout` when there is no sbatch, or it is no program
+_NOT_RUN = (126, 127)  # exit codes of `timeout` if sbatch is missing or not executable
 
-# What sbatch says when it does not know whether the job was made. All else is a refusal.
+# sbatch's messages when it does not know whether the job was created. All others are refusals.
 _UNCERTAIN = re.compile(
     r"timed? ?out|contact slurm controller|zero bytes|communication|connection (?:refused|reset|failure)"
     r"|transport endpoint|unexpected message|socket|resource temporarily unavailable|in standby mode",
@@ -62,8 +63,8 @@ _NOT_NOW = re.compile(
 class SubmissionRefusedError(RemoteError):
     """sbatch refused; the message holds its own words.
 
-    ``jobs_left``: jobs of the submission were accepted, and could not be cancelled. ``for_now``: the same submission may be
-    accepted later; a wait tries that in ``retry_in`` seconds.
+    ``jobs_left``: jobs of the submission were accepted, and could not be cancelled. ``for_now``: the same submission
+    may be accepted later; a wait tries that in ``retry_in`` seconds.
     """
 
     def __init__(self, message: str, *, jobs_left: bool = False, for_now: bool = False, retry_in: float = 0.0) -> None:
@@ -75,57 +76,57 @@ class SubmissionRefusedError(RemoteError):
 
 @dataclass(frozen=True)
 class Call:
-    """What the folder tells of one sbatch call."""
+    """The record of one sbatch call."""
 
     started: bool
     code: int | None
     age: int  #: seconds since it was started
     stdout: str
     stderr: str
-    given_up: int = 0  #: how often it was given up before
+    given_up: int = 0  #: number of times that it was given up before
 
     @property
     def job_id(self) -> str | None:
-        """The job that it made, if that is known."""
+        """The job that the call created, if known."""
         return sbatch.job_id(self.stdout) if self._accepted else None
 
     @property
     def printed_ids(self) -> list[str]:
-        """What may be the id of the job that it made, when several numbers were printed."""
+        """The candidates for the id of the created job, if several numbers were printed."""
         return sbatch.job_ids(self.stdout) if self._accepted else []
 
     @property
     def _accepted(self) -> bool:
-        """Whether an id that was printed is a job's: after ``#SBATCH --wait``, sbatch ends with the exit code of the job."""
+        """True if a printed id is a job's: after ``#SBATCH --wait``, sbatch exits with the exit code of the job."""
         return (
             self.code is not None and self.code not in _NOT_RUN and (self.code == 0 or not _FAILED.search(self.stderr))
         )
 
     @property
     def uncertain(self) -> bool:
-        """Whether there may be a job that the folder does not know of."""
+        """True if there may be a job that is not in the record."""
         if not self.started or self.job_id or self.code in _NOT_RUN:
             return False
-        # From 124: `timeout` or a signal has ended it. sbatch itself ends with 1, or 255 for an option that it does not take.
+        # From 124: `timeout` or a signal has ended it. sbatch itself exits with 1, or 255 for an invalid option.
         cut_off = self.code is None or self.code == 0 or 124 <= self.code < 255
         return cut_off or bool(_UNCERTAIN.search(self.stderr))
 
     @property
     def refused(self) -> bool:
-        """Whether sbatch said no."""
+        """True if sbatch refused the call."""
         return self.started and not self.job_id and not self.uncertain
 
     @property
     def may_be_running(self) -> bool:
-        """Whether sbatch may be under way yet, perhaps from another login node."""
+        """True if sbatch may still be running, possibly on another login node."""
         return self.started and self.code is None and self.age < SBATCH_LIMIT + 10
 
 
 @dataclass(frozen=True)
 class Record:
-    """What the folder of a submission tells. ``since``: seconds since 1970 by the login node's clock.
+    """The record in a submission's folder. ``since``: seconds since 1970 by the login node's clock.
 
-    ``first``: number of the first call that is asked about, such as the first of a round.
+    ``first``: number of the first call of interest, such as the first of a round.
     """
 
     since: int
@@ -135,22 +136,22 @@ class Record:
 
     @property
     def job_ids(self) -> tuple[str, ...]:
-        """The jobs that are known."""
+        """The known jobs."""
         return tuple(call.job_id for call in self.calls if call.job_id)
 
     @property
     def open(self) -> list[int]:
-        """Numbers of the calls whose job is not known."""
+        """Numbers of the calls whose job is unknown."""
         return [number for number in range(self.first, len(self.calls)) if not self.calls[number].job_id]
 
     @property
     def refused(self) -> bool:
-        """Whether sbatch said no to any of them."""
+        """True if sbatch refused any of the calls."""
         return any(call.refused for call in self.asked)
 
     @property
     def refused_for_now(self) -> bool:
-        """Whether sbatch said no, and each time for a reason that passes."""
+        """True if sbatch refused calls, and always for a temporary reason."""
         return self.refused and all(refused_for_now(call.stderr) for call in self.asked if call.refused)
 
     @property
@@ -162,7 +163,7 @@ class Record:
 
     @property
     def settled(self) -> bool:
-        """Whether it is known what came of every call. A record without calls is not settled: nothing was submitted."""
+        """True if the result of every call is known. A record without calls is not settled: nothing was submitted."""
         if self.refused:
             return not any(call.may_be_running for call in self.asked)
         return bool(self.calls) and not self.open
@@ -184,7 +185,7 @@ def job_names(key: str, calls: int) -> list[str]:
 
 
 def submit_script(folder: str, workdir: str, environment: Mapping[str, str], python_path: str | None) -> str:
-    """The script that runs each ``command.<i>`` of the folder once, whoever starts it and however often."""
+    """The script that runs each ``command.<i>`` of the folder once, even if several workers start it repeatedly."""
     lines = ["#!/bin/bash", "# Runs each command.<i> once, whoever starts this and however often."]
     lines += [f"export {name}={quote(value)}" for name, value in environment.items()]
     if python_path is not None:
@@ -223,7 +224,7 @@ true"""
 
 
 def parse_record(lines: Sequence[str]) -> Record:
-    """Read what ``READ`` printed. Raises RemoteError when the files of the record hold something else."""
+    """Parse the output of ``READ``. Raises RemoteError if the files of the record are invalid."""
     try:
         return _parse_record(lines)
     except ValueError:
@@ -261,7 +262,7 @@ def _decoded(text: str) -> str:
 
 
 def read(folder: str, first: int = 0) -> Operation[Record]:
-    """What the folder tells now; of the calls from ``first`` on."""
+    """Read the current record, of the calls from ``first`` on."""
     output = yield from ok(
         Command(f"cd -- {quote(folder)} || exit 4\n{READ}"), "The submission's folder cannot be read"
     )
@@ -269,25 +270,25 @@ def read(folder: str, first: int = 0) -> Operation[Record]:
 
 
 def settle(folder: str, key: str, first: int = 0) -> Operation[Record]:
-    """Run the calls that were not run yet, and find out what became of each. ``first``: of the calls of this round.
+    """Run the calls that were not run yet, and find out the result of each. ``first``: of the calls of this round.
 
-    Raises SubmissionRefusedError with sbatch's own words, once the jobs that it has accepted are cancelled: the next try makes
-    all of them anew. UnreachableError when nothing is known, in which case the next try finds out.
+    Raises SubmissionRefusedError with sbatch's message, once the accepted jobs are cancelled: the next try submits
+    all of them again. Raises UnreachableError if the result is unknown; then the next try finds out.
     """
     record = yield from _start(folder, first)
     if not record.calls:
         raise RemoteError(
             f"The submission's folder {folder} on the cluster holds no sbatch call: its files were removed."
         )
-    waited = 0.0  # seconds, without the time that the questions took: so at least
-    none_since: float | None = None  # when Slurm first said that there is no such job
+    waited = 0.0  # seconds, without the duration of the queries: a lower bound
+    none_since: float | None = None  # when Slurm first reported that there is no such job
     while not record.settled:
         found = yield from find_jobs(key, record)
         if found is None or any(record.calls[number].may_be_running for number in record.open):
-            none_since = None  # a controller that does not answer may be holding the request back
+            none_since = None  # a controller that does not answer may still process the request later
         elif not found.keys() & set(record.open):
             none_since = waited if none_since is None else none_since
-            # A job may still appear a while after Slurm has said that there is none.
+            # A job may still appear some time after Slurm has reported that there is none.
             if waited - none_since >= (yield from _message_timeout()) + MARGIN:
                 record = yield from _start_again(folder, record)
                 none_since = None
@@ -312,12 +313,12 @@ def settle(folder: str, key: str, first: int = 0) -> Operation[Record]:
 
 
 def acknowledge(folder: str) -> Operation[None]:
-    """Note that the operator has reported the submission."""
+    """Record that the operator has reported the submission."""
     yield from ok(Command(f": >{quote(f'{folder}/acknowledged')}"), "The submission could not be acknowledged")
 
 
 def active(key: str, calls: int) -> Operation[bool]:
-    """Whether a job of the submission waits or runs. Raises UnreachableError when Slurm does not answer: unknown is not ended."""
+    """True if a job of the submission is pending or running. Raises UnreachableError if Slurm does not answer."""
     output = yield Command(
         f"squeue --noheader --all {OURS} --name={quote(','.join(job_names(key, calls)))} --format='%F|%T'"
     )
@@ -327,18 +328,18 @@ def active(key: str, calls: int) -> Operation[bool]:
 
 
 def cancel(key: str, calls: int) -> Command:
-    """The command that cancels the jobs of a submission. Its exit code is 0 when none was left alone."""
+    """The command that cancels the jobs of a submission. Its exit code is 0 if all were cancelled."""
     names = quote(",".join(job_names(key, calls)))
-    # By id: unlike squeue, scancel takes a list of names for one name, and cancels nothing.
+    # By id: unlike squeue, scancel treats a list of names as one name, and cancels nothing.
     return Command(f"""
 jobs=$(squeue --noheader --all {OURS} --name={names} --format=%F) || exit 5
 [ -z "$jobs" ] || scancel $(printf '%s\\n' "$jobs" | sort -u)""")
 
 
 def find_jobs(key: str, record: Record) -> Operation[dict[int, str] | None]:
-    """Jobs that bear the submission's names, by number of the call; None when Slurm does not answer.
+    """Jobs with the submission's names, by number of the call; None if Slurm does not answer.
 
-    Of two with the same name the earlier one counts.
+    Of two jobs with the same name, the earlier one counts.
     """
     names = {name: number for number, name in enumerate(job_names(key, len(record.calls)))}
     listed = quote(",".join(names))
@@ -359,7 +360,7 @@ squeue --noheader --all --states=all {OURS} --name={listed} --format='%F|%j' || 
 
 
 def _start(folder: str, first: int) -> Operation[Record]:
-    """Start the script and wait a while for sbatch's answers. It outlives the connection."""
+    """Start the script and wait some time for sbatch. The script outlives the connection."""
     text = f"""
 cd -- {quote(folder)} || exit 3
 setsid -f bash -p ./{SUBMIT_SCRIPT} </dev/null >/dev/null 2>&1
@@ -384,7 +385,7 @@ def _refuse(key: str, record: Record) -> Operation[None]:
 
 
 def _refuse_elsewhere(folder: str, key: str, record: Record) -> Operation[None]:
-    """Cancel jobs that the site has sent to another cluster than the one that squeue asks: they would count as gone while they
+    """Cancel jobs that the site has sent to another cluster than squeue's: they would count as gone while they
     run. Raises SubmissionRefusedError.
     """
     sent = {call.job_id: name for call in record.asked if call.job_id and (name := sbatch.cluster(call.stdout))}
@@ -398,7 +399,7 @@ def _refuse_elsewhere(folder: str, key: str, record: Record) -> Operation[None]:
     yield from give_up(folder, record)
     cancels = [f"scancel {quote(f'--clusters={name}', job)} || failed=1" for job, name in elsewhere.items()]
     done = yield Command("\n".join([*cancels, '[ -z "$failed" ]']))
-    yield cancel(key, len(record.calls))  # those of the other calls, which were sent to this cluster
+    yield cancel(key, len(record.calls))  # the jobs of the other calls, which were sent to this cluster
     names = ", ".join(sorted(set(elsewhere.values())))
     fate = "was cancelled" if done.code == 0 else "could not be cancelled: cancel it"
     raise SubmissionRefusedError(
@@ -419,15 +420,15 @@ def refusal(record: Record, *, jobs_left: bool = False) -> SubmissionRefusedErro
 
 
 def give_up(folder: str, record: Record) -> Operation[None]:
-    """Forget what came of the calls from ``record.first`` on, so that ``settle`` makes them again: some were refused for now, and
-    the jobs of the others have been cancelled."""
+    """Discard the results of the calls from ``record.first`` on, so that ``settle`` repeats them: some were refused for
+    now, and the jobs of the others have been cancelled."""
     yield from _give_up(folder, record, range(record.first, len(record.calls)))
 
 
 def refused_for_now(said: str) -> bool:
-    """Whether sbatch's words name a state of the site that passes, and nothing that is wrong with the job.
+    """True if sbatch's message names a temporary state of the site, and no error in the job.
 
-    "Job violates accounting/QOS policy" may mean either: Slurm names the limit in the line before, such as
+    "Job violates accounting/QOS policy" may mean either: the line before it names the limit, such as
     QOSMaxSubmitJobPerUserLimit.
     """
     if "accounting/QOS policy" in said:
@@ -453,7 +454,7 @@ def _message_timeout() -> Operation[float]:
 
 
 def _write_down(folder: str, record: Record, found: Mapping[int, str]) -> Operation[bool]:
-    """Write down the ids of jobs that were found by name; whether there was any to write."""
+    """Record the ids of jobs that were found by name. True if there were any."""
     news = {number: found[number] for number in record.open if number in found}
     for number, job in news.items():
         text = (
@@ -465,8 +466,8 @@ def _write_down(folder: str, record: Record, found: Mapping[int, str]) -> Operat
 
 
 def _start_again(folder: str, record: Record) -> Operation[Record]:
-    """Give up the calls that made no job, and run them again."""
-    # sbatch has made these jobs, but printed several numbers, and Slurm has forgotten their names: the first number counts.
+    """Give up the calls that created no job, and run them again."""
+    # sbatch has created these jobs, but printed several numbers, and Slurm has forgotten their names: use the first number.
     made = {number: ids[0] for number in record.open if (ids := record.calls[number].printed_ids)}
     yield from _write_down(folder, record, made)
     yield from _give_up(folder, record, [number for number in record.open if number not in made])
@@ -474,8 +475,8 @@ def _start_again(folder: str, record: Record) -> Operation[Record]:
 
 
 def _give_up(folder: str, record: Record, numbers: Iterable[int]) -> Operation[None]:
-    """Of several tries that found the same, one gives up each call: the folder that is moved is not empty, so it cannot replace
-    that of a try that was faster and has started the call again."""
+    """Give up calls. If several tries do this, only one succeeds for each call: the moved folder is not empty, so it
+    cannot replace the folder of a faster try that has started the call again."""
     for number in numbers:
         yield Command(
             f"cd -- {quote(folder)} && touch started.{number}/given-up"
@@ -484,7 +485,7 @@ def _give_up(folder: str, record: Record, numbers: Iterable[int]) -> Operation[N
 
 
 def _cancel_others(key: str, record: Record) -> Operation[None]:
-    """Should a job have appeared after all, the one that is not on record is cancelled."""
+    """Cancel jobs that appeared after all and are not in the record."""
     for number, call in enumerate(record.asked, start=record.first):
         name, keep = quote(job_name(key, number)), quote(str(call.job_id))
         yield Command(

@@ -1,7 +1,7 @@
-"""Files are sent over the command channel: a shell on the login node reads them from its standard input and writes them.
+"""Sends files over the command channel: a shell on the login node reads them from its standard input and writes them.
 
-SFTP would need a subsystem that not every sshd has, a second session beside that of a command, and an account whose start-up
-files print nothing. It also says no more than "Failure" when a disk is full.
+SFTP would need a subsystem that not every sshd has, a second session beside a command's, and start-up files that print
+nothing. It also reports only "Failure" when a disk is full.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ done
 
 
 def line(marker: str) -> str:
-    """The command line. No login profile is read: it could take the content for its own input, and nothing of it is needed."""
+    """The command line. It reads no login profile, which could consume the content as its own input, and is not needed."""
     return remote.wrap(_PROGRAM.replace("MARKER", marker), marker, profile=False)
 
 
@@ -60,5 +60,5 @@ def stdin(files: Sequence[RemoteFile], marker: str) -> Iterator[bytes]:
 
 
 def outcome(output: Output) -> Output:
-    """What came of it: on stderr there may be words of a start-up file, too."""
+    """The result of the command: stderr may also have output of a start-up file."""
     return Output(output.code, stderr=output.stdout or output.stderr) if output.code else Output(0)

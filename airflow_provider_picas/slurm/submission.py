@@ -1,13 +1,13 @@
 """A submission: all sbatch calls of one operator run, which cannot happen twice.
 
-It lives in a folder of its own in the shared home on the cluster, ``<remote folder>/<key>``, where ``key`` is also the name of
-its jobs. ``docs/architecture.md`` lists what it holds. The folder is filled under another name and then renamed: of several
-workers that submit the same task one succeeds, and the others go on with its folder. From then on nothing in it is replaced or
-removed.
-The file ``acknowledged`` says that the operator has reported it: without it, the next try adopts the jobs, even ended ones; with
-it, and no job left, the next try is a new submission.
+It has its own folder in the shared home on the cluster, ``<remote folder>/<key>``, where ``key`` is also the name of
+its jobs. ``docs/architecture.md`` lists the folder's content. The folder is filled under another name and then renamed:
+if several workers submit the same task, one rename succeeds, and the others continue with that folder. From then on its
+files are not replaced or removed. The file ``acknowledged`` means that the operator has reported the submission:
+without it, the next try adopts the jobs, even ended ones; with it, and if no jobs remain, the next try is a new
+submission.
 
-More pilots are a further round of the same calls. ``round.<n>`` holds its commands and comes into being by a rename, too.
+More pilots are another round of the same calls. ``round.<n>`` holds its commands and is also created by a rename.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ FINISHED_BEFORE = "finished.before"
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be submitted. The callables get the submission's folder and key, which are known only on the cluster."""
+    """The plan of a submission. The callables get its folder and key, which are known only on the cluster."""
 
     base_key: str
     files: Callable[[str, str], Sequence[RemoteFile]]
@@ -62,21 +62,21 @@ class Plan:
     folder: str | None = None  #: remote folder, absolute or below the home; None: DEFAULT_FOLDER
     workdir: str | None = None  #: where sbatch runs, absolute or below the home; None: the submission's folder
     environment: Mapping[str, str] = field(default_factory=dict)  #: of sbatch
-    python_path: bool = True  #: whether the credentials' folder is put on PYTHONPATH
+    python_path: bool = True  #: put the credentials' folder on PYTHONPATH
     copied: Callable[[str, str], Command] | None = (
-        None  #: instead of commands: copies them, from key and folder to fill
+        None  #: instead of commands: makes the command that copies them, from the key and the folder to fill
     )
 
 
 @dataclass(frozen=True)
 class Submission:
-    """A submission that stands. ``submitted`` is in seconds since 1970, by the login node's clock."""
+    """A completed submission. ``submitted`` is in seconds since 1970, by the login node's clock."""
 
     key: str
     folder: str
     job_ids: tuple[str, ...]
     submitted: int
-    adopted: bool = False  #: an earlier try had made it
+    adopted: bool = False  #: an earlier try made it
 
 
 @dataclass(frozen=True)
@@ -101,13 +101,13 @@ class _Latest:
 
 
 def base_key(name: str, *identity: str) -> str:
-    """The part of a submission's key that stays: a readable name and a digest of what identifies the task instance."""
+    """The constant part of a submission's key: a readable name and a digest of the task instance's identity."""
     readable = re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_-")[:40] or "x"
     return f"picas-{readable}-{ids.digest(name, *identity)}"
 
 
 def task_key(deployment: str, dag_id: str, run_id: str, task_id: str, map_index: int) -> str:
-    """The base key of a task instance: `squeue` shows DAG, task and run, as far as there is room. At most 90 characters."""
+    """The base key of a task instance: DAG, task and run, which `squeue` then shows, shortened to at most 90 characters."""
     task = task_id if map_index < 0 else f"{task_id[-20:]}_{map_index}"
     parts = ((dag_id, 20), (task[-24:], 24), (run_id, 27))
     readable = "-".join(re.sub(r"[^A-Za-z0-9_-]+", "_", part)[:length].strip("_-") or "x" for part, length in parts)
@@ -115,17 +115,17 @@ def task_key(deployment: str, dag_id: str, run_id: str, task_id: str, map_index:
 
 
 def submit(plan: Plan) -> Operation[Submission]:
-    """Submit, or adopt what an earlier try has submitted.
+    """Submit, or adopt the submission of an earlier try.
 
-    Raises SubmissionRefusedError with sbatch's own words; UnreachableError when nothing is known, in which case the next try
-    finds out; RemoteError for folders that are missing.
+    Raises SubmissionRefusedError with sbatch's message; UnreachableError if the result is unknown, in which case the
+    next try finds out; RemoteError for missing folders.
     """
     latest = yield from _find(plan.base_key, plan.folder)
     standing = yield from _adopt(latest)
     if standing:
         return standing
     if latest.record.refused:
-        # Once more: the try that was refused may have been killed before it had done this.
+        # Again: the try that was refused may have been killed before it had done this.
         yield from ok(
             sbatch_calls.cancel(latest.key, len(latest.record.calls)), "Jobs of a refused submission may be left"
         )
@@ -137,8 +137,8 @@ def submit(plan: Plan) -> Operation[Submission]:
 
 
 def adopt(base_key: str, folder: str | None) -> Operation[Submission | None]:
-    """What an earlier try has submitted, be it only in part; None when nothing stands. To be asked before pilots are counted out:
-    those of the earlier try have taken the tokens, and the room.
+    """The submission of an earlier try, even an incomplete one; None if there is none. Call this before computing the
+    number of pilots: the earlier try's pilots hold tokens, and count towards the limits.
 
     Raises as ``submit``.
     """
@@ -175,9 +175,10 @@ def remove_credentials(folder: str) -> Operation[None]:
 
 
 def rounds(folder: str, scope: str) -> Operation[tuple[int, int]]:
-    """How often a submission was repeated, and how many tokens of ``scope`` had finished when it last was; -1: not known.
+    """The number of times a submission was repeated, and the tokens of ``scope`` that had finished the last time; -1:
+    unknown.
 
-    A round whose worker was killed is completed.
+    Completes a round whose worker was killed.
     """
     output = yield from ok(
         Command(f"cd -- {quote(folder)} || exit 4\n{_PLACE}\n{_LAST_ROUND}"), "The submission's folder cannot be read"
@@ -206,13 +207,13 @@ echo "$n $(cat round.$n/finished 2>/dev/null || echo -1)"
 
 
 def finished_before(folder: str) -> Operation[int]:
-    """How many tokens had finished before a submission was made; 0 when that is not known."""
+    """The number of tokens that had finished before a submission was made; 0 if unknown."""
     output = yield Command(f"cat -- {quote(f'{folder}/{FINISHED_BEFORE}')}")
     return whole(output.stdout)
 
 
 def had_credentials(folder: str) -> Operation[bool]:
-    """Whether credentials were sent with a submission; they may be gone by now."""
+    """True if credentials were sent with a submission; they may have been removed since."""
     output = yield Command(f"[ -e {quote(folder)}/{SENT} ]")
     return output.code == 0
 
