@@ -1,6 +1,6 @@
-"""Which pilots were submitted for a batch: a small local document for each submission, written by the task that submits.
+"""The pilots submitted for a batch: the task that submits writes a small local document for each submission.
 
-So a wait for the batch knows its pilots without being told. Operations, as in ``pool``.
+So a wait for the batch finds its pilots by itself. Operations, as in ``pool``.
 """
 
 from __future__ import annotations
@@ -15,24 +15,26 @@ from airflow_provider_picas.couchdb.http import Operation, Request, json_body
 from airflow_provider_picas.couchdb.pool import Pool
 
 PREFIX = "_local/picas-pilots-"
-_MOST = 1_000  # submissions of a batch that are read
+_MOST = 1_000  # limit on the submissions of a batch that are read
 
 
 def note(pool: Pool, batch: str, pilots: Mapping[str, Any], *, ended: bool = False) -> Operation[None]:
-    """Note the pilots of a batch. ``pilots`` is the output of the operator that submitted them; ``ended``: their wait is over."""
+    """Record the pilots of a batch. ``pilots``: the output of the operator that submitted them. ``ended``: their wait
+    is over."""
     document_id = _document_id(batch, pilots)
     document = {"pilots": dict(pilots), "since": int(time.time()), "ended": ended}
     for _ in range(3):
         try:
             yield Request("PUT", pool.document_path(document_id), body=json_body(document))
             return
-        except errors.ConflictError:  # CouchDB overwrites a local document, others ask for the revision
+        except errors.ConflictError:  # CouchDB overwrites a local document, other servers require the revision
             present = yield from pool.get(document_id)
             document["_rev"] = present["_rev"]
 
 
 def find(pool: Pool, batch: str) -> Operation[list[dict[str, Any]]]:
-    """The pilots that were submitted for a batch and whose wait is not over: for each task the output of its last submission."""
+    """The pilots that were submitted for a batch and whose wait is not over: for each task the output of its last
+    submission."""
     documents, _ = yield from pool.local_documents(f"{PREFIX}{batch}:", limit=_MOST)
     found = [document.get("pilots") for document in documents if not document.get("ended")]
     tasks: dict[str, dict[str, Any]] = {}
@@ -71,6 +73,6 @@ def _document_id(batch: str, pilots: Mapping[str, Any]) -> str:
 
 
 def _task(pilots: Mapping[str, Any]) -> tuple[str, int]:
-    """The task that submitted the pilots, and how often it had done so: a submission's key ends in that number."""
+    """The task that submitted the pilots, and the number of the submission, in which its key ends."""
     match = re.fullmatch(r"(.*)\.([0-9]{1,9})", str(pilots.get("submission")))
     return (match[1], int(match[2])) if match else (str(pilots.get("submission")), 0)

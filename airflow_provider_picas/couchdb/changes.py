@@ -1,4 +1,4 @@
-"""Following a pool: what has changed since when, and the counts of many batches at once. Operations, as in ``pool``."""
+"""Follows a pool: the changes since a position, and the counts of many batches at once. Operations, as in ``pool``."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from airflow_provider_picas.tokens.counts import Counts
 PAGE = 1_000
 """Rows of an answer at most."""
 
-FEW = 4  # batches that are asked for one by one; more may be cheaper as a part of all
-ROWS_OF_ONE = 100  # rows of a scan that take as long as asking for one batch, each of which brings the index up to date
+FEW = 4  # batches that are queried one by one; more may be cheaper in a scan
+ROWS_OF_ONE = (
+    100  # a scan of this number of rows takes as long as the query of one batch, which updates the index each time
+)
 MOST_ROWS = 5_000  # of a scan: half a second on CouchDB 3.5.0
 QUERIES = 200  # batches in one request: it is answered as a whole
 
@@ -28,7 +30,7 @@ NO_BATCH = ""
 
 @dataclass(frozen=True)
 class Changes:
-    """One answer of the feed. ``since``: where it stands then, to go on from. ``more``: the answer was full."""
+    """One response of the feed. ``since``: the position after it, to continue from. ``more``: the response was full."""
 
     since: str
     ids: tuple[str, ...]
@@ -36,7 +38,7 @@ class Changes:
 
     @property
     def batches(self) -> set[str]:
-        """What the rows touch, by the prefix of their ids."""
+        """The batches in the rows, by the prefix of their ids."""
         return {
             document_id.partition(":")[0] if ":" in document_id else NO_BATCH
             for document_id in self.ids
@@ -45,17 +47,17 @@ class Changes:
 
     @property
     def design(self) -> bool:
-        """Whether a design document has changed, so that counts may have, too."""
+        """True if a design document has changed, so that counts may have changed, too."""
         return any(document_id.startswith("_design/") for document_id in self.ids)
 
 
 def changes(
     pool: Pool, since: str, *, heartbeat: float | None = None, timeout: float | None = None
 ) -> Operation[Changes]:
-    """What has changed after ``since`` (an earlier answer's, or ``now``); at once, or as soon as there is anything.
+    """The changes after ``since`` (from an earlier response, or ``now``); at once, or as soon as there are any.
 
-    ``heartbeat``: wait for ever, with a sign of life every so many seconds. ``timeout``: wait so many seconds at most. It is not
-    asked again when the answer is lost: the caller knows best how long it has waited.
+    ``heartbeat``: wait forever, with a heartbeat at this interval in seconds. ``timeout``: wait at most this number of
+    seconds. The request is not repeated if the response is lost: the caller knows how long it has waited.
     """
     params = {"since": since, "limit": str(PAGE)}
     read_timeout = None
@@ -76,29 +78,29 @@ def changes(
 
 @dataclass(frozen=True)
 class Standing:
-    """Which database answers, and where its feed stands. ``birth``: when it was made, in whole seconds: another of the same name
-    has another."""
+    """The identity of the database, and the position of its feed. ``birth``: its creation time in whole seconds, which
+    differs if a database of the same name was created again."""
 
     birth: str
     sequence: str
 
 
 def standing(pool: Pool) -> Operation[Standing]:
-    """Ask the database for its own figures."""
+    """Query the database's information about itself."""
     info: Mapping[str, Any] = yield from pool.info()
     return Standing(str(info.get("instance_start_time", "")), str(info.get("update_seq", "")))
 
 
 def is_older(sequence: str, than: str) -> bool:
-    """Whether a database at this sequence is at an earlier state, as after a backup was restored: its feed is silent until it has
-    passed ``than``. Sequences begin with the number of changes."""
+    """True if a database at this sequence is at an earlier state, as after a backup was restored: its feed is silent
+    until it has passed ``than``. Sequences begin with the number of changes."""
     now, before = sequence.partition("-")[0], than.partition("-")[0]
     numbers = [int(text) for text in (now, before) if re.fullmatch("[0-9]{1,18}", text)]
     return len(numbers) == 2 and numbers[0] < numbers[1]
 
 
 def counts_of(pool: Pool, batches: Collection[str]) -> Operation[dict[str, Counts]]:
-    """The counts of some batches, as ``Pool.count`` tells them; all zero for one that has no tokens."""
+    """The counts of some batches, as from ``Pool.count``; all zero for a batch without tokens."""
     if pool.settings.design_document != views.MONITOR:
         return (yield from _count_each(pool, batches))
     found: dict[str, Counts] = {}
@@ -141,7 +143,7 @@ def _ask(pool: Pool, batches: Collection[str]) -> Operation[dict[str, Counts]]:
 
 
 def _scan(pool: Pool, batches: set[str]) -> Operation[dict[str, Counts]]:
-    """The counts of those batches that are among the first of the pool: faster than asking for each, if there are few others."""
+    """The counts of the batches that are among the first of the pool: faster than querying each, if there are few others."""
     limit = min(MOST_ROWS, ROWS_OF_ONE * len(batches))
     answer = yield pool.view_request("counts", views.PROVIDER, group=True, limit=limit)
     rows = counted(answer)
@@ -158,9 +160,9 @@ def _scan(pool: Pool, batches: set[str]) -> Operation[dict[str, Counts]]:
 
 
 def idle(pool: Pool, wait: str, finished: int) -> Operation[float]:
-    """Seconds since the wait of this name was first told that so many tokens have finished, by the database's clock.
+    """Seconds, by the database's clock, since the wait of this name first reported this number of ``finished`` tokens.
 
-    The pool remembers it in a local document, which wakes nobody. Raises ForbiddenError for a login that may only read.
+    The pool stores it in a local document, which wakes no feed. Raises ForbiddenError for a login that may only read.
     """
     answer = yield Request("GET", pool.path())
     now = answer.time
@@ -179,7 +181,7 @@ def idle(pool: Pool, wait: str, finished: int) -> Operation[float]:
 
 
 def index_progress(pool: Pool) -> Operation[str | None]:
-    """Which index of the pool is being built, and how far it is if the login may know; None when none is."""
+    """The index of the pool that is being built, with its progress if the login may read it; None if there is none."""
     for design in dict.fromkeys((views.PROVIDER, pool.settings.design_document)):
         try:
             answer = yield Request("GET", pool.path("_design", design, "_info"), repeatable=False)
@@ -195,7 +197,7 @@ def _percent(pool: Pool, design: str) -> Operation[int | None]:
     try:
         answer = yield Request("GET", "/_active_tasks", repeatable=False)
     except errors.CouchDBError:
-        return None  # only the server's admin may ask
+        return None  # only the server's admin may query this
     progress = [
         int(number(task.get("progress")))
         for task in answer.rows(None)

@@ -1,6 +1,7 @@
-"""Tokens with revisions in conflict, as nodes of a cluster leave them that did not see each other. Operations, as in ``pool``.
+"""Tokens with conflicting revisions, which result when nodes of a cluster did not see each other. Operations, as in
+``pool``.
 
-The rules are the pilot's (``merge``).
+The rules are in ``lifecycle.conflicts``, and the pilot uses the same ones.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from airflow_provider_picas.tokens import attachments
 
 
 def branches(pool: Pool, document_ids: Sequence[str]) -> Operation[dict[str, list[Document]]]:
-    """The revisions of documents that are in conflict, the winner first: mostly one. Those that do not exist are left out."""
+    """The conflicting revisions of documents, the winner first: mostly one. Missing documents are omitted."""
     found, _ = yield from branches_measured(pool, document_ids)
     return found
 
 
 def branches_measured(pool: Pool, document_ids: Sequence[str]) -> Operation[tuple[dict[str, list[Document]], int]]:
-    """``branches``, and how many bytes the documents had."""
+    """``branches``, and the size of the documents in bytes."""
     documents, size = yield from pool.fetch_measured(document_ids, with_conflicts=True)
     found: dict[str, list[Document]] = {}
     for name, document in documents.items():
@@ -48,9 +49,11 @@ def branches_measured(pool: Pool, document_ids: Sequence[str]) -> Operation[tupl
 def settle(
     pool: Pool, revisions: Sequence[Document], may_run: Callable[[Document], bool]
 ) -> Operation[Document | None]:
-    """The token with no revisions in conflict any more; None: later, since a pilot ``may_run`` it under one that lost.
+    """Merge a token's revisions and return the token; None: not yet, since a pilot ``may_run`` it under a revision that
+    lost.
 
-    A result that lost is adopted. Only the winner is written to and only others are deleted, so the token cannot go.
+    A result that lost is adopted. Only the winner is written to and only others are deleted, so the token cannot be
+    lost.
     """
     winner = revisions[0]
     plan = merge(revisions, may_run)

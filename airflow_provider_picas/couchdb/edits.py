@@ -1,7 +1,7 @@
-"""Changing tokens that are in a pool already: reset, set fields, delete, and what goes with it. Operations, as in ``pool``.
+"""Changes tokens in a pool: reset, set fields, delete, restore. Operations, as in ``pool``.
 
-Every change is written against the revision that was looked at. What has changed meanwhile is read and judged again, so
-that a token that a pilot has taken, or finished, is never overwritten.
+Every change is written against the revision that was read. A token that changed in the meantime is read and evaluated
+again, so that a token that a pilot has claimed, or finished, is never overwritten.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from airflow_provider_picas.tokens.selection import EditReport, scrubs_of
 WRITE_BYTES = 4_000_000
 """A request holds so many bytes of documents, or one document."""
 
-_TRIES = 10  # a token that changes at each try; the backoff lies in the requests
+_TRIES = 10  # for a token that changes at each try; the requests have the backoff
 
 Item = TypeVar("Item")
 Judge = Callable[[Sequence[Document]], Sequence[str | None]]
@@ -35,7 +35,7 @@ GONE = "was deleted meanwhile"
 
 @dataclass(frozen=True)
 class Revision:
-    """A token as it was at some time."""
+    """A revision of a token."""
 
     id: str
     rev: str
@@ -54,7 +54,7 @@ def requests_of(tokens: Iterable[Document]) -> Iterator[list[Encoded]]:
 
 
 def _in_bytes(items: Iterable[Item], size: Callable[[Item], int]) -> Iterator[list[Item]]:
-    """Items, some ``WRITE_BYTES`` together, at most a page of them."""
+    """Groups of items of about ``WRITE_BYTES``, each at most a page."""
     some: list[Item] = []
     total = 0
     for item in items:
@@ -75,7 +75,7 @@ def clock(pool: Pool) -> Operation[int]:
 
 
 def _objections(tokens: Sequence[Document], judge: Judge) -> list[str | None]:
-    """What ``judge`` says, and of those that it would have changed, which cannot be written back."""
+    """The objections of ``judge``, and those to tokens that cannot be written back."""
     return [
         documents.HUGE_INTEGER if objection is None and documents.holds_huge_integer(token) else objection
         for token, objection in zip(tokens, judge(tokens), strict=True)
@@ -96,10 +96,10 @@ def preview(tokens: Sequence[Document], judge: Judge) -> EditReport:
 def reset(
     pool: Pool, tokens: Sequence[Document], judge: Judge, *, reason: str = "reset", keep_logs: bool = False
 ) -> Operation[EditReport]:
-    """Give tokens back: todo again, the attempt kept in ``attempts``, attachments carried unchanged.
+    """Reset tokens to todo, with the attempt kept in ``attempts`` and attachments unchanged.
 
-    ``keep_logs`` copies the logs of foreign pilots under the attempt's name first: the next attempt would overwrite them. What is
-    ``too_large_to_copy`` is for ``judge`` to leave.
+    ``keep_logs`` copies the logs of foreign pilots under the attempt's name first: the next attempt would overwrite
+    them. ``judge`` has to skip tokens that are ``too_large_to_copy``.
     """
 
     def scrub(token: Document) -> Operation[Document]:
@@ -125,7 +125,7 @@ def update(pool: Pool, tokens: Sequence[Document], judge: Judge, fields: Mapping
 
 
 def delete(pool: Pool, tokens: Sequence[Revision]) -> Operation[EditReport]:
-    """Delete tokens as they were looked at. One that has changed since is left."""
+    """Delete these revisions of tokens. Skip tokens that have changed since."""
     report = EditReport()
     waiting = {token.id: token.rev for token in tokens}
     for _ in range(_TRIES):
@@ -133,7 +133,7 @@ def delete(pool: Pool, tokens: Sequence[Revision]) -> Operation[EditReport]:
         try:
             rows = yield from pool.write([json_body(document) for document in gone])
         except errors.UnavailableError:
-            # Written or not: the next look tells.
+            # Written or not: the next query shows.
             present = yield from pool.fetch(list(waiting))
             for token_id in [token_id for token_id in waiting if token_id not in present]:
                 del waiting[token_id]
@@ -155,7 +155,7 @@ def delete(pool: Pool, tokens: Sequence[Revision]) -> Operation[EditReport]:
 
 
 def restore(pool: Pool, tokens: Sequence[Encoded]) -> Operation[EditReport]:
-    """Write a request of archived tokens as new documents, in the state that they were in. Those in the pool are left."""
+    """Write a request of archived tokens as new documents, in their old state. Tokens that exist in the pool are skipped."""
     report = EditReport()
     sent = False
     for _ in range(_TRIES):
@@ -178,12 +178,12 @@ def restore(pool: Pool, tokens: Sequence[Encoded]) -> Operation[EditReport]:
 
 
 def attachment(pool: Pool, token_id: str, name: str, rev: str | None = None) -> Request:
-    """The request for an attachment of a token, at some revision of it."""
+    """The request for an attachment of a token, optionally at a revision."""
     return Request("GET", pool.path(token_id, name), {"rev": rev} if rev else {}, raw=True)
 
 
 def attachment_in_document(pool: Pool, token: Document, name: str) -> Operation[bytes]:
-    """An attachment that no URL can name; all others of the token come with it."""
+    """An attachment that no URL can name. It is read together with all others of the token."""
     whole = yield from with_attachments(pool, token)
     file = (whole.get("_attachments") or {}).get(name, {})
     try:
@@ -202,7 +202,7 @@ def _content(pool: Pool, token: Document, name: str) -> Operation[bytes]:
 
 
 def with_attachments(pool: Pool, token: Document) -> Operation[Document]:
-    """The token with the data of its attachments in it, at the revision that it has. Raises NotFoundError if that is gone."""
+    """The token with the data of its attachments, at the same revision. Raises NotFoundError if that no longer exists."""
     stubs = attachments.stubs_of(token)
     if not stubs:
         return token
@@ -211,7 +211,7 @@ def with_attachments(pool: Pool, token: Document) -> Operation[Document]:
 
 
 def batches(pool: Pool) -> Operation[dict[str, Counts]]:
-    """The batches of a pool, each with its counts. Raises NotFoundError where the provider's views are not deployed."""
+    """The batches of a pool, each with its counts. Raises NotFoundError if the provider's views are not deployed."""
     answer = yield pool.view_request("counts", views.PROVIDER, group=True)
     rows: dict[str, list[tuple[str | None, int]]] = {}
     for batch, state, number in counted(answer):
@@ -230,10 +230,10 @@ def _change(
     make: Callable[[Document], Operation[Document]],
     was_written: Callable[[Document, Document], bool],
 ) -> Operation[EditReport]:
-    """Write what ``make`` makes of the tokens that ``judge`` does not leave.
+    """Write the result of ``make`` for each token to which ``judge`` does not object.
 
-    ``was_written`` tells of a token, as it is now and as it was sent, whether a write without an answer took place: pilots may
-    have run the token since.
+    ``was_written`` compares the current token with the one that was sent, and returns True if a write without a
+    response took place: pilots may have run the token since.
     """
     report = EditReport()
     again = ""
@@ -264,7 +264,7 @@ def _change(
 def _write(
     pool: Pool, tokens: Sequence[Document], report: EditReport
 ) -> Operation[tuple[list[str], dict[str, Document]]]:
-    """Write tokens; the ids of those that had changed, and the tokens of which it is not known whether they were written."""
+    """Write tokens. Returns the ids of those that had changed, and the tokens that may or may not have been written."""
     conflicts: list[str] = []
     unanswered: dict[str, Document] = {}
     for some in requests_of(tokens):
@@ -286,19 +286,19 @@ def _write(
 
 
 def _is(present: Mapping[str, Any], written: Mapping[str, Any]) -> bool:
-    """Whether a document is what was written, whatever revision and stubs CouchDB gave it."""
+    """True if a document is the written one, apart from the revision and stubs that CouchDB assigned."""
     own = ("_rev", "_attachments")
     return {k: v for k, v in present.items() if k not in own} == {k: v for k, v in written.items() if k not in own}
 
 
 def _was_reset(present: Mapping[str, Any], written: Mapping[str, Any]) -> bool:
-    """Whether a token has been reset as it was sent, whatever happened to it since: the attempt that was kept is in it."""
+    """True if the reset that was sent took place, regardless of later changes: the token has the attempt that it kept."""
     kept = present.get("attempts")
     return scrubs_of(present) >= scrubs_of(written) and isinstance(kept, list) and written["attempts"][-1] in kept
 
 
 def _same(pool: Pool, token_ids: Sequence[str], written: Sequence[Encoded]) -> Operation[set[str]]:
-    """Which of these tokens stand in the pool as they were written."""
+    """The tokens that are in the pool as they were written."""
     if not token_ids:
         return set()
     present = yield from pool.fetch(token_ids)
@@ -313,13 +313,13 @@ def _bytes_of_copies(token: Document) -> int:
 
 
 def _with_copied_logs(pool: Pool, token: Document, changed: Document) -> Operation[Document]:
-    """The changed token with copies of the logs that the next attempt would overwrite, and without those out of date."""
+    """The changed token with copies of the logs that the next attempt would overwrite, and without outdated ones."""
     copies: dict[str, Any] = {}
     for copy, name in attachments.logs_to_copy(token).items():
         try:
             content = yield from _content(pool, token, name)
         except errors.NotFoundError:
-            continue  # the token has changed: the write will be refused, and it is looked at again
+            continue  # the token has changed: the write will be refused, and the token evaluated again
         copies[copy] = {"content_type": "text/plain", "data": base64.b64encode(content).decode()}
     if not copies:
         return changed

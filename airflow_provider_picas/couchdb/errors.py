@@ -1,10 +1,10 @@
-"""What CouchDB, or the way to it, answers when it does not do what was asked. Every message says what to do next."""
+"""Errors of CouchDB, or on the way to it. Every message says what to do next."""
 
 from __future__ import annotations
 
 
 class CouchDBError(Exception):
-    """An answer that is an error. ``status`` is HTTP's (0: there was no answer); ``error`` and ``reason`` are CouchDB's."""
+    """An error response. ``status`` is HTTP's (0: there was no response); ``error`` and ``reason`` are CouchDB's."""
 
     def __init__(self, message: str, *, status: int = 0, error: str = "", reason: str = "") -> None:
         super().__init__(message)
@@ -26,33 +26,33 @@ class NotFoundError(CouchDBError):
 
 
 class ConflictError(CouchDBError):
-    """409: the document changed meanwhile, or exists."""
+    """409: the document has changed, or already exists."""
 
 
 class TooLargeError(CouchDBError):
-    """413: CouchDB, or a proxy before it, takes no request of this size."""
+    """413: CouchDB, or a proxy in front of it, does not accept a request of this size."""
 
 
 class LargeAnswerError(CouchDBError):
-    """The answer is larger than any that CouchDB has reason to send; it was not read to its end."""
+    """The response is larger than any valid one of CouchDB. It was not read completely."""
 
 
 class UnavailableError(CouchDBError):
-    """No connection, no answer in time, a broken answer, or a status (429, 5xx) that says to come back later."""
+    """No connection, no response in time, a broken response, or a status (429, 5xx) that asks to retry later."""
 
 
 class NotCouchDBError(CouchDBError):
-    """Something answered that is no CouchDB, such as a login page or a proxy."""
+    """The response is not from a CouchDB, but for example from a login page or a proxy."""
 
 
 class UnexpectedAnswerError(NotCouchDBError):
-    """The answer is JSON, but not of the shape that CouchDB answers with."""
+    """The response is JSON, but not in the form of CouchDB's responses."""
 
 
 class SettingsError(CouchDBError, ValueError):
-    """The connection's fields make no sense; the message names the field."""
+    """The connection's fields are invalid; the message names the field."""
 
 
 def is_refusal(error: CouchDBError) -> bool:
-    """Whether waiting alone does not help: the database is gone or closed to us, or something else answers."""
+    """True if waiting alone does not help: the database was deleted or refuses access, or another server answers."""
     return not isinstance(error, UnavailableError)

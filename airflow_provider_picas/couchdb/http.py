@@ -1,4 +1,4 @@
-"""Requests, answers, and how an answer becomes a typed error."""
+"""Requests, responses, and the typed errors for responses."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ def _no_json(word: str) -> float:
 
 _DECODER = json.JSONDecoder(parse_constant=_no_json)
 _SLOW_DECODER = json.JSONDecoder(parse_constant=_no_json, parse_int=integer)
-_ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False)  # json.dumps makes one a call
+_ENCODER = json.JSONEncoder(
+    separators=(",", ":"), ensure_ascii=False, allow_nan=False
+)  # json.dumps creates an encoder for each call
 
 LARGEST_ANSWER = 64_000_000
 """Bytes of an answer, decompressed, that are read; a page of tokens has some 4 MB."""
@@ -44,14 +46,15 @@ SLOWEST_ANSWER = 10
 RETRY_STATUSES = frozenset({429, 500, 502, 503, 504})
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _LONGEST_WAIT = 30.0  # seconds
-_BODY_SHOWN = 200  # characters of an answer that is no JSON
+_BODY_SHOWN = 200  # characters shown of a response that is not JSON
 
 
 @dataclass(frozen=True)
 class Request:
     """One HTTP request. ``path`` is quoted and below the server's URL; ``body`` is JSON, encoded.
 
-    ``repeatable``: sending it twice does what sending it once does, so a lost answer may be asked for again.
+    ``repeatable``: sending it twice has the same effect as sending it once, so it may be repeated if the response is
+    lost.
     """
 
     method: str
@@ -61,9 +64,9 @@ class Request:
     content_type: str = "application/json"
     repeatable: bool = True
     read_timeout: float | None = None  #: seconds; None is the connection's
-    raw: bool = False  #: the answer is an attachment, which may be anything
-    endless: bool = False  #: CouchDB answers when something happens, and until then sends signs of life
-    largest: int = LARGEST_ANSWER  #: bytes of the answer, decompressed
+    raw: bool = False  #: the response is an attachment, with any content
+    endless: bool = False  #: CouchDB responds when something happens, and sends heartbeats until then
+    largest: int = LARGEST_ANSWER  #: limit of the decompressed response in bytes
 
     @property
     def target(self) -> str:
@@ -72,7 +75,7 @@ class Request:
 
     @property
     def headers(self) -> dict[str, str]:
-        """Headers of this request alone."""
+        """Headers of only this request."""
         headers = {"Accept": "application/json"}
         if self.body is not None:
             headers["Content-Type"] = self.content_type
@@ -81,17 +84,17 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back. Header names are in small letters."""
+    """A response. Header names are in lower case."""
 
     status: int
     headers: Mapping[str, str]
     body: bytes
-    source: str = field(default="CouchDB", compare=False)  #: what was asked, and of which server, for errors
+    source: str = field(default="CouchDB", compare=False)  #: the request and the server, for errors
 
     def json(self) -> Any:
         """The body as JSON; integers with too many digits are ``HugeInteger``.
 
-        Raises UnavailableError when it was cut off, and UnexpectedAnswerError when it is nested too deeply for Python.
+        Raises UnavailableError if it was cut off, and UnexpectedAnswerError if it is nested too deeply for Python.
         """
         try:
             with suppress(ValueError):
@@ -124,7 +127,7 @@ class Answer:
         return [self.checked(row, fields) for row in rows]
 
     def documents(self) -> dict[str, dict[str, Any]]:
-        """The documents in the rows of the body, by id. Rows without one are left out. Raises UnexpectedAnswerError."""
+        """The documents in the rows of the body, by id. Rows without one are skipped. Raises UnexpectedAnswerError."""
         found = [row["doc"] for row in self.rows(doc=(dict, type(None))) if row.get("doc")]
         return {self.document(document)["_id"]: document for document in found}
 
@@ -148,7 +151,7 @@ class Answer:
         return value
 
     def unexpected(self, what: str) -> errors.UnexpectedAnswerError:
-        """The error for JSON of another shape than CouchDB's. ``what`` is wrong with it."""
+        """The error for JSON that is not in CouchDB's form. ``what``: the mismatch."""
         return errors.UnexpectedAnswerError(
             f"The answer of {self.source} is not what CouchDB answers: {what}. Check that the connection's host is CouchDB, and"
             " what a proxy before it does.",
@@ -157,13 +160,13 @@ class Answer:
 
     @property
     def time(self) -> int | None:
-        """The server's clock when it answered, in seconds since 1970, or None if it sent no date."""
+        """The server's clock at the response, in seconds since 1970, or None if it sent no date."""
         seconds = parse_date(self.headers.get("date"))
         return None if seconds is None else int(seconds)
 
 
 def _kind(value: Any) -> str:
-    """What a JSON value is, for errors; not what it says, which is foreign and may be long."""
+    """The type of a JSON value, for errors; without its content, which is foreign and may be long."""
     names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
     return names.get(type(value), "a number")
 
@@ -179,7 +182,7 @@ def json_body(value: Any) -> bytes:
 
 
 def check(settings: Settings, conn_id: str, request: Request, answer: Answer) -> Answer:
-    """The answer, if it is none of CouchDB's errors. Raises a CouchDBError that says what to do."""
+    """The response, if it is not an error. Otherwise raises a CouchDBError that says what to do."""
     if answer.status in _REDIRECTS:
         raise errors.NotCouchDBError(
             f"{settings.url} sends requests on to {one_line(answer.headers.get('location', ''), 300)!r} (HTTP {answer.status})."
@@ -251,7 +254,7 @@ def _too_large(settings: Settings, request: Request, said: str, **details: Any) 
 
 
 def refused(settings: Settings, token_id: str, error: str, reason: str | None) -> errors.CouchDBError:
-    """The error for a token that a request of several does not write. ``error`` and ``reason`` are its row's."""
+    """The error for a token that a bulk request did not write. ``error`` and ``reason`` are from its row."""
     reason = reason or ""
     if error == "too_large":
         return errors.TooLargeError(
@@ -284,7 +287,7 @@ def _not_couchdb(settings: Settings, conn_id: str, answer: Answer) -> errors.Not
 
 
 def tls_failed(settings: Settings, conn_id: str, cause: str) -> errors.CouchDBError:
-    """The error for a TLS connection that was not made, or broke. ``cause`` is what the library below says."""
+    """The error for a TLS connection that failed or broke. ``cause`` is the message of the underlying library."""
     cause = one_line(cause, 300)
     if "CERTIFICATE_VERIFY_FAILED" in cause:
         return errors.CouchDBError(
@@ -298,7 +301,8 @@ def tls_failed(settings: Settings, conn_id: str, cause: str) -> errors.CouchDBEr
 
 
 def unreachable(settings: Settings, conn_id: str, cause: str) -> errors.CouchDBError:
-    """The error for a request that got no answer. ``cause`` is what the library below says, with words of the server in it."""
+    """The error for a request without a response. ``cause`` is the underlying library's message, with text from the
+    server."""
     cause = one_line(cause, 300)
     tls = " and speaks TLS; if it does not, begin the host with http://" if settings.url.startswith("https:") else ""
     return errors.UnavailableError(
@@ -307,12 +311,12 @@ def unreachable(settings: Settings, conn_id: str, cause: str) -> errors.CouchDBE
 
 
 def longest(settings: Settings, request: Request) -> float | None:
-    """Seconds that an answer may take as a whole; None without a limit."""
+    """Seconds that a whole response may take; None without a limit."""
     return None if request.endless else SLOWEST_ANSWER * (request.read_timeout or settings.read_timeout)
 
 
 def check_size(settings: Settings, request: Request, size: int) -> None:
-    """Raise LargeAnswerError when more was read of an answer than may be."""
+    """Raise LargeAnswerError if a response exceeds its limit."""
     if size > request.largest:
         raise errors.LargeAnswerError(
             f"The answer of {settings.place} to {request.method} {one_line(request.path)} has more than {request.largest:,} bytes"
@@ -321,7 +325,7 @@ def check_size(settings: Settings, request: Request, size: int) -> None:
 
 
 def too_slow(settings: Settings, request: Request) -> errors.UnavailableError:
-    """The error for an answer that came so slowly that it was given up."""
+    """The error for a response that was aborted because it was too slow."""
     return errors.UnavailableError(
         f"The answer of {settings.place} to {request.method} {one_line(request.path)} was not complete after"
         f" {longest(settings, request):,.0f} s. If the network is that slow, raise `read_timeout` in the connection's extra."
@@ -329,14 +333,14 @@ def too_slow(settings: Settings, request: Request) -> errors.UnavailableError:
 
 
 def wait_before(attempt: int, retry_after: str | None = None) -> float:
-    """Seconds to wait before try number ``attempt`` (2 is the first repetition), with jitter."""
+    """Seconds to wait before attempt number ``attempt`` (2 is the first repetition), with jitter."""
     if retry_after and re.fullmatch(r"\s*[0-9]{1,9}\s*", retry_after):
         return min(_LONGEST_WAIT, float(retry_after)) + random.uniform(0, 0.5)
     return float(min(_LONGEST_WAIT, 0.5 * 2.0 ** (attempt - 2))) * random.uniform(0.5, 1.5)
 
 
 def worth_repeating(request: Request, error: errors.CouchDBError, attempt: int) -> bool:
-    """Whether a failed request is sent again; ``attempt`` is the number of times that it was sent."""
+    """True if a failed request should be sent again. ``attempt`` is the number of times that it was sent."""
     if not isinstance(error, errors.UnavailableError) or not request.repeatable:
         return False
     return attempt < (TRIES if error.status else TRIES_TO_CONNECT)

@@ -1,4 +1,4 @@
-"""The views without which nothing is counted or claimed: whether a pool has them, and what to do when it has not."""
+"""The views that are needed to count and claim tokens: checks if a pool has them, and says what to do if not."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from airflow_provider_picas.tokens.text import one_line
 
 
 def lacking(pool: Pool, names: Iterable[str]) -> Operation[dict[str, list[str]]]:
-    """Which of these design documents lack views that tokens are found by, each with those that it lacks."""
+    """The design documents that lack views needed to find tokens, each with the missing ones."""
     found: dict[str, list[str]] = {}
     for name in names:
         present = yield from design(pool, name)
@@ -24,14 +24,14 @@ def lacking(pool: Pool, names: Iterable[str]) -> Operation[dict[str, list[str]]]
 
 
 def ready_for_our_pilots(pool: Pool) -> Operation[bool]:
-    """Whether our own pilots find tokens: in the provider's view, or else in PiCaS's."""
+    """True if our own pilots can find tokens: in the provider's view, or else in PiCaS's."""
     if not _missing((yield from design(pool, views.PROVIDER)), [State.TODO]):
         return True
     return not _missing((yield from design(pool, views.MONITOR)), [State.TODO])
 
 
 def design(pool: Pool, name: str) -> Operation[Document | None]:
-    """A design document, or None when the database has none of that name."""
+    """A design document, or None if the database does not have it."""
     try:
         return (yield from pool.get(f"_design/{name}"))
     except errors.NotFoundError as error:
@@ -54,9 +54,9 @@ def describe(lacks: Mapping[str, Collection[str]]) -> str:
 def command(
     conn_id: str, database: str | None, conditions: Mapping[str, str | None] | None = None, *, login: bool = True
 ) -> str:
-    """The command that creates the views; ``conditions``: further design documents that it is to create, by name.
+    """The command that creates the views. ``conditions``: more design documents to create, by name.
 
-    ``login``: it has to be somebody else than the connection's login, which is asked for the password.
+    ``login``: the command must use another login than the connection's, and asks for its password.
     """
     words = ["airflow-picas", "deploy-views", "--picas-conn-id", conn_id]
     words += ["--database", database] if database else []

@@ -1,4 +1,4 @@
-"""What people ask of a pool: which batches changed last, and which pilots have been heard of."""
+"""An overview of a pool for people: the batches that changed last, and the pilots with leases."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from airflow_provider_picas.couchdb.http import Operation, Request
 from airflow_provider_picas.couchdb.pool import Document, Pool
 from airflow_provider_picas.lifecycle.ids import lease_id
 
-LAST_CHANGES = 5_000  # changes that are read
-MOST_LEASES = 2_000  # leases that are read
+LAST_CHANGES = 5_000  # limit on the changes that are read
+MOST_LEASES = 2_000  # limit on the leases that are read
 
 
 def changed_last(pool: Pool) -> Operation[list[str]]:
-    """The batches of the last changed tokens, the latest first; not those that have not changed for long."""
+    """The batches of the last changed tokens, the latest first, without batches that have not changed for long."""
     answer = yield Request("GET", pool.path("_changes"), {"descending": "true", "limit": str(LAST_CHANGES)})
     ids = (str(row["id"]) for row in answer.rows("results", id=str))
     return list(dict.fromkeys(batch for batch, colon, _ in (name.partition(":") for name in ids) if colon))

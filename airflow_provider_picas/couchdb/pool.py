@@ -1,4 +1,4 @@
-"""What the provider asks of a pool. Each operation yields requests and receives answers, so sync and async share it."""
+"""The operations on a pool. Each yields requests and receives responses, so the sync and the async hook share it."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ FIRST_PAGE = 100
 TOO_LARGE = "too_large"
 """The error of a document that CouchDB, or a proxy before it, does not take for its size alone."""
 
-_WHOLE = {"include_docs": True, "buffer_response": True}  # else CouchDB sends a piece for every document or two
+_WHOLE = {"include_docs": True, "buffer_response": True}  # else CouchDB sends a chunk for every document or two
 
-_WRITE_TRIES = 10  # a token changed by others at each try; the backoff lies in the request
+_WRITE_TRIES = 10  # for a token that others change at each try; the request has the backoff
 
 Document = dict[str, Any]
 
 
 @dataclass
 class Deployment:
-    """What came of deploying the views: names of design documents, sorted."""
+    """The result of deploying the views: names of design documents, sorted."""
 
     written: list[str] = field(default_factory=list)
     unchanged: list[str] = field(default_factory=list)
@@ -47,7 +47,7 @@ class Deployment:
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a ``_bulk_docs`` answer."""
+    """One row of a ``_bulk_docs`` response."""
 
     id: str
     rev: str | None
@@ -57,15 +57,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Next:
-    """Where the next page begins, and how many rows it has."""
+    """The start of the next page, and the number of its rows."""
 
-    key: str  #: of the last row of the page before, which may be gone: skipping it could skip another
+    key: (
+        str  #: of the last row of the previous page, which may no longer exist: skipping one row could skip another one
+    )
     limit: int
 
 
 @dataclass(frozen=True)
 class Pool:
-    """A pool's operations. All of them raise CouchDBError as ``couchdb.errors`` says."""
+    """A pool's operations. All of them raise CouchDBError, see ``couchdb.errors``."""
 
     settings: Settings
 
@@ -83,7 +85,7 @@ class Pool:
         return self.path(prefix, name) if slash and prefix in ("_design", "_local") else self.path(document_id)
 
     def view_request(self, view: str, design_document: str | None = None, **query: Any) -> Request:
-        """A query of a view. Query values are encoded as JSON, but for those that CouchDB wants bare."""
+        """A query of a view. Query values are encoded as JSON, except those that CouchDB expects bare."""
         design = design_document or self.settings.design_document
         params = {
             name: value if name == "update" else json.dumps(value) for name, value in query.items() if value is not None
@@ -93,13 +95,13 @@ class Pool:
     # -- the server and the database ----------------------------------------------------------------------------------
 
     def info(self) -> Operation[Mapping[str, Any]]:
-        """The database's own figures (``doc_count``, ``update_seq`` …)."""
+        """The database's information about itself (``doc_count``, ``update_seq`` …)."""
         answer = yield Request("GET", self.path())
         info: Mapping[str, Any] = answer.object(doc_count=int, update_seq=(str, int))
         return info
 
     def server_version(self) -> Operation[str]:
-        """The version that the server tells. Raises NotCouchDBError when it is none."""
+        """The server's version. Raises NotCouchDBError if the server is not a CouchDB."""
         answer = yield Request("GET", "/")
         told = answer.json()
         if not (isinstance(told, dict) and "couchdb" in told):
@@ -109,7 +111,7 @@ class Pool:
     # -- documents ----------------------------------------------------------------------------------------------------
 
     def get(self, document_id: str) -> Operation[Document]:
-        """A document. Raises NotFoundError when there is none."""
+        """A document. Raises NotFoundError if it does not exist."""
         if not has_path(document_id):
             found = yield from self.fetch([document_id])
             if document_id not in found:
@@ -120,9 +122,9 @@ class Pool:
         return document
 
     def with_attachments(self, document_id: str, rev: str, size: int, *, data: bool = True) -> Operation[Document]:
-        """A revision of a document, with the ``data`` of its attachments in it unless told otherwise: ``size`` bytes together.
+        """A revision of a document, by default with the ``data`` of its attachments, of ``size`` bytes in total.
 
-        Raises NotFoundError when CouchDB has forgotten it.
+        Raises NotFoundError if CouchDB no longer has it.
         """
         largest = LARGEST_ANSWER + size * 4 // 3
         if has_path(document_id):
@@ -138,14 +140,15 @@ class Pool:
         raise errors.NotFoundError(f"Revision {rev} of {document_id!r} is gone from {self.settings.place}.")
 
     def fetch(self, document_ids: Sequence[str]) -> Operation[dict[str, Document]]:
-        """Documents by id, at most a page of them; those that do not exist are left out."""
+        """Documents by id, at most a page of them; missing ones are omitted."""
         found, _ = yield from self.fetch_measured(document_ids)
         return found
 
     def fetch_measured(
         self, document_ids: Sequence[str], *, with_conflicts: bool = False
     ) -> Operation[tuple[dict[str, Document], int]]:
-        """``fetch``, and how many bytes came. ``with_conflicts``: documents name their revisions in conflict."""
+        """``fetch``, and the size of the response in bytes. ``with_conflicts``: documents name their conflicting
+        revisions."""
         body = json_body({"keys": list(document_ids)})
         query = {"include_docs": "true"} | ({"conflicts": "true"} if with_conflicts else {})
         try:
@@ -160,7 +163,7 @@ class Pool:
         return answer.documents(), len(answer.body)
 
     def revisions(self, document_ids: Sequence[str]) -> Operation[dict[str, str]]:
-        """The present revisions of documents, at most a page of them; those that do not exist are left out."""
+        """The current revisions of documents, at most a page of them; missing ones are omitted."""
         answer = yield Request("POST", self.path("_all_docs"), body=json_body({"keys": list(document_ids)}))
         found: dict[str, str] = {}
         for row in answer.rows(id=(str, type(None)), value=(dict, type(None))):
@@ -170,12 +173,15 @@ class Pool:
         return found
 
     def write(self, encoded: Iterable[bytes], *, repeatable: bool = False) -> Operation[list[Row]]:
-        """Write documents, already encoded, in one request, or in more where CouchDB or a proxy takes no request of that size.
+        """Write encoded documents in one request, or in several if CouchDB or a proxy does not accept a request of that
+        size.
 
-        ``repeatable``: they carry no revision, so writing them twice writes them once. An error does not mean that nothing was
-        written: read again. A document that is too large by itself has a row with the error ``TOO_LARGE``.
+        ``repeatable``: they have no revision, so writing them twice writes them once. An error does not mean that
+        nothing was written: read them again. A document that is too large on its own has a row with the error
+        ``TOO_LARGE``.
 
-        Raises UnavailableError with status 202 when a cluster stores changes on too few of its nodes: others may win over them.
+        Raises UnavailableError with status 202 if a cluster stores changes on too few of its nodes: other writes may
+        win over them.
         """
         documents = list(encoded)
         body = b'{"docs":[' + b",".join(documents) + b"]}"
@@ -195,7 +201,7 @@ class Pool:
         return _rows(answer, documents)
 
     def put(self, document: Mapping[str, Any]) -> Operation[str]:
-        """Write one document, whose id has a path; its new revision. Raises ConflictError."""
+        """Write one document, whose id has a path. Returns its new revision. Raises ConflictError."""
         request = Request("PUT", self.document_path(document["_id"]), body=json_body(document), repeatable=False)
         answer = yield request
         return str(answer.object(rev=str)["rev"])
@@ -212,7 +218,7 @@ class Pool:
     # -- counts -------------------------------------------------------------------------------------------------------
 
     def count(self, batch: str | None = None) -> Operation[counts.Counts]:
-        """Tokens by state, of a batch or of the whole pool. One request where the provider's views are deployed.
+        """Tokens by state, of a batch or of the whole pool. One request if the provider's views are deployed.
 
         With another design document than ``Monitor``, only the tokens in its views are counted.
         """
@@ -230,7 +236,7 @@ class Pool:
         return counts.from_rows((state, value) for _, state, value in counted(answer))
 
     def todo_by_class(self, batch: str | None = None) -> Operation[dict[str, int]]:
-        """Tokens that wait, by resource class (``"<cores>/<gpu>/<time>"``). Needs the provider's views."""
+        """Waiting tokens, by resource class (``"<cores>/<gpu>/<time>"``). Needs the provider's views."""
         name = batch if batch is not None else ""
         query = {"startkey": [name], "endkey": [name, {}], "group_level": 2}
         answer = yield self.view_request("todo", views.PROVIDER, **query)
@@ -258,11 +264,11 @@ class Pool:
             answer = yield self.view_request("stateless", views.PROVIDER, group=False)
             stateless = sum(row["value"] for row in answer.rows(value=int))
         except errors.NotFoundError:
-            stateless = 0  # the pool has PiCaS's views only, and they do not show such tokens
+            stateless = 0  # the pool has only PiCaS's views, which do not show such tokens
         return counts.from_rows([*((key, int(number(value))) for key, value in rows), (None, stateless)])
 
     def _count_range(self, batch: str) -> Operation[counts.Counts]:
-        """The batch as a key range of PiCaS's views: slower, but it needs no view of the provider's."""
+        """Count the batch as a key range of PiCaS's views: slower, but without the provider's views."""
         rows: list[tuple[str | None, int]] = []
         for state in State:
             after: Next | None = None
@@ -274,7 +280,7 @@ class Pool:
         return counts.from_rows(rows)
 
     def _range(self, batch: str | None, after: Next | None, limit: int) -> dict[str, Any]:
-        """The keys of a page; ``limit`` is that of the first."""
+        """The keys of a page. ``limit``: of the first page."""
         start, end = id_range(batch) if batch is not None else (None, None)
         if after is None:
             return {"startkey": start, "endkey": end, "limit": limit}
@@ -283,7 +289,7 @@ class Pool:
     def _page(
         self, answer: Answer, batch: str | None, after: Next | None, limit: int
     ) -> tuple[list[dict[str, Any]], Next | None]:
-        """The rows of a page, and where the next one begins, or None at the end."""
+        """The rows of a page, and the start of the next one, or None at the end."""
         rows = answer.rows(id=str, doc=(dict, type(None)))
         full = len(rows) == (limit if after is None else after.limit + 1)
         last = after.key if after else None
@@ -291,14 +297,14 @@ class Pool:
         if not full:
             return found, None
         key = rows[-1].get("key")
-        if key is None or key == last:  # the next page would be this one again
+        if key is None or key == last:  # the next page would be the same
             raise answer.unexpected("its rows are not in the order of their keys")
         return found, Next(key, limit)
 
     def _documents(
         self, batch: str | None, after: Next | None, request: Callable[[dict[str, Any]], Request]
     ) -> Operation[tuple[list[Document], Next | None]]:
-        """The documents of a page, fewer if they are too large together, and where the next page begins."""
+        """The documents of a page, fewer if they are too large together, and the start of the next page."""
         limit = FIRST_PAGE if after is None else after.limit
         while True:
             begin = after and Next(after.key, limit)
@@ -319,7 +325,7 @@ class Pool:
     def ids(
         self, state: State, batch: str | None = None, *, after: Next | None = None, limit: int = PAGE
     ) -> Operation[tuple[list[str], Next | None]]:
-        """A page of the ids in a state, and where the next page begins (``after``), or None at the end."""
+        """A page of the ids in a state, and the start of the next page (``after``), or None at the end."""
         answer = yield self.view_request(state, reduce=False, **self._range(batch, after, limit))
         rows, following = self._page(answer, batch, after, limit)
         return [row["id"] for row in rows], following
@@ -327,13 +333,13 @@ class Pool:
     def tokens(
         self, state: State, batch: str | None = None, *, after: Next | None = None
     ) -> Operation[tuple[list[Document], Next | None]]:
-        """A page of the tokens in a state, and where the next page begins (``after``), or None at the end."""
+        """A page of the tokens in a state, and the start of the next page (``after``), or None at the end."""
         return (yield from self._documents(batch, after, lambda query: self.view_request(state, reduce=False, **query)))
 
     def batch_documents(
         self, batch: str | None, *, after: Next | None = None
     ) -> Operation[tuple[list[Document], Next | None]]:
-        """A page of all documents of a batch, or of the pool, whatever their state, and where the next page begins."""
+        """A page of all documents of a batch, or of the pool, in any state, and the start of the next page."""
 
         def request(query: Mapping[str, Any]) -> Request:
             params = {name: json.dumps(value) for name, value in query.items() if value is not None}
@@ -342,7 +348,7 @@ class Pool:
         return (yield from self._documents(batch, after, request))
 
     def stateless(self, batch: str | None = None, *, limit: int = PAGE) -> Operation[list[str]]:
-        """Ids of tokens in no state, at most ``limit`` of them; none where the provider's views are not deployed."""
+        """Ids of tokens in no state, at most ``limit``; none if the provider's views are not deployed."""
         try:
             request = self.view_request("stateless", views.PROVIDER, reduce=False, **self._range(batch, None, limit))
             answer = yield request
@@ -353,9 +359,9 @@ class Pool:
         return [row["id"] for row in answer.rows(id=str) if batch is None or ids.in_batch(row["id"], batch)]
 
     def missing(self, batch: str, expected: int, *, limit: int = PAGE) -> Operation[list[str]]:
-        """Which of a batch's tokens are gone, by their place in the push (or the id that follows from it).
+        """The missing tokens of a batch, by their place in the push (or the id that follows from it).
 
-        In a cluster the copy that lists them may lag: those whose ids are known are read again, from most copies.
+        In a cluster, the copy that lists the tokens may lag: those whose ids are known are read again, from most copies.
         """
         ordinals: set[int] = set()
         after: Next | None = None
@@ -382,12 +388,12 @@ class Pool:
     # -- changes ------------------------------------------------------------------------------------------------------
 
     def sequence(self) -> Operation[str]:
-        """Where the feed of changes stands now."""
+        """The current position of the feed of changes."""
         answer = yield Request("GET", self.path("_changes"), {"since": "now", "limit": "1"})
         return str(answer.object(last_seq=(str, int))["last_seq"])
 
     def changed(self, since: str, seconds: float) -> Operation[str]:
-        """Wait until something changes after ``since``, at most so many seconds; where the feed stands then."""
+        """Wait for a change after ``since``, at most ``seconds``. Returns the feed's new position."""
         milliseconds = str(max(1, int(seconds * 1000)))
         params = {"feed": "longpoll", "since": since, "timeout": milliseconds, "limit": "1000"}
         answer = yield Request("GET", self.path("_changes"), params, read_timeout=seconds + 30)
@@ -396,10 +402,10 @@ class Pool:
     # -- views --------------------------------------------------------------------------------------------------------
 
     def deploy(self, conditions: Mapping[str, str] | None = None) -> Operation[Deployment]:
-        """Write the design documents that the pool lacks; ``conditions`` are further ones, by name (``views.monitor``).
+        """Write missing design documents. ``conditions`` are additional ones, by name (``views.monitor``).
 
-        The provider's own is replaced when it differs. In the others, which pilots use too, only missing views are added:
-        a changed design document is indexed anew, and queries wait meanwhile.
+        The provider's own is replaced if it differs. In the others, which pilots also use, only missing views are added:
+        a changed design document is indexed again, and queries wait for that.
         """
         result = Deployment()
         further = {name: views.monitor(condition) for name, condition in (conditions or {}).items()}
@@ -422,7 +428,7 @@ class Pool:
             try:
                 yield from self.put(document)
             except errors.ConflictError:
-                continue  # somebody else deploys too
+                continue  # another client is deploying, too
             except (errors.ForbiddenError, errors.UnauthorizedError):
                 return "refused"
             return "written"
@@ -443,12 +449,12 @@ def _design_to_write(name: str, present: Document | None, wanted: Mapping[str, A
 
 
 def page_of(size: int, number: int) -> int:
-    """How many documents make a page, when so many had ``size`` bytes."""
+    """The number of documents in a page, estimated from ``number`` documents with ``size`` bytes."""
     return min(PAGE, max(1, PAGE_BYTES * number // max(1, size)))
 
 
 def _rows(answer: Answer, documents: Sequence[bytes]) -> list[Row]:
-    """The rows of a ``_bulk_docs`` answer, one for each document. Raises UnexpectedAnswerError."""
+    """The rows of a ``_bulk_docs`` response, one for each document. Raises UnexpectedAnswerError."""
     text = (str, type(None))
     rows = answer.rows(None, id=str, rev=text, error=text, reason=text)
     if len(rows) != len(documents):
@@ -460,14 +466,14 @@ def _rows(answer: Answer, documents: Sequence[bytes]) -> list[Row]:
 
 
 def _with_data(answer: Answer, document: Document, data: bool) -> Document:
-    """The document, if its attachments are as they must be. Raises UnexpectedAnswerError."""
+    """The document, if its attachments are valid. Raises UnexpectedAnswerError."""
     for file in (document.get("_attachments") or {}).values() if data else ():
         answer.checked(file, {"content_type": str, "data": str})
     return document
 
 
 def counted(answer: Answer, rows: Iterable[Any] | None = None) -> list[tuple[str | None, str | None, int]]:
-    """Batch, state and number of the rows of the view ``counts``; ``rows``: a part of the answer instead of its rows.
+    """Batch, state and number of the rows of the view ``counts``; ``rows``: a part of the response instead of its rows.
 
     Raises UnexpectedAnswerError.
     """

@@ -1,4 +1,4 @@
-"""Writing new tokens, each once, whatever was written before. Operations, as in ``pool``."""
+"""Writes new tokens, each once, even if some were written before. Operations, as in ``pool``."""
 
 from __future__ import annotations
 
@@ -28,17 +28,18 @@ REQUEST_TOKENS = 1_000
 REQUEST_BYTES = 4_000_000
 """A request of a push has at most so many bytes of tokens, or one token."""
 
-_TRIES = 10  # a token changed by others at each try; the backoff lies in the requests
+_TRIES = 10  # for a token that others change at each try; the requests have the backoff
 
 
 class TokenExistsError(ValueError):
-    """A token is in the pool already, and the push was told to fail then."""
+    """A token already exists in the pool, and the push must fail in that case."""
 
 
 def requests_of(tokens: Iterable[Document], execution: str) -> Iterator[dict[str, bytes]]:
-    """New tokens in requests: encoded, by id. ``execution`` is what no other execution of a push has.
+    """New tokens in requests: encoded, by id. ``execution`` is unique to this execution of a push.
 
-    Raises BadTokenError, and DuplicateTokenError for two within a request, when what came before has been yielded.
+    Raises BadTokenError, and DuplicateTokenError for duplicates within a request, after it has yielded the tokens
+    before.
     """
     request: dict[str, bytes] = {}
     size = 0
@@ -64,11 +65,11 @@ def requests_of(tokens: Iterable[Document], execution: str) -> Iterator[dict[str
 def push(
     pool: Pool, tokens: Mapping[str, bytes], on_existing: OnExisting, may_differ: MayDiffer = MayDiffer.ALL
 ) -> Operation[PushReport]:
-    """Write a request's worth of new tokens, encoded, by id.
+    """Write one request of new tokens, encoded, by id.
 
-    A lost answer is asked for by writing again: what was written then is a conflict with this very execution, and is left to
-    the pilots that may have taken it since. Raises TokenExistsError, after the rest of the request was written, and
-    ForbiddenError when the login may only read.
+    If a response is lost, the tokens are written again: those that were written before are conflicts with this same
+    execution, and are not changed, since pilots may have claimed them. Raises TokenExistsError, after the rest of the
+    request was written, and ForbiddenError if the login may only read.
     """
     report = PushReport()
     waiting = dict(tokens)
@@ -86,7 +87,7 @@ def push(
 
 
 def _read(pool: Pool, rows: Sequence[Row], waiting: dict[str, bytes], report: PushReport) -> list[str]:
-    """Read every row: what was written waits no longer. The ids that conflict are returned; any other error is raised."""
+    """Read every row, and remove written tokens from ``waiting``. Returns the ids in conflict; raises any other error."""
     before, conflicts = len(waiting), []
     for row in rows:
         if row.error is None:
@@ -108,11 +109,11 @@ def _settle(
     report: PushReport,
     unanswered: dict[str, Action],
 ) -> Operation[None]:
-    """Look at the tokens that were there already and do what ``on_existing`` says. What is settled waits no longer.
+    """Read the tokens that already exist, and apply ``on_existing``. Removes settled tokens from ``waiting``.
 
-    ``unanswered`` is what was done to tokens of which it is not known whether they were written.
+    ``unanswered`` has the actions for tokens that may or may not have been written.
     """
-    present = yield from pool.fetch(conflicts)  # one that is not there was deleted meanwhile: it is written again
+    present = yield from pool.fetch(conflicts)  # a missing one was deleted in the meantime: it is written again
     changes: list[tuple[Action, Document]] = []
     for token_id, found in present.items():
         wanted = json.loads(waiting[token_id])
@@ -139,7 +140,7 @@ def _settle(
 
 
 def _another_input(pool: Pool, found: Document, wanted: Document) -> TokenExistsError:
-    """The error for a token that stands in the way of one with another input: its result would be taken for this one's."""
+    """The error for an existing token with another input: its result would be mistaken for this one's."""
     token_id = found["_id"]
     said = f"Token {token_id!r} is in {pool.settings.place} already, with another input than this task's"
     if (pushed := pushed_by(found)) != pushed_by(wanted):
@@ -161,14 +162,14 @@ def _write_changes(
     report: PushReport,
     unanswered: dict[str, Action],
 ) -> Operation[None]:
-    """Write tokens that were there already, each if it is as it was seen. What is written waits no longer."""
+    """Overwrite existing tokens that have not changed since they were read. Removes written tokens from ``waiting``."""
     try:
         rows = yield from pool.write([documents.encode(token) for _, token in changes])
     except errors.UnavailableError:
         unanswered.update((token["_id"], action) for action, token in changes)
-        return  # written or not: the next look tells
+        return  # written or not: the next query shows
     for (action, token), row in zip(changes, rows, strict=True):
-        # A row that conflicts is a token that moved on meanwhile: it is looked at again.
+        # A row in conflict is a token that changed in the meantime: it is read again.
         if row.error is None:
             del waiting[token["_id"]]
             report.write(action)

@@ -1,6 +1,6 @@
-"""Logins that the database refuses: tried again now and then only, whoever asks.
+"""Refused logins: all hooks of the process together try them again only from time to time.
 
-CouchDB 3.5 locks an account out for five minutes after five failed logins from one address, and many waits share a process.
+CouchDB 3.5 locks an account for five minutes after five failed logins from one address, and many waits share a process.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ class _Refusal:
 
 
 class Refusals:
-    """What was refused, by any clock that its callers agree on (seconds)."""
+    """The refused logins. Times are in seconds, by any clock that all callers share."""
 
     def __init__(self) -> None:
         self._known: dict[_Login, _Refusal] = {}
 
     def known(self, settings: Settings, now: float) -> errors.CouchDBError | None:
-        """The error to expect for this login, while it is too early to try it again."""
+        """The error for this login, while it is too early to try it again."""
         refusal = self._known.get(_login(settings))
         if refusal is None or now >= refusal.retry_at:
             return None
@@ -38,16 +38,16 @@ class Refusals:
         return type(told)(str(told), status=told.status, error=told.error, reason=told.reason)
 
     def note(self, settings: Settings, error: errors.CouchDBError, now: float) -> None:
-        """Note that the login was refused, unless it was only for what was asked with it."""
+        """Record that the login was refused, unless only the request was."""
         if not isinstance(error, errors.UnauthorizedError) and "locked" not in error.reason:
             return
         before = self._known.get(_login(settings))
         pause = FIRST_PAUSE if before is None else min(LONGEST_PAUSE, 2 * before.pause)
-        if before is None or now >= before.retry_at:  # others were under way when it was refused
+        if before is None or now >= before.retry_at:  # other requests were under way when it was refused
             self._known[_login(settings)] = _Refusal(error, pause, now + pause)
 
     def forget(self, settings: Settings) -> None:
-        """Note that the login was accepted."""
+        """Record that the login was accepted."""
         self._known.pop(_login(settings), None)
 
 

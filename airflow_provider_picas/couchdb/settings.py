@@ -1,4 +1,4 @@
-"""Where a pool is and how to talk to it: what the fields of an Airflow connection of type ``picas`` say."""
+"""The address of a pool and how to connect to it, from the fields of an Airflow connection of type ``picas``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from airflow_provider_picas.couchdb.errors import SettingsError
 from airflow_provider_picas.tokens import views
 
 CONNECT_TIMEOUT = 10.0  # seconds
-READ_TIMEOUT = 60.0  # seconds; building an index of a large pool holds an answer back
+READ_TIMEOUT = 60.0  # seconds; building an index of a large pool delays responses
 EXTRAS = ("verify", "ca_file", "design_document", "connect_timeout", "read_timeout", "web_ui", "monitoring_url")
 
 
@@ -42,25 +42,26 @@ class Settings:
 
     @property
     def who(self) -> str:
-        """The login as errors name it, at the begin of a sentence."""
+        """The name of the login in errors, at the beginning of a sentence."""
         return f"Login {self.login!r}" if self.login else "A connection without a login"
 
     @property
     def place(self) -> str:
-        """The pool as logs and errors name it."""
+        """The name of the pool in logs and errors."""
         return f"{self.database or '(no database)'} on {self.url}"
 
 
 def host_and_port(url: str) -> dict[str, Any]:
-    """The fields ``host`` and ``port`` of a connection to the server at a URL; the host alone if the URL has no port.
+    """The fields ``host`` and ``port`` of a connection to the server at a URL; only the host if the URL has no port.
 
-    Apart, because the Test button of Airflow 3.3.1 and 3.3.2 refuses a stored connection without a port (apache/airflow#73298).
+    They are separate because the Test button of Airflow 3.3.1 and 3.3.2 refuses a stored connection without a port
+    (apache/airflow#73298).
     """
     try:
         address = urlsplit(url)
         port = address.port
     except ValueError:
-        return {"host": url}  # from_connection says what is wrong
+        return {"host": url}  # from_connection reports the error
     if port is None:
         return {"host": url}
     return {"host": address._replace(netloc=address.netloc.rpartition(":")[0]).geturl(), "port": port}
@@ -79,7 +80,8 @@ def from_connection(
 ) -> Settings:
     """Read a connection's fields. ``schema`` is the database, unless ``database`` names another.
 
-    A host without ``http://`` or ``https://`` is taken as https. Raises SettingsError, which names the connection and the field.
+    A host without ``http://`` or ``https://`` means https. Raises SettingsError, which names the connection and the
+    field.
     """
 
     def wrong(what: str) -> SettingsError:

@@ -219,9 +219,9 @@ def had_credentials(folder: str) -> Operation[bool]:
 
 
 def renew_credentials(folder: str, files: Sequence[RemoteFile], conn_id: str) -> Operation[bool]:
-    """Replace the credentials of a submission by ``files`` where they differ; whether that was done.
+    """Replace the credentials of a submission with ``files`` if they differ. True if this was done.
 
-    Only those that are still there, for the same database, and sent from the connection ``conn_id``.
+    Replaces only credentials that still exist, are for the same database, and were sent from the connection ``conn_id``.
     """
     by_name = {file.path.rpartition("/")[2]: file for file in files}
     text = f"""
@@ -247,9 +247,10 @@ exit 0"""
 
 def prepare_round(folder: str, key: str, count: int, number: int, finished: int, scope: str) -> Operation[None]:
     """Prepare round ``number``, from 1: the first ``count`` sbatch calls of a submission under new job names.
-    ``sbatch_calls.settle`` submits them. When somebody else has prepared it already, theirs stands.
+    ``sbatch_calls.settle`` submits them. If another wait has already prepared the round, that one is used.
 
-    ``finished`` tokens of ``scope`` are noted, so that the next round can tell whether these pilots did anything.
+    Records that ``finished`` tokens of ``scope`` had finished, so that the next round can check whether these pilots
+    made progress.
     """
     old, new = f"s/--job-name={quote(key)}\\(-[0-9]*\\)\\{{0,1\\}}\\>/", f"--job-name={quote(key)}-$n/"
     aside = f".round.{number}.{new_marker()}"
@@ -308,7 +309,7 @@ cd -- {quote(base_key)}."$n" || exit 4
 
 
 def _make(plan: Plan, latest: _Latest) -> Operation[tuple[_Latest, bool]]:
-    """Make the next submission's folder, with all that is in it. Whether it is ours: another worker may have been faster."""
+    """Create the next submission's folder with its content. True if it is ours: another worker may have been faster."""
     wanted = _Latest(latest.base, plan.base_key, latest.generation + 1, sbatch_calls.parse_record(()))
     aside = f"{wanted.base}/.{wanted.key}.{new_marker()}"
     failure: RemoteError | None = None
@@ -321,7 +322,7 @@ def _make(plan: Plan, latest: _Latest) -> Operation[tuple[_Latest, bool]]:
         )
     except UnreachableError:
         raise
-    except RemoteError as error:  # so does a worker that was faster
+    except RemoteError as error:  # also if a worker was faster
         failure = error
         yield Command(f"rm -rf -- {quote(aside)}")
     found = yield from _find(plan.base_key, plan.folder)
@@ -331,7 +332,7 @@ def _make(plan: Plan, latest: _Latest) -> Operation[tuple[_Latest, bool]]:
 
 
 def _send(plan: Plan, wanted: _Latest, aside: str) -> Operation[None]:
-    """Send the files of a submission into the folder ``aside``, which is to become the submission's."""
+    """Send the files of a submission into the folder ``aside``, which will become the submission's."""
     folder, key = wanted.folder, wanted.key
     made = Command(f"umask 077; mkdir -p -- {quote(f'{aside}/{CREDENTIALS}')}")
     files = list(plan.files(folder, key))

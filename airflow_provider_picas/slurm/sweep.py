@@ -1,7 +1,7 @@
-"""Removing old submissions from the remote folder, so that it does not grow for ever.
+"""Removes old submissions from the remote folder, so that it does not grow forever.
 
-Only folders in which nothing was made or removed for a day are touched, and none whose jobs wait or run: no pilot reads them, and
-no worker is at work in them. Folders with results that were not sent yet stay, however old they are.
+Changes only folders in which nothing was created or removed for a day, and none with pending or running jobs: no pilot
+reads them, and no worker is using them. Folders with unsent results are kept, regardless of their age.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ import math
 
 from airflow_provider_picas.slurm.remote import OURS, Command, Operation, ok, quote
 
-KEEP_DAYS = 30.0  # days after the last change for which the folder of a submission is kept
-KEEP_NUMBER = 1_000  # folders that are kept at most: the oldest ones go first
-IDLE = 1440  # minutes without a change, before anything is removed from a folder
-MOST_REMOVED = 200  # folders that one sweep removes
+KEEP_DAYS = 30.0  # days to keep the folder of a submission after its last change
+KEEP_NUMBER = 1_000  # limit on the folders that are kept: the oldest are removed first
+IDLE = 1440  # minutes without a change before anything is removed from a folder
+MOST_REMOVED = 200  # limit on the folders removed by one sweep
 REMOVED = ".removed"
 """File of the remote folder: base key and number of submissions that were removed, so that no number is used twice."""
 _MOST_NOTED = 20_000  # lines of that file
 
 
 def sweep(folder: str, keep_days: float = KEEP_DAYS) -> Operation[list[str]]:
-    """Remove old submissions from a remote folder; their keys. Credentials of jobs that have ended go after a day.
+    """Remove old submissions from a remote folder. Returns their keys. Removes credentials of ended jobs after a day.
 
-    Raises RemoteError, also when squeue does not answer: then nothing is removed.
+    Raises RemoteError, also if squeue does not answer: then nothing is removed.
     """
     seconds = int(min(keep_days * 86_400, math.ldexp(1, 53)))
     text = f"""

@@ -1,4 +1,4 @@
-"""What the pilots of a submission cost, from what sacct tells of their jobs."""
+"""The resource usage of a submission's pilots, from sacct."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from airflow_provider_picas.slurm.jobs import Job, Life
 
 @dataclass(frozen=True)
 class Figures:
-    """Figures of a submission. ``cpu_efficiency`` is the share of the allocated core time that processes used, or None while
-    Slurm has not accounted for it; ``tokens_per_hour`` counts from the submission to the end of the wait."""
+    """Figures of a submission. ``cpu_efficiency`` is the share of the allocated core time that processes used, or None
+    while Slurm has not accounted for it; ``tokens_per_hour`` counts from the submission to the end of the wait."""
 
     jobs: dict[str, int]  #: number of jobs by cause of their end, or by state
     core_hours: float
