@@ -56,7 +56,7 @@ class Waiting:
         pokes = dag_id == "stop_poke"
         api.wait_for_task(dag_id, self.run, "wait", ["running" if pokes else "deferred"])
         # Before the triggerer, or the sensor, has begun, Airflow has nobody to tell that the task was marked failed.
-        self.until(lambda: (" todo" if pokes else " starting") in self.log(), "The start of the wait")
+        self.until(lambda: (" of 3 done" if pokes else " starting") in self.log(), "The start of the wait")
         self.until(lambda: len(self.tokens(State.LOCKED)) == 2, "The claim of two tokens")
 
     @property
@@ -153,7 +153,7 @@ def test_marked_a_success_the_pilots_are_left_alone(start: Any, dag_id: str) -> 
 def test_cleared_the_pilots_are_left_alone_and_watched_again(start: Any, dag_id: str) -> None:
     waiting: Waiting = start(dag_id)
     waiting.api.clear(waiting.dag_id, waiting.run, ["wait"])
-    begun = " todo" if dag_id == "stop_poke" else " starting"
+    begun = " of 3 done" if dag_id == "stop_poke" else " starting"
 
     def waits_again() -> bool:
         task = waiting.api.task(waiting.dag_id, waiting.run, "wait")
