@@ -1,4 +1,4 @@
-"""Pools as Airflow's assets: ``picas://<host>/<database>``, and what their events say."""
+"""Pools as Airflow assets: ``picas://<host>/<database>``, and their events."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ def pool_asset(
     watchers: Iterable[Any] = (),
     **fields: Any,
 ) -> Asset:
-    """The asset of a pool. DAGs that push to it or wait for it name it in ``outlets``; others are scheduled by it.
+    """The asset of a pool. Tasks that push to the pool or wait for it have it in ``outlets``; other DAGs are scheduled
+    on it.
 
-    An event of a wait says that the tokens are done, one of a push that they are there. Where both name the same pool, the push
-    makes no event (``hold_back``). To start a DAG by new tokens as well, use ``PicasTokenEventTrigger``, or name the pool in the
-    push of a DAG in which no later task names it.
+    An event of a wait means that the tokens are done, one of a push that they exist. If both tasks have the same pool,
+    the push emits no event (``hold_back``). To start a DAG on new tokens as well, use ``PicasTokenEventTrigger``, or
+    put the pool into the ``outlets`` of a push in a DAG in which no later task has it.
 
-    :param host: host of the database server, with the port if it has an unusual one. It is a name only: nothing connects to it.
+    :param host: host of the database server, with a nonstandard port. It is only a name: nothing connects to it.
     :param database: the pool's database.
     :param name: name of the asset. Default: its URI.
     :param watchers: ``AssetWatcher`` with ``PicasTokenEventTrigger``.
@@ -45,7 +46,7 @@ def pool_asset(
 
 
 def normalize_uri(uri: SplitResult) -> SplitResult:
-    """A pool's URI in one form: small letters, no login, one part of a path. Airflow calls it for each such asset.
+    """A pool's URI in canonical form: lower case, no login, a path of one part. Airflow calls this for each such asset.
 
     Raises ValueError.
     """
@@ -66,7 +67,7 @@ def normalize_uri(uri: SplitResult) -> SplitResult:
 
 
 def to_openlineage(asset: Asset, lineage_context: Any = None) -> OpenLineageDataset:
-    """The pool as OpenLineage names it."""
+    """The pool as an OpenLineage dataset."""
     from airflow.providers.common.compat.openlineage.facet import Dataset  # noqa: PLC0415 - loads OpenLineage
 
     scheme, _, rest = asset.uri.partition("://")
@@ -75,10 +76,11 @@ def to_openlineage(asset: Asset, lineage_context: Any = None) -> OpenLineageData
 
 
 def hold_back(task: Any) -> list[str]:
-    """Let a task that only begins the work on a pool make no event of it, if a later task of the DAG has the same pool in its
-    outlets: DAGs that the pool starts would start before its tokens are done. The URIs of such pools.
+    """Remove a pool from the outlets of a task that only begins the work on it, if a later task of the DAG has the same
+    pool in its outlets: otherwise DAGs scheduled on the pool would start before its tokens are done. Returns the URIs
+    of these pools.
 
-    Airflow makes the events of the outlets that a task has when it ends.
+    Airflow emits events for the outlets that a task has when it ends.
     """
     later = {outlet.uri for other in task.get_flat_relatives(upstream=False) for outlet in _pools(other.outlets)}
     held = [outlet for outlet in _pools(task.outlets) if outlet.uri in later]
@@ -95,6 +97,6 @@ def _pools(outlets: Iterable[Any]) -> list[Asset]:
 
 
 def tell(context: Any, outlets: Iterable[Any], extra: Mapping[str, Any]) -> None:
-    """Say in the events of a task's pools what it did: batch, counts. Assets of other kinds are left alone."""
+    """Add ``extra``, such as batch and counts, to the events of a task's pools. Other assets are not changed."""
     for outlet in _pools(outlets):
         context["outlet_events"][outlet].extra.update(extra)

@@ -1,4 +1,4 @@
-"""Pools as OpenLineage sees them. Everything here needs Airflow's OpenLineage provider, which is what calls it."""
+"""OpenLineage datasets of pools and files. This needs Airflow's OpenLineage provider, which calls it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from airflow_provider_picas.couchdb.settings import Settings
 
 
 def pool(settings: Settings) -> Any:
-    """The dataset of a pool, named as its asset is: host and database."""
+    """The dataset of a pool, named like its asset: host and database."""
     from airflow.providers.common.compat.openlineage.facet import Dataset  # noqa: PLC0415 - loads OpenLineage
 
     return Dataset(namespace=f"{SCHEME}://{urlsplit(settings.url).netloc}", name=settings.database)
@@ -28,7 +28,7 @@ def file(path: str) -> Any:
 
 
 def of(inputs: Iterable[Any] = (), outputs: Iterable[Any] = ()) -> Any:
-    """What an operator read and wrote: an ``OperatorLineage``."""
+    """The ``OperatorLineage`` for an operator's inputs and outputs."""
     from airflow.providers.openlineage.extractors import (  # type: ignore[import-not-found,unused-ignore] # noqa: PLC0415
         OperatorLineage,
     )

@@ -17,7 +17,7 @@ MONITORING_KEY = "picas_monitoring_url"
 
 
 def push_links(context: Any, settings: Settings) -> None:
-    """Put the addresses into XCom, where the UI finds them: links are computed where the connection is not known."""
+    """Push the addresses to XCom for the UI, since the connection is not available where links are computed."""
     ti = context["ti"]
     ti.xcom_push(POOL_KEY, pool_url(settings))
     if settings.monitoring_url:
@@ -25,7 +25,7 @@ def push_links(context: Any, settings: Settings) -> None:
 
 
 def pool_url(settings: Settings) -> str:
-    """The pool in Fauxton, CouchDB's web page, or what the connection's extra ``web_ui`` names."""
+    """The pool's page in Fauxton, CouchDB's web UI, or the connection's extra ``web_ui``."""
     return settings.web_ui or f"{settings.url}/_utils/#database/{quote(settings.database, safe='')}/_all_docs"
 
 
@@ -40,7 +40,7 @@ class PicasPoolLink(BaseOperatorLink):
 
 
 class PicasMonitoringLink(BaseOperatorLink):
-    """The monitoring page that the connection's extra ``monitoring_url`` names."""
+    """The monitoring page in the connection's extra ``monitoring_url``."""
 
     name = "Monitoring"
 

@@ -1,4 +1,4 @@
-"""What Airflow reads about this provider: the entry point ``apache_airflow_provider``."""
+"""The provider's metadata for Airflow: the entry point ``apache_airflow_provider``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The state that Airflow has for a task: what is asked when a task is stopped and does not hear why."""
+"""The state of a task in Airflow. It is queried when a task is stopped, since Airflow does not pass the reason."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def task_state(ti: Any) -> str | None:
-    """The state of a task instance now. Blocks; goes over the line that this process has to its supervisor."""
+    """The current state of a task instance. Blocks; uses this process's connection to its supervisor."""
     from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance  # noqa: PLC0415 - heavy, and parsing a DAG needs none
 
     index = -1 if ti.map_index is None else ti.map_index

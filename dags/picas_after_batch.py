@@ -1,7 +1,7 @@
-"""Start when a batch of another group's pool is complete: count what came of it.
+"""Start when a batch in another team's pool is complete, and count its results.
 
-The other group needs no Airflow. Needs a connection ``picas_default`` to their pool, which may be one that only reads, and a
-running triggerer. Their batches are told apart by the part of the token ids in front of the colon.
+The other team does not need Airflow. Needs a connection ``picas_default`` to their pool, which may be read-only, and a
+running triggerer. Their batches are distinguished by the part of the token ids before the colon.
 """
 
 from airflow.sdk import AssetWatcher, dag, task
@@ -20,14 +20,14 @@ COMPLETE = pool_asset(
 
 @task
 def complete_batches(triggering_asset_events=None):
-    """The batches that this run is for: several may be complete by the time that it starts."""
+    """The batches of this run: several may be complete when it starts."""
     payloads = [event.extra["payload"] for event in triggering_asset_events[COMPLETE]]
     return sorted({payload["batch"] for payload in payloads if payload["batch"]})
 
 
 @task
 def report(batch):
-    """What came of one batch."""
+    """The results of one batch."""
     counts = PicasHook("picas_default").count(batch)
     print(f"Batch {batch} is complete: {counts}.")
     return counts.as_dict()

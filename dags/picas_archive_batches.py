@@ -1,9 +1,9 @@
 """Archive and delete the batches that finished long ago, so that the pool stays small.
 
-Each batch goes to a file of its own in the folder that the Airflow Variable ``picas_archive`` names (a path that the workers
-share, or a URL such as ``s3://connection@bucket/folder``), and is deleted once that file is complete. PicasRestoreTokensOperator
-brings a batch back. Only batches that this provider pushed are touched, and only whole ones: a batch with one token waiting,
-running, or finished lately stays.
+Each batch is written to its own file in the folder in the Airflow Variable ``picas_archive`` (a path that the workers
+share, or a URL such as ``s3://connection@bucket/folder``), and is deleted once that file is complete.
+PicasRestoreTokensOperator restores a batch. Only complete batches that this provider pushed are archived: a batch with
+a token that waits, runs, or finished recently is skipped.
 """
 
 from datetime import datetime
@@ -20,7 +20,7 @@ MOST_BATCHES = 500  # of one run; the next takes the others
 
 @task
 def old_batches(params=None):
-    """The batches that finished so long ago."""
+    """The batches that finished long enough ago."""
     hook = PicasHook(params["picas_conn_id"], database=params["database"])
     old = []
     for batch, counts in hook.batches().items():

@@ -1,8 +1,8 @@
-"""An autopilot: submit pilots whenever tokens appear in a pool, as many as there is work for, under caps.
+"""An autopilot: submit pilots whenever tokens appear in a pool, as many as there is work for, within limits.
 
-Whoever fills the pool needs no Airflow. Needs a connection ``picas_default`` to the pool, with the provider's views in it (push
-to it once, or run ``airflow-picas deploy-views``), a connection ``spider`` to a login node, and a running triggerer. The
-pilots run the command of the DAG on each token; they end by themselves when nothing is left to do.
+The users who fill the pool do not need Airflow. Needs a connection ``picas_default`` to the pool, with the provider's
+views in it (push to it once, or run ``airflow-picas deploy-views``), a connection ``spider`` to a login node, and a
+running triggerer. The pilots run the command of the DAG on each token, and exit when no tokens remain.
 """
 
 from airflow.sdk import AssetWatcher, dag
@@ -23,7 +23,7 @@ WORK = pool_asset(
 @dag(
     schedule=[WORK],
     catchup=False,
-    max_active_runs=1,  # the caps count what is there: two runs at once would count the same
+    max_active_runs=1,  # the limits count existing pilots: two concurrent runs would count the same ones
     is_paused_upon_creation=True,
     tags=["picas", "example"],
     doc_md=__doc__,

@@ -1,12 +1,13 @@
 """Run failed tokens again, with the same pilots as before.
 
-Give the DAG id and run id of the run that failed, or the name of its batch; with neither, the run asks you to choose one of the
-batches with errors. It shows what would be done, and goes on once you approve it (tab *Required Actions* of the run). The pilots
-are those of the earlier run: same command or script, files, setup, options, environment and cluster. To use others, give a
-command or a script. The run then waits until the tokens have finished, and fails if some are in error again; those that were not
-chosen may stay so.
+Give the DAG id and run id of the run that failed, or the name of its batch; with neither, the run asks you to choose
+one of the batches with errors. It shows what would be done, and continues when you approve it (tab *Required Actions*
+of the run). The pilots are those of the earlier run: same command or script, files, setup, options, environment and
+cluster. To use others, enter a command or a script. The run then waits until the tokens have finished, and fails if
+some are in error again; tokens that were not selected may remain in error.
 
-If all tasks behind the push shall run again, too, clear the push task of the earlier run with its downstream instead.
+To run all downstream tasks of the push again as well, clear the push task of the earlier run with its downstream tasks
+instead.
 """
 
 from airflow.sdk import Param, dag, task
@@ -111,7 +112,7 @@ LEFT = "{{ ti.xcom_pull(task_ids='which_pilots', key='errors_left') or 0 }}"
 
 @task(multiple_outputs=True)
 def form(params=None):
-    """What was filled in, as it is: a template would make texts of it."""
+    """The values in the form, with their types: a template would convert them to strings."""
     return dict(params)
 
 
@@ -123,7 +124,7 @@ def plan(preview, pilots, params=None):
 
 @task.branch
 def which_pilots(reset, how, params=None, ti=None):
-    """The next task. How many tokens stay in error, since they were not chosen, is kept for the wait."""
+    """The next task. Stores for the wait the number of tokens that remain in error because they were not selected."""
     left = PicasHook(params["picas_conn_id"], database=reset["database"]).count(reset["batch"]).error
     ti.xcom_push("errors_left", left)
     return {"new": "pilots", "same": "same_pilots"}.get(how, "submitted")
@@ -131,7 +132,7 @@ def which_pilots(reset, how, params=None, ti=None):
 
 @task(trigger_rule="none_failed_min_one_success")
 def submitted(ti=None):
-    """The pilots to look after, if any were submitted."""
+    """The pilots to watch, if any were submitted."""
     return ti.xcom_pull(task_ids="same_pilots") or ti.xcom_pull(task_ids="pilots")
 
 

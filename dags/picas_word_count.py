@@ -1,4 +1,4 @@
-"""Count the words of Python's standard library on a cluster: one token a file, pilots of the PiCaS client.
+"""Count the words of Python's standard library on a cluster: one token per file, pilots of the PiCaS client.
 
 Needs a connection ``picas_default`` to a pool that the pilots may write to, a connection ``spider`` to a login node,
 and the PiCaS client in ``~/picas-venv`` on the cluster, where ``spider_pilot.sh`` looks for it.
@@ -23,7 +23,7 @@ for file in sorted(library.rglob("*.py")):
 
 @task
 def list_files(params=None):
-    """The paths of the files to count, as the cluster sees them."""
+    """The paths of the files to count, on the cluster."""
     from airflow.providers.ssh.hooks.ssh import SSHHook
 
     with SSHHook("spider").get_conn() as ssh:
@@ -38,7 +38,7 @@ def list_files(params=None):
 
 @task
 def report(batch):
-    """Add up what the pilots wrote into the tokens."""
+    """Add up the results that the pilots wrote into the tokens."""
     hook = PicasHook("picas_default")
     counted = [
         {"file": token["input"], "lines": token["output"]["lines"], "words": token["output"]["words"]}

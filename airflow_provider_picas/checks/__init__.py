@@ -1,6 +1,6 @@
-"""Whether a pool and a cluster have what a run needs: small checks through the hooks that tasks and triggers use.
+"""Checks that a pool and a cluster are ready for a run, through the hooks that tasks and triggers use.
 
-``everything`` yields what each check found, in an order in which a later one may rely on the earlier ones.
+``everything`` yields the finding of each check, in an order in which later checks may rely on earlier ones.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["Finding", "Level", "Wanted", "everything"]
 
 
 def everything(wanted: Wanted, note: Callable[[str], None] = lambda text: None) -> Iterator[Finding]:
-    """Check all that is wanted. ``note`` is called with what happens meanwhile."""
+    """Run all requested checks. ``note`` is called with progress messages."""
     picas = pool.OneTry(wanted.picas_conn_id, database=wanted.database)
     yield from pool.check(picas)
     yield from _here(picas)
@@ -37,7 +37,7 @@ def everything(wanted: Wanted, note: Callable[[str], None] = lambda text: None) 
 
 
 def _here(picas: pool.OneTry) -> Iterator[Finding]:
-    """This machine's clock, if the database tells the time."""
+    """Check this machine's clock, if the database sends the time."""
     try:
         yield clock_finding("clock here", time.time() - picas.now())
     except CouchDBError:

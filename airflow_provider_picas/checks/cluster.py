@@ -1,4 +1,4 @@
-"""Whether the cluster lets us in, knows Slurm's commands, and has room in the shared home."""
+"""Checks the login to the cluster, Slurm's commands, and the room in the shared home."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from airflow_provider_picas.tokens.text import one_line
 if TYPE_CHECKING:
     import paramiko
 
-SLOW_LOGIN = 10.0  # seconds that a login shell takes until it is called slow
-PATIENCE = 20  # seconds that each of Slurm's commands has
-WRITTEN = 1 << 20  # bytes that are written into the home
-LEAST_ROOM = 100 << 20  # bytes that should be left there
+SLOW_LOGIN = 10.0  # seconds after which a login shell counts as slow
+PATIENCE = 20  # seconds for each of Slurm's commands
+WRITTEN = 1 << 20  # bytes written to the home as a test
+LEAST_ROOM = 100 << 20  # bytes that should be free there
 
 _WITHOUT = {
     "sbatch": "no pilot can be submitted",
@@ -38,14 +38,14 @@ _OTHER_FOLDER = (
 
 
 class OneTry(SlurmHook):
-    """The hook, but it tries to connect once: whoever checks wants to know now."""
+    """The hook, but it tries to connect only once: a check should report at once."""
 
     def _connect(self) -> paramiko.SSHClient:
         return self.connect_once()
 
 
 def check(slurm: SlurmHook, probe: Probe, remote_folder: str | None, *, submit: bool) -> Iterator[Finding]:
-    """Check the cluster as far as a login node shows it. ``submit``: a compute node will be asked, too."""
+    """Check the cluster from a login node. ``submit``: a compute node will be checked, too."""
     try:
         slurm.get_conn()
     except RemoteError as error:
@@ -78,7 +78,7 @@ def _shell(slurm: SlurmHook) -> Iterator[Finding]:
 
 
 def _files(slurm: SlurmHook) -> str:
-    """Which files a login needs, on each machine."""
+    """The files that a login needs, on each machine."""
     ssh = slurm.ssh
     checked = not (ssh.no_host_key_check or ssh.allow_host_key_change)
     files = [str(ssh.key_file)] if ssh.key_file else []
@@ -89,7 +89,7 @@ def _files(slurm: SlurmHook) -> str:
 
 
 def _commands(slurm: SlurmHook) -> Iterator[Finding]:
-    """Ask each of Slurm's commands something that it has to answer."""
+    """Run each of Slurm's commands with a query that has to succeed."""
     text = f"""
 ask() {{
   command -v "$1" >/dev/null || {{ echo "$1 missing"; return; }}
@@ -117,7 +117,7 @@ ask sacct --noheader --allocations --starttime=now-1hour"""
 
 
 def _home(slurm: SlurmHook, probe: Probe, remote_folder: str | None, *, submit: bool) -> Iterator[Finding]:
-    """Write where submissions go, and look around from there."""
+    """Write to the folder for submissions, and run the login node's checks from there."""
     if remote_folder is None:
         enter = f'cd -- "$HOME/{DEFAULT_FOLDER}" 2>/dev/null || cd -- "$HOME"'
     else:
@@ -135,7 +135,7 @@ def _home(slurm: SlurmHook, probe: Probe, remote_folder: str | None, *, submit: 
 
 
 def _room(slurm: SlurmHook, folder: str, probe: Probe) -> Generator[Finding, None, bool]:
-    """Write a file by a command, and send some; whether that can be done."""
+    """Write a file with a command, and send some. Returns True if this works."""
     place = posixpath.dirname(folder)
     text = f"""
 dd if=/dev/urandom of={quote(f"{folder}/room")} bs=65536 count={WRITTEN // 65536} conv=fsync 2>&1 || exit
@@ -154,7 +154,7 @@ echo; df -Pk -- {quote(folder)} | tail -n 1"""
     if sent.code != 0:
         yield failed("files", f"Files cannot be sent to {place} ({one_line(sent.said)}). {_OTHER_FOLDER}")
         return False
-    words = written.stdout.split()  # the last line is df's: device, size, used, left, share, mount
+    words = written.stdout.split()  # the last line is df's: device, size, used, free, share, mount
     blocks = whole(words[-3], default=-1) if len(words) > 3 else -1
     left = blocks * 1024 if blocks >= 0 else None
     room = f"{place} can be written" + (f", and df says that {left / 1e9:,.1f} GB are left" if left is not None else "")
@@ -165,7 +165,7 @@ echo; df -Pk -- {quote(folder)} | tail -n 1"""
 
 
 def _login_node(slurm: SlurmHook, folder: str, probe: Probe, *, submit: bool) -> Iterator[Finding]:
-    """What the login node tells of Python, the clock, and the way to the database."""
+    """Check Python, the clock, and the connection to the database on the login node."""
     output = slurm.run("\n".join(python_lines(f"{folder}/{node.PROGRAM}", f"{folder}/{node.CONFIG}")), timeout=60)
     report = node.read_report(output.stdout)
     compute = "Pilots run on compute nodes, which are asked" + (" below." if submit else " with --submit.")

@@ -1,4 +1,4 @@
-"""What a check found."""
+"""The finding of a check."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class Level(StrEnum):
-    """How bad it is. With a FAIL, a run would not work."""
+    """The severity. With a FAIL, a run would not work."""
 
     OK = "ok"
     WARN = "warn"
@@ -16,7 +16,7 @@ class Level(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report: ``text`` says what is, or what is wrong and what to do."""
+    """One line of the report. ``text``: the result, or what is wrong and what to do."""
 
     level: Level
     what: str
@@ -27,15 +27,15 @@ class Finding:
 
 
 def ok(what: str, text: str) -> Finding:
-    """Something is as it must be."""
+    """A check passed."""
     return Finding(Level.OK, what, text)
 
 
 def warned(what: str, text: str) -> Finding:
-    """Something a run can do without."""
+    """A check failed that a run does not depend on."""
     return Finding(Level.WARN, what, text)
 
 
 def failed(what: str, text: str) -> Finding:
-    """Something without which a run would not work."""
+    """A check failed that a run depends on."""
     return Finding(Level.FAIL, what, text)

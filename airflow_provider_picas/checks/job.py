@@ -1,4 +1,4 @@
-"""A job of a minute at most, which looks around on a compute node: submitted and found again as pilots are."""
+"""Checks a compute node with a job of at most one minute, which is submitted and queried in the same way as pilots."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from airflow_provider_picas.tokens.text import one_line
 WHAT = "compute node"
 SCRIPT = "check.sh"
 LOG = "check.log"
-EVERY = 2.0  # seconds between two looks at the job
-LATE = 10.0  # seconds after the job's end that its files may take to show on the login node
+EVERY = 2.0  # seconds between two queries of the job
+LATE = 10.0  # seconds after the job's end within which its files must appear on the login node
 
 Note = Callable[[str], None]
 
 
 def check(slurm: SlurmHook, probe: Probe, wanted: Wanted, note: Note) -> Iterator[Finding]:
-    """Submit the job, wait until it has run, and say what it found. It is cancelled, and its folder removed, in the end."""
+    """Submit the job, wait until it has run, and yield its findings. At the end, cancel it and remove its folder."""
     base_key = submission.base_key("check", secrets.token_hex(8))
     try:
         made = slurm.do(submission.submit(plan(base_key, probe, wanted)))
@@ -50,7 +50,7 @@ def _clean_up(slurm: SlurmHook, base_key: str, remote_folder: str | None, note: 
 
 
 def plan(base_key: str, probe: Probe, wanted: Wanted) -> submission.Plan:
-    """The submission. There is no secret in it. Raises OptionError."""
+    """The submission. It contains no secrets. Raises OptionError."""
     options = {"time": "00:01:00", **wanted.sbatch}
 
     def script(folder: str) -> bytes:
@@ -63,7 +63,7 @@ def plan(base_key: str, probe: Probe, wanted: Wanted) -> submission.Plan:
         given = {"output": f"{folder}/{LOG}", **options}
         return [sbatch.command_line(key, given, None, f"{folder}/{SCRIPT}", script(folder))]
 
-    commands("", "")  # a bad option is found before anything is sent
+    commands("", "")  # raises for a bad option before anything is sent
     return submission.Plan(base_key, files, commands, folder=wanted.remote_folder, python_path=False)
 
 
@@ -93,7 +93,7 @@ def _outcome(
 def _wait(
     slurm: SlurmHook, made: submission.Submission, seconds: float, note: Note
 ) -> Generator[Finding, None, Mapping[str, Any] | None]:
-    """Wait for the job's report; None, and what went wrong, when there is none."""
+    """Wait for the job's report; None, and the error, if there is none."""
     deadline, said, state = time.monotonic() + seconds, "", ""
     ended: float | None = None
     while True:

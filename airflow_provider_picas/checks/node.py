@@ -1,4 +1,4 @@
-"""The program that looks around on a node of the cluster (``pilot/node_check.py``), and what its report means."""
+"""Sends the program that checks a node of the cluster (``pilot/node_check.py``), and evaluates its report."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from airflow_provider_picas.tokens.text import one_line
 PROGRAM = "node_check.py"
 CONFIG = "check.json"
 RESULT = "result.json"
-TIMEOUT = 15.0  # seconds that the database has to answer a node
+TIMEOUT = 15.0  # seconds for the database to answer a node
 _LEAST_SCRATCH = 100_000_000  # bytes
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What a node is to try: no credentials. ``url`` None: the connection to the pool cannot be read."""
+    """The input of a node's check, without credentials. ``url`` None: the connection to the pool cannot be read."""
 
     url: str | None
     tls_verify: bool = True
-    ca: bytes | None = None  #: certificates that the connection's ``ca_file`` holds
+    ca: bytes | None = None  #: the certificates in the connection's ``ca_file``
 
     @classmethod
     def of(cls, hook: PicasHook) -> Probe:
-        """How the hook reaches the database."""
+        """A probe that connects to the database as the hook does."""
         try:
             settings = hook.settings
         except CouchDBError:
@@ -42,11 +42,11 @@ class Probe:
         try:
             ca = Path(settings.verify).read_bytes() if isinstance(settings.verify, str) else None
         except OSError:
-            ca = None  # the hook's own error says so
+            ca = None  # the hook's own error reports this
         return cls(settings.url, settings.verify is not False, ca)
 
     def files(self, folder: str, *, to_file: bool = False) -> list[RemoteFile]:
-        """The files that a node needs in a folder. ``to_file``: the report goes into the file ``RESULT`` there, too."""
+        """The files that a node needs in a folder. ``to_file``: also write the report to the file ``RESULT`` there."""
         config = {
             "url": self.url or "http://127.0.0.1:9",
             "tls_verify": self.tls_verify,
@@ -63,7 +63,7 @@ class Probe:
         return files
 
     def reaches(self, report: Mapping[str, Any]) -> str | None:
-        """Why a node does not reach the database; None if it does."""
+        """Why a node cannot reach the database; None if it can."""
         found = report.get("database")
         if not isinstance(found, Mapping):
             return "its report cannot be read"
@@ -87,7 +87,7 @@ def read_report(text: str) -> Mapping[str, Any] | None:
 
 
 def clock(what: str, report: Mapping[str, Any]) -> Iterator[Finding]:
-    """How far the node's clock is off, if it has reached the database."""
+    """Check the node's clock, if the node has reached the database."""
     database = report.get("database")
     ahead = database.get("ahead") if isinstance(database, Mapping) else None
     if isinstance(ahead, int | float):
@@ -95,7 +95,7 @@ def clock(what: str, report: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def clock_finding(what: str, off: float) -> Finding:
-    """A clock that is so many seconds ahead of the database's, whose answers have whole seconds."""
+    """The finding for a clock that is ``off`` seconds ahead of the database's, whose dates have whole seconds."""
     if abs(off) <= SKEW:
         return ok(what, f"It is within {max(1, round(abs(off)))} s of the database's.")
     return warned(
@@ -106,7 +106,7 @@ def clock_finding(what: str, off: float) -> Finding:
 
 
 def scratch(what: str, report: Mapping[str, Any]) -> Iterator[Finding]:
-    """Whether commands have a folder to run in."""
+    """Check that commands have a folder to run in."""
     found = report.get("scratch")
     if not isinstance(found, Mapping):
         return

@@ -1,4 +1,4 @@
-"""Whether the pool answers, and what its login may do there."""
+"""Checks that the pool answers, and the permissions of its login."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.tokens import views
 from airflow_provider_picas.tokens.states import State
 
-SLOW = 10.0  # seconds after which an answer of the views is called slow
+SLOW = 10.0  # seconds after which a response of the views counts as slow
 _ASK = "Ask the database's administrator"
 
 
 class OneTry(PicasHook):
-    """The hook, but each request is sent once: whoever checks wants to know now."""
+    """The hook, but it sends each request only once: a check should report at once."""
 
     def send(self, request: Request) -> Answer:
-        """Send one request; its answer. Raises CouchDBError."""
+        """Send one request and return the response. Raises CouchDBError."""
         return http.check(self.settings, self.picas_conn_id, request, self._send_once(request))
 
 
 def check(hook: PicasHook) -> Iterator[Finding]:
-    """Check the pool. The first thing that fails and that all others need ends it."""
+    """Check the pool. Stops at the first failure that all later checks depend on."""
     try:
         _ = hook.settings
         yield from _server(hook)
@@ -88,7 +88,8 @@ def _write(hook: PicasHook) -> Iterator[Finding]:
 
 
 def _write_read_and_delete(pool: Pool) -> Operation[None]:
-    """A local document: it is in no view, and is not replicated. Pilots' leases are such documents, which waits list."""
+    """Use a local document: it is in no view, and is not replicated. Leases of pilots are such documents, and waits
+    list them."""
     name = f"_local/airflow-picas-check-{secrets.token_hex(8)}"
     rev = yield from pool.put({"_id": name})
     yield from pool.local_documents(name)
@@ -137,7 +138,7 @@ def _command(hook: PicasHook, of_pool: str) -> str:
 
 
 def _may_write_design(pool: Pool) -> Operation[bool | None]:
-    """Whether the login is an admin of the database; None where the server does not say."""
+    """True if the login is an admin of the database; None if the server does not say."""
     try:
         session = (yield Request("GET", "/_session")).json()["userCtx"]
         admins = (yield Request("GET", pool.path("_security"))).json().get("admins", {})

@@ -1,4 +1,4 @@
-"""The command ``airflow-picas``. Each of its commands is a module; what needs Airflow is imported when a command runs."""
+"""The command ``airflow-picas``. Each subcommand is a module; modules that need Airflow are imported when it runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from airflow_provider_picas.cli.common import CommandError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; its exit code."""
+    """Run a command and return its exit code."""
     parser = argparse.ArgumentParser(
         prog="airflow-picas",
         description="Set up and look at PiCaS token pools and their pilots, from where Airflow runs.",
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # what the terminal's encoding lacks
+            stream.reconfigure(errors="backslashreplace")  # for characters that the terminal's encoding lacks
     try:
         code = int(options.run(options))
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""``airflow-picas check``: whether a run would work with these connections."""
+"""``airflow-picas check``: check that a run would work with these connections."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run the command; its exit code."""
+    """Run the command and return its exit code."""
     use_hooks()
     from airflow_provider_picas import checks
 

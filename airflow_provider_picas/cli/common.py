@@ -1,4 +1,4 @@
-"""What several commands share."""
+"""Common code of several commands."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 
 
 class CommandError(Exception):
-    """A command cannot do what it was asked for; the message says why, and what to do."""
+    """A command cannot be carried out; the message says why, and what to do."""
 
 
 def add_connection(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +20,7 @@ def add_connection(parser: argparse.ArgumentParser) -> None:
 
 
 def use_hooks() -> None:
-    """Prepare for hooks: they find connections in Airflow's database, too, as `airflow connections` does, and SSH's library
-    keeps to itself what the hooks' errors say. To be called before Airflow is imported."""
+    """Prepare for hooks: they also find connections in Airflow's database, as `airflow connections` does, and the SSH
+    library does not log what the hooks' errors already say. Call this before Airflow is imported."""
     os.environ.setdefault("_AIRFLOW_PROCESS_CONTEXT", "server")
     logging.getLogger("paramiko").setLevel(logging.CRITICAL)

@@ -1,9 +1,9 @@
-"""``airflow-picas import-connection``: make an Airflow connection from the credentials that the PiCaS client uses.
+"""``airflow-picas import-connection``: create an Airflow connection from the PiCaS client's credentials.
 
     airflow-picas import-connection ~/picas_cfg/picasconfig.py --conn-id picas_default
     airflow-picas import-connection ~/.config/picas/conf.yml
 
-The password goes from the file into Airflow's database; it is on no command line and in no output.
+The password goes from the file into Airflow's database; it appears on no command line and in no output.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run the command; its exit code. Raises ImportFailedError."""
+    """Run the command and return its exit code. Raises ImportFailedError."""
     credentials = read_credentials(options.file.expanduser())
     store(options.conn_id, connection(credentials), overwrite=options.overwrite)
     print(
@@ -52,7 +52,7 @@ def read_credentials(path: Path) -> dict[str, str]:
     """Host, database, login and password from a ``picasconfig.py`` or a ``conf.yml``. Nothing in the file is executed."""
     try:
         values = lifecycle_credentials.read_credentials(str(path)).values
-    except OSError as error:  # of this file, or of the conf.yml that it reads
+    except OSError as error:  # from this file, or from the conf.yml that it reads
         raise ImportFailedError(f"{error.filename or path} cannot be read ({error.strerror}).") from None
     except UnicodeDecodeError:
         raise ImportFailedError(f"{path} is not a text file in UTF-8.") from None
@@ -67,7 +67,7 @@ def read_credentials(path: Path) -> dict[str, str]:
 
 
 def connection(credentials: dict[str, str]) -> dict[str, Any]:
-    """The Airflow connection for some credentials, as ``airflow connections import`` reads it."""
+    """The Airflow connection for some credentials, in the format of ``airflow connections import``."""
     return {
         "conn_type": "picas",
         **host_and_port(credentials["host"]),
@@ -78,7 +78,7 @@ def connection(credentials: dict[str, str]) -> dict[str, Any]:
 
 
 def store(conn_id: str, fields: dict[str, Any], *, overwrite: bool) -> None:
-    """Store the connection with Airflow's own command, by a file that only the user can read."""
+    """Store the connection with Airflow's own command, through a file that only the user can read."""
     descriptor, name = tempfile.mkstemp(suffix=".json")  # 0600
     try:
         with os.fdopen(descriptor, "w") as file:
@@ -97,7 +97,7 @@ def store(conn_id: str, fields: dict[str, Any], *, overwrite: bool) -> None:
         os.unlink(name)
     output = done.stdout + done.stderr
     if fields["password"]:
-        output = output.replace(fields["password"], "***")  # an error of the database's may hold what was to be written
+        output = output.replace(fields["password"], "***")  # an error of the database may contain the values
     if done.returncode != 0:
         raise ImportFailedError(f"Airflow did not take the connection: {output.strip()[-500:]}")
     if "already exists" in output:

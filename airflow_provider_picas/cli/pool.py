@@ -1,6 +1,6 @@
-"""``airflow-picas status``, ``errors`` and ``logs``: what a pool holds, for people at a terminal.
+"""``airflow-picas status``, ``errors`` and ``logs``: the content of a pool, for people at a terminal.
 
-Token content is foreign: it is printed on lines of its own, escaped and bounded.
+Token content is foreign: it is printed on separate lines, escaped and truncated.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from airflow_provider_picas.tokens.text import last_lines, one_line
 if TYPE_CHECKING:
     from airflow_provider_picas.hooks.picas import PicasHook
 
-LOG_BYTES = 20_000  # of each log
-LOG_LINE = 2_000  # characters of one of its lines
+LOG_BYTES = 20_000  # printed of each log
+LOG_LINE = 2_000  # characters printed of one line
 
 
 def add(commands: Any) -> None:
@@ -60,7 +60,7 @@ def _positive(text: str) -> int:
 
 
 def _run(lines: Any) -> Any:
-    """The function that runs a command, which yields what is to be printed."""
+    """The function that runs a command, which yields the lines to print."""
 
     def run(options: argparse.Namespace) -> int:
         use_hooks()
@@ -121,7 +121,7 @@ def _row(counts: Counts, name: str) -> str:
 
 
 def _pilots(hook: PicasHook, limit: int) -> Iterator[str]:
-    """The pilots of this package by submission, as their leases tell of them."""
+    """The pilots of this package by submission, from their leases."""
     documents, now = hook.do(overview.pilots(hook.pool))
     found: dict[str, list[Document]] = {}
     for lease in documents:
@@ -172,7 +172,7 @@ def _logs(hook: PicasHook, options: argparse.Namespace) -> Iterator[str]:
     if not names:
         yield "It has no logs."
     stubs = attachments.stubs_of(token)
-    for name in reversed(names):  # the last line on the screen is the last of the newest stderr
+    for name in reversed(names):  # so that the newest stderr is at the end of the screen
         file = io.BytesIO()
         size = hook.download(token, name, file, limit=options.bytes)
         shown = f"; the last {options.bytes:,} are shown" if size > options.bytes else ""
@@ -201,7 +201,7 @@ def _token(hook: PicasHook, token_id: str) -> Document:
 
 
 def _attempts(token: Mapping[str, Any]) -> Iterator[str]:
-    """A line for each attempt that is known, the last one first."""
+    """A line for each known attempt, the last one first."""
     state = state_of(token)
     if state is State.ERROR:  # the cause has the exit code
         now, where = f": {one_line(cause_of(token))}", _where({**token, "exit_code": None})
@@ -215,7 +215,7 @@ def _attempts(token: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _where(attempt: Mapping[str, Any]) -> str:
-    """On which host, in which job and for how long."""
+    """The host, the job and the duration of an attempt."""
     parts: Iterable[tuple[str, Any]] = (
         ("exit code", attempt.get("exit_code")),
         ("on", attempt.get("hostname")),
