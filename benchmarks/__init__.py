@@ -1,4 +1,4 @@
-"""How fast the provider is, measured on a real server: ``make bench``, or ``python -m benchmarks`` for a part of it.
+"""Benchmarks of the provider on a real server: ``make bench``, or ``python -m benchmarks`` for a part of them.
 
-Figures are medians of interleaved pairs, and ratios are those of one run: a machine's speed drifts, a ratio hardly does.
+Figures are medians of interleaved pairs. Ratios are from one run: a machine's speed drifts, but a ratio hardly changes.
 """

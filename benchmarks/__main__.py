@@ -38,7 +38,7 @@ KEPT = Path(__file__).with_name("results")
 
 
 def main() -> int:
-    """0 when all goals are met, else 1."""
+    """Run the benchmarks. Returns 0 if all goals are met, else 1."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
         "names", nargs="*", help=f"which of {', '.join([*BENCHMARKS, *EXTRA])}; default: all but {', '.join(EXTRA)}"
@@ -79,7 +79,7 @@ def main() -> int:
 
 
 def machine() -> str:
-    """What it was measured on, without names."""
+    """The machine of the measurement, without names."""
     processor = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
     memory_kb = re.search(r"MemTotal:\s+(\d+)", Path("/proc/meminfo").read_text())
     model = " ".join(processor[1].split()) if processor else platform.machine()

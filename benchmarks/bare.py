@@ -1,4 +1,4 @@
-"""The bare loop: what a push could be at best. It posts bodies that are made before, and checks every row of the answers."""
+"""The bare loop, an upper bound for a push: it posts prepared bodies, and checks every row of the responses."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ CONNECTIONS = 4
 
 
 def bodies(encoded: list[bytes], size: int = REQUEST_TOKENS) -> list[bytes]:
-    """Documents as the bodies of bulk requests of so many."""
+    """Documents as the bodies of bulk requests of ``size`` documents each."""
     return [b'{"docs":[' + b",".join(encoded[start : start + size]) + b"]}" for start in range(0, len(encoded), size)]
 
 
 def post(pool: Pool, bodies: list[bytes], connections: int = CONNECTIONS) -> int:
-    """Post all, over so many connections; the number of documents that were written. Raises RuntimeError when one was not."""
+    """Post all bodies over some connections. Returns the number of written documents. Raises RuntimeError if one was not."""
     waiting: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     for body in bodies:
         waiting.put(body)

@@ -1,4 +1,4 @@
-"""Counting a batch: one request, whose time grows neither with the batch nor with its pool."""
+"""Counts of a batch: one request, whose duration depends neither on the size of the batch nor on that of its pool."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TIMES = 50  # counts in one measurement
 
 
 def run(server: Server, pairs: int) -> Iterator[Result]:
-    """A large and a small batch in one pool, and the small one in a pool of its own. The index is built before."""
+    """A large and a small batch in one pool, and the small one in a separate pool. The index is built before."""
     with server.pool(views=True):
         hook = _filled(SMALL, LARGE)
         requests: list[str] = []

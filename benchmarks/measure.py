@@ -13,13 +13,13 @@ PAIRS = 5
 
 @dataclass(frozen=True)
 class Goal:
-    """What a ratio, or a difference, must be."""
+    """The goal for a ratio, or a difference."""
 
     limit: float
     at_least: bool = False
 
     def met(self, value: float) -> bool:
-        """Whether the value reaches the goal."""
+        """True if the value reaches the goal."""
         return value >= self.limit if self.at_least else value <= self.limit
 
     def __str__(self) -> str:
@@ -28,9 +28,9 @@ class Goal:
 
 @dataclass(frozen=True)
 class Result:
-    """One line of the table: what was compared, the figures of both sides, and how they relate.
+    """One line of the table: the comparison, the figures of both sides, and their relation.
 
-    ``value`` is the median of the pairs' ratios, or what ``figures`` explain. ``goal`` None: it is for information.
+    ``value`` is the median of the pairs' ratios, or as explained in ``figures``. ``goal`` None: only for information.
     """
 
     name: str
@@ -42,20 +42,20 @@ class Result:
 
     @property
     def met(self) -> bool | None:
-        """Whether the goal is met, or None where there is none."""
+        """True if the goal is met, or None if there is none."""
         return None if self.goal is None else self.goal.met(self.value)
 
 
 @dataclass
 class Clock:
-    """The seconds that something took."""
+    """The duration of a ``with`` block in seconds."""
 
     seconds: float = 0.0
 
 
 @contextmanager
 def clock() -> Iterator[Clock]:
-    """Time what is within the ``with``."""
+    """Measure the duration of the ``with`` block."""
     taken = Clock()
     started = time.perf_counter()
     yield taken
@@ -63,7 +63,7 @@ def clock() -> Iterator[Clock]:
 
 
 def in_pairs(one: Callable[[], float], other: Callable[[], float], pairs: int = PAIRS) -> list[tuple[float, float]]:
-    """Measure two things in turns, each first every other time; the seconds of both."""
+    """Measure two things in turns, alternating the order. Returns the seconds of both."""
     found = []
     for number in range(pairs):
         if number % 2:

@@ -1,4 +1,5 @@
-"""The memory of a push, which must not grow with the number of tokens. Also a program: ``python -m benchmarks.memory NUMBER``."""
+"""The memory of a push, which must not grow with the number of tokens. Also a program: ``python -m benchmarks.memory
+NUMBER``."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ FEW, MANY = 1_000, 1_000_000
 
 
 def run(server: Server, pairs: int) -> Iterator[Result]:
-    """The peak memory of a process that pushes few tokens, and of one that pushes many, with keys of their own."""
+    """The peak memory of a process that pushes few tokens, and of one that pushes many, with given keys."""
     found = in_pairs(lambda: _peaks(server, MANY)[0], lambda: _peaks(server, FEW)[0], pairs)
     yield _result(f"peak memory of a push, {MANY:,} tokens more than {FEW:,}", found)
     found = [(_peaks(server, MANY, 2)[1], _peaks(server, FEW, 2)[1])]
@@ -40,7 +41,7 @@ def _peaks(server: Server, number: int, times: int = 1) -> list[float]:
 
 
 def push(number: int) -> float:
-    """Push so many tokens; the most memory that this process has had, in MB."""
+    """Push ``number`` tokens. Returns the peak memory of this process in MB."""
     operator = PicasPushTokensOperator(
         task_id="push", inputs=lambda: inputs(number), key="input", picas_conn_id=CONN_ID, deploy_views=False
     )

@@ -34,28 +34,28 @@ PATIENCE = 300.0  # seconds for one measurement
 
 @dataclass
 class Taken:
-    """What a run of pilots took, for a token each."""
+    """The cost of a run of pilots, per token."""
 
     seconds: float = 0.0  #: from the first command's start to the last token's end
     cpu: float = 0.0  #: seconds of pilots and commands
-    requests: float | None = None  #: None where the server does not count them
+    requests: float | None = None  #: None if the server does not count them
     conflicts: float | None = None
 
 
 @dataclass
 class Tally:
-    """All that was taken on one side."""
+    """All measurements of one side."""
 
     runs: list[Taken] = field(default_factory=list)
 
     def figure(self, name: str, digits: int = 2) -> str:
-        """The median of a figure, or that there is none."""
+        """The median of a figure, or a note that there is none."""
         known = [value for taken in self.runs if (value := getattr(taken, name)) is not None]
         return f"{median(known):.{digits}f}" if known else "not counted"
 
 
 def run(server: Server, pairs: int) -> Iterator[Result]:
-    """Tokens a second with several numbers of pilots, beside the client; then what a token costs a pilot of ours."""
+    """Tokens per second with several numbers of pilots, compared with the client; then the cost of a token for our pilot."""
     for number in PILOTS:
         theirs, ours = Tally(), Tally()
         found = in_pairs(lambda: _theirs(server, number, theirs), lambda: _ours(server, number, ours), pairs)  # noqa: B023
@@ -89,7 +89,7 @@ def run(server: Server, pairs: int) -> Iterator[Result]:
 
 
 def _spawn() -> float:
-    """Seconds that it takes to run the process by itself."""
+    """Seconds to run only the process."""
     started = time.perf_counter()
     for _ in range(SPAWNS):
         subprocess.run(["/bin/sh", "-c", _command(Path("/dev/null"))], stdin=subprocess.DEVNULL, check=True)
@@ -97,7 +97,7 @@ def _spawn() -> float:
 
 
 def _command(mark: Path) -> str:
-    """What runs for each token: the first one leaves a mark."""
+    """The command for each token: the first one leaves a mark."""
     return f"test -e {mark} || : > {mark}"
 
 
@@ -154,10 +154,11 @@ def _push(tokens: int) -> str:
 def _measure(
     server: Server, folder: Path, pilots: list[tuple[list[str], str]], tokens: int, batch: str | None = None
 ) -> Taken:
-    """Start the pilots, each with its input, and wait until all tokens are done; what it took for a token.
+    """Start the pilots, each with its input, and wait until all tokens are done. Returns the cost per token.
 
-    The tokens are counted in views that these pilots read anyway: ours those of the provider, which count by batch, the
-    client's those of ``Monitor``. Else the count would have the database index each token in views that nobody needs.
+    The tokens are counted in views that these pilots read anyway: the provider's, which count by batch, for our pilots,
+    and those of ``Monitor`` for the client's. Otherwise the database would index each token in views that nothing else
+    needs.
     """
     requests = _counted(server, "httpd", "requests")
     processes = []

@@ -1,4 +1,4 @@
-"""Pushing: against a bare loop that posts the same bytes, and against the PiCaS client."""
+"""A push, compared with a bare loop that posts the same bytes, and with the PiCaS client."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ CONNECTIONS = (1, 2, 4, 8)
 
 
 def inputs(number: int) -> Iterator[str]:
-    """Inputs as users have them."""
+    """Typical inputs."""
     return (f"/project/data/observation_{place:07d}.h5" for place in range(number))
 
 
 def encoded(number: int) -> list[bytes]:
-    """The documents that the operator makes of the inputs."""
+    """The operator's documents for the inputs."""
     push = push_id(context())
     execution = f"{push}#{0:08x}"
     return [
@@ -61,7 +61,7 @@ def run(server: Server, pairs: int) -> Iterator[Result]:
 
 
 def sizes(server: Server, pairs: int) -> Iterator[Result]:
-    """The bare loop with several sizes of requests and numbers of connections, in turns; the best is what it is compared with."""
+    """The bare loop with several sizes of requests and numbers of connections, in turns. The best one is the reference."""
     number = TOKENS // 2
     bodies = {size: bare.bodies(encoded(number), size) for size in SIZES}
     taken: dict[tuple[int, int], list[float]] = {}

@@ -1,4 +1,4 @@
-"""Resetting failed tokens: against pushing as many, and in a pool with many others."""
+"""A reset of failed tokens, compared with a push of the same number, and in a pool with many others."""
 
 from __future__ import annotations
 

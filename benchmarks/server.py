@@ -1,4 +1,4 @@
-"""The CouchDB that is measured on, and empty pools in it."""
+"""The CouchDB for the measurements, and empty pools in it."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ CONN_ID = "picas_bench"
 
 @dataclass(frozen=True)
 class Server:
-    """A CouchDB server, as its admin; ``name`` says which one it is."""
+    """A CouchDB server, with its admin's login; ``name`` says which one it is."""
 
     admin: CouchDBAdmin
     name: str
 
     @contextmanager
     def pool(self, *, views: bool = False) -> Iterator[Pool]:
-        """An empty pool that the connection ``CONN_ID`` leads to; it is gone at the end. ``views``: with the provider's."""
+        """An empty pool behind the connection ``CONN_ID``; it is deleted at the end. ``views``: with the provider's."""
         name = f"bench_{secrets.token_hex(6)}"
         pool = Pool(self.admin.url, name, user=name, password=secrets.token_urlsafe(16))
         self.admin.create_user(pool.user, pool.password)
@@ -51,7 +51,7 @@ class Server:
 
 @contextmanager
 def couchdb() -> Iterator[Server]:
-    """The server that ``PICAS_TEST_COUCHDB_URL`` names, or else the embedded one, which runs as long."""
+    """The server in ``PICAS_TEST_COUCHDB_URL``, or else the embedded one, which is stopped at the end."""
     if url := os.environ.get(COUCHDB_URL):
         yield _server(CouchDBAdmin.from_url(url))
         return
@@ -70,7 +70,7 @@ def _server(admin: CouchDBAdmin) -> Server:
 
 
 def context(task_id: str = "push") -> Any:
-    """What an operator asks of Airflow's context."""
+    """The parts of Airflow's context that operators use."""
     ti = types.SimpleNamespace(dag_id="bench", run_id="bench", task_id=task_id, map_index=-1)
     ti.xcom_push = lambda key, value: None
     return {"ti": ti}

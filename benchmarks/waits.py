@@ -1,6 +1,7 @@
-"""Waiting: what many waits in one process cost, how soon an end is noticed, and the same by polling once a minute.
+"""Waits: the cost of many waits in one process, the delay until they notice the end, and the same with polling once a
+minute.
 
-Also a program, which runs the waits in a process of their own: ``python -m benchmarks.waits TASK NUMBER``.
+Also a program, which runs the waits in a separate process: ``python -m benchmarks.waits TASK NUMBER``.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ from stack import native
 WAITS, POOLS = 1_000, 10
 IDLE = 30.0  # seconds for which nothing happens
 FINISHED = 200  # of the waits on one pool, one after the other
-ALONE = 20  # ends that a wait by itself notices
+ALONE = 20  # ends that a single wait notices
 STARTED = 2.0  # seconds after which a wait has its counts
 POLLED = 200  # waits that poll; half of them end
-POLL = 60.0  # seconds between two looks of those who poll
+POLL = 60.0  # seconds between two polls
 CONN_ID = "picas_waits_{}"
 
 
@@ -117,10 +118,10 @@ def _program(task: str, number: int) -> dict[str, Any]:
 
 @dataclass
 class Traffic:
-    """What all asynchronous hooks of this process send and receive."""
+    """The traffic of all asynchronous hooks of this process."""
 
     requests: int = 0
-    bytes: int = 0  #: of answers, without their headers
+    bytes: int = 0  #: of responses, without their headers
 
     def count(self) -> None:
         """Begin to count."""
@@ -139,7 +140,7 @@ TRAFFIC = Traffic()
 
 
 async def wait(number: int, pools: int, began: asyncio.Event) -> float:
-    """A wait of ours; when its event came."""
+    """Run one of our waits. Returns the time of its event."""
     trigger = PicasTokenStateTrigger(
         CONN_ID.format(number % pools), None, _batch(number), 1, max_errors=0, deadline=time.time() + 3_600
     )
@@ -151,7 +152,7 @@ async def wait(number: int, pools: int, began: asyncio.Event) -> float:
 
 
 async def poll(number: int, pools: int, began: asyncio.Event) -> float:
-    """A wait as others do it: ask each minute, over a connection of its own; when it saw the end."""
+    """Run a polling wait: one query per minute, over a separate connection. Returns the time when it saw the end."""
     await asyncio.sleep(random.uniform(0, POLL))
     while True:
         async with PicasAsyncHook(CONN_ID.format(number % pools)) as hook:
@@ -166,7 +167,7 @@ async def poll(number: int, pools: int, began: asyncio.Event) -> float:
 async def waiting(
     how: Callable[[int, int, asyncio.Event], Coroutine[Any, Any, float]], number: int, pools: int
 ) -> AsyncIterator[Sequence[asyncio.Future[float]]]:
-    """So many waits that have begun."""
+    """Start ``number`` waits."""
     signs = [asyncio.Event() for _ in range(number)]
     waits = [asyncio.ensure_future(how(n, pools, signs[n])) for n in range(number)]
     try:
@@ -230,7 +231,7 @@ async def finish(number: int) -> dict[str, Any]:
 
 
 async def polls(number: int) -> dict[str, Any]:
-    """The same by polling."""
+    """The same with polling."""
     hook = PicasHook(CONN_ID.format(0))
     async with waiting(poll, number, 1) as waits:
         requests, size, begin = TRAFFIC.requests, TRAFFIC.bytes, time.monotonic()
@@ -246,7 +247,7 @@ async def polls(number: int) -> dict[str, Any]:
 
 
 def _finish(hook: PicasHook, number: int) -> float:
-    """Finish the token of a wait; when it was written."""
+    """Finish the token of a wait. Returns the time when it was written."""
     now = int(time.time())
     token = hook.get(f"{_batch(number)}:00000000")
     hook.do(hook.pool.put({**token, "lock": now, "done": now, "exit_code": 0}))
@@ -254,7 +255,7 @@ def _finish(hook: PicasHook, number: int) -> float:
 
 
 def _memory() -> float:
-    """What this process has in memory, in MB."""
+    """The memory of this process in MB."""
     match = re.search(r"VmRSS:\s+(\d+) kB", Path("/proc/self/status").read_text())
     return int(match[1]) / 1_000 if match else 0.0
 

@@ -1,4 +1,4 @@
-"""What a wait that looks after pilots asks of the cluster and of the database, on the real Slurm."""
+"""The load of a wait that watches pilots on the cluster and the database, on a real Slurm."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SSH_CONN_ID = "picas_bench_cluster"
 
 
 def run(server: Server, pairs: int) -> Iterator[Result]:
-    """One wait over many tokens, from the submission to the event. It takes as long as the tokens do."""
+    """One wait for many tokens, from the submission to the event. It takes as long as the tokens."""
     folder = paths.RUN / f"bench-cluster-{os.getpid()}"
     try:
         with Cluster(folder) as cluster, server.pool(views=True):
@@ -58,7 +58,7 @@ def run(server: Server, pairs: int) -> Iterator[Result]:
 
 
 async def _wait(batch: dict[str, Any], pilots: dict[str, Any], commands: list[Step]) -> float:
-    """Seconds until the event; the commands are noted."""
+    """Seconds until the event; records the commands."""
     perform = SlurmAsyncHook.perform
 
     async def noted(hook: SlurmAsyncHook, step: Step) -> Output:

@@ -15,7 +15,7 @@ from airflow_provider_picas.operators.tokens import PicasDeleteTokensOperator
 from airflow_provider_picas.tokens.ids import batch_id
 
 DAY = 24 * 60 * 60  # seconds
-MOST_BATCHES = 500  # of one run; the next takes the others
+MOST_BATCHES = 500  # in one run; the next run archives the others
 
 
 @task

@@ -30,19 +30,19 @@ SETTINGS = {
     "AIRFLOW__DAG_PROCESSOR__PARSING_PROCESSES": "1",
     "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "30",
     "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.3",
-    # Airflow notices only so many seconds later that a task's process has ended. Should its trigger fire meanwhile, the
-    # scheduler takes the end of the first part for that of the second, and fails the task (seen with 3.3.2).
+    # The delay after which Airflow notices that a task's process has ended. If its trigger fires in the meantime, the
+    # scheduler mistakes the end of the first part for that of the second, and fails the task (seen with 3.3.2).
     "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
     "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
 }
 
 
 class Airflow:
-    """``start`` returns when all components are healthy and the DAGs asked for are parsed; ``stop`` ends them all.
+    """``start`` returns when all components are healthy and the requested DAGs are parsed; ``stop`` ends them all.
 
-    ``dags`` is the DAG folder; ``env`` further settings (``AIRFLOW__SECTION__KEY``). Secrets do not belong there:
+    ``dags`` is the DAG folder; ``env`` has more settings (``AIRFLOW__SECTION__KEY``). Secrets do not belong there:
     connections are created through ``api``. Users are admin and viewer, with the passwords in ``passwords``. ``venv`` is
-    the environment whose Airflow it is.
+    the environment with Airflow.
     """
 
     def __init__(
@@ -89,10 +89,10 @@ class Airflow:
             raise
 
     def connect(self, conn_id: str, **fields: Any) -> None:
-        """Make or replace a connection; ``fields`` are those of Airflow's (``conn_type``, ``host``, ``extra`` …).
+        """Create or replace a connection; ``fields`` are those of Airflow's (``conn_type``, ``host``, ``extra`` …).
 
-        Tasks and triggers read it from a file, as from any secrets backend: a triggerer's first look-up through Airflow's
-        API takes 5 s of CPU, which would stand in every measurement. The pages and the Test button have a copy.
+        Tasks and triggers read it from a file, as from any secrets backend: a triggerer's first read through Airflow's
+        API takes 5 s of CPU, which would distort every measurement. The UI and the Test button use a copy.
         """
         self._connections[conn_id] = fields
         new = self._connections_file.with_suffix(".new")
@@ -102,14 +102,14 @@ class Airflow:
         self.api.add_connection(conn_id, **fields, description="A copy: tasks read it from connections.json")
 
     def stop(self) -> None:
-        """End all of its processes, tasks that run included."""
+        """End all of its processes, including running tasks."""
         if self._process is not None:
             processes.end_session(self._process.pid, seconds=5)
             self._process.wait()
             self._process = None
 
     def environ(self) -> dict[str, str]:
-        """The environment of every Airflow command of this instance, the one of this process excluded."""
+        """The environment of every Airflow command of this instance, without that of this process."""
         log_ports = [processes.free_port(), processes.free_port()]
         return {
             **SETTINGS,
@@ -123,7 +123,7 @@ class Airflow:
             "AIRFLOW__SECRETS__BACKEND_KWARGS": json.dumps({"connections_file_path": str(self._connections_file)}),
             "AIRFLOW__API__PORT": str(self.port),
             "AIRFLOW__API__BASE_URL": self.url,
-            "AIRFLOW__PICAS__DEPLOYMENT": "",  # whatever this process's is: it makes a name of its own
+            "AIRFLOW__PICAS__DEPLOYMENT": "",  # overrides this process's value: the instance generates its own name
             "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(log_ports[0]),
             "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(log_ports[1]),
             "PYTHONDONTWRITEBYTECODE": "",  # would cost every component 6 s of CPU

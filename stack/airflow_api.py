@@ -1,4 +1,4 @@
-"""Airflow's REST API, as the demo and the tests use it. Standard library only."""
+"""A client of Airflow's REST API for the demo and the tests. Standard library only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
-TIMEOUT = 60.0  # seconds: a busy api-server on 2 cores may take long for one answer
+TIMEOUT = 60.0  # seconds: a busy api-server on 2 cores may take long for one response
 ENDED = frozenset({"success", "failed"})
 
 
@@ -24,7 +24,7 @@ class AirflowApiError(RuntimeError):
 
 
 class AirflowApi:
-    """One Airflow, as one user. ``url`` has no trailing slash. The token is asked for at the first request."""
+    """One Airflow, as one user. ``url`` has no trailing slash. The first request gets the token."""
 
     def __init__(self, url: str, user: str, password: str) -> None:
         self.url = url
@@ -57,10 +57,10 @@ class AirflowApi:
         return json.loads(content) if content else None
 
     def healthy(self) -> bool:
-        """Whether all components have reported in; False also while nothing answers yet."""
+        """True if all components are healthy; False also while nothing answers yet."""
         try:
             health = self._send("GET", "/api/v2/monitor/health")
-            # The API that tasks talk to is built at its first request, which takes seconds: not a task's.
+            # The API for tasks is built at its first request, which takes seconds: send it before a task does.
             self._send("GET", "/execution/health")
         except (OSError, AirflowApiError):
             return False
@@ -69,7 +69,7 @@ class AirflowApi:
     # DAGs and their runs
 
     def has_dag(self, dag_id: str) -> bool:
-        """Whether the DAG has been parsed and can be triggered."""
+        """True if the DAG has been parsed and can be triggered."""
         try:
             return not self.request("GET", f"dags/{dag_id}")["is_stale"]
         except AirflowApiError as error:
@@ -159,12 +159,12 @@ class AirflowApi:
         self.request("POST", f"dags/{dag_id}/clearTaskInstances", body)
 
     def question(self, dag_id: str, run_id: str, task_id: str) -> dict[str, Any]:
-        """What a task asks a person: subject, body, options. Raises AirflowApiError while it asks nothing."""
+        """A task's question to a person: subject, body, options. Raises AirflowApiError if it has none."""
         answer: dict[str, Any] = self.request("GET", self._question(dag_id, run_id, task_id))
         return answer
 
     def answer(self, dag_id: str, run_id: str, task_id: str, option: str) -> None:
-        """Answer it."""
+        """Answer a task's question."""
         body = {"chosen_options": [option], "params_input": {}}
         self.request("PATCH", self._question(dag_id, run_id, task_id), body)
 
@@ -179,7 +179,7 @@ class AirflowApi:
         return "\n".join(line if isinstance(line, str) else readable(line) for line in content)
 
     def xcom(self, dag_id: str, run_id: str, task_id: str, key: str = "return_value") -> Any:
-        """What the task returned, or pushed under another key."""
+        """The task's return value, or the value under another key."""
         path = f"dags/{dag_id}/dagRuns/{quote(run_id)}/taskInstances/{task_id}/xcomEntries/{quote(key)}"
         return self.request("GET", path, query={"deserialize": "false"})["value"]
 
@@ -202,7 +202,7 @@ class AirflowApi:
             self.request("PATCH", f"connections/{quote(conn_id)}", body)
 
     def test_connection(self, conn_id: str) -> tuple[bool, str]:
-        """What the form's Test button says."""
+        """The result of the connection form's Test button."""
         known = self.request("GET", f"connections/{quote(conn_id)}")
         as_the_form = {**known, "port": known["port"] or 0, "extra": known["extra"] or "{}"}
         answer = self.request("POST", "connections/test", as_the_form)

@@ -1,4 +1,4 @@
-"""The stack in containers, as the demo wants it; what is said of NativeStack holds here, too."""
+"""The stack in containers, with the interface that the demo needs. See NativeStack for its methods."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ USER = "picas_user"
 
 
 class ContainedStack:
-    """``DockerStack`` with a pool for the demo. Raises StackError where no Docker engine answers."""
+    """``DockerStack`` with a pool for the demo. Raises StackError if no Docker engine answers."""
 
     def __init__(self, folder: Path, *, database: str) -> None:
         if not engine_answers():
@@ -38,7 +38,7 @@ class ContainedStack:
         return ADMIN, self.docker.airflow_passwords[ADMIN]
 
     def start(self, wait_for: Iterable[str] = ()) -> None:
-        self.docker.stop()  # what a killed demo has left
+        self.docker.stop()  # containers of a demo that was killed
         self.docker.prepare()
         self.docker.start()
         try:
@@ -53,13 +53,13 @@ class ContainedStack:
         self.docker.stop()
 
     def connect(self, database: str) -> Pool:
-        """Make the pool; Airflow in its container knows both connections already."""
+        """Create the pool. Airflow in its container already has both connections."""
         self.docker.couchdb.create_user(USER, self.password)
         self.docker.couchdb.create_database(database, members=[USER], admins=[USER])
         return Pool(self.docker.couchdb.url, database, USER, self.password)
 
     def count(self, files: Sequence[str]) -> dict[str, tuple[int, int]]:
-        """Counted on a login node, since the files are in the image."""
+        """Count on a login node, since the files are in the image."""
         program = Path(word_count.__file__).read_text()
         ended = self.docker.run("python3", "-c", program, *files, timeout=120)
         if ended.returncode:

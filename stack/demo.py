@@ -1,7 +1,7 @@
 """``make demo``: the whole stack, and one run of the DAG ``picas_word_count``, watched live and checked.
 
-Ends with exit code 0 only if the results were right. On a terminal the stack stays up until Ctrl-C. However it ends, it
-leaves no process behind; should it be killed itself, the next start cleans up.
+Exits with code 0 only if the results were correct. In a terminal the stack runs until Ctrl-C. It leaves no process
+behind; if it is killed, the next start cleans up.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ENDED_TASKS = ("success", "failed", "upstream_failed", "skipped")
 
 
 class Stack(Protocol):
-    """What the demo asks of a stack, native or in Docker."""
+    """The interface of a stack, native or in Docker."""
 
     @property
     def api(self) -> AirflowApi:
@@ -50,7 +50,7 @@ class Stack(Protocol):
         """End everything."""
 
     def connect(self, database: str) -> Pool:
-        """Make a pool and Airflow's connections to it and to the cluster."""
+        """Create a pool and Airflow's connections to it and to the cluster."""
 
     def count(self, files: Sequence[str]) -> Mapping[str, tuple[int, int]]:
         """Lines and words of files on the cluster, counted without it."""
@@ -78,7 +78,7 @@ def main() -> int:
 
 
 def interrupt_once() -> None:
-    """Let Ctrl-C, SIGTERM and SIGHUP unwind what was started; later ones do not disturb that."""
+    """Let Ctrl-C, SIGTERM and SIGHUP stop everything that was started; later signals do not interrupt this."""
 
     def interrupt(*_: object) -> None:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -91,9 +91,9 @@ def interrupt_once() -> None:
 
 @contextmanager
 def only_one(path: Path) -> Iterator[Callable[[str], None]]:
-    """Hold the demo's lock. Yields a function that tells later starts where this demo is to be found.
+    """Hold the demo's lock. Yields a function that records for later starts where this demo runs.
 
-    The lock goes with the process, however that ends. Raises StackError while another demo holds it.
+    The lock is released when the process ends, in any way. Raises StackError while another demo holds it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as lock:
@@ -114,7 +114,7 @@ def only_one(path: Path) -> Iterator[Callable[[str], None]]:
 
 
 def make_stack(kind: str, folder: Path) -> Stack:
-    """Install what this kind of stack needs, and make one, not started. Raises StackError."""
+    """Install the requirements of this kind of stack, and create one without starting it. Raises StackError."""
     if kind == "docker":
         from stack.contained import ContainedStack
 
@@ -156,7 +156,7 @@ def linger() -> None:
 
 
 def run(stack: Stack, conf: Mapping[str, object]) -> bool:
-    """Trigger the DAG and watch it to its end; returns whether the results were right."""
+    """Trigger the DAG and watch it to its end. True if the results were correct."""
     pool = stack.connect(DATABASE)
     progress = Progress()
     with Watch(pool) as watch:
@@ -182,7 +182,7 @@ def run(stack: Stack, conf: Mapping[str, object]) -> bool:
 
 
 def follow(api: AirflowApi, run_id: str, watch: Watch, progress: Progress, triggered: float) -> str:
-    """Show tokens and tasks until the run has ended; returns its state. Raises StackError when it takes too long."""
+    """Show tokens and tasks until the run has ended; returns its state. Raises StackError if it takes too long."""
     shown: dict[str, str] = {}
     while time.time() - triggered < RUN_SECONDS:
         states = {task["task_id"]: str(task["state"]) for task in api.tasks(DAG, run_id)}
@@ -208,7 +208,7 @@ def tell_failure(api: AirflowApi, run_id: str) -> None:
 
 
 def show_results(stack: Stack, pool: Pool, report: Mapping[str, Any]) -> bool:
-    """Print the DAG's result beside a direct count, and compare every token with that; returns whether all agree."""
+    """Print the DAG's result beside a direct count, and compare every token with it. True if all agree."""
     counted = {token["input"]: token["output"] for token in pool.tokens()}
     direct = stack.count(sorted(counted))
     wrong = [

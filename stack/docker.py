@@ -1,6 +1,6 @@
-"""The stack in containers, ``docker/compose.yaml``, where a Docker engine answers: CouchDB, Slurm, Airflow.
+"""The stack in containers, ``docker/compose.yaml``: CouchDB, Slurm, Airflow. Needs a Docker engine.
 
-``python3 -m stack.docker FOLDER`` makes the keys and passwords in that folder and prints the command to start with.
+``python3 -m stack.docker FOLDER`` generates the keys and passwords in that folder and prints the start command.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ START_SECONDS = 1800
 
 
 def engine_answers() -> bool:
-    """Whether a Docker engine answers, and Docker's compose plugin, version 2 or newer, is there."""
+    """True if a Docker engine answers and Docker's compose plugin, version 2 or newer, is installed."""
     try:
         return all(
             subprocess.run(["docker", *command], capture_output=True, timeout=20, check=False).returncode == 0
@@ -43,9 +43,9 @@ def engine_answers() -> bool:
 
 
 class DockerStack:
-    """The services of ``docker/compose.yaml``, in a compose project of their own for each folder.
+    """The services of ``docker/compose.yaml``, in a separate compose project for each folder.
 
-    As of the native parts:
+    Attributes, as in the native parts:
 
     - ``couchdb``: its ``url``, ``admin`` and ``password``; login and compute nodes reach it under the same URL
     - ``logins``: host and port of each login node; they share the host key and the home
@@ -78,7 +78,7 @@ class DockerStack:
 
     @property
     def environment_file(self) -> Path:
-        """What the compose file is told: the folder and the ports; nothing secret."""
+        """The variables of the compose file: the folder and the ports, no secrets."""
         return self.folder / "compose.env"
 
     def command(self, *arguments: str) -> list[str]:
@@ -87,7 +87,7 @@ class DockerStack:
         return ["docker", "compose", *project, "--env-file", str(self.environment_file), *arguments]
 
     def prepare(self) -> None:
-        """Make the folder anew, with new keys and passwords. ``start`` does it when it was not done."""
+        """Create the folder again, with new keys and passwords. ``start`` calls this if needed."""
         home, ssh, secret = self.home, self.private_key.parent, self.folder / "secrets"
         for old in (home, ssh, secret):
             shutil.rmtree(old, ignore_errors=True)

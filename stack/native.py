@@ -19,7 +19,7 @@ from stack.pool import Pool
 
 
 class Site(Protocol):
-    """What a cluster, native or in containers, has for those who log in."""
+    """The login data of a cluster, native or in containers."""
 
     logins: list[tuple[str, int]]
     host_key: str
@@ -34,7 +34,7 @@ class Site(Protocol):
 
 
 class NativeStack:
-    """``start`` brings up all three; ``connect`` makes a pool and lets Airflow know of it and of the cluster."""
+    """``start`` starts all three; ``connect`` creates a pool, and Airflow's connections to it and to the cluster."""
 
     def __init__(self, folder: Path, *, dags: Path) -> None:
         self.folder = folder
@@ -52,7 +52,7 @@ class NativeStack:
         return ADMIN, self.airflow.passwords[ADMIN]
 
     def start(self, wait_for: Iterable[str] = ()) -> None:
-        """Start everything anew, or leave nothing running and raise StackError; ``wait_for`` names DAGs to parse."""
+        """Start everything from scratch, or leave nothing running and raise StackError. ``wait_for`` names DAGs to parse."""
         sweep(self.folder)
         shutil.rmtree(self.folder, ignore_errors=True)
         with ThreadPoolExecutor(2) as threads:
@@ -71,13 +71,13 @@ class NativeStack:
         install_picas(self.cluster.home)
 
     def stop(self) -> None:
-        """End everything, whatever of it runs."""
+        """End all parts that run."""
         with ThreadPoolExecutor(3) as threads:
             for part in (self.airflow, self.cluster, self.couchdb):
                 threads.submit(part.stop)
 
     def connect(self, database: str) -> Pool:
-        """Make a pool with a user of its own, and Airflow's connections ``picas_default`` and ``spider``."""
+        """Create a pool with its own user, and Airflow's connections ``picas_default`` and ``spider``."""
         user, password = "picas_user", secrets.token_urlsafe(16)
         self.couchdb.create_user(user, password)
         self.couchdb.create_database(database, members=[user], admins=[user])  # of the database: it makes the views
@@ -87,12 +87,12 @@ class NativeStack:
         return pool
 
     def count(self, files: Iterable[str]) -> dict[str, tuple[int, int]]:
-        """Lines and words of each file, counted here and now."""
+        """Lines and words of each file, counted on this machine."""
         return word_count.count(files)
 
 
 def install_picas(home: Path) -> None:
-    """What the user of a real site does once: the PiCaS client in the home on the cluster."""
+    """Install the PiCaS client in the home on the cluster, as a user of a real site does once."""
     (home / "picas-venv").symlink_to(paths.PICAS_VENV)
 
 
@@ -115,7 +115,7 @@ def ssh_connection(cluster: Site, login_node: int = 0) -> dict[str, Any]:
 
 
 def sweep(folder: Path) -> None:
-    """End what a killed stack left running in this folder."""
+    """End processes that a killed stack left running in this folder."""
     for part in ("airflow", "couchdb"):
         processes.sweep(folder / part)
     Cluster(folder / "cluster").clean_up()

@@ -1,4 +1,4 @@
-"""Where the stack keeps its things: all of it below the project's own ignored folder ``.stack/``."""
+"""The paths of the stack: all are below the project's ignored folder ``.stack/``."""
 
 from __future__ import annotations
 

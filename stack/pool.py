@@ -1,4 +1,4 @@
-"""A token pool, read straight from its CouchDB, so that demo and tests do not have to believe the provider."""
+"""A token pool, read directly from CouchDB, so that demo and tests do not depend on the provider."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 from airflow_provider_picas.tokens.states import State, state_of
 
 TIMEOUT = 60.0  # seconds
-HEARTBEAT = 5_000  # milliseconds between signs of life on a quiet feed
+HEARTBEAT = 5_000  # milliseconds between heartbeats on a quiet feed
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Watch:
                             return
                         since = self._read(line, since)
             except (OSError, HTTPException, ValueError):
-                time.sleep(0.5)  # the server is away for a moment: go on where the feed broke off
+                time.sleep(0.5)  # the server is unavailable for a moment: continue where the feed broke
 
     def _read(self, line: bytes, since: Any) -> Any:
         if not line.strip():

@@ -1,7 +1,7 @@
-"""Start and end the processes of a stack, by pid, so that none is left behind.
+"""Starts and ends the processes of a stack, by pid, so that none is left behind.
 
-Every process carries the folder of its stack in its environment (``PICAS_STACK``), and so do its children: what a
-killed demo left running is found by that mark, never by name.
+Every process has the folder of its stack in its environment (``PICAS_STACK``), and so do its children: processes that a
+killed demo left running are found by that mark, never by name.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ MARK = "PICAS_STACK"
 
 
 class StackError(RuntimeError):
-    """A part of the stack did not start or stop as it should; the message says which, and where its log is."""
+    """A part of the stack did not start or stop correctly; the message says which, and where its log is."""
 
 
 def free_port(host: str = "127.0.0.1") -> int:
     """A port on which nothing listens now. No other call gets it while this process lives.
 
-    It lies below those that the kernel gives to outgoing connections, so that none of these takes it from a server that
-    is about to start, or away for a while.
+    It is below the ports that the kernel assigns to outgoing connections, so that none of these takes it from a server
+    that is about to start, or is down for a while.
     """
     for _ in range(100):
         port = random.randrange(15_000, 32_000)
@@ -73,9 +73,9 @@ def free_ports(count: int) -> list[int]:
 def start(
     argv: list[str], *, folder: Path, name: str, env: Mapping[str, str] | None = None, cwd: Path | None = None
 ) -> subprocess.Popen[bytes]:
-    """Start a process in a session of its own; its output goes to ``<folder>/log/<name>.log``.
+    """Start a process in its own session. Its output goes to ``<folder>/log/<name>.log``.
 
-    ``env`` is added to this process's environment, of which Airflow's connections are left out: they hold secrets.
+    ``env`` is added to this process's environment, without Airflow's connections: they contain secrets.
     """
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("AIRFLOW_CONN_")}
     log = log_path(folder, name)
@@ -106,7 +106,7 @@ def tail(path: Path, lines: int = 15) -> str:
 
 def wait_for(probe: Callable[[], object], *, what: str, seconds: float, process: subprocess.Popen[bytes] | None = None,
              log: Path | None = None) -> None:  # fmt: skip
-    """Call ``probe`` until it answers something true. Raises StackError when time is up or ``process`` has ended."""
+    """Call ``probe`` until it returns something true. Raises StackError after ``seconds``, or if ``process`` has ended."""
     deadline = time.monotonic() + seconds
     while not probe():
         ended = process is not None and process.poll() is not None
@@ -117,14 +117,14 @@ def wait_for(probe: Callable[[], object], *, what: str, seconds: float, process:
 
 
 def answers(host: str, port: int) -> bool:
-    """Whether something accepts connections there."""
+    """True if something accepts connections there."""
     with socket.socket() as probe:
         probe.settimeout(0.5)
         return probe.connect_ex((host, port)) == 0
 
 
 def alive(pid: int) -> bool:
-    """Whether the process exists and is no zombie."""
+    """True if the process exists and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
@@ -132,7 +132,7 @@ def alive(pid: int) -> bool:
 
 
 def marked(folder: Path) -> list[int]:
-    """Pids of all processes that carry the mark of this folder, except this one."""
+    """Pids of all processes with the mark of this folder, except this one."""
     mark = f"{MARK}={folder}".encode()
     found = []
     for entry in Path("/proc").iterdir():
@@ -146,7 +146,7 @@ def marked(folder: Path) -> list[int]:
 
 
 def end(pids: Iterable[int], seconds: float = 10) -> None:
-    """SIGTERM, and SIGKILL for those that are still there after ``seconds``."""
+    """Send SIGTERM, and SIGKILL to processes that still exist after ``seconds``."""
     pids = list(pids)
     for sig, wait in ((signal.SIGTERM, seconds), (signal.SIGKILL, 5.0)):
         pids = [pid for pid in pids if alive(pid)]
@@ -163,7 +163,7 @@ def end(pids: Iterable[int], seconds: float = 10) -> None:
 def session(leader: int) -> list[int]:
     """Pids of all processes in the session that ``start`` opened for this one, also after the leader has ended.
 
-    Finds those, too, that have overwritten their environment with a title of their own, as Airflow's components do.
+    Also finds processes that have overwritten their environment with a process title, as Airflow's components do.
     """
     pids = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
     return [pid for pid in pids if session_id(pid) == leader and alive(pid)]
@@ -178,15 +178,15 @@ def session_id(pid: int) -> int:
 
 
 def end_session(leader: int, seconds: float = 10) -> None:
-    """End all processes of a session; twice, since one may have started another meanwhile."""
+    """End all processes of a session; twice, since one may have started another in the meantime."""
     for _ in range(2):
         end(session(leader), seconds)
 
 
 def sweep(folder: Path) -> None:
-    """End whatever still carries the mark of this folder, and what lost it but shares a session with one of those."""
+    """End all processes with the mark of this folder, and those without it that share a session with one of them."""
     pids = set(marked(folder))
     for leader in {session_id(pid) for pid in pids}:
-        if leader in pids or not alive(leader):  # never a session that is a person's, or this process's own
+        if leader in pids or not alive(leader):  # never the session of a person, or of this process
             pids.update(session(leader))
     end(pids, seconds=3)

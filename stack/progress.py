@@ -1,4 +1,4 @@
-"""How the demo shows what happens: a live line on a terminal, a line now and then elsewhere."""
+"""The demo's progress display: a live line on a terminal, a line from time to time elsewhere."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import TextIO
 
 from airflow_provider_picas.tokens.states import State
 
-RATE_SECONDS = 5.0  # over how long the rate is taken
-QUIET_SECONDS = 3.0  # between two lines where there is no terminal
+RATE_SECONDS = 5.0  # period over which the rate is measured
+QUIET_SECONDS = 3.0  # between two lines if there is no terminal
 
 STYLES = {State.DONE: ("█", "32"), State.ERROR: ("▒", "31"), State.LOCKED: ("▓", "33"), State.TODO: ("░", "2")}
 """Sign and colour of each state in the bar, in the order in which they stand there."""
 
 
 class Progress:
-    """The tokens by state, with rate and time left. ``say`` prints a line above it that stays."""
+    """The tokens by state, with rate and time remaining. ``say`` prints a permanent line above it."""
 
     def __init__(self, output: TextIO = sys.stdout) -> None:
         self.output = output
@@ -50,17 +50,17 @@ class Progress:
         self._last = line
 
     def rate(self) -> float:
-        """Tokens finished a second, lately."""
+        """Recently finished tokens per second."""
         (begin, before), (end, after) = self._samples[0], self._samples[-1]
         return (after - before) / (end - begin) if end > begin else 0.0
 
     def say(self, line: str) -> None:
-        """A line that stays."""
+        """Print a permanent line."""
         self.clear()
         print(line, file=self.output, flush=True)
 
     def clear(self) -> None:
-        """Take the live line away."""
+        """Remove the live line."""
         if self.live:
             self.output.write("\r\033[K")
             self.output.flush()
@@ -77,7 +77,7 @@ def can_encode(output: TextIO) -> bool:
 def render(
     counts: Mapping[State | None, int], rate: float, *, columns: int = 80, colour: bool = False, signs: bool = True
 ) -> str:
-    """One line: a bar, the counts, the rate and the time left; never longer than the terminal is wide."""
+    """One line: a bar, the counts, the rate and the time remaining; not longer than the width of the terminal."""
     total = sum(counts.values())
     left = counts.get(State.TODO, 0) + counts.get(State.LOCKED, 0)
     words = "  ".join(f"{state} {counts.get(state, 0):,}" for state in STYLES)
@@ -90,7 +90,7 @@ def render(
 
 
 def bar(counts: Mapping[State | None, int], total: int, width: int, *, colour: bool, signs: bool) -> str:
-    """A bar of ``width`` signs, shared out by state."""
+    """A bar of ``width`` characters, divided by state."""
     text, drawn, seen = "", 0, 0
     for state, (sign, code) in STYLES.items():
         seen += counts.get(state, 0)

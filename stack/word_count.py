@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 
 def count(files: Iterable[str]) -> dict[str, tuple[int, int]]:
-    """Lines and words of each file, read line by line: another way than the pilots'."""
+    """Lines and words of each file, read line by line: a different method than the pilots'."""
     counted = {}
     for name in files:
         lines = words = 0

@@ -1,4 +1,4 @@
-"""What is to be checked."""
+"""The requested checks."""
 
 from __future__ import annotations
 

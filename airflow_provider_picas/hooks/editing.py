@@ -1,4 +1,4 @@
-"""``TokenEditor``: selects tokens of a pool, and changes those that are selected."""
+"""``TokenEditor``: selects tokens of a pool, and changes the selected ones."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ Item = TypeVar("Item")
 class TokenEditor:
     """Edits tokens through a hook; ``PicasHook.editor`` makes one.
 
-    Changes are made page by page, with a few requests at once. A token that changes meanwhile is skipped, and the report says so.
+    Changes are made page by page, with a few requests at once. A token that changes meanwhile is skipped, and the
+    report says so.
     """
 
     def __init__(self, hook: PicasHook) -> None:
@@ -39,10 +40,11 @@ class TokenEditor:
     def reset(
         self, selection: Selection, *, reason: str = "reset", keep_logs: bool = False, dry_run: bool = False
     ) -> EditReport:
-        """Give the selected tokens back: todo again, the attempt kept in ``attempts``. Raises PatternError.
+        """Reset the selected tokens to todo, and keep the attempt in ``attempts``. Raises PatternError.
 
-        Tokens that pilots take or finish meanwhile are left. ``keep_logs`` copies the logs of foreign pilots under the
-        attempt's name, and leaves tokens with one that is too large. ``dry_run`` only reports what would be done.
+        Tokens that pilots claim or finish in the meantime are skipped. ``keep_logs`` copies the logs of foreign pilots
+        under the attempt's name, and skips tokens with a log that is too large. ``dry_run`` only reports what would be
+        done.
         """
         if not reason.startswith("reset"):
             reason = f"reset: {reason}"  # the pilot counts attempts from the last reset
@@ -76,14 +78,14 @@ class TokenEditor:
         )
 
     def delete(self, tokens: Iterable[tuple[str, str]]) -> EditReport:
-        """Delete tokens, given by id and revision; one that has changed since is left."""
+        """Delete tokens, given by id and revision. Tokens that have changed since are skipped."""
         revisions = (edits.Revision(token_id, rev) for token_id, rev in tokens)
         return self._in_parts(
             lambda page: self._hook.do(edits.delete(self._hook.pool, page)), _pages_of(revisions), "deleted"
         )
 
     def restore(self, tokens: Iterable[Document]) -> EditReport:
-        """Write archived tokens (``archive.restored``) as they were; those that are in the pool are left."""
+        """Write archived tokens (``archive.restored``) unchanged. Tokens that exist in the pool are skipped."""
         requests = edits.requests_of(tokens)
         return self._in_parts(
             lambda request: self._hook.do(edits.restore(self._hook.pool, request)), requests, "restored"
@@ -141,7 +143,7 @@ class TokenEditor:
         return report
 
     def _in_parts(self, work: Callable[[Item], EditReport], items: Iterable[Item], done: str) -> EditReport:
-        """The report of what is done to tokens in parts. If that fails half-way, the log tells what was done before."""
+        """Edit tokens in parts and return the report. If this fails half-way, the log has what was done before."""
         report, lock = EditReport(), threading.Lock()
 
         def add(item: Item) -> None:
@@ -159,7 +161,7 @@ class TokenEditor:
         return report
 
     def _candidate_ids(self, selection: Selection) -> Iterable[str]:
-        """The ids of the tokens that may be selected. Many at a time: each query brings the index of the views up to date."""
+        """The ids of the tokens that may be selected. Read in large pages: each query updates the index of the views."""
         if selection.ids is not None:
             return selection.ids
         return itertools.chain.from_iterable(

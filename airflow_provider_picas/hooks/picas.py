@@ -1,4 +1,5 @@
-"""Hooks for a PiCaS pool: ``PicasHook`` for tasks, ``PicasAsyncHook`` for triggers, over the operations of ``couchdb.pool``."""
+"""Hooks for a PiCaS pool: ``PicasHook`` for tasks, ``PicasAsyncHook`` for triggers, over the operations of
+``couchdb.pool``."""
 
 from __future__ import annotations
 
@@ -64,17 +65,18 @@ _USER_AGENT = f"airflow-provider-picas/{__version__}"
 class PicasHook(HttpHook):
     """A PiCaS pool, from a task.
 
-    :param picas_conn_id: a connection of type ``picas``: host (URL of the CouchDB server), database, login, password; extras
-        ``verify``, ``ca_file``, ``design_document``, ``connect_timeout`` and ``read_timeout`` (seconds).
+    :param picas_conn_id: a connection of type ``picas``: host (URL of the CouchDB server), database, login, password;
+        extras ``verify``, ``ca_file``, ``design_document``, ``connect_timeout`` and ``read_timeout`` (seconds).
     :param database: another database than the connection's.
-    :param design_document: another design document with PiCaS's views than the connection's, such as ``SingleCore``: then
-        only the tokens in its views are counted, read and changed, but for those that are named by their ids.
-    :param method: HTTP method of ``run()``, which is ``HttpHook``'s, for anything that has no method here.
-    :param wait_for_index: go on asking a view while CouchDB builds its index: it answers 500 after a minute then, and the index
-        of a large pool takes longer. With False, UnavailableError is raised after a few tries, as for other requests.
+    :param design_document: another design document with PiCaS's views than the connection's, such as ``SingleCore``:
+        then only the tokens in its views are counted, read and changed, except tokens that are named by their ids.
+    :param method: HTTP method of ``run()``, which is inherited from ``HttpHook``, for requests that have no method here.
+    :param wait_for_index: repeat the query of a view while CouchDB builds its index: CouchDB then answers 500 after a
+        minute, and the index of a large pool takes longer. With False, UnavailableError is raised after a few tries, as
+        for other requests.
 
-    Methods raise the errors of ``airflow_provider_picas.couchdb.errors``. Requests that are safe to repeat are sent again
-    when the server is away or says so, with growing pauses.
+    Methods raise the errors of ``airflow_provider_picas.couchdb.errors``. Requests that are safe to repeat are sent
+    again when the server is unavailable or asks for it, with growing pauses.
     """
 
     conn_name_attr = "picas_conn_id"
@@ -127,7 +129,7 @@ class PicasHook(HttpHook):
 
     @cached_property
     def settings(self) -> Settings:
-        """The connection's fields, looked up once."""
+        """The connection's fields, read once."""
         try:
             connection = self.get_connection(self.picas_conn_id)
         except AirflowNotFoundException:
@@ -137,7 +139,7 @@ class PicasHook(HttpHook):
 
     @cached_property
     def pool(self) -> Pool:
-        """The operations that this hook drives."""
+        """The operations that this hook runs."""
         return Pool(self.settings)
 
     def get_conn(
@@ -151,10 +153,12 @@ class PicasHook(HttpHook):
         session: requests.Session | None = getattr(self._sessions, "session", None)
         if session is None:
             if isinstance(settings.verify, str):
-                ssl_context(settings, self.picas_conn_id)  # names a file that cannot be read; requests does not
+                ssl_context(
+                    settings, self.picas_conn_id
+                )  # its error names an unreadable file; that of requests does not
             session = requests.Session()
             session.verify = settings.verify
-            session.trust_env = False  # ~/.netrc would win over the connection
+            session.trust_env = False  # ~/.netrc would take precedence over the connection
             session.headers["User-Agent"] = _USER_AGENT
             if settings.login:
                 session.auth = requests.auth.HTTPBasicAuth(settings.login.encode(), settings.password.encode())
@@ -167,12 +171,12 @@ class PicasHook(HttpHook):
         return f"{self.settings.url}/{(endpoint or '').lstrip('/')}"
 
     def check_response(self, response: requests.Response) -> None:
-        """Raise the typed error of an answer; for ``run()``."""
+        """Raise the typed error for a response; for ``run()``."""
         request = Request(str(response.request.method), str(response.request.path_url))
         http.check(self.settings, self.picas_conn_id, request, _answer(response))
 
     def test_connection(self) -> tuple[bool, str]:
-        """What the Test button of the connection form asks."""
+        """Test the connection. Called by the Test button of the connection form."""
         try:
             version = self.do(self.pool.server_version())
             if not self.settings.database:
@@ -180,17 +184,17 @@ class PicasHook(HttpHook):
             info = self.do(self.pool.info())
             return True, f"CouchDB {version}, {self.settings.place}: {info['doc_count']:,} documents."
         except (errors.CouchDBError, ValueError) as error:
-            # The Test button tries a connection under a name that Airflow has made up.
+            # The Test button tests a connection under a temporary name from Airflow.
             return False, re.sub(
                 rf"([Cc])onnection {re.escape(repr(self.picas_conn_id))}", _this_connection, str(error)
             )
 
     def do(self, operation: Operation[Result]) -> Result:
-        """Drive an operation to its end and return its result."""
+        """Run an operation to its end and return its result."""
         return drive(operation, self.send)
 
     def send(self, request: Request) -> Answer:
-        """Send one request, again if that is safe and may help; its answer. Raises CouchDBError."""
+        """Send one request, and repeat it if that is safe and may help. Returns the response. Raises CouchDBError."""
         for attempt in itertools.count(1):
             retry_after = None
             try:
@@ -208,7 +212,7 @@ class PicasHook(HttpHook):
         raise AssertionError("not reached")
 
     def _note_index(self, request: Request) -> bool:
-        """Say, now and then, that the request waits for an index, if it does."""
+        """Log from time to time that the request waits for an index, if it does."""
         if not self.wait_for_index or "/_view/" not in request.path:
             return False
         try:
@@ -248,7 +252,7 @@ class PicasHook(HttpHook):
         return self.do(self.pool.count(batch))
 
     def todo_by_class(self, batch: str | None = None) -> dict[str, int]:
-        """Tokens that wait, by resource class. Raises NotFoundError where the provider's views are not deployed."""
+        """Waiting tokens, by resource class. Raises NotFoundError if the provider's views are not deployed."""
         return self.do(self.pool.todo_by_class(batch))
 
     def get(self, token_id: str) -> Document:
@@ -266,7 +270,7 @@ class PicasHook(HttpHook):
         yield from _flat(self.id_pages(state, batch, PAGE))
 
     def batch_documents(self, batch: str) -> Iterator[Document]:
-        """All tokens of a batch, whatever their state, read page by page."""
+        """All tokens of a batch, in any state, read page by page."""
         yield from _flat(self.pages(lambda after: self.pool.batch_documents(batch, after=after)))
 
     def state_pages(self, state: State, batch: str | None) -> Iterator[list[Document]]:
@@ -276,7 +280,8 @@ class PicasHook(HttpHook):
         return self.pages(lambda after: self.pool.ids(state, batch, after=after, limit=limit))
 
     def token_pages(self, batch: str | None) -> Iterator[list[Document]]:
-        """All tokens of a batch, or of the pool, in pages; with another design document than ``Monitor``, those in its views."""
+        """All tokens of a batch, or of the pool, in pages; with another design document than ``Monitor``, those in its
+        views."""
         if self.settings.design_document != views.MONITOR:
             return itertools.chain.from_iterable(self.state_pages(state, batch) for state in State)
         found = self.pages(lambda after: self.pool.batch_documents(batch, after=after))
@@ -293,18 +298,18 @@ class PicasHook(HttpHook):
                 return
 
     def stateless_ids(self, batch: str | None = None, limit: int = PAGE) -> list[str]:
-        """Ids of tokens that are in no state."""
+        """Ids of tokens in no state."""
         return self.do(self.pool.stateless(batch, limit=limit))
 
     def missing(self, batch: str, expected: int, limit: int = 5) -> list[str]:
-        """Some of a batch's tokens that were pushed and are gone; reads all that are left."""
+        """Some of the missing tokens of a batch: they were pushed and no longer exist. Reads all remaining ones."""
         return self.do(self.pool.missing(batch, expected, limit=limit))
 
     def deploy_views(self, design_documents: Mapping[str, str] | None = None) -> Deployment:
-        """Write the design documents that the pool lacks, if the login may.
+        """Write missing design documents, if the login is allowed to.
 
-        ``design_documents``: further ones, with PiCaS's views of the tokens for which a JavaScript condition holds, by name:
-        ``{"SingleCore": "doc.cores == 1"}``.
+        ``design_documents``: additional ones, with PiCaS's views of the tokens for which a JavaScript condition holds,
+        by name: ``{"SingleCore": "doc.cores == 1"}``.
         """
         return self.do(self.pool.deploy(design_documents))
 
@@ -317,13 +322,13 @@ class PicasHook(HttpHook):
         may_differ: MayDiffer | str = MayDiffer.ALL,
         progress: Callable[[PushReport], None] | None = None,
     ) -> PushReport:
-        """Write new tokens (``documents.new_token``), each once, several requests at a time.
+        """Write new tokens (``documents.new_token``), each once, with several requests at a time.
 
-        ``tokens`` is read as it is sent: memory does not grow with their number. ``numbered``: their ids are made from their
-        ordinals, so no two are the same. ``may_differ``: which tokens may be kept although their input is another one now;
-        TokenExistsError is raised for others. ``progress`` is told after each request. When an input is bad, those before it are
-        written before BadTokenError is raised; running the push again writes nothing twice. Raises DuplicateTokenError, mostly
-        at the end, and what ``couchdb.push`` says.
+        ``tokens`` is streamed: memory does not grow with their number. ``numbered``: their ids are made from their
+        ordinals, so there are no duplicates. ``may_differ``: which tokens may be kept although their input now differs;
+        TokenExistsError is raised for others. ``progress`` is called after each request. If an input is invalid, those
+        before it are written before BadTokenError is raised; running the push again writes nothing twice. Raises
+        DuplicateTokenError, mostly at the end, and the errors of ``couchdb.push``.
         """
         existing, differing, report = OnExisting(on_existing), MayDiffer(may_differ), PushReport()
         fault: ValueError | None = None
@@ -353,11 +358,11 @@ class PicasHook(HttpHook):
 
     @property
     def editor(self) -> TokenEditor:
-        """What selects, resets, updates, deletes and restores tokens."""
+        """The editor that selects, resets, updates, deletes and restores tokens."""
         return TokenEditor(self)
 
     def with_attachments(self, tokens: Iterable[Document]) -> Iterator[Document]:
-        """The tokens, in any order, with the data of their attachments in them; those that are gone meanwhile are left out."""
+        """The tokens, in any order, with the data of their attachments. Tokens deleted in the meantime are omitted."""
 
         def fetch(token: Document) -> Document | None:
             try:
@@ -368,9 +373,10 @@ class PicasHook(HttpHook):
         return (token for token in self.side_by_side(fetch, tokens) if token is not None)
 
     def download(self, token: Document, name: str, file: BinaryIO, limit: int | None = None) -> int:
-        """Write an attachment of a token to a file, as it comes; its size in bytes. ``limit``: only so many at its end are kept.
+        """Stream an attachment of a token to a file. Returns its size in bytes. ``limit``: keep only this number of
+        bytes at its end.
 
-        Raises NotFoundError when the token has changed since it was read and CouchDB has forgotten that revision.
+        Raises NotFoundError if the token has changed since it was read and CouchDB no longer has that revision.
         """
         expected = attachments.size(attachments.stubs_of(token).get(name, {}))
         if not (has_path(token["_id"]) and has_path(name)):
@@ -421,7 +427,7 @@ class PicasHook(HttpHook):
             raise http.unreachable(settings, self.picas_conn_id, cause_of(error)) from None
 
     def batches(self) -> dict[str, Counts]:
-        """The batches of the pool, each with its counts. Raises NotFoundError where the provider's views are not deployed."""
+        """The batches of the pool, each with its counts. Raises NotFoundError if the provider's views are not deployed."""
         return self.do(edits.batches(self.pool))
 
     def count_existing(self, batch: str | None) -> Counts:
@@ -435,7 +441,7 @@ class PicasHook(HttpHook):
         return counts
 
     def unfinished(self, batch: str, seconds: float) -> str | None:
-        """Why a batch has not been finished for so many seconds, or None."""
+        """Why a batch has not been finished for at least ``seconds``; None if it has."""
         counts = self.count_existing(batch)
         if counts.finished < counts.total:
             return f"it has not finished ({counts})"
@@ -453,8 +459,8 @@ class PicasHook(HttpHook):
         return self.do(edits.clock(self.pool))
 
     def side_by_side(self, work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-        """Work on items in a few threads, as they come; results in the order in which they are ready."""
-        _ = self.pool  # looks the connection up, once and here
+        """Process items in a few threads, as they come. Yields results in the order in which they are ready."""
+        _ = self.pool  # reads the connection once, in this thread
         under_way: set[Future[Result]] = set()
         with ThreadPoolExecutor(PUSH_CONNECTIONS, thread_name_prefix="picas") as workers:
             try:
@@ -484,10 +490,10 @@ def _headers(response: requests.Response) -> dict[str, str]:
 
 
 def _read(settings: Settings, request: Request, response: requests.Response) -> bytes:
-    """The body of an answer. Raises LargeAnswerError and UnavailableError at its limits of size and time."""
+    """The body of a response. Raises LargeAnswerError and UnavailableError at its limits of size and time."""
     started, longest = time.monotonic(), http.longest(settings, request)
     body = bytearray()
-    while piece := response.raw.read1(CHUNK, decode_content=True):  # what has come, unlike read()
+    while piece := response.raw.read1(CHUNK, decode_content=True):  # returns available data, unlike read()
         body += piece
         http.check_size(settings, request, len(body))
         if longest is not None and time.monotonic() - started > longest:

@@ -33,11 +33,11 @@ FIRST_LOOK_UP, LONGEST_LOOK_UP = 5.0, 300.0
 class PicasAsyncHook:
     """A PiCaS pool, from a trigger: the same operations over one aiohttp session.
 
-    Use it as an asynchronous context manager; the session lives as long. Parameters as for ``PicasHook``.
+    Use it as an asynchronous context manager, which also closes the session. Parameters as for ``PicasHook``.
 
-    When a request is refused (401 or 403) or gets no answer, the connection is looked up again, now and then: somebody may have
-    changed it, as with a new password. Then the request is sent with what it says now. A login that was refused is not tried
-    again at once, by whichever hook of the process: ``couchdb.refusals`` says why.
+    If a request is refused (401 or 403) or gets no response, the hook reads the Airflow connection again from time to
+    time, since it may have changed, for example to a new password, and sends the request with the current values. No
+    hook of the process repeats a refused login at once: ``couchdb.refusals`` explains why.
     """
 
     def __init__(self, picas_conn_id: str = PicasHook.default_conn_name, *, database: str | None = None) -> None:
@@ -71,7 +71,7 @@ class PicasAsyncHook:
             extra = await get_async_extra_dejson(connection)
         except AirflowNotFoundException:
             raise no_connection(self.picas_conn_id) from None
-        except Exception as error:  # Airflow's API is away: as if the database were
+        except Exception as error:  # Airflow's API is unavailable: treat it like an unavailable database
             raise errors.UnavailableError(
                 f"Airflow does not tell the connection {self.picas_conn_id!r} ({type(error).__name__}: {error!s:.300})."
             ) from error
@@ -82,10 +82,10 @@ class PicasAsyncHook:
         self._settings = settings
 
     async def _renew(self, used: Settings) -> bool:
-        """Look the connection up again; whether it is another one than ``used``."""
+        """Read the connection again. True if it differs from ``used``."""
         async with self._renewal:
             if self.settings != used:
-                return True  # another request has done it
+                return True  # another request has read it
             if time.monotonic() - self._looked_up_at < self._look_up_pause:
                 return False
             try:
@@ -103,22 +103,22 @@ class PicasAsyncHook:
 
     @property
     def settings(self) -> Settings:
-        """The connection's fields; known once the hook was entered."""
+        """The connection's fields. Available once the hook was entered."""
         if self._settings is None:
             raise RuntimeError("PicasAsyncHook is used outside of its `async with`.")
         return self._settings
 
     @property
     def pool(self) -> Pool:
-        """The operations that this hook drives."""
+        """The operations that this hook runs."""
         return Pool(self.settings)
 
     async def do(self, operation: Operation[Result]) -> Result:
-        """Drive an operation to its end and return its result."""
+        """Run an operation to its end and return its result."""
         return await drive_async(operation, self.send)
 
     async def send(self, request: Request) -> Answer:
-        """Send one request, again if that is safe and may help; its answer. Raises CouchDBError."""
+        """Send one request, and repeat it if that is safe and may help. Returns the response. Raises CouchDBError."""
         for attempt in itertools.count(1):
             retry_after, used = None, self.settings
             known = _refusals.known(used, time.monotonic())
@@ -135,7 +135,7 @@ class PicasAsyncHook:
                     _refusals.note(used, error, time.monotonic())
                 if not await self._renew(used):
                     raise
-                continue  # it was refused, so nothing was done
+                continue  # it was refused, so it had no effect
             except errors.UnavailableError as error:
                 if not http.worth_repeating(request, error, attempt):
                     if not error.status:
@@ -145,7 +145,7 @@ class PicasAsyncHook:
         raise AssertionError("not reached")
 
     async def send_once(self, request: Request) -> Answer:
-        """Send one request and read its whole answer, whatever its status."""
+        """Send one request and read the whole response, with any status."""
         import aiohttp
         from yarl import URL
 
@@ -205,5 +205,5 @@ class PicasAsyncHook:
                 return
 
     async def deploy_views(self) -> Deployment:
-        """Write the design documents that the pool lacks, if the login may."""
+        """Write missing design documents, if the login is allowed to."""
         return await self.do(self.pool.deploy())

@@ -1,4 +1,4 @@
-"""``python -m stack.cluster up FOLDER`` starts a cluster and says how to use it; ``down FOLDER`` ends it."""
+"""``python -m stack.cluster up FOLDER`` starts a cluster and prints how to use it; ``down FOLDER`` stops it."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def make_template() -> None:
 
 
 def mariadbd(data: Path) -> list[str]:
-    """How the server on this data folder is called; whoever may reach its socket is its root."""
+    """The command line of the server on this data folder. Anyone who can reach its socket is its root user."""
     return [
         str(packages.SBIN / "mariadbd"),
         "--no-defaults",
@@ -46,7 +46,7 @@ def mariadbd(data: Path) -> list[str]:
         "--skip-log-bin",
         "--innodb-buffer-pool-size=64M",
         "--innodb-log-file-size=16M",
-        "--innodb-lock-wait-timeout=900",  # slurmdbd refuses less
+        "--innodb-lock-wait-timeout=900",  # slurmdbd refuses lower values
         "--innodb-flush-log-at-trx-commit=0",
         *(["--user=root"] if os.getuid() == 0 else []),
     ]

@@ -49,7 +49,7 @@ def libraries(usr: Path = USR) -> Path:
 
 
 def unpacked() -> bool:
-    """Whether the packages are there, as this module would unpack them on this system."""
+    """True if the packages are unpacked as this module would unpack them on this system."""
     try:
         return _stamp().read_text() == _recipe()
     except OSError:
@@ -57,9 +57,9 @@ def unpacked() -> bool:
 
 
 def unpack() -> None:
-    """Download the packages and what they depend on, and unpack them into ``paths.CLUSTER_PREFIX``, if not done yet.
+    """Download the packages and their dependencies, and unpack them into ``paths.CLUSTER_PREFIX``, if not done yet.
 
-    Raises StackError where there is no apt-get, or when a download or an unpacking fails.
+    Raises StackError if there is no apt-get, or if a download or an unpacking fails.
     """
     prefix = paths.CLUSTER_PREFIX
     prefix.parent.mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,7 @@ def _stamp() -> Path:
 
 
 def _recipe() -> str:
-    """What an unpacking depends on."""
+    """The inputs that an unpacking depends on."""
     system = platform.freedesktop_os_release()
     about = {
         "recipe": RECIPE,
@@ -103,7 +103,7 @@ def _recipe() -> str:
 
 
 def _call(argv: list[str], cwd: Path | None = None) -> str:
-    """What the command prints. Raises StackError with the end of its complaints."""
+    """The output of the command. Raises StackError with the end of its error output."""
     ended = subprocess.run(
         argv, cwd=cwd, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"}, check=False
     )
@@ -162,9 +162,10 @@ def _lay_out(root: Path) -> None:
 
 
 def _set_library_paths(usr: Path) -> None:
-    """Let every program and library find the unpacked libraries from its own place, wherever the folder is moved.
+    """Let every program and library find the unpacked libraries relative to its own path, so that the folder can be
+    moved.
 
-    LD_LIBRARY_PATH would do as well, but it leaks into the jobs.
+    LD_LIBRARY_PATH would also work, but it leaks into the jobs.
     """
     folders = defaultdict(list)
     for file in usr.rglob("*"):

@@ -1,4 +1,4 @@
-"""Which processes belong to a cluster: told by their environment, their open files and their parents, never by name."""
+"""Finds the processes of a cluster by their environment, their open files and their parents, never by name."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def with_environment(**variables: str) -> set[int]:
 
 
 def writing_to(folder: Path, beginning: str, program: str) -> set[int]:
-    """Pids of the processes of ``program`` that hold a file open in ``folder`` whose name begins so.
+    """Pids of the processes of ``program`` with an open file in ``folder`` whose name starts with ``beginning``.
 
     sshd and slurmstepd overwrite their environment with their title, but keep their log open.
     """
@@ -48,7 +48,7 @@ def writing_to(folder: Path, beginning: str, program: str) -> set[int]:
 
 
 def descendants(pids: Collection[int]) -> set[int]:
-    """Pids of these processes and of all processes below them."""
+    """Pids of these processes and of all their descendants."""
     children = defaultdict(list)
     for pid in _all():
         try:
@@ -66,7 +66,7 @@ def descendants(pids: Collection[int]) -> set[int]:
 
 
 def kill(find: Callable[[], Iterable[int]]) -> None:
-    """SIGKILL, in this order, for the processes that ``find`` names, until it names none: some may just be forking."""
+    """Send SIGKILL, in this order, to the processes from ``find``, until it returns none: some may just be forking."""
     deadline = time.monotonic() + 10
     while left := [pid for pid in find() if pid != os.getpid() and processes.alive(pid)]:
         if time.monotonic() > deadline:

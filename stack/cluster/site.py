@@ -33,14 +33,14 @@ def install() -> None:
 
 
 class Cluster:
-    """One cluster in ``folder``; every start makes a new one, with no jobs, an empty home and new keys.
+    """One cluster in ``folder``. Every start creates a new one, without jobs, with an empty home and new keys.
 
     - ``logins``: host and port of each login node; they share the host key and the home
-    - ``user``: the account on the cluster, named as the one that runs it
+    - ``user``: the account on the cluster, with the name of the user who runs it
     - ``private_key``: path of the key that opens it; ``host_key``: the login nodes' public key, ``ssh-ed25519 AAAA…``
     - ``home``: the user's home on the cluster, not the person's own
     - ``nodes``: names of the compute nodes, each with ``cpus`` CPUs
-    - ``settings``: what slurm.conf is to say otherwise, such as ``{"MessageTimeout": "3"}``
+    - ``settings``: other values in slurm.conf, such as ``{"MessageTimeout": "3"}``
     """
 
     def __init__(self, folder: Path, *, nodes: int = 2, cpus: int = 4, settings: dict[str, str] | None = None) -> None:
@@ -58,7 +58,7 @@ class Cluster:
     # ---- all of it
 
     def start(self) -> None:
-        """Bring everything up, or nothing: raises StackError with the end of the log of what failed."""
+        """Start everything, or nothing: raises StackError with the end of the log of the part that failed."""
         self.clean_up()
         try:
             self._lay_out()
@@ -77,7 +77,7 @@ class Cluster:
             raise
 
     def stop(self) -> None:
-        """End the jobs and the daemons. The folder stays, with home and logs."""
+        """End the jobs and the daemons. Keeps the folder, with home and logs."""
         if "slurmctld" in self._daemons and self._daemons["slurmctld"].poll() is None:
             self.continue_controller()
             self._cancel_jobs()
@@ -88,7 +88,7 @@ class Cluster:
         self.clean_up()
 
     def clean_up(self) -> None:
-        """End whatever is left of the cluster in this folder, whoever started it, and remove its sockets."""
+        """End all remaining processes of the cluster in this folder, including other sessions', and remove its sockets."""
         with suppress(FileNotFoundError):  # of several sessions that clean up after a killed one, another was quicker
             pids.kill(self._leftovers)
             link = self.folder / "site"
@@ -123,12 +123,12 @@ class Cluster:
     # ---- faults, and their ends
 
     def kill_node(self, name: str) -> None:
-        """Like pulling the plug: slurmd, its slurmstepds and all processes of their jobs, at once."""
+        """Simulate a power failure: kill slurmd, its slurmstepds and all processes of their jobs at once."""
         self._kill(f"slurmd-{name}")
         pids.kill(lambda: self._jobs(name))
 
     def kill_slurmd(self, name: str) -> None:
-        """SIGKILL for slurmd alone; the node's jobs run on."""
+        """Send SIGKILL to slurmd only; the node's jobs continue."""
         self._kill(f"slurmd-{name}")
 
     def start_node(self, name: str) -> None:
@@ -151,7 +151,7 @@ class Cluster:
         self._wait("slurmctld", lambda: self.run("scontrol", "ping").returncode == 0 and controller.poll() is None)
 
     def restart_controller(self) -> None:
-        """SIGKILL slurmctld, and start it anew."""
+        """Kill slurmctld with SIGKILL, and start it again."""
         self.kill_controller()
         self.start_controller()
 
@@ -165,7 +165,8 @@ class Cluster:
     ) -> None:
         """Start the sshd of a login node. It drops connections while ``max_startups`` others have not logged in.
 
-        ``max_sessions``: of one connection. ``sftp``: command of the SFTP subsystem, such as ``EXTERNAL_SFTP``; None: none.
+        ``max_sessions``: of one connection. ``sftp``: command of the SFTP subsystem, such as ``EXTERNAL_SFTP``; None:
+        none.
         """
         host, port = self.logins[index]
         config, mark = self.folder / "etc" / f"sshd_config{index}", {processes.MARK: str(self.folder)}
@@ -372,7 +373,7 @@ BANNER
         daemon.wait()
 
     def _cancel_jobs(self) -> None:
-        """Ask Slurm to end all jobs, and give it a moment; what stays is ended as a leftover."""
+        """Cancel all jobs through Slurm and wait a moment; remaining processes are killed later."""
         try:
             self.run("scancel", "--full", "--signal=KILL", "--user", self.user, timeout=5)
             self.run("scancel", "--user", self.user, timeout=5)
@@ -380,4 +381,4 @@ BANNER
             while self.run("squeue", "-h", timeout=5).stdout.strip() and time.monotonic() < deadline:
                 time.sleep(0.1)
         except subprocess.TimeoutExpired:
-            return  # a controller that does not answer cannot keep us here
+            return  # do not wait for a controller that does not answer

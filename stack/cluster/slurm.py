@@ -1,4 +1,4 @@
-"""What a Slurm in one folder is told: its configuration, and the scripts that a site runs around each job."""
+"""The configuration of a Slurm in one folder, and the scripts that a site runs around each job."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def slurm_conf(
     """The text of slurm.conf. ``nodes`` maps the nodes' names to their ports; ``site`` is the cluster's short folder;
     ``settings`` replace or add values.
 
-    Time-outs are short, so that faults show within seconds, and jobs start as soon as they are submitted.
+    Timeouts are short, so that faults appear within seconds, and jobs start as soon as they are submitted.
     """
     folder = site / "folder"
     lines = [
@@ -93,8 +93,8 @@ PartitionName=normal Nodes={",".join(nodes)} Default=YES DefaultTime=60 MaxTime=
 def loopback(*, site: Path) -> dict[str, str]:
     """The environment that keeps Slurm's daemons on loopback.
 
-    With ``CommunicationParameters=NoInAddrAny,NoCtldInAddrAny`` they listen on the address of the host's name only. nss_wrapper
-    makes that name ``localhost``.
+    With ``CommunicationParameters=NoInAddrAny,NoCtldInAddrAny`` they listen on the address of the host's name only.
+    nss_wrapper makes that name ``localhost``.
     """
     return {
         "LD_PRELOAD": f"{site}/prefix/lib/{packages.libraries().name}/libnss_wrapper.so",
@@ -124,7 +124,7 @@ EXPORTS
 
 
 def epilog(*, site: Path) -> str:
-    """The script that slurmd runs on each node when a job has ended there: the scratch folder goes."""
+    """The script that slurmd runs on each node when a job has ended there: it removes the scratch folder."""
     return f"""\
 #!/bin/sh
 rm -rf "{site}/scratch/${{SLURMD_NODENAME:?}}/${{SLURM_JOB_ID:?}}"

@@ -1,8 +1,8 @@
-"""The login nodes' sshd: its configuration, and the accounts it sees.
+"""The login nodes' sshd: its configuration, and its accounts.
 
-The nss_wrapper library stands between sshd and the system's accounts: for sshd there is one user, with the site's
-shared home and bash as shell, and, for root, the account to which sshd drops privileges. Neither the person's own home
-nor the system's /etc/passwd has a part in it.
+The nss_wrapper library is between sshd and the system's accounts: sshd sees one user, with the site's shared home and
+bash as shell, and, for root, the account to which sshd drops privileges. It uses neither the person's own home nor the
+system's /etc/passwd.
 """
 
 from __future__ import annotations
