@@ -1,12 +1,12 @@
 """Configuration objects: arguments that belong together, as one typed value.
 
-``PicasSubmitPilotsOperator`` takes ``scaling=Scaling(...)`` and ``pilot=PilotOptions(...)``, ``PicasTokenStateSensor`` takes
-``policy=WaitPolicy(...)`` and ``watch=PilotWatch(...)``, and ``picas_run`` takes all four. A field means what the argument of
-that name means; the arguments stay valid, but an object and one of its arguments cannot be given together.
+``PicasSubmitPilotsOperator`` takes ``scaling=Scaling(...)`` and ``pilot=PilotOptions(...)``, ``PicasTokenStateSensor``
+takes ``policy=WaitPolicy(...)`` and ``watch=PilotWatch(...)``, and ``picas_run`` takes all four. A field means what the
+argument of that name means; the arguments stay valid, but an object and one of its arguments cannot be given together.
 
-Values are checked when the DAG is parsed. A field may also hold a Jinja template or the output of a task, where the argument may;
-the operator checks the rendered value when the task runs. Operators unpack the objects into their arguments, so Airflow
-serializes and renders them as usual.
+Values are checked when the DAG is parsed. A field may also hold a Jinja template or the output of a task, where the
+argument may; the operator checks the rendered value when the task runs. Operators unpack the objects into their
+arguments, so Airflow serializes and renders them as usual.
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ class Scaling(_Checked):
 class PilotOptions(_Checked):
     """Options of the pilot that runs a ``command``. ``docs/pilot.md`` describes each of them, under ``pilot.json``.
 
-    The schema of ``pilot.json`` gives the defaults and checks the values. A ``dict`` of these options works too, but is checked
-    only when the task runs.
+    The schema of ``pilot.json`` gives the defaults and checks the values. A ``dict`` of these options works too, but is
+    checked only when the task runs.
     """
 
     classes: Sequence[str] | str | None = _PILOT.classes
@@ -136,14 +136,15 @@ class WaitPolicy(_Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class PilotWatch(_Checked):
-    """How ``PicasTokenStateSensor`` looks after the pilots.
+    """How ``PicasTokenStateSensor`` watches the pilots.
 
-    :param resubmit: how many times to submit the same pilots again when none are left and tokens still wait.
+    :param resubmit: how many times to submit the same pilots again when none remain and tokens still wait.
     :param max_scrubs: how many times the sensor requeues the token of a dead pilot before the token fails, 0 to 9.
-    :param max_lock_age: requeue a token after this number of seconds if its pilot has no lease, as with the PiCaS client.
+    :param max_lock_age: requeue a token after this number of seconds if its pilot has no lease, as with the PiCaS
+        client.
     :param interval: seconds between two queries of Slurm, the sensor's ``pilots_interval``. Not a template field.
-    :param on_kill: what to do with the pilots when a person marks the waiting task failed: ``cancel``, ``drain`` or ``leave``.
-        Not a template field.
+    :param on_kill: what to do with the pilots when a person marks the waiting task failed: ``cancel``, ``drain`` or
+        ``leave``. Not a template field.
     """
 
     resubmit: int | str = 0

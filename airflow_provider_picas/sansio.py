@@ -6,17 +6,20 @@ An operation is a generator. It yields one step, such as a request to CouchDB, a
         answer = yield pool.view_request("todo", reduce=True)
         return sum(row["value"] for row in answer.rows())
 
-A hook runs it: ``hook.do(count(hook.pool))`` performs each step and returns what the operation returns. ``PicasHook`` and
-``SlurmHook`` do that in a task, ``PicasAsyncHook`` and ``triggers.cluster`` on an event loop. They share the operations, so each
-decision is written once, and a test can play the server by hand: ``next(operation)``, ``operation.send(answer)``.
+A hook runs it: ``hook.do(count(hook.pool))`` performs each step and returns what the operation returns. ``PicasHook``
+and ``SlurmHook`` do that in a task, ``PicasAsyncHook`` and ``triggers.cluster`` on an event loop. They share the
+operations, so each decision is written once, and a test can play the server by hand: ``next(operation)``,
+``operation.send(answer)``.
 
-- Which steps: ``couchdb.http.Operation`` yields requests to CouchDB, ``slurm.remote.Operation`` yields commands, files and pauses
-  for the cluster, ``submissions.submission.Operation`` yields both; ``performer`` there sends each step to the right side.
+- Which steps: ``couchdb.http.Operation`` yields requests to CouchDB, ``slurm.remote.Operation`` yields commands, files
+  and pauses for the cluster, ``submissions.submission.Operation`` yields both; ``performer`` there sends each step to
+  the right side.
 - Operations call each other with ``yield from``.
-- Errors: what the hook raises for a step is raised inside the operation, at its ``yield``. It may catch it and go on, or let it
-  pass to the caller of ``do``.
-- Repeating: hooks repeat a single request that is safe to repeat (``http.worth_repeating``). Nobody restarts an operation: one
-  that was cut short is run again from its beginning by the next try of the task, so each is written to find its own traces.
+- Errors: what the hook raises for a step is raised inside the operation, at its ``yield``. It may catch it and
+  continue, or let it propagate to the caller of ``do``.
+- Repeating: hooks repeat a single request that is safe to repeat (``http.worth_repeating``). Nobody restarts an
+  operation: one that was cut short is run again from its beginning by the next try of the task, so each is written to
+  find its own traces.
 """
 
 from __future__ import annotations

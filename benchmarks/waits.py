@@ -167,7 +167,7 @@ async def poll(number: int, pools: int, began: asyncio.Event) -> float:
 async def waiting(
     how: Callable[[int, int, asyncio.Event], Coroutine[Any, Any, float]], number: int, pools: int
 ) -> AsyncIterator[Sequence[asyncio.Future[float]]]:
-    """Start ``number`` waits."""
+    """Start ``number`` waits, and yield them once all have begun."""
     signs = [asyncio.Event() for _ in range(number)]
     waits = [asyncio.ensure_future(how(n, pools, signs[n])) for n in range(number)]
     try:
@@ -220,7 +220,7 @@ async def alone(number: int) -> dict[str, Any]:
 
 
 async def finish(number: int) -> dict[str, Any]:
-    """Many waits, of which some end, one soon after the other."""
+    """Many waits. Some of them end, in quick succession."""
     hook = PicasHook(CONN_ID.format(0))
     async with waiting(wait, number, 1) as waits:
         await asyncio.sleep(STARTED)

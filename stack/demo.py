@@ -27,8 +27,8 @@ from stack.progress import Progress
 DAG = "picas_word_count"
 DATABASE = "picas_demo"
 RUN_SECONDS = 600.0
-LOOK_SECONDS = 0.2  # between two looks at the tokens
-LOOKS = 3  # at the tokens for each look at the tasks, which costs Airflow more
+LOOK_SECONDS = 0.2  # between two checks of the tokens
+LOOKS = 3  # checks of the tokens for each check of the tasks, which is more expensive for Airflow
 ENDED_TASKS = ("success", "failed", "upstream_failed", "skipped")
 
 

@@ -197,7 +197,7 @@ def environ(more: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 def environment(venv: Path, pins: Path) -> None:
-    """Make the virtual environment anew with exactly what the pins say."""
+    """Create the virtual environment from scratch with exactly the pinned versions."""
     shutil.rmtree(venv, ignore_errors=True)
     run([sys.executable, "-m", "venv", "--without-pip", venv])
     uv = next(line.split()[0] for line in AIRFLOW_PINS.read_text().splitlines() if line.startswith("uv=="))
@@ -207,7 +207,7 @@ def environment(venv: Path, pins: Path) -> None:
 
 
 def pip(venv: Path, arguments: Sequence[str]) -> None:
-    """Run a pip command for this environment: with uv, which is 20 times as fast, or with pip itself where uv fails."""
+    """Run a pip command for this environment: with uv, which is 20 times as fast, or with pip itself if uv fails."""
     python = venv / "bin" / "python"
     uv = next((path for path in (venv / "bin" / "uv", paths.AIRFLOW_VENV / "bin" / "uv") if path.exists()), None)
     if uv is not None:
@@ -223,7 +223,7 @@ def pip(venv: Path, arguments: Sequence[str]) -> None:
 
 
 def uv_settings(python: Path) -> dict[str, str]:
-    """What pip's configuration says of index and certificates, in uv's words; uv does not read pip's."""
+    """The index and certificates of pip's configuration as uv's variables; uv does not read pip's."""
     listed = subprocess.run(
         [python, *bootstrap_pip(), "config", "list"], capture_output=True, text=True, env=environ(), check=False
     )
@@ -248,7 +248,7 @@ def bootstrap_pip() -> list[str]:
 
 
 def find_pip_wheels() -> Iterator[Path]:
-    """Wheels of pip itself: ensurepip's, where there is one, and Debian's."""
+    """Wheels of pip itself: ensurepip's, if there is one, and Debian's."""
     ensurepip = importlib.util.find_spec("ensurepip")
     if ensurepip is not None and ensurepip.origin is not None:
         yield from sorted((Path(ensurepip.origin).parent / "_bundled").glob("pip-*.whl"))
@@ -276,7 +276,7 @@ def fetch_debian(packages: Sequence[str], prefix: Path) -> None:
 
 
 def write_pins() -> None:
-    """Resolve all environments anew, for Python 3.11 and newer, and write what was found."""
+    """Resolve all environments again, for Python 3.11 and newer, and write the pins."""
     airflows = [(asked.with_suffix(".txt"), asked) for asked in sorted(AIRFLOW_PINS.parent.glob("*-airflow-*.in"))]
     for pins, asked in (*airflows, (PICAS_PINS, None)):
         heading = [line for line in pins.read_text().splitlines() if line.startswith("#")]
@@ -292,7 +292,7 @@ def write_pins() -> None:
 
 
 def clean() -> None:
-    """Remove ``.stack`` after ending whatever still runs from it."""
+    """Remove ``.stack`` after ending all processes that still run from it."""
     from stack.native import sweep
 
     for folder in paths.RUN.glob("*/"):
@@ -301,7 +301,7 @@ def clean() -> None:
 
 
 def interrupt_on_sigterm() -> None:
-    """Let SIGTERM unwind like Ctrl-C, so that what was started is ended."""
+    """Let SIGTERM unwind like Ctrl-C, so that started processes are ended."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""Revisions in conflict: how the revisions of a token are merged."""
+"""Revisions in conflict, and how to merge them."""
 
 import re
 from typing import Any, Callable, List, NamedTuple, Optional, Sequence, Tuple

@@ -52,7 +52,7 @@ from airflow_provider_picas.pilot.work import GO, STOP, Work
 STOP_WITHIN = 9.0  # seconds from a signal to the end
 TERM_GRACE = 3.0  # seconds of these for commands between SIGTERM and SIGKILL
 CONFIRM = 3.0  # seconds, at most, for a pilot that was frozen past its lease to secure its tokens
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)  # each tells the pilot to stop
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)  # each stops the pilot
 
 
 class Pilot:

@@ -31,7 +31,7 @@ class Origin:
     folder: str
     commands: tuple[str, ...]  #: sbatch command lines, quoted for a shell
     config: Mapping[str, Any] = field(default_factory=dict)
-    credentials: bool = False  #: whether credentials were sent with it
+    credentials: bool = False  #: True if credentials were sent with it
 
 
 def read(key: str, folder: str, count: int, batch: str) -> Operation[Origin]:

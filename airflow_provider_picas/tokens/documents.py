@@ -238,7 +238,7 @@ def authors_fields(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differs(present: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    """Whether a token in the pool lacks something that its author gives now. Attachments are not compared."""
+    """True if a token in the pool differs from its author's current fields. Attachments are not compared."""
     return not has(present, authors_fields(wanted))
 
 
@@ -249,12 +249,12 @@ def input_differs(present: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool
 
 
 def has(document: Mapping[str, Any], fields: Mapping[str, Any]) -> bool:
-    """Whether a document has these fields, with these values."""
+    """True if a document has these fields, with these values."""
     return all(field in document and _same(document[field], value) for field, value in fields.items())
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Whether two values are the same JSON, where true is not 1, and a tuple is a list."""
+    """True if two values are the same JSON. True differs from 1, and a tuple equals a list."""
     pairs = [(one, other)]
     while pairs:
         one, other = pairs.pop()

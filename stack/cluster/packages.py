@@ -116,7 +116,7 @@ def _call(argv: list[str], cwd: Path | None = None) -> str:
 def _download(apt: Path) -> list[Path]:
     """Fetch the packages and all libraries they need, with package lists and a cache of our own.
 
-    apt is told that nothing is installed, so that the outcome is the same whatever this machine has.
+    For apt, nothing is installed, so that the result does not depend on the packages of this machine.
     """
     for folder in ("lists/partial", "cache/archives/partial", "debs"):
         (apt / folder).mkdir(parents=True)

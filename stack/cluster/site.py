@@ -105,7 +105,7 @@ class Cluster:
     ) -> None:
         self.stop()
 
-    # ---- to look at it
+    # ---- inspection
 
     def run(self, *argv: str, timeout: float = 30) -> subprocess.CompletedProcess[str]:
         """Run one of Slurm's commands in the home, as after a login; the output is text, the exit code not checked."""
@@ -192,7 +192,7 @@ class Cluster:
         return sorted(sessions)
 
     def stop_accounting(self) -> None:
-        """Take slurmdbd away; the controller goes on without."""
+        """Stop slurmdbd; the controller continues without it."""
         self._kill("slurmdbd")
 
     def start_accounting(self) -> None:
