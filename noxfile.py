@@ -1,4 +1,5 @@
-"""The provider on each Airflow and Python that it is for, as far as they are found: ``make compat``, or with a nox of yours:
+"""The provider on each Airflow and Python that it is for, as far as they are found: ``make compat``, or with a nox of
+yours:
 
     nox -t oldest                             the oldest pair; likewise the newest
     nox -s "tests(3.2-3.12)"                  Airflow 3.2 with Python 3.12
@@ -24,7 +25,7 @@ PYTHONS = ("3.11", "3.12", "3.13")
 
 
 def find(python: str) -> str | None:
-    """The command of this Python, where there is one that runs: pyenv's shims may be there and not run."""
+    """The command of this Python, if there is one that runs: pyenv's shims may exist and not run."""
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
     commands = [shutil.which(f"python{python}"), *map(str, sorted(pyenv.glob(f"{python}.*/bin/python{python}")))]
     for command in filter(None, commands):
@@ -38,8 +39,8 @@ OLDEST = (next(iter(FOUND), PYTHONS[0]), AIRFLOWS[0])
 NEWEST = (next(reversed(FOUND), PYTHONS[-1]), AIRFLOWS[-1])
 TAGS = {OLDEST: ["oldest"], NEWEST: ["newest"]}
 
-# What meets Airflow: its hooks, operators, sensor and triggers. The other tests meet databases, clusters and pilots, which
-# are the same under all of them.
+# The tests that involve Airflow: its hooks, operators, sensor and triggers. The other tests involve databases, clusters and
+# pilots, which are the same for all versions.
 TESTS = (
     "tests/unit",
     *(
@@ -83,8 +84,8 @@ nox.options.error_on_missing_interpreters = False
     ],
 )
 def tests(session: nox.Session, airflow: str) -> None:
-    """Unit tests, and those of the integration tests that meet Airflow."""
-    # In uv's words, what pip was told of indexes and certificates; a cache below .stack.
+    """Unit tests, and the integration tests that involve Airflow."""
+    # The indexes and certificates of pip's configuration as uv's variables; a cache below .stack.
     env = {**install.CACHES, **install.uv_settings(Path(sys.executable))}
     pins = paths.PROJECT / "stack" / f"requirements-airflow-{airflow}.txt"
     session.install("-r", str(pins), env=env)

@@ -195,7 +195,7 @@ def _end_of(log: Path) -> str:
 
 
 def _make_key(key: Path, comment: str) -> None:
-    """Make an SSH key pair. Raises StackError where there is no ssh-keygen."""
+    """Create an SSH key pair. Raises StackError if there is no ssh-keygen."""
     argv = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(key)]
     try:
         subprocess.run(argv, check=True, stdin=subprocess.DEVNULL)

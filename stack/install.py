@@ -1,8 +1,8 @@
 """Install the parts of the stack below ``.stack/``: ``python3 -m stack.install [airflow] [picas] [couchdb] [cluster]``.
 
-With no names, all of them. A part whose inputs have not changed since it was installed is left alone. Runs on a bare
-Python 3.11: neither pip, venv's ensurepip nor root is needed. What pip is told in its configuration (mirrors,
-certificates) is followed.
+Without names, it installs all of them. A part whose inputs have not changed since it was installed is skipped. Runs on a
+bare Python 3.11: neither pip, venv's ensurepip nor root is needed. It respects pip's configuration (mirrors,
+certificates).
 """
 
 from __future__ import annotations
