@@ -123,7 +123,7 @@ def too_few(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> Iterator[PicasHook]:
 
 def test_a_reset_that_too_few_nodes_store_is_read_again(hook: PicasHook, too_few: PicasHook) -> None:
     (token,) = lives.fill(hook, {State.ERROR: 1})
-    report = too_few.reset(Selection.parse("b", states=["error"]))
+    report = too_few.editor.reset(Selection.parse("b", states=["error"]))
     assert report.changed == 1
     assert hook.get(token)["scrub_count"] == 1, "it was written once"
 
