@@ -194,12 +194,17 @@ class AirflowApi:
         if isinstance(fields.get("extra"), Mapping):
             fields["extra"] = json.dumps(fields["extra"])
         body = {"connection_id": conn_id, "conn_type": conn_type, **fields}
+        # Asked first: after a request that meets a unique constraint, the api-server may keep SQLite locked for as long as others
+        # wait for it.
+        path = f"connections/{quote(conn_id)}"
         try:
-            self.request("POST", "connections", body)
+            self.request("GET", path)
         except AirflowApiError as error:
-            if error.status != HTTPStatus.CONFLICT:
+            if error.status != HTTPStatus.NOT_FOUND:
                 raise
-            self.request("PATCH", f"connections/{quote(conn_id)}", body)
+            self.request("POST", "connections", body)
+        else:
+            self.request("PATCH", path, body)
 
     def test_connection(self, conn_id: str) -> tuple[bool, str]:
         """The result of the connection form's Test button."""
