@@ -17,6 +17,7 @@ from airflow_provider_picas.couchdb.http import Operation, Request, json_body, r
 from airflow_provider_picas.couchdb.pool import PAGE, TOO_LARGE, Document, Pool, counted
 from airflow_provider_picas.lifecycle import transitions
 from airflow_provider_picas.lifecycle.ids import has_path
+from airflow_provider_picas.lifecycle.portions import portions
 from airflow_provider_picas.tokens import attachments, documents, views
 from airflow_provider_picas.tokens.counts import Counts, from_rows
 from airflow_provider_picas.tokens.selection import EditReport, scrubs_of
@@ -55,17 +56,7 @@ def requests_of(tokens: Iterable[Document]) -> Iterator[list[Encoded]]:
 
 def _in_bytes(items: Iterable[Item], size: Callable[[Item], int]) -> Iterator[list[Item]]:
     """Groups of items of about ``WRITE_BYTES``, each at most a page."""
-    some: list[Item] = []
-    total = 0
-    for item in items:
-        more = size(item)
-        if some and (len(some) == PAGE or total + more > WRITE_BYTES):
-            yield some
-            some, total = [], 0
-        some.append(item)
-        total += more
-    if some:
-        yield some
+    return portions(items, size, WRITE_BYTES, PAGE)
 
 
 def clock(pool: Pool) -> Operation[int]:

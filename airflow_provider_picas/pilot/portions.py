@@ -4,6 +4,7 @@ import json
 from typing import Iterator, List, Sequence
 
 from airflow_provider_picas.lifecycle.json_values import Doc
+from airflow_provider_picas.lifecycle.portions import portions as split
 
 BULK_BYTES = 16_000_000  # documents and logs in one request, approximately
 
@@ -15,14 +16,4 @@ def size_of(doc: Doc) -> int:
 
 def portions(docs: Sequence[Doc]) -> Iterator[List[Doc]]:
     """Documents in portions of ``BULK_BYTES``, or of one document."""
-    some: List[Doc] = []
-    total = 0
-    for doc in docs:
-        size = size_of(doc)
-        if some and total + size > BULK_BYTES:
-            yield some
-            some, total = [], 0
-        some.append(doc)
-        total += size
-    if some:
-        yield some
+    return split(docs, size_of, BULK_BYTES)
