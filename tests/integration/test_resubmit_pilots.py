@@ -28,9 +28,10 @@ from tests.integration.tasks import context
 
 pytestmark = pytest.mark.usefixtures("picas_default")
 
-# Fails at the first attempt; the second writes what it got from setup, env and files.
+# Fails at the first attempt; the second waits for a file, and writes what it got from setup, env and files.
 COMMAND = """
 [ "$PICAS_ATTEMPT" != 1 ] || exit 3
+until [ -e ~/go-again ]; do sleep 0.1; done
 echo "{\\"greeting\\": \\"$GREETING $OTHER $(cat words.txt)\\", \\"job\\": \\"$SLURM_JOB_NAME\\"}" > "$PICAS_OUTPUT_FILE"
 """
 
@@ -87,7 +88,7 @@ def test_all_of_it_is_the_same_but_the_name(run: Run, tmp_path: Path, capsys: py
     run.reset()
 
     second = run.again(max_pilots=2)
-    assert run.again(try_number=2) == second  # a retry finds it
+    assert run.again(try_number=2) == second  # a retry finds it, while its pilots run
     before, after = run.files(first["folder"]), run.files(second["folder"])
     renamed = {name: text.replace(first["submission"], second["submission"]) for name, text in before.items()}
     renamed["command.0"] = renamed["command.0"].replace(" --array=0-2 ", " --array=0-1 ")
@@ -98,6 +99,7 @@ def test_all_of_it_is_the_same_but_the_name(run: Run, tmp_path: Path, capsys: py
     assert modes.split("\n")[:-1] == [
         "700 .", "700 credentials", "600 credentials/picasconfig.py", "700 pilot.sh", "600 pilot.json",
     ]  # fmt: skip
+    run.remote.run("touch ~/go-again")
     assert run.wait(second, errors=0) == {"todo": 0, "locked": 0, "done": 2, "error": 0}
     outputs = [token["output"] for token in run.pool.tokens()]
     assert outputs == [{"greeting": "hello w'or$ld alpha", "job": second["submission"]}] * 2
