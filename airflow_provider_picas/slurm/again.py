@@ -41,8 +41,8 @@ def read(key: str, folder: str, count: int, batch: str) -> Operation[Origin]:
     Key and folder come from the pool, where others may write: the submission must be the account's own, and for this
     batch.
     """
-    if not _is_folder_of(folder, key):
-        raise RemoteError(f"{folder!r:.200} is not the folder of a submission {key!r:.100}.")
+    if misplaced := _misplaced(key, folder):
+        raise RemoteError(misplaced)
     text = f"""
 cd -- {quote(folder)} 2>/dev/null && [ -e {sbatch_calls.SUBMIT_SCRIPT} ] && [ -e command.0 ] || exit 4
 for file in . {sbatch_calls.SUBMIT_SCRIPT} command.* {SCRIPT_FILE}; do [ -O "$file" ] || exit 6; done
@@ -72,8 +72,8 @@ def objection(key: str, folder: str, batch: str) -> Operation[str | None]:
     Others may write to the pool. A wait sends credentials to the folder, and may submit the script in it. Raises
     RemoteError if the cluster does not answer.
     """
-    if not _is_folder_of(folder, key):
-        return f"{folder!r:.200} is not the folder of a submission {key!r:.100}."
+    if misplaced := _misplaced(key, folder):
+        return misplaced
     text = f"""
 cd -- {quote(folder)} 2>/dev/null || exit 4
 for file in . {sbatch_calls.SUBMIT_SCRIPT}; do [ -O "$file" ] || exit 6; done
@@ -82,15 +82,23 @@ for file in . {sbatch_calls.SUBMIT_SCRIPT}; do [ -O "$file" ] || exit 6; done
     if output.code:
         return f"{folder} on the cluster is gone, or belongs to another account."
     try:
-        config = json.loads(output.stdout or "{}")
-        wanted = config.get("batch")
+        return _for_another_batch(key, json.loads(output.stdout or "{}"), batch)
     except (ValueError, AttributeError):
         return f"{folder}/{pilot_job.CONFIG_FILE} on the cluster is not a configuration of pilots."
-    return None if wanted in (None, batch) else f"The pilots of {key} are for batch {wanted!r:.130}."
 
 
-def _is_folder_of(folder: str, key: str) -> bool:
-    return bool(_KEY.fullmatch(key)) and folder.rpartition("/")[2] == key
+def _misplaced(key: str, folder: str) -> str | None:
+    """Why the folder cannot be that of the submission; None if it can."""
+    if _KEY.fullmatch(key) and folder.rpartition("/")[2] == key:
+        return None
+    return f"{folder!r:.200} is not the folder of a submission {key!r:.100}."
+
+
+def _for_another_batch(key: str, config: Mapping[str, Any], batch: str) -> str | None:
+    """Why the pilots of a submission are not for the batch; None if they are."""
+    if config.get("batch") in (None, batch):
+        return None
+    return f"The pilots of {key} are for batch {config['batch']!r:.130}, not for {batch}."
 
 
 def _parse(key: str, folder: str, said: str, batch: str) -> Origin:
@@ -102,8 +110,8 @@ def _parse(key: str, folder: str, said: str, batch: str) -> Origin:
             commands.append(base64.b64decode(encoded).decode("utf-8", "replace"))
         elif word == "config":
             config = json.loads(base64.b64decode(encoded))
-    if config and config.get("batch") not in (None, batch):
-        raise RemoteError(f"The pilots of {key} are for batch {config['batch']!r:.130}, not for {batch}.")
+    if config and (other := _for_another_batch(key, config, batch)):
+        raise RemoteError(other)
     return Origin(key, folder, tuple(commands), config, "credentials" in said.splitlines())
 
 
