@@ -29,7 +29,7 @@ from airflow_provider_picas.parameters import (
     optional_seconds,
     whole_number,
 )
-from airflow_provider_picas.submissions.stop import How
+from airflow_provider_picas.submissions.stop import StopMode
 from airflow_provider_picas.tokens.counts import ErrorBudget
 from airflow_provider_picas.tokens.waiting import Threshold
 
@@ -151,7 +151,7 @@ class PilotWatch(_Checked):
     max_scrubs: int | str = 3
     max_lock_age: float | str | None = None
     interval: float | None = None
-    on_kill: str = How.CANCEL
+    on_kill: str = StopMode.CANCEL
 
 
 def values_of(given: Any) -> dict[str, Any]:
@@ -192,8 +192,8 @@ def _check_span(name: str, value: Any) -> None:
 
 
 def _check_on_kill(name: str, value: Any) -> None:
-    if value not in list(How):
-        raise ValueError(f"`{name}` is {value!r:.80}; it takes {', '.join(map(repr, map(str, How)))}.")
+    if value not in list(StopMode):
+        raise ValueError(f"`{name}` is {value!r:.80}; it takes {', '.join(map(repr, map(str, StopMode)))}.")
 
 
 _CHECKS: dict[str, Callable[[str, Any], object]] = {

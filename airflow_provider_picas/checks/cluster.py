@@ -70,7 +70,7 @@ def _shell(slurm: SlurmHook) -> Iterator[Finding]:
     output = slurm.run("echo picas")
     seconds = time.monotonic() - begin
     if output.stdout.strip() != "picas":
-        yield failed("login shell", f"It changes what commands print: {one_line(output.said)!r} came for 'picas'.")
+        yield failed("login shell", f"It changes what commands print: {one_line(output.message)!r} came for 'picas'.")
     elif seconds > SLOW_LOGIN:
         yield warned("login shell", f"A command takes {seconds:.0f} s: look for slow commands in the login profile.")
     else:
@@ -125,7 +125,7 @@ def _home(slurm: SlurmHook, probe: Probe, remote_folder: str | None, *, submit: 
     made = slurm.run(f'{enter} && mktemp -d -- "$PWD/.picas-check-XXXXXXXX"')
     folder = made.stdout.strip()
     if made.code != 0:
-        yield failed("home", f"No folder can be made for submissions ({one_line(made.said)}). {_OTHER_FOLDER}")
+        yield failed("home", f"No folder can be made for submissions ({one_line(made.message)}). {_OTHER_FOLDER}")
         return
     try:
         if (yield from _room(slurm, folder, probe)):
@@ -143,7 +143,7 @@ echo; df -Pk -- {quote(folder)} | tail -n 1"""
     written = slurm.run(text)
     if written.code != 0:
         of_dd = [line.rpartition(": ")[2] for line in written.stdout.splitlines() if line.startswith("dd:")]
-        said = of_dd[0] if of_dd else written.said
+        said = of_dd[0] if of_dd else written.message
         yield failed("home", f"{place} cannot be written ({one_line(said)}). {_OTHER_FOLDER}")
         return False
     try:
@@ -152,7 +152,7 @@ echo; df -Pk -- {quote(folder)} | tail -n 1"""
         yield failed("files", f"{error} Submissions need this: ask the site, or name another login node.")
         return False
     if sent.code != 0:
-        yield failed("files", f"Files cannot be sent to {place} ({one_line(sent.said)}). {_OTHER_FOLDER}")
+        yield failed("files", f"Files cannot be sent to {place} ({one_line(sent.message)}). {_OTHER_FOLDER}")
         return False
     words = written.stdout.split()  # the last line is df's: device, size, used, free, share, mount
     blocks = whole(words[-3], default=-1) if len(words) > 3 else -1
@@ -170,7 +170,7 @@ def _login_node(slurm: SlurmHook, folder: str, probe: Probe, *, submit: bool) ->
     report = node.read_report(output.stdout)
     compute = "Pilots run on compute nodes, which are asked" + (" below." if submit else " with --submit.")
     if report is None:
-        yield warned("login node, Python", f"{one_line(output.said)} {compute}")
+        yield warned("login node, Python", f"{one_line(output.message)} {compute}")
         return
     yield ok("login node, Python", one_line(str(report.get("python"))))
     if probe.url is None:

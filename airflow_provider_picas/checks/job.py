@@ -13,7 +13,7 @@ from airflow_provider_picas.checks.node import Probe
 from airflow_provider_picas.checks.wanted import Wanted
 from airflow_provider_picas.hooks.slurm import SlurmHook
 from airflow_provider_picas.slurm import jobs, pilot_job, sbatch, sbatch_calls, submission
-from airflow_provider_picas.slurm.jobs import Life
+from airflow_provider_picas.slurm.jobs import Phase
 from airflow_provider_picas.slurm.remote import RemoteError, RemoteFile, quote
 from airflow_provider_picas.tokens.text import one_line
 
@@ -104,14 +104,14 @@ def _wait(
         if ended is not None and now > ended + LATE:
             yield failed(WHAT, f"Job {made.job_ids[0]} ended as {state} and left no report. {_log(slurm, made)}")
             return None
-        job = next(iter(slurm.do(jobs.look(made.key, made.folder, made.submitted)).jobs.values()), None)
+        job = next(iter(slurm.do(jobs.query(made.key, made.folder, made.submitted)).jobs.values()), None)
         state = (
             f"{job.cause}{f' ({one_line(job.reason)})' if job.reason not in ('', 'None') else ''}" if job else "unknown"
         )
         if state != said:
             note(f"Job {made.job_ids[0]}: {state}")
             said = state
-        if job is not None and job.life is Life.ENDED:
+        if job is not None and job.phase is Phase.ENDED:
             ended = ended or now
         elif now > deadline:
             yield failed(

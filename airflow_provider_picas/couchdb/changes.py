@@ -25,7 +25,7 @@ MOST_ROWS = 5_000  # of a scan: half a second on CouchDB 3.5.0
 QUERIES = 200  # batches in one request: it is answered as a whole
 
 NO_BATCH = ""
-"""Stands for the tokens that have no batch, where batches are told apart."""
+"""Stands for the tokens that have no batch, where batches are distinguished."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def changes(
 
 
 @dataclass(frozen=True)
-class Standing:
+class FeedPosition:
     """The identity of the database, and the position of its feed. ``birth``: its creation time in whole seconds, which
     differs if a database of the same name was created again."""
 
@@ -85,10 +85,10 @@ class Standing:
     sequence: str
 
 
-def standing(pool: Pool) -> Operation[Standing]:
+def feed_position(pool: Pool) -> Operation[FeedPosition]:
     """Query the database's information about itself."""
     info: Mapping[str, Any] = yield from pool.info()
-    return Standing(str(info.get("instance_start_time", "")), str(info.get("update_seq", "")))
+    return FeedPosition(str(info.get("instance_start_time", "")), str(info.get("update_seq", "")))
 
 
 def is_older(sequence: str, than: str) -> bool:
@@ -109,7 +109,7 @@ def counts_of(pool: Pool, batches: Collection[str]) -> Operation[dict[str, Count
             found = yield from _scan(pool, set(batches))
         missing = [batch for batch in batches if batch not in found]
         for start in range(0, len(missing), QUERIES):
-            found |= yield from _ask(pool, missing[start : start + QUERIES])
+            found |= yield from _query(pool, missing[start : start + QUERIES])
     except errors.NotFoundError as error:
         if error.reason == "Database does not exist.":
             raise
@@ -129,7 +129,7 @@ def _key(batch: str) -> str | None:
     return None if batch == NO_BATCH else batch
 
 
-def _ask(pool: Pool, batches: Collection[str]) -> Operation[dict[str, Counts]]:
+def _query(pool: Pool, batches: Collection[str]) -> Operation[dict[str, Counts]]:
     queries = [{"group": True, "startkey": [_key(batch)], "endkey": [_key(batch), {}]} for batch in batches]
     path = pool.path("_design", views.PROVIDER, "_view", "counts", "queries")
     answer = yield Request("POST", path, body=json_body({"queries": queries}))
@@ -147,16 +147,16 @@ def _scan(pool: Pool, batches: set[str]) -> Operation[dict[str, Counts]]:
     limit = min(MOST_ROWS, ROWS_OF_ONE * len(batches))
     answer = yield pool.view_request("counts", views.PROVIDER, group=True, limit=limit)
     rows = counted(answer)
-    told: dict[str, list[tuple[str | None, int]]] = {}
+    states: dict[str, list[tuple[str | None, int]]] = {}
     for batch, state, value in rows:
         name = NO_BATCH if batch is None else batch
         if name in batches:
-            told.setdefault(name, []).append((state, value))
+            states.setdefault(name, []).append((state, value))
     if len(rows) < limit:
-        return {batch: counts.from_rows(told.get(batch, [])) for batch in batches}
+        return {batch: counts.from_rows(states.get(batch, [])) for batch in batches}
     last = rows[-1][0]  # the page may end in the middle of its states
-    told.pop(NO_BATCH if last is None else last, None)
-    return {batch: counts.from_rows(states) for batch, states in told.items()}
+    states.pop(NO_BATCH if last is None else last, None)
+    return {batch: counts.from_rows(states) for batch, states in states.items()}
 
 
 def idle(pool: Pool, wait: str, finished: int) -> Operation[float]:

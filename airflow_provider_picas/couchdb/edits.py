@@ -28,7 +28,7 @@ WRITE_BYTES = 4_000_000
 _TRIES = 10  # for a token that changes at each try; the requests have the backoff
 
 Item = TypeVar("Item")
-Judge = Callable[[Sequence[Document]], Sequence[str | None]]
+FindObjections = Callable[[Sequence[Document]], Sequence[str | None]]
 """Says of each token why it is to be left as it is, or None."""
 
 GONE = "was deleted meanwhile"
@@ -65,32 +65,37 @@ def clock(pool: Pool) -> Operation[int]:
     return answer.time if answer.time is not None else int(time.time())
 
 
-def _objections(tokens: Sequence[Document], judge: Judge) -> list[str | None]:
-    """The objections of ``judge``, and those to tokens that cannot be written back."""
+def _objections(tokens: Sequence[Document], find_objections: FindObjections) -> list[str | None]:
+    """The objections of ``find_objections``, and those to tokens that cannot be written back."""
     return [
         documents.HUGE_INTEGER if objection is None and documents.holds_huge_integer(token) else objection
-        for token, objection in zip(tokens, judge(tokens), strict=True)
+        for token, objection in zip(tokens, find_objections(tokens), strict=True)
     ]
 
 
-def preview(tokens: Sequence[Document], judge: Judge) -> EditReport:
+def preview(tokens: Sequence[Document], find_objections: FindObjections) -> EditReport:
     """What a change of these tokens would report; nothing is written."""
     report = EditReport()
-    for token, objection in zip(tokens, _objections(tokens, judge), strict=True):
+    for token, objection in zip(tokens, _objections(tokens, find_objections), strict=True):
         if objection is None:
             report.change(token["_id"])
         else:
-            report.leave(objection, token["_id"])
+            report.skip(objection, token["_id"])
     return report
 
 
 def reset(
-    pool: Pool, tokens: Sequence[Document], judge: Judge, *, reason: str = "reset", keep_logs: bool = False
+    pool: Pool,
+    tokens: Sequence[Document],
+    find_objections: FindObjections,
+    *,
+    reason: str = "reset",
+    keep_logs: bool = False,
 ) -> Operation[EditReport]:
     """Reset tokens to todo, with the attempt kept in ``attempts`` and attachments unchanged.
 
     ``keep_logs`` copies the logs of foreign pilots under the attempt's name first: the next attempt would overwrite
-    them. ``judge`` has to skip tokens that are ``too_large_to_copy``.
+    them. ``find_objections`` has to skip tokens that are ``too_large_to_copy``.
     """
 
     def scrub(token: Document) -> Operation[Document]:
@@ -101,18 +106,22 @@ def reset(
 
     report = EditReport()
     for some in _in_bytes(tokens, _bytes_of_copies) if keep_logs else [tokens]:
-        report.add((yield from _change(pool, some, judge, scrub, _was_reset)))
+        report.add((yield from _change(pool, some, find_objections, scrub, _was_reset)))
     return report
 
 
-def update(pool: Pool, tokens: Sequence[Document], judge: Judge, fields: Mapping[str, Any]) -> Operation[EditReport]:
+def update(
+    pool: Pool, tokens: Sequence[Document], find_objections: FindObjections, fields: Mapping[str, Any]
+) -> Operation[EditReport]:
     """Set fields of tokens."""
 
     def with_fields(token: Document) -> Operation[Document]:
         yield from ()
         return {**token, **fields}
 
-    return (yield from _change(pool, tokens, judge, with_fields, lambda token, _: documents.has(token, fields)))
+    return (
+        yield from _change(pool, tokens, find_objections, with_fields, lambda token, _: documents.has(token, fields))
+    )
 
 
 def delete(pool: Pool, tokens: Sequence[Revision]) -> Operation[EditReport]:
@@ -135,7 +144,7 @@ def delete(pool: Pool, tokens: Sequence[Revision]) -> Operation[EditReport]:
                 if row.error is None:
                     report.change(row.id)
                 elif row.error == "conflict":
-                    report.leave("has changed since it was looked at", row.id)
+                    report.skip("has changed since it was looked at", row.id)
                 else:
                     raise refused(pool.settings, row.id, row.error, row.reason)
         if not waiting:
@@ -161,7 +170,7 @@ def restore(pool: Pool, tokens: Sequence[Encoded]) -> Operation[EditReport]:
             if row.error is None or row.id in present:
                 report.change(row.id)
             elif row.error == "conflict":
-                report.leave("is in the pool already", row.id)
+                report.skip("is in the pool already", row.id)
             else:
                 raise refused(pool.settings, row.id, row.error, row.reason)
         return report
@@ -217,11 +226,11 @@ def batches(pool: Pool) -> Operation[dict[str, Counts]]:
 def _change(
     pool: Pool,
     tokens: Sequence[Document],
-    judge: Judge,
+    find_objections: FindObjections,
     make: Callable[[Document], Operation[Document]],
     was_written: Callable[[Document, Document], bool],
 ) -> Operation[EditReport]:
-    """Write the result of ``make`` for each token to which ``judge`` does not object.
+    """Write the result of ``make`` for each token to which ``find_objections`` does not object.
 
     ``was_written`` compares the current token with the one that was sent, and returns True if a write without a
     response took place: pilots may have run the token since.
@@ -231,11 +240,11 @@ def _change(
     unanswered: dict[str, Document] = {}
     for _ in range(_TRIES):
         wanted = []
-        for token, objection in zip(tokens, _objections(tokens, judge), strict=True):
+        for token, objection in zip(tokens, _objections(tokens, find_objections), strict=True):
             if token["_id"] in unanswered and was_written(token, unanswered[token["_id"]]):
                 report.change(token["_id"])
             elif objection is not None:
-                report.leave(again + objection, token["_id"])
+                report.skip(again + objection, token["_id"])
             else:
                 wanted.append((yield from make(token)))
         conflicts, unanswered = yield from _write(pool, wanted, report)
@@ -245,10 +254,10 @@ def _change(
         present = yield from pool.fetch(unsettled)
         for token_id in unsettled:
             if token_id not in present:
-                report.leave(GONE, token_id)
+                report.skip(GONE, token_id)
         tokens, again = list(present.values()), "meanwhile it "
     for token in tokens:
-        report.leave("changes all the time", token["_id"])
+        report.skip("changes all the time", token["_id"])
     return report
 
 
@@ -270,7 +279,7 @@ def _write(
             elif row.error == "conflict":
                 conflicts.append(row.id)
             elif row.error == TOO_LARGE:
-                report.leave("is too large to be written again", row.id)
+                report.skip("is too large to be written again", row.id)
             else:
                 raise refused(pool.settings, row.id, row.error, row.reason)
     return conflicts, unanswered

@@ -91,7 +91,7 @@ class TokenEditor:
             lambda request: self._hook.do(edits.restore(self._hook.pool, request)), requests, "restored"
         )
 
-    def _judge(self, selection: Selection) -> edits.Judge:
+    def _judge(self, selection: Selection) -> edits.FindObjections:
         now = self._hook.now()
         if selection.error_pattern:
             regex.check(selection.error_pattern)
@@ -118,7 +118,7 @@ class TokenEditor:
     def _edit(
         self,
         selection: Selection,
-        judge: edits.Judge,
+        judge: edits.FindObjections,
         change: Callable[[Sequence[Document]], Operation[EditReport]],
         dry_run: bool,
     ) -> EditReport:
@@ -130,7 +130,7 @@ class TokenEditor:
             report = edit(list(tokens.values()))
             for token_id in ids:
                 if token_id not in tokens:
-                    report.leave("is not in the pool", token_id)
+                    report.skip("is not in the pool", token_id)
             return report
 
         report, done = EditReport(), "would be changed" if dry_run else "changed"

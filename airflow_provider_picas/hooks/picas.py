@@ -36,7 +36,7 @@ from airflow_provider_picas.tokens import attachments, views
 from airflow_provider_picas.tokens.counts import Counts
 from airflow_provider_picas.tokens.documents import BadTokenError
 from airflow_provider_picas.tokens.push import DuplicateTokenError, MayDiffer, OnExisting, PushReport
-from airflow_provider_picas.tokens.selection import UnknownBatchError, last_news
+from airflow_provider_picas.tokens.selection import UnknownBatchError, last_activity
 from airflow_provider_picas.tokens.states import State
 from airflow_provider_picas.tokens.text import one_line
 
@@ -447,7 +447,7 @@ class PicasHook(HttpHook):
             return f"it has not finished ({counts})"
         now = self.now()
         for token in _flat(self.token_pages(batch)):
-            news = last_news(token)
+            news = last_activity(token)
             if news is None:
                 return f"token {one_line(token['_id'])} does not say when it ended"
             if now - news < seconds:

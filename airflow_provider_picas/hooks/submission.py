@@ -15,14 +15,14 @@ from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.slurm import SlurmHook
 from airflow_provider_picas.sansio import drive
 from airflow_provider_picas.slurm import again, credentials, jobs, logs, sbatch_calls, submission
-from airflow_provider_picas.slurm.jobs import Life
+from airflow_provider_picas.slurm.jobs import Phase
 from airflow_provider_picas.slurm.remote import RemoteError, RemoteFile, Send, UnreachableError, ok
 from airflow_provider_picas.slurm.usage import Figures, figures
 from airflow_provider_picas.submissions import stop as stopping
 from airflow_provider_picas.submissions import tidy, watch
 from airflow_provider_picas.submissions.deaths import Observer
 from airflow_provider_picas.submissions.submission import Operation, Result, Watched, performer
-from airflow_provider_picas.submissions.watch import News, look_after
+from airflow_provider_picas.submissions.watch import PilotStatus, check_pilots
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class WatchedSubmission:
         """Run an operation: its steps go to CouchDB and to the cluster."""
         return drive(operation, performer(self._picas.send, self._slurm.perform))
 
-    def look(self, max_scrubs: int, max_lock_age: float | None) -> News:
+    def look(self, max_scrubs: int, max_lock_age: float | None) -> PilotStatus:
         """Check jobs and locked tokens, and release the tokens of dead pilots. Checks twice if a pilot is silent."""
         observer = Observer()
         news = self._look(max_scrubs, max_lock_age, observer)
@@ -69,10 +69,10 @@ class WatchedSubmission:
             return later
         return news
 
-    def _look(self, max_scrubs: int, max_lock_age: float | None, observer: Observer) -> News:
+    def _look(self, max_scrubs: int, max_lock_age: float | None, observer: Observer) -> PilotStatus:
         pool = self._picas.pool
         limits: Any = {"max_scrubs": max_scrubs, "max_lock_age": max_lock_age}
-        return self.do(look_after(pool, self._batch, self.watched, observer=observer, **limits))
+        return self.do(check_pilots(pool, self._batch, self.watched, observer=observer, **limits))
 
     def objection(self, batch: str) -> str | None:
         """Why this account did not make the submission for the batch; None if it did. Raises RemoteError."""
@@ -85,10 +85,10 @@ class WatchedSubmission:
         except RemoteError:
             return ()
 
-    def log_news(self, sizes: Mapping[str, int]) -> list[logs.LogNews]:
+    def log_news(self, sizes: Mapping[str, int]) -> list[logs.LogUpdate]:
         """The pilots' logs that have grown since they had ``sizes`` (bytes by name). Empty if the cluster does not answer."""
         try:
-            return self.do(logs.news(self.watched.folder, sizes))
+            return self.do(logs.updates(self.watched.folder, sizes))
         except RemoteError:
             return []  # the next check of the jobs logs this
 
@@ -106,7 +106,7 @@ class WatchedSubmission:
         done, before = self.do(submission.rounds(folder, scope))
         record = self.do(sbatch_calls.read(folder, done * count))
         if record.settled:
-            if any(job.life is not Life.ENDED for job in self._jobs().values()):
+            if any(job.phase is not Phase.ENDED for job in self._jobs().values()):
                 log.info("Pilots of %s wait or run: somebody else has submitted them again.", key)
                 return None
             if done and record.refused_for_now:
@@ -130,7 +130,7 @@ class WatchedSubmission:
 
     def _jobs(self) -> dict[str, jobs.Job]:
         """The submission's jobs by id."""
-        return self.do(jobs.look(self.watched.key, self.watched.folder, self.watched.since)).jobs
+        return self.do(jobs.query(self.watched.key, self.watched.folder, self.watched.since)).jobs
 
     def _credentials(self) -> list[RemoteFile]:
         """The files of credentials that were sent with the submission, and may have been removed."""
@@ -150,7 +150,7 @@ class WatchedSubmission:
             log.warning("The pilots' credentials could not be renewed: %s", error)
         return True
 
-    def work_so_far(self, news: News) -> WorkSoFar | None:
+    def work_so_far(self, news: PilotStatus) -> WorkSoFar | None:
         """Since when the pilots work, for a wait that remembers no earlier check; None if unknown."""
         started = [job.started for job in (news.jobs or {}).values() if job.started]
         if news.slurm is None or not started:
@@ -169,14 +169,14 @@ class WatchedSubmission:
     def log_tails(self) -> str:
         """The ends of the newest logs."""
         try:
-            found = self.do(logs.news(self.watched.folder, {}))
+            found = self.do(logs.updates(self.watched.folder, {}))
         except RemoteError as error:
             return f"They cannot be read. {error}"
         return "\n".join(f"{item.name}:\n  " + "\n  ".join(item.lines) for item in found[:5])
 
-    def stop(self, how: stopping.How) -> News | None:
+    def stop(self, how: stopping.StopMode) -> PilotStatus | None:
         """Cancel or drain the pilots, and keep waits from submitting them again. Returns the status after a cancel."""
-        if how is stopping.How.CANCEL:
+        if how is stopping.StopMode.CANCEL:
             try:
                 self.do(stopping.drain(self._picas.pool, self.watched.key))
             except CouchDBError as error:  # cancel the jobs anyway

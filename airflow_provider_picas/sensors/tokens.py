@@ -36,7 +36,7 @@ from airflow_provider_picas.slurm import jobs
 from airflow_provider_picas.slurm.remote import RemoteError, UnreachableError
 from airflow_provider_picas.slurm.sbatch_calls import SubmissionRefusedError
 from airflow_provider_picas.submissions.report import PilotsLog
-from airflow_provider_picas.submissions.stop import CANCEL_WAIT, How
+from airflow_provider_picas.submissions.stop import CANCEL_WAIT, StopMode
 from airflow_provider_picas.submissions.submission import Watched
 from airflow_provider_picas.task_state import task_state
 from airflow_provider_picas.tokens import ids, waiting
@@ -135,7 +135,7 @@ class PicasTokenStateSensor(BaseSensorOperator):
         max_lock_age: float | str | None = None,
         pilots_interval: float | None = None,
         cancel_pending: bool = True,
-        on_kill: str = How.CANCEL,
+        on_kill: str = StopMode.CANCEL,
         outage: float | timedelta | str | None = None,
         picas_conn_id: str = PicasHook.default_conn_name,
         database: str | None = None,
@@ -154,7 +154,7 @@ class PicasTokenStateSensor(BaseSensorOperator):
         self.max_lock_age = max_lock_age
         self.pilots_interval = pilots_interval
         self.cancel_pending = cancel_pending
-        self.on_kill_how = How(on_kill)
+        self.on_kill_how = StopMode(on_kill)
         self.outage = outage.total_seconds() if isinstance(outage, timedelta) else outage
         self.picas_conn_id = picas_conn_id
         self.database = database
@@ -274,7 +274,7 @@ class PicasTokenStateSensor(BaseSensorOperator):
 
         The interrupted code may hold the process's connection to Airflow until it resumes, so a thread does the work.
         """
-        if self._instance is not None and self.on_kill_how is not How.LEAVE:
+        if self._instance is not None and self.on_kill_how is not StopMode.LEAVE:
             threading.Thread(target=self._stop_pilots, name="stop-pilots", daemon=True).start()
 
     def _stop_pilots(self) -> None:
@@ -289,7 +289,7 @@ class PicasTokenStateSensor(BaseSensorOperator):
             self.log.info("The task was marked failed: %s the pilots of %s.", self.on_kill_how, watched.key)
             with WatchedSubmission(watched, self._hook(batch), batch.id if batch else None) as submitted:
                 if news := submitted.stop(self.on_kill_how):
-                    PilotsLog(self.log).tell_cancelled(news)
+                    PilotsLog(self.log).report_cancelled(news)
                 submitted.remove_credentials(CANCEL_WAIT)
             self.log.info("The pilots of %s: %s is done.", watched.key, self.on_kill_how)
         except Exception as error:  # from Airflow's API, the pool or the cluster
@@ -423,15 +423,15 @@ class PicasTokenStateSensor(BaseSensorOperator):
             max_lock_age = self._max_lock_age()
             for _ in range(2):  # jobs that were just submitted may appear a moment later
                 news = submitted.look(self._max_scrubs(), max_lock_age)
-                told.tell(news)
+                told.report(news)
                 self._pilots_seen = None if news.jobs is None else jobs.pilots(news.jobs.values())
                 if self.reschedule and batch is not None and (work := submitted.work_so_far(news)):
                     self._lines.rate.begin(time.monotonic() - work.seconds, work.finished_before)
                 if not self.reschedule and told.logs_are_due():  # `reschedule` does not remember what was logged
-                    told.tell_logs(submitted.log_news(told.sizes))
-                if news.pilots_left:
+                    told.report_logs(submitted.log_news(told.sizes))
+                if news.pilots_remain:
                     self._renew_credentials(submitted, hook)
-                if news.pilots_left is not False or news.worked_on(max_lock_age):
+                if news.pilots_remain is not False or news.worked_on(max_lock_age):
                     self._gone_since = None
                     return False
                 if not news.jobs and self.reschedule:  # nor since when no jobs remain

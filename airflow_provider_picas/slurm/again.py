@@ -62,7 +62,7 @@ true"""
     if output.code == 6:
         raise RemoteError(f"{folder} on the cluster, or a file in it, belongs to another account. It is not run.")
     if output.code != 0:
-        raise RemoteError(f"The earlier submission's folder {folder} cannot be read on the cluster: {output.said}.")
+        raise RemoteError(f"The earlier submission's folder {folder} cannot be read on the cluster: {output.message}.")
     return _parse(key, folder, output.stdout, batch)
 
 

@@ -67,10 +67,10 @@ def minutes_of(text: str) -> float:
     return first + second / 60
 
 
-def at_once(made: Sequence[Array], most: int | None) -> list[int | None]:
-    """How many pilots of each array may run at the same time: ``most`` in total, but at least one of each. None: no limit."""
-    shares = share({str(place): array.pilots or 0 for place, array in enumerate(made)}, most)
-    return [None if most is None else max(1, shares.get(str(place), 0)) for place in range(len(made))]
+def running_limits(arrays: Sequence[Array], limit: int | None) -> list[int | None]:
+    """How many pilots of each array may run at the same time: ``limit`` in total, but at least one of each. None: no limit."""
+    shares = share({str(place): array.pilots or 0 for place, array in enumerate(arrays)}, limit)
+    return [None if limit is None else max(1, shares.get(str(place), 0)) for place in range(len(arrays))]
 
 
 def pilots_for(tokens: int, tokens_per_pilot: float, most: int | None) -> int:

@@ -17,7 +17,7 @@ _SQUEUE = "%i|%F|%K|%T|%r|%S|%M|%C|%N"
 _SACCT = "JobID,State,ExitCode,Reason,Start,End,ElapsedRaw,AllocCPUS,TotalCPU,NodeList"
 
 
-LOOK_TIMEOUT = 60.0  # seconds for squeue and sacct together
+QUERY_TIMEOUT = 60.0  # seconds for squeue and sacct together
 SACCT_PATIENCE = 15  # seconds after which one check runs sacct no more
 FORGOTTEN_AFTER = (
     60  # seconds for which the controller must not know a job before it counts as ended, regardless of sacct
@@ -27,7 +27,7 @@ MOST_TASKS = 100_000  # limit on tasks that one check expands from rows such as 
 LINGER = 45  # seconds for which the processes of an ended job may still run: Slurm's KillWait is 30
 
 
-class Life(Enum):
+class Phase(Enum):
     """The meaning of a job's state. UNKNOWN is neither success nor death."""
 
     WAITING = "waiting"
@@ -63,13 +63,13 @@ class Job:
     cpu_seconds: float = 0.0  #: used by the job's processes
 
     @property
-    def life(self) -> Life:
+    def phase(self) -> Phase:
         """The meaning of the state."""
         if self.state in _WAITING:
-            return Life.WAITING
+            return Phase.WAITING
         if self.state in _RUNNING:
-            return Life.RUNNING
-        return Life.ENDED if self.state in _ENDED else Life.UNKNOWN
+            return Phase.RUNNING
+        return Phase.ENDED if self.state in _ENDED else Phase.UNKNOWN
 
     @property
     def cause(self) -> str:
@@ -83,39 +83,39 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Look:
+class SlurmStatus:
     """Slurm's answer on a submission's jobs, by id. ``at``: seconds since 1970 by the cluster's clock, before the query.
 
-    ``unaccounted`` is sacct's error if it failed: ended jobs are then known only until MinJobAge. ``unqueued``: jobs
+    ``sacct_error`` is sacct's error if it failed: ended jobs are then known only until MinJobAge. ``unqueued``: jobs
     that have not ended according to sacct, but were not in squeue's list.
     """
 
     jobs: dict[str, Job]
     at: int
-    unaccounted: str | None = None
+    sacct_error: str | None = None
     unqueued: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class LookAt(Command):
-    """The command that queries the jobs of a submission. Several can be combined with ``together``."""
+class JobsQuery(Command):
+    """The command that queries the jobs of a submission. Several can be combined with ``combine``."""
 
     key: str = ""
     folder: str = ""
     since: int = 0  #: seconds since 1970, before the first of the jobs
 
 
-def look(key: str, folder: str, since: int) -> Operation[Look]:
+def query(key: str, folder: str, since: int) -> Operation[SlurmStatus]:
     """All jobs of a submission, in one command: squeue for current jobs, sacct for ended ones.
 
     ``since``: seconds since 1970, before the first of them. Raises UnreachableError if squeue does not answer.
     """
-    step = LookAt(
-        _text([LookAt("", key=key, folder=folder, since=since)]), LOOK_TIMEOUT, key=key, folder=folder, since=since
+    step = JobsQuery(
+        _text([JobsQuery("", key=key, folder=folder, since=since)]), QUERY_TIMEOUT, key=key, folder=folder, since=since
     )
     output = yield step
     if output.code != 0:
-        raise UnreachableError(f"squeue does not answer: {output.said}")
+        raise UnreachableError(f"squeue does not answer: {output.message}")
     found = parse(output.stdout.splitlines())
     if not found.unqueued:
         return found
@@ -158,13 +158,13 @@ echo "$now" && cat unknown.jobs""")
     return [name for name in unqueued if since.get(name, -1) >= 0 and whole(now) - since[name] >= FORGOTTEN_AFTER]
 
 
-def together(steps: Sequence[LookAt]) -> Command:
-    """One command for several queries; ``apart`` divides its output among them."""
-    return Command(_text(steps, names=True), LOOK_TIMEOUT)
+def combine(steps: Sequence[JobsQuery]) -> Command:
+    """One command for several queries; ``split_output`` divides its output among them."""
+    return Command(_text(steps, names=True), QUERY_TIMEOUT)
 
 
-def apart(output: Output, steps: Sequence[LookAt]) -> list[Output]:
-    """Divide the output of ``together`` into the outputs of the single queries: its rows end with the name of a job."""
+def split_output(output: Output, steps: Sequence[JobsQuery]) -> list[Output]:
+    """Divide the output of ``combine`` into the outputs of the single queries: its rows end with the name of a job."""
     lines: dict[str, list[str]] = {step.key: [] for step in steps}
     for line in output.stdout.splitlines():
         if line.startswith(("Q|", "A|", "E|")):
@@ -178,7 +178,7 @@ def apart(output: Output, steps: Sequence[LookAt]) -> list[Output]:
     return [replace(output, stdout="\n".join(lines[step.key])) for step in steps]
 
 
-def _text(steps: Sequence[LookAt], *, names: bool = False) -> str:
+def _text(steps: Sequence[JobsQuery], *, names: bool = False) -> str:
     """Shell code that runs squeue and sacct, once each. ``names``: each row ends with the name of its job.
 
     Times are seconds since 1970 (``uts``): local time repeats an hour when clocks are set back, and sacct then refuses
@@ -226,7 +226,7 @@ def count_pilots() -> Operation[tuple[int, int]]:
     ``picas-``."""
     output = yield Command(f"squeue --noheader --array {OURS} --format='%T|%j' || exit 5")
     if output.code != 0:
-        raise UnreachableError(f"squeue does not answer: {output.said}")
+        raise UnreachableError(f"squeue does not answer: {output.message}")
     states = [
         state for state, _, name in (line.partition("|") for line in output.stdout.split()) if name.startswith("picas-")
     ]
@@ -234,28 +234,30 @@ def count_pilots() -> Operation[tuple[int, int]]:
     return waiting, len(states) - waiting
 
 
-def parse(lines: Iterable[str]) -> Look:
-    """Parse the output of ``look``. squeue is newer than sacct, except for a job that has ended according to sacct."""
+def parse(lines: Iterable[str]) -> SlurmStatus:
+    """Parse the output of ``query``. squeue is newer than sacct, except for a job that has ended according to sacct."""
     rows: dict[str, list[list[str]]] = {kind: [] for kind in "TQAE"}
-    room = _Room()
+    budget = _TaskBudget()
     for line in lines:
         kind, *cells = line.rstrip("\n").split("|")
         if kind in rows:
             rows[kind].append(cells)
     at = whole(rows["T"][0][0]) if rows["T"] else 0
-    jobs = {job.id: job for cells in rows["A"] if len(cells) == 10 for job in _accounted(cells, room)}
+    jobs = {job.id: job for cells in rows["A"] if len(cells) == 10 for job in _accounted(cells, budget)}
     listed: set[str] = set()
-    for job in (job for cells in rows["Q"] if len(cells) == 9 for job in _queued(cells, room)):
+    for job in (job for cells in rows["Q"] if len(cells) == 9 for job in _queued(cells, budget)):
         listed.add(job.id)
         known = jobs.get(job.id)
-        if known is None or known.life is not Life.ENDED or known.started < job.started or _lingers(job, known, at):
+        if known is None or known.phase is not Phase.ENDED or known.started < job.started or _lingers(job, known, at):
             jobs[job.id] = job
-    return Look(
+    return SlurmStatus(
         jobs,
         at=at,
-        unaccounted=one_line("|".join(rows["E"][0])) or "no reason given" if rows["E"] else None,
+        sacct_error=one_line("|".join(rows["E"][0])) or "no reason given" if rows["E"] else None,
         unqueued=tuple(
-            name for name, job in jobs.items() if job.life is not Life.ENDED and name not in listed and "[" not in name
+            name
+            for name, job in jobs.items()
+            if job.phase is not Phase.ENDED and name not in listed and "[" not in name
         ),
     )
 
@@ -263,13 +265,13 @@ def parse(lines: Iterable[str]) -> Look:
 def pilots(jobs: Iterable[Job]) -> Pilots:
     """The numbers of pilots by Slurm's states, and why they wait, for people."""
     jobs = list(jobs)
-    lives = Counter(job.life for job in jobs)
-    ended = lives[Life.ENDED]
-    waiting, running = lives[Life.WAITING], lives[Life.RUNNING] + lives[Life.UNKNOWN]
-    states = Counter(job.state for job in jobs if job.life is not Life.ENDED)
+    phases = Counter(job.phase for job in jobs)
+    ended = phases[Phase.ENDED]
+    waiting, running = phases[Phase.WAITING], phases[Phase.RUNNING] + phases[Phase.UNKNOWN]
+    states = Counter(job.state for job in jobs if job.phase is not Phase.ENDED)
     parts = []
     for state, number in sorted(states.items(), key=lambda item: (item[0] != "RUNNING", -item[1], item[0])):
-        why = Counter(job.reason for job in jobs if job.state == state and job.life is Life.WAITING)
+        why = Counter(job.reason for job in jobs if job.state == state and job.phase is Phase.WAITING)
         reasons = [one_line(reason, 60) for reason, _ in why.most_common(3) if reason not in ("", "None")]
         parts.append(f"{number:,} {one_line(state, 30).lower()}" + (f" ({', '.join(reasons[:2])})" if reasons else ""))
     if not jobs:
@@ -291,37 +293,37 @@ def _lingers(queued: Job, accounted: Job, at: int) -> bool:
     return queued.state == "COMPLETING" and accounted.state != "NODE_FAIL" and at < accounted.ended + LINGER
 
 
-class _Room:
+class _TaskBudget:
     """The number of array tasks that may still be expanded into jobs: one row can name millions of them."""
 
     def __init__(self) -> None:
-        self.left = MOST_TASKS
+        self.remaining = MOST_TASKS
 
 
-def _queued(cells: Sequence[str], room: _Room) -> Iterable[Job]:
+def _queued(cells: Sequence[str], budget: _TaskBudget) -> Iterable[Job]:
     identifier, base, task, state, reason, start, elapsed, cpus, node = cells
     state, reason, node = (one_line(text.strip()) for text in (state, reason, node))
-    for name in _task_ids(identifier, base, task, room):
+    for name in _task_ids(identifier, base, task, budget):
         yield Job(
             id=name, state=state, reason=reason, node=node, started=whole(start),
             elapsed=int(seconds_of(elapsed) or 0), cpus=whole(cpus),
         )  # fmt: skip
 
 
-def _accounted(cells: Sequence[str], room: _Room) -> Iterable[Job]:
+def _accounted(cells: Sequence[str], budget: _TaskBudget) -> Iterable[Job]:
     """Parse rows of jobs, and skip those of their steps."""
     identifier, state, code, reason, start, end, elapsed, cpus, cpu, node = cells
     word = state.split()[0] if state.split() else ""  # "CANCELLED by 1000"
     word, code, reason, node = (one_line(text) for text in (word, code, reason, node))
     base, _, task = identifier.partition("_")
-    for name in _task_ids(identifier, base.partition("+")[0], task or "N/A", room) if "." not in identifier else []:
+    for name in _task_ids(identifier, base.partition("+")[0], task or "N/A", budget) if "." not in identifier else []:
         yield Job(
             id=name, state=word, exit_code=code, reason=reason, node=node, started=whole(start),
             ended=whole(end), elapsed=whole(elapsed), cpus=whole(cpus), cpu_seconds=seconds_of(cpu) or 0.0,
         )  # fmt: skip
 
 
-def _task_ids(identifier: str, base: str, task: str, room: _Room) -> list[str]:
+def _task_ids(identifier: str, base: str, task: str, budget: _TaskBudget) -> list[str]:
     """``123_4``, or each task of ``123_[0-3,7%2]``: a just submitted array is one row.
 
     An array with more tasks than there is room for stays one job, with the id of the row. The first part of a
@@ -342,7 +344,7 @@ def _task_ids(identifier: str, base: str, task: str, room: _Room) -> list[str]:
         first, last, step = (int(number or 0) for number in found.groups())
         tasks.append(range(first, max(first, last) + 1, step or 1))
     number = sum(map(len, tasks))
-    if number > room.left:
+    if number > budget.remaining:
         return [one_line(identifier)]
-    room.left -= number
+    budget.remaining -= number
     return [f"{base}_{n}" for part in tasks for n in part]

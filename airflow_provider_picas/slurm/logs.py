@@ -14,12 +14,12 @@ PATTERNS = ("pilot-*_*.log", "slurm-*.out")
 
 NEWEST = 2_000  # logs whose sizes one check compares
 FILES = 20  # logs that it reads
-NEWS_BYTES = 4_000  # bytes of each that are shown: the last ones
+SHOWN_BYTES = 4_000  # bytes of each that are shown: the last ones
 LINES = 10  # lines of each that are shown: the last ones
 
 
 @dataclass(frozen=True)
-class LogNews:
+class LogUpdate:
     """The growth of a log since the last check: its name, its current size, and its last lines."""
 
     name: str
@@ -27,7 +27,7 @@ class LogNews:
     lines: tuple[str, ...]
 
 
-def news(folder: str, sizes: Mapping[str, int]) -> Operation[list[LogNews]]:
+def updates(folder: str, sizes: Mapping[str, int]) -> Operation[list[LogUpdate]]:
     """The logs in a submission's folder that have grown since they had ``sizes`` (bytes by name): the newest ones,
     their ends."""
     # Compare the sizes here: a command with all of them would be too long.
@@ -42,7 +42,7 @@ find . -maxdepth 1 \\( {names} \\) -printf '%T@ %s %f\\n' | LC_ALL=C sort -rn | 
             grown[name] = whole(size)
     if not grown:
         return []
-    shown = {name: min(size - sizes.get(name, 0), NEWS_BYTES) for name, size in grown.items()}
+    shown = {name: min(size - sizes.get(name, 0), SHOWN_BYTES) for name, size in grown.items()}
     ends = "\n".join(f"show {quote(name)} {grown[name] - number + 1} {number}" for name, number in shown.items())
     output = yield Command(f"""
 cd -- {quote(folder)} 2>/dev/null || exit 0
@@ -56,5 +56,5 @@ true""")
             continue  # a name with a newline, which is not one of ours
         content = base64.b64decode(encoded).decode("utf-8", "replace")
         lines = tuple(one_line(text, 500) for text in content.splitlines()[-LINES:] if text.strip())
-        found.append(LogNews(name, grown[name], lines))
+        found.append(LogUpdate(name, grown[name], lines))
     return found

@@ -69,7 +69,7 @@ class Output:
     stderr: str = ""
 
     @property
-    def said(self) -> str:
+    def message(self) -> str:
         """The error message of the command: stderr, else stdout; at most 1,000 characters."""
         said = (self.stderr.strip() or self.stdout.strip())[-1000:]
         return one_line(" ".join(said.split()), 1000) or f"exit code {self.code}, and no message"
@@ -165,7 +165,7 @@ def ok(step: Step, failure: str) -> Generator[Step, Output, Output]:
     """Carry out a step that has to succeed. Raises RemoteError with ``failure`` and the cluster's error message."""
     output = yield step
     if output.code != 0:
-        raise RemoteError(f"{failure} on the cluster: {output.said}.{make_room(output.said)}")
+        raise RemoteError(f"{failure} on the cluster: {output.message}.{make_room(output.message)}")
     return output
 
 

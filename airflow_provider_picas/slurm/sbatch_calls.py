@@ -63,13 +63,15 @@ _NOT_NOW = re.compile(
 class SubmissionRefusedError(RemoteError):
     """sbatch refused; the message holds its own words.
 
-    ``jobs_left``: jobs of the submission were accepted, and could not be cancelled. ``for_now``: the same submission
+    ``jobs_remain``: jobs of the submission were accepted, and could not be cancelled. ``for_now``: the same submission
     may be accepted later; a wait tries that in ``retry_in`` seconds.
     """
 
-    def __init__(self, message: str, *, jobs_left: bool = False, for_now: bool = False, retry_in: float = 0.0) -> None:
+    def __init__(
+        self, message: str, *, jobs_remain: bool = False, for_now: bool = False, retry_in: float = 0.0
+    ) -> None:
         super().__init__(message)
-        self.jobs_left = jobs_left
+        self.jobs_remain = jobs_remain
         self.for_now = for_now
         self.retry_in = retry_in
 
@@ -323,7 +325,7 @@ def active(key: str, calls: int) -> Operation[bool]:
         f"squeue --noheader --all {OURS} --name={quote(','.join(job_names(key, calls)))} --format='%F|%T'"
     )
     if output.code != 0:
-        raise UnreachableError(f"squeue does not tell whether the pilots of {key} still run: {output.said}")
+        raise UnreachableError(f"squeue does not tell whether the pilots of {key} still run: {output.message}")
     return bool(output.stdout.strip())
 
 
@@ -378,10 +380,10 @@ done
 
 def _refuse(key: str, record: Record) -> Operation[None]:
     """Cancel the jobs that were accepted. Raises SubmissionRefusedError."""
-    jobs_left = False
+    jobs_remain = False
     if any(call.job_id or call.uncertain for call in record.asked):
-        jobs_left = (yield cancel(key, len(record.calls))).code != 0
-    raise refusal(record, jobs_left=jobs_left)
+        jobs_remain = (yield cancel(key, len(record.calls))).code != 0
+    raise refusal(record, jobs_remain=jobs_remain)
 
 
 def _refuse_elsewhere(folder: str, key: str, record: Record) -> Operation[None]:
@@ -405,18 +407,20 @@ def _refuse_elsewhere(folder: str, key: str, record: Record) -> Operation[None]:
     raise SubmissionRefusedError(
         f"sbatch sent job {', '.join(elsewhere)} to the cluster {names}, where it would not be found again, so it {fate}. Name"
         " the cluster as SLURM_CLUSTERS in the account's login profile, or use an SSH connection to one of its own login nodes.",
-        jobs_left=done.code != 0,
+        jobs_remain=done.code != 0,
     )
 
 
 _CLUSTER_NAME = "echo ${SLURM_CLUSTERS:-$(scontrol show config | sed -n 's/^ClusterName *= *//p')}"
 
 
-def refusal(record: Record, *, jobs_left: bool = False) -> SubmissionRefusedError:
+def refusal(record: Record, *, jobs_remain: bool = False) -> SubmissionRefusedError:
     """The error that says why sbatch refused."""
     for_now = record.refused_for_now
     retry_in = record.retry_in if for_now else 0.0
-    return SubmissionRefusedError(_refusal(record, jobs_left), jobs_left=jobs_left, for_now=for_now, retry_in=retry_in)
+    return SubmissionRefusedError(
+        _refusal(record, jobs_remain), jobs_remain=jobs_remain, for_now=for_now, retry_in=retry_in
+    )
 
 
 def give_up(folder: str, record: Record) -> Operation[None]:
@@ -437,10 +441,10 @@ def refused_for_now(said: str) -> bool:
     return bool(_NOT_NOW.search(said))
 
 
-def _refusal(record: Record, jobs_left: bool) -> str:
+def _refusal(record: Record, jobs_remain: bool) -> str:
     call = next(call for call in record.asked if call.refused)
     said = " ".join(line.removeprefix("sbatch: ").removeprefix("error: ") for line in call.stderr.strip().splitlines())
-    done = "could not be cancelled: cancel it" if jobs_left else "was cancelled"
+    done = "could not be cancelled: cancel it" if jobs_remain else "was cancelled"
     accepted = [call.job_id for call in record.asked if call.job_id]
     also = f" Job {', '.join(accepted)} of it was accepted, and {done}." if accepted else ""
     said = one_line(said or call.stdout.strip() or f"exit code {call.code}", 1000)

@@ -164,7 +164,7 @@ def _settle(latest: _Latest) -> Operation[Record]:
     try:
         return (yield from sbatch_calls.settle(latest.folder, latest.key))
     except SubmissionRefusedError as error:
-        if not error.jobs_left:
+        if not error.jobs_remain:
             yield from remove_credentials(latest.folder)
         raise
 
@@ -187,7 +187,7 @@ def rounds(folder: str, scope: str) -> Operation[tuple[int, int]]:
     finished, _, of_scope = note.partition(" ")
     if whole(number, default=-1) < 0:
         raise RemoteError(
-            f"How often {folder} was submitted cannot be read: the cluster answered {output.said!r:.200}."
+            f"How often {folder} was submitted cannot be read: the cluster answered {output.message!r:.200}."
         )
     return whole(number), whole(finished, default=-1) if of_scope == ids.digest(scope) else -1
 
@@ -292,19 +292,19 @@ cd -- {quote(base_key)}."$n" || exit 4
     output = yield Command(text)
     if output.code == 7:
         raise SubmissionRefusedError(
-            f"The login profile on the cluster sets SLURM_CLUSTERS to several clusters ({output.said}), so the jobs could not be"
-            " found again. Leave it out there, or name one cluster; for each further cluster, use an SSH connection of its own."
+            f"The login profile on the cluster sets SLURM_CLUSTERS to several clusters ({output.message}), so the jobs could not"
+            " be found again. Leave it out there, or name one cluster; for each further cluster, use a separate SSH connection."
         )
     if output.code == 3:
         raise RemoteError(
-            f"The remote folder {folder or DEFAULT_FOLDER!r} cannot be entered on the cluster ({output.said})."
-            + (make_room(output.said) or " Create it there, or name another one.")
+            f"The remote folder {folder or DEFAULT_FOLDER!r} cannot be entered on the cluster ({output.message})."
+            + (make_room(output.message) or " Create it there, or name another one.")
         )
     if output.code != 0:
-        raise RemoteError(f"The submission's folder cannot be read on the cluster: {output.said}.")
+        raise RemoteError(f"The submission's folder cannot be read on the cluster: {output.message}.")
     base, generation, *lines = [*output.stdout.splitlines(), "", ""]
     if whole(generation, default=-1) < 0:
-        raise RemoteError(f"The submission's folder cannot be read: the cluster answered {output.said!r:.200}.")
+        raise RemoteError(f"The submission's folder cannot be read: the cluster answered {output.message!r:.200}.")
     return _Latest(base, base_key, whole(generation), sbatch_calls.parse_record(lines))
 
 
@@ -366,7 +366,7 @@ def _workdir(plan: Plan, folder: str) -> Operation[str]:
     output = yield Command(f'cd -- "$HOME" && cd -- {quote(plan.workdir)} && pwd -P')
     if output.code != 0:
         raise RemoteError(
-            f"The folder {plan.workdir!r} (workdir) cannot be entered on the cluster ({output.said})."
+            f"The folder {plan.workdir!r} (workdir) cannot be entered on the cluster ({output.message})."
             " Create it there, or name another one."
         )
     return output.stdout.strip()

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from airflow_provider_picas.slurm.jobs import Job, Life
+from airflow_provider_picas.slurm.jobs import Job, Phase
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def figures(jobs: Iterable[Job], tokens: int, seconds: float) -> Figures:
     accounted = [job for job in jobs if job.cpu_seconds > 0]
     allocated = sum(job.elapsed * job.cpus for job in accounted)
     return Figures(
-        jobs=dict(Counter(job.cause if job.life is Life.ENDED else job.state for job in jobs)),
+        jobs=dict(Counter(job.cause if job.phase is Phase.ENDED else job.state for job in jobs)),
         core_hours=core_seconds / 3600,
         cpu_efficiency=sum(job.cpu_seconds for job in accounted) / allocated if allocated else None,
         tokens=tokens,

@@ -12,7 +12,7 @@ from typing import Any
 from airflow_provider_picas.lifecycle.json_values import number
 from airflow_provider_picas.lifecycle.leases import Shown, Silence
 from airflow_provider_picas.lifecycle.transitions import held_by_pilot
-from airflow_provider_picas.slurm.jobs import FORGOTTEN, Job, Life, Look
+from airflow_provider_picas.slurm.jobs import FORGOTTEN, Job, Phase, SlurmStatus
 from airflow_provider_picas.tokens.text import one_line
 
 ROUNDING = 2.0  # seconds: of two times in whole seconds, one counts as later only if they differ by more
@@ -92,7 +92,7 @@ class Holders:
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Evaluation:
     """The facts by which locked tokens are evaluated.
 
     ``slurm`` has the jobs of the submission ``key``, or is None if Slurm does not answer. Slurm's answer is applied
@@ -104,7 +104,7 @@ class Judgement:
     now: float
     leases: Mapping[str, Lease]
     key: str | None = None
-    slurm: Look | None = None
+    slurm: SlurmStatus | None = None
     before: float = 0.0
     max_lock_age: float | None = None  #: seconds; applies to pilots without leases
     silent: Mapping[str, float] = field(default_factory=dict)  #: the result of ``Observer.silent``
@@ -138,7 +138,7 @@ class Judgement:
             return f"{where} has ended"
         job = self._job(lease.job)
         if job is not None and lease.submission == self.key:
-            if job.life is Life.ENDED and job.state != FORGOTTEN:  # a live pilot's lease overrides a forgotten job
+            if job.phase is Phase.ENDED and job.state != FORGOTTEN:  # a live pilot's lease overrides a forgotten job
                 return f"{where} has ended: {job.cause}"
             if lock + ROUNDING < self._latest_start(job, lease):
                 return f"{where} was requeued"
@@ -153,17 +153,17 @@ class Judgement:
         A token that was locked before then belongs to an earlier copy of the job.
         """
         assert self.slurm is not None
-        if job.life is Life.WAITING:
+        if job.phase is Phase.WAITING:
             return self.before
         if self.now - lease.shown.renewed > lease.shown.lease / 2:
             return 0.0  # the database's clock may have stepped since the token was locked: the lease's end will show
-        return self.before + job.started - self.slurm.at if job.started and job.life is Life.RUNNING else 0.0
+        return self.before + job.started - self.slurm.at if job.started and job.phase is Phase.RUNNING else 0.0
 
     def _dead_client(self, token: Mapping[str, Any], lock: float) -> str | None:
         """PiCaS client pilots have no lease. One of this submission has ended when its job has. The time of the lock,
         by the node's clock, must fit, since another cluster may use the same job id."""
         job = self._job(token.get("slurm_job_id"))
-        if job and self.slurm and job.life is Life.ENDED and job.started:
+        if job and self.slurm and job.phase is Phase.ENDED and job.started:
             ended = job.ended or self.slurm.at  # squeue knows that the job has ended before sacct knows when
             if job.started - SKEW <= lock <= ended + SKEW:
                 return f"job {job.id} on {job.node or one_line(str(token.get('hostname')), 80)} has ended: {job.cause}"

@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from airflow_provider_picas.slurm.logs import LogNews
-from airflow_provider_picas.submissions.watch import News
+from airflow_provider_picas.slurm.logs import LogUpdate
+from airflow_provider_picas.submissions.watch import PilotStatus
 from airflow_provider_picas.tokens.text import one_line, sample
 
 MOST_STUCK = 20  # tokens named because they cannot be released
@@ -28,32 +28,32 @@ class PilotsLog:
         self._logs_at = -math.inf
         self._stuck: set[str] = set()  # tokens that were already named
 
-    def tell(self, news: News) -> None:
+    def report(self, status: PilotStatus) -> None:
         """Log the result of a check."""
-        if news.trouble != self._trouble:
-            self._trouble = news.trouble
-            self._log.warning("%s", f"{news.trouble} The wait goes on." if news.trouble else "All answer again.")
-        if news.sent:
-            self._log.info("%d results that pilots had left in the submission's folder were sent.", news.sent)
-        for what, tokens in (("Given back", news.reaped), ("Given up, now in error", news.given_up)):
+        if status.trouble != self._trouble:
+            self._trouble = status.trouble
+            self._log.warning("%s", f"{status.trouble} The wait goes on." if status.trouble else "All answer again.")
+        if status.sent:
+            self._log.info("%d results that pilots had left in the submission's folder were sent.", status.sent)
+        for what, tokens in (("Given back", status.reaped), ("Given up, now in error", status.given_up)):
             if tokens:
                 causes = list(dict.fromkeys(cause for _, cause in tokens))
                 self._log.warning("%s: %s (%s).", what, sample([token for token, _ in tokens]), sample(causes))
-        for token, why in news.stuck.items():
+        for token, why in status.stuck.items():
             if token not in self._stuck and len(self._stuck) < MOST_STUCK:
                 self._stuck.add(token)
                 self._log.warning(_STUCK, one_line(token), why)
 
-    def tell_cancelled(self, news: News) -> None:
+    def report_cancelled(self, status: PilotStatus) -> None:
         """Log the result of the last check after a cancel."""
-        if news.trouble:
-            self._log.warning("Tokens of the cancelled pilots may still be locked. %s", news.trouble)
-        if news.reaped:
-            self._log.info("Given back for the cancelled pilots: %s.", sample([token for token, _ in news.reaped]))
-        for token, why in list(news.stuck.items())[:MOST_STUCK]:
+        if status.trouble:
+            self._log.warning("Tokens of the cancelled pilots may still be locked. %s", status.trouble)
+        if status.reaped:
+            self._log.info("Given back for the cancelled pilots: %s.", sample([token for token, _ in status.reaped]))
+        for token, why in list(status.stuck.items())[:MOST_STUCK]:
             self._log.warning(_STUCK, one_line(token), why)
-        if len(news.stuck) > MOST_STUCK:
-            self._log.warning("%d more tokens cannot be given back.", len(news.stuck) - MOST_STUCK)
+        if len(status.stuck) > MOST_STUCK:
+            self._log.warning("%d more tokens cannot be given back.", len(status.stuck) - MOST_STUCK)
 
     def logs_are_due(self) -> bool:
         """True if it is time to check the pilots' logs."""
@@ -63,7 +63,7 @@ class PilotsLog:
         self._logs_at = now
         return True
 
-    def tell_logs(self, found: Iterable[LogNews]) -> None:
+    def report_logs(self, found: Iterable[LogUpdate]) -> None:
         """Log what was added to the pilots' logs since ``sizes``."""
         for item in found:
             self.sizes[item.name] = item.size

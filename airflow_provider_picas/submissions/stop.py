@@ -16,14 +16,14 @@ from airflow_provider_picas.slurm.remote import OURS, Command, Output, Pause, ok
 from airflow_provider_picas.slurm.submission import CREDENTIALS
 from airflow_provider_picas.submissions.deaths import Observer
 from airflow_provider_picas.submissions.submission import Operation, Watched
-from airflow_provider_picas.submissions.watch import News, look_after
+from airflow_provider_picas.submissions.watch import PilotStatus, check_pilots
 
 CANCEL_WAIT = 50  # seconds for cancelled pilots to release their tokens: Slurm's KillWait is 30
 LONGEST_PAUSE = 120.0  # seconds between two checks whether the pilots have ended
 MOST_CALLS = 200  # limit on the sbatch calls of one submission that a list of names covers
 
 
-class How(StrEnum):
+class StopMode(StrEnum):
     """How pilots are stopped."""
 
     CANCEL = "cancel"  #: at once: scancel, and release their tokens
@@ -32,12 +32,12 @@ class How(StrEnum):
 
 
 def stop(
-    pool: Pool, batch: str | None, watched: Watched, how: How, *, wait: float = CANCEL_WAIT
-) -> Operation[News | None]:
+    pool: Pool, batch: str | None, watched: Watched, how: StopMode, *, wait: float = CANCEL_WAIT
+) -> Operation[PilotStatus | None]:
     """Stop the pilots as ``how`` says. Returns the status after a cancel; None otherwise."""
-    if how is How.DRAIN:
+    if how is StopMode.DRAIN:
         yield from drain(pool, watched.key)
-    if how is How.CANCEL:
+    if how is StopMode.CANCEL:
         return (yield from cancel(pool, batch, watched, wait=wait))
     return None
 
@@ -62,17 +62,19 @@ def drained(pool: Pool, key: str) -> Operation[bool]:
     return bool(flag.get("drain"))
 
 
-def cancel(pool: Pool, batch: str | None, watched: Watched, *, wait: float = CANCEL_WAIT) -> Operation[News]:
+def cancel(pool: Pool, batch: str | None, watched: Watched, *, wait: float = CANCEL_WAIT) -> Operation[PilotStatus]:
     """Cancel the jobs. Once they have ended, or ``wait`` is over, release the tokens that they did not release themselves."""
     yield from ok(sbatch_calls.cancel(watched.key, MOST_CALLS), "The pilots could not be cancelled")
-    waited, earlier, observer = 0.0, News(), Observer()
+    waited, earlier, observer = 0.0, PilotStatus(), Observer()
     while True:
         # The tokens did not cause the cancel: none becomes an error.
-        news: News = yield from look_after(pool, batch, watched, max_scrubs=10**6, max_lock_age=None, observer=observer)
-        news.add_earlier(earlier)
-        if news.pilots_left is False or waited >= wait:
-            return news
-        earlier = news
+        status: PilotStatus = yield from check_pilots(
+            pool, batch, watched, max_scrubs=10**6, max_lock_age=None, observer=observer
+        )
+        status.add_earlier(earlier)
+        if status.pilots_remain is False or waited >= wait:
+            return status
+        earlier = status
         yield Pause(2)
         waited += 2
 

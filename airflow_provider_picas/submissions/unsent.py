@@ -16,7 +16,7 @@ from airflow_provider_picas.tokens.text import one_line
 
 UNSENT_FILES = 100  # results read by one command
 UNSENT_BYTES = 4_000_000  # limit for these together, and for one part of a larger result
-MOST_LEFT = 2  # with errors for more results than this, the fault is assumed to be the database's
+MOST_FAILED = 2  # with errors for more results than this, the fault is assumed to be the database's
 
 
 def send_unsent(pool: Pool, folder: str) -> Operation[tuple[int, dict[str, str]]]:
@@ -31,7 +31,7 @@ def send_unsent(pool: Pool, folder: str) -> Operation[tuple[int, dict[str, str]]
 cd -- {quote(unsent)} 2>/dev/null || exit 0
 find . -ignore_readdir_race -maxdepth 1 -name '*.json' -printf '%s %f\\n'"""
     listed: Output = yield from ok(Command(text), "Unsent results cannot be read")
-    sent, left = 0, dict[str, str]()
+    sent, failed = 0, dict[str, str]()
     for files in _portions(listed.stdout.splitlines()):
         contents = yield from _contents(unsent, files)
         settled: list[str] = []
@@ -42,15 +42,15 @@ find . -ignore_readdir_race -maxdepth 1 -name '*.json' -printf '%s %f\\n'"""
             except (ValueError, KeyError, TypeError, AttributeError):
                 continue  # not a result: leave it in place for a person to inspect
             try:
-                verdict = yield from _send(pool, change)
+                decision = yield from _send(pool, change)
             except errors.UnavailableError as error:
-                if error.status is None or len(left) == MOST_LEFT:
+                if error.status is None or len(failed) == MOST_FAILED:
                     raise  # the results are not the cause
-                left[change.token] = str(error)
+                failed[change.token] = str(error)
                 continue
-            sent += verdict == "landed"
+            sent += decision == "landed"
             # The release of a token that was never started is not a result: if it is refused, there is nothing to keep.
-            (refused if verdict == "refused" and change.kind != "released" else settled).append(name)
+            (refused if decision == "refused" and change.kind != "released" else settled).append(name)
         away = [f"cd -- {quote(unsent)} || exit"]
         if settled:
             away.append(f"rm -f -- {quote(*settled)}")
@@ -58,7 +58,7 @@ find . -ignore_readdir_race -maxdepth 1 -name '*.json' -printf '%s %f\\n'"""
             away.append(f"mkdir -p -m 700 ../refused && mv -f -- {quote(*refused)} ../refused/")
         if settled or refused:
             yield Command("\n".join(away))
-    return sent, left
+    return sent, failed
 
 
 def _portions(listed: Sequence[str]) -> list[dict[str, int]]:
@@ -96,9 +96,9 @@ def _send(pool: Pool, change: Change) -> Operation[str]:
     has changed or the database accepts no part of the result. Raises CouchDBError if the outcome is unknown."""
     failure: errors.CouchDBError = errors.ConflictError(f"Token {one_line(change.token)} changes all the time.")
     for _ in range(10):
-        verdict = yield from _verdict(pool, change)
-        if verdict != "apply":
-            return verdict
+        decision = yield from _decision(pool, change)
+        if decision != "apply":
+            return decision
         try:
             rows = yield from pool.write([json_body(change.apply())])
         except errors.UnavailableError as error:
@@ -119,16 +119,16 @@ def _send(pool: Pool, change: Change) -> Operation[str]:
     raise failure
 
 
-def _verdict(pool: Pool, change: Change) -> Operation[str]:
+def _decision(pool: Pool, change: Change) -> Operation[str]:
     """The decision on a result now. Raises UnavailableError if the result is in a lost revision, which will be adopted."""
     found: Mapping[str, list[Document]] = yield from conflicts.branches(pool, [change.token])
-    verdict: str = change.verdict_of(found.get(change.token, []))
-    if verdict == "lost":
+    decision: str = change.verdict_of(found.get(change.token, []))
+    if decision == "lost":
         raise errors.UnavailableError(
             f"{one_line(change.token)} has revisions in conflict, and another one shows than the one with this result.",
             status=409,
         )
-    return verdict
+    return decision
 
 
 def _blames_document(error: errors.CouchDBError | ValueError) -> bool:

@@ -19,27 +19,27 @@ from airflow_provider_picas.lifecycle import transitions
 from airflow_provider_picas.lifecycle.ids import lease_id
 from airflow_provider_picas.lifecycle.transitions import held_by_pilot, reap
 from airflow_provider_picas.slurm import jobs as slurm_jobs
-from airflow_provider_picas.slurm.jobs import Job, Life, Look
+from airflow_provider_picas.slurm.jobs import Job, Phase, SlurmStatus
 from airflow_provider_picas.slurm.remote import RemoteError
 from airflow_provider_picas.submissions import deaths
-from airflow_provider_picas.submissions.deaths import Holders, Judgement, Lease, Observer
+from airflow_provider_picas.submissions.deaths import Evaluation, Holders, Lease, Observer
 from airflow_provider_picas.submissions.submission import Operation, Watched
 from airflow_provider_picas.submissions.unsent import send_unsent
 from airflow_provider_picas.tokens import documents
 from airflow_provider_picas.tokens.states import State, state_of
 from airflow_provider_picas.tokens.text import one_line
 
-WITNESS = "_local/picas-quorum"  # written to check whether a quorum of a cluster's nodes accepts a write
+QUORUM_PROBE = "_local/picas-quorum"  # written to check whether a quorum of a cluster's nodes accepts a write
 FIRST_READ = 4  # tokens read by the first request: their size is not known yet
-_JUDGED = ("_id", "_rev", "type", "lock", "done", "exit_code", "hostname", "slurm_job_id", "pilot", "claim")
+_FIELDS = ("_id", "_rev", "type", "lock", "done", "exit_code", "hostname", "slurm_job_id", "pilot", "claim")
 
 
 @dataclass
-class News:
+class PilotStatus:
     """The result of one check. ``slurm`` is None if it did not answer; then ``outage`` says why. ``before``: the
     database's clock before Slurm was queried."""
 
-    slurm: Look | None = None
+    slurm: SlurmStatus | None = None
     before: float = 0.0
     outage: str | None = None
     reaped: list[tuple[str, str]] = field(default_factory=list)  #: token id, cause
@@ -51,7 +51,7 @@ class News:
     stuck: dict[str, str] = field(default_factory=dict)  #: why tokens of dead pilots cannot be released
     holders: Holders = field(default_factory=Holders)  #: of the tokens that are still locked after this check
 
-    def add_earlier(self, earlier: News) -> None:
+    def add_earlier(self, earlier: PilotStatus) -> None:
         """Add the results of an earlier check of the same caller. Stuck tokens are kept: this check may have been cut
         short."""
         self.reaped[:0], self.given_up[:0] = earlier.reaped, earlier.given_up
@@ -75,23 +75,23 @@ class News:
         if self.unsent and not self.outage:
             token, why = next(iter(self.unsent.items()))
             return f"The result of {one_line(token)} waits in the submission's folder: {why}"
-        if self.outage or self.slurm is None or self.slurm.unaccounted is None:
+        if self.outage or self.slurm is None or self.slurm.sacct_error is None:
             return self.outage
-        return f"sacct does not answer ({self.slurm.unaccounted}): how pilots ended is known from squeue alone, for a while."
+        return f"sacct does not answer ({self.slurm.sacct_error}): how pilots ended is known from squeue alone, for a while."
 
     def worked_on(self, max_lock_age: float | None) -> bool:
         """True if known pilots hold tokens, or if tokens of unknown holders are released after ``max_lock_age``."""
         return self.holders.known > 0 or (max_lock_age is not None and self.locked > 0)
 
     @property
-    def pilots_left(self) -> bool | None:
+    def pilots_remain(self) -> bool | None:
         """True if a pilot is pending or running; None if unknown."""
         if self.jobs is None:
             return None
-        return any(job.life is not Life.ENDED for job in self.jobs.values())
+        return any(job.phase is not Phase.ENDED for job in self.jobs.values())
 
 
-def look_after(
+def check_pilots(
     pool: Pool,
     batch: str | None,
     watched: Watched | None,
@@ -100,7 +100,7 @@ def look_after(
     max_lock_age: float | None,
     observer: Observer | None = None,
     contact: float = -math.inf,
-) -> Operation[News]:
+) -> Operation[PilotStatus]:
     """Check the jobs and the locked tokens, send unsent results of pilots, and release the tokens of dead pilots.
 
     ``observer``: remembers earlier checks. Without it, no pilot counts as dead by silence alone. ``contact``: monotonic
@@ -109,60 +109,60 @@ def look_after(
     The returned status records an outage of the cluster. During an outage leases are not evaluated: a result may be in
     the submission's folder.
     """
-    news = News()
+    status = PilotStatus()
     if watched is not None:
-        _, news.before = yield from read_leases(pool, [])
+        _, status.before = yield from read_leases(pool, [])
         try:
-            news.slurm = yield from slurm_jobs.look(watched.key, watched.folder, watched.since)
+            status.slurm = yield from slurm_jobs.query(watched.key, watched.folder, watched.since)
         except RemoteError as error:
-            news.outage = str(error)
+            status.outage = str(error)
     key = watched.key if watched else None
-    judge = partial(Judgement, key=key, slurm=news.slurm, before=news.before, max_lock_age=max_lock_age)
+    evaluate = partial(Evaluation, key=key, slurm=status.slurm, before=status.before, max_lock_age=max_lock_age)
     observer = observer or Observer()
-    look = partial(_locked, pool, batch, judge, observer, contact)
-    judgement, locked = yield from look()
-    dead = _dead(judgement, locked)
-    if dead and news.outage is None:
-        news.outage = yield from _minority(pool)
-        judgement, locked = yield from look()  # data read while this node was cut off from the others may be old
-        dead = _again(dead, judgement, locked)
-    if dead and watched is not None and news.outage is None:
+    read = partial(_locked, pool, batch, evaluate, observer, contact)
+    evaluation, locked = yield from read()
+    dead = _dead(evaluation, locked)
+    if dead and status.outage is None:
+        status.outage = yield from _cut_off(pool)
+        evaluation, locked = yield from read()  # data read while this node was cut off from the others may be old
+        dead = _still_dead(dead, evaluation, locked)
+    if dead and watched is not None and status.outage is None:
         try:
-            news.sent, news.unsent = yield from send_unsent(pool, watched.folder)
+            status.sent, status.unsent = yield from send_unsent(pool, watched.folder)
         except RemoteError as error:
-            news.outage = str(error)
-        if news.sent:
+            status.outage = str(error)
+        if status.sent:
             # Pilots that died meanwhile are left to the next check: their results may have arrived after the folder was read.
-            judgement, locked = yield from look()
-            dead = _again(dead, judgement, locked)
-        dead = [(token, cause) for token, cause in dead if token["_id"] not in news.unsent]
-    if dead and news.outage is None:
-        yield from _give_back(pool, dead, judge, observer, contact, max_scrubs, news)
-    gone = {token for token, _ in (*news.reaped, *news.given_up)}
-    news.holders = judgement.holders([token for token in locked if token["_id"] not in {*gone, *news.stuck}])
-    news.holders = replace(news.holders, foreign=(*news.holders.foreign, *news.stuck))  # no pilot works on them
-    return news
+            evaluation, locked = yield from read()
+            dead = _still_dead(dead, evaluation, locked)
+        dead = [(token, cause) for token, cause in dead if token["_id"] not in status.unsent]
+    if dead and status.outage is None:
+        yield from _release(pool, dead, evaluate, observer, contact, max_scrubs, status)
+    gone = {token for token, _ in (*status.reaped, *status.given_up)}
+    status.holders = evaluation.holders([token for token in locked if token["_id"] not in {*gone, *status.stuck}])
+    status.holders = replace(status.holders, foreign=(*status.holders.foreign, *status.stuck))  # no pilot works on them
+    return status
 
 
 def holders(pool: Pool, batch: str | None, watched: Watched) -> Operation[Holders]:
     """Who holds the locked tokens. Raises RemoteError."""
-    slurm = yield from slurm_jobs.look(watched.key, watched.folder, watched.since)
-    judge = partial(Judgement, key=watched.key, slurm=slurm)
-    judgement, locked = yield from _locked(pool, batch, judge, Observer(), -math.inf)
-    return judgement.holders(locked)
+    slurm = yield from slurm_jobs.query(watched.key, watched.folder, watched.since)
+    evaluate = partial(Evaluation, key=watched.key, slurm=slurm)
+    evaluation, locked = yield from _locked(pool, batch, evaluate, Observer(), -math.inf)
+    return evaluation.holders(locked)
 
 
 def _locked(
-    pool: Pool, batch: str | None, judge: Callable[..., Judgement], observer: Observer, contact: float
-) -> Operation[tuple[Judgement, list[Document]]]:
-    """All locked tokens, and the result of ``judge`` for the database's time and the leases of their pilots."""
+    pool: Pool, batch: str | None, evaluate: Callable[..., Evaluation], observer: Observer, contact: float
+) -> Operation[tuple[Evaluation, list[Document]]]:
+    """All locked tokens, and the result of ``evaluate`` for the database's time and the leases of their pilots."""
     locked = yield from _read_locked(pool, batch, observer)
     # The leases are read after the tokens: a pilot renews before it claims, so an expired lease covers its tokens.
     pilots = deaths.holders(locked)
     asked = time.monotonic()
     known, now = (yield from read_leases(pool, pilots)) if locked else ({}, 0.0)
     observer.note(pilots, known, time.monotonic())
-    return judge(now, known, silent=observer.silent(locked, now, asked, contact)), locked
+    return evaluate(now, known, silent=observer.silent(locked, now, asked, contact)), locked
 
 
 def _read_locked(pool: Pool, batch: str | None, observer: Observer) -> Operation[list[Document]]:
@@ -194,32 +194,34 @@ def _read_changed(pool: Pool, names: Sequence[str], locked: dict[str, Document])
     while start < len(names):
         documents_read, size = yield from pool.fetch_measured(names[start : start + page])
         for name, token in documents_read.items():
-            locked[name] = {field: token[field] for field in _JUDGED if field in token}
+            locked[name] = {field: token[field] for field in _FIELDS if field in token}
         start += page
         page = page_of(size, len(documents_read))
 
 
-def _dead(judgement: Judgement, locked: Sequence[Document]) -> list[tuple[Document, str]]:
+def _dead(evaluation: Evaluation, locked: Sequence[Document]) -> list[tuple[Document, str]]:
     """The tokens whose pilots are dead, each with the cause."""
-    return [(token, cause) for token in locked if (cause := judgement.death(token))]
+    return [(token, cause) for token in locked if (cause := evaluation.death(token))]
 
 
-def _again(
-    dead: Sequence[tuple[Document, str]], judgement: Judgement, locked: Sequence[Document]
+def _still_dead(
+    dead: Sequence[tuple[Document, str]], evaluation: Evaluation, locked: Sequence[Document]
 ) -> list[tuple[Document, str]]:
     """The tokens in ``dead`` whose pilots are still dead in a later check."""
     before = {token["_id"] for token, _ in dead}
-    return [(token, cause) for token, cause in _dead(judgement, locked) if token["_id"] in before]
+    return [(token, cause) for token, cause in _dead(evaluation, locked) if token["_id"] in before]
 
 
-def _minority(pool: Pool) -> Operation[str | None]:
+def _cut_off(pool: Pool) -> Operation[str | None]:
     """Why the database's node may lack writes to other nodes, as the cut-off minority of a cluster; None if it is in
     contact.
 
     Pilots that reach the other nodes renew their leases there.
     """
     try:
-        answer: Answer = yield Request("PUT", pool.document_path(WITNESS), body=json_body({"asked": int(time.time())}))
+        answer: Answer = yield Request(
+            "PUT", pool.document_path(QUORUM_PROBE), body=json_body({"asked": int(time.time())})
+        )
     except errors.ConflictError:
         return None  # the document exists; CouchDB overwrites it, other servers require its revision
     if answer.status != 202:
@@ -237,28 +239,28 @@ def read_leases(pool: Pool, pilots: Sequence[str]) -> Operation[tuple[dict[str, 
     return {lease.pilot: lease for lease in map(Lease.parse, found)}, float(answer.time)
 
 
-def _give_back(
+def _release(
     pool: Pool,
     dead: Sequence[tuple[Document, str]],
-    judge: Callable[..., Judgement],
+    evaluate: Callable[..., Evaluation],
     observer: Observer,
     contact: float,
     max_scrubs: int,
-    news: News,
+    status: PilotStatus,
 ) -> Operation[None]:
     """Release the tokens of dead pilots, in portions of some megabytes. Skip tokens that changed since the decision."""
     start, page = 0, FIRST_READ
     while start < len(dead):
         some = dead[start : start + page]
         found, size = yield from conflicts.branches_measured(pool, [token["_id"] for token, _ in some])
-        yield from _settle_conflicts(pool, found, judge, observer, contact)
+        yield from _settle_conflicts(pool, found, evaluate, observer, contact)
         alone = {name: revisions[0] for name, revisions in found.items() if len(revisions) == 1}
         whole_tokens = [
             (alone[token["_id"]], cause)
             for token, cause in some
             if token["_id"] in alone and alone[token["_id"]]["_rev"] == token["_rev"]
         ]
-        yield from _reap(pool, whole_tokens, max_scrubs, news)
+        yield from _reap(pool, whole_tokens, max_scrubs, status)
         start += page
         page = page_of(size, len(found))
 
@@ -266,7 +268,7 @@ def _give_back(
 def _settle_conflicts(
     pool: Pool,
     found: Mapping[str, list[Document]],
-    judge: Callable[..., Judgement],
+    evaluate: Callable[..., Evaluation],
     observer: Observer,
     contact: float,
 ) -> Operation[None]:
@@ -281,17 +283,17 @@ def _settle_conflicts(
     asked = time.monotonic()
     known, now = yield from read_leases(pool, pilots)
     others.note(pilots, known, time.monotonic())
-    judgement = judge(now, known, silent=others.silent(losers, now, asked, contact))
+    evaluation = evaluate(now, known, silent=others.silent(losers, now, asked, contact))
 
     def may_run(token: Document) -> bool:
-        return held_by_pilot(token) and judgement.death(token) is None
+        return held_by_pilot(token) and evaluation.death(token) is None
 
     for revisions in found.values():
         if len(revisions) > 1:
             yield from conflicts.settle(pool, revisions, may_run)
 
 
-def _reap(pool: Pool, dead: Sequence[tuple[Document, str]], max_scrubs: int, news: News) -> Operation[None]:
+def _reap(pool: Pool, dead: Sequence[tuple[Document, str]], max_scrubs: int, status: PilotStatus) -> Operation[None]:
     """Release the tokens, or put them in error if this was done too often. Skip tokens that changed in the meantime."""
     if not dead:
         return
@@ -300,20 +302,20 @@ def _reap(pool: Pool, dead: Sequence[tuple[Document, str]], max_scrubs: int, new
     changed = []
     for token, cause in dead:
         if documents.holds_huge_integer(token):
-            news.stuck[token["_id"]] = documents.HUGE_INTEGER
+            status.stuck[token["_id"]] = documents.HUGE_INTEGER
         else:
-            changed.append(_given_back(token, cause, max_scrubs, int(now)))
+            changed.append(_released(token, cause, max_scrubs, int(now)))
     for some in edits.requests_of(changed):
         rows = yield from pool.write([new.text for new in some])
         for new, row in zip(some, rows, strict=True):
             name = row.id
             if row.error is None:
-                (news.given_up if new.document["done"] else news.reaped).append((name, causes[name]))
+                (status.given_up if new.document["done"] else status.reaped).append((name, causes[name]))
             elif row.error == TOO_LARGE:
-                news.stuck[name] = "is too large to be written again"
+                status.stuck[name] = "is too large to be written again"
 
 
-def _given_back(token: Document, cause: str, max_scrubs: int, now: int) -> Document:
+def _released(token: Document, cause: str, max_scrubs: int, now: int) -> Document:
     if not held_by_pilot(token):
         # A PiCaS client's token: it has no claim, and its revision is a sufficient fence.
         count = token.get("scrub_count")

@@ -93,7 +93,7 @@ class Selection:
             for state in [*State, None]:
                 number = counts.stateless if state is None else counts[state]
                 if number and state not in self.states:
-                    report.leave(in_state(state), tokens=number)
+                    report.skip(in_state(state), tokens=number)
         return report
 
     def objection(self, token: Mapping[str, Any], now: float, matches: bool = True) -> str | None:
@@ -128,7 +128,7 @@ def scrubs_of(token: Mapping[str, Any]) -> int:
     return count if isinstance(count, int) and not isinstance(count, bool) else 0
 
 
-def last_news(token: Mapping[str, Any]) -> float | None:
+def last_activity(token: Mapping[str, Any]) -> float | None:
     """When a token was last claimed, ended or in error, in seconds since 1970; None if unknown.
 
     ``Task.error`` of the PiCaS client writes 99 for lock and done, and the time with the error.
@@ -153,7 +153,7 @@ def _error_time(token: Mapping[str, Any]) -> Any:
 
 
 @dataclass
-class Left:
+class Skipped:
     """Tokens that were skipped for one reason: their number, and some of their ids."""
 
     tokens: int = 0
@@ -166,7 +166,7 @@ class EditReport:
 
     changed: int = 0
     changed_ids: list[str] = field(default_factory=list)  #: some of them
-    left: dict[str, Left] = field(default_factory=dict)  #: by reason
+    skipped: dict[str, Skipped] = field(default_factory=dict)  #: by reason
 
     def change(self, token_id: str) -> None:
         """Count a token that was changed."""
@@ -174,32 +174,34 @@ class EditReport:
         if len(self.changed_ids) < SAMPLE:
             self.changed_ids.append(token_id)
 
-    def leave(self, reason: str, token_id: str | None = None, tokens: int = 1) -> None:
+    def skip(self, reason: str, token_id: str | None = None, tokens: int = 1) -> None:
         """Count tokens that were skipped."""
-        left = self.left.setdefault(reason, Left())
-        left.tokens += tokens
-        if token_id is not None and len(left.ids) < SAMPLE:
-            left.ids.append(token_id)
+        skipped = self.skipped.setdefault(reason, Skipped())
+        skipped.tokens += tokens
+        if token_id is not None and len(skipped.ids) < SAMPLE:
+            skipped.ids.append(token_id)
 
     def add(self, other: EditReport) -> None:
         """Add the report of a part."""
         self.changed += other.changed
         self.changed_ids = [*self.changed_ids, *other.changed_ids][:SAMPLE]
-        for reason, left in other.left.items():
-            mine = self.left.setdefault(reason, Left())
-            mine.tokens += left.tokens
-            mine.ids = [*mine.ids, *left.ids][:SAMPLE]
+        for reason, skipped in other.skipped.items():
+            mine = self.skipped.setdefault(reason, Skipped())
+            mine.tokens += skipped.tokens
+            mine.ids = [*mine.ids, *skipped.ids][:SAMPLE]
 
     def lines(self, done: str) -> list[str]:
         """The report for a log, with one line per reason. ``done``: what happened to the changed ones, such as ``reset``."""
         lines = [f"{self.changed:,} tokens {done}{_named(self.changed, self.changed_ids)}."]
-        by_number = sorted(self.left.items(), key=lambda item: -item[1].tokens)
-        lines += [f"{left.tokens:,} left: {reason}{_named(left.tokens, left.ids)}." for reason, left in by_number]
+        by_number = sorted(self.skipped.items(), key=lambda item: -item[1].tokens)
+        lines += [
+            f"{skipped.tokens:,} left: {reason}{_named(skipped.tokens, skipped.ids)}." for reason, skipped in by_number
+        ]
         return lines
 
-    def left_dict(self) -> dict[str, dict[str, Any]]:
+    def skipped_dict(self) -> dict[str, dict[str, Any]]:
         """The skipped tokens, for XCom."""
-        return {reason: {"tokens": left.tokens, "ids": left.ids} for reason, left in self.left.items()}
+        return {reason: {"tokens": skipped.tokens, "ids": skipped.ids} for reason, skipped in self.skipped.items()}
 
 
 def _named(tokens: int, sample: Sequence[str]) -> str:

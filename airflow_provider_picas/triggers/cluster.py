@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 from airflow_provider_picas.hooks.slurm import SlurmAsyncHook
 from airflow_provider_picas.sansio import drive_async
 from airflow_provider_picas.slurm import jobs
-from airflow_provider_picas.slurm.jobs import LookAt
+from airflow_provider_picas.slurm.jobs import JobsQuery
 from airflow_provider_picas.slurm.remote import (
     LoginError,
     NoSessionError,
@@ -54,7 +54,7 @@ class Cluster:
         self._open = self._opened = (
             0  #: sessions that are open now, and the total so far, including attempts to open one
         )
-        self._asked: dict[LookAt, list[asyncio.Future[Output]]] = {}
+        self._asked: dict[JobsQuery, list[asyncio.Future[Output]]] = {}
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._failure: RemoteError | None = None
@@ -102,7 +102,7 @@ class Cluster:
         if isinstance(step, Pause):  # does not block other users
             await asyncio.sleep(step.seconds)
             return Output(0)
-        if not isinstance(step, LookAt):
+        if not isinstance(step, JobsQuery):
             return await self._carry_out(step)
         answer: asyncio.Future[Output] = asyncio.get_running_loop().create_future()
         self._asked.setdefault(step, []).append(answer)
@@ -168,15 +168,15 @@ class Cluster:
             pause = min(max(SHORTEST_PAUSE, LOAD * took), LONGEST_PAUSE)
             await asyncio.sleep(pause * random.uniform(0.9, 1.0))
 
-    async def _look(self, asked: dict[LookAt, list[asyncio.Future[Output]]]) -> None:
+    async def _look(self, asked: dict[JobsQuery, list[asyncio.Future[Output]]]) -> None:
         for start in range(0, len(asked), TOGETHER):
             await self._look_together(dict(list(asked.items())[start : start + TOGETHER]))
 
-    async def _look_together(self, asked: dict[LookAt, list[asyncio.Future[Output]]]) -> None:
+    async def _look_together(self, asked: dict[JobsQuery, list[asyncio.Future[Output]]]) -> None:
         steps = list(asked)
         try:
             self.looks += 1
-            outputs = jobs.apart(await self._carry_out(jobs.together(steps)), steps)
+            outputs = jobs.split_output(await self._carry_out(jobs.combine(steps)), steps)
         except Exception as error:
             for answer in (answer for answers in asked.values() for answer in answers if not answer.done()):
                 answer.set_exception(error)

@@ -163,7 +163,7 @@ class PicasTokenEventTrigger(BaseEventTrigger):
 
     async def _ask(self, hook: PicasAsyncHook, memory: _Memory) -> tuple[str, Mapping[str, Counts]]:
         """The feed's position, and the counts of the batches that changed since ``memory``, or of all."""
-        standing = await hook.do(changes.standing(hook.pool))
+        standing = await hook.do(changes.feed_position(hook.pool))
         same = memory.birth == standing.birth
         if memory.position and same and not changes.is_older(standing.sequence, memory.position):
             position, batches = await self._touched_since(hook, memory.position)

@@ -218,7 +218,7 @@ class Feed:
         """Start afresh if the database was deleted and created again, or restored from a backup: its old position is
         then meaningless. True if this was the case."""
         since = self._since
-        standing = await hook.do(changes.standing(hook.pool))
+        standing = await hook.do(changes.feed_position(hook.pool))
         if self._birth is not None and standing.birth != self._birth:
             self._notify("The database was deleted and made anew. Its tokens are counted from the start.")
         elif since is not None and changes.is_older(standing.sequence, since):

@@ -25,9 +25,9 @@ from airflow_provider_picas.slurm.remote import Output, RemoteError, Unreachable
 from airflow_provider_picas.submissions import stop
 from airflow_provider_picas.submissions.deaths import Observer
 from airflow_provider_picas.submissions.report import PilotsLog
-from airflow_provider_picas.submissions.stop import How
+from airflow_provider_picas.submissions.stop import StopMode
 from airflow_provider_picas.submissions.submission import Watched, performer
-from airflow_provider_picas.submissions.watch import News, look_after
+from airflow_provider_picas.submissions.watch import PilotStatus, check_pilots
 from airflow_provider_picas.task_state import task_state
 from airflow_provider_picas.tokens import waiting
 from airflow_provider_picas.tokens.counts import Completeness, Counts, ErrorBudget
@@ -95,7 +95,7 @@ class PicasTokenStateTrigger(BaseTrigger):
         max_scrubs: int = 3,
         max_lock_age: float | None = None,
         pilots_interval: float | None = None,
-        on_kill_how: str = How.CANCEL,
+        on_kill_how: str = StopMode.CANCEL,
         fail_fast: bool = False,
         success_threshold: float | None = None,
         no_progress: float | None = None,
@@ -235,12 +235,12 @@ class PicasTokenStateTrigger(BaseTrigger):
             slurm = await stack.enter_async_context(cluster_for(watched.ssh_conn_id).use())
             while True:
                 news = await self._look(picas, slurm, watched)
-                told.tell(news)
+                told.report(news)
                 self._pilots_seen = None if news.jobs is None else jobs.pilots(news.jobs.values())
                 self._log_progress()
                 self._give_up_watch(slurm.refusal)
                 now = time.monotonic()
-                nobody = news.pilots_left is False and not news.worked_on(self.max_lock_age)
+                nobody = news.pilots_remain is False and not news.worked_on(self.max_lock_age)
                 if nobody and time.time() >= self.no_pilots_before:
                     none_left_since = none_left_since if none_left_since is not None else now
                     # A job that was just submitted may appear a moment later; one that Slurm reports as ended has ended.
@@ -250,7 +250,7 @@ class PicasTokenStateTrigger(BaseTrigger):
                             self._news.wake()
                 else:
                     none_left_since, self._nobody_left = None, False
-                if news.pilots_left:
+                if news.pilots_remain:
                     await self._renew_credentials(picas, slurm, watched)
                 if told.logs_are_due():
                     await self._show_logs(slurm, watched, told)
@@ -269,10 +269,10 @@ class PicasTokenStateTrigger(BaseTrigger):
         if refusal is not None and self._news is not None:
             self._news.wake()
 
-    async def _look(self, picas: PicasAsyncHook, slurm: Cluster, watched: Watched) -> News:
+    async def _look(self, picas: PicasAsyncHook, slurm: Cluster, watched: Watched) -> PilotStatus:
         try:
             news = await drive_async(
-                look_after(
+                check_pilots(
                     picas.pool,
                     self.batch,
                     watched,
@@ -285,10 +285,10 @@ class PicasTokenStateTrigger(BaseTrigger):
             )
         except errors.CouchDBError as error:
             self._answers_since = None
-            return News(outage=str(error))
+            return PilotStatus(outage=str(error))
         except Exception as error:  # a bug in here must not end the watch
             self.log.exception("The pilots could not be looked after.")
-            return News(outage=f"The pilots could not be looked after ({type(error).__name__}: {error}).")
+            return PilotStatus(outage=f"The pilots could not be looked after ({type(error).__name__}: {error}).")
         if self._answers_since is None:
             self._answers_since = time.monotonic()
         return news
@@ -316,7 +316,7 @@ class PicasTokenStateTrigger(BaseTrigger):
 
     async def _show_logs(self, slurm: Cluster, watched: Watched, told: PilotsLog) -> None:
         try:
-            told.tell_logs(await slurm.do(logs.news(watched.folder, told.sizes)))
+            told.report_logs(await slurm.do(logs.updates(watched.folder, told.sizes)))
         except RemoteError:
             return  # the next check of the jobs logs this
 
@@ -333,7 +333,7 @@ class PicasTokenStateTrigger(BaseTrigger):
     def _begin_to_stop_pilots(self) -> asyncio.Task[None] | None:
         """Stop the pilots in a separate asyncio task: Airflow 3.3.2 cancels ``on_kill`` a second after the call."""
         watched = Watched.parse(self.pilots)
-        if watched is None or self.on_kill_how == How.LEAVE:
+        if watched is None or self.on_kill_how == StopMode.LEAVE:
             return None
         work = asyncio.create_task(self._stop_pilots(watched))
         _stopping.add(work)
@@ -357,7 +357,7 @@ class PicasTokenStateTrigger(BaseTrigger):
                 return
 
     async def _stop_once(self, watched: Watched) -> None:
-        how = How(self.on_kill_how)
+        how = StopMode(self.on_kill_how)
         async with AsyncExitStack() as stack:
             picas = await stack.enter_async_context(PicasAsyncHook(self.picas_conn_id, database=self.database))
             slurm = await stack.enter_async_context(cluster_for(watched.ssh_conn_id).use())
@@ -371,9 +371,9 @@ class PicasTokenStateTrigger(BaseTrigger):
             if news := await drive_async(
                 stop.stop(picas.pool, self.batch, watched, how), performer(picas.send, slurm.perform)
             ):
-                PilotsLog(self.log).tell_cancelled(news)
+                PilotsLog(self.log).report_cancelled(news)
             # squeue shows cancelled pilots until they have ended.
-            removal = stop.remove_credentials(watched, CANCEL_WAIT if how is How.CANCEL else DRAIN_WAIT)
+            removal = stop.remove_credentials(watched, CANCEL_WAIT if how is StopMode.CANCEL else DRAIN_WAIT)
             if not await drive_async(removal, perform_patiently):
                 self.log.warning("Some have not ended yet; their credentials stay in %s.", watched.folder)
 

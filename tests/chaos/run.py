@@ -224,7 +224,7 @@ class Run:
         """Run shell text on the login node; what it prints."""
         with SlurmHook("spider") as hook:
             output = hook.run(text)
-        assert output.code == 0, output.said
+        assert output.code == 0, output.message
         return output.stdout
 
     def logs(self) -> str:

@@ -18,7 +18,7 @@ from airflow_provider_picas.pilot.database import Database
 from airflow_provider_picas.pilot.identity import Identity
 from airflow_provider_picas.pilot.lease import Lease
 from airflow_provider_picas.pilot.work import Work
-from airflow_provider_picas.submissions.watch import News
+from airflow_provider_picas.submissions.watch import PilotStatus
 from airflow_provider_picas.tokens.states import State
 from stack.couchdb import CouchDBAdmin
 from tests.chaos.couchdb_nodes import CouchDBNodes, cluster_or_skip
@@ -47,11 +47,11 @@ def site(nodes: CouchDBNodes, pool: Pool, tmp_path: Path, monkeypatch: pytest.Mo
     with new_site(pool, tmp_path, addresses, monkeypatch) as made:
         look = made.look_once
 
-        def patiently() -> News:
+        def patiently() -> PilotStatus:
             try:
                 return look()
             except CouchDBError as error:  # a node that was just started answers no view
-                return News(outage=str(error))
+                return PilotStatus(outage=str(error))
 
         made.look_once = patiently  # type: ignore[method-assign]
         yield made

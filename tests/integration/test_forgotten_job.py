@@ -16,7 +16,7 @@ from airflow_provider_picas.operators.tokens import PicasPushTokensOperator
 from airflow_provider_picas.sansio import drive
 from airflow_provider_picas.sensors.tokens import PicasTokenStateSensor
 from airflow_provider_picas.slurm import jobs
-from airflow_provider_picas.slurm.jobs import Life, Look
+from airflow_provider_picas.slurm.jobs import Phase, SlurmStatus
 from airflow_provider_picas.slurm.remote import Output, Step, UnreachableError
 from airflow_provider_picas.submissions.submission import Watched
 from stack import native, processes
@@ -54,12 +54,12 @@ def submit(folder: Path, run_id: str) -> Watched:
     return watched
 
 
-def look(remote: SlurmHook, watched: Watched) -> Look:
-    return remote.do(jobs.look(watched.key, watched.folder, watched.since))
+def look(remote: SlurmHook, watched: Watched) -> SlurmStatus:
+    return remote.do(jobs.query(watched.key, watched.folder, watched.since))
 
 
-def lives(found: Look) -> set[Life]:
-    return {job.life for job in found.jobs.values()}
+def lives(found: SlurmStatus) -> set[Phase]:
+    return {job.phase for job in found.jobs.values()}
 
 
 def until(condition: object, what: str) -> None:
@@ -90,7 +90,7 @@ def test_a_runaway_job(
     make_runaway(site, watched)
     assert site.run(*sacct).stdout.split() == ["RUNNING"] * 2
 
-    assert lives(look(remote, watched)) == {Life.RUNNING}, "that is too early to tell"
+    assert lives(look(remote, watched)) == {Phase.RUNNING}, "that is too early to tell"
     monkeypatch.setattr(jobs, "FORGOTTEN_AFTER", 1)
     site.stop_controller()
     try:
@@ -98,7 +98,7 @@ def test_a_runaway_job(
             look(remote, watched)
     finally:
         site.continue_controller()
-    until(lambda: lives(look(remote, watched)) == {Life.ENDED}, "The end of the jobs")
+    until(lambda: lives(look(remote, watched)) == {Phase.ENDED}, "The end of the jobs")
     assert {job.cause for job in look(remote, watched).jobs.values()} == {
         "RUNNING for sacct, but unknown to Slurm's controller"
     }
@@ -127,9 +127,9 @@ def test_a_job_that_squeue_did_not_list_yet(
         asked += 1
         output = remote.perform(step)
         rows = [line for line in output.stdout.splitlines() if not line.startswith("Q|")]
-        return replace(output, stdout="\n".join(rows)) if isinstance(step, jobs.LookAt) else output
+        return replace(output, stdout="\n".join(rows)) if isinstance(step, jobs.JobsQuery) else output
 
-    found = drive(jobs.look(watched.key, watched.folder, watched.since), without_squeue)
+    found = drive(jobs.query(watched.key, watched.folder, watched.since), without_squeue)
     assert asked == 2
     assert found.unqueued
-    assert lives(found) <= {Life.WAITING, Life.RUNNING}
+    assert lives(found) <= {Phase.WAITING, Phase.RUNNING}

@@ -95,17 +95,17 @@ def test_looks_at_jobs_go_on(freeze: Callable[[], None], spider: str, monkeypatc
 
     async def run() -> None:
         async with cluster_for(spider).use() as shared:
-            await shared.do(jobs.look("none", "none", 0))
+            await shared.do(jobs.query("none", "none", 0))
             freeze()
             with monkeypatch.context() as short:
-                short.setattr(jobs, "LOOK_TIMEOUT", TIMEOUT)
+                short.setattr(jobs, "QUERY_TIMEOUT", TIMEOUT)
                 async with asyncio.timeout(BOUND):
                     with pytest.raises(UnreachableError, match="did not end within 2 s"):
-                        await shared.do(jobs.look("none", "none", 0))
+                        await shared.do(jobs.query("none", "none", 0))
             async with asyncio.timeout(BOUND):
                 while True:
                     with suppress(UnreachableError):  # until it connects again, which it does not try at once
-                        await shared.do(jobs.look("none", "none", 0))
+                        await shared.do(jobs.query("none", "none", 0))
                         return
 
     asyncio.run(run())

@@ -11,7 +11,7 @@ from airflow_provider_picas.couchdb import edits
 from airflow_provider_picas.couchdb import pool as pools
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.submissions.deaths import Observer
-from airflow_provider_picas.submissions.watch import News, look_after
+from airflow_provider_picas.submissions.watch import PilotStatus, check_pilots
 from airflow_provider_picas.tokens.states import State
 from stack import native
 from stack.pool import Pool
@@ -32,9 +32,9 @@ def proxy(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
         yield proxy
 
 
-def look(hook: PicasHook, observer: Observer, **keys: Any) -> News:
+def look(hook: PicasHook, observer: Observer, **keys: Any) -> PilotStatus:
     options = {"max_scrubs": 3, "max_lock_age": None, "observer": observer, **keys}
-    return hook.do(look_after(hook.pool, "b", None, **options))  # type: ignore[arg-type]
+    return hook.do(check_pilots(hook.pool, "b", None, **options))  # type: ignore[arg-type]
 
 
 def answers(proxy: Proxy) -> list[int]:

@@ -25,7 +25,7 @@ from airflow_provider_picas.pilot.clock import Clock
 from airflow_provider_picas.pilot.database import Database
 from airflow_provider_picas.submissions import watch
 from airflow_provider_picas.submissions.deaths import Observer
-from airflow_provider_picas.submissions.watch import News
+from airflow_provider_picas.submissions.watch import PilotStatus
 from airflow_provider_picas.tokens import views
 from airflow_provider_picas.tokens.states import State
 from stack.couchdb import CouchDBAdmin
@@ -89,7 +89,7 @@ class Site:
         self.looking.start(COUNT, lease=lease, wait_for_work=300)
         self.readings(1)
 
-    def look(self) -> News:
+    def look(self) -> PilotStatus:
         """The wait's look, which must give nothing back."""
         news = self.look_once()
         assert not news.reaped
@@ -97,11 +97,13 @@ class Site:
         assert not self.looking.runs(), "the other pilot has run the token, too"
         return news
 
-    def look_once(self) -> News:
+    def look_once(self) -> PilotStatus:
         """The wait's look."""
-        looked = watch.look_after(self._hook.pool, "b", None, max_scrubs=3, max_lock_age=None, observer=self._observer)
+        looked = watch.check_pilots(
+            self._hook.pool, "b", None, max_scrubs=3, max_lock_age=None, observer=self._observer
+        )
         news = self._hook.do(looked)  # type: ignore[arg-type]
-        assert isinstance(news, News)
+        assert isinstance(news, PilotStatus)
         return news
 
     def renewals(self) -> int:
@@ -228,7 +230,7 @@ def test_who_is_killed_is_dead_for_both(site: Site) -> None:
     site.look()
     killed = time.monotonic()
     pilot.kill()
-    found: list[News] = []
+    found: list[PilotStatus] = []
     until(lambda: found.append(site.look_once()) or found[-1].reaped or site.looking.runs())  # type: ignore[func-returns-value]
     print(f"given back {time.monotonic() - killed:.1f} s after the kill, with a lease of {LEASE} s")
     assert time.monotonic() - killed < LEASE + 5

@@ -129,7 +129,7 @@ def test_jobs_of_other_people_with_our_names_are_not_ours(held: str, remote: Slu
     if not foreign:
         pytest.skip("the account cannot submit jobs as another user")
     try:
-        look = remote.do(slurm_jobs.look(made["submission"], made["folder"], int(time.time())))
+        look = remote.do(slurm_jobs.query(made["submission"], made["folder"], int(time.time())))
         assert set(look.jobs) == set(made["job_ids"])
         cancel(made)
         assert jobs(remote, made) == [foreign]
@@ -156,7 +156,7 @@ def test_an_old_submission_that_sacct_refuses_hides_no_other(quick: str, remote:
     since = [now - 60, old[0], now - 61, old[1], now - 62, old[2]]
     keys = [made[0], made[0], made[1], made[1], made[2], made[2]]
     steps = [
-        slurm_jobs.LookAt("", key=one["submission"] + ".old" * (at in old), folder=one["folder"], since=at)
+        slurm_jobs.JobsQuery("", key=one["submission"] + ".old" * (at in old), folder=one["folder"], since=at)
         for one, at in zip(keys, since, strict=True)
     ]
     real = remote.run("command -v sacct").stdout.strip()
@@ -175,7 +175,7 @@ def test_an_old_submission_that_sacct_refuses_hides_no_other(quick: str, remote:
 
         def rows_are_there() -> bool:
             """What sacct shows may lag behind, also after it has shown a job by its id."""
-            outputs[:] = slurm_jobs.apart(slurm.perform(slurm_jobs.together(steps)), steps)
+            outputs[:] = slurm_jobs.split_output(slurm.perform(slurm_jobs.combine(steps)), steps)
             return all(
                 f"A|{one['job_ids'][0]}|COMPLETED|" in output.stdout
                 for output, one in zip(outputs[::2], made, strict=True)
@@ -183,8 +183,8 @@ def test_an_old_submission_that_sacct_refuses_hides_no_other(quick: str, remote:
 
         processes.wait_for(rows_are_there, what="sacct's rows of the new submissions", seconds=LIMIT)
     looks = [slurm_jobs.parse(output.stdout.splitlines()) for output in outputs]
-    assert [bool(look.unaccounted) for look in looks] == [False, True] * 3
-    assert "Time range too wide" in str(looks[1].unaccounted)
+    assert [bool(look.sacct_error) for look in looks] == [False, True] * 3
+    assert "Time range too wide" in str(looks[1].sacct_error)
 
 
 def zone_that_changes(at: int) -> str:
@@ -203,8 +203,8 @@ def test_the_hour_of_the_change_of_clocks(quick: str, remote: SlurmHook, task_id
         assert zones == ["DST", "STD"]
 
         def accounted() -> bool:
-            look = slurm.do(slurm_jobs.look(made["submission"], made["folder"], since))
-            assert look.unaccounted is None
+            look = slurm.do(slurm_jobs.query(made["submission"], made["folder"], since))
+            assert look.sacct_error is None
             job = look.jobs.get(made["job_ids"][0])
             return job is not None and abs(job.ended - now) < 10 * LIMIT
 
@@ -294,7 +294,7 @@ def test_a_profile_that_names_another_cluster(
 
         def accounted() -> bool:
             """Only sacct knows when a job has ended."""
-            look = slurm.do(slurm_jobs.look(ends["submission"], ends["folder"], int(time.time()) - 60))
+            look = slurm.do(slurm_jobs.query(ends["submission"], ends["folder"], int(time.time()) - 60))
             return bool(look.jobs[ends["job_ids"][0]].ended)
 
         processes.wait_for(accounted, what="The end of the job by sacct", seconds=LIMIT)

@@ -20,7 +20,7 @@ from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.picas_async import PicasAsyncHook
 from airflow_provider_picas.submissions.submission import Watched
 from airflow_provider_picas.submissions.tidy import local_documents
-from airflow_provider_picas.submissions.watch import look_after, read_leases
+from airflow_provider_picas.submissions.watch import check_pilots, read_leases
 from airflow_provider_picas.tokens import ids
 from airflow_provider_picas.tokens.documents import new_token
 from airflow_provider_picas.tokens.selection import Selection, UnknownBatchError
@@ -164,7 +164,7 @@ OPERATIONS: dict[str, Callable[[PicasHook], object]] = {
     "now": lambda hook: hook.now(),
     "test": lambda hook: hook.test_connection(),
     "changes": lambda hook: hook.do(changes.changes(hook.pool, "0")),
-    "standing": lambda hook: hook.do(changes.standing(hook.pool)),
+    "standing": lambda hook: hook.do(changes.feed_position(hook.pool)),
     "sequence": lambda hook: hook.do(hook.pool.sequence()),
     "counts of few": lambda hook: hook.do(changes.counts_of(hook.pool, ["b", "", "c"])),
     "counts of many": lambda hook: hook.do(changes.counts_of(hook.pool, list("bcdefgh"))),
@@ -175,7 +175,7 @@ OPERATIONS: dict[str, Callable[[PicasHook], object]] = {
     "pilots of a batch": lambda hook: hook.do(batch_pilots.find(hook.pool, "b")),
     "tidying": lambda hook: hook.do(local_documents(hook.pool, "s.1")),
     "overview": lambda hook: (hook.do(overview.changed_last(hook.pool)), hook.do(overview.pilots(hook.pool))),
-    "look after": lambda hook: hook.do(look_after(hook.pool, "b", None, max_scrubs=3, max_lock_age=1.0)),  # type: ignore[arg-type]
+    "look after": lambda hook: hook.do(check_pilots(hook.pool, "b", None, max_scrubs=3, max_lock_age=1.0)),  # type: ignore[arg-type]
 }
 
 

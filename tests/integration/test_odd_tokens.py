@@ -83,7 +83,7 @@ def test_a_token_that_cannot_be_given_back_keeps_no_other_from_it(proxy: Proxy, 
     hook, ids = fill(State.LOCKED)
     lives.change(hook, ids[1], input=value)
     proxy.largest = LIMIT
-    news = hook.do(watch.look_after(hook.pool, "b", None, max_scrubs=3, max_lock_age=1))
+    news = hook.do(watch.check_pilots(hook.pool, "b", None, max_scrubs=3, max_lock_age=1))
     assert sorted(token for token, _ in news.reaped) == [ids[0], ids[2], ids[3]]
     assert news.stuck == {ids[1]: why}
     assert dataclasses.asdict(news.holders) == {"known": 0, "foreign": (ids[1],), "patience": 0.0}

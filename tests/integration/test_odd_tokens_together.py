@@ -106,7 +106,7 @@ def test_good_tokens_beside_odd_ones(
     set_connection(monkeypatch, "picas_default", {"conn_type": "picas", "host": host, "port": int(port), **login})
     hook = PicasHook()
     set_good(pool, {**LOCKED, "done": 0})
-    news = hook.do(watch.look_after(hook.pool, None, None, max_scrubs=3, max_lock_age=1))
+    news = hook.do(watch.check_pilots(hook.pool, None, None, max_scrubs=3, max_lock_age=1))
     assert set(GOOD) <= {token for token, _ in news.reaped}
     set_good(pool, LIVES[State.ERROR])
     PicasResetTokensOperator(task_id="reset", states="error", **WHOLE).execute(context("reset"))

@@ -174,7 +174,7 @@ def test_a_token_that_the_client_took_over_is_not_taken_for_ours(
     process.terminate()  # else it waits for the token that is left
     assert process.wait(20) == 0
     put_lease(pool, ours["pilot"], ended=True)
-    news = hook.do(watch.look_after(hook.pool, None, None, max_scrubs=3, max_lock_age=None))
+    news = hook.do(watch.check_pilots(hook.pool, None, None, max_scrubs=3, max_lock_age=None))
     assert (news.reaped, news.given_up, news.holders.foreign) == ([], [], (TOKEN,))
     assert submission.run(COUNT, lease=2) == 0
     assert pool.get(TOKEN) == theirs, "neither the wait nor another pilot gives it back"

@@ -242,7 +242,7 @@ def test_a_token_that_a_pilot_has_taken_meanwhile_is_left_to_it(hook: PicasHook)
 
     report = hook.do(edits.reset(hook.pool, stale, judge))
     assert sorted(report.changed_ids) == [ids[2], ids[4]]
-    assert {reason: left.ids for reason, left in report.left.items()} == {
+    assert {reason: left.ids for reason, left in report.skipped.items()} == {
         "meanwhile it is locked": [ids[0]],
         "meanwhile it is done": [ids[1]],
         edits.GONE: [ids[3]],

@@ -11,7 +11,7 @@ import pytest
 
 from airflow_provider_picas.hooks.slurm import SlurmHook
 from airflow_provider_picas.slurm import jobs
-from airflow_provider_picas.slurm.jobs import Life, Look
+from airflow_provider_picas.slurm.jobs import Phase, SlurmStatus
 from airflow_provider_picas.slurm.remote import Command, RemoteError, UnreachableError
 from airflow_provider_picas.triggers import cluster as module
 from airflow_provider_picas.triggers.cluster import cluster_for
@@ -43,12 +43,12 @@ def test_looks_at_the_same_time_are_one(keys: list[str]) -> None:
     async def look() -> None:
         async with cluster_for("spider").use() as shared:
             since = int(time.time()) - 60
-            found = await asyncio.gather(*(shared.do(jobs.look(key, key, since)) for key in keys for _ in range(3)))
+            found = await asyncio.gather(*(shared.do(jobs.query(key, key, since)) for key in keys for _ in range(3)))
             assert shared.looks == 1
             numbers = [len(item.jobs) for item in found]
             assert numbers == [1] * 3 * (NUMBER - 1) + [2] * 3
-            assert {job.life for item in found for job in item.jobs.values()} == {Life.WAITING}
-            assert all(item.at >= since and item.unaccounted is None for item in found)
+            assert {job.phase for item in found for job in item.jobs.values()} == {Phase.WAITING}
+            assert all(item.at >= since and item.sacct_error is None for item in found)
             assert cluster_for("spider") is shared
         assert cluster_for("spider") is not shared
 
@@ -58,13 +58,13 @@ def test_looks_at_the_same_time_are_one(keys: list[str]) -> None:
 def test_more_looks_than_one_command_takes(keys: list[str]) -> None:
     """Of 1,000 submissions with the longest names that there are, most of which have no jobs."""
 
-    async def look() -> tuple[int, list[Look]]:
+    async def look() -> tuple[int, list[SlurmStatus]]:
         since = int(time.time()) - 60
         none = [f"picas-{'x' * 73}-{number:010}.12" for number in range(995)]
         places = {key: f"/home/{'x' * 32}/picas-pilots/{key}" for key in none}
         async with cluster_for("spider").use() as shared:
             found = await asyncio.gather(
-                *(shared.do(jobs.look(key, places.get(key, key), since)) for key in [*none, *keys])
+                *(shared.do(jobs.query(key, places.get(key, key), since)) for key in [*none, *keys])
             )
             return shared.looks, list(found)
 
@@ -75,11 +75,11 @@ def test_more_looks_than_one_command_takes(keys: list[str]) -> None:
 
 def test_a_look_is_what_it_would_be_alone(keys: list[str], remote: SlurmHook) -> None:
     since = int(time.time()) - 60
-    alone = [remote.do(jobs.look(key, key, since)) for key in keys]
+    alone = [remote.do(jobs.query(key, key, since)) for key in keys]
 
-    async def look() -> list[Look]:
+    async def look() -> list[SlurmStatus]:
         async with cluster_for("spider").use() as shared:
-            return list(await asyncio.gather(*(shared.do(jobs.look(key, key, since)) for key in keys)))
+            return list(await asyncio.gather(*(shared.do(jobs.query(key, key, since)) for key in keys)))
 
     assert [item.jobs for item in asyncio.run(look())] == [item.jobs for item in alone]
 
@@ -110,7 +110,7 @@ def test_a_cluster_that_is_away_is_tried_now_and_then(
                 with pytest.raises(UnreachableError):
                     await shared.perform(Command("true"))
                 with pytest.raises(RemoteError):
-                    await shared.do(jobs.look("none", "none", 0))
+                    await shared.do(jobs.query("none", "none", 0))
             finally:
                 cluster.start_sshd(0)
             with pytest.raises(UnreachableError):

@@ -171,7 +171,7 @@ def make(remote: SlurmHook, folder: str, name: str, days: float, *files: str) ->
         f"mkdir {folder}/{name} && cd {folder}/{name} && mkdir -p {named} && touch {touched}"
         f" && touch -d @$(($(date +%s) - {int(days * 86400)})) ."
     )
-    assert done.code == 0, done.said
+    assert done.code == 0, done.message
 
 
 def left(remote: SlurmHook, folder: str) -> set[str]:

@@ -20,8 +20,8 @@ from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.sensors import tokens as sensors
 from airflow_provider_picas.sensors.tokens import PicasTokenStateSensor
 from airflow_provider_picas.slurm import logs
-from airflow_provider_picas.slurm.jobs import Job, Look
-from airflow_provider_picas.submissions.watch import News
+from airflow_provider_picas.slurm.jobs import Job, SlurmStatus
+from airflow_provider_picas.submissions.watch import PilotStatus
 from airflow_provider_picas.tokens import documents, waiting
 from airflow_provider_picas.tokens.counts import Counts
 from airflow_provider_picas.triggers import cluster as clusters
@@ -260,10 +260,10 @@ def test_pilots_that_come_back_are_not_missed(hook: PicasHook, monkeypatch: pyte
     states = iter(["COMPLETED"])
     looks = 0
 
-    async def look(*arguments: Any) -> News:
+    async def look(*arguments: Any) -> PilotStatus:
         nonlocal looks
         looks += 1
-        return News(Look({"1": Job("1", next(states, "PENDING"))}, at=0))
+        return PilotStatus(SlurmStatus({"1": Job("1", next(states, "PENDING"))}, at=0))
 
     made = trigger(pilots=PILOTS, pilots_interval=0.2)
     monkeypatch.setattr(made, "_look", look)

@@ -25,7 +25,7 @@ from airflow_provider_picas.sansio import drive, drive_async
 from airflow_provider_picas.slurm.remote import RemoteError, RemoteFile, Send, UnreachableError, quote
 from airflow_provider_picas.submissions import unsent, watch
 from airflow_provider_picas.submissions.submission import Watched
-from airflow_provider_picas.submissions.watch import News
+from airflow_provider_picas.submissions.watch import PilotStatus
 from airflow_provider_picas.tokens.counts import Counts
 from airflow_provider_picas.tokens.states import State
 from airflow_provider_picas.triggers.cluster import cluster_for
@@ -99,17 +99,17 @@ def files(remote: SlurmHook, watched: Watched) -> list[str]:
     return remote.run(f"cd {quote(watched.folder)} && find unsent refused -type f").stdout.split()
 
 
-def look(watched: Watched, hook: PicasHook) -> News:
+def look(watched: Watched, hook: PicasHook) -> PilotStatus:
     """As a sensor that pokes, and the operator that cancels, do it."""
     with WatchedSubmission(watched, hook, "b") as submitted:
         return submitted.look(3, None)
 
 
-def look_from_a_trigger(watched: Watched, hook: PicasHook) -> News:
-    async def once() -> News:
+def look_from_a_trigger(watched: Watched, hook: PicasHook) -> PilotStatus:
+    async def once() -> PilotStatus:
         async with PicasAsyncHook() as picas, cluster_for(watched.ssh_conn_id).use() as slurm:
             return await drive_async(
-                watch.look_after(picas.pool, "b", watched, max_scrubs=3, max_lock_age=None),
+                watch.check_pilots(picas.pool, "b", watched, max_scrubs=3, max_lock_age=None),
                 lambda step: picas.send(step) if isinstance(step, Request) else slurm.perform(step),
             )
 
@@ -118,7 +118,7 @@ def look_from_a_trigger(watched: Watched, hook: PicasHook) -> News:
 
 @pytest.mark.parametrize("look", [look, look_from_a_trigger])
 def test_results_that_do_not_fit_into_one_round(
-    look: Callable[[Watched, PicasHook], News],
+    look: Callable[[Watched, PicasHook], PilotStatus],
     hook: PicasHook,
     remote: SlurmHook,
     watched: Watched,
@@ -157,7 +157,7 @@ def test_who_dies_meanwhile_is_left_to_the_next_look(
             leave(remote, watched, [result(hook.get(second), 2)], tmp_path / "second")
         return remote.perform(step)
 
-    news = drive(watch.look_after(hook.pool, "b", watched, max_scrubs=3, max_lock_age=None), perform)
+    news = drive(watch.check_pilots(hook.pool, "b", watched, max_scrubs=3, max_lock_age=None), perform)
     assert (news.sent, news.reaped, news.locked) == (1, [], 1)
     assert look(watched, hook).sent == 1
     assert [hook.get(token)["output"] for token in (first, second)] == [1, 2]

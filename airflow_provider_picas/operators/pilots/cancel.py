@@ -12,7 +12,7 @@ from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.submission import WatchedSubmission
 from airflow_provider_picas.slurm.remote import RemoteError
 from airflow_provider_picas.submissions.report import PilotsLog
-from airflow_provider_picas.submissions.stop import How
+from airflow_provider_picas.submissions.stop import StopMode
 from airflow_provider_picas.submissions.submission import Watched
 from airflow_provider_picas.tokens.batch import Batch
 
@@ -41,7 +41,7 @@ class PicasCancelPilotsOperator(BaseOperator):
         self,
         *,
         pilots: Mapping[str, Any],
-        how: str = How.CANCEL,
+        how: str = StopMode.CANCEL,
         batch: str | Mapping[str, Any] | None = None,
         picas_conn_id: str = PicasHook.default_conn_name,
         database: str | None = None,
@@ -56,7 +56,7 @@ class PicasCancelPilotsOperator(BaseOperator):
 
     def execute(self, context: Context) -> int:
         try:
-            watched, batch, how = Watched.parse(self.pilots), Batch.parse(self.batch), How(self.how)
+            watched, batch, how = Watched.parse(self.pilots), Batch.parse(self.batch), StopMode(self.how)
         except ValueError as error:
             raise AirflowFailException(str(error)) from None
         if watched is None:
@@ -69,14 +69,14 @@ class PicasCancelPilotsOperator(BaseOperator):
         except (RemoteError, CouchDBError) as error:
             raise AirflowException(str(error)) from None
 
-    def _stop(self, submitted: WatchedSubmission, how: How) -> int:
+    def _stop(self, submitted: WatchedSubmission, how: StopMode) -> int:
         news = submitted.stop(how)
-        if how is How.DRAIN:
+        if how is StopMode.DRAIN:
             self.log.info("The pilots of %s will stop once they have finished what they hold.", submitted.watched.key)
             submitted.remove_credentials(DRAIN_WAIT)
             return 0
         self.log.info("The pilots of %s were cancelled.", submitted.watched.key)
         if news:
-            PilotsLog(self.log).tell_cancelled(news)
+            PilotsLog(self.log).report_cancelled(news)
         submitted.remove_credentials()
         return len(news.reaped) if news else 0

@@ -385,7 +385,7 @@ class PicasSubmitPilotsOperator(BaseOperator):
             return 0
 
     def _plan(self, context: Context, job: PilotJob, wanted: Sequence[Array], finished: int) -> submission.Plan:
-        running = arrays.at_once(wanted, optional_positive_number("max_running", self.max_running))
+        running = arrays.running_limits(wanted, optional_positive_number("max_running", self.max_running))
         ti = context["ti"]
         comment = sbatch.comment(dag=ti.dag_id, task=ti.task_id, run=ti.run_id)
 

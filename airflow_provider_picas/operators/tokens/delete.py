@@ -69,16 +69,16 @@ class PicasDeleteTokensOperator(SelectingOperator):
             report.add(hook.editor.delete(revisions))
         self._tell(report, "deleted", hook, selection)
         return self._output(
-            batch, hook, archive=path, archived=archived, deleted=report.changed, left=report.left_dict()
+            batch, hook, archive=path, archived=archived, deleted=report.changed, left=report.skipped_dict()
         )
 
     def _chosen(self, hook: PicasHook, selection: Selection, report: EditReport) -> Iterator[Document]:
         """The tokens to delete. Locked ones are skipped and reported, unless ``states`` includes ``locked``."""
         for token in hook.editor.select(selection):
             if selection.states is None and state_of(token) is State.LOCKED:
-                report.leave("is locked", token["_id"])
+                report.skip("is locked", token["_id"])
             elif self.archive is not None and holds_huge_integer(token):
-                report.leave(HUGE_INTEGER, token["_id"])
+                report.skip(HUGE_INTEGER, token["_id"])
             else:
                 yield token
 
@@ -150,7 +150,7 @@ class PicasRestoreTokensOperator(BaseOperator):
         self.log.info("From %s to %s:", self.archive, hook.settings.place)
         for line in report.lines("restored"):
             self.log.info("  %s", line)
-        return {"database": hook.settings.database, "restored": report.changed, "left": report.left_dict()}
+        return {"database": hook.settings.database, "restored": report.changed, "left": report.skipped_dict()}
 
 
 def read(path: str) -> Iterator[Document]:

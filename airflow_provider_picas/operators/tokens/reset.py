@@ -58,4 +58,4 @@ class PicasResetTokensOperator(SelectingOperator):
             )
         self._tell(report, "would be reset" if dry_run else "reset", hook, selection)
         assets.hold_back(self)  # no event if a later task emits one for this asset when the tokens are done
-        return self._output(batch, hook, reset=report.changed, ids=report.changed_ids, left=report.left_dict())
+        return self._output(batch, hook, reset=report.changed, ids=report.changed_ids, left=report.skipped_dict())

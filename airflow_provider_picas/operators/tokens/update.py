@@ -39,4 +39,4 @@ class PicasUpdateTokensOperator(SelectingOperator):
             hook = self._hook(batch)
             report = hook.editor.update(selection, self.fields, dry_run=dry_run)
         self._tell(report, "would be updated" if dry_run else "updated", hook, selection)
-        return self._output(batch, hook, updated=report.changed, ids=report.changed_ids, left=report.left_dict())
+        return self._output(batch, hook, updated=report.changed, ids=report.changed_ids, left=report.skipped_dict())

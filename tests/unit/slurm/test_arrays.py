@@ -73,11 +73,11 @@ def test_what_is_no_time(text: str) -> None:
 
 def test_a_cap_on_running_pilots_is_shared_out() -> None:
     made = [Array(8), Array(4), Array(1)]
-    assert arrays.at_once(made, None) == [None, None, None]
-    assert sum(number or 0 for number in arrays.at_once(made, 6)) == 6
-    assert min(number or 0 for number in arrays.at_once(made, 6)) == 1
-    assert arrays.at_once(made, 2) == [1, 1, 1]
-    assert arrays.at_once([Array(None)], 3) == [1]
+    assert arrays.running_limits(made, None) == [None, None, None]
+    assert sum(number or 0 for number in arrays.running_limits(made, 6)) == 6
+    assert min(number or 0 for number in arrays.running_limits(made, 6)) == 1
+    assert arrays.running_limits(made, 2) == [1, 1, 1]
+    assert arrays.running_limits([Array(None)], 3) == [1]
 
 
 def test_number_of_pilots() -> None:

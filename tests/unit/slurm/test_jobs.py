@@ -6,7 +6,7 @@ import pytest
 
 from airflow_provider_picas.sansio import drive
 from airflow_provider_picas.slurm import jobs
-from airflow_provider_picas.slurm.jobs import Job, Life, Look, parse
+from airflow_provider_picas.slurm.jobs import Job, Phase, SlurmStatus, parse
 from airflow_provider_picas.slurm.remote import Output, Step, UnreachableError
 
 ANSWER = """\
@@ -30,15 +30,15 @@ def job(identifier: str, state: str, **fields: object) -> Job:
 
 def test_squeue_and_sacct_together() -> None:
     look = parse(ANSWER.splitlines())
-    assert (look.at, look.unaccounted) == (1795362402, None)
-    assert {name: (found.state, found.life) for name, found in look.jobs.items()} == {
-        "11_0": ("COMPLETED", Life.ENDED),
-        "11_2": ("PENDING", Life.WAITING),
-        "11_3": ("PENDING", Life.WAITING),
-        "10_0": ("RUNNING", Life.RUNNING),
-        "12": ("PENDING", Life.WAITING),
-        "5": ("FAILED", Life.ENDED),
-        "9": ("CANCELLED", Life.ENDED),
+    assert (look.at, look.sacct_error) == (1795362402, None)
+    assert {name: (found.state, found.phase) for name, found in look.jobs.items()} == {
+        "11_0": ("COMPLETED", Phase.ENDED),
+        "11_2": ("PENDING", Phase.WAITING),
+        "11_3": ("PENDING", Phase.WAITING),
+        "10_0": ("RUNNING", Phase.RUNNING),
+        "12": ("PENDING", Phase.WAITING),
+        "5": ("FAILED", Phase.ENDED),
+        "9": ("CANCELLED", Phase.ENDED),
     }
     assert look.jobs["11_0"] == job(
         "11_0", "COMPLETED", exit_code="0:0", reason="None", node="n1", started=1795362400, ended=1795362401, elapsed=1,
@@ -57,12 +57,12 @@ def test_a_requeued_job_runs_again_although_sacct_knows_how_it_ended_before() ->
 
 def test_sacct_that_fails_is_told_with_its_words() -> None:
     look = parse(["T|5", "Q|5|5|N/A|RUNNING|None|1200|0:09|1|n2", "E|Slurm accounting storage is disabled"])
-    assert look == Look({"5": look.jobs["5"]}, 5, "Slurm accounting storage is disabled")
-    assert parse(["E|"]).unaccounted == "no reason given"
+    assert look == SlurmStatus({"5": look.jobs["5"]}, 5, "Slurm accounting storage is disabled")
+    assert parse(["E|"]).sacct_error == "no reason given"
 
 
 def test_what_is_no_row_is_left_out() -> None:
-    assert parse(["", "welcome", "Q|1|2", "A|x", "Q", "slurm_load_jobs|error"]) == Look({}, 0)
+    assert parse(["", "welcome", "Q|1|2", "A|x", "Q", "slurm_load_jobs|error"]) == SlurmStatus({}, 0)
 
 
 @pytest.mark.parametrize(
@@ -93,13 +93,13 @@ def test_ids_of_tasks(identifier: str, base: str, task: str, names: list[str]) -
 @pytest.mark.parametrize(
     ("state", "life"),
     [
-        ("PENDING", Life.WAITING), ("REQUEUED", Life.WAITING), ("RUNNING", Life.RUNNING), ("COMPLETING", Life.RUNNING),
-        ("SUSPENDED", Life.RUNNING), ("TIMEOUT", Life.ENDED), ("NODE_FAIL", Life.ENDED), ("OUT_OF_MEMORY", Life.ENDED),
-        ("PREEMPTED", Life.ENDED), ("UNKNOWN", Life.UNKNOWN), ("", Life.UNKNOWN), ("NEW_IN_SLURM_99", Life.UNKNOWN),
+        ("PENDING", Phase.WAITING), ("REQUEUED", Phase.WAITING), ("RUNNING", Phase.RUNNING), ("COMPLETING", Phase.RUNNING),
+        ("SUSPENDED", Phase.RUNNING), ("TIMEOUT", Phase.ENDED), ("NODE_FAIL", Phase.ENDED), ("OUT_OF_MEMORY", Phase.ENDED),
+        ("PREEMPTED", Phase.ENDED), ("UNKNOWN", Phase.UNKNOWN), ("", Phase.UNKNOWN), ("NEW_IN_SLURM_99", Phase.UNKNOWN),
     ],
 )  # fmt: skip
-def test_what_states_mean(state: str, life: Life) -> None:
-    assert job("1", state).life is life
+def test_what_states_mean(state: str, life: Phase) -> None:
+    assert job("1", state).phase is life
 
 
 @pytest.mark.parametrize(
@@ -125,14 +125,14 @@ def test_durations(text: str, seconds: float) -> None:
     assert parse([f"A|5|FAILED|0:0|None|1|2|1|1|{text}|n1"]).jobs["5"].cpu_seconds == seconds
 
 
-def answer(output: Output) -> Look:
+def answer(output: Output) -> SlurmStatus:
     asked: list[Step] = []
 
     def perform(step: Step) -> Output:
         asked.append(step)
         return output
 
-    return drive(jobs.look("picas-x.1", "/home/o'me", 1000), perform)
+    return drive(jobs.query("picas-x.1", "/home/o'me", 1000), perform)
 
 
 def test_a_look_that_squeue_does_not_answer_is_no_look() -> None:
@@ -168,7 +168,7 @@ def test_arrays_of_millions_of_tasks_stay_a_job_each() -> None:
     rows += [f"A|{n}_[0-999]|PENDING|0:0|None|1|2|1|1|0|n1" for n in range(1000, 2000)]
     look = parse(rows)
     assert len(look.jobs) == 1000 + jobs.MOST_TASKS + 900
-    assert look.jobs["0_[0-3000000]"].life is Life.WAITING
+    assert look.jobs["0_[0-3000000]"].phase is Phase.WAITING
     assert not [name for name in look.unqueued if "[" in name]  # squeue lists their tasks one by one
 
 

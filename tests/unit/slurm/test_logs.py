@@ -7,7 +7,7 @@ from pathlib import Path
 
 from airflow_provider_picas.sansio import drive
 from airflow_provider_picas.slurm import logs
-from airflow_provider_picas.slurm.logs import LogNews
+from airflow_provider_picas.slurm.logs import LogUpdate
 from airflow_provider_picas.slurm.remote import Command, Output, Step
 
 
@@ -18,8 +18,8 @@ def shell(step: Step) -> Output:
     return Output(ended.returncode, ended.stdout, ended.stderr)
 
 
-def news(folder: Path, sizes: dict[str, int]) -> list[LogNews]:
-    return drive(logs.news(str(folder), sizes), shell)
+def news(folder: Path, sizes: dict[str, int]) -> list[LogUpdate]:
+    return drive(logs.updates(str(folder), sizes), shell)
 
 
 def test_what_has_come_since_the_last_look(tmp_path: Path) -> None:
@@ -31,13 +31,13 @@ def test_what_has_come_since_the_last_look(tmp_path: Path) -> None:
     (folder / "other.txt").write_text("no log")
     found = {item.name: item for item in news(folder, {})}
     assert set(found) == {"pilot-12_0.log", "slurm-13.out"}
-    assert found["pilot-12_0.log"] == LogNews("pilot-12_0.log", 8, ("one", "two"))
+    assert found["pilot-12_0.log"] == LogUpdate("pilot-12_0.log", 8, ("one", "two"))
     assert "\x1b" not in found["slurm-13.out"].lines[0]
     sizes = {name: item.size for name, item in found.items()}
     assert news(folder, sizes) == []
     with log.open("a") as file:
         file.write("three\n")
-    assert news(folder, sizes) == [LogNews("pilot-12_0.log", 14, ("three",))]
+    assert news(folder, sizes) == [LogUpdate("pilot-12_0.log", 14, ("three",))]
 
 
 def test_of_much_only_the_end(tmp_path: Path) -> None:

@@ -164,10 +164,10 @@ def test_a_marker_is_new_each_time() -> None:
 
 
 def test_what_a_failure_said() -> None:
-    assert Output(1, "out\n", "err\n").said == "err"
-    assert Output(1, "out\n", " \n").said == "out"
-    assert Output(7).said == "exit code 7, and no message"
-    assert len(Output(1, stderr="x" * 5_000).said) == 1_000
+    assert Output(1, "out\n", "err\n").message == "err"
+    assert Output(1, "out\n", " \n").message == "out"
+    assert Output(7).message == "exit code 7, and no message"
+    assert len(Output(1, stderr="x" * 5_000).message) == 1_000
 
 
 def test_content_is_in_no_repr() -> None:

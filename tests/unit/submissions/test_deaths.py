@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from airflow_provider_picas.lifecycle.ids import lease_id
-from airflow_provider_picas.slurm.jobs import Job, Look
+from airflow_provider_picas.slurm.jobs import Job, SlurmStatus
 from airflow_provider_picas.submissions import deaths
-from airflow_provider_picas.submissions.deaths import Holders, Judgement, Lease
+from airflow_provider_picas.submissions.deaths import Evaluation, Holders, Lease
 
 NOW = 10_000
 KEY = "picas-x.1"
@@ -27,10 +27,10 @@ def held(lock: int = NOW - 100, **fields: Any) -> dict[str, Any]:
     return {"_id": "b:1", "pilot": "p1", "claim": f"abc-{lock}", "lock": lock, "slurm_job_id": "12_0", **fields}
 
 
-def slurm(ahead: float = 0, **jobs: Any) -> Look:
+def slurm(ahead: float = 0, **jobs: Any) -> SlurmStatus:
     """What Slurm tells, with a clock that is so many seconds ahead of the database's."""
     fields = {"started": int(NOW - 200 + ahead), **jobs}
-    return Look({"12_0": Job("12_0", fields.pop("state", "RUNNING"), **fields)}, at=int(NOW + ahead))
+    return SlurmStatus({"12_0": Job("12_0", fields.pop("state", "RUNNING"), **fields)}, at=int(NOW + ahead))
 
 
 def watched(tokens: list[dict[str, Any]], found: Sequence[Lease], seconds: float) -> Mapping[str, float]:
@@ -41,12 +41,17 @@ def watched(tokens: list[dict[str, Any]], found: Sequence[Lease], seconds: float
 
 
 def death(
-    token: dict[str, Any], found: Lease | None = None, told: Look | None = None, *, seen: float = 60, **fields: Any
+    token: dict[str, Any],
+    found: Lease | None = None,
+    told: SlurmStatus | None = None,
+    *,
+    seen: float = 60,
+    **fields: Any,
 ) -> str | None:
     """``seen``: seconds since the observer has first read this lease, or that there is none."""
     known = [found] if found else []
     silent = watched([token], known, seen)
-    return Judgement(NOW, {lease.pilot: lease for lease in known}, KEY, told, NOW - 1, silent=silent, **fields).death(
+    return Evaluation(NOW, {lease.pilot: lease for lease in known}, KEY, told, NOW - 1, silent=silent, **fields).death(
         token
     )
 
@@ -58,7 +63,7 @@ def test_a_pilot_that_renews_its_lease_lives() -> None:
 
 
 @pytest.mark.parametrize("told", [None, slurm()])
-def test_a_silent_pilot_is_dead_when_its_lease_is_over(told: Look | None) -> None:
+def test_a_silent_pilot_is_dead_when_its_lease_is_over(told: SlurmStatus | None) -> None:
     cause = death(held(), lease(renewed=NOW - 62), told)
     assert cause == "pilot p1 (job 12_0 on n1) was not heard for 62 s"
 
@@ -157,10 +162,10 @@ def test_who_holds_tokens() -> None:
         client(_id="b:none", slurm_job_id=None),
     ]
     everybody = [held(pilot="p3"), *tokens]
-    judgement = Judgement(NOW, known, KEY, slurm(), silent=watched(everybody, list(known.values()), 10))
+    judgement = Evaluation(NOW, known, KEY, slurm(), silent=watched(everybody, list(known.values()), 10))
     assert judgement.holders(tokens) == Holders(known=3, foreign=("b:other", "b:none"))
     assert judgement.holders(everybody).patience == 20, "the rest of half of its lease"
-    assert Judgement(NOW, {}).holders([client(_id="b:own")]).foreign == ("b:own",), "Slurm does not answer"
+    assert Evaluation(NOW, {}).holders([client(_id="b:own")]).foreign == ("b:own",), "Slurm does not answer"
 
 
 def test_a_broken_lease_is_an_old_one() -> None:

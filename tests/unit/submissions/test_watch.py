@@ -15,11 +15,11 @@ from airflow_provider_picas.couchdb.pool import Pool
 from airflow_provider_picas.couchdb.settings import Settings
 from airflow_provider_picas.sansio import drive
 from airflow_provider_picas.slurm import logs
-from airflow_provider_picas.slurm.jobs import Job, Look
+from airflow_provider_picas.slurm.jobs import Job, SlurmStatus
 from airflow_provider_picas.slurm.remote import Command, Output
 from airflow_provider_picas.submissions import unsent, watch
 from airflow_provider_picas.submissions.submission import Watched
-from airflow_provider_picas.submissions.watch import News
+from airflow_provider_picas.submissions.watch import PilotStatus
 from airflow_provider_picas.tokens.states import State, state_of
 
 SUBMITTED = {
@@ -51,18 +51,18 @@ def test_what_is_no_submission(value: Any) -> None:
 
 
 def test_whether_pilots_are_left() -> None:
-    assert News().pilots_left is None
-    assert News(slurm=Look({}, 1)).pilots_left is False
-    assert News(slurm=Look({"1": Job("1", "FAILED")}, 1)).pilots_left is False
+    assert PilotStatus().pilots_remain is None
+    assert PilotStatus(slurm=SlurmStatus({}, 1)).pilots_remain is False
+    assert PilotStatus(slurm=SlurmStatus({"1": Job("1", "FAILED")}, 1)).pilots_remain is False
     for state in ("PENDING", "RUNNING", "COMPLETING", "WHO_KNOWS"):
-        assert News(slurm=Look({"1": Job("1", "FAILED"), "2": Job("2", state)}, 1)).pilots_left is True
+        assert PilotStatus(slurm=SlurmStatus({"1": Job("1", "FAILED"), "2": Job("2", state)}, 1)).pilots_remain is True
 
 
 def test_troubles_are_told() -> None:
-    assert News(slurm=Look({}, 1)).trouble is None
-    assert News(outage="gone").trouble == "gone"
+    assert PilotStatus(slurm=SlurmStatus({}, 1)).trouble is None
+    assert PilotStatus(outage="gone").trouble == "gone"
     assert "Slurm accounting storage is disabled" in str(
-        News(slurm=Look({}, 1, "Slurm accounting storage is disabled")).trouble
+        PilotStatus(slurm=SlurmStatus({}, 1, "Slurm accounting storage is disabled")).trouble
     )
 
 
@@ -74,8 +74,8 @@ def test_thousands_of_known_logs_fit_into_a_command(tmp_path: Path) -> None:
     sizes = dict.fromkeys(names, 4) | {f"pilot-1234566_{number}.log": 4 for number in range(5_000)}
     with (tmp_path / names[0]).open("a") as file:
         file.write("two\n")
-    found = drive(logs.news(str(tmp_path), sizes), shell)
-    assert found == [logs.LogNews(names[0], 8, ("two",))]
+    found = drive(logs.updates(str(tmp_path), sizes), shell)
+    assert found == [logs.LogUpdate(names[0], 8, ("two",))]
 
 
 LOCKED = {"_id": "b:1", "_rev": "2-a", "type": "token", "lock": 1000, "done": 0, "scrub_count": 0, "hostname": "n1"}
@@ -83,7 +83,7 @@ OURS = {**LOCKED, "pilot": "p1", "claim": "abc-1000"}
 
 
 def test_a_token_is_given_back_with_its_attempt() -> None:
-    back = watch._given_back(OURS, "its pilot is dead", 3, 1100)
+    back = watch._released(OURS, "its pilot is dead", 3, 1100)
     assert state_of(back) is State.TODO
     assert back["scrub_count"] == 1
     assert "pilot" not in back
@@ -92,15 +92,15 @@ def test_a_token_is_given_back_with_its_attempt() -> None:
 
 def test_a_token_whose_pilots_die_ends_in_error_with_the_cause() -> None:
     reaped = {"reason": "reaped: before", "lock": 1}
-    failed = watch._given_back({**OURS, "attempts": [reaped] * 3, "scrub_count": 3}, "OUT_OF_MEMORY", 3, 1100)
+    failed = watch._released({**OURS, "attempts": [reaped] * 3, "scrub_count": 3}, "OUT_OF_MEMORY", 3, 1100)
     assert state_of(failed) is State.ERROR
     assert "4 pilots died" in failed["error"][-1]["message"]
     assert "OUT_OF_MEMORY" in failed["error"][-1]["message"]
 
 
 def test_a_clients_token_counts_by_its_scrubs() -> None:
-    assert state_of(watch._given_back({**LOCKED, "scrub_count": 2}, "TIMEOUT", 3, 1100)) is State.TODO
-    failed = watch._given_back({**LOCKED, "scrub_count": 3}, "TIMEOUT", 3, 1100)
+    assert state_of(watch._released({**LOCKED, "scrub_count": 2}, "TIMEOUT", 3, 1100)) is State.TODO
+    failed = watch._released({**LOCKED, "scrub_count": 3}, "TIMEOUT", 3, 1100)
     assert state_of(failed) is State.ERROR
     assert "TIMEOUT" in json.dumps(failed["error"])
 

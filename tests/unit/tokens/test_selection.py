@@ -114,14 +114,14 @@ def test_what_makes_no_sense_is_refused(asked: dict[str, Any], message: str) -> 
 
 def test_others_are_counted_by_state() -> None:
     counts = Counts(todo=1, locked=2, done=3, error=4, stateless=5)
-    left = Selection.parse("b", states="error").others(counts).left
+    left = Selection.parse("b", states="error").others(counts).skipped
     assert {reason: part.tokens for reason, part in left.items()} == {
         "is todo": 1,
         "is locked": 2,
         "is done": 3,
         "is in no state": 5,
     }
-    assert Selection.parse("b", keys=["1"], states="error").others(counts).left == {}
+    assert Selection.parse("b", keys=["1"], states="error").others(counts).skipped == {}
 
 
 def test_few_tokens_of_many_are_not_looked_for_in_all() -> None:
@@ -138,11 +138,11 @@ def test_report_adds_up_and_names_a_few() -> None:
         report = EditReport()
         for number in range(4):
             report.change(f"c{part}{number}")
-            report.leave("is done", f"d{part}{number}")
+            report.skip("is done", f"d{part}{number}")
         total.add(report)
-    total.leave("is todo", tokens=7)
+    total.skip("is todo", tokens=7)
     assert (total.changed, len(total.changed_ids)) == (12, selection.SAMPLE)
-    assert total.left_dict()["is done"] == {"tokens": 12, "ids": ["d00", "d01", "d02", "d03", "d10"]}
+    assert total.skipped_dict()["is done"] == {"tokens": 12, "ids": ["d00", "d01", "d02", "d03", "d10"]}
     assert total.lines("reset") == [
         "12 tokens reset (c00, c01, c02, c03, c10, …).",
         "12 left: is done (d00, d01, d02, d03, d10, …).",
@@ -161,5 +161,5 @@ def test_report_adds_up_and_names_a_few() -> None:
         ({"lock": "x", "done": None, "error": {}}, None),
     ],
 )
-def test_last_news(fields: dict[str, Any], news: float | None) -> None:
-    assert selection.last_news(token(**fields)) == news
+def test_last_activity(fields: dict[str, Any], news: float | None) -> None:
+    assert selection.last_activity(token(**fields)) == news
