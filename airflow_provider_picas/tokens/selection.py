@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import Any
 
+from airflow_provider_picas.parameters import optional_seconds, optional_whole_number
 from airflow_provider_picas.tokens import documents, ids
 from airflow_provider_picas.tokens.counts import Counts
 from airflow_provider_picas.tokens.states import State, state_of, to_number
@@ -62,9 +61,9 @@ class Selection:
             states=_states(states),
             ids=_ids(keys, batch),
             error_pattern=error_pattern or None,
-            older_than=number_of_seconds("older_than", older_than),
-            min_scrubs=whole_number("min_scrubs", min_scrubs) or 0,
-            max_scrubs=whole_number("max_scrubs", max_scrubs),
+            older_than=optional_seconds("older_than", older_than),
+            min_scrubs=optional_whole_number("min_scrubs", min_scrubs) or 0,
+            max_scrubs=optional_whole_number("max_scrubs", max_scrubs),
         )
 
     @property
@@ -238,32 +237,3 @@ def _token_id(key: Any, batch: str | None) -> str:
     if batch is None:
         raise ValueError(f"{key!r:.80} is no id of a token. Name a batch to give keys within it.")
     return ids.token_id(batch, ids.token_key(key))
-
-
-def number_of_seconds(name: str, value: Any) -> float | None:
-    """An author's argument, or a rendered template, as seconds >= 0; None for None and an empty string. Raises ValueError."""
-    if value is None or value == "":
-        return None
-    if isinstance(value, timedelta):
-        return value.total_seconds()
-    try:
-        seconds = float(value)
-    except (TypeError, ValueError):
-        seconds = math.nan
-    if not 0 <= seconds < math.inf:
-        raise ValueError(f"`{name}` is {value!r:.80}; it takes a number of seconds, or a timedelta.")
-    return seconds
-
-
-def whole_number(name: str, value: Any) -> int | None:
-    """An author's argument, or a rendered template, as a number >= 0; None for None and an empty string. Raises
-    ValueError."""
-    if value is None or value == "":
-        return None
-    try:
-        number = int(value)
-    except (TypeError, ValueError, OverflowError):
-        number = -1
-    if number < 0 or isinstance(value, bool) or (isinstance(value, float) and value != number):
-        raise ValueError(f"`{name}` is {value!r:.80}; it takes a whole number from 0.")
-    return number

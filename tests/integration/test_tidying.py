@@ -233,5 +233,5 @@ def test_a_task_that_submits_sweeps_and_uses_no_key_twice(pool: Pool, remote: Sl
 
 @pytest.mark.parametrize("days", [0, "none", None, float("nan")])
 def test_days_that_are_none(days: Any, pool: Pool) -> None:
-    with pytest.raises(AirflowFailException, match=r"keep_days is .*; it takes a number of days from 1"):
+    with pytest.raises(AirflowFailException, match=r"`keep_days` is .*; it takes a number of days from 1"):
         submit(pool, None, keep_days=days)

@@ -437,7 +437,7 @@ def test_a_silent_pilot_has_half_a_lease_to_be_heard_in_a_poke(
 
 @pytest.mark.parametrize("number", [-1, 10])
 def test_max_scrubs_beyond_the_attempts_that_are_kept(hook: PicasHook, number: int) -> None:
-    with pytest.raises(AirflowFailException, match=f"max_scrubs is a whole number from 0 to 9, not {number}"):
+    with pytest.raises(AirflowFailException, match=f"`max_scrubs` is {number}; it takes a whole number from 0 to 9"):
         sensor(deferrable=True, max_scrubs=number).execute(CONTEXT)
 
 
@@ -446,7 +446,7 @@ def test_numbers_that_are_none_are_named(hook: PicasHook, monkeypatch: pytest.Mo
     unreachable(monkeypatch)
     found = {"outcome": "no_pilots", "counts": {"todo": 4, "locked": 0, "done": 0, "error": 0}, "expected": 4}
     one = sensor(deferrable=True, pilots=PILOTS, **{"resubmit": 1, name: "some"})
-    with pytest.raises(AirflowFailException, match=f"{name} is a .*number.*'some'"):
+    with pytest.raises(AirflowFailException, match=f"`{name}` is 'some'; it takes a .*number"):
         one.execute_complete(CONTEXT, found, time.time() + 30)
 
 

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from airflow_provider_picas.parameters import flag, optional_positive_number, positive_number
+from airflow_provider_picas.parameters import (
+    flag,
+    number_above_zero,
+    optional_positive_number,
+    optional_seconds,
+    positive_number,
+    whole_number,
+)
 
 
 @pytest.mark.parametrize("value", [True, "True", "true", " YES ", "on", "1", 1])
@@ -40,3 +48,27 @@ def test_other_numbers_are_errors(value: Any) -> None:
 @pytest.mark.parametrize("value", [None, "", "None"])
 def test_no_number(value: Any) -> None:
     assert optional_positive_number("max_pilots", value) is None
+    assert optional_seconds("max_lock_age", value) is None
+
+
+@pytest.mark.parametrize("value", [-1, 10, True, 1.5, "x", None])
+def test_numbers_out_of_bounds_are_errors(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"`max_scrubs` is .*; it takes a whole number from 0 to 9"):
+        whole_number("max_scrubs", value, most=9)
+
+
+@pytest.mark.parametrize(("value", "seconds"), [(0, 0), ("7.5", 7.5), (timedelta(minutes=2), 120)])
+def test_seconds(value: Any, seconds: float) -> None:
+    assert optional_seconds("older_than", value) == seconds
+
+
+@pytest.mark.parametrize("value", [-1, "soon", "nan", True, [], timedelta(seconds=-1)])
+def test_other_seconds_are_errors(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"`older_than` is .*; it takes a number of seconds, or a timedelta"):
+        optional_seconds("older_than", value)
+
+
+@pytest.mark.parametrize("value", [0, -1, True, "x", None, float("nan")])
+def test_numbers_that_are_not_above_zero_are_errors(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"`tokens_per_pilot` is .*; it takes a number above 0"):
+        number_above_zero("tokens_per_pilot", value)

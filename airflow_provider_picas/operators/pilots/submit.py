@@ -19,7 +19,13 @@ from airflow_provider_picas.links import PicasMonitoringLink, PicasPoolLink, pus
 from airflow_provider_picas.operators.instance import submission_key, submission_keys
 from airflow_provider_picas.operators.pilots.jobs import CommandJob, PilotJob, ScriptJob
 from airflow_provider_picas.options import PilotOptions, Scaling, read_rendered, unpack, unpacks_options
-from airflow_provider_picas.parameters import flag, number_above_zero, optional_positive_number, positive_number
+from airflow_provider_picas.parameters import (
+    as_number,
+    flag,
+    number_above_zero,
+    optional_positive_number,
+    positive_number,
+)
 from airflow_provider_picas.slurm import arrays, credentials, sbatch, submission, sweep
 from airflow_provider_picas.slurm.arrays import Array
 from airflow_provider_picas.slurm.remote import RemoteError, RemoteFile, quote
@@ -232,12 +238,8 @@ class PicasSubmitPilotsOperator(BaseOperator):
             raise ValueError("Give either `command`, for our own pilot, or `script`, for a PiCaS pilot of yours.")
         if self.credentials not in ("send", "existing"):
             raise ValueError(f"credentials is {self.credentials!r:.80}; it is 'send' or 'existing'.")
-        try:
-            kept = float(self.keep_days)
-        except (TypeError, ValueError):
-            kept = 0.0
-        if not kept >= 1:
-            raise ValueError(f"keep_days is {self.keep_days!r:.80}; it takes a number of days from 1.")
+        if not as_number(self.keep_days) >= 1:
+            raise ValueError(f"`keep_days` is {self.keep_days!r:.80}; it takes a number of days from 1.")
         ours = [name for name in ("setup", "files", "pilot", "resource_classes") if getattr(self, name)]
         if self.script is not None and ours:
             raise ValueError(f"{', '.join(map(repr, ours))} belong to `command`: a `script` does that itself.")

@@ -18,11 +18,12 @@ from airflow_provider_picas.lifecycle.transitions import without_leftovers
 from airflow_provider_picas.operators.files import path_of, whole_file
 from airflow_provider_picas.operators.results import format_of, write_rows
 from airflow_provider_picas.operators.tokens.selecting import SelectingOperator
+from airflow_provider_picas.parameters import optional_whole_number
 from airflow_provider_picas.tokens import attachments, waiting
 from airflow_provider_picas.tokens.batch import Batch
 from airflow_provider_picas.tokens.counts import Completeness, Counts, ErrorBudget
 from airflow_provider_picas.tokens.results import Row, for_xcom, json_line, parse_fields, row_of
-from airflow_provider_picas.tokens.selection import Selection, whole_number
+from airflow_provider_picas.tokens.selection import Selection
 from airflow_provider_picas.tokens.states import State
 from airflow_provider_picas.tokens.text import sample
 from airflow_provider_picas.tokens.waiting import Outcome
@@ -201,8 +202,8 @@ class PicasCollectTokensOperator(SelectingOperator):
 
 def _limit(name: str, value: Any, default: int) -> int:
     """A number of bytes, or the default for a template that rendered to an empty string. Raises ValueError."""
-    number = whole_number(name, value)
-    return default if number is None else number
+    limit = optional_whole_number(name, value)
+    return default if limit is None else limit
 
 
 @dataclass

@@ -20,10 +20,11 @@ from airflow_provider_picas.couchdb.pool import Document
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.operators.files import FileError, path_of, whole_file
 from airflow_provider_picas.operators.tokens.selecting import SelectingOperator
+from airflow_provider_picas.parameters import optional_seconds
 from airflow_provider_picas.tokens import archive
 from airflow_provider_picas.tokens.archive import BadArchiveError
 from airflow_provider_picas.tokens.documents import HUGE_INTEGER, holds_huge_integer
-from airflow_provider_picas.tokens.selection import EditReport, Selection, number_of_seconds
+from airflow_provider_picas.tokens.selection import EditReport, Selection
 from airflow_provider_picas.tokens.states import State, state_of
 
 
@@ -67,7 +68,7 @@ class PicasDeleteTokensOperator(SelectingOperator):
             else:
                 revisions = ((token["_id"], token["_rev"]) for token in chosen)
             report.add(hook.editor.delete(revisions))
-        self._tell(report, "deleted", hook, selection)
+        self._log_report(report, "deleted", hook, selection)
         return self._output(
             batch, hook, archive=path, archived=archived, deleted=report.changed, left=report.skipped_dict()
         )
@@ -83,7 +84,7 @@ class PicasDeleteTokensOperator(SelectingOperator):
                 yield token
 
     def _skip_unfinished(self, hook: PicasHook, selection: Selection) -> None:
-        seconds = number_of_seconds("finished_for", self.finished_for)
+        seconds = optional_seconds("finished_for", self.finished_for)
         if seconds is None:
             return
         if selection.batch is None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, ClassVar
 
-from airflow.providers.common.compat.sdk import AirflowFailException, BaseOperator
+from airflow.providers.common.compat.sdk import AirflowFailException, BaseOperator, Context
 
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.regex import PatternError
@@ -97,7 +97,7 @@ class SelectingOperator(BaseOperator):
     def _hook(self, batch: Batch | None) -> PicasHook:
         return PicasHook(self.picas_conn_id, database=self.database or (batch.database if batch else None))
 
-    def _tell(self, report: EditReport, what: str, hook: PicasHook, selection: Selection) -> None:
+    def _log_report(self, report: EditReport, what: str, hook: PicasHook, selection: Selection) -> None:
         self.log.info("%s in %s:", selection.where.capitalize(), hook.settings.place)
         for line in report.lines(what):
             self.log.info("  %s", line)
@@ -106,3 +106,41 @@ class SelectingOperator(BaseOperator):
         """A result that can be passed on as a batch, if there is one."""
         tokens = batch.tokens if batch else None
         return {"database": hook.settings.database, "batch": batch.id if batch else None, "tokens": tokens, **more}
+
+
+class EditingOperator(SelectingOperator):
+    """Base of operators that change the selected tokens and log what they changed. Takes all parameters of
+    ``SelectingOperator``, and:
+
+    :param dry_run: change nothing; log what would be done.
+
+    A token that a pilot claims or finishes in the meantime is skipped.
+
+    Returns ``{"database", "batch", "tokens", "reset" or "updated", "ids", "left"}``, which can be passed on as a batch
+    unless it was the whole pool. ``reset`` or ``updated`` is the number of tokens, ``ids`` are some of them, and
+    ``left`` has for each reason the number of skipped tokens and some of their ids.
+    """
+
+    changed: ClassVar[str]
+    """What is done to the tokens: a participle for the log and the output."""
+
+    template_fields: Sequence[str] = (*SelectingOperator.template_fields, "dry_run")
+
+    def __init__(self, *, dry_run: bool | str = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.dry_run = dry_run  # type: ignore[method-assign, assignment]  # Airflow's method of that name is never called on a task
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        with self._author_errors():
+            dry_run = flag("dry_run", self.dry_run)
+            batch = self._batch()
+            selection = self._selection(batch)
+            hook = self._hook(batch)
+            report = self._edit(hook, selection, dry_run)
+        self._log_report(report, f"would be {self.changed}" if dry_run else self.changed, hook, selection)
+        output = {self.changed: report.changed, "ids": report.changed_ids, "left": report.skipped_dict()}
+        return self._output(batch, hook, **output)
+
+    def _edit(self, hook: PicasHook, selection: Selection, dry_run: bool) -> EditReport:
+        """Change the selected tokens, or with ``dry_run`` only report what would be changed."""
+        raise NotImplementedError
