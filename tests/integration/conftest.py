@@ -1,4 +1,6 @@
-"""Leaves out the embedded server's own tests as long as nothing that they test has changed since all of them passed.
+"""Fixtures that many integration tests share, and the rule that leaves out the embedded server's own tests.
+
+They are left out as long as nothing that they test has changed since all of them passed.
 
 ``embedded_couchdb.tested`` holds a digest of the server, of its Node and of the tests. A run of all of them that passes writes
 it: commit it with the change. It depends on content alone, so it holds in a fresh clone, too.
@@ -8,11 +10,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from airflow_provider_picas.couchdb import http
+from airflow_provider_picas.hooks.picas import PicasHook
+from airflow_provider_picas.hooks.slurm import SlurmHook
 from stack import couchdb
+from stack.cluster import Cluster
+from stack.docker import DockerStack
 from stack.install import AIRFLOW_PINS
 from tests.conftest import COUCHDB_URL
 
@@ -21,6 +29,33 @@ TESTS = Path(__file__).with_name("test_embedded_couchdb.py")
 STAMP = Path(__file__).with_name("embedded_couchdb.tested")
 REAL = os.environ.get(COUCHDB_URL)
 """A CouchDB server of one's own is always tested, and says nothing about the embedded one."""
+
+
+@pytest.fixture
+def hook(picas_default: str) -> PicasHook:
+    """A hook for the test's pool, which has no views yet."""
+    return PicasHook(picas_default)
+
+
+@pytest.fixture
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hooks repeat requests at once."""
+    monkeypatch.setattr(http, "wait_before", lambda attempt, retry_after=None: 0.0)
+
+
+@pytest.fixture
+def remote(spider: str) -> Iterator[SlurmHook]:
+    """A connection to the cluster."""
+    with SlurmHook(spider) as hook:
+        yield hook
+
+
+@pytest.fixture
+def site(cluster: Cluster | DockerStack) -> Cluster:
+    """The native cluster: its home is a folder of this machine."""
+    if not isinstance(cluster, Cluster):
+        pytest.skip("changes files of the native cluster")
+    return cluster
 
 
 def digest() -> str:

@@ -1,4 +1,4 @@
-"""What is between a client and a server: a proxy that hurts some requests, a relay, hosts that are silent, certificates."""
+"""Faults for tests: a proxy that hurts some requests, a relay, silent hosts, certificates, full disks, login profiles."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import enum
 import http.client
 import ipaddress
 import itertools
+import os
 import socket
 import ssl
+import subprocess
 import threading
 import time
 import urllib.parse
@@ -18,6 +20,10 @@ import zlib
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+import pytest
+
+from stack.cluster import Cluster
 
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length"}
 
@@ -303,6 +309,36 @@ def html_site(status: int = 200) -> Iterator[str]:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[None]:
+    """A file system of this size, such as ``64k``, in place of a folder, which is made if needed."""
+    if os.getuid() != 0:
+        pytest.skip("only root may mount a file system")
+    made = not folder.exists()
+    folder.mkdir(exist_ok=True)
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if subprocess.run(command, check=False, timeout=60).returncode != 0:
+        pytest.skip("no file system can be mounted here")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True, timeout=60)
+        if made:
+            folder.rmdir()
+
+
+@contextlib.contextmanager
+def profile(site: Cluster, text: str) -> Iterator[None]:
+    """Shell text at the end of the login profile."""
+    file = site.home / ".bash_profile"
+    before = file.read_text()
+    file.write_text(f"{before}\n{text}\n")
+    try:
+        yield
+    finally:
+        file.write_text(before)
 
 
 def self_signed(folder: Path) -> tuple[ssl.SSLContext, Path]:

@@ -36,6 +36,11 @@ def fill(hook: PicasHook, states: Mapping[State, int], batch: str = "b", **field
     return [token["_id"] for token in tokens]
 
 
+def push(hook: PicasHook, batch: str, number: int, start: int = 0) -> None:
+    """Push tokens that wait."""
+    hook.push(new_token({"input": n}, batch=batch, push=batch, ordinal=n) for n in range(start, start + number))
+
+
 def write(hook: PicasHook, tokens: Iterable[Mapping[str, Any]]) -> None:
     """Write tokens as they are; each must be taken."""
     rows = hook.do(hook.pool.write([json_body(token) for token in tokens]))

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,17 +21,9 @@ from stack.couchdb import CouchDBAdmin
 from stack.docker import DockerStack
 from stack.pool import Pool
 from tests.conftest import set_connection
-from tests.integration.faults import Relay
+from tests.integration.faults import Relay, profile, small_disk
 
 NewPool = Callable[[], AbstractContextManager[Pool]]
-
-
-@pytest.fixture
-def site(cluster: Cluster | DockerStack) -> Cluster:
-    """The native cluster: its home is a folder of this machine."""
-    if not isinstance(cluster, Cluster):
-        pytest.skip("changes files of the native cluster")
-    return cluster
 
 
 @pytest.fixture
@@ -162,18 +152,6 @@ def test_connections_that_do_not_exist() -> None:
     assert "There is no connection 'nix'" in found["ssh"].text
 
 
-@contextmanager
-def profile(site: Cluster, text: str) -> Iterator[None]:
-    """Shell text at the end of the login profile."""
-    file = site.home / ".bash_profile"
-    before = file.read_text()
-    file.write_text(f"{before}\n{text}\n")
-    try:
-        yield
-    finally:
-        file.write_text(before)
-
-
 def test_no_sacct(site: Cluster, picas_default: str, spider: str, tmp_path: Path) -> None:
     for name in ("sbatch", "squeue", "scontrol", "scancel"):
         script = tmp_path / name
@@ -212,23 +190,8 @@ def test_a_home_that_takes_no_files(site: Cluster, picas_default: str, spider: s
     assert "No such file or directory" in found["home"].text
 
 
-@contextmanager
-def full(folder: Path) -> Iterator[None]:
-    """A file system of 64 KiB in place of a folder."""
-    if os.getuid() != 0:
-        pytest.skip("only root may mount a file system")
-    folder.mkdir(exist_ok=True)
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)], check=False, timeout=60)
-    if mounted.returncode != 0:
-        pytest.skip("no file system can be mounted here")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", str(folder)], check=True, timeout=60)
-
-
 def test_a_home_without_room(site: Cluster, picas_default: str, spider: str) -> None:
-    with full(site.home / "picas-pilots"):
+    with small_disk(site.home / "picas-pilots", "64k"):
         found = check()
         assert not list((site.home / "picas-pilots").iterdir())
     assert failures(found) == {"home"}

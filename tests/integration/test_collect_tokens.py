@@ -44,11 +44,6 @@ MIXED = {State.TODO: 1, State.LOCKED: 1, State.DONE: 3, State.ERROR: 2}
 
 
 @pytest.fixture
-def hook(picas_default: str) -> PicasHook:
-    return PicasHook(picas_default)
-
-
-@pytest.fixture
 def store() -> ObjectStoragePath:
     """A folder in an object store: one in memory, which fsspec brings."""
     attach("memory", fs=fsspec.filesystem("memory"))

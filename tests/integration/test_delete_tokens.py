@@ -18,7 +18,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSki
 from airflow.sdk import ObjectStoragePath
 from airflow.sdk.io import attach
 
-from airflow_provider_picas.couchdb import errors, http
+from airflow_provider_picas.couchdb import errors
 from airflow_provider_picas.couchdb.pool import PAGE
 from airflow_provider_picas.hooks.editing import TokenEditor
 from airflow_provider_picas.hooks.picas import PicasHook
@@ -35,16 +35,6 @@ from tests.integration.faults import Fault, Proxy
 from tests.integration.tasks import context
 
 MIXED = {State.TODO: 2, State.LOCKED: 2, State.DONE: 3, State.ERROR: 2}
-
-
-@pytest.fixture
-def hook(picas_default: str) -> PicasHook:
-    return PicasHook(picas_default)
-
-
-@pytest.fixture
-def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "wait_before", lambda attempt, retry_after=None: 0.0)
 
 
 def delete(**arguments: Any) -> dict[str, Any]:

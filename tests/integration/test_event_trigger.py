@@ -16,6 +16,7 @@ from airflow_provider_picas.triggers import events, feed, subscriptions
 from airflow_provider_picas.triggers.events import PicasTokenEventTrigger
 from stack.couchdb import CouchDBAdmin
 from stack.pool import Pool
+from tests.integration.lives import push
 
 SOON = 40.0  # seconds: after a slow look the feed pauses three times as long
 
@@ -39,12 +40,6 @@ def hook(picas_default: str, monkeypatch: pytest.MonkeyPatch) -> PicasHook:
     hook = PicasHook(picas_default)
     hook.deploy_views()
     return hook
-
-
-def push(hook: PicasHook, batch: str, number: int, start: int = 0) -> None:
-    hook.push(
-        documents.new_token({"input": n}, batch=batch, push=batch, ordinal=n) for n in range(start, start + number)
-    )
 
 
 def finish(hook: PicasHook, batch: str, exit_code: int = 0) -> None:

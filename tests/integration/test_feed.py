@@ -27,6 +27,7 @@ from stack import native
 from stack.couchdb import CouchDBAdmin
 from stack.pool import Pool
 from tests.conftest import set_connection
+from tests.integration.lives import push
 
 SOON = 40.0  # seconds: after a slow look the feed pauses three times as long
 TOLD = 30.0  # seconds: the hook tries five times, which takes up to 11 s, and the feed asks once more before it tells an outage
@@ -38,13 +39,6 @@ def hook(picas_default: str) -> PicasHook:
     hook = PicasHook(picas_default)
     hook.deploy_views()
     return hook
-
-
-def push(hook: PicasHook, batch: str, number: int, start: int = 0) -> None:
-    """Write some tokens."""
-    hook.push(
-        documents.new_token({"input": n}, batch=batch, push=batch, ordinal=n) for n in range(start, start + number)
-    )
 
 
 def finish(hook: PicasHook, batch: str, number: int = 1, exit_code: int = 0) -> None:

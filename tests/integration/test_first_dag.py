@@ -20,22 +20,12 @@ from airflow_provider_picas.sensors.tokens import PicasTokenStateSensor
 from airflow_provider_picas.tokens.counts import Counts
 from stack import native, paths
 from stack.cluster import Cluster
-from stack.docker import DockerStack
 from stack.pool import Pool
 from tests.conftest import set_connection
-from tests.integration.faults import Relay
+from tests.integration.faults import Relay, profile, small_disk
 from tests.integration.tasks import context
-from tests.integration.test_check import full, profile
 
 FILES = [__file__, str(Path(__file__).with_name("tasks.py"))]
-
-
-@pytest.fixture
-def site(cluster: Cluster | DockerStack) -> Cluster:
-    """The native cluster: its home is a folder of this machine."""
-    if not isinstance(cluster, Cluster):
-        pytest.skip("changes files of the native cluster")
-    return cluster
 
 
 @pytest.fixture(autouse=True)
@@ -97,7 +87,7 @@ def test_a_wrong_password(pool: Pool, monkeypatch: pytest.MonkeyPatch, run_id: s
 def test_a_home_without_room(site: Cluster, run_id: str) -> None:
     batch = push(run_id)
     folder = site.home / "picas-pilots"
-    with full(folder):
+    with small_disk(folder, "64k"):
         filler = folder / "filler"
         subprocess.run(["dd", "if=/dev/zero", f"of={filler}", "bs=4096"], stderr=subprocess.DEVNULL, check=False)
         with pytest.raises(AirflowException, match=r"(?i)no space left"):

@@ -31,13 +31,6 @@ HELD = "#!/bin/bash\n#SBATCH --hold\nsleep 600\n"
 
 
 @pytest.fixture
-def remote(spider: str) -> Iterator[SlurmHook]:
-    """The cluster, to look at."""
-    with SlurmHook("spider") as hook:
-        yield hook
-
-
-@pytest.fixture
 def task_id(remote: SlurmHook) -> Iterator[str]:
     """A name of this test's own; its jobs are cancelled at the end."""
     name = f"t{secrets.token_hex(4)}"

@@ -154,12 +154,6 @@ def test_the_feed_goes_on_with_the_new_password(
 
 
 @pytest.fixture
-def remote(spider: str) -> Iterator[SlurmHook]:
-    with SlurmHook(spider) as hook:
-        yield hook
-
-
-@pytest.fixture
 def submitted(remote: SlurmHook, picas_default: str) -> Iterator[Watched]:
     """The folder of a submission that came with credentials of ``picas_default``."""
     home = remote.run("cd && pwd -P").stdout.strip()

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
 
-from airflow_provider_picas.couchdb import errors, http
+from airflow_provider_picas.couchdb import errors
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.picas_async import PicasAsyncHook
 from airflow_provider_picas.operators.tokens import PicasPushTokensOperator, PicasResetTokensOperator
@@ -36,11 +36,6 @@ def connect(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> Connect:
 
     change()
     return change
-
-
-@pytest.fixture
-def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "wait_before", lambda attempt, retry_after=None: 0.0)
 
 
 def push(**arguments: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
 
-from airflow_provider_picas.couchdb import edits, errors, http
+from airflow_provider_picas.couchdb import edits, errors
 from airflow_provider_picas.couchdb.pool import PAGE
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.operators.tokens import PicasPushTokensOperator, PicasResetTokensOperator
@@ -29,16 +29,6 @@ from tests.integration.faults import Fault, Proxy
 from tests.integration.tasks import context
 
 MIXED = {State.TODO: 3, State.LOCKED: 2, State.DONE: 4, State.ERROR: 5}
-
-
-@pytest.fixture
-def hook(picas_default: str) -> PicasHook:
-    return PicasHook(picas_default)
-
-
-@pytest.fixture
-def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "wait_before", lambda attempt, retry_after=None: 0.0)
 
 
 def reset(**arguments: Any) -> dict[str, Any]:

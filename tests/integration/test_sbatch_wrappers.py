@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
 
 import pytest
 
@@ -11,12 +10,6 @@ from airflow_provider_picas.hooks.slurm import SlurmHook
 from airflow_provider_picas.sansio import drive
 from airflow_provider_picas.slurm import sbatch_calls, submission
 from airflow_provider_picas.slurm.remote import Output, Pause, RemoteFile, Step
-
-
-@pytest.fixture
-def remote(spider: str) -> Iterator[SlurmHook]:
-    with SlurmHook(spider) as hook:
-        yield hook
 
 
 def submit(remote: SlurmHook, wrapper: str) -> submission.Submission:

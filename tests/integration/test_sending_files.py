@@ -22,19 +22,11 @@ from airflow_provider_picas.triggers.cluster import SESSIONS, cluster_for
 from stack import native
 from stack.cluster import Cluster
 from stack.cluster.site import EXTERNAL_SFTP
-from stack.docker import DockerStack
 from tests.conftest import set_connection
+from tests.integration.faults import small_disk
 from tests.integration.tasks import context
 
 pytestmark = pytest.mark.usefixtures("picas_default", "spider")
-
-
-@pytest.fixture
-def site(cluster: Cluster | DockerStack) -> Cluster:
-    """The native cluster: its home is a folder of this machine."""
-    if not isinstance(cluster, Cluster):
-        pytest.skip("changes files of the native cluster")
-    return cluster
 
 
 @pytest.fixture
@@ -116,22 +108,6 @@ def test_no_session_at_all(sshd: Callable[..., str]) -> None:
     assert all("opens no session" in str(error) for error in asyncio.run(run()))
 
 
-@contextmanager
-def small_disk(folder: Path) -> Iterator[None]:
-    """A file system of 2 MiB in place of a folder."""
-    if os.getuid() != 0:
-        pytest.skip("only root may mount a file system")
-    folder.mkdir(exist_ok=True)
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], check=False, timeout=60)
-    if mounted.returncode != 0:
-        pytest.skip("no file system can be mounted here")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", str(folder)], check=True, timeout=60)
-        folder.rmdir()
-
-
 def test_a_full_home(site: Cluster, tmp_path: Path) -> None:
     """The submission is made as soon as there is room: nothing of the failed one is taken for whole."""
     PicasHook("picas_default").deploy_views()
@@ -144,7 +120,7 @@ def test_a_full_home(site: Cluster, tmp_path: Path) -> None:
         "ssh_conn_id": "spider",
         "sbatch": {"hold": True},
     }
-    with small_disk(folder):
+    with small_disk(folder, "2m"):
         (folder / "others").write_bytes(bytes(1_400_000))
         with pytest.raises(AirflowException, match="No space left on device") as failure:
             submit(task_id, **wanted)

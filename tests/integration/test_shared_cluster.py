@@ -22,12 +22,6 @@ NUMBER = 5
 
 
 @pytest.fixture
-def remote(spider: str) -> Iterator[SlurmHook]:
-    with SlurmHook(spider) as hook:
-        yield hook
-
-
-@pytest.fixture
 def keys(remote: SlurmHook) -> Iterator[list[str]]:
     """Job names of several submissions; the last one has two sbatch calls. Their jobs are held."""
     made = [f"picas-test-{secrets.token_hex(4)}.{number}" for number in range(NUMBER)]

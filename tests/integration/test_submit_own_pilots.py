@@ -33,13 +33,6 @@ from tests.integration.tasks import context
 pytestmark = pytest.mark.usefixtures("picas_default", "spider")
 
 
-@pytest.fixture
-def remote() -> Iterator[SlurmHook]:
-    """The cluster, to look at."""
-    with SlurmHook("spider") as hook:
-        yield hook
-
-
 class Tasks:
     """The tasks of one run on a pool of its own."""
 

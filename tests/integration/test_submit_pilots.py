@@ -6,7 +6,7 @@ import base64
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +53,6 @@ def ssh(monkeypatch: pytest.MonkeyPatch, cluster: Any) -> Callable[..., None]:
         monkeypatch.setenv("AIRFLOW_CONN_SPIDER", json.dumps(connection))
 
     return change
-
-
-@pytest.fixture
-def remote() -> Iterator[SlurmHook]:
-    """The cluster, to look at."""
-    with SlurmHook("spider") as hook:
-        yield hook
 
 
 def operator(script: str, task_id: str, **arguments: Any) -> PicasSubmitPilotsOperator:

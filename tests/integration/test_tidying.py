@@ -25,12 +25,6 @@ from tests.integration.tasks import context
 pytestmark = pytest.mark.usefixtures("picas_default", "spider")
 
 
-@pytest.fixture
-def remote(spider: str) -> Iterator[SlurmHook]:
-    with SlurmHook(spider) as hook:
-        yield hook
-
-
 def push(pool: Pool, task_id: str = "push") -> Any:
     return PicasPushTokensOperator(task_id=task_id, inputs=[1, 2]).execute(context(task_id, run_id=pool.database))
 

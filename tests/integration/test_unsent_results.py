@@ -51,12 +51,6 @@ def hook(picas_default: str) -> PicasHook:
 
 
 @pytest.fixture
-def remote(spider: str) -> Iterator[SlurmHook]:
-    with SlurmHook(spider) as hook:
-        yield hook
-
-
-@pytest.fixture
 def proxy(pool: Pool) -> Iterator[Proxy]:
     with Proxy(pool.url) as between:
         yield between

@@ -31,11 +31,6 @@ from tests.integration.tasks import context
 MIXED = {State.TODO: 3, State.LOCKED: 1, State.DONE: 1, State.ERROR: 1}
 
 
-@pytest.fixture
-def hook(picas_default: str) -> PicasHook:
-    return PicasHook(picas_default)
-
-
 def update(**arguments: Any) -> dict[str, Any]:
     return PicasUpdateTokensOperator(task_id="update", **{"batch": "b", **arguments}).execute(context("update"))
 
