@@ -33,7 +33,7 @@ _WITHOUT = {
 }
 _NEEDED = ("sbatch", "squeue")
 _OTHER_FOLDER = (
-    "Make room there (see the site's `quota`), or name another folder as `remote_folder` (here --remote-folder)."
+    "Free space there (see the site's `quota`), or set `remote_folder` to another folder (here --remote-folder)."
 )
 
 

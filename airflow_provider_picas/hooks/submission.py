@@ -14,7 +14,7 @@ from airflow_provider_picas.couchdb.settings import Settings
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.slurm import SlurmHook
 from airflow_provider_picas.sansio import drive
-from airflow_provider_picas.slurm import again, credentials, jobs, logs, sbatch_calls, submission
+from airflow_provider_picas.slurm import again, credentials, jobs, logs, sbatch_calls, sbatch_record, submission
 from airflow_provider_picas.slurm.jobs import Phase
 from airflow_provider_picas.slurm.remote import RemoteError, RemoteFile, Send, UnreachableError, ok
 from airflow_provider_picas.slurm.usage import Figures, figures
@@ -104,7 +104,7 @@ class WatchedSubmission:
         if self.do(stopping.drained(self._picas.pool, key)):
             return "Somebody has drained or cancelled them."
         done, before = self.do(submission.rounds(folder, scope))
-        record = self.do(sbatch_calls.read(folder, done * count))
+        record = self.do(sbatch_record.read(folder, done * count))
         if record.settled:
             if any(job.phase is not Phase.ENDED for job in self._jobs().values()):
                 log.info("Pilots of %s wait or run: somebody else has submitted them again.", key)
@@ -112,7 +112,7 @@ class WatchedSubmission:
             if done and record.refused_for_now:
                 if record.retry_in:
                     raise sbatch_calls.refusal(record)
-                self.do(sbatch_calls.give_up(folder, record))
+                self.do(sbatch_record.give_up(folder, record))
             elif done >= most:
                 return f"They were submitted again {done} times, as often as `resubmit` allows."
             elif finished <= before:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from airflow_provider_picas.pilot import archive
-from airflow_provider_picas.slurm import pilot_job, sbatch_calls
+from airflow_provider_picas.slurm import pilot_job, sbatch_record
 from airflow_provider_picas.slurm.remote import Command, Operation, RemoteError, quote
 
 SCRIPT_FILE = "pilot.sh"
@@ -44,8 +44,8 @@ def read(key: str, folder: str, count: int, batch: str) -> Operation[Origin]:
     if misplaced := _misplaced(key, folder):
         raise RemoteError(misplaced)
     text = f"""
-cd -- {quote(folder)} 2>/dev/null && [ -e {sbatch_calls.SUBMIT_SCRIPT} ] && [ -e command.0 ] || exit 4
-for file in . {sbatch_calls.SUBMIT_SCRIPT} command.* {SCRIPT_FILE}; do [ -O "$file" ] || exit 6; done
+cd -- {quote(folder)} 2>/dev/null && [ -e {sbatch_record.SUBMIT_SCRIPT} ] && [ -e command.0 ] || exit 4
+for file in . {sbatch_record.SUBMIT_SCRIPT} command.* {SCRIPT_FILE}; do [ -O "$file" ] || exit 6; done
 i=0
 while [ $i -lt {count} ] && [ -e command.$i ]; do
   echo "command $(head -c 20000 command.$i | base64 -w0)"; i=$((i+1))
@@ -57,7 +57,7 @@ true"""
     if output.code == 4:
         raise RemoteError(
             f"The folder {folder} of the earlier pilots is gone from the cluster (`keep_days`), so they cannot be submitted"
-            " again. Clear the push task of the earlier run with its downstream, or give the command."
+            " again. Clear the push task of the earlier run with its downstream, or set `command`."
         )
     if output.code == 6:
         raise RemoteError(f"{folder} on the cluster, or a file in it, belongs to another account. It is not run.")
@@ -76,7 +76,7 @@ def objection(key: str, folder: str, batch: str) -> Operation[str | None]:
         return misplaced
     text = f"""
 cd -- {quote(folder)} 2>/dev/null || exit 4
-for file in . {sbatch_calls.SUBMIT_SCRIPT}; do [ -O "$file" ] || exit 6; done
+for file in . {sbatch_record.SUBMIT_SCRIPT}; do [ -O "$file" ] || exit 6; done
 [ ! -e {pilot_job.CONFIG_FILE} ] || head -c 1000000 {pilot_job.CONFIG_FILE}"""
     output = yield Command(text)
     if output.code:
@@ -101,10 +101,10 @@ def _for_another_batch(key: str, config: Mapping[str, Any], batch: str) -> str |
     return f"The pilots of {key} are for batch {config['batch']!r:.130}, not for {batch}."
 
 
-def _parse(key: str, folder: str, said: str, batch: str) -> Origin:
+def _parse(key: str, folder: str, stdout: str, batch: str) -> Origin:
     commands: list[str] = []
     config: Any = {}
-    for line in said.splitlines():
+    for line in stdout.splitlines():
         word, _, encoded = line.partition(" ")
         if word == "command":
             commands.append(base64.b64decode(encoded).decode("utf-8", "replace"))
@@ -112,17 +112,17 @@ def _parse(key: str, folder: str, said: str, batch: str) -> Origin:
             config = json.loads(base64.b64decode(encoded))
     if config and (other := _for_another_batch(key, config, batch)):
         raise RemoteError(other)
-    return Origin(key, folder, tuple(commands), config, "credentials" in said.splitlines())
+    return Origin(key, folder, tuple(commands), config, "credentials" in stdout.splitlines())
 
 
-def copy(origin: Origin, key: str, aside: str, most: int | None) -> Command:
-    """The command that copies the earlier submission into the folder ``aside``, which will become the folder of ``key``.
+def copy(origin: Origin, key: str, staging: str, limit: int | None) -> Command:
+    """The command that copies the earlier submission into the folder ``staging``, which will become the folder of ``key``.
 
-    In files that we wrote, it replaces the name of the earlier submission. ``most``: limit on the pilots of each sbatch
+    In files that we wrote, it replaces the name of the earlier submission. ``limit``: limit on the pilots of each sbatch
     call.
     """
     numbers = range(len(origin.commands))
-    ours = [sbatch_calls.SUBMIT_SCRIPT, *(f"command.{number}" for number in numbers)]
+    ours = [sbatch_record.SUBMIT_SCRIPT, *(f"command.{number}" for number in numbers)]
     same = [SCRIPT_FILE]
     if origin.config:
         ours += [name for number in numbers for name in (script_name(number), config_name(number))]
@@ -133,15 +133,15 @@ def copy(origin: Origin, key: str, aside: str, most: int | None) -> Command:
 umask 077
 cd -- {quote(origin.folder)} || exit 4
 for file in {quote(*ours)}; do
-  sed {quote(renamed)} "$file" >{quote(aside)}/"$file" && chmod --reference="$file" {quote(aside)}/"$file" || exit 5
+  sed {quote(renamed)} "$file" >{quote(staging)}/"$file" && chmod --reference="$file" {quote(staging)}/"$file" || exit 5
 done
-cp -p -- {quote(*same)} {quote(aside)}/ || exit 5"""
-    if most is not None:
+cp -p -- {quote(*same)} {quote(staging)}/ || exit 5"""
+    if limit is not None:
         text += f"""
-cd -- {quote(aside)} || exit 4
+cd -- {quote(staging)} || exit 4
 for file in {quote(*(f"command.{number}" for number in numbers))}; do
   last=$(sed -n 's/.* --array=0-\\([0-9]*\\).*/\\1/p' "$file")
-  [ -z "$last" ] || [ "$last" -lt {most} ] || sed -i 's/\\(.* --array=0-\\)[0-9]*/\\1{most - 1}/' "$file" || exit 5
+  [ -z "$last" ] || [ "$last" -lt {limit} ] || sed -i 's/\\(.* --array=0-\\)[0-9]*/\\1{limit - 1}/' "$file" || exit 5
 done"""
     return Command(text)
 

@@ -32,7 +32,7 @@ def class_options(resource_class: str, options: Mapping[str, Any]) -> dict[str, 
     """
     match = re.fullmatch(r"([0-9]{0,5})/((?:[A-Za-z0-9_]{1,40}(?::[0-9]{1,3})?)?)/([0-9]{0,6})(?:\.0)?", resource_class)
     if not match:
-        raise OptionError(f"Tokens ask for cores/gpu/time {resource_class!r:.100}, which is nothing that sbatch knows.")
+        raise OptionError(f"Tokens request cores/gpu/time {resource_class!r:.100}, which sbatch does not understand.")
     cores, gpu, minutes = match.groups()
     result = {str(name).replace("_", "-"): value for name, value in options.items()}
     if cores and int(cores):
@@ -58,7 +58,7 @@ def minutes_of(text: str) -> float:
         return math.inf
     match = re.fullmatch(r"(?:([0-9]+)-)?([0-9]+)(?::([0-9]+))?(?::([0-9]+))?", text.strip())
     if not match:
-        raise OptionError(f"The sbatch option 'time' is {text!r:.80}, which is no time of Slurm's, such as 01:30:00.")
+        raise OptionError(f"The sbatch option 'time' is {text!r:.80}, which is not a Slurm time such as 01:30:00.")
     days, first, second, third = (int(part) if part else 0 for part in match.groups())
     if match[1] is not None:
         return days * 1440 + first * 60 + second + third / 60
@@ -73,10 +73,10 @@ def running_limits(arrays: Sequence[Array], limit: int | None) -> list[int | Non
     return [None if limit is None else max(1, shares.get(str(place), 0)) for place in range(len(arrays))]
 
 
-def pilots_for(tokens: int, tokens_per_pilot: float, most: int | None) -> int:
-    """The number of pilots for a number of waiting tokens, at most ``most``."""
+def pilots_for(tokens: int, tokens_per_pilot: float, limit: int | None) -> int:
+    """The number of pilots for a number of waiting tokens, at most ``limit``."""
     wanted = math.ceil(tokens / tokens_per_pilot)
-    return wanted if most is None else min(wanted, most)
+    return wanted if limit is None else min(wanted, limit)
 
 
 def share(wanted: Mapping[str, int], room: int | None) -> dict[str, int]:

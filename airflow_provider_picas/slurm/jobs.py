@@ -75,7 +75,7 @@ class Job:
     def cause(self) -> str:
         """Why the job ended, for people: the state and its details."""
         if self.state == FORGOTTEN:
-            return f"{self.reason} for sacct, but unknown to Slurm's controller"
+            return f"{self.reason} according to sacct, but unknown to Slurm's controller"
         code, _, signal = self.exit_code.partition(":")
         if self.state in ("COMPLETED", "FAILED") and (code not in ("", "0") or signal not in ("", "0")):
             return f"{self.state}, {f'signal {signal}' if signal not in ('', '0') else f'exit code {code}'}"
@@ -207,8 +207,8 @@ date '+T|%s'
 newest ${{#all[@]}}
 squeue --noheader --all --array --states=all {OURS} --name="$names" --format={quote("Q|" + squeue)} || exit 5
 answered=0 refused=${{#all[@]}} rows=
-if said=$(account $refused); then
-  answered=$refused rows=$said
+if response=$(account $refused); then
+  answered=$refused rows=$response
 fi
 while [ $((refused-answered)) -gt 1 ] && [ $SECONDS -lt {SACCT_PATIENCE} ]; do
   tried=$(((answered+refused)/2))
@@ -216,7 +216,7 @@ while [ $((refused-answered)) -gt 1 ] && [ $SECONDS -lt {SACCT_PATIENCE} ]; do
 done
 [ -z "$rows" ] || printf '%s\n' "$rows" | sed 's/^/A|/'
 for key in "${{keys[@]:answered}}"; do
-  echo "E|$(printf '%s\n' "$said" | tail -n 1){key}"
+  echo "E|$(printf '%s\n' "$response" | tail -n 1){key}"
 done
 true"""
 

@@ -71,15 +71,15 @@ class Output:
     @property
     def message(self) -> str:
         """The error message of the command: stderr, else stdout; at most 1,000 characters."""
-        said = (self.stderr.strip() or self.stdout.strip())[-1000:]
-        return one_line(" ".join(said.split()), 1000) or f"exit code {self.code}, and no message"
+        text = (self.stderr.strip() or self.stdout.strip())[-1000:]
+        return one_line(" ".join(text.split()), 1000) or f"exit code {self.code} without a message"
 
 
 OURS = '--user="$UID"'
-"""The option of squeue, sacct and scancel that leaves out other people's jobs, which may bear the same names."""
+"""The option of squeue, sacct and scancel that leaves out other people's jobs, which may have the same names."""
 
 SACCT = 'sacct ${SLURM_CLUSTERS:+--clusters="$SLURM_CLUSTERS"} --noheader'
-"""sacct alone takes no notice of the cluster that a login profile names for all commands."""
+"""Unlike the other commands, sacct ignores SLURM_CLUSTERS, which a login profile may set."""
 
 Step = Command | Send | Pause
 Result = TypeVar("Result")
@@ -98,7 +98,7 @@ def new_marker() -> str:
 
 
 _ACCOUNT = "SBATCH_ACCOUNT"
-"""The one input variable of sbatch that is kept: at many sites the login profile says there who pays."""
+"""The one input variable of sbatch that is kept: many sites set the account to charge there, in the login profile."""
 
 _CLEAN = f"""
 set +o posix; unset -v CDPATH GLOBIGNORE GREP_OPTIONS
@@ -106,7 +106,7 @@ kept=$(declare -p SLURM_CONF SLURM_CONF_SERVER SLURM_CLUSTERS SLURM_JWT {_ACCOUN
 unset -v "${{!SLURM_@}}" "${{!SBATCH_@}}" "${{!SQUEUE_@}}" "${{!SCANCEL_@}}" "${{!SACCT_@}}" "${{!SCONTROL_@}}"
 eval "$kept"; unset -v kept
 """
-"""Shell text after which only those variables of the login profile reach Slurm that say where it is.
+"""Shell text after which only those variables of the login profile reach Slurm that say where Slurm is.
 
 ``SQUEUE_PARTITION`` or ``SACCT_STATE`` would hide jobs from us, ``SBATCH_ARRAY_INX`` would change the number of pilots.
 """
@@ -143,11 +143,11 @@ def unwrap(stdout: str, stderr: str, marker: str) -> Output:
     result of the command is unknown. Raises RemoteError if the login shell did not reach the command."""
     start = re.search(rf"^{marker}$\n?", stdout, re.MULTILINE)
     if start is None:
-        said = one_line(" ".join((stderr.strip() or stdout.strip())[-300:].split()), 300) or "nothing"
-        raise RemoteError(f"The login shell on the cluster ended before it ran a command. It said: {said}")
+        printed = one_line(" ".join((stderr.strip() or stdout.strip())[-300:].split()), 300) or "nothing"
+        raise RemoteError(f"The login shell on the cluster ended before it ran a command. It printed: {printed}")
     end = re.search(rf"\n{marker} ([0-9]+)\n", stdout[start.end() - 1 :])
     if end is None:
-        raise UnreachableError("The connection to the cluster broke before the command had ended.")
+        raise UnreachableError("The connection to the cluster broke before the command ended.")
     body = stdout[start.end() - 1 :][: end.start()]
     return Output(whole(end.group(1), default=255), body.removeprefix("\n"), stderr)
 
@@ -172,8 +172,8 @@ def ok(step: Step, failure: str) -> Generator[Step, Output, Output]:
 _NO_ROOM = re.compile(r"no space left|quota exceeded|file too large", re.IGNORECASE)
 
 
-def make_room(said: str) -> str:
+def make_room(message: str) -> str:
     """What to do about a command that found no room for a file, as the end of a message; empty for other failures."""
-    if not _NO_ROOM.search(said):
+    if not _NO_ROOM.search(message):
         return ""
-    return " Make room there (see the site's `quota`), or name another folder as `remote_folder`."
+    return " Free space there (see the site's `quota`), or set `remote_folder` to another folder."

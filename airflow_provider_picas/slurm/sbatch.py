@@ -8,24 +8,24 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 OWNED = {
-    "job-name": "it is the key by which a submission is found again, so that it cannot happen twice",
-    "array": "give the number of pilots as `pilots`",
+    "job-name": "it identifies the submission, so that nothing is submitted twice",
+    "array": "set the number of pilots with `pilots`",
     "parsable": "the operator sets it",
-    "chdir": "give the folder as `workdir`",
-    "export": "it would erase the script's own; give variables as `env`",
-    "wrap": "give a `script`",
-    "wait": "the sensor waits",
+    "chdir": "set the folder with `workdir`",
+    "export": "it would remove the script's own variables; set variables with `env`",
+    "wrap": "use `script`",
+    "wait": "the sensor waits for the pilots",
     "test-only": "use dry_run=True",
-    "clusters": "jobs are looked for on the login node's own cluster. For another cluster, use an SSH connection to a login node"
-    " of that cluster, or name it as SLURM_CLUSTERS in the account's login profile",
+    "clusters": "only the login node's own cluster is queried for jobs. For another cluster, use an SSH connection to a login"
+    " node of that cluster, or set SLURM_CLUSTERS in the account's login profile",
 }
 """Options that an author may not set, and why. sbatch also takes their first letters (``--job-n``)."""
 
 _NOT_IN_SCRIPTS = {
     "clusters": f"remove it: {OWNED['clusters']}",
     "test-only": "remove it: no job would be made. Use dry_run=True",
-    "hetjob": "a heterogeneous job has no single id. Submit each part from a task of its own",
-    "packjob": "a heterogeneous job has no single id. Submit each part from a task of its own",
+    "hetjob": "a heterogeneous job has no single id. Submit each part from a separate task",
+    "packjob": "a heterogeneous job has no single id. Submit each part from a separate task",
 }
 """Directives that a script may not have, and what to do. What else ``OWNED`` names is overridden by the command line."""
 
@@ -52,9 +52,7 @@ def options_to_arguments(options: Mapping[str, Any]) -> list[str]:
     for given, value in options.items():
         name = str(given).strip().lstrip("-").replace("_", "-")
         if not re.fullmatch(r"[a-z][a-z0-9-]+", name):
-            raise OptionError(
-                f"{given!r:.80} is no name of an sbatch option; write the long name, such as 'cpus-per-task'."
-            )
+            raise OptionError(f"{given!r:.80} is not an sbatch option; use the long name, such as 'cpus-per-task'.")
         if owned := _owned(name):
             raise OptionError(f"The sbatch option {owned!r} cannot be set: {OWNED[owned]}.")
         if value is None or value is False:
@@ -63,11 +61,11 @@ def options_to_arguments(options: Mapping[str, Any]) -> list[str]:
             arguments.append(f"--{name}")
             continue
         if not isinstance(value, str | int | float):
-            raise OptionError(f"The sbatch option {name!r} is {value!r:.80}; it takes a text, a number or true.")
+            raise OptionError(f"The sbatch option {name!r} is {value!r:.80}; it takes a string, a number or true.")
         text = str(value)
         if not text or not text.isprintable():
             raise OptionError(
-                f"The sbatch option {name!r} is {text!r:.80}: empty, or with characters that do not print."
+                f"The sbatch option {name!r} is {text!r:.80}: it must not be empty or have non-printable characters."
             )
         arguments.append(f"--{name}={text}")
     return arguments
@@ -82,8 +80,8 @@ def check_environment(names: Iterable[str]) -> None:
     """Raises OptionError for variables of sbatch that would set an option which an author may not set."""
     if refused := sorted(_ENVIRONMENT & set(names)):
         raise OptionError(
-            f"{', '.join(refused)} in `env` would change where or how sbatch submits. Remove it; give options as `sbatch`, the"
-            " number of pilots as `pilots`, and another cluster as another SSH connection."
+            f"{', '.join(refused)} in `env` would change where or how sbatch submits. Remove it: use `sbatch` for"
+            " options, `pilots` for the number of pilots, and another SSH connection for another cluster."
         )
 
 
@@ -140,9 +138,13 @@ def check_script(script: bytes, name: str) -> None:
     if not script.strip():
         raise OptionError(f"The script {name} is empty.")
     if not script.startswith(b"#!"):
-        raise OptionError(f"The script {name} does not begin with '#!': sbatch needs a line such as #!/bin/bash there.")
+        raise OptionError(
+            f"The script {name} does not begin with '#!': sbatch requires a first line such as #!/bin/bash."
+        )
     if b"\0" in script:
-        raise OptionError(f"The script {name} holds a NUL byte: it is a program, not a script. Call it from one.")
+        raise OptionError(
+            f"The script {name} contains a NUL byte: it is a binary, not a script. Call it from a script."
+        )
     for option in directives(script):
         short = len(option) == 1  # a short option, such as -c or -t, and not the beginning of a name
         full = {"M": "clusters"}.get(option, option) if short else _owned(option) or option

@@ -16,8 +16,8 @@ _CHUNK = 1 << 18
 
 _PROGRAM = """
 export LC_ALL=C; umask 077; trap '' XFSZ
-asides=() paths=() modes=()
-trap 'rm -f -- "${asides[@]}"' EXIT
+staged=() paths=() modes=()
+trap 'rm -f -- "${staged[@]}"' EXIT
 fail() { echo "$path: ${1##*: }"; exit 1; }
 field() { IFS= read -r -d '' "$1" || fail "$lost"; }
 lost='it did not arrive as it was sent. A start-up file of the account, such as .bashrc, may read the standard input'
@@ -25,19 +25,19 @@ path='the first file'; field count
 case $count in MARKER-*) count=${count#MARKER-};; *) fail "$lost";; esac
 while [ ${#paths[@]} -lt "$count" ]; do
   for name in size mode digest path; do field $name; done
-  aside=${path%/*}/.${path##*/}.MARKER
-  said=$( (set -o noclobber; : >"$aside") 2>&1) || fail "$said"
-  asides+=("$aside") paths+=("$path") modes+=("$mode")
-  said=$(head -c "$size" 2>&1 >>"$aside") || fail "$said"
-  [ "$(sha256sum <"$aside")" = "$digest  -" ] || fail "$lost"
+  file=${path%/*}/.${path##*/}.MARKER
+  output=$( (set -o noclobber; : >"$file") 2>&1) || fail "$output"
+  staged+=("$file") paths+=("$path") modes+=("$mode")
+  output=$(head -c "$size" 2>&1 >>"$file") || fail "$output"
+  [ "$(sha256sum <"$file")" = "$digest  -" ] || fail "$lost"
 done
 for number in "${!paths[@]}"; do
   path=${paths[number]}
-  said=$(chmod "${modes[number]}" "${asides[number]}" 2>&1) || fail "$said"
-  said=$(mv -fT -- "${asides[number]}" "$path" 2>&1) || fail "$said"
+  output=$(chmod "${modes[number]}" "${staged[number]}" 2>&1) || fail "$output"
+  output=$(mv -fT -- "${staged[number]}" "$path" 2>&1) || fail "$output"
 done
 """
-"""Shell text that writes all files beside their places first, and then renames them. What it says on stdout is why it failed.
+"""Shell text that writes all files beside their places first, and then renames them. It prints on stdout why it failed.
 
 ``head`` and bash's ``read`` take no byte more from a pipe than they are asked for.
 """

@@ -17,7 +17,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from airflow_provider_picas.slurm import credentials, sbatch_calls
+from airflow_provider_picas.slurm import credentials, sbatch_calls, sbatch_record
 from airflow_provider_picas.slurm.remote import (
     Command,
     Operation,
@@ -31,7 +31,8 @@ from airflow_provider_picas.slurm.remote import (
     quote,
     whole,
 )
-from airflow_provider_picas.slurm.sbatch_calls import Record, SubmissionRefusedError, job_name
+from airflow_provider_picas.slurm.sbatch_calls import SubmissionRefusedError
+from airflow_provider_picas.slurm.sbatch_record import Record, job_name
 from airflow_provider_picas.slurm.sweep import REMOVED
 from airflow_provider_picas.tokens import ids
 
@@ -127,12 +128,12 @@ def submit(plan: Plan) -> Operation[Submission]:
     if latest.record.refused:
         # Again: the try that was refused may have been killed before it had done this.
         yield from ok(
-            sbatch_calls.cancel(latest.key, len(latest.record.calls)), "Jobs of a refused submission may be left"
+            sbatch_calls.cancel(latest.key, len(latest.record.calls)), "Jobs of a refused submission may still exist"
         )
         yield from remove_credentials(latest.folder)
     made, ours = yield from _make(plan, latest)
     record = yield from _settle(made)
-    yield from sbatch_calls.acknowledge(made.folder)
+    yield from sbatch_record.acknowledge(made.folder)
     return made.submission(record, adopted=not ours)
 
 
@@ -155,7 +156,7 @@ def _adopt(latest: _Latest) -> Operation[Submission | None]:
     adopted = record.settled
     if not adopted:
         record = yield from _settle(latest)
-    yield from sbatch_calls.acknowledge(latest.folder)
+    yield from sbatch_record.acknowledge(latest.folder)
     return latest.submission(record, adopted=adopted)
 
 
@@ -187,7 +188,7 @@ def rounds(folder: str, scope: str) -> Operation[tuple[int, int]]:
     finished, _, of_scope = note.partition(" ")
     if whole(number, default=-1) < 0:
         raise RemoteError(
-            f"How often {folder} was submitted cannot be read: the cluster answered {output.message!r:.200}."
+            f"The number of rounds in {folder} cannot be read: the cluster answered {output.message!r:.200}."
         )
     return whole(number), whole(finished, default=-1) if of_scope == ids.digest(scope) else -1
 
@@ -253,18 +254,18 @@ def prepare_round(folder: str, key: str, count: int, number: int, finished: int,
     made progress.
     """
     old, new = f"s/--job-name={quote(key)}\\(-[0-9]*\\)\\{{0,1\\}}\\>/", f"--job-name={quote(key)}-$n/"
-    aside = f".round.{number}.{new_marker()}"
+    staging = f".round.{number}.{new_marker()}"
     text = f"""
 umask 077
-cd -- {quote(folder)} && mkdir {aside} || exit 4
-trap 'rm -rf -- {aside}' EXIT
+cd -- {quote(folder)} && mkdir {staging} || exit 4
+trap 'rm -rf -- {staging}' EXIT
 i=0; n={number * count}
 while [ $i -lt {count} ]; do
-  sed "{old}{new}" command.$i >{aside}/command.$n || exit 1
+  sed "{old}{new}" command.$i >{staging}/command.$n || exit 1
   i=$((i+1)); n=$((n+1))
 done
-echo {quote(str(finished), ids.digest(scope))} >{aside}/finished || exit 1
-mv -T -- {aside} round.{number} 2>/dev/null
+echo {quote(str(finished), ids.digest(scope))} >{staging}/finished || exit 1
+mv -T -- {staging} round.{number} 2>/dev/null
 [ -d round.{number} ] || exit 1
 {_PLACE}"""
     yield from ok(Command(text), "More pilots could not be prepared")
@@ -288,12 +289,12 @@ n=$({{
 echo "${{n:-0}}"
 [ -n "$n" ] && [ -d {quote(base_key)}."$n" ] || exit 0
 cd -- {quote(base_key)}."$n" || exit 4
-{sbatch_calls.READ}"""
+{sbatch_record.READ}"""
     output = yield Command(text)
     if output.code == 7:
         raise SubmissionRefusedError(
             f"The login profile on the cluster sets SLURM_CLUSTERS to several clusters ({output.message}), so the jobs could not"
-            " be found again. Leave it out there, or name one cluster; for each further cluster, use a separate SSH connection."
+            " be found again. Remove it there, or name one cluster; for each further cluster, use a separate SSH connection."
         )
     if output.code == 3:
         raise RemoteError(
@@ -305,45 +306,45 @@ cd -- {quote(base_key)}."$n" || exit 4
     base, generation, *lines = [*output.stdout.splitlines(), "", ""]
     if whole(generation, default=-1) < 0:
         raise RemoteError(f"The submission's folder cannot be read: the cluster answered {output.message!r:.200}.")
-    return _Latest(base, base_key, whole(generation), sbatch_calls.parse_record(lines))
+    return _Latest(base, base_key, whole(generation), sbatch_record.parse_record(lines))
 
 
 def _make(plan: Plan, latest: _Latest) -> Operation[tuple[_Latest, bool]]:
     """Create the next submission's folder with its content. True if it is ours: another worker may have been faster."""
-    wanted = _Latest(latest.base, plan.base_key, latest.generation + 1, sbatch_calls.parse_record(()))
-    aside = f"{wanted.base}/.{wanted.key}.{new_marker()}"
+    wanted = _Latest(latest.base, plan.base_key, latest.generation + 1, sbatch_record.parse_record(()))
+    staging = f"{wanted.base}/.{wanted.key}.{new_marker()}"
     failure: RemoteError | None = None
     try:
-        yield from _send(plan, wanted, aside)
+        yield from _send(plan, wanted, staging)
         others = f"{quote(wanted.base)}/{quote(f'.{wanted.key}.')}*"
         yield from ok(
-            Command(f"mv -T -- {quote(aside, wanted.folder)} && rm -rf -- {others}"),
+            Command(f"mv -T -- {quote(staging, wanted.folder)} && rm -rf -- {others}"),
             f"The submission's folder {wanted.folder} could not be made",
         )
     except UnreachableError:
         raise
     except RemoteError as error:  # also if a worker was faster
         failure = error
-        yield Command(f"rm -rf -- {quote(aside)}")
+        yield Command(f"rm -rf -- {quote(staging)}")
     found = yield from _find(plan.base_key, plan.folder)
     if failure and found.generation < wanted.generation:
         raise failure
     return found, failure is None
 
 
-def _send(plan: Plan, wanted: _Latest, aside: str) -> Operation[None]:
-    """Send the files of a submission into the folder ``aside``, which will become the submission's."""
+def _send(plan: Plan, wanted: _Latest, staging: str) -> Operation[None]:
+    """Send the files of a submission into the folder ``staging``, which will become the submission's."""
     folder, key = wanted.folder, wanted.key
-    made = Command(f"umask 077; mkdir -p -- {quote(f'{aside}/{CREDENTIALS}')}")
+    made = Command(f"umask 077; mkdir -p -- {quote(f'{staging}/{CREDENTIALS}')}")
     files = list(plan.files(folder, key))
     if plan.copied:
         files.append(RemoteFile(f"{folder}/made", b""))
         yield from ok(made, "The submission's folder could not be made")
-        yield from ok(plan.copied(key, aside), "The earlier submission could not be copied")
+        yield from ok(plan.copied(key, staging), "The earlier submission could not be copied")
     else:
         files += yield from _calls(plan, folder, key)
         yield from ok(made, "The submission's folder could not be made")
-    moved = [replace(file, path=aside + file.path.removeprefix(folder)) for file in files]
+    moved = [replace(file, path=staging + file.path.removeprefix(folder)) for file in files]
     yield from ok(Send(moved), "The submission's files could not be sent")
 
 
@@ -351,10 +352,10 @@ def _calls(plan: Plan, folder: str, key: str) -> Operation[list[RemoteFile]]:
     """The files with the sbatch calls, and the script that runs them."""
     workdir = yield from _workdir(plan, folder)
     python_path = f"{folder}/{CREDENTIALS}" if plan.python_path else None
-    script = sbatch_calls.submit_script(folder, workdir, plan.environment, python_path)
+    script = sbatch_record.submit_script(folder, workdir, plan.environment, python_path)
     commands = [quote(*command).encode() for command in plan.commands(folder, key)]
     return [
-        RemoteFile(f"{folder}/{sbatch_calls.SUBMIT_SCRIPT}", script.encode(), 0o700),
+        RemoteFile(f"{folder}/{sbatch_record.SUBMIT_SCRIPT}", script.encode(), 0o700),
         RemoteFile(f"{folder}/made", b""),
         *(RemoteFile(f"{folder}/command.{number}", command) for number, command in enumerate(commands)),
     ]

@@ -11,7 +11,7 @@ from enum import StrEnum
 from airflow_provider_picas.couchdb import errors
 from airflow_provider_picas.couchdb.http import Request, json_body
 from airflow_provider_picas.couchdb.pool import Pool
-from airflow_provider_picas.slurm import sbatch_calls
+from airflow_provider_picas.slurm import sbatch_calls, sbatch_record
 from airflow_provider_picas.slurm.remote import OURS, Command, Output, Pause, ok, quote
 from airflow_provider_picas.slurm.submission import CREDENTIALS
 from airflow_provider_picas.submissions.deaths import Observer
@@ -82,7 +82,7 @@ def cancel(pool: Pool, batch: str | None, watched: Watched, *, wait: float = CAN
 def remove_credentials(watched: Watched, wait: float = 0.0) -> Operation[bool]:
     """Remove the credentials from the submission's folder if within ``wait`` seconds no pilot remains that may read
     them. True if they were removed."""
-    names = quote(",".join(sbatch_calls.job_names(watched.key, MOST_CALLS)))
+    names = quote(",".join(sbatch_record.job_names(watched.key, MOST_CALLS)))
     folder = quote(f"{watched.folder}/{CREDENTIALS}")
     text = f"""
 settled() {{

@@ -9,7 +9,7 @@ from airflow_provider_picas.couchdb.http import json_body
 from airflow_provider_picas.couchdb.pool import Document, Pool
 from airflow_provider_picas.lifecycle.ids import lease_id
 from airflow_provider_picas.lifecycle.json_values import number
-from airflow_provider_picas.slurm import sbatch_calls
+from airflow_provider_picas.slurm import sbatch_record
 from airflow_provider_picas.slurm.pilot_job import CONFIG_FILE
 from airflow_provider_picas.slurm.remote import OURS, Command, Output, ok, quote, whole
 from airflow_provider_picas.submissions.stop import MOST_CALLS, drain_flag
@@ -43,7 +43,7 @@ def cancel_pending(pool: Pool, watched: Watched) -> Operation[int]:
     counts = yield from pool.count(options.get("batch"))
     if counts.todo or counts.locked:
         return 0
-    names = quote(",".join(sbatch_calls.job_names(watched.key, MOST_CALLS)))
+    names = quote(",".join(sbatch_record.job_names(watched.key, MOST_CALLS)))
     text = f"""
 jobs=$(squeue --noheader --all --array --states=PENDING {OURS} --name={names} --format='%F %i') || exit 5
 [ -n "$jobs" ] || exit 0

@@ -195,7 +195,7 @@ def test_a_home_without_room(site: Cluster, picas_default: str, spider: str) -> 
         found = check()
         assert not list((site.home / "picas-pilots").iterdir())
     assert failures(found) == {"home"}
-    assert "No space left on device). Make room there" in found["home"].text
+    assert "No space left on device). Free space there" in found["home"].text
 
 
 def test_a_compute_node_that_cannot_reach_the_database(

@@ -100,7 +100,7 @@ def test_a_runaway_job(
         site.continue_controller()
     until(lambda: lives(look(remote, watched)) == {Phase.ENDED}, "The end of the jobs")
     assert {job.cause for job in look(remote, watched).jobs.values()} == {
-        "RUNNING for sacct, but unknown to Slurm's controller"
+        "RUNNING according to sacct, but unknown to Slurm's controller"
     }
     pilots = {
         "ssh_conn_id": "forgetful", "submission": watched.key, "folder": watched.folder, "job_ids": ["1"],

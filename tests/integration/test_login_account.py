@@ -16,7 +16,7 @@ from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.slurm import SlurmHook
 from airflow_provider_picas.operators.pilots import PicasCancelPilotsOperator, PicasSubmitPilotsOperator
 from airflow_provider_picas.slurm import jobs as slurm_jobs
-from airflow_provider_picas.slurm import sbatch_calls
+from airflow_provider_picas.slurm import sbatch_record
 from airflow_provider_picas.slurm.remote import Output, RemoteFile, Send
 from airflow_provider_picas.submissions import stop
 from airflow_provider_picas.submissions.submission import Watched
@@ -214,19 +214,19 @@ def test_a_script_that_makes_sbatch_wait_for_its_job(remote: SlurmHook, task_id:
 
 def test_an_answer_that_comes_late_does_not_change_a_settled_call(remote: SlurmHook, task_id: str) -> None:
     folder = remote.run("mktemp -d").stdout.strip()
-    script = sbatch_calls.submit_script(folder, folder, {}, None)
+    script = sbatch_record.submit_script(folder, folder, {}, None)
     late = "sh -c 'touch ../up; until [ -e ../go ]; do sleep 0.05; done; exit 1'"
-    files = {sbatch_calls.SUBMIT_SCRIPT: script, "command.0": late.replace("../", f"{folder}/")}
+    files = {sbatch_record.SUBMIT_SCRIPT: script, "command.0": late.replace("../", f"{folder}/")}
     remote.perform(Send([RemoteFile(f"{folder}/{name}", text.encode()) for name, text in files.items()]))
-    started = f"setsid -f sh -c 'bash -p ./{sbatch_calls.SUBMIT_SCRIPT}; touch over' </dev/null >/dev/null 2>&1"
+    started = f"setsid -f sh -c 'bash -p ./{sbatch_record.SUBMIT_SCRIPT}; touch over' </dev/null >/dev/null 2>&1"
     remote.run(f"cd {folder}; {started}")
     processes.wait_for(lambda: remote.run(f"[ -e {folder}/up ]").code == 0, what="The call", seconds=LIMIT)
-    record = remote.do(sbatch_calls.read(folder))
-    assert remote.do(sbatch_calls._write_down(folder, record, {0: "4711"}))
+    record = remote.do(sbatch_record.read(folder))
+    assert remote.do(sbatch_record.record_ids(folder, record, {0: "4711"}))
     remote.run(f"touch {folder}/go")
     processes.wait_for(lambda: remote.run(f"[ -e {folder}/over ]").code == 0, what="Its end", seconds=LIMIT)
-    assert remote.do(sbatch_calls.read(folder)).calls[0].code == 0
-    assert remote.do(sbatch_calls.read(folder)).job_ids == ("4711",)
+    assert remote.do(sbatch_record.read(folder)).calls[0].code == 0
+    assert remote.do(sbatch_record.read(folder)).job_ids == ("4711",)
 
 
 def test_a_partition_that_is_closed_for_now_is_tried_again(held: str, remote: SlurmHook, task_id: str) -> None:

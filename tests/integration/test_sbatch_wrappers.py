@@ -8,7 +8,7 @@ import pytest
 
 from airflow_provider_picas.hooks.slurm import SlurmHook
 from airflow_provider_picas.sansio import drive
-from airflow_provider_picas.slurm import sbatch_calls, submission
+from airflow_provider_picas.slurm import sbatch_calls, sbatch_record, submission
 from airflow_provider_picas.slurm.remote import Output, Pause, RemoteFile, Step
 
 
@@ -37,7 +37,7 @@ def test_numbers_beside_the_answer_of_sbatch_are_no_jobs(remote: SlurmHook, wrap
         listed = remote.run(f"squeue --noheader --name={made.key} --format=%F").stdout.split()
         assert list(made.job_ids) == listed
         assert len(listed) == 1
-        again = drive(sbatch_calls.read(made.folder), remote.perform)
+        again = drive(sbatch_record.read(made.folder), remote.perform)
         assert again.job_ids == made.job_ids, "the id was not written down"
     finally:
         remote.do(_cancelled(made))

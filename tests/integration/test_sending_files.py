@@ -125,7 +125,7 @@ def test_a_full_home(site: Cluster, tmp_path: Path) -> None:
         with pytest.raises(AirflowException, match="No space left on device") as failure:
             submit(task_id, **wanted)
         assert f"{folder}/.picas-" in str(failure.value)
-        assert "Make room there" in str(failure.value)
+        assert "Free space there" in str(failure.value)
         assert os.listdir(folder) == ["others"], "a part of the submission is left"
         (folder / "others").unlink()
         made = submit(task_id, **wanted)

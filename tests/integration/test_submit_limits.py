@@ -17,7 +17,7 @@ from airflow_provider_picas.hooks.submission import WatchedSubmission
 from airflow_provider_picas.operators.pilots import PicasSubmitPilotsOperator
 from airflow_provider_picas.operators.tokens import PicasPushTokensOperator
 from airflow_provider_picas.sensors.tokens import PicasTokenStateSensor
-from airflow_provider_picas.slurm import sbatch_calls
+from airflow_provider_picas.slurm import sbatch_record
 from airflow_provider_picas.slurm.sbatch_calls import SubmissionRefusedError
 from airflow_provider_picas.submissions.submission import Watched
 from airflow_provider_picas.tokens.waiting import Outcome
@@ -131,8 +131,8 @@ def test_a_round_that_is_refused_for_now_is_submitted_later(wait: Wait, monkeypa
         with pytest.raises(SubmissionRefusedError, match="partition not available") as refused:
             wait.resubmit()
         assert refused.value.for_now
-        assert 0 < refused.value.retry_in <= sbatch_calls.RETRY_AFTER
-    monkeypatch.setattr(sbatch_calls, "RETRY_AFTER", 0.0)
+        assert 0 < refused.value.retry_in <= sbatch_record.RETRY_AFTER
+    monkeypatch.setattr(sbatch_record, "RETRY_AFTER", 0.0)
     with pytest.raises(SubmissionRefusedError, match="partition not available"):
         wait.resubmit()
     assert wait.names() == []
@@ -144,7 +144,7 @@ def test_a_round_that_is_refused_for_now_is_submitted_later(wait: Wait, monkeypa
 
 
 def test_a_wait_in_a_task_goes_on_until_its_pilots_are_accepted(wait: Wait, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sbatch_calls, "RETRY_AFTER", 0.0)
+    monkeypatch.setattr(sbatch_record, "RETRY_AFTER", 0.0)
     sensor = PicasTokenStateSensor(task_id="wait", batch=wait.batch, pilots=wait.pilots, resubmit=1)
     task = context("wait")
     sensor._instance = task["ti"]
@@ -162,8 +162,8 @@ def test_a_deferred_wait_leaves_its_task_until_it_is_worth_another_try(wait: Wai
     with pytest.raises(TaskDeferred) as deferred:
         sensor.execute_complete(context("wait"), event, time.time() + 3600)
     _, fields = deferred.value.trigger.serialize()
-    assert before < fields["no_pilots_before"] <= time.time() + sbatch_calls.RETRY_AFTER
-    assert fields["no_pilots_before"] - before > sbatch_calls.RETRY_AFTER / 2
+    assert before < fields["no_pilots_before"] <= time.time() + sbatch_record.RETRY_AFTER
+    assert fields["no_pilots_before"] - before > sbatch_record.RETRY_AFTER / 2
 
 
 def test_a_trigger_says_that_no_pilot_is_left_when_it_is_worth_another_try(

@@ -192,9 +192,9 @@ def test_a_list_of_arguments_is_no_shell_text(tasks: Tasks) -> None:
     [
         (
             "module load NoSuchThing",
-            "The setup failed with code 127, so this pilot takes no token: module load NoSuchThing",
+            "The setup failed with code 127, so this pilot claims no tokens: module load NoSuchThing",
         ),
-        ("PATH=/nowhere", "There is no Python 3.6 or newer on"),
+        ("PATH=/nowhere", "Python 3.6 or newer was not found on"),
     ],
 )
 def test_a_node_that_is_not_ready_is_said_once_and_takes_no_token(tasks: Tasks, setup: str, words: str) -> None:
@@ -360,7 +360,7 @@ def test_resource_classes(tasks: Tasks) -> None:
 def test_a_submission_that_is_refused_in_part_leaves_no_pilots(tasks: Tasks) -> None:
     """Mended and cleared, the task makes all of them anew: the first ones would run beside them, watched by nobody."""
     tasks.push([{"input": n, "cores": n} for n in (1, 2)])
-    with pytest.raises(AirflowFailException, match=r"nope.* was accepted, and was cancelled") as refused:
+    with pytest.raises(AirflowFailException, match=r"nope.* had been accepted and was cancelled") as refused:
         tasks.submit(
             "sleep 60", pilots=1, resource_classes={"1//": {"hold": True}, "2//": {"partition": "nope"}}
         )  # fmt: skip

@@ -225,7 +225,7 @@ class TestOptions:
             ({"sbatch": {"time": "soon"}}, "sbatch refused the pilots: Invalid --time specification"),
             ({"sbatch": {"nodelist": "nowhere"}}, "sbatch refused the pilots: .*[Ii]nvalid node name"),
             ({"sbatch": {"colour": "red"}}, "sbatch refused the pilots: .*unrecognized option '--colour=red'"),
-            ({"sbatch": {"array": "0-5"}}, "'array' cannot be set: give the number of pilots as `pilots`"),
+            ({"sbatch": {"array": "0-5"}}, "'array' cannot be set: set the number of pilots with `pilots`"),
             ({"sbatch": {"export": "NONE"}}, "'export' cannot be set"),
             ({"pilots": 0}, "pilots.* is 0; it takes a whole number from 1"),
             ({"pilots": "many"}, "pilots.* is 'many'; it takes a whole number from 1"),
@@ -473,6 +473,6 @@ class TestSend:
     def test_a_command_that_hangs_is_given_up(self, remote: SlurmHook) -> None:
         with pytest.raises(UnreachableError, match=r"did not end within 0\.5 s"):
             remote.run("sleep 100", timeout=0.5)
-        with pytest.raises(RemoteError, match="broke before the command had ended"):
+        with pytest.raises(RemoteError, match="broke before the command ended"):
             remote.run("kill -9 $$")
         assert remote.run("echo fine").stdout == "fine\n"

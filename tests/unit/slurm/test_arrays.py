@@ -39,7 +39,7 @@ def test_options_of_a_class(name: str, given_options: dict[str, Any], options: d
     "name", ["", "4", "x//", "-1//", "/a b/", "/$(id)/", "//1e9", "4//60//", "999999//", "/;reboot/"]
 )
 def test_a_class_that_is_nothing_to_sbatch(name: str) -> None:
-    with pytest.raises(OptionError, match="Tokens ask for cores/gpu/time"):
+    with pytest.raises(OptionError, match="Tokens request cores/gpu/time"):
         arrays.class_options(name, {})
 
 

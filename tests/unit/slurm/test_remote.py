@@ -111,7 +111,7 @@ def test_slurms_input_variables_do_not_reach_its_commands(tmp_path: Path) -> Non
 
 
 def test_a_profile_that_ends_the_shell_is_told_with_its_words(tmp_path: Path) -> None:
-    with pytest.raises(RemoteError, match=r"ended before it ran a command[.] It said: Your password has expired"):
+    with pytest.raises(RemoteError, match=r"ended before it ran a command[.] It printed: Your password has expired"):
         run("echo hi", tmp_path, "echo Your password has expired; exit 1")
 
 
@@ -155,7 +155,7 @@ def cut(stdout: str) -> None:
 
 @pytest.mark.parametrize("rest", ["", "hi\n", f"hi\n\n{MARKER}", f"hi\n\n{MARKER} ", f"hi\n\n{MARKER} 12"])
 def test_an_end_that_is_missing_is_a_broken_connection(rest: str) -> None:
-    with pytest.raises(UnreachableError, match="broke before the command had ended"):
+    with pytest.raises(UnreachableError, match="broke before the command ended"):
         cut(f"banner\n\n{MARKER}\n{rest}")
 
 
@@ -166,7 +166,7 @@ def test_a_marker_is_new_each_time() -> None:
 def test_what_a_failure_said() -> None:
     assert Output(1, "out\n", "err\n").message == "err"
     assert Output(1, "out\n", " \n").message == "out"
-    assert Output(7).message == "exit code 7, and no message"
+    assert Output(7).message == "exit code 7 without a message"
     assert len(Output(1, stderr="x" * 5_000).message) == 1_000
 
 

@@ -38,17 +38,17 @@ def test_owned_options_say_what_to_use_instead(name: str) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"Time": 5}, "'Time' is no name"),
-        ({"t": 5}, "'t' is no name of an sbatch option; write the long name"),
-        ({"-M": "wice"}, "'-M' is no name"),
-        ({"time; rm": 5}, "no name of an sbatch option"),
-        ({"": 5}, "no name"),
-        ({5: 5}, "no name"),
-        ({"time": ["5"]}, "takes a text, a number or true"),
-        ({"time": {}}, "takes a text, a number or true"),
+        ({"Time": 5}, "'Time' is not an sbatch option"),
+        ({"t": 5}, "'t' is not an sbatch option; use the long name"),
+        ({"-M": "wice"}, "'-M' is not an sbatch option"),
+        ({"time; rm": 5}, "not an sbatch option"),
+        ({"": 5}, "not an sbatch option"),
+        ({5: 5}, "not an sbatch option"),
+        ({"time": ["5"]}, "takes a string, a number or true"),
+        ({"time": {}}, "takes a string, a number or true"),
         ({"time": ""}, "empty"),
-        ({"comment": "a\nb"}, "do not print"),
-        ({"comment": "a\0b"}, "do not print"),
+        ({"comment": "a\nb"}, "non-printable"),
+        ({"comment": "a\0b"}, "non-printable"),
     ],
 )
 def test_bad_options_are_named(options: dict[Any, Any], words: str) -> None:

@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 
 from airflow_provider_picas.sansio import drive
-from airflow_provider_picas.slurm import sbatch_calls as calls
-from airflow_provider_picas.slurm import submission
+from airflow_provider_picas.slurm import sbatch_calls, sbatch_record, submission
 from airflow_provider_picas.slurm.remote import Output, Pause, RemoteError, Send, Step, quote
-from airflow_provider_picas.slurm.sbatch_calls import Record
+from airflow_provider_picas.slurm.sbatch_record import Record
 
 
 def shell(step: Step) -> Output:
@@ -32,23 +31,23 @@ def folder(tmp_path: Path) -> Path:
 
 
 def prepare(folder: Path, *commands: str, **environment: str) -> None:
-    script = calls.submit_script(str(folder), str(folder), environment, None)
-    (folder / calls.SUBMIT_SCRIPT).write_text(script)
+    script = sbatch_record.submit_script(str(folder), str(folder), environment, None)
+    (folder / sbatch_record.SUBMIT_SCRIPT).write_text(script)
     for number, command in enumerate(commands):
         (folder / f"command.{number}").write_text(command)
 
 
 def read(folder: Path) -> Record:
-    return drive(calls.read(str(folder)), shell)
+    return drive(sbatch_record.read(str(folder)), shell)
 
 
 def run(folder: Path) -> None:
-    subprocess.run(["bash", f"./{calls.SUBMIT_SCRIPT}"], cwd=folder, check=True)
+    subprocess.run(["bash", f"./{sbatch_record.SUBMIT_SCRIPT}"], cwd=folder, check=True)
 
 
 def test_each_command_runs_once_whoever_starts_it_and_however_often(folder: Path) -> None:
     prepare(folder, "bash -c 'echo x >> ran; sleep 0.3; echo 41'", "bash -c 'echo y >> ran; echo no >&2; exit 1'")
-    at_once = [subprocess.Popen(["bash", f"./{calls.SUBMIT_SCRIPT}"], cwd=folder) for _ in range(5)]
+    at_once = [subprocess.Popen(["bash", f"./{sbatch_record.SUBMIT_SCRIPT}"], cwd=folder) for _ in range(5)]
     assert [process.wait(20) for process in at_once] == [0] * 5
     run(folder)
     assert sorted((folder / "ran").read_text().split()) == ["x", "y"]
@@ -96,7 +95,7 @@ def test_output_of_any_kind_survives(folder: Path) -> None:
 
 def test_acknowledged(folder: Path) -> None:
     prepare(folder, "echo 1")
-    drive(calls.acknowledge(str(folder)), shell)
+    drive(sbatch_record.acknowledge(str(folder)), shell)
     assert read(folder).acknowledged
 
 
@@ -156,7 +155,7 @@ def test_of_two_tries_that_give_a_call_up_one_starts_it_again(folder: Path) -> N
     seen = read(folder)
     (folder / "command.0").write_text("bash -c 'echo x >> ran; echo 42'")
     for _ in range(2):
-        drive(calls._start_again(str(folder), seen), shell)
+        drive(sbatch_calls._start_again(str(folder), seen), shell)
     assert (folder / "ran").read_text().split() == ["x", "x"]
     record = read(folder)
     assert (record.job_ids, record.calls[0].given_up) == (("42",), 1)
@@ -164,12 +163,12 @@ def test_of_two_tries_that_give_a_call_up_one_starts_it_again(folder: Path) -> N
 
 def test_the_late_answer_of_a_call_that_was_given_up_counts_for_nothing(folder: Path) -> None:
     prepare(folder, "bash -c 'touch begun; until [ -e go ]; do sleep 0.05; done; echo 41'")
-    late = subprocess.Popen(["bash", f"./{calls.SUBMIT_SCRIPT}"], cwd=folder)
+    late = subprocess.Popen(["bash", f"./{sbatch_record.SUBMIT_SCRIPT}"], cwd=folder)
     while not (folder / "begun").exists():
         time.sleep(0.02)
     seen = read(folder)
     (folder / "command.0").write_text("echo 42")
-    drive(calls._start_again(str(folder), seen), shell)
+    drive(sbatch_calls._start_again(str(folder), seen), shell)
     (folder / "go").touch()
     assert late.wait(20) == 0
     assert read(folder).job_ids == ("42",)

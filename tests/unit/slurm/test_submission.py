@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_picas.sansio import drive
-from airflow_provider_picas.slurm import sbatch_calls, submission
+from airflow_provider_picas.slurm import sbatch_calls, sbatch_record, submission
 from airflow_provider_picas.slurm.remote import (
     Command,
     Output,
@@ -21,7 +21,8 @@ from airflow_provider_picas.slurm.remote import (
     Step,
     UnreachableError,
 )
-from airflow_provider_picas.slurm.sbatch_calls import Call, SubmissionRefusedError, parse_record
+from airflow_provider_picas.slurm.sbatch_calls import SubmissionRefusedError
+from airflow_provider_picas.slurm.sbatch_record import Call, parse_record
 
 TIMED_OUT = "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation"
 REFUSED = (
@@ -82,7 +83,7 @@ class Cluster:
             return Output(0)
         assert isinstance(step, Command)
         kind = next(kind for kind, sign in self.KINDS.items() if sign in step.text)
-        if kind == "acknowledge" and sbatch_calls.READ in step.text:
+        if kind == "acknowledge" and sbatch_record.READ in step.text:
             kind = "start" if "setsid" in step.text else "find" if "umask" in step.text else "read"
         self.asked.append(kind)
         answers = self.answers.get(kind, [""])
@@ -168,18 +169,18 @@ PARTLY = record(("yes", "0", "42\n", ""), ("yes", "1", "", REFUSED))
 
 def test_of_several_calls_the_accepted_jobs_are_cancelled() -> None:
     cluster = Cluster(find=FRESH, start=PARTLY)
-    with pytest.raises(SubmissionRefusedError, match="Job 42 of it was accepted, and was cancelled"):
+    with pytest.raises(SubmissionRefusedError, match="Job 42 had been accepted and was cancelled"):
         submit(cluster)
     assert cluster.asked[-2:] == ["cancel", "credentials"]
     cluster = Cluster(find=FRESH, start=PARTLY, cancel=Output(5))
-    with pytest.raises(SubmissionRefusedError, match="Job 42 of it was accepted, and could not be cancelled"):
+    with pytest.raises(SubmissionRefusedError, match="Job 42 had been accepted and could not be cancelled"):
         submit(cluster)
     assert cluster.asked[-1] == "cancel", "they may read their credentials yet"
 
 
 def test_nothing_is_submitted_while_jobs_of_a_refused_submission_may_be_left() -> None:
     cluster = Cluster(find=[MADE + PARTLY], cancel=Output(5))
-    with pytest.raises(RemoteError, match="Jobs of a refused submission may be left"):
+    with pytest.raises(RemoteError, match="Jobs of a refused submission may still exist"):
         submit(cluster)
     assert cluster.asked == ["find", "cancel"]
 
@@ -298,7 +299,7 @@ def test_a_base_key_is_readable_stable_and_a_job_name() -> None:
     assert key != submission.task_key("here", "my dag/ü;x", "manual__2026-11-28T20:28:00.124+00:00", "group.pilots", 12)
     assert re.fullmatch(r"picas-x-x-x-[0-9a-f]{10}", submission.task_key("here", "ü", "-", "", -1))
     assert len(submission.task_key("d" * 500, "d" * 500, "r" * 500, "t" * 500, 10**6)) <= 90
-    assert sbatch_calls.job_names("k.1", 3) == ["k.1", "k.1-1", "k.1-2"]
+    assert sbatch_record.job_names("k.1", 3) == ["k.1", "k.1-1", "k.1-2"]
 
 
 @pytest.mark.parametrize("name", ["unused"])
@@ -336,4 +337,4 @@ def test_drive_raises_inside_the_operation_what_a_step_raises(name: str) -> None
     ],
 )
 def test_what_is_refused_for_now_only(said: str, for_now: bool) -> None:
-    assert sbatch_calls.refused_for_now(f"sbatch: error: {said}") is for_now
+    assert sbatch_record.refused_for_now(f"sbatch: error: {said}") is for_now
