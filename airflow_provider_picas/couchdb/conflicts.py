@@ -6,13 +6,13 @@ The rules are in ``lifecycle.conflicts``, and the pilot uses the same ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 from airflow_provider_picas.couchdb import errors
 from airflow_provider_picas.couchdb.http import Operation, Request, json_body
 from airflow_provider_picas.couchdb.pool import Document, Pool
-from airflow_provider_picas.lifecycle.conflicts import merge, revision_rank
+from airflow_provider_picas.lifecycle.conflicts import merge, winner_first
 from airflow_provider_picas.lifecycle.ids import has_path
 from airflow_provider_picas.tokens import attachments
 
@@ -35,14 +35,14 @@ def branches_measured(pool: Pool, document_ids: Sequence[str]) -> Operation[tupl
         if has_path(name):
             answer = yield Request("GET", pool.document_path(name), {"open_revs": "all"})
             rows = [row for row in answer.rows(None, ok=(dict, type(None))) if row.get("ok")]
-            revisions = [answer.document(row["ok"]) for row in rows]
-            revisions = [revision for revision in revisions if not revision.get("_deleted")]
+            revisions = winner_first(answer.document(row["ok"]) for row in rows)
         else:
             revisions = [document]
             for rev in map(str, conflicts):
                 revisions.append((yield from pool.with_attachments(name, rev, 0, data=False)))
+            revisions = winner_first(revisions)
         if revisions:
-            found[name] = sorted(revisions, key=revision_rank, reverse=True)
+            found[name] = revisions
     return found, size
 
 
@@ -60,12 +60,11 @@ def settle(
     if plan is None:
         return None
     if plan.new is not None:
-        new: Document = dict(plan.new)
+        files: Mapping[str, Document] = {}
         if plan.source is not None and plan.source.get("_attachments"):
             size = sum(map(attachments.size, attachments.stubs_of(plan.source).values()))
             files = (yield from pool.with_attachments(winner["_id"], plan.source["_rev"], size))["_attachments"]
-            parts = ("content_type", "data")
-            new["_attachments"] = {name: {part: file[part] for part in parts} for name, file in files.items()}
+        new = plan.document(files)
         (row,) = yield from pool.write([json_body(new)])
         if row.error is not None:
             return None

@@ -1,7 +1,7 @@
 """Revisions in conflict, and how to merge them."""
 
 import re
-from typing import Any, Callable, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from airflow_provider_picas.lifecycle.attempts import add_attempt
 from airflow_provider_picas.lifecycle.json_values import Doc, list_or_empty, number
@@ -15,6 +15,11 @@ def revision_rank(doc: Doc) -> Tuple[int, str]:
     return int(generation) if re.match("[0-9]{1,18}\\Z", generation) else 0, digest
 
 
+def winner_first(revisions: Iterable[Doc]) -> List[Doc]:
+    """Revisions in conflict that are not deleted, in CouchDB's order."""
+    return sorted((doc for doc in revisions if not doc.get("_deleted")), key=revision_rank, reverse=True)
+
+
 class Merger(NamedTuple):
     """How to merge the revisions of a token that are in conflict.
 
@@ -25,6 +30,12 @@ class Merger(NamedTuple):
     new: Optional[Doc]  # to write on top of the winner before anything is deleted; None: the winner is unchanged
     source: Optional[Doc]  # the revision whose attachments ``new`` has
     losers: List[Doc]  # to delete
+
+    def document(self, files: Mapping[str, Doc]) -> Doc:
+        """``new`` with the attachments of its source, which must include their data."""
+        parts = ("content_type", "data")
+        attachments = {name: {part: file[part] for part in parts} for name, file in files.items()}
+        return dict(self.new or {}, **({"_attachments": attachments} if self.source else {}))
 
 
 def merge(branches: Sequence[Doc], may_run: Callable[[Doc], bool]) -> Optional[Merger]:

@@ -5,7 +5,7 @@ import json
 import re
 import time
 import uuid
-from typing import Any, Dict, FrozenSet, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, FrozenSet, Iterable, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from airflow_provider_picas.lifecycle.attempts import (
     MAX_ATTEMPTS,
@@ -23,6 +23,11 @@ from airflow_provider_picas.lifecycle.states import is_finished, is_todo, state_
 # Fields that the PiCaS client writes when it locks a token and removes when it scrubs it (its jobid.py).
 JOB_ID_FIELDS = ("slurm_job_id", "dirac_job_id", "wms_job_id", "cream_job_id", "pbs_job_id")
 _OR_NONE = (dict, type(None))
+_TODO: Doc = {"lock": 0, "done": 0, "hostname": "", "exit_code": ""}  # a token that is released or reset
+_OF_THE_CLAIM = ("pilot", "claim", *JOB_ID_FIELDS)
+_PILOT_FIELDS = ("pilot", "claim", "seconds")  # of this package's pilots, about one attempt
+_OF_THE_ATTEMPT = frozenset([*JOB_ID_FIELDS, *_PILOT_FIELDS])
+_ERROR_TEXT = 2000  # characters of an error that an attempt keeps
 
 
 def held_by_pilot(doc: Doc) -> bool:
@@ -87,9 +92,7 @@ def with_earlier_attempt(doc: Doc) -> Doc:
         return doc
     fields = ("pilot", "claim", "seconds", *JOB_ID_FIELDS)
     attempt = {name: doc[name] for name in fields if doc.get(name)}
-    errors = list_or_empty(doc.get("error"))
-    if errors:
-        attempt["error"] = (errors[-1] if isinstance(errors[-1], str) else json.dumps(errors[-1]))[:2000]
+    attempt.update(_last_error(doc))
     new = {name: value for name, value in doc.items() if name not in fields}
     if "error" in doc:
         new["error"] = []
@@ -113,6 +116,19 @@ class Token:
         return bool(doc.get("claim") == self.claim and doc.get("lock") == self.doc["lock"])
 
 
+def _changed(doc: Mapping[str, Any], set: Doc, unset: Iterable[str], attempt: Optional[Doc] = None) -> Doc:
+    """The token with fields set and removed. With the record of an ``attempt``, it is also counted, as PiCaS's scrub
+    does."""
+    new = {name: value for name, value in doc.items() if name not in unset}
+    new.update(set)
+    if attempt is not None:
+        new["attempts"] = add_attempt(new, attempt)
+        new["scrub_count"] = int(number(doc.get("scrub_count"))) + 1
+        if "error" in new:
+            new["error"] = []  # the last one is in the attempt; PiCaS would let the list grow forever
+    return new
+
+
 _CHANGE: Dict[str, Any] = {  # types of the parts of a change in a file
     "kind": str, "token": str, "claim": str, "set": dict, "unset": list, "error": _OR_NONE, "attempt": _OR_NONE, "number": int,
     "attachments": dict,
@@ -131,7 +147,7 @@ class Change:
         set: Doc,
         unset: Sequence[str] = (),
         error: Optional[Doc] = None,  # appended to the token's list
-        attempt: Optional[Doc] = None,  # appended to the token's list; scrub_count grows by 1
+        attempt: Optional[Doc] = None,  # appended to the token's list: see ``_changed``
         number: int = 0,  # of the attempt: logs of attempts long before it are dropped
         attachments: Optional[Dict[str, Doc]] = None,
     ) -> None:
@@ -150,15 +166,9 @@ class Change:
     def apply(self) -> Doc:
         """The latest known revision with this change."""
         doc = self.doc or {}
-        new = {name: value for name, value in doc.items() if name not in self.unset}
-        new.update(self.set)
-        if self.error is not None:
+        new = _changed(doc, self.set, self.unset, self.attempt)
+        if self.error is not None and self.attempt is None:
             new["error"] = [*list_or_empty(doc.get("error"))[-19:], self.error]
-        if self.attempt is not None:
-            new["attempts"] = add_attempt(doc, self.attempt)
-            new["scrub_count"] = int(number(doc.get("scrub_count"))) + 1
-            if "error" in new:
-                new["error"] = []  # the last one is in the attempt
         if "_attachments" in doc or self.attachments:
             oldest = self.number - MAX_ATTEMPTS
             kept = {name: stub for name, stub in (doc.get("_attachments") or {}).items() if self._keeps(name, oldest)}
@@ -243,16 +253,15 @@ def given_up_by_slurm(reason: str) -> bool:
 def release(token: Token) -> Change:
     """Release a token that was never started: this does not count as an attempt."""
     back = {"lock": 0, "done": 0, "hostname": ""}
-    return Change.of("released", token.doc, set=back, unset=("pilot", "claim", *JOB_ID_FIELDS))
+    return Change.of("released", token.doc, set=back, unset=_OF_THE_CLAIM)
 
 
 def scrub(kind: str, doc: Doc, reason: str, now: int, known: Doc, **parts: Any) -> Change:
     """Release a token that was started. ``known`` are more fields of the attempt."""
-    fields = ("lock", "hostname", "pilot", "claim", *JOB_ID_FIELDS)
+    fields = ("lock", "hostname", *_OF_THE_CLAIM)
     attempt = {name: doc[name] for name in fields if doc.get(name)}
     attempt.update(known, done=now, reason=reason)
-    back = {"lock": 0, "done": 0, "hostname": "", "exit_code": ""}
-    return Change.of(kind, doc, set=back, unset=("pilot", "claim", *JOB_ID_FIELDS), attempt=attempt, **parts)
+    return Change.of(kind, doc, set=dict(_TODO), unset=_OF_THE_CLAIM, attempt=attempt, **parts)
 
 
 def reap(doc: Doc, cause: str, max_scrubs: int, now: int) -> Change:
@@ -320,24 +329,22 @@ def _logs(attempt: int, ended: Ended) -> Dict[str, Doc]:
     }
 
 
-# Fields of this package's pilots about one attempt.
-_PILOT_FIELDS = ("pilot", "claim", "seconds")
-_OF_THE_ATTEMPT = frozenset([*JOB_ID_FIELDS, *_PILOT_FIELDS])
-_ERROR_TEXT = 2000  # characters of an error that an attempt keeps
-
-
 def attempt(document: Mapping[str, Any], reason: str) -> Doc:
     """The record of an attempt that is kept when its token is released, with the ``reason`` of the release."""
     fields = ["lock", "done", "exit_code", "hostname", *JOB_ID_FIELDS]
     if str(document.get("claim")).rpartition("-")[2] == str(document.get("lock")):
         fields += _PILOT_FIELDS  # else they belong to an earlier attempt: PiCaS clients do not remove them
     kept = {field: document[field] for field in fields if document.get(field) not in (None, "")}
-    errors = document.get("error")
-    if isinstance(errors, list) and errors:
-        last = errors[-1]
-        text = last if isinstance(last, str) else json.dumps(last, ensure_ascii=False, default=str)
-        kept["error"] = text[:_ERROR_TEXT]
-    return {**kept, "reason": reason}
+    return {**kept, **_last_error(document), "reason": reason}
+
+
+def _last_error(document: Mapping[str, Any]) -> Doc:
+    """The token's last error as a string, for an attempt."""
+    errors = list_or_empty(document.get("error"))
+    if not errors:
+        return {}
+    text = errors[-1] if isinstance(errors[-1], str) else json.dumps(errors[-1], ensure_ascii=False, default=str)
+    return {"error": text[:_ERROR_TEXT]}
 
 
 def without_leftovers(document: Mapping[str, Any]) -> Doc:
@@ -355,20 +362,9 @@ def without_leftovers(document: Mapping[str, Any]) -> Doc:
     return {field: value for field, value in document.items() if field not in left}
 
 
-def scrubbed(document: Mapping[str, Any], reason: str, *, counted: bool = True) -> Doc:
-    """The token, todo again, with its attempt in ``attempts`` and its attachments (stubs).
-
-    ``counted`` adds 1 to ``scrub_count``, as PiCaS's scrub does. A token that was never started is released without it.
-    """
-    token = {key: value for key, value in document.items() if key not in _OF_THE_ATTEMPT}
-    token.update(lock=0, done=0, hostname="", exit_code="")
-    if counted:
-        token["attempts"] = add_attempt(token, attempt(document, reason))
-        count = document.get("scrub_count")
-        token["scrub_count"] = (count if isinstance(count, int) else 0) + 1
-        if "error" in token:
-            token["error"] = []  # the last one is in the attempt; PiCaS would let the list grow forever
-    return token
+def scrubbed(document: Mapping[str, Any], reason: str) -> Doc:
+    """The token, todo again, with its attempt in ``attempts`` and its attachments (stubs)."""
+    return _changed(document, _TODO, _OF_THE_ATTEMPT, attempt(document, reason))
 
 
 def errored(document: Mapping[str, Any], message: str, now: int) -> Doc:

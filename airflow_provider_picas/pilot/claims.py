@@ -14,17 +14,14 @@ from airflow_provider_picas.lifecycle.classes import class_name
 from airflow_provider_picas.lifecycle.exit_codes import EX_NOPERM, Failed
 from airflow_provider_picas.lifecycle.ids import batch_range
 from airflow_provider_picas.lifecycle.json_values import Doc, number
-from airflow_provider_picas.lifecycle.pilot_config import Config
 from airflow_provider_picas.lifecycle.states import is_finished, is_todo
 from airflow_provider_picas.lifecycle.transitions import Token, claim
 from airflow_provider_picas.pilot.backoff import Backoff
-from airflow_provider_picas.pilot.clock import Clock
 from airflow_provider_picas.pilot.conflicts import Conflicts
-from airflow_provider_picas.pilot.database import Database
 from airflow_provider_picas.pilot.errors import Unreachable
-from airflow_provider_picas.pilot.identity import Identity
-from airflow_provider_picas.pilot.log import log
+from airflow_provider_picas.pilot.log import LogOnce, log
 from airflow_provider_picas.pilot.portions import portions
+from airflow_provider_picas.pilot.session import Session
 
 DESIGN = f"_design/{ids.PROVIDER}/_view/"
 MONITOR = f"_design/{ids.MONITOR}/_view/"
@@ -50,19 +47,10 @@ class Claims:
     NOT_TODO_FOR = 2.0  # seconds for which a view may show a token as todo that is not, before it is skipped
     NO_VIEWS = 60.0  # seconds for which a cluster may lack its views, as on a node that comes back
 
-    def __init__(
-        self,
-        database: Database,
-        config: Config,
-        me: Identity,
-        clock: Clock,
-        cluster: bool,
-        conflicts: Conflicts,
-    ) -> None:
-        self._database = database
-        self._config = config
-        self._me = me
-        self._clock = clock
+    def __init__(self, session: Session, cluster: bool, conflicts: Conflicts) -> None:
+        self._session = session
+        self._database = session.database
+        self._config = session.config
         self.cluster = cluster
         self._heads: List[Head] = []
         self._heads_until = 0.0
@@ -73,7 +61,8 @@ class Claims:
         self._conflicts = conflicts
         self._own_views_at = 0.0  # monotonic: when to query the missing views again
         self._no_views_since: Optional[float] = None
-        self._told: Set[str] = set()
+        self._log_once = LogOnce()
+        self._reasons: Set[str] = set()  # for which the database refused claims
         self._not_todo: Dict[str, Tuple[str, float]] = {}  # by token in a view: its revision, and since when
         self.in_flight: List[Token] = []  # their claim was sent, and it is unknown whether it was carried out
         self._unsettled: Dict[str, Unsettled] = {}  # by token: claims in a cluster that are not known to stand
@@ -85,7 +74,9 @@ class Claims:
         self._claimed = False  # True once a claim was written
         self._refusals: Dict[str, int] = collections.Counter()  # by token
         self._refusal = ""  # the last one
-        self._most = config.max_claim * config.slots  # limit on the tokens of one claim, lower while pilots collide
+        self._most = (
+            self._config.max_claim * self._config.slots
+        )  # limit on the tokens of one claim, lower while pilots collide
 
     def take(self, wanted: int, fits: Callable[[Doc], bool], deaths: int) -> List[Token]:
         """Claim at most ``wanted`` tokens.
@@ -140,7 +131,7 @@ class Claims:
         self._not_todo[name] = (doc.get("_rev", ""), since)
         if now - since >= self.NOT_TODO_FOR:
             self._database.leave_out(name, 60.0, waits=False)
-            self._tell_once(f"A view shows {name} as todo, and it is not: it is left alone.")
+            self._log_once(f"A view shows {name} as todo, and it is not: it is left alone.")
 
     def _find(self, wanted: int) -> Iterator[List[Doc]]:
         """Candidates, highest priority first."""
@@ -150,7 +141,7 @@ class Claims:
                 self._no_views_since = None
                 return
             except Failed as error:
-                self._tell_once(f"{error} Monitor/todo is used instead: priorities count only among the tokens seen.")
+                self._log_once(f"{error} Monitor/todo is used instead: priorities count only among the tokens seen.")
                 self._own_views_at = time.monotonic() + (2.0 if self.cluster else 60.0)
         try:
             yield from self._find_in_monitor(wanted)
@@ -161,11 +152,6 @@ class Claims:
             if self.cluster and now - self._no_views_since < self.NO_VIEWS:
                 raise Unreachable(str(error), 404) from None
             raise
-
-    def _tell_once(self, message: str) -> None:
-        if message not in self._told:
-            log(message)
-        self._told.add(message)
 
     def _find_by_priority(self, wanted: int) -> Iterator[List[Doc]]:
         while True:
@@ -202,7 +188,7 @@ class Claims:
                     raise Unreachable(f"{self._database.place} answers with rows in another order than a view's", 200)
                 seen.add(name)
                 if len(quote(json.dumps(name))) > self.LONGEST_CLASS:
-                    self._tell_once(
+                    self._log_once(
                         f"Tokens of class {name:.100}... are left alone: its name is too long for a request."
                     )
                     start = [batch, name[: self.LONGEST_CLASS // 40] + "\ufff0"]
@@ -219,7 +205,7 @@ class Claims:
         random.shuffle(heads)
         for priority, name in heads:
             if number(priority, math.inf) == math.inf:
-                self._tell_once(f"A token of class {name!r:.100} has a priority without a finite value: it goes last.")
+                self._log_once(f"A token of class {name!r:.100} has a priority without a finite value: it goes last.")
         return sorted(heads, key=lambda head: number(head[0], math.inf))
 
     def _first(self, start: List[Any], end: List[Any]) -> List[Doc]:
@@ -237,7 +223,7 @@ class Claims:
         So pilots rarely collide: those of an array have a share each, until it is used up.
         """
         key = [self._config.batch or "", head[1], head[0]]
-        place, shares = self._me.share
+        place, shares = self._session.me.share
         if shares > 1 and repr(head) not in self._used_up:
             low, high = (number * NUMBERS // shares for number in (place, place + 1))
             found = self._todo(limit, startkey=[*key, low], endkey=[*key, high], inclusive_end=False)
@@ -286,8 +272,9 @@ class Claims:
     def _claim(self, docs: List[Doc]) -> List[Token]:
         if not docs:
             return []
-        lock = int(self._clock.now())
-        claimed = [claim(doc, lock, self._me.pilot, self._me.hostname, self._me.job) for doc in docs]
+        lock = int(self._session.clock.now())
+        me = self._session.me
+        claimed = [claim(doc, lock, me.pilot, me.hostname, me.job) for doc in docs]
         self.in_flight = tokens = [Token(doc) for doc in claimed]
         try:
             status, rows = self._database.bulk([token.doc for token in tokens])
@@ -369,8 +356,8 @@ class Claims:
         self._refusal = why
         final = final or self._refusals[name] >= 3
         self._database.leave_out(name, float("inf") if final else 20.0)
-        if len(self._told) < 100 and why not in self._told:
-            self._told.add(why)
+        if len(self._reasons) < 100 and why not in self._reasons:
+            self._reasons.add(why)
             log(f"The database does not let this pilot claim {name} ({why:.500}). It goes on with others.")
 
     def refusal(self) -> str:

@@ -1,41 +1,25 @@
 """Merges the revisions of tokens in conflict."""
 
-import time
-from typing import Callable, Optional, Sequence, Set
+from typing import Optional, Sequence, Set
 
 from airflow_provider_picas.lifecycle.conflicts import merge
 from airflow_provider_picas.lifecycle.json_values import Doc, number
-from airflow_provider_picas.lifecycle.leases import Shown, Silence
-from airflow_provider_picas.lifecycle.pilot_config import Config
 from airflow_provider_picas.lifecycle.transitions import held_by_pilot
-from airflow_provider_picas.pilot.clock import Clock
-from airflow_provider_picas.pilot.database import Database
-from airflow_provider_picas.pilot.identity import Identity
 from airflow_provider_picas.pilot.log import log
+from airflow_provider_picas.pilot.observer import Observer
+from airflow_provider_picas.pilot.session import Session
 
 
 class Conflicts:
     """Merges conflicting revisions of tokens, which result when nodes of a cluster did not see each other.
 
-    Used by one thread. ``contact``: as for ``Reaper``; ``held``: this pilot's claims that have not ended.
+    Used by one thread.
     """
 
-    def __init__(
-        self,
-        database: Database,
-        config: Config,
-        me: Identity,
-        clock: Clock,
-        contact: Callable[[], float],
-        held: Callable[[], Set[str]] = set,
-    ) -> None:
-        self._database = database
-        self._config = config
-        self._me = me
-        self._clock = clock
-        self._contact = contact
-        self._held = held
-        self._silence = Silence(config.lease)
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._database = session.database
+        self._observer = Observer(session)
 
     def settle(self, branches: Sequence[Doc]) -> Optional[Doc]:
         """Merge the revisions of a token. Returns the token; None: not yet possible. Raises Unreachable."""
@@ -46,11 +30,9 @@ class Conflicts:
             return None
         winner = branches[0]
         if plan.new is not None:
-            new = dict(plan.new)
-            if plan.source is not None:
-                found = self._database.with_attachments(plan.source).get("_attachments") or {}
-                parts = ("content_type", "data")
-                new["_attachments"] = {name: {part: file[part] for part in parts} for name, file in found.items()}
+            source = self._database.with_attachments(plan.source) if plan.source else {}
+            new = plan.document(source.get("_attachments") or {})
+            if plan.source:
                 log(
                     f"{winner['_id']}: the result of claim {new.get('claim')} lost against another revision; it is adopted."
                 )
@@ -77,14 +59,6 @@ class Conflicts:
         if not held_by_pilot(doc):
             return False
         pilot = doc["pilot"]
-        if pilot == self._me.pilot:
-            return doc["claim"] in self._held()
-        asked = time.monotonic()
-        lease = self._database.leases([pilot]).get(pilot)
-        if lease and lease.get("ended"):
-            return False
-        answered = time.monotonic()
-        self._silence.note(pilot, Shown.of(lease, self._config.lease) if lease else None, answered)
-        now, lock = self._clock.at(asked), number(doc.get("lock"))
-        missing = self._silence.missing(pilot, lock, now, asked, answered - self._contact())
-        return missing is None or missing > 0
+        if pilot == self._session.me.pilot:
+            return doc["claim"] in self._session.held()
+        return self._observer.check({pilot: number(doc.get("lock"))})[pilot].death is None

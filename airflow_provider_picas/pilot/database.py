@@ -9,7 +9,7 @@ import time
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Set, Tuple, Union
 from urllib.parse import quote, urlencode
 
-from airflow_provider_picas.lifecycle.conflicts import revision_rank
+from airflow_provider_picas.lifecycle.conflicts import winner_first
 from airflow_provider_picas.lifecycle.exit_codes import EX_CONFIG, EX_NOPERM, Failed
 from airflow_provider_picas.lifecycle.ids import has_path, lease_id
 from airflow_provider_picas.lifecycle.json_values import (
@@ -248,14 +248,12 @@ class Database:
         path = quote(doc["_id"], safe="")
         if not has_path(doc["_id"]):
             others = [self._revision(doc["_id"], str(rev)) for rev in conflicts]
-            return [doc, *sorted(others, key=revision_rank, reverse=True)]
+            return [doc, *winner_first(others)]
         status, answer = self.request("GET", path + "?open_revs=all")
         if status != 200:
             raise Unreachable(f"{self.place} answers {status} to a read of {path}", status)
         rows = self._objects(answer, status, path)
-        found = [self._document(row["ok"], status, path) for row in rows if "ok" in row]
-        found = [doc for doc in found if not doc.get("_deleted")]
-        return sorted(found, key=revision_rank, reverse=True)
+        return winner_first(self._document(row["ok"], status, path) for row in rows if "ok" in row)
 
     def _revision(self, name: str, rev: str, largest: int = LARGEST_ANSWER, **query: Any) -> Doc:
         """A revision of a document whose id has no path of its own. Raises Unreachable."""

@@ -5,7 +5,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from typing import Any, Callable, Deque, List, Optional
+from typing import Any, Callable, Deque, List, Optional, Set
 
 from airflow_provider_picas.lifecycle.text import escape
 
@@ -88,6 +88,18 @@ def log(message: str, details: str = "") -> None:
     Text from tokens, commands and servers is foreign: it is escaped and truncated.
     """
     _LOG.add(_entry(message, details))
+
+
+class LogOnce:
+    """Writes each message to the job's log only once."""
+
+    def __init__(self) -> None:
+        self._logged: Set[str] = set()
+
+    def __call__(self, message: str) -> None:
+        if message not in self._logged:
+            self._logged.add(message)
+            log(message)
 
 
 def flush(seconds: float) -> bool:

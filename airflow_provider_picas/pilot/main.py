@@ -45,6 +45,7 @@ from airflow_provider_picas.pilot.processes import Processes
 from airflow_provider_picas.pilot.reaper import Reaper
 from airflow_provider_picas.pilot.reporter import Reporter
 from airflow_provider_picas.pilot.scratch import lock_scratch, remove_stale_scratch, remove_tree
+from airflow_provider_picas.pilot.session import Session
 from airflow_provider_picas.pilot.threads import Claimer, Slot, Workplace
 from airflow_provider_picas.pilot.wall_clock import WallClock
 from airflow_provider_picas.pilot.work import GO, STOP, Work
@@ -74,7 +75,7 @@ class Pilot:
         quick = Database(login, config, self.clock, timeout=max(1.0, min(30.0, config.lease / 4)), slowest=2)
         self.lease = Lease(quick, config, self._me, self.clock, self.work)
         database = Database(login, config, self.clock)
-        conflicts = Conflicts(database, config, self._me, self.clock, self.lease.contact, self.held_claims)
+        conflicts = Conflicts(self._session(database))
         self.reporter = Reporter(database, self._outbox, self.work.settled, conflicts)
         self.environment = job_environment(dict(os.environ), self._access.folder)
         self.scratch = self.files = ""
@@ -98,12 +99,11 @@ class Pilot:
             self._check_command()
             what = f"batch {self.config.batch}" if self.config.batch else "all batches"
             log(f"Pilot {self._me.pilot} of submission {self.config.submission} on {self._database.place}, {what}.")
-            parts = (self._database, self.config, self._me, self.clock)
+            session = self._session(self._database)
             copies = info["cluster"].get("n") if isinstance(info.get("cluster"), dict) else 1
             cluster = number(copies, 1) > 1
-            conflicts = Conflicts(*parts, self.lease.contact, self.held_claims)
-            claims, reaper = Claims(*parts, cluster, conflicts), Reaper(*parts, self.lease.contact, conflicts)
-            claimer = self._claimer(claims, reaper)
+            conflicts = Conflicts(session)
+            claimer = self._claimer(Claims(session, cluster, conflicts), Reaper(session, conflicts))
             for thread in (self.lease, self.reporter, claimer, *self._slots()):
                 thread.start()
             while self.work.level == GO or self.work.runs:
@@ -118,6 +118,9 @@ class Pilot:
     def held_claims(self) -> Set[str]:
         """The claims of tokens that wait or run in this pilot, or whose results are not known to be written."""
         return {token.claim for token in self.work.held()} | self.reporter.claims()
+
+    def _session(self, database: Database) -> Session:
+        return Session(database, self.config, self._me, self.clock, self.lease.contact, self.held_claims)
 
     def _claimer(self, claims: Claims, reaper: Reaper) -> Claimer:
         threads, clocks = (self._outbox, self.reporter, self._database, self.lease), (self.clock, self.wall_clock)

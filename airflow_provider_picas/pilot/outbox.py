@@ -6,13 +6,13 @@ import os
 import re
 import tempfile
 from contextlib import suppress
-from typing import Iterator, List, Optional, Set
+from typing import Iterator, List, Optional
 from urllib.parse import quote
 
 from airflow_provider_picas.lifecycle.transitions import Change
 from airflow_provider_picas.pilot.database import Database
 from airflow_provider_picas.pilot.errors import Unreachable
-from airflow_provider_picas.pilot.log import Background, log
+from airflow_provider_picas.pilot.log import Background, LogOnce, log
 
 
 def _names(folder: str, pattern: str) -> List[str]:
@@ -38,7 +38,7 @@ class Outbox:
         self._folder = folder
         self._database = database
         self._earlier = earlier_submissions(folder)
-        self._told: Set[str] = set()  # messages that were logged about remaining files
+        self._log_once = LogOnce()  # for messages about remaining files
         self._records = Background("records", self._record)
         self.left: List[str] = []  # tokens whose results exist but could not be sent the last time
 
@@ -94,7 +94,7 @@ class Outbox:
                 if not error.status:
                     raise
                 self.left.append(change.token)  # the others may succeed
-                self._tell_once(f"{path} waits: {error}.")
+                self._log_once(f"{path} waits: {error}.")
                 continue
             what = "release" if change.kind == "released" else "result"
             log(f"A {what} of {change.token} that an earlier pilot could not send: {verdict}.")
@@ -122,13 +122,8 @@ class Outbox:
         except FileNotFoundError:
             return None  # another pilot sent it
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            self._tell_once(f"{path} holds no result: {error}.")
+            self._log_once(f"{path} holds no result: {error}.")
             return None
-
-    def _tell_once(self, message: str) -> None:
-        if message not in self._told:
-            log(message)
-        self._told.add(message)
 
     @staticmethod
     def _send_one(database: Database, change: Change) -> str:

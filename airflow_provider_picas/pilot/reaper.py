@@ -2,21 +2,18 @@
 
 import time
 from contextlib import suppress
-from typing import Callable, Dict, List, Optional, Sequence, Set, Tuple
+from typing import Dict, List, Optional, Sequence, Set, Tuple
 
 from airflow_provider_picas.lifecycle.exit_codes import Failed
 from airflow_provider_picas.lifecycle.ids import batch_range
 from airflow_provider_picas.lifecycle.json_values import Doc, number
-from airflow_provider_picas.lifecycle.leases import Shown, Silence
-from airflow_provider_picas.lifecycle.pilot_config import Config
 from airflow_provider_picas.lifecycle.transitions import Change, held_by_pilot, reap
 from airflow_provider_picas.pilot.claims import DESIGN, MONITOR
-from airflow_provider_picas.pilot.clock import Clock
 from airflow_provider_picas.pilot.conflicts import Conflicts
-from airflow_provider_picas.pilot.database import Database
-from airflow_provider_picas.pilot.identity import Identity
 from airflow_provider_picas.pilot.log import log
+from airflow_provider_picas.pilot.observer import Observer
 from airflow_provider_picas.pilot.portions import BULK_BYTES, size_of
+from airflow_provider_picas.pilot.session import Session
 
 
 class Reaper:
@@ -25,23 +22,12 @@ class Reaper:
     PAGE = 500  # tokens read in one request
     PAGES = 4  # requests in one round; the next round continues from there
 
-    def __init__(
-        self,
-        database: Database,
-        config: Config,
-        me: Identity,
-        clock: Clock,
-        contact: Callable[[], float],
-        conflicts: Optional[Conflicts] = None,
-    ) -> None:
-        """``contact`` returns for how many seconds this pilot has done what it expects of others."""
-        self._database = database
-        self._config = config
-        self._me = me
-        self._clock = clock
-        self._contact = contact
-        self._conflicts = conflicts or Conflicts(database, config, me, clock, contact)
-        self._silence = Silence(config.lease)
+    def __init__(self, session: Session, conflicts: Optional[Conflicts] = None) -> None:
+        self._session = session
+        self._database = session.database
+        self._config = session.config
+        self._conflicts = conflicts or Conflicts(session)
+        self._observer = Observer(session)
         self._read_next: Dict[str, float] = {}  # when to read the lease of a live pilot again (monotonic)
         self._met: Set[str] = set()  # pilots that held tokens in the current pass
         self._skip = 0  # locked tokens that were checked in the current pass
@@ -62,24 +48,25 @@ class Reaper:
             self._skip += len(docs) - reaped
             if not more:
                 self._skip, self._living_then, self._living_since = 0, self._living_since, False
-                self._silence.keep(list(self._met))
+                self._observer.keep(list(self._met))
                 self._read_next = {name: at for name, at in self._read_next.items() if name in self._met}
                 self._met = set()
                 break
         return total, self._living_then or self._living_since
 
     def _reap_among(self, locked: List[Doc]) -> Tuple[int, bool]:
-        docs = [doc for doc in locked if held_by_pilot(doc) and doc["pilot"] != self._me.pilot]
+        docs = [doc for doc in locked if held_by_pilot(doc) and doc["pilot"] != self._session.me.pilot]
         # The tokens are read before the leases: a pilot renews before it claims, so an expired lease covers them.
         oldest: Dict[str, float] = {}
         for doc in docs:
             oldest[doc["pilot"]] = min(number(doc.get("lock")), oldest.get(doc["pilot"], float("inf")))
         self._met.update(oldest)
         asked = time.monotonic()
-        judged = [pilot for pilot in oldest if asked >= self._read_next.get(pilot, 0)]
-        leases = self._database.leases(judged)
-        causes = {pilot: self._death(pilot, oldest[pilot], leases.get(pilot), asked) for pilot in judged}
-        now = int(self._clock.now())
+        due = {pilot: lock for pilot, lock in oldest.items() if asked >= self._read_next.get(pilot, 0)}
+        found = self._observer.check(due)
+        self._read_next.update({pilot: finding.read_again for pilot, finding in found.items() if finding.read_again})
+        causes = {pilot: finding.death for pilot, finding in found.items()}
+        now = int(self._session.clock.now())
         dead = [(doc, causes.get(doc["pilot"])) for doc in docs]
         alone = self._conflicts.without([doc["_id"] for doc, cause in dead if cause])
         changes = [
@@ -119,26 +106,3 @@ class Reaper:
         with suppress(Failed):
             return self._database.page(MONITOR + "locked", **batch_range(self._config.batch), **query)
         return [], None
-
-    def _death(self, pilot: str, lock: float, lease: Optional[Doc], asked: float) -> Optional[str]:
-        """Why a pilot counts as dead, or None. ``lock``: of its oldest token. ``asked``: when its lease was queried,
-        monotonic."""
-        answered = time.monotonic()
-        known = lease or {}
-        who = f"pilot {pilot} (job {known.get('job')} on {known.get('hostname')})"
-        if known.get("ended"):
-            return f"{who} has ended"
-        shown = Shown.of(known, self._config.lease) if lease else None
-        self._silence.note(pilot, shown, answered)
-        now = self._clock.at(asked)
-        missing = self._silence.missing(pilot, lock, now, asked, answered - self._contact())
-        if missing is None:
-            # Not in each round, but soon enough to read its last lease long before it expires.
-            self._read_next[pilot] = answered + (shown.lease if shown else self._config.lease) / 6
-        if missing is None or missing > 0:
-            return None
-        return (
-            f"{who} was not heard for {now - self._silence.heard(pilot):.0f} s"
-            if lease
-            else f"pilot {pilot} has no lease"
-        )

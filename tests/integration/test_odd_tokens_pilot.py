@@ -15,7 +15,16 @@ from airflow_provider_picas.tokens.states import State
 from stack import couchdb
 from tests.integration import test_pilot
 from tests.integration.faults import Proxy
-from tests.integration.test_pilot import COUNT, Pool, Submission, held, keep_unsent, parts_of_a_pilot, put_lease, until
+from tests.integration.test_pilot import (
+    COUNT,
+    Pool,
+    Submission,
+    held,
+    keep_unsent,
+    put_lease,
+    session_of_a_pilot,
+    until,
+)
 
 server, member, pool = test_pilot.server, test_pilot.member, test_pilot.pool
 submission = test_pilot.submission
@@ -110,8 +119,8 @@ def test_leases_beside_one_that_python_does_not_read(pool: Pool, big_integers: S
     assert pool.request("PUT", "_local/picas-pilot-odd", {"lease": HUGE})[0] == 201
     for name in "abc":
         put_lease(pool, name)
-    with parts_of_a_pilot(pool, pilots_url(big_integers)) as (database, *_):
-        assert list(database.leases(["a", "odd", "b", "c"])) == ["a", "b", "c"]
+    with session_of_a_pilot(pool, pilots_url(big_integers)) as session:
+        assert list(session.database.leases(["a", "odd", "b", "c"])) == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("field", ["lease", "renewals", "renewed"])
@@ -200,10 +209,11 @@ def test_revisions_in_conflict_of_an_id_without_a_path_are_merged(pool: Pool, na
     lost = {**base, "_rev": "2-a", "done": 6, "exit_code": 0, "_attachments": log}
     revisions = [{**base, "_rev": "2-f"}, lost]
     assert pool.request("POST", "_bulk_docs", {"docs": revisions, "new_edits": False})[0] == 201
-    with parts_of_a_pilot(pool, pool.server.url) as (database, config, me, clock):
+    with session_of_a_pilot(pool, pool.server.url) as session:
+        database = session.database
         branches = database.branches([name])[name]
         assert [doc["_rev"] for doc in branches] == ["2-f", "2-a"]
-        merged = Conflicts(database, config, me, clock, lambda: 100.0).settle(branches)
+        merged = Conflicts(session).settle(branches)
         assert merged is not None
         (doc,) = database.branches([name])[name]
         assert (doc["done"], doc["_rev"]) == (6, merged["_rev"])

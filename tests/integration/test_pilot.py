@@ -44,6 +44,7 @@ from airflow_provider_picas.pilot.identity import Identity
 from airflow_provider_picas.pilot.main import Pilot
 from airflow_provider_picas.pilot.outbox import Outbox
 from airflow_provider_picas.pilot.reaper import Reaper
+from airflow_provider_picas.pilot.session import Session
 from airflow_provider_picas.pilot.work import DRAIN
 from airflow_provider_picas.tokens import views
 from airflow_provider_picas.tokens.states import State, state_of
@@ -212,17 +213,14 @@ def submission(tmp_path: Path, pool: Pool) -> Iterator[Submission]:
     made.close()
 
 
-Parts = tuple[Database, Config, Identity, Clock]
-
-
 @contextlib.contextmanager
-def parts_of_a_pilot(pool: Pool, url: str, **keys: Any) -> Iterator[Parts]:
-    """What the claims and the reaper of a pilot are made of."""
+def session_of_a_pilot(pool: Pool, url: str, **keys: Any) -> Iterator[Session]:
+    """What the claims and the reaper of a pilot work with."""
     config = Config(command="true", submission="s", **{"batch": "b", "lease": 4, **keys})
     clock = Clock(config.lease / 2)
     access = Access(url, pool.name, pool.member, PASSWORD, "")
     database = Database(access, config, clock)
-    yield database, config, Identity("me", "here", None, (0, 1)), clock
+    yield Session(database, config, Identity("me", "here", None, (0, 1)), clock, clock.contact)
     database._connection.close()
 
 
@@ -566,8 +564,8 @@ def test_a_token_that_is_mended_can_be_read_again(pool: Pool) -> None:
     for _ in range(960):
         deep = [deep]
     pool.push([{"input": deep}, {}])
-    with parts_of_a_pilot(pool, pool.server.url) as (database, *_):
-        ids = ["b:0000", "b:0001"]
+    with session_of_a_pilot(pool, pool.server.url) as session:
+        ids, database = ["b:0000", "b:0001"], session.database
         assert [name for name, doc in database.read(ids).items() if doc] == ["b:0001"]
         pool.put({**pool.get("b:0000"), "input": 1})
         assert all(database.read(ids).values())
@@ -776,12 +774,12 @@ def test_tokens_of_the_dead_are_found_behind_many_of_the_living(pool: Pool, batc
     put_lease(pool, "dead", ended=True)
     scripts = [{"lock": 1000, "hostname": "a PiCaS client's"}] * 600
     pool.push(scripts + held("living", 600) + held("dead", 3))
-    with parts_of_a_pilot(pool, pool.server.url, batch=batch) as parts:
-        reaper = Reaper(*parts, parts[-1].contact)
+    with session_of_a_pilot(pool, pool.server.url, batch=batch) as session:
+        reaper = Reaper(session)
         assert reaper.reap() == (3, True)
         assert reaper.reap() == (0, True)
         put_lease(pool, "living", ended=True)
-        reaper = Reaper(*parts, parts[-1].contact)
+        reaper = Reaper(session)
         assert reaper.reap() == (600, False)
     assert pool.states() == {State.LOCKED: 600, State.TODO: 603}
 
@@ -793,11 +791,11 @@ def test_a_round_is_bounded_and_the_next_one_goes_on(pool: Pool, monkeypatch: py
     put_lease(pool, "dead", ended=True)
     scripts = [{"lock": 1000, "hostname": "a PiCaS client's"}] * 12
     pool.push(held("dead", 2) + held("living", 1) + scripts + held("dead", 1))
-    with parts_of_a_pilot(pool, pool.server.url) as parts:
-        reaper = Reaper(*parts, parts[-1].contact)
+    with session_of_a_pilot(pool, pool.server.url) as session:
+        reaper = Reaper(session)
         assert [reaper.reap() for _ in range(8)] == [(2, True), (0, True), (1, True)] + [(0, True)] * 5
         put_lease(pool, "living", ended=True)
-        reaper = Reaper(*parts, parts[-1].contact)
+        reaper = Reaper(session)
         assert [reaper.reap() for _ in range(4)] == [(1, True), (0, True), (0, False), (0, False)]
     assert pool.states() == {State.LOCKED: 12, State.TODO: 4}
 
@@ -1067,7 +1065,7 @@ def test_who_comes_back_first_after_an_outage_takes_nobody_for_silent(
     """Those that it cannot hear could not reach the database either."""
     now = 0.0
     stopped = SimpleNamespace(**{**vars(time), "monotonic": lambda: now})
-    for module in ("access", "clock", "conflicts", "database", "reaper"):
+    for module in ("access", "clock", "database", "observer", "reaper"):
         monkeypatch.setattr(f"airflow_provider_picas.pilot.{module}.time", stopped)
     read_date = "airflow_provider_picas.lifecycle.dates.parsedate_to_datetime"
     monkeypatch.setattr(read_date, lambda date: datetime.fromtimestamp(start + now))
@@ -1075,8 +1073,8 @@ def test_who_comes_back_first_after_an_outage_takes_nobody_for_silent(
     put_lease(pool, "silent", age=1)
     put_lease(pool, "gone", age=1)
     pool.push(held("silent", 2) + held("gone", 1))
-    with parts_of_a_pilot(pool, proxy.url) as parts:
-        reaper = Reaper(*parts, parts[-1].contact)
+    with session_of_a_pilot(pool, proxy.url) as session:
+        reaper = Reaper(session)
         assert reaper.reap() == (0, True)
         proxy.fault = lambda request: "refuse"
         now = 5
@@ -1096,8 +1094,8 @@ def test_who_starts_takes_nobody_for_silent_at_once(pool: Pool) -> None:
     put_lease(pool, "silent", age=60)
     put_lease(pool, "gone", ended=True)
     pool.push(held("silent", 2) + held("gone", 1))
-    with parts_of_a_pilot(pool, pool.server.url) as parts:
-        reaper = Reaper(*parts, parts[-1].contact)
+    with session_of_a_pilot(pool, pool.server.url) as session:
+        reaper = Reaper(session)
         assert reaper.reap() == (1, True)
         until(lambda: reaper.reap() == (2, False), 10)
 
@@ -1237,10 +1235,10 @@ def test_a_result_that_cannot_be_kept_loses_no_other(pool: Pool, submission: Sub
     made = Pilot(str(submission.folder), config)
     made.work.stop(DRAIN, "the test ends it")
     made.wall_clock.asked.set()
-    with parts_of_a_pilot(pool, pool.server.url) as parts:
-        conflicts = Conflicts(*parts, parts[-1].contact)
-        claims = Claims(*parts, False, conflicts)
-        reaper = Reaper(*parts, parts[-1].contact, conflicts)
+    with session_of_a_pilot(pool, pool.server.url) as session:
+        conflicts = Conflicts(session)
+        claims = Claims(session, False, conflicts)
+        reaper = Reaper(session, conflicts)
         claimer = made._claimer(claims, reaper)
         for thread in (made.lease, claimer):
             thread.start()

@@ -18,9 +18,10 @@ from airflow_provider_picas.pilot.conflicts import Conflicts
 from airflow_provider_picas.pilot.errors import Unreachable
 from airflow_provider_picas.pilot.outbox import Outbox
 from airflow_provider_picas.pilot.reaper import Reaper
+from airflow_provider_picas.pilot.session import Session
 from airflow_provider_picas.tokens.states import State, state_of
 from tests.integration import test_pilot
-from tests.integration.test_pilot import COUNT, GATE, Parts, Pool, Proxy, Submission, parts_of_a_pilot, put_lease, until
+from tests.integration.test_pilot import COUNT, GATE, Pool, Proxy, Submission, put_lease, session_of_a_pilot, until
 
 server, member, pool = test_pilot.server, test_pilot.member, test_pilot.pool
 proxy, behind_proxy, submission = test_pilot.proxy, test_pilot.behind_proxy, test_pilot.submission
@@ -56,8 +57,8 @@ def shown(pool: Pool, token: str) -> tuple[dict[str, Any], list[str]]:
     return doc, doc.pop("_conflicts", [])
 
 
-def claims_in_a_cluster(parts: Parts) -> Claims:
-    return Claims(*parts, True, Conflicts(*parts, parts[-1].contact))
+def claims_in_a_cluster(session: Session) -> Claims:
+    return Claims(session, True, Conflicts(session))
 
 
 def too_few(*what: bytes) -> Any:
@@ -83,8 +84,8 @@ def test_a_result_that_lost_is_adopted_and_its_token_not_run_again(pool: Pool) -
     )
     doc, conflicts = shown(pool, "b:0000")
     assert (state_of(doc), len(conflicts)) == (State.TODO, 1)
-    with parts_of_a_pilot(pool, pool.server.url) as parts:
-        claims = claims_in_a_cluster(parts)
+    with session_of_a_pilot(pool, pool.server.url) as session:
+        claims = claims_in_a_cluster(session)
         tokens = [token.id for _ in range(2) for token in claims.take(2, lambda doc: True, 9)]
         assert tokens == ["b:0001"]
     doc, conflicts = shown(pool, "b:0000")
@@ -98,8 +99,8 @@ def test_a_pilot_waits_for_one_that_may_run_the_token_under_another_revision(poo
     put_lease(pool, "a")
     branch(pool, "b:0000", ("1", {**A_CLAIM, "pilot": "a"}))
     branch(pool, "b:0000", ("2", B_CLAIM), ("3", {**BACK, "claim": None}))
-    with parts_of_a_pilot(pool, pool.server.url) as parts:
-        claims = claims_in_a_cluster(parts)
+    with session_of_a_pilot(pool, pool.server.url) as session:
+        claims = claims_in_a_cluster(session)
         assert claims.take(1, lambda doc: True, 0) == []
         assert claims.unsettled()
         before = shown(pool, "b:0000")
@@ -116,8 +117,8 @@ def test_a_pilot_waits_for_one_that_may_run_the_token_under_another_revision(poo
 
 def test_a_claim_that_lost_is_deleted_and_nothing_else(pool: Pool, proxy: Proxy) -> None:
     pool.push([{}])
-    with parts_of_a_pilot(pool, proxy.url) as parts:
-        claims = claims_in_a_cluster(parts)
+    with session_of_a_pilot(pool, proxy.url) as session:
+        claims = claims_in_a_cluster(session)
         proxy.fault = too_few(b"_bulk_docs")
         with pytest.raises(Unreachable):
             claims.take(1, lambda doc: True, 0)
@@ -126,7 +127,7 @@ def test_a_claim_that_lost_is_deleted_and_nothing_else(pool: Pool, proxy: Proxy)
         assert len(shown(pool, "b:0000")[1]) == 1
         assert claims.settle() == [], "writes do not reach most nodes yet"
         assert len(shown(pool, "b:0000")[1]) == 1
-        parts[0].put_local("_local/x", {})
+        session.database.put_local("_local/x", {})
         assert claims.settle() == []
         assert not claims.unsettled()
     doc, conflicts = shown(pool, "b:0000")
@@ -135,8 +136,8 @@ def test_a_claim_that_lost_is_deleted_and_nothing_else(pool: Pool, proxy: Proxy)
 
 def test_a_claim_that_too_few_nodes_store_is_left_alone_and_kept_if_it_wins(pool: Pool, proxy: Proxy) -> None:
     pool.push([{}])
-    with parts_of_a_pilot(pool, proxy.url) as parts:
-        claims = claims_in_a_cluster(parts)
+    with session_of_a_pilot(pool, proxy.url) as session:
+        claims = claims_in_a_cluster(session)
         proxy.fault = too_few(b"_bulk_docs")
         with pytest.raises(Unreachable, match="202"):
             claims.take(1, lambda doc: True, 0)
@@ -145,7 +146,7 @@ def test_a_claim_that_too_few_nodes_store_is_left_alone_and_kept_if_it_wins(pool
         assert claims.settle() == []
         assert pool.get("b:0000") == claimed
         proxy.fault = lambda request: ""
-        parts[0].put_local("_local/x", {})
+        session.database.put_local("_local/x", {})
         (token,) = claims.settle()
         assert token.is_claimed_in(pool.get("b:0000"))
         assert token.claim == claimed["claim"]
@@ -154,9 +155,9 @@ def test_a_claim_that_too_few_nodes_store_is_left_alone_and_kept_if_it_wins(pool
 def test_a_claim_refused_as_a_conflict_that_wins_is_known(pool: Pool, proxy: Proxy) -> None:
     """One node may have stored it, and the others may not."""
     pool.push([{}])
-    with parts_of_a_pilot(pool, proxy.url) as parts:
-        database = parts[0]
-        claims = claims_in_a_cluster(parts)
+    with session_of_a_pilot(pool, proxy.url) as session:
+        database = session.database
+        claims = claims_in_a_cluster(session)
         bulk = database.bulk
 
         def conflict(docs: Any) -> Any:
@@ -185,8 +186,8 @@ def test_claims_in_a_cluster_that_cannot_be_read_are_looked_at_again(pool: Pool,
         return "drop answer" if "_bulk_docs" in line and answer == "lost" and not reads else ""
 
     proxy.fault = fault
-    with parts_of_a_pilot(pool, proxy.url) as parts:
-        claims = claims_in_a_cluster(parts)
+    with session_of_a_pilot(pool, proxy.url) as session:
+        claims = claims_in_a_cluster(session)
         tokens: list[Token] = []
         for work in (lambda: claims.take(3, lambda doc: True, 0), *[claims.settle] * 2):
             with contextlib.suppress(Unreachable):
@@ -234,9 +235,9 @@ def test_a_second_result_is_kept_as_an_attempt(pool: Pool) -> None:
     first, second = {**RESULT, "output": "first"}, {**RESULT, "output": "second", "done": 1020}
     branch(pool, "b:0000", ("1", A_CLAIM), ("2", first))
     branch(pool, "b:0000", ("3", B_CLAIM), ("4", {**BACK, "claim": None}), ("5", B_CLAIM), ("6", second))
-    with parts_of_a_pilot(pool, pool.server.url) as parts:
-        database = parts[0]
-        doc = Conflicts(*parts, parts[-1].contact).settle(database.branches(["b:0000"])["b:0000"])
+    with session_of_a_pilot(pool, pool.server.url) as session:
+        database = session.database
+        doc = Conflicts(session).settle(database.branches(["b:0000"])["b:0000"])
     stored, conflicts = shown(pool, "b:0000")
     assert (stored, conflicts) == (doc, [])
     assert stored["output"] == "second", "it won, and everybody has seen it"
@@ -251,8 +252,8 @@ def test_a_dead_pilots_token_is_not_reaped_over_another_revision(pool: Pool, oth
     steps = [("1", {**A_CLAIM, "pilot": "a"}), ("2", {**RESULT, "pilot": None})]
     branch(pool, "b:0000", *steps[: 2 if other == "finished" else 1])
     branch(pool, "b:0000", ("3", B_CLAIM), ("4", {"x": 1}), ("5", {**B_CLAIM, "pilot": "dead"}))
-    with parts_of_a_pilot(pool, pool.server.url) as parts:
-        reaper = Reaper(*parts, parts[-1].contact)
+    with session_of_a_pilot(pool, pool.server.url) as session:
+        reaper = Reaper(session)
         reaped = [reaper.reap()[0] for _ in range(2)]
     doc, conflicts = shown(pool, "b:0000")
     wanted = {
@@ -288,12 +289,12 @@ def test_what_could_not_be_sent_finds_its_revision(pool: Pool, tmp_path: Path) -
     outbox = Outbox(str(tmp_path), pool.name)
     parts = {"set": RESULT, "unset": ["pilot"]}
     outbox.keep(Change("done", "b:0000", A_CLAIM["claim"], A_CLAIM["lock"], **parts))  # type: ignore[arg-type]
-    with parts_of_a_pilot(pool, pool.server.url) as made:
-        database = made[0]
+    with session_of_a_pilot(pool, pool.server.url) as session:
+        database = session.database
         database.quorum.note(False)
         assert (outbox.send(database), outbox.left) == (0, ["b:0000"])
         database.quorum.note(True)
         assert outbox.send(database) == 1
-        assert Conflicts(*made, made[-1].contact).without(["b:0000"]) == set()
+        assert Conflicts(session).without(["b:0000"]) == set()
     doc, conflicts = shown(pool, "b:0000")
     assert (state_of(doc), doc["output"], conflicts) == (State.DONE, "of A", [])

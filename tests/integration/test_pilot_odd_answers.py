@@ -8,7 +8,6 @@ import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -21,13 +20,14 @@ from airflow_provider_picas.pilot.errors import Unreachable
 from airflow_provider_picas.pilot.lease import Lease
 from airflow_provider_picas.pilot.outbox import Outbox
 from airflow_provider_picas.pilot.reaper import Reaper
+from airflow_provider_picas.pilot.session import Session
 from airflow_provider_picas.pilot.work import Work
 from airflow_provider_picas.tokens.states import State
 from stack import couchdb
 from tests.integration import test_pilot
 from tests.integration.faults import Fault, Proxy
 from tests.integration.test_odd_answers import Mutation
-from tests.integration.test_pilot import COUNT, Pool, Submission, held, parts_of_a_pilot, put_lease
+from tests.integration.test_pilot import COUNT, Pool, Submission, held, put_lease, session_of_a_pilot
 
 server, member, pool = test_pilot.server, test_pilot.member, test_pilot.pool
 submission = test_pilot.submission
@@ -56,7 +56,8 @@ def behind(tmp_path: Path, pool: Pool, proxy: Proxy) -> Iterator[Submission]:
 def test_an_answer_that_is_not_to_be_read_to_its_end(pool: Pool, proxy: Proxy, fault: Fault) -> None:
     proxy.hurt(*[fault] * 3, on="/x")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with parts_of_a_pilot(pool, proxy.url) as (database, *_):
+    with session_of_a_pilot(pool, proxy.url) as session:
+        database = session.database
         expected = "encoded as gzip, which was not asked for" if fault is Fault.BOMB else "more than 64,000,000 bytes"
         with pytest.raises(Unreachable, match=expected):
             database.get("x")
@@ -66,7 +67,8 @@ def test_an_answer_that_is_not_to_be_read_to_its_end(pool: Pool, proxy: Proxy, f
 
 def test_an_answer_that_trickles_is_given_up(pool: Pool, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     proxy.hurt(Fault.TRICKLE, on="/x")
-    with parts_of_a_pilot(pool, proxy.url) as (database, *_):
+    with session_of_a_pilot(pool, proxy.url) as session:
+        database = session.database
         monkeypatch.setattr(database, "_longest", 2.0)
         with pytest.raises(Unreachable, match="not complete after 2 s"):
             database.get("x")
@@ -92,12 +94,11 @@ def test_large_tokens_are_read_and_written_in_portions(
 
     proxy.rewrite = measured
     proxy.largest = 130_000
-    with parts_of_a_pilot(pool, proxy.url) as found:
-        parts = (*found, found[-1].contact)
-        reaper = Reaper(*parts)
+    with session_of_a_pilot(pool, proxy.url) as session:
+        reaper = Reaper(session)
         while sum(pool.states()[state] for state in (State.LOCKED,)):
             reaper.reap()
-        claims = Claims(*parts[:4], False, Conflicts(*parts))
+        claims = Claims(session, False, Conflicts(session))
         taken: list[str] = []
         while tokens := claims.take(20, lambda doc: True, 9):
             taken += [token.id for token in tokens]
@@ -110,20 +111,19 @@ def test_a_claim_of_large_tokens_takes_what_fits(pool: Pool, proxy: Proxy, monke
         monkeypatch.setattr(f"airflow_provider_picas.pilot.{module}.BULK_BYTES", 100_000)
     pool.push([{"input": "x" * 40_000}] * 6)
     proxy.largest = 130_000
-    with parts_of_a_pilot(pool, proxy.url) as found:
-        parts = (*found, found[-1].contact)
-        claims = Claims(*parts[:4], False, Conflicts(*parts))
+    with session_of_a_pilot(pool, proxy.url) as session:
+        claims = Claims(session, False, Conflicts(session))
         assert len(claims.take(6, lambda doc: True, 0)) == 2
 
 
 # --- another shape -------------------------------------------------------------------------------------------------------
 
 
-def work(parts: Any) -> None:
+def work(session: Session) -> None:
     """Each kind of request that a pilot makes."""
-    database, config, me, clock, _ = parts
-    conflicts = Conflicts(*parts)
-    claims = Claims(database, config, me, clock, True, conflicts)
+    database, config, me, clock = session.database, session.config, session.me, session.clock
+    conflicts = Conflicts(session)
+    claims = Claims(session, True, conflicts)
     database.info()
     database.put_local("_local/picas-pilot-x", {"pilot": "x"})
     tokens = claims.take(2, lambda doc: True, 0)
@@ -136,7 +136,7 @@ def work(parts: Any) -> None:
     for doc in docs:
         if doc:
             database.with_attachments(doc)
-    Reaper(*parts).reap()
+    Reaper(session).reap()
     list(claims._find_in_monitor(1))
     database.get("_local/none")
     work = Work(config)
@@ -156,16 +156,15 @@ def test_answers_of_another_shape_are_typed_errors(pool: Pool, proxy: Proxy) -> 
     pool.push([{**token, "batch": "b"} for token in held("dead", 2)], "b:locked")
     attached = {"a.txt": {"content_type": "text/plain", "data": "eA=="}}
     pool.put({**pool.get("b:0000"), "_attachments": attached, "priority": 1})
-    with parts_of_a_pilot(pool, proxy.url) as found:
-        parts = (*found, found[-1].contact)
-        work(parts)
+    with session_of_a_pilot(pool, proxy.url) as session:
+        work(session)
         requests = len(proxy.requests)
         errors = longest = 0
         for place in range(requests):
             for _ in range(TRIES):
                 mutation = proxy.rewrite = Mutation(dice, place)
                 try:
-                    work(parts)
+                    work(session)
                 except (Unreachable, Failed) as error:
                     errors += 1
                     longest = max(longest, len(str(error)))

@@ -425,10 +425,12 @@ def test_a_folder_that_hangs_holds_up_no_result(
     monkeypatch.setattr(Outbox, "keep", lambda *args: hangs.wait(60))
     pool.push(test_pilot.held("me", 2))
     settled: list[tuple[str, str]] = []
-    with test_pilot.parts_of_a_pilot(pool, server.url) as parts:
-        conflicts = Conflicts(*parts, parts[-1].contact)
+    with test_pilot.session_of_a_pilot(pool, server.url) as session:
+        conflicts = Conflicts(session)
         outbox = Outbox(str(tmp_path), pool.name)
-        reporter = Reporter(parts[0], outbox, lambda change, how: settled.append((change.token, how)), conflicts)
+        reporter = Reporter(
+            session.database, outbox, lambda change, how: settled.append((change.token, how)), conflicts
+        )
         reporter.start()
         for name, claim in (("b:0000", "earlier-900"), ("b:0001", None)):
             doc = pool.get(name)

@@ -17,7 +17,7 @@ from airflow_provider_picas.tokens.states import State
 from stack import couchdb
 from tests.integration import test_pilot
 from tests.integration.faults import Proxy
-from tests.integration.test_pilot import COUNT, Pool, Submission, parts_of_a_pilot, unpack, until
+from tests.integration.test_pilot import COUNT, Pool, Submission, session_of_a_pilot, unpack, until
 
 server, member, pool = test_pilot.server, test_pilot.member, test_pilot.pool
 behind_proxy, submission = test_pilot.behind_proxy, test_pilot.submission
@@ -72,9 +72,9 @@ def test_a_pilot_that_may_claim_nothing_ends(pool: Pool, proxy: Proxy, behind_pr
 
 def test_a_claim_that_is_refused_for_a_while_is_tried_again(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     pool.push([{}, {}])
-    with parts_of_a_pilot(pool, pool.server.url) as parts:
-        database = parts[0]
-        claims = Claims(*parts, False, Conflicts(*parts, parts[-1].contact))
+    with session_of_a_pilot(pool, pool.server.url) as session:
+        database = session.database
+        claims = Claims(session, False, Conflicts(session))
         bulk = database.bulk
 
         def refuse(docs: Any) -> Any:
@@ -95,8 +95,8 @@ def test_a_claim_that_is_refused_for_a_while_is_tried_again(pool: Pool, monkeypa
 def test_a_missing_view_is_asked_for_again(pool: Pool, proxy: Proxy) -> None:
     """A node that was away has not been told of the design documents yet."""
     pool.push([{}, {}])
-    with parts_of_a_pilot(pool, proxy.url) as parts:
-        claims = Claims(*parts, True, Conflicts(*parts, parts[-1].contact))
+    with session_of_a_pilot(pool, proxy.url) as session:
+        claims = Claims(session, True, Conflicts(session))
         proxy.rewrite = lambda request, status, content: (
             (404, b'{"error":"not_found","reason":"missing"}') if "/_view/" in request else (status, content)
         )

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_provider_picas.lifecycle.attempts import MAX_ATTEMPTS
-from airflow_provider_picas.lifecycle.transitions import errored, scrubbed
+from airflow_provider_picas.lifecycle.transitions import Token, errored, release, scrubbed
 from airflow_provider_picas.tokens import documents
 from airflow_provider_picas.tokens.documents import BadTokenError, encode, new_token
 from airflow_provider_picas.tokens.states import State, state_of
@@ -207,7 +207,8 @@ def test_what_an_earlier_attempt_left_is_not_taken_for_this_ones() -> None:
 
 
 def test_a_token_given_back_unstarted_is_not_counted() -> None:
-    again = scrubbed({**new(), "lock": 5, "pilot": "pl", "scrub_count": 2}, "drained", counted=False)
+    claimed = {**new(), "_id": "b:1", "lock": 5, "pilot": "pl", "claim": "c-5", "scrub_count": 2}
+    again = release(Token(claimed)).apply()
     assert (state_of(again), again["scrub_count"], "attempts" in again) == (State.TODO, 2, False)
 
 

@@ -1,0 +1,52 @@
+"""Decides by their leases which other pilots are dead."""
+
+import time
+from typing import Dict, Mapping, NamedTuple, Optional, Sequence
+
+from airflow_provider_picas.lifecycle.json_values import Doc
+from airflow_provider_picas.lifecycle.leases import Shown, Silence
+from airflow_provider_picas.pilot.session import Session
+
+
+class Finding(NamedTuple):
+    """What the lease of a pilot shows."""
+
+    death: Optional[str] = None  # why the pilot counts as dead; None: it may be alive
+    read_again: float = 0.0  # when to read its lease again (monotonic): later while the lease holds
+
+
+class Observer:
+    """Reads the leases of other pilots, and remembers them as ``Silence`` requires. Used by one thread."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._silence = Silence(session.config.lease)
+
+    def check(self, locks: Mapping[str, float]) -> Dict[str, Finding]:
+        """Check pilots, each with the time at which its oldest token was locked. Raises Unreachable."""
+        asked = time.monotonic()
+        leases = self._session.database.leases(list(locks))
+        answered = time.monotonic()
+        return {pilot: self._evaluate(pilot, lock, leases.get(pilot), asked, answered) for pilot, lock in locks.items()}
+
+    def keep(self, pilots: Sequence[str]) -> None:
+        """Forget all others."""
+        self._silence.keep(pilots)
+
+    def _evaluate(self, pilot: str, lock: float, lease: Optional[Doc], asked: float, answered: float) -> Finding:
+        """``asked`` and ``answered``: when the lease was queried, and when it was received (monotonic)."""
+        known, default = lease or {}, self._session.config.lease
+        who = f"pilot {pilot} (job {known.get('job')} on {known.get('hostname')})"
+        if known.get("ended"):
+            return Finding(f"{who} has ended")
+        shown = Shown.of(known, default) if lease else None
+        self._silence.note(pilot, shown, answered)
+        now = self._session.clock.at(asked)
+        missing = self._silence.missing(pilot, lock, now, asked, answered - self._session.contact())
+        if missing is None:
+            # Not in each round, but soon enough to read its last lease long before it expires.
+            return Finding(read_again=answered + (shown.lease if shown else default) / 6)
+        if missing > 0:
+            return Finding()
+        silent = now - self._silence.heard(pilot)
+        return Finding(f"{who} was not heard for {silent:.0f} s" if lease else f"pilot {pilot} has no lease")
