@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 POOL_KEY = "picas_pool_url"
 MONITORING_KEY = "picas_monitoring_url"
+PAGE_KEY = "picas_page"
 
 
 def push_links(context: Any, settings: Settings) -> None:
@@ -22,6 +23,14 @@ def push_links(context: Any, settings: Settings) -> None:
     ti.xcom_push(POOL_KEY, pool_url(settings))
     if settings.monitoring_url:
         ti.xcom_push(MONITORING_KEY, settings.monitoring_url)
+
+
+def push_page(context: Any, conn_id: str, settings: Settings, batch: str | None, **more: Any) -> None:
+    """Push to XCom which batch the task is about (None: the whole pool), for the page of its DAG run.
+
+    ``more``: ``role``, which is what the task does with the batch, and ``label``, a name for people.
+    """
+    context["ti"].xcom_push(PAGE_KEY, {"picas_conn_id": conn_id, "database": settings.database, "batch": batch, **more})
 
 
 def pool_url(settings: Settings) -> str:

@@ -1,0 +1,70 @@
+"""What a batch looks like: at a glance, by cause, token by token, by pilot and by node."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, HTTPException, Query
+
+from airflow_provider_picas.plugins.access import ViewerDep
+from airflow_provider_picas.plugins.models import (
+    CausesAnswer,
+    NodesAnswer,
+    Overview,
+    PilotsAnswer,
+    StateName,
+    TokensAnswer,
+    WhyAnswer,
+)
+
+router = APIRouter(tags=["batch"])
+
+Text = Annotated[str | None, Query(max_length=250)]
+
+
+@router.get("/batch", operation_id="overview")
+async def overview(viewer: ViewerDep) -> Overview:
+    """The batch at a glance."""
+    raise HTTPException(501, "Not there yet.")
+
+
+@router.get("/batch/causes", operation_id="causes")
+async def causes(viewer: ViewerDep) -> CausesAnswer:
+    """The tokens in error, by cause."""
+    raise HTTPException(501, "Not there yet.")
+
+
+@router.get("/batch/tokens", operation_id="tokens")
+async def tokens(
+    viewer: ViewerDep,
+    state: StateName | None = None,
+    key: Text = None,
+    cause: Text = None,
+    node: Text = None,
+    pilot: Text = None,
+    min_attempts: Annotated[int | None, Query(ge=0)] = None,
+    sort: Literal["id", "ended"] = "id",
+    descending: bool = False,
+    cursor: Annotated[str | None, Query(max_length=2_000)] = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+) -> TokensAnswer:
+    """A page of tokens. ``key``: the beginning of the key. ``cause``: the id of a cause."""
+    raise HTTPException(501, "Not there yet.")
+
+
+@router.get("/batch/pilots", operation_id="pilots")
+async def pilots(viewer: ViewerDep) -> PilotsAnswer:
+    """The pilots of the batch, and the runs of its tokens for a timeline."""
+    raise HTTPException(501, "Not there yet.")
+
+
+@router.get("/batch/nodes", operation_id="nodes")
+async def nodes(viewer: ViewerDep) -> NodesAnswer:
+    """The nodes on which tokens of the batch ended."""
+    raise HTTPException(501, "Not there yet.")
+
+
+@router.get("/batch/why", operation_id="why")
+async def why(viewer: ViewerDep, id: Text = None) -> WhyAnswer:
+    """Why a token, or with none the batch, does not run."""
+    raise HTTPException(501, "Not there yet.")
