@@ -18,7 +18,7 @@ from typing import Any
 
 from tests.chaos.history import FINISHED, Write, state
 from tests.chaos.plan import Delay
-from tests.integration.faults import Fault
+from tests.integration.faults import Fault, Serving
 
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length"}
 TIMEOUT = 90.0  # seconds: longer than a long poll of a wait
@@ -37,7 +37,7 @@ class Clock:
         return formatdate(parsedate_to_datetime(given).timestamp() + self.shift, usegmt=True) if self.shift else given
 
 
-class Recorder:
+class Recorder(Serving):
     """A proxy in front of one node, or of several in turn. Use it as a context manager.
 
     ``choose`` says what happens to the n-th request; None: nothing. ``writes`` are the results that came through.
@@ -57,14 +57,6 @@ class Recorder:
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.recorder = self
         self.url = f"http://127.0.0.1:{self._server.server_port}"
-
-    def __enter__(self) -> Recorder:
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
 
     def next_request(self) -> tuple[Fault | Delay | int | None, Any]:
         """What happens to the next request, and where it goes."""

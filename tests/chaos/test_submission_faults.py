@@ -114,14 +114,18 @@ def hanging(cluster: Cluster) -> Iterator[None]:
         cluster.continue_controller()
 
 
+def submission_in_a_thread(run: Run) -> tuple[threading.Thread, list[Any]]:
+    """A thread that submits pilots once it is started, and the list that gets the output."""
+    outputs: list[Any] = []
+    operator = run.submit_operator("sleep 0.2")
+    task = context("pilots", run_id=run.pool.database)
+    return threading.Thread(target=lambda: outputs.append(operator.execute(task))), outputs
+
+
 def test_the_controller_hangs_while_sbatch_runs(run: Run, cluster: Cluster) -> None:
     """Its client gives up, and the job exists when the controller goes on: it is found by its name."""
     run.push(4)
-    outputs: list[Any] = []
-    operator = run.submit_operator("sleep 0.2")
-    thread = threading.Thread(
-        target=lambda: outputs.append(operator.execute(context("pilots", run_id=run.pool.database)))
-    )
+    thread, outputs = submission_in_a_thread(run)
     before = answered(cluster)
     with hanging(cluster):
         thread.start()
@@ -159,11 +163,7 @@ def test_a_worker_killed_while_the_controller_hangs(run: Run, cluster: Cluster) 
 
 def test_the_controller_is_killed_while_sbatch_runs(run: Run, cluster: Cluster) -> None:
     run.push(4)
-    outputs: list[Any] = []
-    operator = run.submit_operator("sleep 0.2")
-    thread = threading.Thread(
-        target=lambda: outputs.append(operator.execute(context("pilots", run_id=run.pool.database)))
-    )
+    thread, outputs = submission_in_a_thread(run)
     cluster.stop_controller()
     thread.start()
     run.until(lambda: sbatch_runs(cluster), "The start of sbatch")

@@ -20,6 +20,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any, Self
 
 import pytest
 
@@ -41,7 +42,21 @@ class Fault(enum.Enum):
     HOLD = "the server has done it, and its answer comes when `let_go` is set"
 
 
-class Proxy:
+class Serving:
+    """Base of servers that run in a thread for the time of a ``with``."""
+
+    _server: Any
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class Proxy(Serving):
     """An HTTP proxy in front of a server, on a port of its own. Without faults it passes everything on.
 
     ``requests`` are those that came, as ``"<method> <path and query>"``; ``headers`` theirs, with names in small letters;
@@ -75,14 +90,6 @@ class Proxy:
         if tls:
             self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
         self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self._server.server_port}"
-
-    def __enter__(self) -> Proxy:
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
 
     def hurt(self, *faults: Fault | int, on: str = "") -> None:
         """Do this to the coming requests that hold ``on``, one fault each. A number is the status of an error."""

@@ -6,8 +6,7 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -22,12 +21,12 @@ from airflow_provider_picas.tokens import waiting as wait_rules
 from airflow_provider_picas.tokens.counts import Counts
 from airflow_provider_picas.triggers import feed
 from airflow_provider_picas.triggers.feed import feed_for, open_feeds
-from airflow_provider_picas.triggers.subscriptions import CountsSubscription
 from stack import native
 from stack.couchdb import CouchDBAdmin
 from stack.pool import Pool
 from tests.conftest import set_connection
 from tests.integration.lives import push
+from tests.integration.readers import waiting
 
 SOON = 40.0  # seconds: after a slow look the feed pauses three times as long
 TOLD = 30.0  # seconds: the hook tries five times, which takes up to 11 s, and the feed asks once more before it tells an outage
@@ -47,41 +46,6 @@ def finish(hook: PicasHook, batch: str, number: int = 1, exit_code: int = 0) -> 
     some = list(hook.tokens("todo", batch))[:number]
     done = [{**token, "lock": now, "done": now, "exit_code": exit_code} for token in some]
     hook.do(hook.pool.write([documents.encode(token) for token in done]))
-
-
-class Reader:
-    """Reads a subscription, and keeps what it has told."""
-
-    def __init__(self, news: CountsSubscription) -> None:
-        self.news = news
-        self.counts: Counts | None = None
-        self.notices: list[str] = []
-
-    async def read(self) -> None:
-        """One piece of news."""
-        item = await anext(self.news)
-        self.counts = item.counts or self.counts
-        self.notices += item.notices
-
-    async def until(self, wanted: Counts, seconds: float = SOON) -> None:
-        """Wait for these counts."""
-        async with asyncio.timeout(seconds):
-            while self.counts != wanted:
-                await self.read()
-
-    async def noticed(self, text: str, seconds: float = TOLD) -> str:
-        """Wait for a notice that holds the text."""
-        async with asyncio.timeout(seconds):
-            while not (found := [notice for notice in self.notices if text in notice]):
-                await self.read()
-        return found[0]
-
-
-@asynccontextmanager
-async def waiting(batch: str | None = "a", conn_id: str = "picas_default") -> AsyncIterator[Reader]:
-    """A wait for a batch."""
-    async with feed_for(conn_id).subscribe(batch) as news:
-        yield Reader(news)
 
 
 def test_present_state_first_then_each_change(hook: PicasHook) -> None:
@@ -321,7 +285,7 @@ def test_credentials_that_stop_working_fail_it_after_a_while(
             couchdb.delete_user(pool.user)
             push_as_admin(couchdb, pool)  # ends the poll; the next one is refused
             with pytest.raises(errors.UnauthorizedError, match="refuses login"):
-                await news.until(Counts(done=1), 60)
+                await news.until(Counts(done=1))
 
     asyncio.run(wait())
 
@@ -509,7 +473,7 @@ def test_an_index_that_is_being_built_is_told(pool: Pool, picas_default: str, mo
 
     async def wait() -> None:
         async with waiting() as news:
-            assert pool.database in await news.noticed("building the index", 60)
-            await news.until(Counts(todo=10_000), 60)
+            assert pool.database in await news.noticed("building the index")
+            await news.until(Counts(todo=10_000))
 
     asyncio.run(wait())

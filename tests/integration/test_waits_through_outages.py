@@ -7,8 +7,7 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -24,13 +23,12 @@ from airflow_provider_picas.sensors.tokens import PicasTokenStateSensor
 from airflow_provider_picas.tokens import documents, waiting
 from airflow_provider_picas.tokens.counts import Counts
 from airflow_provider_picas.triggers import feed
-from airflow_provider_picas.triggers.feed import feed_for
-from airflow_provider_picas.triggers.subscriptions import CountsSubscription
 from airflow_provider_picas.triggers.tokens import PicasTokenStateTrigger
 from stack import processes
 from stack.couchdb import CouchDB
 from tests.conftest import set_connection
 from tests.integration.faults import Proxy
+from tests.integration.readers import waiting as reading
 from tests.integration.tasks import context
 
 LIMIT = 60.0  # seconds that anything may take
@@ -231,36 +229,6 @@ def push_as_admin(server: CouchDB) -> None:
 # -- restored backups --------------------------------------------------------------------------------------------------
 
 
-class Reader:
-    """Reads a subscription, and keeps what it has told."""
-
-    def __init__(self, news: CountsSubscription) -> None:
-        self.news = news
-        self.counts: Counts | None = None
-        self.notices: list[str] = []
-
-    async def until(self, counts: Counts) -> None:
-        async with asyncio.timeout(LIMIT):
-            while self.counts != counts:
-                await self._read()
-
-    async def noticed(self, text: str) -> None:
-        async with asyncio.timeout(LIMIT):
-            while not any(text in notice for notice in self.notices):
-                await self._read()
-
-    async def _read(self) -> None:
-        item = await anext(self.news)
-        self.counts = item.counts or self.counts
-        self.notices += item.notices
-
-
-@asynccontextmanager
-async def listening(conn_id: str) -> AsyncIterator[Reader]:
-    async with feed_for(conn_id).subscribe("b") as news:
-        yield Reader(news)
-
-
 def test_a_restored_backup_is_followed(server: CouchDB, hook: PicasHook, tmp_path: Path) -> None:
     server.stop()
     shutil.copytree(server.data, tmp_path / "backup")
@@ -274,7 +242,7 @@ def test_a_restored_backup_is_followed(server: CouchDB, hook: PicasHook, tmp_pat
         server.start()
 
     async def wait() -> None:
-        async with listening("direct") as news:
+        async with reading("b", "direct") as news:
             await news.until(Counts(todo=2))
             finish(hook)
             await news.until(Counts(done=2))
@@ -300,7 +268,7 @@ def test_an_older_copy_is_noticed_while_the_poll_stays_open(
         copied = PicasHook(set_connection(monkeypatch, "copy", {**FIELDS, "host": copy.url}))
 
         async def wait() -> None:
-            async with listening("picas_default") as news:
+            async with reading("b") as news:
                 await news.until(Counts(todo=2))
                 await asyncio.to_thread(poll, proxy)
                 proxy.redirect(copy.url)
