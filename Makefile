@@ -11,7 +11,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 VENV   := .stack/airflow/bin
 
 unexport PYTHONDONTWRITEBYTECODE
-.PHONY: demo test check chaos bench compat lint format diagrams install pins clean python
+.PHONY: demo test check chaos bench compat lint format diagrams screenshots install pins clean python
 
 demo: python
 	@exec $(PYTHON) -m stack.demo --stack $(STACK)
@@ -20,6 +20,7 @@ demo: python
 # ARGS=--all also tests an embedded server that has not changed.
 test: install lint
 ifeq ($(strip $(TESTS)),)
+	@$(PYTHON) -m stack.page test
 	$(VENV)/pytest -n 4 --dist loadfile tests/unit tests/integration $(ARGS)
 	$(VENV)/pytest -n 2 --dist loadfile tests/e2e $(ARGS)
 else
@@ -27,6 +28,7 @@ else
 endif
 
 check: lint
+	@$(PYTHON) -m stack.page test
 	$(VENV)/pytest tests/unit $(ARGS)
 
 # Kills, stops and disconnects the real parts while pilots work, and prints figures at the end. With PICAS_SOAK_SECONDS=180 the soak
@@ -43,11 +45,12 @@ compat: install
 	$(VENV)/python -m nox $(ARGS)
 
 lint: python
-	@$(PYTHON) -m stack.install airflow
+	@$(PYTHON) -m stack.install airflow page
 	$(VENV)/ruff check .
 	$(VENV)/ruff format --check .
 	$(VENV)/mypy
 	$(VENV)/lint-imports --no-logo
+	@$(PYTHON) -m stack.page lint
 
 format:
 	$(VENV)/ruff check --fix .

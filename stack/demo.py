@@ -120,7 +120,7 @@ def make_stack(kind: str, folder: Path) -> Stack:
 
         return ContainedStack(folder, database=DATABASE)
     print("Installing what is not there yet", flush=True)
-    install.install()
+    install.install([part for part in install.PARTS if part != "browser"])
     from stack.native import NativeStack
 
     return NativeStack(folder, dags=paths.PROJECT / "dags")

@@ -25,7 +25,7 @@ from pathlib import Path
 from stack import paths
 from stack.processes import StackError, tail
 
-PARTS = ("airflow", "picas", "couchdb", "cluster")
+PARTS = ("airflow", "picas", "couchdb", "cluster", "page", "browser")
 AIRFLOW_PINS = paths.PROJECT / "stack" / "requirements-airflow-3.3.txt"
 PICAS_PINS = paths.PROJECT / "stack" / "requirements-picas.txt"
 LOG = paths.HOME / "log" / "install.log"
@@ -77,11 +77,28 @@ def cluster() -> None:
     timed("Slurm and sshd", part.install)
 
 
+def page() -> None:
+    """The bundle of the page inside Airflow's UI."""
+    from stack import page as part
+
+    os.environ.setdefault("npm_config_cache", CACHES["npm_config_cache"])
+    timed("the page", part.install)
+
+
+def browser() -> None:
+    """Chromium, for the page's tests."""
+    from stack import browser as part
+
+    timed("Chromium", part.install)
+
+
 INSTALLERS: Mapping[str, Callable[[], None]] = {
     "airflow": airflow,
     "picas": picas,
     "couchdb": couchdb,
     "cluster": cluster,
+    "page": page,
+    "browser": browser,
 }
 
 
@@ -293,8 +310,10 @@ def write_pins() -> None:
 
 def clean() -> None:
     """Remove ``.stack`` after ending all processes that still run from it."""
+    from stack import page as www
     from stack.native import sweep
 
+    www.remove()
     for folder in paths.RUN.glob("*/"):
         sweep(folder)
     shutil.rmtree(paths.HOME, ignore_errors=True)

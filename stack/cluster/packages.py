@@ -7,11 +7,10 @@ import json
 import os
 import platform
 import shutil
-import subprocess
 from collections import defaultdict
 from pathlib import Path
 
-from stack import paths
+from stack import debian, paths
 from stack.processes import StackError
 
 WANTED = [
@@ -75,8 +74,8 @@ def unpack() -> None:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
         try:
-            for package in _download(work / "apt"):
-                _call(["dpkg-deb", "-x", str(package), str(work)])
+            for package in debian.download(WANTED, work / "apt", without=SYSTEM_LIBRARIES):
+                debian.call(["dpkg-deb", "-x", str(package), str(work)])
             _lay_out(work)
             _set_library_paths(work / "usr")
             shutil.rmtree(work / "apt")
@@ -100,51 +99,6 @@ def _recipe() -> str:
         "system": [system.get("ID"), system.get("VERSION_ID"), os.uname().machine],
     }
     return json.dumps(about, indent=1)
-
-
-def _call(argv: list[str], cwd: Path | None = None) -> str:
-    """The output of the command. Raises StackError with the end of its error output."""
-    ended = subprocess.run(
-        argv, cwd=cwd, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"}, check=False
-    )
-    if ended.returncode:
-        said = "\n".join((ended.stderr or ended.stdout).splitlines()[-15:])
-        raise StackError(f"Installing the cluster: {argv[0]} failed with code {ended.returncode}. It said:\n{said}")
-    return ended.stdout
-
-
-def _download(apt: Path) -> list[Path]:
-    """Fetch the packages and all libraries they need, with package lists and a cache of our own.
-
-    For apt, nothing is installed, so that the result does not depend on the packages of this machine.
-    """
-    for folder in ("lists/partial", "cache/archives/partial", "debs"):
-        (apt / folder).mkdir(parents=True)
-    (apt / "status").touch()
-    options = {
-        "Acquire::Languages": "none",
-        "Acquire::Retries": "3",
-        "APT::Sandbox::User": "root",  # root's apt-get would drop to a user that may not write here
-        "Debug::NoLocking": "1",
-        "Dir::Cache": str(apt / "cache"),
-        "Dir::State::lists": str(apt / "lists"),
-        "Dir::State::status": str(apt / "status"),
-    }
-    apt_get = ["apt-get", "-q", *(word for key, value in options.items() for word in ("-o", f"{key}={value}"))]
-    _call([*apt_get, "update"])
-    plan = _call([*apt_get, "--simulate", "--no-install-recommends", "install", *WANTED])
-    closure = {line.split()[1] for line in plan.splitlines() if line.startswith("Inst ")}
-    needed = [name for name in sorted(closure) if name in WANTED or _is_library(name)]
-    _call([*apt_get, "download", *needed], cwd=apt / "debs")
-    return sorted((apt / "debs").glob("*.deb"))
-
-
-def _is_library(package: str) -> bool:
-    return (
-        package.startswith(("lib", "zlib"))
-        and not package.startswith(SYSTEM_LIBRARIES)
-        and not package.endswith(("-perl", "-common"))
-    )
 
 
 def _lay_out(root: Path) -> None:
@@ -177,7 +131,7 @@ def _set_library_paths(usr: Path) -> None:
     for folder, files in folders.items():
         targets = (library, library / "slurm-wlm")
         rpath = ":".join(f"$ORIGIN/{os.path.relpath(target, folder)}" for target in targets)
-        _call([str(patchelf), "--force-rpath", "--set-rpath", rpath, *map(str, files)])
+        debian.call([str(patchelf), "--force-rpath", "--set-rpath", rpath, *map(str, files)])
 
 
 def _is_elf(file: Path) -> bool:
