@@ -15,14 +15,14 @@ from airflow_provider_picas.tokens import counts, views
 from airflow_provider_picas.tokens.counts import Counts
 
 PAGE = 1_000
-"""Rows of an answer at most."""
+"""Limit on the rows of a response."""
 
 FEW = 4  # batches that are queried one by one; more may be cheaper in a scan
 ROWS_OF_ONE = (
     100  # a scan of this number of rows takes as long as the query of one batch, which updates the index each time
 )
 MOST_ROWS = 5_000  # of a scan: half a second on CouchDB 3.5.0
-QUERIES = 200  # batches in one request: it is answered as a whole
+QUERIES = 200  # batches in one request: CouchDB responds when it has all of them
 
 NO_BATCH = ""
 """Stands for the tokens that have no batch, where batches are distinguished."""

@@ -23,13 +23,13 @@ from airflow_provider_picas.tokens.counts import Counts, from_rows
 from airflow_provider_picas.tokens.selection import EditReport, scrubs_of
 
 WRITE_BYTES = 4_000_000
-"""A request holds so many bytes of documents, or one document."""
+"""Limit on the bytes of one request, unless it has only one document."""
 
 _TRIES = 10  # for a token that changes at each try; the requests have the backoff
 
 Item = TypeVar("Item")
 FindObjections = Callable[[Sequence[Document]], Sequence[str | None]]
-"""Says of each token why it is to be left as it is, or None."""
+"""Returns for each token why it must be skipped, or None."""
 
 GONE = "was deleted meanwhile"
 
@@ -144,7 +144,7 @@ def delete(pool: Pool, tokens: Sequence[Revision]) -> Operation[EditReport]:
                 if row.error is None:
                     report.change(row.id)
                 elif row.error == "conflict":
-                    report.skip("has changed since it was looked at", row.id)
+                    report.skip("has changed since it was read", row.id)
                 else:
                     raise refused(pool.settings, row.id, row.error, row.reason)
         if not waiting:
@@ -174,7 +174,7 @@ def restore(pool: Pool, tokens: Sequence[Encoded]) -> Operation[EditReport]:
             else:
                 raise refused(pool.settings, row.id, row.error, row.reason)
         return report
-    raise errors.UnavailableError(f"{pool.settings.place} takes no tokens at present. Try again later.")
+    raise errors.UnavailableError(f"{pool.settings.place} does not accept tokens at present. Try again later.")
 
 
 def attachment(pool: Pool, token_id: str, name: str, rev: str | None = None) -> Request:
@@ -190,7 +190,7 @@ def attachment_in_document(pool: Pool, token: Document, name: str) -> Operation[
         return base64.b64decode(file["data"])
     except (KeyError, ValueError):
         raise errors.UnavailableError(
-            f"CouchDB answered without attachment {name!r:.80} of {token['_id']!r:.200}. Try again later."
+            f"CouchDB's response lacks attachment {name!r:.80} of {token['_id']!r:.200}. Try again later."
         ) from None
 
 
@@ -257,7 +257,7 @@ def _change(
                 report.skip(GONE, token_id)
         tokens, again = list(present.values()), "meanwhile it "
     for token in tokens:
-        report.skip("changes all the time", token["_id"])
+        report.skip("keeps changing", token["_id"])
     return report
 
 

@@ -18,10 +18,10 @@ from airflow_provider_picas.tokens.documents import integer
 from airflow_provider_picas.tokens.text import one_line
 
 TRIES = 5
-"""How often a request that is safe to repeat is sent."""
+"""Limit on the tries of a request that is safe to repeat."""
 
 TRIES_TO_CONNECT = 5
-"""How often a server that does not answer at all is tried."""
+"""Limit on the tries if the server does not answer at all."""
 
 Kinds = type | tuple[type, ...]
 """The types that a value may have. With ``type(None)`` among them it may be missing."""
@@ -38,10 +38,10 @@ _ENCODER = json.JSONEncoder(
 )  # json.dumps creates an encoder for each call
 
 LARGEST_ANSWER = 64_000_000
-"""Bytes of an answer, decompressed, that are read; a page of tokens has some 4 MB."""
+"""Limit of a decompressed response in bytes; a page of tokens has some 4 MB."""
 
 SLOWEST_ANSWER = 10
-"""An answer may take this many times the read time-out, which is for each piece of it."""
+"""Limit on the time of a whole response, in read timeouts. Each piece of it has one read timeout."""
 
 RETRY_STATUSES = frozenset({429, 500, 502, 503, 504})
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -102,7 +102,7 @@ class Answer:
             return _SLOW_DECODER.decode(self._text())
         except ValueError:
             raise errors.UnavailableError(
-                f"The answer of {self.source} is not JSON ({len(self.body):,} bytes): it may have been cut off on its way.",
+                f"The response from {self.source} is not JSON ({len(self.body):,} bytes): it may have been truncated on the way.",
                 status=self.status,
             ) from None
         except RecursionError:
@@ -143,7 +143,7 @@ class Answer:
     def checked(self, value: Any, fields: Mapping[str, Kinds]) -> dict[str, Any]:
         """A part of the body, if it is an object with these fields. Raises UnexpectedAnswerError."""
         if not isinstance(value, dict):
-            raise self.unexpected(f"{_kind(value)} is where an object is expected")
+            raise self.unexpected(f"{_kind(value)} was found instead of an object")
         for name, kinds in fields.items():
             found = value.get(name)
             if not isinstance(found, kinds) or (isinstance(found, bool) and kinds is int):
@@ -153,8 +153,8 @@ class Answer:
     def unexpected(self, what: str) -> errors.UnexpectedAnswerError:
         """The error for JSON that is not in CouchDB's form. ``what``: the mismatch."""
         return errors.UnexpectedAnswerError(
-            f"The answer of {self.source} is not what CouchDB answers: {what}. Check that the connection's host is CouchDB, and"
-            " what a proxy before it does.",
+            f"The response from {self.source} is not in CouchDB's format: {what}. Check that the connection's host is a"
+            " CouchDB server, and any proxy in front of it.",
             status=self.status,
         )
 
@@ -173,7 +173,7 @@ def _kind(value: Any) -> str:
 
 Result = TypeVar("Result")
 Operation = Generator[Request, Answer, Result]
-"""A piece of protocol: yields requests, receives their answers (errors are raised inside), returns its result."""
+"""Yields requests, receives their responses (errors are raised inside), and returns its result."""
 
 
 def json_body(value: Any) -> bytes:
@@ -185,7 +185,7 @@ def check(settings: Settings, conn_id: str, request: Request, answer: Answer) ->
     """The response, if it is not an error. Otherwise raises a CouchDBError that says what to do."""
     if answer.status in _REDIRECTS:
         raise errors.NotCouchDBError(
-            f"{settings.url} sends requests on to {one_line(answer.headers.get('location', ''), 300)!r} (HTTP {answer.status})."
+            f"{settings.url} redirects to {one_line(answer.headers.get('location', ''), 300)!r} (HTTP {answer.status})."
             f" If CouchDB is there, put that address in the host of connection {conn_id!r}, without the path of the request.",
             status=answer.status,
         )
@@ -194,10 +194,10 @@ def check(settings: Settings, conn_id: str, request: Request, answer: Answer) ->
             raise _not_couchdb(settings, conn_id, answer)
         return replace(answer, source=f"{settings.place} to {request.method} {one_line(request.path)}")
     try:
-        told = json.loads(answer.body) if request.method != "HEAD" else {}
+        body = json.loads(answer.body) if request.method != "HEAD" else {}
     except (ValueError, RecursionError):
-        told = None
-    if not isinstance(told, dict) or (request.method != "HEAD" and "error" not in told):
+        body = None
+    if not isinstance(body, dict) or (request.method != "HEAD" and "error" not in body):
         if answer.status == 413:  # a proxy's own page, as below
             raise _too_large(settings, request, "")
         if answer.status in RETRY_STATUSES:
@@ -205,50 +205,52 @@ def check(settings: Settings, conn_id: str, request: Request, answer: Answer) ->
                 f"{settings.place} is not available (HTTP {answer.status}). Try again later.", status=answer.status
             )
         raise _not_couchdb(settings, conn_id, answer)
-    raise _error(settings, conn_id, request, answer.status, str(told.get("error", "")), str(told.get("reason", "")))
+    raise _error(settings, conn_id, request, answer.status, str(body.get("error", "")), str(body.get("reason", "")))
 
 
 def _error(
     settings: Settings, conn_id: str, request: Request, status: int, error: str, reason: str
 ) -> errors.CouchDBError:
-    said = f"({status} {one_line(f'{error}: {reason}', 500)})"
+    detail = f"({status} {one_line(f'{error}: {reason}', 500)})"
     details: dict[str, Any] = {"status": status, "error": error, "reason": reason}
     if status == 401:
-        who = f"login {settings.login!r}" if settings.login else "no login"
+        who = f"login {settings.login!r}" if settings.login else "a request without a login"
         return errors.UnauthorizedError(
-            f"CouchDB refuses {who} at {settings.place} {said}. Check login and password of connection {conn_id!r}.",
+            f"CouchDB refused {who} at {settings.place} {detail}. Check login and password of connection {conn_id!r}.",
             **details,
         )
     if status == 403:
         return errors.ForbiddenError(
-            f"{settings.who} may not do this in {settings.place} {said}. Ask the database's administrator for the right.",
+            f"{settings.who} is not allowed to do this in {settings.place} {detail}."
+            " Ask the database's administrator for permission.",
             **details,
         )
     if status == 404:
         if reason == "Database does not exist.":
-            message = f"There is no database {settings.place} {said}. Check the database of connection {conn_id!r}."
+            message = f"There is no database {settings.place} {detail}. Check the database of connection {conn_id!r}."
         elif view := re.search(r"/_design/([^/]+)/_view/([^/?]+)", request.path):
             message = (
-                f"There is no view {view[2]!r} in design document {view[1]!r} of {settings.place} {said}."
+                f"There is no view {view[2]!r} in design document {view[1]!r} of {settings.place} {detail}."
                 f" An admin of the database creates the views with `airflow-picas deploy-views --picas-conn-id {conn_id}`,"
                 " a push, or PiCaS's create_views.py."
             )
         else:
-            message = f"Not found in {settings.place} {said}."
+            message = f"Not found in {settings.place} {detail}."
         return errors.NotFoundError(message, **details)
     if status == 409:
-        return errors.ConflictError(f"The document in {settings.place} has changed meanwhile {said}.", **details)
+        return errors.ConflictError(f"The document in {settings.place} has changed meanwhile {detail}.", **details)
     if status == 413:
-        return _too_large(settings, request, said, **details)
+        return _too_large(settings, request, detail, **details)
     if status in RETRY_STATUSES:
-        return errors.UnavailableError(f"{settings.place} is not available {said}. Try again later.", **details)
-    return errors.CouchDBError(f"CouchDB refused a request to {settings.place} {said}.", **details)
+        return errors.UnavailableError(f"{settings.place} is not available {detail}. Try again later.", **details)
+    return errors.CouchDBError(f"CouchDB refused a request to {settings.place} {detail}.", **details)
 
 
-def _too_large(settings: Settings, request: Request, said: str, **details: Any) -> errors.TooLargeError:
+def _too_large(settings: Settings, request: Request, detail: str, **details: Any) -> errors.TooLargeError:
     return errors.TooLargeError(
-        f"{settings.place} takes no request of {len(request.body or b''):,} bytes {said or '(HTTP 413)'}. The limit is CouchDB's"
-        " (max_document_size, max_http_request_size), or that of a proxy before it (client_max_body_size in nginx).",
+        f"{settings.place} does not accept a request of {len(request.body or b''):,} bytes {detail or '(HTTP 413)'}."
+        " The limit is CouchDB's (max_document_size, max_http_request_size), or that of a proxy in front of it"
+        " (client_max_body_size in nginx).",
         **{"status": 413, **details},
     )
 
@@ -260,16 +262,16 @@ def refused(settings: Settings, token_id: str, error: str, reason: str | None) -
         return errors.TooLargeError(
             f"Token {one_line(token_id)!r} is too large. {one_line(reason, 500)}", status=413, error=error
         )
-    said = f"({one_line(f'{error}: {reason}', 500)})"
+    detail = f"({one_line(f'{error}: {reason}', 500)})"
     if error in ("forbidden", "unauthorized"):
         return errors.ForbiddenError(
-            f"{settings.who} may not write token {one_line(token_id)!r} to {settings.place} {said}."
-            " Ask the database's administrator for the right to write.",
+            f"{settings.who} is not allowed to write token {one_line(token_id)!r} to {settings.place} {detail}."
+            " Ask the database's administrator for permission to write.",
             error=error,
             reason=reason,
         )
     return errors.CouchDBError(
-        f"CouchDB refuses token {one_line(token_id)!r} in {settings.place} {said}.", error=error, reason=reason
+        f"CouchDB refused token {one_line(token_id)!r} in {settings.place} {detail}.", error=error, reason=reason
     )
 
 
@@ -280,7 +282,7 @@ def _is_html(answer: Answer) -> bool:
 def _not_couchdb(settings: Settings, conn_id: str, answer: Answer) -> errors.NotCouchDBError:
     shown = one_line(" ".join(answer.body[:2000].decode("utf-8", "replace").split()), _BODY_SHOWN)
     return errors.NotCouchDBError(
-        f"What answers at {settings.url} is no CouchDB: HTTP {answer.status}, {shown!r}."
+        f"The server at {settings.url} is not CouchDB: HTTP {answer.status}, {shown!r}."
         f" Check host and port of connection {conn_id!r}.",
         status=answer.status,
     )
@@ -291,11 +293,11 @@ def tls_failed(settings: Settings, conn_id: str, cause: str) -> errors.CouchDBEr
     cause = one_line(cause, 300)
     if "CERTIFICATE_VERIFY_FAILED" in cause:
         return errors.CouchDBError(
-            f"The certificate of {settings.url} does not verify ({cause}). If it is your own authority's, give its file as"
-            f" 'ca_file' in connection {conn_id!r}."
+            f"The certificate of {settings.url} could not be verified ({cause}). If it is from your own authority, set"
+            f" 'ca_file' in connection {conn_id!r} to the authority's file."
         )
     return errors.UnavailableError(
-        f"{settings.url} does not answer by TLS ({cause}). If its server does not speak TLS, begin the host of connection"
+        f"The TLS connection to {settings.url} failed ({cause}). If the server does not use TLS, start the host of connection"
         f" {conn_id!r} with http://."
     )
 
@@ -304,7 +306,7 @@ def unreachable(settings: Settings, conn_id: str, cause: str) -> errors.CouchDBE
     """The error for a request without a response. ``cause`` is the underlying library's message, with text from the
     server."""
     cause = one_line(cause, 300)
-    tls = " and speaks TLS; if it does not, begin the host with http://" if settings.url.startswith("https:") else ""
+    tls = " and uses TLS; if it does not, start the host with http://" if settings.url.startswith("https:") else ""
     return errors.UnavailableError(
         f"{settings.url} does not answer ({cause}). Check host and port of connection {conn_id!r}, and that the server runs{tls}."
     )
@@ -319,15 +321,15 @@ def check_size(settings: Settings, request: Request, size: int) -> None:
     """Raise LargeAnswerError if a response exceeds its limit."""
     if size > request.largest:
         raise errors.LargeAnswerError(
-            f"The answer of {settings.place} to {request.method} {one_line(request.path)} has more than {request.largest:,} bytes"
-            " and was not read to its end."
+            f"The response from {settings.place} to {request.method} {one_line(request.path)} has more than"
+            f" {request.largest:,} bytes and was not read completely."
         )
 
 
 def too_slow(settings: Settings, request: Request) -> errors.UnavailableError:
     """The error for a response that was aborted because it was too slow."""
     return errors.UnavailableError(
-        f"The answer of {settings.place} to {request.method} {one_line(request.path)} was not complete after"
+        f"The response from {settings.place} to {request.method} {one_line(request.path)} was not complete after"
         f" {longest(settings, request):,.0f} s. If the network is that slow, raise `read_timeout` in the connection's extra."
     )
 

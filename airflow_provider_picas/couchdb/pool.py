@@ -18,16 +18,16 @@ from airflow_provider_picas.tokens import counts, ids, views
 from airflow_provider_picas.tokens.states import State
 
 PAGE = 1_000
-"""Documents a request reads, or writes: 500 to 2,000 is what CouchDB takes fastest (3.5.0, documents of 244 bytes)."""
+"""Documents that a request reads or writes: 500 to 2,000 are fastest (CouchDB 3.5.0, documents of 244 bytes)."""
 
 PAGE_BYTES = 4_000_000
-"""A page of documents has about so many bytes, judged by the page before, or one document; never more than ``PAGE`` of them."""
+"""Target size of a page in bytes, estimated from the page before; at least one document, and at most ``PAGE``."""
 
 FIRST_PAGE = 100
-"""Documents of the first page of a reading: nothing is known of their size yet."""
+"""Documents of the first page, while their size is unknown."""
 
 TOO_LARGE = "too_large"
-"""The error of a document that CouchDB, or a proxy before it, does not take for its size alone."""
+"""The error of a document that CouchDB, or a proxy in front of it, refuses because of its size."""
 
 _WHOLE = {"include_docs": True, "buffer_response": True}  # else CouchDB sends a chunk for every document or two
 
@@ -76,7 +76,7 @@ class Pool:
     def path(self, *parts: str) -> str:
         """The path of something in the database. Each part is quoted whole. Raises ValueError for a part without a path."""
         if not all(map(has_path, parts)):
-            raise ValueError(f"{'/'.join(parts)!r:.200} has no URL of its own.")
+            raise ValueError(f"{'/'.join(parts)!r:.200} has no URL.")
         return "/".join([self.settings.database_path, *(quote(part, safe="") for part in parts)])
 
     def document_path(self, document_id: str) -> str:
@@ -103,10 +103,10 @@ class Pool:
     def server_version(self) -> Operation[str]:
         """The server's version. Raises NotCouchDBError if the server is not a CouchDB."""
         answer = yield Request("GET", "/")
-        told = answer.json()
-        if not (isinstance(told, dict) and "couchdb" in told):
-            raise errors.NotCouchDBError(f"What answers at {self.settings.url} is no CouchDB.")
-        return str(told.get("version", "unknown"))
+        welcome = answer.json()
+        if not (isinstance(welcome, dict) and "couchdb" in welcome):
+            raise errors.NotCouchDBError(f"The server at {self.settings.url} is not CouchDB.")
+        return str(welcome.get("version", "unknown"))
 
     # -- documents ----------------------------------------------------------------------------------------------------
 
@@ -249,8 +249,8 @@ class Pool:
         try:
             answer = yield self.view_request(views.OVERVIEW, group=True)
             # A pool's own overview may count more than states.
-            told = [row for row in answer.rows() if row.get("key") in list(State)]
-            rows = [(row["key"], answer.checked(row, {"value": (int, float)})["value"]) for row in told]
+            of_states = [row for row in answer.rows() if row.get("key") in list(State)]
+            rows = [(row["key"], answer.checked(row, {"value": (int, float)})["value"]) for row in of_states]
         except errors.NotFoundError as error:
             if not _view_is_missing(error):
                 raise
@@ -432,7 +432,7 @@ class Pool:
             except (errors.ForbiddenError, errors.UnauthorizedError):
                 return "refused"
             return "written"
-        raise errors.ConflictError(f"The design document {name!r} of {self.settings.place} changes all the time.")
+        raise errors.ConflictError(f"The design document {name!r} of {self.settings.place} keeps changing.")
 
 
 def _design_to_write(name: str, present: Document | None, wanted: Mapping[str, Any]) -> Document | None:
@@ -461,7 +461,7 @@ def _rows(answer: Answer, documents: Sequence[bytes]) -> list[Row]:
         raise answer.unexpected(f"it has {len(rows):,} rows for {len(documents):,} documents")
     for row, document in zip(rows, documents, strict=True):
         if b'"_id":' + json_body(row["id"]) not in document:
-            raise answer.unexpected("its rows are of other documents")
+            raise answer.unexpected("its rows are for other documents")
     return [Row(row["id"], row.get("rev"), row.get("error"), row.get("reason")) for row in rows]
 
 

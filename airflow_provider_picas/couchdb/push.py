@@ -23,10 +23,10 @@ from airflow_provider_picas.tokens.push import (
 )
 
 REQUEST_TOKENS = 1_000
-"""A request of a push has at most so many tokens (measured on CouchDB 3.5.0: 500 to 2,000 are fastest)."""
+"""Limit on the tokens of one request (measured on CouchDB 3.5.0: 500 to 2,000 are fastest)."""
 
 REQUEST_BYTES = 4_000_000
-"""A request of a push has at most so many bytes of tokens, or one token."""
+"""Limit on the bytes of one request, unless it has only one token."""
 
 _TRIES = 10  # for a token that others change at each try; the requests have the backoff
 
@@ -82,7 +82,7 @@ def push(
         if not waiting:
             return report
     raise errors.ConflictError(
-        f"{len(waiting)} tokens of {pool.settings.place} change all the time, {next(iter(waiting))!r} among them."
+        f"{len(waiting)} tokens of {pool.settings.place} keep changing, {next(iter(waiting))!r} among them."
     )
 
 
@@ -142,16 +142,16 @@ def _settle(
 def _another_input(pool: Pool, found: Document, wanted: Document) -> TokenExistsError:
     """The error for an existing token with another input: its result would be mistaken for this one's."""
     token_id = found["_id"]
-    said = f"Token {token_id!r} is in {pool.settings.place} already, with another input than this task's"
+    exists = f"Token {token_id!r} is in {pool.settings.place} already, with a different input from this task's"
     if (pushed := pushed_by(found)) != pushed_by(wanted):
         return TokenExistsError(
-            f"{said}, pushed by {pushed or 'others'!r:.200}. Give the batch another name, or each input a `key` of its own;"
+            f"{exists}, pushed by {pushed or 'others'!r:.200}. Give the batch another name, or each input its own `key`;"
             " or set on_existing to keep or replace."
         )
     return TokenExistsError(
-        f"{said}. This task runs for the first time, so another Airflow of the same name has pushed it, or a run of the same name"
-        " that was deleted. Give each Airflow a name of its own in `[picas] deployment`, or the batch another name; or set"
-        " on_existing to keep or replace."
+        f"{exists}. This task runs for the first time, so another Airflow of the same name has pushed it,"
+        " or a deleted run of the same name. Give each Airflow its own name in `[picas] deployment`, or the batch another name;"
+        " or set on_existing to keep or replace."
     )
 
 

@@ -34,8 +34,8 @@ class Refusals:
         refusal = self._known.get(_login(settings))
         if refusal is None or now >= refusal.retry_at:
             return None
-        told = refusal.error
-        return type(told)(str(told), status=told.status, error=told.error, reason=told.reason)
+        known = refusal.error
+        return type(known)(str(known), status=known.status, error=known.error, reason=known.reason)
 
     def note(self, settings: Settings, error: errors.CouchDBError, now: float) -> None:
         """Record that the login was refused, unless only the request was."""

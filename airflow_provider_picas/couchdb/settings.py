@@ -35,14 +35,12 @@ class Settings:
     def database_path(self) -> str:
         """The database's path below ``url``, quoted (names may hold ``/`` and ``+``)."""
         if not self.database:
-            raise SettingsError(
-                "No database is named: fill in the connection's database, or the operator's `database`."
-            )
+            raise SettingsError("No database is set: fill in the connection's database, or the operator's `database`.")
         return "/" + quote(self.database, safe="")
 
     @property
     def who(self) -> str:
-        """The name of the login in errors, at the beginning of a sentence."""
+        """The login as the subject of an error message."""
         return f"Login {self.login!r}" if self.login else "A connection without a login"
 
     @property
@@ -92,15 +90,15 @@ def from_connection(
     try:
         address = urlsplit(host if "://" in host else f"https://{host}")
     except ValueError as error:
-        raise wrong(f"its host is no URL ({error}).") from None
+        raise wrong(f"its host is not a URL ({error}).") from None
     if address.scheme not in ("http", "https") or not address.hostname:
-        raise wrong("its host is no http or https URL, such as https://picas.surfsara.nl:6984.")
+        raise wrong("its host is not an http or https URL, such as https://picas.surfsara.nl:6984.")
     if address.username or address.password:
-        raise wrong("its host holds a login or a password. Put them in their own fields: URLs end up in logs.")
+        raise wrong("its host contains a login or a password. Put them in their own fields: URLs end up in logs.")
     try:
         port = address.port or port
     except ValueError:
-        raise wrong("the port in its host is no number up to 65535.") from None
+        raise wrong("the port in its host is not a number up to 65535.") from None
     name = f"[{address.hostname}]" if ":" in address.hostname else address.hostname
     unknown = sorted(set(extra) - set(EXTRAS))
     if unknown:
@@ -108,7 +106,7 @@ def from_connection(
     chosen = database or schema or ""
     if chosen and not re.fullmatch(r"[a-z][a-z0-9_$()+/-]*", chosen):
         raise wrong(
-            f"{chosen!r:.80} is no name of a CouchDB database (small letters, digits and _$()+-/, first a letter)."
+            f"{chosen!r:.80} is not a name for a CouchDB database (a lower-case letter, then those, digits and _$()+-/)."
         )
     return Settings(
         url=f"{address.scheme}://{name}{f':{port}' if port else ''}{address.path.rstrip('/')}",
@@ -129,7 +127,9 @@ def _verify(extra: Mapping[str, Any], wrong: Any) -> bool | str:
     if isinstance(verify, str) and verify.strip().lower() in ("true", "false", ""):
         verify = verify.strip().lower() != "false"
     if verify not in (None, True, False):
-        raise wrong(f"its extra 'verify' is {verify!r:.80}: true or false; a file of certificates goes in 'ca_file'.")
+        raise wrong(
+            f"its extra 'verify' is {verify!r:.80}; it takes true or false. Use 'ca_file' for a file of certificates."
+        )
     if verify is False:
         return False
     return str(extra.get("ca_file") or "") or True
@@ -144,7 +144,7 @@ def _seconds(extra: Mapping[str, Any], name: str, default: float, wrong: Any) ->
     except (TypeError, ValueError):
         seconds = 0.0
     if not 0 < seconds < 86_400:
-        raise wrong(f"its extra {name!r} is {value!r:.80}: a number of seconds.")
+        raise wrong(f"its extra {name!r} is {value!r:.80}; it takes a number of seconds.")
     return seconds
 
 
@@ -155,9 +155,9 @@ def _web_page(extra: Mapping[str, Any], name: str, wrong: Any) -> str | None:
     try:
         address = urlsplit(str(value))
     except ValueError as error:
-        raise wrong(f"its extra {name!r} is no URL ({error}).") from None
+        raise wrong(f"its extra {name!r} is not a URL ({error}).") from None
     if address.username or address.password:
-        raise wrong(f"its extra {name!r} holds a login or a password. Leave them out: URLs end up in logs.")
+        raise wrong(f"its extra {name!r} contains a login or a password. Remove them: URLs end up in logs.")
     if address.scheme not in ("http", "https"):
-        raise wrong(f"its extra {name!r} is {value!r:.80}: the address of a web page, with http or https.")
+        raise wrong(f"its extra {name!r} is {value!r:.80}; it takes the http or https address of a web page.")
     return str(value)

@@ -10,7 +10,7 @@ LARGEST_NUMBER = 1e300  # larger numbers overflow in calculations: Python's inte
 MOST_NESTED = 500  # lists and objects within each other in a field of a token: Python's JSON fails at about 990
 TOO_DEEP = f"is nested more than {MOST_NESTED} deep"
 HUGE_INTEGER = re.compile(rb"[0-9]{4301}")  # more digits than Python 3.11 and later read as an integer
-TOO_LONG = "holds an integer of more than 4300 digits"
+TOO_LONG = "has an integer of more than 4300 digits"
 LONG_INTEGER = re.compile(rb"[0-9]{309}")  # digits of the smallest integer that CouchDB 3.5 does not store
 TOO_LARGE_NUMBER = "a number beyond 1.8e308, which CouchDB does not store: write it as text"
 

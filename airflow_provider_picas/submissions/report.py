@@ -12,9 +12,8 @@ from airflow_provider_picas.submissions.watch import PilotStatus
 from airflow_provider_picas.tokens.text import one_line, sample
 
 MOST_STUCK = 20  # tokens named because they cannot be released
-_STUCK = (
-    "The pilot of token %s is dead, and the token cannot be given back: it %s. Delete it, or mend it in the database."
-)
+_STUCK = "The pilot of token %s is dead, but the token cannot be released: it %s. Delete the token, or repair it in the database."
+_RECOVERED = "CouchDB and Slurm are reachable again."
 LOGS_INTERVAL = 30.0  # seconds between two checks of the pilots' logs
 
 
@@ -32,10 +31,11 @@ class PilotsLog:
         """Log the result of a check."""
         if status.trouble != self._trouble:
             self._trouble = status.trouble
-            self._log.warning("%s", f"{status.trouble} The wait goes on." if status.trouble else "All answer again.")
+            message = f"{status.trouble} The wait continues." if status.trouble else _RECOVERED
+            self._log.warning("%s", message)
         if status.sent:
-            self._log.info("%d results that pilots had left in the submission's folder were sent.", status.sent)
-        for what, tokens in (("Given back", status.reaped), ("Given up, now in error", status.given_up)):
+            self._log.info("Sent %d results that pilots had saved in the submission's folder.", status.sent)
+        for what, tokens in (("Released", status.reaped), ("Released too often, now in error", status.given_up)):
             if tokens:
                 causes = list(dict.fromkeys(cause for _, cause in tokens))
                 self._log.warning("%s: %s (%s).", what, sample([token for token, _ in tokens]), sample(causes))
@@ -49,11 +49,11 @@ class PilotsLog:
         if status.trouble:
             self._log.warning("Tokens of the cancelled pilots may still be locked. %s", status.trouble)
         if status.reaped:
-            self._log.info("Given back for the cancelled pilots: %s.", sample([token for token, _ in status.reaped]))
+            self._log.info("Released for the cancelled pilots: %s.", sample([token for token, _ in status.reaped]))
         for token, why in list(status.stuck.items())[:MOST_STUCK]:
             self._log.warning(_STUCK, one_line(token), why)
         if len(status.stuck) > MOST_STUCK:
-            self._log.warning("%d more tokens cannot be given back.", len(status.stuck) - MOST_STUCK)
+            self._log.warning("%d more tokens cannot be released.", len(status.stuck) - MOST_STUCK)
 
     def logs_are_due(self) -> bool:
         """True if it is time to check the pilots' logs."""

@@ -49,7 +49,7 @@ jobs=$(squeue --noheader --all --array --states=PENDING {OURS} --name={names} --
 [ -n "$jobs" ] || exit 0
 scancel {OURS} --state=PENDING $(printf '%s\\n' "$jobs" | cut -d' ' -f1 | sort -u) || exit 6
 printf '%s\\n' "$jobs" | wc -l"""
-    output: Output = yield from ok(Command(text), "Pilots that have not started could not be cancelled")
+    output: Output = yield from ok(Command(text), "Pending pilots could not be cancelled")
     return whole(output.stdout)
 
 

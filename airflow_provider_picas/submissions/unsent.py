@@ -94,7 +94,7 @@ done"""
 def _send(pool: Pool, change: Change) -> Operation[str]:
     """Write one result against the revision that its pilot claimed. The outcome: landed, or refused because the token
     has changed or the database accepts no part of the result. Raises CouchDBError if the outcome is unknown."""
-    failure: errors.CouchDBError = errors.ConflictError(f"Token {one_line(change.token)} changes all the time.")
+    failure: errors.CouchDBError = errors.ConflictError(f"Token {one_line(change.token)} keeps changing.")
     for _ in range(10):
         decision = yield from _decision(pool, change)
         if decision != "apply":
@@ -125,7 +125,7 @@ def _decision(pool: Pool, change: Change) -> Operation[str]:
     decision: str = change.verdict_of(found.get(change.token, []))
     if decision == "lost":
         raise errors.UnavailableError(
-            f"{one_line(change.token)} has revisions in conflict, and another one shows than the one with this result.",
+            f"{one_line(change.token)} has conflicting revisions, and the winning one does not have this result.",
             status=409,
         )
     return decision

@@ -74,10 +74,10 @@ class PilotStatus:
         """What this check could not do, for people."""
         if self.unsent and not self.outage:
             token, why = next(iter(self.unsent.items()))
-            return f"The result of {one_line(token)} waits in the submission's folder: {why}"
+            return f"The result of {one_line(token)} is still in the submission's folder: {why}"
         if self.outage or self.slurm is None or self.slurm.sacct_error is None:
             return self.outage
-        return f"sacct does not answer ({self.slurm.sacct_error}): how pilots ended is known from squeue alone, for a while."
+        return f"sacct does not answer ({self.slurm.sacct_error}): for some time, only squeue shows how pilots ended."
 
     def worked_on(self, max_lock_age: float | None) -> bool:
         """True if known pilots hold tokens, or if tokens of unknown holders are released after ``max_lock_age``."""
@@ -226,7 +226,7 @@ def _cut_off(pool: Pool) -> Operation[str | None]:
         return None  # the document exists; CouchDB overwrites it, other servers require its revision
     if answer.status != 202:
         return None
-    return "CouchDB stores what is written on too few nodes of its cluster (202). No pilot counts as dead meanwhile."
+    return "CouchDB stores writes on too few nodes of its cluster (202). Until that changes, no pilot counts as dead."
 
 
 def read_leases(pool: Pool, pilots: Sequence[str]) -> Operation[tuple[dict[str, Lease], float]]:
@@ -235,7 +235,7 @@ def read_leases(pool: Pool, pilots: Sequence[str]) -> Operation[tuple[dict[str, 
     answer: Answer = yield Request("POST", pool.path("_local_docs"), {"include_docs": "true"}, body)
     found = answer.documents().values()
     if answer.time is None:
-        raise errors.UnavailableError("CouchDB's answer has no Date header; a proxy may have taken it out.")
+        raise errors.UnavailableError("CouchDB's response has no Date header; a proxy may have removed it.")
     return {lease.pilot: lease for lease in map(Lease.parse, found)}, float(answer.time)
 
 

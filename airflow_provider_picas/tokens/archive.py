@@ -29,14 +29,14 @@ def token_of(line: bytes, number: int, place: str) -> dict[str, Any]:
     """The token in a line. ``number`` (from 1) and ``place`` are for the message of BadArchiveError."""
     try:
         if not line.endswith(b"\n"):
-            raise ValueError("it was cut off")
+            raise ValueError("it is truncated")
         token = json.loads(line)
     except ValueError as error:
-        raise BadArchiveError(f"Line {number} of {place} is no JSON ({one_line(str(error), 80)}).") from None
+        raise BadArchiveError(f"Line {number} of {place} is not JSON ({one_line(str(error), 80)}).") from None
     if not (isinstance(token, dict) and isinstance(token.get("_id"), str) and documents.is_token(token)):
-        raise BadArchiveError(f"Line {number} of {place} is no token: it needs `_id`, and `type` must be 'token'.")
+        raise BadArchiveError(f"Line {number} of {place} is not a token: it needs `_id`, and `type` must be 'token'.")
     if token["_id"].startswith("_"):
-        raise BadArchiveError(f"Line {number} of {place} has the id {token['_id']!r:.80}, which is CouchDB's own.")
+        raise BadArchiveError(f"Line {number} of {place} has the id {token['_id']!r:.80}, which CouchDB reserves.")
     return token
 
 

@@ -66,9 +66,9 @@ class ErrorBudget:
     def __post_init__(self) -> None:
         number = isinstance(self.limit, int | float) and not isinstance(self.limit, bool)
         if not number or not math.isfinite(self.limit) or self.limit < 0:
-            raise ValueError(f"max_errors is a number of tokens or a fraction below 1, not {self.limit!r}.")
+            raise ValueError(f"max_errors must be a number of tokens or a fraction below 1, not {self.limit!r}.")
         if self.limit > 1 and self.limit != int(self.limit):
-            raise ValueError(f"max_errors is {self.limit}: above 1 it is a number of tokens, so a whole one.")
+            raise ValueError(f"max_errors is {self.limit}; above 1 it must be a whole number of tokens.")
 
     @classmethod
     def parse(cls, value: Any) -> ErrorBudget:
@@ -78,7 +78,7 @@ class ErrorBudget:
                 value = float(value) if "." in value else int(value)
             except ValueError:
                 raise ValueError(
-                    f"max_errors is a number of tokens or a fraction below 1, not {value!r:.80}."
+                    f"max_errors must be a number of tokens or a fraction below 1, not {value!r:.80}."
                 ) from None
         return cls(value)
 

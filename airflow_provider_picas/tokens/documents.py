@@ -46,7 +46,7 @@ _ENCODER = json.JSONEncoder(
 MOST_DIGITS = 4_300
 """Digits of an integer that Python reads and writes."""
 
-HUGE_INTEGER = f"holds an integer of more than {MOST_DIGITS:,} digits, which Python cannot write back"
+HUGE_INTEGER = f"has an integer of more than {MOST_DIGITS:,} digits, which Python cannot write back"
 
 
 class HugeInteger(str):
@@ -102,18 +102,18 @@ def new_token(
     """
     for field in fields:
         if not isinstance(field, str):
-            raise BadTokenError(f"Token {ordinal} has a field that is no text: {field!r:.80}.")
+            raise BadTokenError(f"Token {ordinal} has a field name that is not a string: {field!r:.80}.")
         if field.startswith("_"):
             raise BadTokenError(
-                f"Token {ordinal} has the field {field!r:.80}: CouchDB owns names that begin with '_'. Rename it;"
-                " for an id of its own, name the field in `key`; files are given by `attachments`."
+                f"Token {ordinal} has the field {field!r:.80}: CouchDB reserves names that begin with '_'. Rename it."
+                " To choose the ids of tokens, use `key`; to attach files, use `attachments`."
             )
         if field in OWNED_FIELDS:
             raise BadTokenError(
                 f"Token {ordinal} has the field {field!r}, which PiCaS or this provider fills in. Rename it."
             )
     if not _fits_priority(fields):
-        raise BadTokenError(f"Token {ordinal} has the priority {fields['priority']!r:.80}, which is no number.")
+        raise BadTokenError(f"Token {ordinal} has the priority {fields['priority']!r:.80}, which is not a number.")
     token_key = ids.ordinal_key(ordinal) if key is None else key
     token = {
         "_id": ids.token_id(batch, token_key),
@@ -131,17 +131,17 @@ def check_update(fields: Mapping[str, Any]) -> None:
     """Raise BadTokenError for fields that an author may not set in a token in the pool, or that are not valid JSON."""
     if not isinstance(fields, Mapping) or not fields:
         raise BadTokenError(
-            f"`fields` is a mapping of the fields to set, such as {{'priority': 5}}, not {fields!r:.200}."
+            f"`fields` must be a mapping of the fields to set, such as {{'priority': 5}}, not {fields!r:.200}."
         )
     for field in fields:
         if not isinstance(field, str) or not field or field.startswith("_"):
-            raise BadTokenError(f"{field!r:.80} cannot be set: names of fields are texts that do not begin with '_'.")
+            raise BadTokenError(f"{field!r:.80} cannot be set: field names must be strings that do not begin with '_'.")
         if field in OWNED_FIELDS:
             raise BadTokenError(f"The field {field!r} cannot be set: PiCaS or this provider fills it in.")
     if not _fits_priority(fields):
         raise BadTokenError(
-            f"The priority {fields['priority']!r:.80} cannot be set: it is no number. A template renders to text, unless the DAG"
-            " has render_template_as_native_obj=True."
+            f"The priority {fields['priority']!r:.80} cannot be set: it is not a number. A template renders to a string,"
+            " unless the DAG has render_template_as_native_obj=True."
         )
     if fault := _json_fault(fields):
         raise BadTokenError(f"`fields` is not JSON: {fault}.")
@@ -175,7 +175,7 @@ def encode(document: Mapping[str, Any]) -> bytes:
         raise BadTokenError(f"Token {name} cannot be stored: {path} is {TOO_LARGE_NUMBER}.")
     if len(text) > MAX_BYTES:
         raise BadTokenError(
-            f"Token {name} has {len(text):,} bytes; CouchDB takes {MAX_BYTES:,}. Store the data elsewhere and push its path."
+            f"Token {name} has {len(text):,} bytes; CouchDB accepts {MAX_BYTES:,}. Store the data elsewhere and push its path."
         )
     return text
 
@@ -199,7 +199,7 @@ def _fault(value: Any, of_scalar: Callable[[Any], str | None]) -> str | None:
         if isinstance(value, Mapping):
             bad_key = next((key for key in value if not isinstance(key, str)), None)
             if bad_key is not None:
-                return f"{path or 'it'} has the key {bad_key!r:.80}, which is no text"
+                return f"{path or 'it'} has the key {bad_key!r:.80}, which is not a string"
             parts = [(f"{path}.{key}" if path else key, item) for key, item in value.items()]
         elif isinstance(value, list | tuple):
             parts = [(f"{path}[{place}]", item) for place, item in enumerate(value)]
@@ -222,7 +222,7 @@ def _scalar_fault(value: Any) -> str | None:
     try:
         value.encode()
     except UnicodeEncodeError:
-        return "holds a lone surrogate"
+        return "contains a lone surrogate"
     return None
 
 

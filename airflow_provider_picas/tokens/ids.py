@@ -48,7 +48,7 @@ def token_key(key: Any) -> str:
     Raises ValueError for a key that is empty or is neither a string nor a whole number.
     """
     if isinstance(key, bool) or not isinstance(key, str | int) or key == "":
-        raise ValueError(f"A token key is a non-empty string or a whole number, not {key!r:.80}.")
+        raise ValueError(f"A token key must be a non-empty string or a whole number, not {key!r:.80}.")
     text = str(key)
     if len(text) <= KEY_LENGTH and re.fullmatch(r"[A-Za-z0-9._:-]+", text):
         return text

@@ -50,13 +50,13 @@ class Lines:
             try:
                 yield line.decode("utf-8-sig" if self._read == 1 else "utf-8")
             except UnicodeDecodeError as error:
-                raise BadTokenError(f"The line is no UTF-8 text ({error.reason} at byte {error.start}).") from None
+                raise BadTokenError(f"The line is not valid UTF-8 ({error.reason} at byte {error.start}).") from None
 
     def _next(self) -> bytes:
         try:
             return self._file.readline(MAX_BYTES + 1)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise BadTokenError(f"The compressed file cannot be read on ({error}). It may be half-written.") from None
+            raise BadTokenError(f"The compressed file is damaged ({error}). It may be truncated.") from None
 
 
 def json_lines(lines: Lines) -> Iterator[Any]:
@@ -69,10 +69,10 @@ def json_lines(lines: Lines) -> Iterator[Any]:
             except (ValueError, RecursionError) as error:
                 at = f": character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else ""
                 why = getattr(error, "msg", error)
-                raise BadTokenError(f"The line is no JSON ({why}{at}). It may be half-written.") from None
+                raise BadTokenError(f"The line is not valid JSON ({why}{at}). The file may be truncated.") from None
             if isinstance(value, int | float) and not line.endswith("\n"):
                 raise BadTokenError(
-                    "The file ends with a number and no line end: it may be half-written. If it is complete, add a line end."
+                    "The file ends with a number without a newline: it may be truncated. If it is complete, add a newline."
                 )
             yield value
         lines.begin_record()
@@ -88,7 +88,9 @@ def csv_rows(lines: Lines) -> Iterator[dict[str, Any]]:
     _check_header(header)
     for row in rows:
         if len(row) != len(header):
-            raise BadTokenError(f"The row has {len(row)} cells and the header {len(header)}. It may be half-written.")
+            raise BadTokenError(
+                f"The row has {len(row)} cells, but the header has {len(header)}. The file may be truncated."
+            )
         yield {
             name: number(cell) if name in NUMBERS else cell
             for name, cell in zip(header, row, strict=True)
@@ -115,7 +117,7 @@ def _csv_records(lines: Lines) -> Iterator[list[str]]:
         except StopIteration:
             return
         except csv.Error as error:
-            raise BadTokenError(f"The row is no CSV ({error}). It may be half-written.") from None
+            raise BadTokenError(f"Invalid CSV row ({error}). The file may be truncated.") from None
         if row:
             yield row
 
@@ -125,7 +127,7 @@ def _ended(lines: Lines) -> Iterator[str]:
     for line in lines:
         if not line.endswith(("\n", "\r")):
             raise BadTokenError(
-                "The file does not end with a line end: it may be half-written. If it is complete, add a line end."
+                "The file does not end with a newline: it may be truncated. If it is complete, add a newline."
             )
         yield line
 
@@ -135,14 +137,16 @@ def _check_header(header: list[str]) -> None:
         raise BadTokenError(f"The header has one column, {header[0]!r:.80}. Columns are separated by commas.")
     twice = next((name for name in header if header.count(name) > 1), None)
     if twice is not None or "" in header:
-        raise BadTokenError(f"The header has {f'two columns {twice!r:.80}' if twice else 'a column without a name'}.")
+        raise BadTokenError(
+            f"The header has {f'two columns named {twice!r:.80}' if twice else 'a column without a name'}."
+        )
 
 
 def inline_attachment(name: Any, content: bytes) -> dict[str, str]:
     """A file in CouchDB's format for inline attachments. Its content type is guessed from the name."""
     if not isinstance(name, str) or not name or name.startswith("_"):
         raise BadTokenError(
-            f"An attachment cannot be called {name!r:.80}: its name is a text that does not begin with '_'."
+            f"An attachment cannot be named {name!r:.80}: a name must be a string that does not begin with '_'."
         )
     guessed, encoding = mimetypes.guess_type(name)
     content_type = guessed if guessed and not encoding else "application/octet-stream"

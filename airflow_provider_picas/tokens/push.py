@@ -25,7 +25,7 @@ class DuplicateTokenError(ValueError):
         named = f" {token_id!r}" if token_id else ""
         super().__init__(
             f"Inputs {one:,} and {other:,} (counted from 0) have the same token id{named}."
-            " Give each input a key of its own, or leave `key` out."
+            " Give each input its own key, or omit `key`."
         )
 
 
@@ -158,7 +158,7 @@ class PushReport:
     def __str__(self) -> str:
         named = ("written", "reset", "replaced", "kept")
         parts = [f"{getattr(self, name):,} {name}" for name in named if getattr(self, name)]
-        return (", ".join(parts) or "nothing to do") + (f" ({self.done:,} of them done already)" if self.done else "")
+        return (", ".join(parts) or "nothing to do") + (f" ({self.done:,} of them already done)" if self.done else "")
 
     def remarks(self) -> list[str]:
         """Remarks for readers who might assume that all tokens of the push are new."""
@@ -166,12 +166,12 @@ class PushReport:
         if self.done_before:
             named = sample(self.done_before_ids, total=self.done_before)
             remarks.append(
-                f"{self.done_before:,} tokens were done already in an earlier run, which pushed them to the same batch: {named}."
+                f"{self.done_before:,} tokens were already done: an earlier run pushed them to the same batch: {named}."
             )
         if self.differing:
             named = sample(self.differing_ids, total=self.differing)
             remarks.append(
-                f"{self.differing:,} tokens stay as they are although their input has changed: {named}."
-                " on_existing='replace' writes those anew that no pilot holds."
+                f"{self.differing:,} tokens were not changed although their input differs: {named}."
+                " Set on_existing='replace' to overwrite those that no pilot holds."
             )
         return remarks

@@ -19,7 +19,7 @@ def parse_fields(value: Any) -> list[str]:
     """Names of fields, from a list, or a comma-separated string. Raises ValueError."""
     names = [name.strip() for name in value.split(",")] if isinstance(value, str) else value
     if not isinstance(names, Sequence) or not all(isinstance(name, str) and name for name in names):
-        raise ValueError(f"`fields` is {value!r:.200}; it takes a list of names of fields.")
+        raise ValueError(f"`fields` is {value!r:.200}; it takes a list of field names.")
     taken = [name for name in names if name in COLUMNS]
     if taken:
         raise ValueError(f"`fields` names {taken[0]!r}, which each row has already ({', '.join(COLUMNS)}).")

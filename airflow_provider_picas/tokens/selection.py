@@ -99,7 +99,7 @@ class Selection:
         """Why a token is not selected, or None. ``now``: the database's time. ``matches``: True if it matches the pattern."""
         state = state_of(token)
         if not documents.is_token(token):
-            return "is no token"
+            return "is not a token"
         if self.states is not None and state not in self.states:
             return in_state(state)
         if self.older_than is not None:
@@ -110,10 +110,10 @@ class Selection:
                 return f"was locked less than {self.older_than:g} s ago"
         scrubs = scrubs_of(token)
         if scrubs < self.min_scrubs:
-            return f"was given back fewer than {self.min_scrubs} times"
+            return f"was released fewer than {self.min_scrubs} times"
         if self.max_scrubs is not None and scrubs >= self.max_scrubs:
-            return f"was given back {self.max_scrubs} times or more"
-        return None if matches else "has another error"
+            return f"was released {self.max_scrubs} times or more"
+        return None if matches else "has a different error"
 
 
 def in_state(state: State | None) -> str:
@@ -194,7 +194,8 @@ class EditReport:
         lines = [f"{self.changed:,} tokens {done}{_named(self.changed, self.changed_ids)}."]
         by_number = sorted(self.skipped.items(), key=lambda item: -item[1].tokens)
         lines += [
-            f"{skipped.tokens:,} left: {reason}{_named(skipped.tokens, skipped.ids)}." for reason, skipped in by_number
+            f"{skipped.tokens:,} skipped: {reason}{_named(skipped.tokens, skipped.ids)}."
+            for reason, skipped in by_number
         ]
         return lines
 
@@ -227,7 +228,7 @@ def _ids(keys: Any, batch: str | None) -> tuple[str, ...] | None:
     if isinstance(keys, str):
         keys = keys.split()
     if isinstance(keys, Mapping) or not isinstance(keys, Iterable):
-        raise ValueError(f"`keys` is a list of keys, or ids, of tokens, not {keys!r:.200}.")
+        raise ValueError(f"`keys` must be a list of keys or ids of tokens, not {keys!r:.200}.")
     return tuple(dict.fromkeys(_token_id(key, batch) for key in keys))
 
 
@@ -235,5 +236,5 @@ def _token_id(key: Any, batch: str | None) -> str:
     if isinstance(key, str) and key and (batch is None or ids.in_batch(key, batch)):
         return key
     if batch is None:
-        raise ValueError(f"{key!r:.80} is no id of a token. Name a batch to give keys within it.")
+        raise ValueError(f"{key!r:.80} is not the id of a token. Set a batch to use keys within it.")
     return ids.token_id(batch, ids.token_key(key))

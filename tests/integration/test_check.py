@@ -140,7 +140,7 @@ def test_a_ca_file_that_is_missing_and_a_server_without_tls(
     assert "its 'ca_file' '/nowhere/ca.pem' is no file of certificates" in found["database"].text
     set_connection(monkeypatch, "picas_default", {**fields, "extra": {"verify": False}})
     found = check()
-    assert "does not answer by TLS" in found["database"].text
+    assert "The TLS connection to" in found["database"].text
     assert "SSLError" in found["login node, database"].text
     assert found["encryption"].level is Level.WARN
 

@@ -201,7 +201,7 @@ def test_what_changes_after_it_was_archived_is_not_deleted(
     monkeypatch.setattr(TokenEditor, "delete", after_a_change)
     output = delete(archive=str(tmp_path))
     assert (output["archived"], output["deleted"]) == (3, 2)
-    assert output["left"] == {"has changed since it was looked at": {"tokens": 1, "ids": [ids[1]]}}
+    assert output["left"] == {"has changed since it was read": {"tokens": 1, "ids": [ids[1]]}}
     assert hook.get(ids[1])["note"] == "new"
 
 
@@ -286,7 +286,7 @@ def test_an_archive_that_is_broken(hook: PicasHook, tmp_path: Path) -> None:
         restore(str(tmp_path / "no.gz"))
     with gzip.open(tmp_path / "bad.jsonl.gz", "wb") as file:
         file.write(b'{"_id": "b:1", "type": "token"}\n{"_id": "b:2"\n')
-    with pytest.raises(AirflowFailException, match=r"Line 2 of .*bad\.jsonl\.gz is no JSON"):
+    with pytest.raises(AirflowFailException, match=r"Line 2 of .*bad\.jsonl\.gz is not JSON"):
         restore(str(tmp_path / "bad.jsonl.gz"))
     with pytest.raises(FileError, match="cannot be read"):
         restore(str(tmp_path / "missing.jsonl.gz"))

@@ -284,7 +284,7 @@ def test_credentials_that_stop_working_fail_it_after_a_while(
             await news.until(Counts(todo=1))
             couchdb.delete_user(pool.user)
             push_as_admin(couchdb, pool)  # ends the poll; the next one is refused
-            with pytest.raises(errors.UnauthorizedError, match="refuses login"):
+            with pytest.raises(errors.UnauthorizedError, match="refused login"):
                 await news.until(Counts(done=1))
 
     asyncio.run(wait())

@@ -154,7 +154,7 @@ def test_an_integer_that_python_does_not_read_stops_no_pilot(
     assert big_integers.run(COUNT) == 0, big_integers.log()
     assert big_integers.runs() == dict.fromkeys([*GOOD, "b:locked:0000", "b:locked:0002"], 1)
     for bad in ("b:0000", "b:locked:0001"):
-        assert big_integers.log().count(f"{bad} holds an integer of more than 4300 digits: it is left alone.") == 1
+        assert big_integers.log().count(f"{bad} has an integer of more than 4300 digits: it is left alone.") == 1
 
 
 def test_tokens_that_are_too_large_to_be_written_are_left_alone(pool: Pool, small_requests: Submission) -> None:

@@ -126,7 +126,7 @@ class TestFiles:
         with pytest.raises(AirflowFailException) as caught:
             run(tokens=str(path))
         assert str(caught.value).startswith(f"{path}, line {line:,}: ")
-        assert "half-written" in str(caught.value)
+        assert "truncated" in str(caught.value)
         assert "What comes before it is pushed (1,500 tokens)" in str(caught.value)
         before = {token["_id"]: token["_rev"] for token in pool.tokens()}
         assert len(before) == 1_500
@@ -139,9 +139,9 @@ class TestFiles:
     @pytest.mark.parametrize(
         ("name", "content", "words"),
         [
-            ("t.jsonl", '"a"\n"é"\n'.encode("latin-1"), "t.jsonl, line 2: The line is no UTF-8 text"),
-            ("t.csv", "a\nb\n".encode("utf-16"), "t.csv, line 1: The line is no UTF-8 text"),
-            ("t.jsonl.gz", b'"a"\n', "t.jsonl.gz, line 1: The compressed file cannot be read"),
+            ("t.jsonl", '"a"\n"é"\n'.encode("latin-1"), "t.jsonl, line 2: The line is not valid UTF-8"),
+            ("t.csv", "a\nb\n".encode("utf-16"), "t.csv, line 1: The line is not valid UTF-8"),
+            ("t.jsonl.gz", b'"a"\n', "t.jsonl.gz, line 1: The compressed file is damaged"),
             ("t.csv.j2", b"a\n", "t.csv.j2' is taken for the path of a file of inputs, but does not end in"),
         ],
     )
@@ -259,7 +259,7 @@ class TestExisting:
         next_run = run(inputs=["a", "b", "c"], key="input", batch="b", run_id="run2")
         assert (next_run["tokens"], next_run["done_before"], next_run["done_before_ids"]) == (3, 1, ["b:a"])
         said = capsys.readouterr().out
-        assert "1 tokens were done already in an earlier run" in said
+        assert "1 tokens were already done: an earlier run pushed them" in said
         assert "b:a" in said
         pushes = [pushed_by(PicasHook().get(token_id)) for token_id in ("b:a", "b:b", "b:c")]
         assert pushes[0] == pushes[2] != pushes[1]  # it runs again for the later run
@@ -274,7 +274,7 @@ class TestExisting:
         assert (token["input"], token["attempts"][0]["exit_code"], hook.count("b")) == (2, 3, Counts(todo=2))
         assert lives.attached(hook, "b:a") == {"logs.err": b"boom"}
         assert hook.get("b:b")["input"] == 1
-        assert "1 tokens stay as they are although their input has changed: b:b" in capsys.readouterr().out
+        assert "1 tokens were not changed although their input differs: b:b" in capsys.readouterr().out
 
     @pytest.mark.parametrize("on_existing", ["keep", "reset", "replace", "fail"])
     def test_inputs_in_another_order_are_no_duplicates(self, pool: Pool, on_existing: str) -> None:
@@ -346,7 +346,7 @@ class TestAttachments:
         [
             ({"a": "/nowhere/a"}, "Token 0: There is no file /nowhere/a to attach"),
             ({"a": "/"}, "Token 0: /, which is to be attached, is a folder"),
-            ({"_a": b""}, "Token 0: An attachment cannot be called '_a'"),
+            ({"_a": b""}, "Token 0: An attachment cannot be named '_a'"),
             ({"a": 5}, "Token 0: 5 is no path"),
             ({"a": ["x"]}, r"Token 0: \['x'\] is no path"),
             (["a"], "Token 0: attachments are a mapping"),
@@ -426,7 +426,7 @@ class TestShapes:
         hook = PicasHook()
         assert (hook.count("b"), hook.count()) == (Counts(todo=3), Counts(todo=3))
         with pytest.raises(
-            errors.ForbiddenError, match=rf"Login '{pool.user}' may not write token .*read only.*Ask the"
+            errors.ForbiddenError, match=rf"Login '{pool.user}' is not allowed to write token .*read only.*Ask the"
         ):
             run("push2", inputs=range(5))
 

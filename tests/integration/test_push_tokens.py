@@ -195,8 +195,8 @@ class TestKeys:
         ("arguments", "words"),
         [
             ({"tokens": [{"a": 1}], "key": "b"}, "Token 0 has no field 'b'"),
-            ({"tokens": [{"a": 1}, {"a": None}], "key": "a"}, "Token 1: A token key is"),
-            ({"inputs": [""], "key": "input"}, "Token 0: A token key is"),
+            ({"tokens": [{"a": 1}, {"a": None}], "key": "a"}, "Token 1: A token key must be"),
+            ({"inputs": [""], "key": "input"}, "Token 0: A token key must be"),
         ],
     )
     def test_what_is_no_key_is_told(self, arguments: dict[str, Any], words: str) -> None:
@@ -221,7 +221,7 @@ class TestBadInput:
             ({"tokens": ["x"]}, "Token 0 is no mapping of fields: 'x'. Use `inputs`"),
             ({"inputs": [1, float("nan")]}, "Token 1 is not JSON: input is nan"),
             ({"inputs": [{"a": {1, 2}}]}, r"Token 0 is not JSON: input.a is of type set"),
-            ({"inputs": ["x" * 8_000_001]}, r"Token 0 has 8,000,\d+ bytes; CouchDB takes 8,000,000"),
+            ({"inputs": ["x" * 8_000_001]}, r"Token 0 has 8,000,\d+ bytes; CouchDB accepts 8,000,000"),
         ],
     )  # fmt: skip
     def test_bad_input_is_told(self, arguments: dict[str, Any], words: str) -> None:
@@ -273,7 +273,7 @@ class TestConnection:
         [
             ({"password": "wrong"}, errors.UnauthorizedError, "Check login and password of connection 'picas_default'"),
             ({"schema": "nowhere"}, errors.NotFoundError, "There is no database nowhere on .* Check the database of connection"),
-            ({"schema": ""}, errors.SettingsError, "No database is named"),
+            ({"schema": ""}, errors.SettingsError, "No database is set"),
             ({"host": "http://127.0.0.1:1"}, errors.UnavailableError, "does not answer .*refused.* Check host and port"),
         ],
     )  # fmt: skip

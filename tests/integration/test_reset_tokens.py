@@ -139,8 +139,8 @@ def test_the_report_says_why_tokens_were_left(hook: PicasHook) -> None:
     lives.change(hook, ids[1], error=[{"message": "other"}])
     keys = [*ids, "b:nothing", "missing"]
     assert reset(keys=keys, max_scrubs=3, error_pattern="no such file")["left"] == {
-        "was given back 3 times or more": {"tokens": 1, "ids": [ids[0]]},
-        "has another error": {"tokens": 1, "ids": [ids[1]]},
+        "was released 3 times or more": {"tokens": 1, "ids": [ids[0]]},
+        "has a different error": {"tokens": 1, "ids": [ids[1]]},
         "is done": {"tokens": 1, "ids": [ids[4]]},
         "is not in the pool": {"tokens": 2, "ids": ["b:nothing", "b:missing"]},
     }
@@ -342,7 +342,7 @@ def test_a_reset_that_was_not_written_is_not_taken_for_an_earlier_one(
         ({"batch": "nothing"}, "no token of batch 'nothing'"),
         ({"batch": {"no": "batch"}}, "A batch is the output of the push operator"),
         ({"older_than": "long"}, "`older_than`"),
-        ({"picas_conn_id": "picas_default", "database": "No-Database"}, "no name of a CouchDB database"),
+        ({"picas_conn_id": "picas_default", "database": "No-Database"}, "not a name for a CouchDB database"),
     ],
 )
 def test_what_makes_no_sense_fails_at_once(hook: PicasHook, asked: dict[str, Any], message: str) -> None:

@@ -65,7 +65,7 @@ def test_a_cancel_names_them(proxy: Proxy, pool: Pool, tmp_path: Path, capsys: p
     pilots, ids = tokens_of_a_dead_pilot(proxy, pool, tmp_path)
     cancel = PicasCancelPilotsOperator(task_id="cancel", pilots=pilots, batch="b")
     assert cancel.execute(context("cancel")) == 2
-    (named,) = [line for line in capsys.readouterr().out.splitlines() if "cannot be given back" in line]
+    (named,) = [line for line in capsys.readouterr().out.splitlines() if "cannot be released" in line]
     assert f"token {ids[1]} " in named
     assert "too large" in named
 

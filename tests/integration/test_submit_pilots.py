@@ -235,7 +235,7 @@ class TestOptions:
             ({"remote_folder": "no where"}, "The remote folder 'no where' cannot be entered on the cluster .*Create it there"),
             ({"env": {"PATH": "/usr/bin:/bin"}}, "sbatch refused the pilots: .*failed to run command .sbatch.*No such file"),
             ({"batch": 5}, "A batch is the output of the push operator"),
-            ({"database": "Upper"}, "no name of a CouchDB database"),
+            ({"database": "Upper"}, "not a name for a CouchDB database"),
         ],
     )  # fmt: skip
     def test_what_cannot_be_is_told(

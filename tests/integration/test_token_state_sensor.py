@@ -295,9 +295,9 @@ class TestPoke:
         ("arguments", "words"),
         [
             ({"batch": 5}, "A batch is the output of the push operator"),
-            ({"max_errors": -1}, "max_errors is a number"),
+            ({"max_errors": -1}, "max_errors must be a number"),
             ({"max_errors": "many"}, "many"),
-            ({"max_errors": 1.5}, "above 1 it is a number"),
+            ({"max_errors": 1.5}, "above 1 it must be a whole number"),
         ],
     )
     def test_what_makes_no_sense_is_told(self, batch: dict[str, Any], arguments: dict[str, Any], words: str) -> None:

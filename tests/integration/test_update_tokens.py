@@ -143,7 +143,9 @@ def test_a_login_that_may_only_read(
     forbid = "function (doc, old, user) { if (user.roles.indexOf('_admin') < 0) throw({forbidden: 'read only'}); }"
     design = {"_id": "_design/readonly", "validate_doc_update": forbid}
     assert couchdb.request("PUT", f"/{pool.database}/_design/readonly", design)[0] == 201
-    with pytest.raises(errors.ForbiddenError, match=rf"Login '{pool.user}' may not write token .*read only.*Ask the"):
+    with pytest.raises(
+        errors.ForbiddenError, match=rf"Login '{pool.user}' is not allowed to write token .*read only.*Ask the"
+    ):
         edit().execute(context())
     assert list(hook.batch_documents("b")) == before
 

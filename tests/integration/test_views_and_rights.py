@@ -101,7 +101,7 @@ def test_the_command_with_a_login_that_is_no_admin(
     assert "takes NAME=CONDITION" in capsys.readouterr().err
     monkeypatch.setattr("sys.stdin", io.StringIO("wrong password\n"))
     assert cli.main(["deploy-views", "--login", "somebody"]) == 1
-    assert "CouchDB refuses login 'somebody'" in capsys.readouterr().err
+    assert "CouchDB refused login 'somebody'" in capsys.readouterr().err
 
 
 def test_without_a_login(pool: Pool, couchdb: CouchDBAdmin, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +176,7 @@ def test_on_demand_views_are_not_asked_for(pool: Pool) -> None:
 def test_a_login_that_may_only_read(pool: Pool, couchdb: CouchDBAdmin) -> None:
     put_design(pool, couchdb, "Monitor", views.monitor())
     put_design(pool, couchdb, "rights", {"validate_doc_update": "function () { throw({forbidden: 'read only'}); }"})
-    with pytest.raises(errors.ForbiddenError, match=rf"Login {pool.user!r} may not write token .*read only"):
+    with pytest.raises(errors.ForbiddenError, match=rf"Login {pool.user!r} is not allowed to write token .*read only"):
         push()
     assert pool.tokens() == []
 
@@ -211,5 +211,5 @@ def test_local_documents_that_may_not_be_listed(
         set_connection(monkeypatch, "picas_default", native.picas_connection(replace(pool, url=proxy.url)))
         found = {finding.what: finding for finding in check_pool(OneTry("picas_default"))}
     assert found["write access"].level is Level.FAIL
-    assert "may not do this" in found["write access"].text
+    assert "is not allowed to do this" in found["write access"].text
     assert "not here" in found["write access"].text

@@ -28,7 +28,7 @@ def check(told: Answer, request: Request = GET) -> Answer:
     ("status", "error", "reason", "kind", "words"),
     [
         (401, "unauthorized", "Wrong password.", errors.UnauthorizedError, "login and password of connection 'my_pool'"),
-        (403, "forbidden", "no", errors.ForbiddenError, "Login 'me' may not do this in pool on https://couch.example.org:6984"),
+        (403, "forbidden", "no", errors.ForbiddenError, "Login 'me' is not allowed to do this in pool on https://couch.example.org:6984"),
         (404, "not_found", "Database does not exist.", errors.NotFoundError, "Check the database of connection 'my_pool'"),
         (404, "not_found", "missing", errors.NotFoundError, "Not found in pool"),
         (409, "conflict", "Document update conflict.", errors.ConflictError, "has changed meanwhile"),
@@ -76,7 +76,9 @@ HTML = b"\n  <!DOCTYPE html>\n<html><title>Sign in</title></html>"
     ],
 )
 def test_what_is_no_couchdb_is_told(told: Answer) -> None:
-    with pytest.raises(errors.NotCouchDBError, match=r"no CouchDB: HTTP .*Check host and port of connection 'my_pool'"):
+    with pytest.raises(
+        errors.NotCouchDBError, match=r"is not CouchDB: HTTP .*Check host and port of connection 'my_pool'"
+    ):
         check(told)
 
 
@@ -102,10 +104,10 @@ def test_a_proxys_own_page_is_worth_another_try(status: int) -> None:
         (
             "forbidden",
             errors.ForbiddenError,
-            r"Login 'me' may not write token 'b:1' to pool on .*forbidden: no.*Ask the database's administrator",
+            r"Login 'me' is not allowed to write token 'b:1' to pool on .*forbidden: no.*Ask the database's administrator",
         ),
         ("unauthorized", errors.ForbiddenError, "administrator"),
-        ("bad_request", errors.CouchDBError, r"CouchDB refuses token 'b:1' in pool on .*bad_request: no"),
+        ("bad_request", errors.CouchDBError, r"CouchDB refused token 'b:1' in pool on .*bad_request: no"),
     ],
 )
 def test_a_token_that_is_refused(error: str, kind: type[errors.CouchDBError], words: str) -> None:
@@ -125,7 +127,7 @@ def test_an_answer_to_head_has_no_body() -> None:
 
 
 def test_an_answer_that_was_cut_off_is_worth_another_try() -> None:
-    with pytest.raises(errors.UnavailableError, match="cut off") as caught:
+    with pytest.raises(errors.UnavailableError, match="truncated") as caught:
         answer(200, body=b'{"rows":[{"id"').json()
     assert http.worth_repeating(GET, caught.value, 1)
 

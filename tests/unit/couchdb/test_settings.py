@@ -44,19 +44,19 @@ def test_host_and_port(host: str, port: int | None, url: str) -> None:
     [
         ({"host": None}, "it has no host"),
         ({"host": ""}, "it has no host"),
-        ({"host": "ftp://example.org"}, "no http or https URL"),
-        ({"host": "https://"}, "no http or https URL"),
-        ({"host": "https://me:s3cret@example.org"}, "its host holds a login or a password"),
-        ({"host": "https://me@example.org"}, "its host holds a login or a password"),
+        ({"host": "ftp://example.org"}, "not an http or https URL"),
+        ({"host": "https://"}, "not an http or https URL"),
+        ({"host": "https://me:s3cret@example.org"}, "its host contains a login or a password"),
+        ({"host": "https://me@example.org"}, "its host contains a login or a password"),
         ({"host": "https://example.org:99999"}, "port in its host"),
         ({"host": "https://example.org:abc"}, "port in its host"),
         ({"host": "https://[::1"}, "its host"),
-        ({"schema": "Upper"}, "no name of a CouchDB database"),
-        ({"schema": "../_users"}, "no name of a CouchDB database"),
-        ({"schema": "_users"}, "no name of a CouchDB database"),
-        ({"schema": "pool\n"}, "no name of a CouchDB database"),
+        ({"schema": "Upper"}, "not a name for a CouchDB database"),
+        ({"schema": "../_users"}, "not a name for a CouchDB database"),
+        ({"schema": "_users"}, "not a name for a CouchDB database"),
+        ({"schema": "pool\n"}, "not a name for a CouchDB database"),
         ({"extra": {"verfy": False}}, "unknown extra field 'verfy'"),
-        ({"extra": {"verify": "/etc/ca.pem"}}, "a file of certificates goes in 'ca_file'"),
+        ({"extra": {"verify": "/etc/ca.pem"}}, "Use 'ca_file' for a file of certificates"),
         ({"extra": {"verify": 2}}, "'verify' is 2"),
         ({"extra": {"read_timeout": "soon"}}, "'read_timeout' is 'soon'"),
         ({"extra": {"read_timeout": 0}}, "'read_timeout' is 0"),
@@ -64,10 +64,13 @@ def test_host_and_port(host: str, port: int | None, url: str) -> None:
         ({"extra": {"connect_timeout": "inf"}}, "'connect_timeout' is 'inf'"),
         ({"extra": {"connect_timeout": "nan"}}, "'connect_timeout' is 'nan'"),
         ({"extra": {"web_ui": "ftp://example.org"}}, "'web_ui' is 'ftp://example.org'"),
-        ({"extra": {"web_ui": "https://me:s3cret@example.org"}}, "'web_ui' holds a login or a password"),
-        ({"extra": {"monitoring_url": "https://s3cret@example.org"}}, "'monitoring_url' holds a login or a password"),
-        ({"extra": {"monitoring_url": "ftp://:s3cret@example.org"}}, "'monitoring_url' holds a login or a password"),
-        ({"extra": {"web_ui": "https://[::1"}}, "'web_ui' is no URL"),
+        ({"extra": {"web_ui": "https://me:s3cret@example.org"}}, "'web_ui' contains a login or a password"),
+        (
+            {"extra": {"monitoring_url": "https://s3cret@example.org"}},
+            "'monitoring_url' contains a login or a password",
+        ),
+        ({"extra": {"monitoring_url": "ftp://:s3cret@example.org"}}, "'monitoring_url' contains a login or a password"),
+        ({"extra": {"web_ui": "https://[::1"}}, "'web_ui' is not a URL"),
     ],
 )
 def test_bad_fields_are_named(fields: dict[str, Any], words: str) -> None:
@@ -115,7 +118,7 @@ def test_the_database_may_be_another_than_the_connections() -> None:
 def test_no_database_is_told_when_it_is_needed() -> None:
     nowhere = settings(schema=None)
     assert nowhere.place == "(no database) on https://couch.example.org"
-    with pytest.raises(SettingsError, match="No database is named"):
+    with pytest.raises(SettingsError, match="No database is set"):
         _ = nowhere.database_path
 
 

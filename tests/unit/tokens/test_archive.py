@@ -31,13 +31,13 @@ def test_an_attachment_without_its_data_is_not_archived() -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (b'{"_id": "b:1", "type": "token"}', "Line 7 of x is no JSON .it was cut off"),
-        (b'{"_id": "b:1", "ty\n', "Line 7 of x is no JSON"),
-        (b"\xff\xfe\n", "Line 7 of x is no JSON"),
-        (b"[1]\n", "Line 7 of x is no token"),
-        (b'{"_id": 5, "type": "token"}\n', "Line 7 of x is no token"),
-        (b'{"_id": "b:1"}\n', "Line 7 of x is no token"),
-        (b'{"_id": "_design/x", "type": "token"}\n', "CouchDB's own"),
+        (b'{"_id": "b:1", "type": "token"}', "Line 7 of x is not JSON .it is truncated"),
+        (b'{"_id": "b:1", "ty\n', "Line 7 of x is not JSON"),
+        (b"\xff\xfe\n", "Line 7 of x is not JSON"),
+        (b"[1]\n", "Line 7 of x is not a token"),
+        (b'{"_id": 5, "type": "token"}\n', "Line 7 of x is not a token"),
+        (b'{"_id": "b:1"}\n', "Line 7 of x is not a token"),
+        (b'{"_id": "_design/x", "type": "token"}\n', "which CouchDB reserves"),
     ],
 )
 def test_what_is_no_archive(line: Any, message: str) -> None:

@@ -45,7 +45,7 @@ def test_a_new_token_is_what_picas_expects() -> None:
 
 @pytest.mark.parametrize("field", ["_id", "_rev", "_attachments", "_x", "_"])
 def test_fields_of_couchdb_are_refused(field: str) -> None:
-    with pytest.raises(BadTokenError, match=rf"Token 7 has the field '{field}': CouchDB owns"):
+    with pytest.raises(BadTokenError, match=rf"Token 7 has the field '{field}': CouchDB reserves"):
         new(**{field: "x"})
 
 
@@ -56,7 +56,7 @@ def test_owned_fields_are_refused(field: str) -> None:
 
 
 def test_a_field_that_is_no_text_is_refused() -> None:
-    with pytest.raises(BadTokenError, match="no text: 5"):
+    with pytest.raises(BadTokenError, match="not a string: 5"):
         new_token({5: "x"}, batch="b", push="p", ordinal=7)  # type: ignore[dict-item]
 
 
@@ -70,7 +70,7 @@ def test_a_field_that_is_no_text_is_refused() -> None:
         ({1, 2}, "input is of type set"),
         ([object()], r"input\[0\] is of type object"),
         ("\ud800", "lone surrogate"),
-        ({"a": "x\udfff"}, "input.a holds a lone surrogate"),
+        ({"a": "x\udfff"}, "input.a contains a lone surrogate"),
         (complex(1, 2), "type complex"),
     ],
 )
@@ -118,7 +118,7 @@ def test_nesting_that_pilots_cannot_read_is_refused() -> None:
 def test_a_token_that_is_too_large_is_refused_with_its_size() -> None:
     frame = len(encode(new(input="")))
     assert len(encode(new(input="x" * (documents.MAX_BYTES - frame)))) == documents.MAX_BYTES
-    with pytest.raises(BadTokenError, match=r"Token 7 has 8,000,001 bytes; CouchDB takes 8,000,000"):
+    with pytest.raises(BadTokenError, match=r"Token 7 has 8,000,001 bytes; CouchDB accepts 8,000,000"):
         encode(new(input="x" * (documents.MAX_BYTES - frame + 1)))
     with pytest.raises(BadTokenError, match="bytes"):
         encode(new(input="é" * (documents.MAX_BYTES // 2)))
@@ -168,9 +168,9 @@ def test_a_field_that_is_not_there_is_not_null() -> None:
 
 @pytest.mark.parametrize("priority", ["5", None, True, [5]])
 def test_a_priority_that_is_no_number_is_refused(priority: Any) -> None:
-    with pytest.raises(BadTokenError, match=r"Token 7 has the priority .* no number"):
+    with pytest.raises(BadTokenError, match=r"Token 7 has the priority .* not a number"):
         new(priority=priority)
-    with pytest.raises(BadTokenError, match=r"The priority .* cannot be set: it is no number"):
+    with pytest.raises(BadTokenError, match=r"The priority .* cannot be set: it is not a number"):
         documents.check_update({"priority": priority})
     documents.check_update({"priority": -1.5})
     assert new(priority=-1.5)["priority"] == -1.5

@@ -103,9 +103,9 @@ def test_a_report_adds_up_and_names_what_was_done_before() -> None:
     report.add(part)
     assert (report.tokens, report.kept, report.done, report.done_before, report.earlier) == (36, 32, 31, 30, 30)
     assert report.done_before_ids == [f"b:{number}" for number in range(20)]
-    assert str(report) == "3 written, 1 reset, 32 kept (31 of them done already)"
+    assert str(report) == "3 written, 1 reset, 32 kept (31 of them already done)"
     (remark,) = report.remarks()
-    assert remark.startswith("30 tokens were done already in an earlier run")
+    assert remark.startswith("30 tokens were already done: an earlier run pushed them")
     assert "b:0, b:1, b:2, b:3, b:4 and 25 more" in remark
 
 
@@ -114,7 +114,7 @@ def test_a_report_names_what_stays_although_its_input_has_changed() -> None:
     report.keep({**wanted(), "_id": "b:1", "input": "y"}, wanted())
     report.keep({**wanted(), "_id": "b:2", "output": "y"}, wanted())
     assert (report.kept, report.differing, report.differing_ids) == (2, 1, ["b:1"])
-    assert "1 tokens stay as they are although their input has changed: b:1" in report.remarks()[0]
+    assert "1 tokens were not changed although their input differs: b:1" in report.remarks()[0]
 
 
 def test_a_report_says_little_when_there_is_little_to_say() -> None:

@@ -31,7 +31,7 @@ def token(**fields: Any) -> dict[str, Any]:
     ("asked", "fields", "objection"),
     [
         ({}, {}, None),
-        ({}, {"type": "other"}, "is no token"),
+        ({}, {"type": "other"}, "is not a token"),
         ({"states": "error"}, {}, None),
         ({"states": "error"}, {"exit_code": 0}, "is done"),
         ({"states": "done error"}, {"exit_code": 0}, None),
@@ -48,10 +48,10 @@ def token(**fields: Any) -> dict[str, Any]:
             "was locked less than 101 s ago",
         ),
         ({"older_than": 0}, {"lock": "soon"}, "does not say when it was locked"),
-        ({"min_scrubs": 1}, {}, "was given back fewer than 1 times"),
+        ({"min_scrubs": 1}, {}, "was released fewer than 1 times"),
         ({"min_scrubs": 1}, {"scrub_count": 1}, None),
         ({"max_scrubs": 2}, {"scrub_count": 1}, None),
-        ({"max_scrubs": 2}, {"scrub_count": 2}, "was given back 2 times or more"),
+        ({"max_scrubs": 2}, {"scrub_count": 2}, "was released 2 times or more"),
         ({"max_scrubs": 1}, {"scrub_count": "many"}, None),
     ],
 )
@@ -60,7 +60,7 @@ def test_objection(asked: dict[str, Any], fields: dict[str, Any], objection: str
 
 
 def test_pattern_that_does_not_match() -> None:
-    assert Selection(error_pattern="x").objection(token(), NOW, matches=False) == "has another error"
+    assert Selection(error_pattern="x").objection(token(), NOW, matches=False) == "has a different error"
 
 
 @pytest.mark.parametrize("states", [["error", "locked"], "error,locked", "error locked", {State.ERROR, State.LOCKED}])
@@ -95,9 +95,9 @@ def test_numbers_from_templates() -> None:
         ({"states": "errors"}, "`states` is 'errors'"),
         ({"states": []}, "`states`"),
         ({"states": 5}, "`states`"),
-        ({"keys": {"a": 1}}, "`keys` is a list"),
-        ({"keys": [""]}, "no id of a token"),
-        ({"keys": [5]}, "no id of a token"),
+        ({"keys": {"a": 1}}, "`keys` must be a list"),
+        ({"keys": [""]}, "not the id of a token"),
+        ({"keys": [5]}, "not the id of a token"),
         ({"older_than": "soon"}, "`older_than`"),
         ({"older_than": -1}, "`older_than`"),
         ({"older_than": "nan"}, "`older_than`"),
@@ -145,8 +145,8 @@ def test_report_adds_up_and_names_a_few() -> None:
     assert total.skipped_dict()["is done"] == {"tokens": 12, "ids": ["d00", "d01", "d02", "d03", "d10"]}
     assert total.lines("reset") == [
         "12 tokens reset (c00, c01, c02, c03, c10, …).",
-        "12 left: is done (d00, d01, d02, d03, d10, …).",
-        "7 left: is todo.",
+        "12 skipped: is done (d00, d01, d02, d03, d10, …).",
+        "7 skipped: is todo.",
     ]
 
 
