@@ -16,7 +16,7 @@ from airflow_provider_picas.couchdb import overview
 from airflow_provider_picas.couchdb.errors import CouchDBError, NotFoundError
 from airflow_provider_picas.couchdb.pool import Document
 from airflow_provider_picas.lifecycle.json_values import number
-from airflow_provider_picas.lifecycle.transitions import without_leftovers
+from airflow_provider_picas.lifecycle.transitions import for_display
 from airflow_provider_picas.slurm.remote import RemoteError
 from airflow_provider_picas.submissions import deaths
 from airflow_provider_picas.tokens import attachments, batch
@@ -167,7 +167,7 @@ def _errors(hook: PicasHook, options: argparse.Namespace) -> Iterator[str]:
 
 def _logs(hook: PicasHook, options: argparse.Namespace) -> Iterator[str]:
     token = _token(hook, options.token)
-    yield from _attempts(without_leftovers(token))
+    yield from _attempts(for_display(token))
     names = attachments.log_names(token)
     if not names:
         yield "It has no logs."

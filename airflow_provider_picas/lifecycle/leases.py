@@ -9,7 +9,7 @@ LONGEST_LEASE = (
 )  # seconds; with a longer one, observers would also wait that long for pilots without a lease
 
 
-class Shown(NamedTuple):
+class Reading(NamedTuple):
     """A reading of a lease: how many times it was written, when last by the database's clock, and for how many seconds
     it holds."""
 
@@ -18,12 +18,12 @@ class Shown(NamedTuple):
     lease: float
 
     @classmethod
-    def of(cls, doc: Doc, default: float) -> "Shown":
+    def of(cls, doc: Doc, default: float) -> "Reading":
         """The reading of the lease in a document. ``default``: its length if the document does not say."""
         lease = min(max(0.0, number(doc.get("lease"), default)), LONGEST_LEASE)
         return cls(number(doc.get("renewals")), number(doc.get("renewed")), lease)
 
-    def is_newer(self, than: "Shown") -> bool:
+    def is_newer(self, than: "Reading") -> bool:
         """True if the pilot has written this after the other. Compares the numbers, since clocks step."""
         return self.renewals > than.renewals or (self.renewals == than.renewals and self.renewed != than.renewed)
 
@@ -44,15 +44,15 @@ class Silence:
 
     def __init__(self, default: float) -> None:
         self._longest = default
-        self._seen: Dict[str, Tuple[Optional[Shown], float]] = {}  # the newest reading, and when it was first read
+        self._seen: Dict[str, Tuple[Optional[Reading], float]] = {}  # the newest reading, and when it was first read
 
-    def note(self, pilot: str, shown: Optional[Shown], answered: float) -> None:
+    def note(self, pilot: str, reading: Optional[Reading], answered: float) -> None:
         """Record the reading of a pilot's lease in a response that came at ``answered``; None: no lease."""
         newest = self._seen.get(pilot, (None, 0.0))[0]
-        if shown is not None:
-            self._longest = max(self._longest, shown.lease)
-        if pilot not in self._seen or (shown is not None and (newest is None or shown.is_newer(newest))):
-            self._seen[pilot] = (shown, answered)
+        if reading is not None:
+            self._longest = max(self._longest, reading.lease)
+        if pilot not in self._seen or (reading is not None and (newest is None or reading.is_newer(newest))):
+            self._seen[pilot] = (reading, answered)
 
     def missing(self, pilot: str, lock: float, now: float, asked: float, contact: float) -> Optional[float]:
         """Seconds until a pilot that was noted counts as dead: 0 or less when it does, None while its lease holds.
@@ -70,7 +70,7 @@ class Silence:
             return None
         return newest.lease / 2 - watched
 
-    def heard(self, pilot: str) -> float:
+    def last_renewal(self, pilot: str) -> float:
         """When the newest lease of a pilot was written, by the database's clock."""
         newest = self._seen[pilot][0]
         return 0.0 if newest is None else newest.renewed

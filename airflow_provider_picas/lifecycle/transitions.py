@@ -179,7 +179,7 @@ class Change:
     def _keeps(name: str, oldest: int) -> bool:
         return not 0 < log_number(name) < oldest
 
-    def verdict(self, doc: Optional[Doc]) -> str:
+    def decide(self, doc: Optional[Doc]) -> str:
         """The decision on this change by the current document: it "landed", may be applied ("apply"), or is "refused"."""
         if not doc:
             return "refused"
@@ -196,19 +196,19 @@ class Change:
             return "landed"
         return "apply" if doc.get("lock") == self.lock and equals_zero(doc.get("done")) else "refused"
 
-    def verdict_of(self, branches: Sequence[Doc]) -> str:
+    def decide_among(self, branches: Sequence[Doc]) -> str:
         """The decision by the revisions of a token in conflict, the winner first. "apply": ``doc`` is the one to write
         to.
 
         "lost": the result is in a revision that lost against one without a result, which has to adopt it.
         """
-        verdicts = [self.verdict(doc) for doc in branches]
-        if "landed" in verdicts:
-            if verdicts[0] == "landed" or not self.set.get("done"):
+        decisions = [self.decide(doc) for doc in branches]
+        if "landed" in decisions:
+            if decisions[0] == "landed" or not self.set.get("done"):
                 return "landed"
             return "refused" if is_finished(branches[0]) else "lost"
-        if "apply" in verdicts:
-            self.doc = branches[verdicts.index("apply")]
+        if "apply" in decisions:
+            self.doc = branches[decisions.index("apply")]
             return "apply"
         return "refused"
 
@@ -294,7 +294,7 @@ def conclude(token: Token, ended: Ended, config: Config, now: int) -> Change:
     known: Doc = {"seconds": round(ended.seconds, 3)}
     if ended.how not in ("exit", "time limit"):
         return scrub("given back", doc, f"given back: {ended.how}", now, dict(known, error=ended.how), **parts)
-    code, message = _judge(ended)
+    code, message = _outcome(ended)
     failed = dict(known, exit_code=code, error=message)
     if code in config.stop_exit_codes and kinds["given back"] < max(1, config.max_scrubs):
         return scrub("given back", doc, f"given back: exit code {code} stops the pilot", now, failed, **parts)
@@ -311,7 +311,7 @@ def conclude(token: Token, ended: Ended, config: Config, now: int) -> Change:
     return Change.of("failed" if code else "done", doc, set=final, unset=unset, **parts)
 
 
-def _judge(ended: Ended) -> Tuple[int, str]:
+def _outcome(ended: Ended) -> Tuple[int, str]:
     """The token's exit code, and the error."""
     if ended.how == "time limit":
         return EXIT_TIME_LIMIT, f"stopped at its time limit after {ended.seconds:.1f} s"
@@ -347,7 +347,7 @@ def _last_error(document: Mapping[str, Any]) -> Doc:
     return {"error": text[:_ERROR_TEXT]}
 
 
-def without_leftovers(document: Mapping[str, Any]) -> Doc:
+def for_display(document: Mapping[str, Any]) -> Doc:
     """The token, for people, without fields that an earlier attempt by a pilot of this package has left in it.
 
     PiCaS's own tools reset tokens, and its pilots lock them, without changing the fields of this package.

@@ -68,7 +68,7 @@ class Login:
         self._reading = threading.Lock()
         self._backoff = Backoff(0.5, longest=5.0)
         self._next = 0.0  # when to read again (monotonic)
-        self._told = ""
+        self._logged = ""
 
     def headers(self) -> Dict[str, str]:
         """The headers with which a request logs in."""
@@ -86,7 +86,7 @@ class Login:
                     self._next = time.monotonic() + self._backoff.pause()
                     self._take(self._read())
             except Failed as error:
-                self._tell_once(f"The database refuses the login, and there is no other: {error}")
+                self._log_once(f"The database refuses the login, and there is no other: {error}")
             finally:
                 self._reading.release()
         return self.access != refused
@@ -94,12 +94,12 @@ class Login:
     def _take(self, found: Access) -> None:
         if (found.url, found.database) != (self.access.url, self.access.database):
             # The file's password is for another server.
-            self._tell_once(f"The credentials in {found.folder} are for another database by now: they are not used.")
+            self._log_once(f"The credentials in {found.folder} are for another database by now: they are not used.")
         elif found != self.access:
-            self.access, self._backoff, self._told = found, Backoff(0.5, longest=5.0), ""
+            self.access, self._backoff, self._logged = found, Backoff(0.5, longest=5.0), ""
             log(f"The credentials in {found.folder} have changed: they are used from now on.")
 
-    def _tell_once(self, message: str) -> None:
-        if message != self._told:
+    def _log_once(self, message: str) -> None:
+        if message != self._logged:
             log(message)
-        self._told = message
+        self._logged = message

@@ -26,7 +26,7 @@ from airflow_provider_picas.pilot.session import Session
 DESIGN = f"_design/{ids.PROVIDER}/_view/"
 MONITOR = f"_design/{ids.MONITOR}/_view/"
 NUMBERS = 2**31 - 1  # limit of the random numbers that the view assigns to tokens of a class and priority
-EMPTY_LOOKS, EMPTY_FOR = (
+EMPTY_QUERIES, EMPTY_FOR = (
     5,
     15.0,
 )  # in a cluster: empty queries, and seconds, before the pilot concludes that no tokens remain
@@ -42,7 +42,7 @@ class Claims:
     )
     LONGEST_CLASS = 2000  # bytes of a class in a URL
     MOST_UNSETTLED = 1000
-    LOOKS = 12  # checks of a claim that is not visible, with growing pauses; one check if it was refused as a conflict
+    CHECKS = 12  # checks of a claim that is not visible, with growing pauses; one check if it was refused as a conflict
     MOST_REFUSED = 100  # tokens that the database refuses to let the pilot claim, before its first successful claim
     NOT_TODO_FOR = 2.0  # seconds for which a view may show a token as todo that is not, before it is skipped
     NO_VIEWS = 60.0  # seconds for which a cluster may lack its views, as on a node that comes back
@@ -130,7 +130,7 @@ class Claims:
         self._not_todo = dict(list(self._not_todo.items())[-1000:])
         self._not_todo[name] = (doc.get("_rev", ""), since)
         if now - since >= self.NOT_TODO_FOR:
-            self._database.leave_out(name, 60.0, waits=False)
+            self._database.skip_for(name, 60.0, waits=False)
             self._log_once(f"A view shows {name} as todo, and it is not: it is left alone.")
 
     def _find(self, wanted: int) -> Iterator[List[Doc]]:
@@ -155,7 +155,7 @@ class Claims:
 
     def _find_by_priority(self, wanted: int) -> Iterator[List[Doc]]:
         while True:
-            found, fresh, unreadable = False, time.monotonic() >= self._heads_until, self._database.left_alone()
+            found, fresh, unreadable = False, time.monotonic() >= self._heads_until, self._database.skipped()
             if fresh:
                 self._heads, self._heads_until = self._read_heads(), time.monotonic() + self.HEADS_LAST
                 self._used_up.clear()
@@ -167,7 +167,7 @@ class Claims:
                 if self._useful or self._classes_after is None:
                     break
                 self._heads = self._read_heads(self._classes_after)
-            if found or (fresh and unreadable == self._database.left_alone()):
+            if found or (fresh and unreadable == self._database.skipped()):
                 return
             self._heads_until = 0.0  # the heads are gone, or cannot be read
 
@@ -304,7 +304,7 @@ class Claims:
         """Claim tokens that are too large together for one request, and skip those that are too large on their own."""
         half = len(docs) // 2
         if not half:
-            self._database.leave_alone(docs[0]["_id"], "is too large for the database to take a claim of it")
+            self._database.skip(docs[0]["_id"], "is too large for the database to take a claim of it")
             return []
         mine = self._claim(docs[:half])
         try:
@@ -355,7 +355,7 @@ class Claims:
         self._refusals[name] += 1
         self._refusal = why
         final = final or self._refusals[name] >= 3
-        self._database.leave_out(name, float("inf") if final else 20.0)
+        self._database.skip_for(name, float("inf") if final else 20.0)
         if len(self._reasons) < 100 and why not in self._reasons:
             self._reasons.add(why)
             log(f"The database does not let this pilot claim {name} ({why:.500}). It goes on with others.")
@@ -401,17 +401,17 @@ class Claims:
     def settle(self) -> List[Token]:
         """Check again the claims that are not known to stand. Returns those that do. Raises Unreachable."""
         now = time.monotonic()
-        due = [entry for entry in self._unsettled.values() if now >= entry.next_look][:200]
+        due = [entry for entry in self._unsettled.values() if now >= entry.next_check][:200]
         if not due or not self._database.quorum.holds():
             return []
         branches = self._database.branches([entry.token.id for entry in due])
         won = []
         for entry in due:
             stands = self._stands(entry.token, branches.get(entry.token.id, []), entry)
-            entry.looked()
+            entry.checked()
             if stands:
                 won.append(entry.token)
-            elif stands is False or (not entry.seen and entry.looks >= (1 if entry.beaten else self.LOOKS)):
+            elif stands is False or (not entry.seen and entry.checks >= (1 if entry.beaten else self.CHECKS)):
                 self._unsettled.pop(entry.token.id, None)
         return self._claim_again(won)
 
@@ -466,11 +466,11 @@ class Unsettled:
         self.token = token
         self.beaten = beaten  # it was refused as a conflict
         self.seen = not beaten  # it was among the token's revisions at the last check
-        self.looks = 0
+        self.checks = 0
         self._pause = Backoff(1.0, 60.0)
-        self.next_look = time.monotonic() + (1.0 if beaten else 0.0)  # the nodes synchronize within moments
+        self.next_check = time.monotonic() + (1.0 if beaten else 0.0)  # the nodes synchronize within moments
 
-    def looked(self) -> None:
+    def checked(self) -> None:
         """Record a check, and plan the next one."""
-        self.looks += 1
-        self.next_look = time.monotonic() + (self._pause.pause() if not self.seen else 2.0)
+        self.checks += 1
+        self.next_check = time.monotonic() + (self._pause.pause() if not self.seen else 2.0)

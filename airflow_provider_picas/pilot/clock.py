@@ -51,7 +51,7 @@ class Clock:
         self._back_since: Optional[float] = None  # when contact was established, for the first time or again
         self.quorum = Quorum()
 
-    def hear(self, date: Optional[str], sent: Optional[float] = None, received: Optional[float] = None) -> None:
+    def record(self, date: Optional[str], sent: Optional[float] = None, received: Optional[float] = None) -> None:
         """Use the ``Date`` of a usable response. It was made between the monotonic times ``sent`` and ``received``."""
         now = time.monotonic()
         if self._back_since is None or now - self._last_answer > self._longest_gap:

@@ -63,8 +63,8 @@ class Database:
         self._prefix = path + "/" + quote(access.database, safe="")
         self._clock = clock
         self.quorum = clock.quorum
-        self._left_alone: Set[str] = set()  # ids of documents that this pilot cannot read or write
-        self._left_out: Dict[
+        self._skipped: Set[str] = set()  # ids of documents that this pilot cannot read or write
+        self._skipped_until: Dict[
             str, float
         ] = {}  # ids of documents that are skipped for a time, each with its end (monotonic)
         self._waited_for: Set[str] = set()  # those of them that may be claimed after that
@@ -102,7 +102,7 @@ class Database:
                 response, dated, content = self._send(method, url, data, largest)
                 if response.status in (401, 403) and self._login.has_changed(access):
                     continue  # it was not carried out
-                return self._useful(response, (response.getheader("Date"), sent, dated), content)
+                return self._usable(response, (response.getheader("Date"), sent, dated), content)
             except LargeAnswer:
                 self._connection.close()
                 raise
@@ -128,7 +128,7 @@ class Database:
         self._received = len(content)
         return response, dated, content
 
-    def _useful(
+    def _usable(
         self, response: http.client.HTTPResponse, dated: Tuple[Optional[str], float, float], answer: bytes
     ) -> Tuple[int, Any]:
         status = response.status
@@ -142,17 +142,17 @@ class Database:
                 message = f"{self.place} answers HTTP {status} with content encoded as {encoding:.50}, which was not asked for"
                 raise Unreachable(message, status) from None
             if HUGE_INTEGER.search(answer):
-                self._clock.hear(*dated)
+                self._clock.record(*dated)
                 raise Unreadable(f"{self.place} answers with an integer that is too large", status, TOO_LONG) from None
             raise Unreachable(f"{self.place} answers HTTP {status} without JSON", status) from None
         except RecursionError:
-            self._clock.hear(*dated)
+            self._clock.record(*dated)
             raise Unreadable(f"{self.place} answers with JSON that is nested too deeply", status, TOO_DEEP) from None
-        told = data if isinstance(data, dict) else {}
-        no_database = status == 404 and told.get("reason") in ("Database does not exist.", "no_db_file")
+        details = data if isinstance(data, dict) else {}
+        no_database = status == 404 and details.get("reason") in ("Database does not exist.", "no_db_file")
         if status >= 500 or status in (401, 403, 408, 429) or no_database:
-            raise Unreachable(f"{self.place} answers {status} {told.get('error')}: {told.get('reason')}", status)
-        self._clock.hear(*dated)
+            raise Unreachable(f"{self.place} answers {status} {details.get('error')}: {details.get('reason')}", status)
+        self._clock.record(*dated)
         return status, data
 
     def close(self) -> None:
@@ -215,19 +215,19 @@ class Database:
             if len(ids) > 1:  # split in halves until the document that causes the error is found
                 half = len(ids) // 2
                 return dict(self.read(ids[:half], **query), **self.read(ids[half:], **query))
-            self.leave_alone(ids[0], error.why)
+            self.skip(ids[0], error.why)
             return {ids[0]: None}
         found = {name: docs.get(name) for name in ids}
         return {name: doc if doc and self._is_readable(doc) else None for name, doc in found.items()}
 
     def _is_readable(self, doc: Doc) -> bool:
         if is_nested_more(doc, MOST_NESTED + 1):
-            self.leave_alone(doc["_id"], TOO_DEEP)
+            self.skip(doc["_id"], TOO_DEEP)
             return False
         try:
             json.dumps(doc, allow_nan=False)
         except ValueError:
-            self.leave_alone(doc["_id"], "holds a number beyond 1.8e308")
+            self.skip(doc["_id"], "holds a number beyond 1.8e308")
             return False
         return True
 
@@ -339,11 +339,11 @@ class Database:
 
     def rows(self, view: str, limit: int, **query: Any) -> List[Doc]:
         """The first rows of a view, except those of unreadable documents. Raises Failed if there is no such view."""
-        left_out = self._passed_over()
-        query["limit"] = limit + len(left_out)
+        skipped = self._all_skipped()
+        query["limit"] = limit + len(skipped)
         rows = self._view(view, query, id=str, doc=_OR_NONE)
         self._check(all(not row.get("doc") or _is_document(row["doc"]) for row in rows), 200, view)
-        return [row for row in rows if row["id"] not in left_out][:limit]
+        return [row for row in rows if row["id"] not in skipped][:limit]
 
     def sum(self, view: str, **query: Any) -> int:
         """The reduced value of a view. Raises Failed if there is no such view."""
@@ -361,7 +361,7 @@ class Database:
         limit = max(least, min(limit, self._page))
         while True:
             try:
-                rows = self.rows(view, limit, include_docs=True, **query) if not self._passed_over() else None
+                rows = self.rows(view, limit, include_docs=True, **query) if not self._all_skipped() else None
                 break
             except LargeAnswer:
                 if limit == least:
@@ -380,27 +380,27 @@ class Database:
             self._page = max(1, BULK_BYTES * len(docs) // max(1, self._received))
         return [doc for doc in docs if self._is_readable(doc)], rows[-1]["id"] if len(rows) == limit else None
 
-    def leave_out(self, name: str, seconds: float, waits: bool = True) -> None:
+    def skip_for(self, name: str, seconds: float, waits: bool = True) -> None:
         """Skip a document in the rows of views for ``seconds``. ``waits``: it may have work after that."""
-        self._left_out[name] = time.monotonic() + seconds
+        self._skipped_until[name] = time.monotonic() + seconds
         (self._waited_for.add if waits and seconds < float("inf") else self._waited_for.discard)(name)
 
-    def leave_alone(self, name: str, why: str) -> None:
+    def skip(self, name: str, why: str) -> None:
         """Skip a document in the rows of views for as long as this pilot runs, and log the reason."""
-        if name not in self._left_alone:
+        if name not in self._skipped:
             log(f"{name} {why}: it is left alone.")
-        self._left_alone.add(name)
+        self._skipped.add(name)
 
-    def left_alone(self) -> int:
+    def skipped(self) -> int:
         """The number of documents that are skipped for as long as this pilot runs."""
-        return len(self._left_alone)
+        return len(self._skipped)
 
-    def left_out(self) -> bool:
+    def skips_for_now(self) -> bool:
         """True if there are documents that are skipped only for some time, and may be claimed after it."""
-        return any(name in self._waited_for for name in self._left_out)
+        return any(name in self._waited_for for name in self._skipped_until)
 
-    def _passed_over(self) -> Set[str]:
+    def _all_skipped(self) -> Set[str]:
         now = time.monotonic()
-        for name in [name for name, until in self._left_out.items() if until <= now]:
-            del self._left_out[name]
-        return self._left_alone.union(self._left_out)
+        for name in [name for name, until in self._skipped_until.items() if until <= now]:
+            del self._skipped_until[name]
+        return self._skipped.union(self._skipped_until)

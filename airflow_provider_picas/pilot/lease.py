@@ -89,7 +89,7 @@ class Lease(threading.Thread):
                 self.renew()
                 if not self._secured:
                     self._write_tokens_again()
-                self._look()
+                self._check_tokens()
                 self._secured = True
                 # Repeat a renewal at once if it took too long, for example because the pilot was frozen.
                 backoff, pause = Backoff(0.5, longest), third if self.valid() else 0.0
@@ -120,7 +120,7 @@ class Lease(threading.Thread):
         if mine:
             log(f"The lease was renewed late; {len(mine)} tokens are still this pilot's.")
 
-    def _look(self) -> None:
+    def _check_tokens(self) -> None:
         flag = self._database.get("_local/" + quote(f"picas-submission-{self._config.submission}", safe=""))
         if flag and flag.get("drain"):
             self._work.stop(DRAIN, "its submission is drained")

@@ -26,7 +26,7 @@ class Background:
         self._most = most
         self._changed = threading.Condition()
         self._waiting: Deque[Any] = collections.deque()
-        self._left_out = 0
+        self._dropped = 0
         self._busy = False
         self._thread: Optional[threading.Thread] = None
 
@@ -36,7 +36,7 @@ class Background:
             self._waiting.append(item)
             if len(self._waiting) > self._most:
                 self._waiting.popleft()
-                self._left_out += 1
+                self._dropped += 1
             if self._thread is None:
                 with suppress(RuntimeError):  # no thread can be started now: the next item tries again
                     thread = threading.Thread(target=self._run, name=self._name, daemon=True)
@@ -55,15 +55,15 @@ class Background:
                 self._busy = False
                 self._changed.notify_all()
                 self._changed.wait_for(lambda: bool(self._waiting))
-                items, left_out = list(self._waiting), self._left_out
+                items, dropped = list(self._waiting), self._dropped
                 self._waiting.clear()
-                self._left_out, self._busy = 0, True
-            self._do(items, left_out)
+                self._dropped, self._busy = 0, True
+            self._do(items, dropped)
 
 
-def _write_log(entries: List[str], left_out: int) -> None:
-    if left_out:
-        entries.insert(0, _entry(f"{left_out} entries are missing here: the log could not be written."))
+def _write_log(entries: List[str], dropped: int) -> None:
+    if dropped:
+        entries.insert(0, _entry(f"{dropped} entries are missing here: the log could not be written."))
     with suppress(OSError, ValueError):  # a full disk below the job's log must not end the pilot
         sys.stdout.buffer.write("".join(entries).encode("utf-8", "backslashreplace"))
         sys.stdout.flush()

@@ -204,11 +204,11 @@ class Pilot:
         word = command[0] if isinstance(command, list) else first.group(1) if first else ":"
         path = os.path.join(self.files, word)
         if "/" not in word:
-            look = self.processes.start(
+            shell = self.processes.start(
                 ["/bin/sh", "-c", 'command -v "$1"', "sh", word], cwd=self.files, env=self.environment
             )
-            self.processes.ended(look)
-            if look.returncode:
+            self.processes.ended(shell)
+            if shell.returncode:
                 raise Failed(f"There is no command {word} here: load its module in the setup, or give its path.", 127)
         elif not os.path.exists(path):
             raise Failed(f"The command {word} does not exist: list it in files, or give its full path.", 127)
@@ -220,7 +220,7 @@ class Pilot:
         work, config, now = self.work, self.config, time.monotonic()
         if now - self._watched > config.lease / 3:
             self._thawed = now  # the process, or the machine, was frozen
-            self.wall_clock.ask_again()
+            self.wall_clock.query_again()
         self._watched = now
         fresh = now - self._thawed < min(CONFIRM, config.lease / 4)
         remaining, silence = self.wall_clock.remaining(), min(self.clock.silence(), now - self._thawed)

@@ -4,7 +4,7 @@ import time
 from typing import Dict, Mapping, NamedTuple, Optional, Sequence
 
 from airflow_provider_picas.lifecycle.json_values import Doc
-from airflow_provider_picas.lifecycle.leases import Shown, Silence
+from airflow_provider_picas.lifecycle.leases import Reading, Silence
 from airflow_provider_picas.pilot.session import Session
 
 
@@ -39,14 +39,14 @@ class Observer:
         who = f"pilot {pilot} (job {known.get('job')} on {known.get('hostname')})"
         if known.get("ended"):
             return Finding(f"{who} has ended")
-        shown = Shown.of(known, default) if lease else None
-        self._silence.note(pilot, shown, answered)
+        reading = Reading.of(known, default) if lease else None
+        self._silence.note(pilot, reading, answered)
         now = self._session.clock.at(asked)
         missing = self._silence.missing(pilot, lock, now, asked, answered - self._session.contact())
         if missing is None:
             # Not in each round, but soon enough to read its last lease long before it expires.
-            return Finding(read_again=answered + (shown.lease if shown else default) / 6)
+            return Finding(read_again=answered + (reading.lease if reading else default) / 6)
         if missing > 0:
             return Finding()
-        silent = now - self._silence.heard(pilot)
+        silent = now - self._silence.last_renewal(pilot)
         return Finding(f"{who} was not heard for {silent:.0f} s" if lease else f"pilot {pilot} has no lease")

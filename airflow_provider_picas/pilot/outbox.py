@@ -40,7 +40,7 @@ class Outbox:
         self._earlier = earlier_submissions(folder)
         self._log_once = LogOnce()  # for messages about remaining files
         self._records = Background("records", self._record)
-        self.left: List[str] = []  # tokens whose results exist but could not be sent the last time
+        self.remaining: List[str] = []  # tokens whose results exist but could not be sent the last time
 
     def keep(self, change: Change, kind: str = "unsent") -> None:
         """Write a change to a separate file. Raises OSError."""
@@ -71,7 +71,7 @@ class Outbox:
         if not self._records.flush(seconds):
             log(f"Refused results cannot be kept in {self._folder}/refused: writing there takes too long.")
 
-    def _record(self, changes: List[Change], _left_out: int) -> None:
+    def _record(self, changes: List[Change], _dropped: int) -> None:
         for change in changes:
             try:
                 self.keep(change, "refused")
@@ -80,29 +80,29 @@ class Outbox:
 
     def send(self, database: Database) -> int:
         """Send unsent results of earlier pilots. Returns the number of tokens that now have them. Raises Unreachable."""
-        sent, self.left = 0, []
+        sent, self.remaining = 0, []
         for path in self._unsent():
             change = self._read(path)
             if change is None:
                 continue
             if not database.quorum.holds():  # the data may come from a single node
-                self.left.append(change.token)
+                self.remaining.append(change.token)
                 continue
             try:
-                verdict = self._send_one(database, change)
+                decision = self._send_one(database, change)
             except Unreachable as error:
                 if not error.status:
                     raise
-                self.left.append(change.token)  # the others may succeed
+                self.remaining.append(change.token)  # the others may succeed
                 self._log_once(f"{path} waits: {error}.")
                 continue
             what = "release" if change.kind == "released" else "result"
-            log(f"A {what} of {change.token} that an earlier pilot could not send: {verdict}.")
+            log(f"A {what} of {change.token} that an earlier pilot could not send: {decision}.")
             with suppress(OSError):
-                if verdict == "refused" and change.kind != "released":
+                if decision == "refused" and change.kind != "released":
                     self.keep(change, "refused")
                 os.unlink(path)
-            sent += verdict == "landed"
+            sent += decision == "landed"
         return sent
 
     def _unsent(self) -> Iterator[str]:
@@ -129,11 +129,11 @@ class Outbox:
     def _send_one(database: Database, change: Change) -> str:
         for _ in range(10):
             branches = database.branches([change.token])[change.token]
-            verdict = change.verdict_of(branches)
-            if verdict == "lost":
+            decision = change.decide_among(branches)
+            if decision == "lost":
                 raise Unreachable("its token has revisions in conflict, of which another one shows", 409)
-            if verdict != "apply":
-                return verdict
+            if decision != "apply":
+                return decision
             _, rows = database.bulk([change.apply()])
             row = rows.get(change.token, {})
             if row.get("accepted"):

@@ -120,8 +120,8 @@ class Reporter(threading.Thread):
 
     def _send_once(self, changes: List[Change], alone: bool) -> bool:
         """Try to write these changes. True: continue one by one."""
-        for change, verdict in self._judge_again([change for change in changes if change.doc is None]):
-            self._settle(change, verdict)
+        for change, decision in self._read_again([change for change in changes if change.doc is None]):
+            self._settle(change, decision)
         changes = [change for change in changes if change.claim in self._sending]
         if not changes:
             return alone
@@ -143,21 +143,21 @@ class Reporter(threading.Thread):
                 change.doc = None  # a conflict, or it may have been written: read again
         return alone or not rows
 
-    def _judge_again(self, changes: List[Change]) -> List[Tuple[Change, str]]:
+    def _read_again(self, changes: List[Change]) -> List[Tuple[Change, str]]:
         """Read the tokens again. Returns changes that already landed, or whose tokens belong to others now, with the
         decision."""
         found = self._database.branches([change.token for change in changes])
         settled = []
         for change in changes:
             branches = found.get(change.token, [])
-            verdict = change.verdict_of(branches)
-            if len(branches) > 1 and verdict != "apply" and self._database.quorum.holds():
+            decision = change.decide_among(branches)
+            if len(branches) > 1 and decision != "apply" and self._database.quorum.holds():
                 doc = self._conflicts.settle(branches)
-                verdict = change.verdict_of([doc]) if doc else verdict
-            if verdict == "lost" or (verdict == "landed" and not self._database.quorum.holds()):
+                decision = change.decide_among([doc]) if doc else decision
+            if decision == "lost" or (decision == "landed" and not self._database.quorum.holds()):
                 self._put_off(change)
-            elif verdict != "apply":
-                settled.append((change, verdict))
+            elif decision != "apply":
+                settled.append((change, decision))
         return settled
 
     def _put_off(self, change: Change) -> None:
@@ -171,9 +171,9 @@ class Reporter(threading.Thread):
                         f"The result of {change.token} is stored on too few of the database's nodes: it is read again later."
                     )
 
-    def _settle(self, change: Change, verdict: str) -> None:
-        if verdict == "refused":
+    def _settle(self, change: Change, decision: str) -> None:
+        if decision == "refused":
             self._outbox.record(change)
         with self._changed:
             self._sending.pop(change.claim, None)
-        self._settled(change, verdict)
+        self._settled(change, decision)

@@ -15,7 +15,7 @@ from airflow_provider_picas.lifecycle.pilot_config import Config
 from airflow_provider_picas.lifecycle.transitions import Change, Ended, Token, conclude, release
 from airflow_provider_picas.pilot.attempt import Run
 from airflow_provider_picas.pilot.backoff import Backoff
-from airflow_provider_picas.pilot.claims import EMPTY_FOR, EMPTY_LOOKS, Claims
+from airflow_provider_picas.pilot.claims import EMPTY_FOR, EMPTY_QUERIES, Claims
 from airflow_provider_picas.pilot.clock import Clock
 from airflow_provider_picas.pilot.database import Database
 from airflow_provider_picas.pilot.errors import Unreachable
@@ -105,10 +105,10 @@ class Slot(threading.Thread):
             if work.stopping.is_set():
                 ended = ended._replace(how=work.why)
         change = conclude(run.token, ended, self._config, int(self._clock.now()))
-        self._tell(ended, change)
+        self._log_end(ended, change)
         return change
 
-    def _tell(self, ended: Ended, change: Change) -> None:
+    def _log_end(self, ended: Ended, change: Change) -> None:
         if ended.how == "exit":
             self._reporter.gather = GATHER if self._work.learn(ended.seconds) < SHORT else 0.0
             if change.kind != "done" and ended.code in self._config.stop_exit_codes:
@@ -151,13 +151,13 @@ class Claimer(threading.Thread):
         self._next_reap = time.monotonic() + self._reap_every
         self._living = False  # True if live pilots hold tokens
         self._totals: Deque[Optional[int]] = collections.deque(
-            maxlen=EMPTY_LOOKS
+            maxlen=EMPTY_QUERIES
         )  # in a cluster, while no token is found
 
     def run(self) -> None:
         """Claim until the pilot ends."""
         work, backoff = self._work, Backoff(longest=5.0)
-        self._wall_clock.asked.wait(5)
+        self._wall_clock.queried.wait(5)
         while work.level == GO:
             try:
                 self._step()
@@ -216,7 +216,7 @@ class Claimer(threading.Thread):
             return
         if claims.contested:
             work.pause(random.uniform(0.01, 0.1))
-        elif claims.deferred or self._database.left_out():
+        elif claims.deferred or self._database.skips_for_now():
             work.wait(2.0, until=lambda: not self._busy())
         else:
             self._find_nothing(work)
@@ -238,7 +238,7 @@ class Claimer(threading.Thread):
             return True
         self._totals.append(self._claims.total())
         self._database.close()
-        return idle >= EMPTY_FOR and len(self._totals) == EMPTY_LOOKS and len(set(self._totals)) == 1
+        return idle >= EMPTY_FOR and len(self._totals) == EMPTY_QUERIES and len(set(self._totals)) == 1
 
     def _find_nothing(self, work: Work) -> None:
         busy = self._busy()
@@ -259,15 +259,15 @@ class Claimer(threading.Thread):
         if now >= self._next_reap:
             # Unsent results go first: a token with a known result must not be run again.
             sent = self._outbox.send(self._database)
-            reaped, self._living = self._reaper.reap(but=self._outbox.left)
+            reaped, self._living = self._reaper.reap(but=self._outbox.remaining)
             if sent or reaped:
                 return
             self._next_reap = now + (self._reap_every if busy else min(self._reap_every, 0.3 + idle))
         lingers = self._living and min(idle, self._clock.contact()) <= lease + 3
         if not busy and idle >= self._config.wait_for_work and not lingers and self._is_sure(idle):
-            left_alone = self._database.left_alone()
+            skipped = self._database.skipped()
             work.stop(
-                DRAIN, "nothing is left to do" + (f" but {left_alone} tokens that it cannot take" if left_alone else "")
+                DRAIN, "nothing is left to do" + (f" but {skipped} tokens that it cannot take" if skipped else "")
             )
             return
         # Each check is a request: do not repeat it whenever another slot finishes, unless that was the last one.

@@ -26,7 +26,7 @@ class WallClock(threading.Thread):
         given = os.environ.get("SLURM_JOB_END_TIME", "")
         self._given = float(given) if re.match("[0-9]{1,18}\\Z", given) else None  # seconds since 1970
         self._end: Optional[float] = None  # monotonic
-        self.asked = threading.Event()  # set when Slurm has been queried once, or there is no Slurm
+        self.queried = threading.Event()  # set when Slurm has been queried once, or there is no Slurm
         self._again = threading.Event()
 
     def remaining(self) -> Optional[float]:
@@ -35,7 +35,7 @@ class WallClock(threading.Thread):
             return self._end - time.monotonic()
         return None if self._given is None else self._given - self._clock.now()
 
-    def ask_again(self) -> None:
+    def query_again(self) -> None:
         """Query soon: a job's time stops while it is suspended."""
         self._again.set()
 
@@ -44,17 +44,17 @@ class WallClock(threading.Thread):
         while self._job:
             self._again.clear()
             # A duration, since the clocks of the cluster and of the database may differ.
-            asked = time.monotonic()
-            left = self._ask("scontrol", "show", "job", self._job)
+            queried_at = time.monotonic()
+            left = self._query("scontrol", "show", "job", self._job)
             if left is None:
-                left = self._ask("squeue", "-h", "-j", self._job, "-o", "TimeLeft=%L")
+                left = self._query("squeue", "-h", "-j", self._job, "-o", "TimeLeft=%L")
             if left is not None:
-                self._end = asked + left
-            elif self.remaining() is None and not self.asked.is_set():
+                self._end = queried_at + left
+            elif self.remaining() is None and not self.queried.is_set():
                 log("Slurm does not say when this job ends.")
-            self.asked.set()
+            self.queried.set()
             self._again.wait(self.EVERY)
-        self.asked.set()
+        self.queried.set()
 
     @staticmethod
     def _environment() -> Dict[str, str]:
@@ -64,7 +64,7 @@ class WallClock(threading.Thread):
         changing = re.compile("(SLURM|SQUEUE|SCONTROL)_")
         return {name: value for name, value in os.environ.items() if name in needed or not changing.match(name)}
 
-    def _ask(self, *argv: str) -> Optional[float]:
+    def _query(self, *argv: str) -> Optional[float]:
         try:
             process = self._processes.start(argv, stderr=subprocess.DEVNULL, env=self._environment())
         except OSError:

@@ -148,10 +148,10 @@ class Work:
             self.counts["lost"] += 1
         log(f"Token {token.id} {how}: work on it stops.")
 
-    def settled(self, change: Change, verdict: str) -> None:
+    def settled(self, change: Change, decision: str) -> None:
         """Called by the reporter for each change that was written, or refused."""
         with self.changed:
-            if verdict == "landed":
+            if decision == "landed":
                 self.counts[change.kind] += 1
             elif change.kind != "released":
                 self.counts["refused"] += 1

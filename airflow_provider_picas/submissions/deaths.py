@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from airflow_provider_picas.lifecycle.json_values import number
-from airflow_provider_picas.lifecycle.leases import Shown, Silence
+from airflow_provider_picas.lifecycle.leases import Reading, Silence
 from airflow_provider_picas.lifecycle.transitions import held_by_pilot
 from airflow_provider_picas.slurm.jobs import FORGOTTEN, Job, Phase, SlurmStatus
 from airflow_provider_picas.tokens.text import one_line
@@ -28,7 +28,7 @@ class Lease:
     submission: str
     job: str | None
     hostname: str
-    shown: Shown
+    shown: Reading
     ended: bool
 
     @classmethod
@@ -39,7 +39,7 @@ class Lease:
             submission=str(document.get("submission", "")),
             job=document.get("job"),
             hostname=str(document.get("hostname", "")),
-            shown=Shown.of(dict(document), LEASE),
+            shown=Reading.of(dict(document), LEASE),
             ended=bool(document.get("ended")),
         )
 

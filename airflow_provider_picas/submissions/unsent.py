@@ -122,7 +122,7 @@ def _send(pool: Pool, change: Change) -> Operation[str]:
 def _decision(pool: Pool, change: Change) -> Operation[str]:
     """The decision on a result now. Raises UnavailableError if the result is in a lost revision, which will be adopted."""
     found: Mapping[str, list[Document]] = yield from conflicts.branches(pool, [change.token])
-    decision: str = change.verdict_of(found.get(change.token, []))
+    decision: str = change.decide_among(found.get(change.token, []))
     if decision == "lost":
         raise errors.UnavailableError(
             f"{one_line(change.token)} has conflicting revisions, and the winning one does not have this result.",

@@ -1205,7 +1205,7 @@ def test_results_of_an_earlier_submission_of_the_task_are_sent(tmp_path: Path, p
 
 def test_a_reporter_that_fails_tries_again(pool: Pool, behind_proxy: Submission, server: couchdb.CouchDBAdmin) -> None:
     pool.push([{}])
-    plant_fault(behind_proxy, "def _judge_again(self, changes: List[Change]) -> List[Tuple[Change, str]]:")
+    plant_fault(behind_proxy, "def _read_again(self, changes: List[Change]) -> List[Tuple[Change, str]]:")
     with faults.Proxy(server.url) as hurting:
         behind_proxy.write_credentials(hurting.url)
         process = behind_proxy.start(f"{COUNT}; {GATE}; echo 5 > output.json", lease=240)
@@ -1234,7 +1234,7 @@ def test_a_result_that_cannot_be_kept_loses_no_other(pool: Pool, submission: Sub
     config = Config(command="true", submission="s", batch="b", outage=0)
     made = Pilot(str(submission.folder), config)
     made.work.stop(DRAIN, "the test ends it")
-    made.wall_clock.asked.set()
+    made.wall_clock.queried.set()
     with session_of_a_pilot(pool, pool.server.url) as session:
         conflicts = Conflicts(session)
         claims = Claims(session, False, conflicts)

@@ -292,7 +292,7 @@ def test_what_could_not_be_sent_finds_its_revision(pool: Pool, tmp_path: Path) -
     with session_of_a_pilot(pool, pool.server.url) as session:
         database = session.database
         database.quorum.note(False)
-        assert (outbox.send(database), outbox.left) == (0, ["b:0000"])
+        assert (outbox.send(database), outbox.remaining) == (0, ["b:0000"])
         database.quorum.note(True)
         assert outbox.send(database) == 1
         assert Conflicts(session).without(["b:0000"]) == set()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_picas.lifecycle.transitions import Token
-from airflow_provider_picas.pilot.claims import EMPTY_LOOKS, Claims
+from airflow_provider_picas.pilot.claims import EMPTY_QUERIES, Claims
 from airflow_provider_picas.pilot.conflicts import Conflicts
 from airflow_provider_picas.pilot.errors import Unreachable
 from airflow_provider_picas.tokens.states import State
@@ -84,8 +84,8 @@ def test_a_claim_that_is_refused_for_a_while_is_tried_again(pool: Pool, monkeypa
         assert claims.take(2, lambda doc: True, 0) == []
         monkeypatch.setattr(database, "bulk", bulk)
         assert claims.take(2, lambda doc: True, 0) == []
-        assert database.left_out(), "so the pilot does not end"
-        database._left_out = dict.fromkeys(database._left_out, 0.0)
+        assert database.skips_for_now(), "so the pilot does not end"
+        database._skipped_until = dict.fromkeys(database._skipped_until, 0.0)
         assert len(claims.take(2, lambda doc: True, 0)) == 2
 
 
@@ -143,8 +143,8 @@ def test_a_copy_that_lags_is_not_believed_that_nothing_is_left(
     assert behind_proxy.run(COUNT) == 0, behind_proxy.log()
     assert pool.states() == {State.DONE: 3}
     looks = proxy.requests[-60:]
-    assert sum("/_view/counts" in request for request in looks) >= EMPTY_LOOKS
-    assert proxy.connections > EMPTY_LOOKS
+    assert sum("/_view/counts" in request for request in looks) >= EMPTY_QUERIES
+    assert proxy.connections > EMPTY_QUERIES
 
 
 def test_a_pilot_goes_on_when_an_index_is_built(pool: Pool, proxy: Proxy, behind_proxy: Submission) -> None:

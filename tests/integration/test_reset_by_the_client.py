@@ -14,7 +14,7 @@ import pytest
 
 from airflow_provider_picas import cli
 from airflow_provider_picas.hooks.picas import PicasHook
-from airflow_provider_picas.lifecycle.transitions import without_leftovers
+from airflow_provider_picas.lifecycle.transitions import for_display
 from airflow_provider_picas.operators.tokens import PicasCollectTokensOperator, PicasResetTokensOperator
 from airflow_provider_picas.slurm.credentials import picasconfig
 from airflow_provider_picas.submissions import watch
@@ -212,4 +212,4 @@ def test_a_token_that_the_client_locks_although_ours_has_it(
     assert process.wait(20) == 0
     client("-c", FINISH)
     assert pool.states() == {State.DONE: 1}
-    assert "output" not in without_leftovers(pool.get(TOKEN))
+    assert "output" not in for_display(pool.get(TOKEN))

@@ -14,7 +14,7 @@ from airflow_provider_picas.couchdb.pool import Document
 from airflow_provider_picas.couchdb.settings import Settings
 from airflow_provider_picas.hooks.failures import FailedTokens, report
 from airflow_provider_picas.hooks.picas import PicasHook
-from airflow_provider_picas.lifecycle.transitions import without_leftovers
+from airflow_provider_picas.lifecycle.transitions import for_display
 from airflow_provider_picas.operators.files import path_of, whole_file
 from airflow_provider_picas.operators.results import format_of, write_rows
 from airflow_provider_picas.operators.tokens.selecting import SelectingOperator
@@ -103,7 +103,7 @@ class PicasCollectTokensOperator(SelectingOperator):
             self._settings = hook.settings
             counts = hook.count_existing(selection.batch)
             failed = FailedTokens(hook)
-            rows = (row_of(without_leftovers(token), fields) for token in failed.watch(hook.editor.select(selection)))
+            rows = (row_of(for_display(token), fields) for token in failed.watch(hook.editor.select(selection)))
             if self.path:
                 collected, size = write_rows(rows, self.path, file_format, fields)
                 result: dict[str, Any] = {"collected": collected, "path": self.path}

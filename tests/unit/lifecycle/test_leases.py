@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_picas.lifecycle.leases import Shown, Silence
+from airflow_provider_picas.lifecycle.leases import Reading, Silence
 from airflow_provider_picas.lifecycle.transitions import given_up_by_slurm, reason_of_reaping
 from airflow_provider_picas.pilot.clock import Clock
 
@@ -31,7 +31,7 @@ def missing(*readings: Read, contact: float = NEVER, lock: float = 0.0) -> float
     silence = Silence(LEASE)
     found: float | None = None
     for read in readings:
-        shown = None if read.renewed is None else Shown(read.renewals, read.renewed, LEASE)
+        shown = None if read.renewed is None else Reading(read.renewals, read.renewed, LEASE)
         silence.note("p", shown, read.at)
         found = silence.missing("p", lock, read.now, read.at, contact)
     return found
@@ -92,14 +92,14 @@ def test_silence_counts_only_while_the_observer_was_in_contact() -> None:
 def test_what_was_asked_before_a_pause_proves_nothing_after_it() -> None:
     """The observer was stopped after it had asked: the answer was there at once, and is old when it is read."""
     silence = Silence(LEASE)
-    silence.note("p", Shown(1, 900, LEASE), 0)
-    silence.note("p", Shown(1, 900, LEASE), 500)
+    silence.note("p", Reading(1, 900, LEASE), 0)
+    silence.note("p", Reading(1, 900, LEASE), 500)
     assert silence.missing("p", 0, 1001, asked=1, contact=NEVER) == 29
 
 
 def test_a_lease_that_is_missing_is_taken_for_as_long_as_the_longest_one_seen() -> None:
     silence = Silence(LEASE)
-    silence.note("other", Shown(1, 900, 600), 0)
+    silence.note("other", Reading(1, 900, 600), 0)
     silence.note("p", None, 0)
     assert silence.missing("p", 0, 10_000, asked=500, contact=NEVER) == 100
 
@@ -107,9 +107,9 @@ def test_a_lease_that_is_missing_is_taken_for_as_long_as_the_longest_one_seen() 
 def test_who_holds_nothing_any_more_is_forgotten() -> None:
     silence = Silence(LEASE)
     for pilot in ("p", "q"):
-        silence.note(pilot, Shown(1, 900, LEASE), 0)
+        silence.note(pilot, Reading(1, 900, LEASE), 0)
     silence.keep(["q", "r"])
-    silence.note("p", Shown(1, 900, LEASE), 100)
+    silence.note("p", Reading(1, 900, LEASE), 100)
     assert silence.missing("p", 0, 1100, asked=100, contact=NEVER) == 30
     assert silence.missing("q", 0, 1100, asked=100, contact=NEVER) == -70
 
@@ -117,13 +117,13 @@ def test_who_holds_nothing_any_more_is_forgotten() -> None:
 @pytest.mark.parametrize(
     ("doc", "shown"),
     [
-        ({"renewals": 3, "renewed": 1000, "lease": 30}, Shown(3, 1000, 30)),
-        ({"renewals": "3", "renewed": None, "lease": True}, Shown(0, 0, 120)),
-        ({}, Shown(0, 0, 120)),
+        ({"renewals": 3, "renewed": 1000, "lease": 30}, Reading(3, 1000, 30)),
+        ({"renewals": "3", "renewed": None, "lease": True}, Reading(0, 0, 120)),
+        ({}, Reading(0, 0, 120)),
     ],
 )
-def test_what_a_lease_shows(doc: dict[str, Any], shown: Shown) -> None:
-    assert Shown.of(doc, 120) == shown
+def test_what_a_lease_shows(doc: dict[str, Any], shown: Reading) -> None:
+    assert Reading.of(doc, 120) == shown
 
 
 DATE = "Thu, 01 Jan 2026 00:00:{:02d} GMT"
@@ -132,21 +132,21 @@ ZERO = 1767225600.0
 
 def test_a_date_counts_within_the_time_of_its_request() -> None:
     clock = Clock()
-    clock.hear(DATE.format(10), sent=110.0, received=110.2)
+    clock.record(DATE.format(10), sent=110.0, received=110.2)
     assert clock.at(110.0) == pytest.approx(ZERO + 10.5, abs=0.6)
-    clock.hear(DATE.format(10), sent=110.0, received=150.0)  # delayed: it says no more than the first
+    clock.record(DATE.format(10), sent=110.0, received=150.0)  # delayed: it says no more than the first
     assert clock.at(150.0) == pytest.approx(ZERO + 50.5, abs=0.6)
-    clock.hear(DATE.format(59), sent=130.0, received=160.0)
+    clock.record(DATE.format(59), sent=130.0, received=160.0)
     assert clock.at(160.0) == pytest.approx(ZERO + 60.5, abs=0.6), "sent long before"
 
 
 @pytest.mark.parametrize("step", [200, -200, 3])
 def test_a_step_of_the_databases_clock_is_followed(step: int) -> None:
     clock = Clock()
-    clock.hear(DATE.format(0), sent=100.0, received=100.1)
+    clock.record(DATE.format(0), sent=100.0, received=100.1)
     assert clock.at(100.0) == pytest.approx(ZERO + 0.5, abs=0.6)
     later = 300.0
-    clock.hear(formatdate(ZERO + 200 + step, usegmt=True), sent=later, received=later + 0.1)
+    clock.record(formatdate(ZERO + 200 + step, usegmt=True), sent=later, received=later + 0.1)
     assert clock.at(later) == pytest.approx(ZERO + 200 + step + 0.5, abs=0.6)
 
 
@@ -156,7 +156,7 @@ def test_many_dates_tell_the_time_better_than_one() -> None:
     for tenth in range(100):
         moment = 100 + tenth / 10
         late = 1 if tenth % 7 == 0 else 0
-        clock.hear(formatdate(int(ZERO + tenth / 10) - late, usegmt=True), sent=moment, received=moment + 0.01)
+        clock.record(formatdate(int(ZERO + tenth / 10) - late, usegmt=True), sent=moment, received=moment + 0.01)
     assert clock.at(100) == pytest.approx(ZERO, abs=0.6)
 
 

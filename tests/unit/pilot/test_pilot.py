@@ -385,9 +385,9 @@ ELSEWHERE = claimed(_rev="4-z", claim="def-1005", lock=1005, pilot="q")
     ],
 )
 def test_what_the_current_document_says_of_a_change(change: Change, doc: dict[str, Any] | None, verdict: str) -> None:
-    assert change.verdict(doc) == verdict
+    assert change.decide(doc) == verdict
     again = Change.from_json(json.loads(json.dumps(change.to_json())))
-    assert again.verdict(doc) == verdict
+    assert again.decide(doc) == verdict
 
 
 def test_a_change_fits_a_later_revision() -> None:
@@ -529,10 +529,10 @@ def test_scratch_folders_go_whatever_was_done_to_them(tmp_path: Path) -> None:
 def test_a_node_an_hour_off_goes_by_the_databases_clock() -> None:
     clock = Clock()
     begin = time.time()
-    clock.hear(formatdate(begin + 3600, usegmt=True))
+    clock.record(formatdate(begin + 3600, usegmt=True))
     assert begin + 3600 - 0.6 < clock.now() < time.time() + 3600 + 0.6  # the header has whole seconds
-    clock.hear(None)
-    clock.hear("nonsense")
+    clock.record(None)
+    clock.record("nonsense")
     assert begin + 3600 - 0.6 < clock.now() < time.time() + 3600 + 0.6
 
 
@@ -545,14 +545,14 @@ def test_contact_counts_from_the_first_answer_and_from_the_end_of_the_last_outag
     )
     clock = Clock(longest_gap=10)
     assert clock.contact() == 0
-    clock.hear(None)
+    clock.record(None)
     now += 11
     assert clock.contact() == 11
-    clock.hear(None)
+    clock.record(None)
     assert clock.contact() == 0
     now += 10
     assert clock.contact() == 10
-    clock.hear(None)
+    clock.record(None)
     assert clock.contact() == 10
 
 
