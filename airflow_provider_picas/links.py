@@ -28,7 +28,8 @@ def push_links(context: Any, settings: Settings) -> None:
 def push_page(context: Any, conn_id: str, settings: Settings, batch: str | None, **more: Any) -> None:
     """Push to XCom which batch the task is about (None: the whole pool), for the page of its DAG run.
 
-    ``more``: ``role``, which is what the task does with the batch, and ``label``, a name for people.
+    ``more``: ``role``, which is what the task does with the batch; ``label``, a name for people; ``max_errors`` and
+    ``expected`` of a wait.
     """
     context["ti"].xcom_push(PAGE_KEY, {"picas_conn_id": conn_id, "database": settings.database, "batch": batch, **more})
 

@@ -83,7 +83,6 @@ def get_provider_info() -> dict[str, Any]:
             "airflow_provider_picas.links.PicasPoolLink",
             "airflow_provider_picas.links.PicasMonitoringLink",
         ],
-        "plugins": [{"name": "picas", "plugin-class": "airflow_provider_picas.plugins.picas_plugin.PicasPlugin"}],
         "task-decorators": [
             {"name": "picas_tokens", "class-name": "airflow_provider_picas.decorators.tokens.picas_tokens_task"}
         ],

@@ -203,8 +203,10 @@ def _named(value: Any) -> dict[str, Any] | None:
         return None
     if not isinstance(named["batch"], str | None):
         return None
-    label = value.get("label")
+    label, most, expected = (value.get(name) for name in ("label", "max_errors", "expected"))
     shown = label if isinstance(label, str) and label else named["batch"] or named["database"]
+    named |= {"max_errors": most if isinstance(most, int | float) else None}
+    named |= {"expected": expected if isinstance(expected, int) else None}
     return {**named, "label": str(shown)[:120], "role": str(value.get("role", ""))[:20]}
 
 

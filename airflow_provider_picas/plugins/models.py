@@ -34,7 +34,7 @@ class Counts(Model):
 
 class RunBatch(Model):
     """A batch that a task instance names; its fields are the scope of the other routes. ``batch`` None: the whole pool.
-    ``role``: what the task does with it: push, pilots, wait, collect, edit."""
+    ``role``: what the task does with it: push, pilots, wait, collect. ``max_errors`` and ``expected`` are a wait's."""
 
     conn_id: str
     database: str
@@ -45,6 +45,8 @@ class RunBatch(Model):
     run_id: str
     task_id: str
     map_index: int
+    max_errors: float | None = None
+    expected: int | None = None
 
 
 class RunAnswer(Model):

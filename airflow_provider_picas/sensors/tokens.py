@@ -27,7 +27,7 @@ from airflow_provider_picas.couchdb.settings import Settings
 from airflow_provider_picas.hooks.failures import FailedTokens, report
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.submission import WatchedSubmission
-from airflow_provider_picas.links import PicasMonitoringLink, PicasPoolLink, push_links
+from airflow_provider_picas.links import PicasMonitoringLink, PicasPoolLink, push_links, push_page
 from airflow_provider_picas.operators.instance import push_id
 from airflow_provider_picas.options import MAX_SCRUBS, PilotWatch, WaitPolicy, unpack, unpacks_options
 from airflow_provider_picas.parameters import optional_seconds, whole_number
@@ -329,6 +329,9 @@ class PicasTokenStateSensor(BaseSensorOperator):
         hook = self._hook(batch)
         if self._last_counts is None:
             push_links(context, hook.settings)
+            name, expected = (batch.id, batch.tokens) if batch else (None, None)
+            wanted = {"max_errors": self._budget().limit, "expected": expected}
+            push_page(context, self.picas_conn_id, hook.settings, name, role="wait", **wanted)
         nobody_left = self._look_after(hook, batch)
         completeness = self._look(hook, batch)
         if said := self._lines.next(completeness, self._pilots_seen, time.monotonic()):

@@ -12,7 +12,7 @@ from airflow_provider_picas.couchdb.errors import CouchDBError
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.slurm import SlurmHook
 from airflow_provider_picas.hooks.submission import credential_files
-from airflow_provider_picas.links import PicasMonitoringLink, PicasPoolLink, push_links
+from airflow_provider_picas.links import PicasMonitoringLink, PicasPoolLink, push_links, push_page
 from airflow_provider_picas.operators.instance import submission_key, submission_keys
 from airflow_provider_picas.operators.pilots.submit import output_of
 from airflow_provider_picas.parameters import optional_positive_number
@@ -70,6 +70,7 @@ class PicasResubmitPilotsOperator(BaseOperator):
                 )
             picas = PicasHook(self.picas_conn_id, database=self.database or batch.database)
             push_links(context, picas.settings)
+            push_page(context, self.picas_conn_id, picas.settings, batch.id, role="pilots")
             watched = Watched.parse(self.pilots or None) or latest(picas, batch.id)
             if watched is None:
                 raise ValueError(f"No pilots are known to have been submitted for batch {batch.id}.")

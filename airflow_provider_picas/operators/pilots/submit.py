@@ -15,7 +15,7 @@ from airflow_provider_picas.couchdb import batch_pilots, needed_views
 from airflow_provider_picas.couchdb.errors import CouchDBError
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.slurm import SlurmHook
-from airflow_provider_picas.links import PicasMonitoringLink, PicasPoolLink, push_links
+from airflow_provider_picas.links import PicasMonitoringLink, PicasPoolLink, push_links, push_page
 from airflow_provider_picas.operators.instance import submission_key, submission_keys
 from airflow_provider_picas.operators.pilots.jobs import CommandJob, PilotJob, ScriptJob
 from airflow_provider_picas.options import PilotOptions, Scaling, read_rendered, unpack, unpacks_options
@@ -166,6 +166,7 @@ class PicasSubmitPilotsOperator(BaseOperator):
             picas = PicasHook(self.picas_conn_id, database=self.database or (batch.database if batch else None))
             job = self._job(context, picas, batch)
             push_links(context, picas.settings)
+            push_page(context, self.picas_conn_id, picas.settings, batch.id if batch else None, role="pilots")
             with SlurmHook(self.ssh_conn_id) as slurm:
                 if flag("dry_run", self.dry_run):
                     self._show(self._plan(context, job, self._arrays(picas, slurm, batch), 0), job)

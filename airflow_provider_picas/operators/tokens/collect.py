@@ -9,7 +9,7 @@ from typing import Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException, Context
 
-from airflow_provider_picas import lineage
+from airflow_provider_picas import lineage, links
 from airflow_provider_picas.couchdb.pool import Document
 from airflow_provider_picas.couchdb.settings import Settings
 from airflow_provider_picas.hooks.failures import FailedTokens, report
@@ -101,6 +101,7 @@ class PicasCollectTokensOperator(SelectingOperator):
             file_format = format_of(str(self.path), self.file_format) if self.path else ""
             hook = self._hook(batch)
             self._settings = hook.settings
+            links.push_page(context, self.picas_conn_id, hook.settings, batch.id if batch else None, role="collect")
             counts = hook.count_existing(selection.batch)
             failed = FailedTokens(hook)
             rows = (row_of(for_display(token), fields) for token in failed.watch(hook.editor.select(selection)))

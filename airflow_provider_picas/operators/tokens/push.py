@@ -21,7 +21,7 @@ from airflow_provider_picas.couchdb.pool import Document
 from airflow_provider_picas.couchdb.push import TokenExistsError
 from airflow_provider_picas.couchdb.settings import Settings
 from airflow_provider_picas.hooks.picas import PicasHook
-from airflow_provider_picas.links import PicasMonitoringLink, PicasPoolLink, push_links
+from airflow_provider_picas.links import PicasMonitoringLink, PicasPoolLink, push_links, push_page
 from airflow_provider_picas.operators.instance import former_push_id, is_first_try, push_id
 from airflow_provider_picas.operators.tokens import source
 from airflow_provider_picas.operators.tokens.source import Attachments, Fields, Keys, Source
@@ -139,6 +139,7 @@ class PicasPushTokensOperator(BaseOperator):
         self._settings = hook.settings
         push_links(context, hook.settings)
         batch = ids.batch_id(self.batch) if self.batch else push
+        push_page(context, self.picas_conn_id, hook.settings, batch, role="push", label=self.batch_label)
         try:
             given = self._source(context)
         except BadTokenError as error:
