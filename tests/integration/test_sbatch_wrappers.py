@@ -9,7 +9,7 @@ import pytest
 from airflow_provider_picas.hooks.slurm import SlurmHook
 from airflow_provider_picas.sansio import drive
 from airflow_provider_picas.slurm import sbatch_calls, sbatch_record, submission
-from airflow_provider_picas.slurm.remote import Output, Pause, RemoteFile, Step
+from airflow_provider_picas.slurm.remote import Operation, Output, Pause, RemoteFile, Step
 
 
 def submit(remote: SlurmHook, wrapper: str) -> submission.Submission:
@@ -43,7 +43,7 @@ def test_numbers_beside_the_answer_of_sbatch_are_no_jobs(remote: SlurmHook, wrap
         remote.do(_cancelled(made))
 
 
-def _cancelled(made: submission.Submission) -> sbatch_calls.Operation[Output]:
+def _cancelled(made: submission.Submission) -> Operation[Output]:
     return (yield sbatch_calls.cancel(made.key, 1))
 
 

@@ -216,7 +216,7 @@ def test_a_database_that_is_away_moves_no_result(
     tmp_path: Path,
 ) -> None:
     monkeypatch.setattr(http, "wait_before", lambda attempt, retry_after=None: 0.0)
-    number = unsent.MOST_LEFT + 1
+    number = unsent.MOST_FAILED + 1
     tokens = lives.fill(hook, {State.LOCKED: number}, **CLAIM)
     leave(remote, watched, [result(hook.get(token), 5) for token in tokens], tmp_path)
     names = files(remote, watched)
