@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from urllib.parse import urlsplit
 
 from airflow_provider_picas.checks.finding import Finding, failed, ok, warned
-from airflow_provider_picas.couchdb import errors, http, needed_views
+from airflow_provider_picas.couchdb import deployment, errors, http, needed_views
 from airflow_provider_picas.couchdb.http import Answer, Operation, Request
 from airflow_provider_picas.couchdb.pool import Pool
 from airflow_provider_picas.hooks.picas import PicasHook
@@ -99,7 +99,7 @@ def _write_read_and_delete(pool: Pool) -> Operation[None]:
 def _views(hook: PicasHook) -> Iterator[Finding]:
     of_pool = hook.settings.design_document
     wanted = {of_pool: {"views": dict.fromkeys(State)}, views.PROVIDER: views.provider()}
-    present = {name: hook.do(needed_views.design(hook.pool, name)) for name in wanted}
+    present = {name: hook.do(deployment.design_document(hook.pool, name)) for name in wanted}
     may_write = hook.do(_may_write_design(hook.pool))
     missing = {name: views.missing_views(present[name], wanted[name]) for name in wanted}
     if missing[of_pool] and (of_pool != views.MONITOR or may_write is False):

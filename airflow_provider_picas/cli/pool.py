@@ -189,7 +189,7 @@ def _token(hook: PicasHook, token_id: str) -> Document:
     try:
         found = hook.get(token_id) if token_id and not token_id.startswith("_") else {}
     except NotFoundError as error:
-        if error.reason == "Database does not exist.":
+        if error.database_missing:
             raise
         found = {}
     if found.get("type") != "token":

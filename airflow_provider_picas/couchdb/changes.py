@@ -7,9 +7,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from airflow_provider_picas.couchdb import errors
+from airflow_provider_picas.couchdb import counting, errors
 from airflow_provider_picas.couchdb.http import Operation, Request, json_body
-from airflow_provider_picas.couchdb.pool import Pool, counted
+from airflow_provider_picas.couchdb.pool import Pool
 from airflow_provider_picas.lifecycle.json_values import number
 from airflow_provider_picas.tokens import counts, views
 from airflow_provider_picas.tokens.counts import Counts
@@ -100,7 +100,7 @@ def is_older(sequence: str, than: str) -> bool:
 
 
 def counts_of(pool: Pool, batches: Collection[str]) -> Operation[dict[str, Counts]]:
-    """The counts of some batches, as from ``Pool.count``; all zero for a batch without tokens."""
+    """The counts of some batches, as from ``counting.count``; all zero for a batch without tokens."""
     if pool.settings.design_document != views.MONITOR:
         return (yield from _count_each(pool, batches))
     found: dict[str, Counts] = {}
@@ -111,7 +111,7 @@ def counts_of(pool: Pool, batches: Collection[str]) -> Operation[dict[str, Count
         for start in range(0, len(missing), QUERIES):
             found |= yield from _query(pool, missing[start : start + QUERIES])
     except errors.NotFoundError as error:
-        if error.reason == "Database does not exist.":
+        if error.database_missing:
             raise
         # The provider's views are not deployed.
         found = yield from _count_each(pool, batches)
@@ -121,7 +121,7 @@ def counts_of(pool: Pool, batches: Collection[str]) -> Operation[dict[str, Count
 def _count_each(pool: Pool, batches: Collection[str]) -> Operation[dict[str, Counts]]:
     found: dict[str, Counts] = {}
     for batch in batches:
-        found[batch] = yield from pool.count(_key(batch))
+        found[batch] = yield from counting.count(pool, _key(batch))
     return found
 
 
@@ -137,7 +137,7 @@ def _query(pool: Pool, batches: Collection[str]) -> Operation[dict[str, Counts]]
     if len(results) != len(batches):
         raise answer.unexpected(f"it has {len(results):,} results for {len(batches):,} queries")
     return {
-        batch: counts.from_rows((state, value) for _, state, value in counted(answer, result["rows"]))
+        batch: counts.from_rows((state, value) for _, state, value in counting.parse_rows(answer, result["rows"]))
         for batch, result in zip(batches, results, strict=True)
     }
 
@@ -146,7 +146,7 @@ def _scan(pool: Pool, batches: set[str]) -> Operation[dict[str, Counts]]:
     """The counts of the batches that are among the first of the pool: faster than querying each, if there are few others."""
     limit = min(MOST_ROWS, ROWS_OF_ONE * len(batches))
     answer = yield pool.view_request("counts", views.PROVIDER, group=True, limit=limit)
-    rows = counted(answer)
+    rows = counting.parse_rows(answer)
     states: dict[str, list[tuple[str | None, int]]] = {}
     for batch, state, value in rows:
         name = NO_BATCH if batch is None else batch
@@ -174,7 +174,7 @@ def idle(pool: Pool, wait: str, finished: int) -> Operation[float]:
         if known.get("finished") == finished:
             return now - number(known.get("since"), now)
     except errors.NotFoundError as error:
-        if error.reason == "Database does not exist.":
+        if error.database_missing:
             raise
     yield from pool.put({"_id": name, "finished": finished, "since": now})
     return 0.0

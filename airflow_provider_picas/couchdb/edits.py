@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 from airflow_provider_picas.couchdb import errors
+from airflow_provider_picas.couchdb.counting import parse_rows
 from airflow_provider_picas.couchdb.http import Operation, Request, json_body, refused
-from airflow_provider_picas.couchdb.pool import PAGE, TOO_LARGE, Document, Pool, counted
+from airflow_provider_picas.couchdb.pool import PAGE, TOO_LARGE, Document, Pool
 from airflow_provider_picas.lifecycle import transitions
 from airflow_provider_picas.lifecycle.ids import has_path
 from airflow_provider_picas.lifecycle.portions import portions
@@ -214,7 +215,7 @@ def batches(pool: Pool) -> Operation[dict[str, Counts]]:
     """The batches of a pool, each with its counts. Raises NotFoundError if the provider's views are not deployed."""
     answer = yield pool.view_request("counts", views.PROVIDER, group=True)
     rows: dict[str, list[tuple[str | None, int]]] = {}
-    for batch, state, number in counted(answer):
+    for batch, state, number in parse_rows(answer):
         if batch is not None:
             rows.setdefault(batch, []).append((state, number))
     return {batch: from_rows(states) for batch, states in rows.items()}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+DATABASE_MISSING = "Database does not exist."
+"""CouchDB's reason in a 404 response."""
+
 
 class CouchDBError(Exception):
     """An error response. ``status`` is HTTP's (0: there was no response); ``error`` and ``reason`` are CouchDB's."""
@@ -23,6 +26,11 @@ class ForbiddenError(CouchDBError):
 
 class NotFoundError(CouchDBError):
     """404: no such database, document or view."""
+
+    @property
+    def database_missing(self) -> bool:
+        """True if the database does not exist, and not only the document or view."""
+        return self.reason == DATABASE_MISSING
 
 
 class ConflictError(CouchDBError):

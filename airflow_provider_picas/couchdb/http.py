@@ -226,7 +226,7 @@ def _error(
             **details,
         )
     if status == 404:
-        if reason == "Database does not exist.":
+        if reason == errors.DATABASE_MISSING:
             message = f"There is no database {settings.place} {detail}. Check the database of connection {conn_id!r}."
         elif view := re.search(r"/_design/([^/]+)/_view/([^/?]+)", request.path):
             message = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Collection, Iterable, Mapping
 
-from airflow_provider_picas.couchdb import errors
+from airflow_provider_picas.couchdb.deployment import design_document
 from airflow_provider_picas.couchdb.http import Operation
 from airflow_provider_picas.couchdb.pool import Document, Pool
 from airflow_provider_picas.tokens import views
@@ -17,7 +17,7 @@ def lacking(pool: Pool, names: Iterable[str]) -> Operation[dict[str, list[str]]]
     """The design documents that lack views needed to find tokens, each with the missing ones."""
     found: dict[str, list[str]] = {}
     for name in names:
-        present = yield from design(pool, name)
+        present = yield from design_document(pool, name)
         if missing := _missing(present, list(State)):
             found[name] = missing
     return found
@@ -25,19 +25,9 @@ def lacking(pool: Pool, names: Iterable[str]) -> Operation[dict[str, list[str]]]
 
 def ready_for_our_pilots(pool: Pool) -> Operation[bool]:
     """True if our own pilots can find tokens: in the provider's view, or else in PiCaS's."""
-    if not _missing((yield from design(pool, views.PROVIDER)), [State.TODO]):
+    if not _missing((yield from design_document(pool, views.PROVIDER)), [State.TODO]):
         return True
-    return not _missing((yield from design(pool, views.MONITOR)), [State.TODO])
-
-
-def design(pool: Pool, name: str) -> Operation[Document | None]:
-    """A design document, or None if the database does not have it."""
-    try:
-        return (yield from pool.get(f"_design/{name}"))
-    except errors.NotFoundError as error:
-        if error.reason == "Database does not exist.":
-            raise
-        return None
+    return not _missing((yield from design_document(pool, views.MONITOR)), [State.TODO])
 
 
 def _missing(present: Document | None, wanted: Collection[str]) -> list[str]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
@@ -13,8 +12,7 @@ from airflow_provider_picas.couchdb import errors
 from airflow_provider_picas.couchdb.http import LARGEST_ANSWER, Answer, Operation, Request, json_body
 from airflow_provider_picas.couchdb.settings import Settings
 from airflow_provider_picas.lifecycle.ids import END_OF_PREFIX, has_path, id_range
-from airflow_provider_picas.lifecycle.json_values import number
-from airflow_provider_picas.tokens import counts, ids, views
+from airflow_provider_picas.tokens import ids, views
 from airflow_provider_picas.tokens.states import State
 
 PAGE = 1_000
@@ -34,15 +32,6 @@ _WHOLE = {"include_docs": True, "buffer_response": True}  # else CouchDB sends a
 _WRITE_TRIES = 10  # for a token that others change at each try; the request has the backoff
 
 Document = dict[str, Any]
-
-
-@dataclass
-class Deployment:
-    """The result of deploying the views: names of design documents, sorted."""
-
-    written: list[str] = field(default_factory=list)
-    unchanged: list[str] = field(default_factory=list)
-    refused: list[str] = field(default_factory=list)  #: needed, but the login may not write them
 
 
 @dataclass(frozen=True)
@@ -215,69 +204,7 @@ class Pool:
         answer = yield Request("GET", self.path("_local_docs"), query)
         return list(answer.documents().values()), answer.time
 
-    # -- counts -------------------------------------------------------------------------------------------------------
-
-    def count(self, batch: str | None = None) -> Operation[counts.Counts]:
-        """Tokens by state, of a batch or of the whole pool. One request if the provider's views are deployed.
-
-        With another design document than ``Monitor``, only the tokens in its views are counted.
-        """
-        if batch is None:
-            return (yield from self._count_pool())
-        if self.settings.design_document != views.MONITOR:
-            return (yield from self._count_range(batch))
-        try:
-            request = self.view_request("counts", views.PROVIDER, group=True, startkey=[batch], endkey=[batch, {}])
-            answer = yield request
-        except errors.NotFoundError as error:
-            if not _view_is_missing(error):
-                raise
-            return (yield from self._count_range(batch))
-        return counts.from_rows((state, value) for _, state, value in counted(answer))
-
-    def todo_by_class(self, batch: str | None = None) -> Operation[dict[str, int]]:
-        """Waiting tokens, by resource class (``"<cores>/<gpu>/<time>"``). Needs the provider's views."""
-        name = batch if batch is not None else ""
-        query = {"startkey": [name], "endkey": [name, {}], "group_level": 2}
-        answer = yield self.view_request("todo", views.PROVIDER, **query)
-        rows = answer.rows(key=list, value=int)
-        if not all(len(row["key"]) == 2 and isinstance(row["key"][1], str) for row in rows):
-            raise answer.unexpected("a key is not a batch and a resource class")
-        return {row["key"][1]: row["value"] for row in rows}
-
-    def _count_pool(self) -> Operation[counts.Counts]:
-        try:
-            answer = yield self.view_request(views.OVERVIEW, group=True)
-            # A pool's own overview may count more than states.
-            of_states = [row for row in answer.rows() if row.get("key") in list(State)]
-            rows = [(row["key"], answer.checked(row, {"value": (int, float)})["value"]) for row in of_states]
-        except errors.NotFoundError as error:
-            if not _view_is_missing(error):
-                raise
-            rows = []
-            for state in State:
-                answer = yield self.view_request(state, limit=0)
-                rows.append((str(state), answer.object(total_rows=int)["total_rows"]))
-        if self.settings.design_document != views.MONITOR:
-            return counts.from_rows((key, int(number(value))) for key, value in rows)
-        try:
-            answer = yield self.view_request("stateless", views.PROVIDER, group=False)
-            stateless = sum(row["value"] for row in answer.rows(value=int))
-        except errors.NotFoundError:
-            stateless = 0  # the pool has only PiCaS's views, which do not show such tokens
-        return counts.from_rows([*((key, int(number(value))) for key, value in rows), (None, stateless)])
-
-    def _count_range(self, batch: str) -> Operation[counts.Counts]:
-        """Count the batch as a key range of PiCaS's views: slower, but without the provider's views."""
-        rows: list[tuple[str | None, int]] = []
-        for state in State:
-            after: Next | None = None
-            while True:
-                found, after = yield from self.ids(state, batch, after=after, limit=20 * PAGE)
-                rows.append((state, len(found)))
-                if after is None:
-                    break
-        return counts.from_rows(rows)
+    # -- pages -------------------------------------------------------------------------------------------------------
 
     def _range(self, batch: str | None, after: Next | None, limit: int) -> dict[str, Any]:
         """The keys of a page. ``limit``: of the first page."""
@@ -330,6 +257,16 @@ class Pool:
         rows, following = self._page(answer, batch, after, limit)
         return [row["id"] for row in rows], following
 
+    def all_ids(self, state: State, batch: str | None = None) -> Operation[list[str]]:
+        """All ids in a state."""
+        names: list[str] = []
+        after: Next | None = None
+        while True:
+            found, after = yield from self.ids(state, batch, after=after, limit=20 * PAGE)
+            names += found
+            if after is None:
+                return names
+
     def tokens(
         self, state: State, batch: str | None = None, *, after: Next | None = None
     ) -> Operation[tuple[list[Document], Next | None]]:
@@ -353,37 +290,10 @@ class Pool:
             request = self.view_request("stateless", views.PROVIDER, reduce=False, **self._range(batch, None, limit))
             answer = yield request
         except errors.NotFoundError as error:
-            if not _view_is_missing(error):
+            if error.database_missing:
                 raise
             return []
         return [row["id"] for row in answer.rows(id=str) if batch is None or ids.in_batch(row["id"], batch)]
-
-    def missing(self, batch: str, expected: int, *, limit: int = PAGE) -> Operation[list[str]]:
-        """The missing tokens of a batch, by their place in the push (or the id that follows from it).
-
-        In a cluster, the copy that lists the tokens may lag: those whose ids are known are read again, from most copies.
-        """
-        ordinals: set[int] = set()
-        after: Next | None = None
-        numbered = True
-        while True:
-            found, after = yield from self.batch_documents(batch, after=after)
-            for token in found:
-                ordinal = token.get("ordinal")
-                if isinstance(ordinal, int):
-                    ordinals.add(ordinal)
-                    numbered &= token["_id"] == ids.token_id(batch, ids.ordinal_key(ordinal))
-            if after is None:
-                break
-        gone = (ordinal for ordinal in range(expected) if ordinal not in ordinals)
-        if not numbered:
-            return [f"input {ordinal}" for ordinal in islice(gone, limit)]
-        confirmed: list[str] = []
-        while len(confirmed) < limit and (some := list(islice(gone, PAGE))):
-            names = [ids.token_id(batch, ids.ordinal_key(ordinal)) for ordinal in some]
-            present = yield from self.fetch(names)
-            confirmed += [name for name in names if name not in present]
-        return confirmed[:limit]
 
     # -- changes ------------------------------------------------------------------------------------------------------
 
@@ -391,61 +301,6 @@ class Pool:
         """The current position of the feed of changes."""
         answer = yield Request("GET", self.path("_changes"), {"since": "now", "limit": "1"})
         return str(answer.object(last_seq=(str, int))["last_seq"])
-
-    def changed(self, since: str, seconds: float) -> Operation[str]:
-        """Wait for a change after ``since``, at most ``seconds``. Returns the feed's new position."""
-        milliseconds = str(max(1, int(seconds * 1000)))
-        params = {"feed": "longpoll", "since": since, "timeout": milliseconds, "limit": "1000"}
-        answer = yield Request("GET", self.path("_changes"), params, read_timeout=seconds + 30)
-        return str(answer.object(last_seq=(str, int))["last_seq"])
-
-    # -- views --------------------------------------------------------------------------------------------------------
-
-    def deploy(self, conditions: Mapping[str, str] | None = None) -> Operation[Deployment]:
-        """Write missing design documents. ``conditions`` are additional ones, by name (``views.monitor``).
-
-        The provider's own is replaced if it differs. In the others, which pilots also use, only missing views are added:
-        a changed design document is indexed again, and queries wait for that.
-        """
-        result = Deployment()
-        further = {name: views.monitor(condition) for name, condition in (conditions or {}).items()}
-        for name, wanted in {**further, **views.design_documents()}.items():
-            outcome = yield from self._deploy_one(name, wanted)
-            getattr(result, outcome).append(name)
-        return result
-
-    def _deploy_one(self, name: str, wanted: Mapping[str, Any]) -> Operation[str]:
-        for _ in range(_WRITE_TRIES):
-            try:
-                present = yield from self.get(f"_design/{name}")
-            except errors.NotFoundError as error:
-                if error.reason == "Database does not exist.":
-                    raise
-                present = None
-            document = _design_to_write(name, present, wanted)
-            if document is None:
-                return "unchanged"
-            try:
-                yield from self.put(document)
-            except errors.ConflictError:
-                continue  # another client is deploying, too
-            except (errors.ForbiddenError, errors.UnauthorizedError):
-                return "refused"
-            return "written"
-        raise errors.ConflictError(f"The design document {name!r} of {self.settings.place} keeps changing.")
-
-
-def _design_to_write(name: str, present: Document | None, wanted: Mapping[str, Any]) -> Document | None:
-    if present is None:
-        return {"_id": f"_design/{name}", **wanted}
-    if name == views.PROVIDER:
-        return {**present, **wanted} if views.differs(present, wanted) else None
-    missing = views.missing_views(present, wanted)
-    if not missing:
-        return None
-    views_there = present.get("views")
-    kept = views_there if isinstance(views_there, dict) else {}
-    return {**present, "views": {**kept, **{view: wanted["views"][view] for view in missing}}}
 
 
 def page_of(size: int, number: int) -> int:
@@ -470,22 +325,3 @@ def _with_data(answer: Answer, document: Document, data: bool) -> Document:
     for file in (document.get("_attachments") or {}).values() if data else ():
         answer.checked(file, {"content_type": str, "data": str})
     return document
-
-
-def counted(answer: Answer, rows: Iterable[Any] | None = None) -> list[tuple[str | None, str | None, int]]:
-    """Batch, state and number of the rows of the view ``counts``; ``rows``: a part of the response instead of its rows.
-
-    Raises UnexpectedAnswerError.
-    """
-    found = []
-    for each in answer.rows() if rows is None else rows:
-        row = answer.checked(each, {"key": list, "value": int})
-        key = row["key"]
-        if len(key) != 2 or not isinstance(key[0], str | None) or key[1] not in (None, *State):
-            raise answer.unexpected("a key is not a batch and a state")
-        found.append((key[0], key[1], row["value"]))
-    return found
-
-
-def _view_is_missing(error: errors.NotFoundError) -> bool:
-    return error.reason != "Database does not exist."

@@ -21,9 +21,9 @@ from airflow.providers.common.compat.sdk import AirflowNotFoundException
 from airflow.providers.http.hooks.http import HttpHook
 
 from airflow_provider_picas import __version__
-from airflow_provider_picas.couchdb import changes, edits, errors, http
+from airflow_provider_picas.couchdb import changes, counting, deployment, edits, errors, http
 from airflow_provider_picas.couchdb.http import Answer, Operation, Request
-from airflow_provider_picas.couchdb.pool import PAGE, Deployment, Document, Next, Pool
+from airflow_provider_picas.couchdb.pool import PAGE, Document, Next, Pool
 from airflow_provider_picas.couchdb.push import push, requests_of
 from airflow_provider_picas.couchdb.refusals import Refusals
 from airflow_provider_picas.couchdb.settings import Settings
@@ -249,11 +249,11 @@ class PicasHook(HttpHook):
 
     def count(self, batch: str | None = None) -> Counts:
         """Tokens by state, of a batch or of the whole pool."""
-        return self.do(self.pool.count(batch))
+        return self.do(counting.count(self.pool, batch))
 
     def todo_by_class(self, batch: str | None = None) -> dict[str, int]:
         """Waiting tokens, by resource class. Raises NotFoundError if the provider's views are not deployed."""
-        return self.do(self.pool.todo_by_class(batch))
+        return self.do(counting.todo_by_class(self.pool, batch))
 
     def get(self, token_id: str) -> Document:
         """One token. Raises NotFoundError."""
@@ -303,15 +303,15 @@ class PicasHook(HttpHook):
 
     def missing(self, batch: str, expected: int, limit: int = 5) -> list[str]:
         """Some of the missing tokens of a batch: they were pushed and no longer exist. Reads all remaining ones."""
-        return self.do(self.pool.missing(batch, expected, limit=limit))
+        return self.do(counting.missing(self.pool, batch, expected, limit=limit))
 
-    def deploy_views(self, design_documents: Mapping[str, str] | None = None) -> Deployment:
+    def deploy_views(self, design_documents: Mapping[str, str] | None = None) -> deployment.Deployment:
         """Write missing design documents, if the login is allowed to.
 
         ``design_documents``: additional ones, with PiCaS's views of the tokens for which a JavaScript condition holds,
         by name: ``{"SingleCore": "doc.cores == 1"}``.
         """
-        return self.do(self.pool.deploy(design_documents))
+        return self.do(deployment.deploy(self.pool, design_documents))
 
     def push(
         self,

@@ -16,9 +16,9 @@ from airflow.providers.common.compat.sdk import AirflowNotFoundException
 if TYPE_CHECKING:
     import aiohttp
 
-from airflow_provider_picas.couchdb import errors, http
+from airflow_provider_picas.couchdb import counting, deployment, errors, http
 from airflow_provider_picas.couchdb.http import Answer, Operation, Request
-from airflow_provider_picas.couchdb.pool import Deployment, Document, Next, Pool
+from airflow_provider_picas.couchdb.pool import Document, Next, Pool
 from airflow_provider_picas.couchdb.settings import Settings
 from airflow_provider_picas.hooks.connection import no_connection, settings_of, ssl_context
 from airflow_provider_picas.hooks.picas import _USER_AGENT, PicasHook, Result, _refusals, log
@@ -188,7 +188,7 @@ class PicasAsyncHook:
 
     async def count(self, batch: str | None = None) -> Counts:
         """Tokens by state, of a batch or of the whole pool."""
-        return await self.do(self.pool.count(batch))
+        return await self.do(counting.count(self.pool, batch))
 
     async def get(self, token_id: str) -> Document:
         """One token. Raises NotFoundError."""
@@ -204,6 +204,6 @@ class PicasAsyncHook:
             if after is None:
                 return
 
-    async def deploy_views(self) -> Deployment:
+    async def deploy_views(self) -> deployment.Deployment:
         """Write missing design documents, if the login is allowed to."""
-        return await self.do(self.pool.deploy())
+        return await self.do(deployment.deploy(self.pool))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from airflow_provider_picas.couchdb import batch_pilots
+from airflow_provider_picas.couchdb import batch_pilots, counting
 from airflow_provider_picas.couchdb.http import json_body
 from airflow_provider_picas.couchdb.pool import Document, Pool
 from airflow_provider_picas.lifecycle.ids import lease_id
@@ -40,7 +40,7 @@ def cancel_pending(pool: Pool, watched: Watched) -> Operation[int]:
         or not isinstance(options.get("batch", ""), str | None)
     ):
         return 0
-    counts = yield from pool.count(options.get("batch"))
+    counts = yield from counting.count(pool, options.get("batch"))
     if counts.todo or counts.locked:
         return 0
     names = quote(",".join(sbatch_record.job_names(watched.key, MOST_CALLS)))

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from airflow_provider_picas.couchdb import conflicts, errors
 from airflow_provider_picas.couchdb.http import json_body
 from airflow_provider_picas.couchdb.pool import TOO_LARGE, Document, Pool
+from airflow_provider_picas.lifecycle.portions import portions
 from airflow_provider_picas.lifecycle.transitions import Change
 from airflow_provider_picas.slurm.remote import Command, Output, ok, quote, whole
 from airflow_provider_picas.submissions.submission import Operation
@@ -63,16 +64,10 @@ find . -ignore_readdir_race -maxdepth 1 -name '*.json' -printf '%s %f\\n'"""
 
 def _portions(listed: Sequence[str]) -> list[dict[str, int]]:
     """The files to read with one command each: sizes in bytes by name. A file that is too large for one command is alone."""
-    portions: list[dict[str, int]] = []
-    for line in listed:
-        size, _, name = line.partition(" ")
-        if whole(size, default=-1) < 0:
-            continue  # the rest of a name with a newline, which is not one of ours
-        last = portions[-1] if portions else {}
-        if not last or len(last) >= UNSENT_FILES or sum(last.values()) + int(size) > UNSENT_BYTES:
-            portions.append({})
-        portions[-1][name] = int(size)
-    return portions
+    parts = (line.partition(" ") for line in listed)
+    # Other lines are the rest of a name with a newline, which is not one of ours.
+    files = ((name, int(size)) for size, _, name in parts if whole(size, default=-1) >= 0)
+    return [dict(some) for some in portions(files, lambda file: file[1], UNSENT_BYTES, UNSENT_FILES)]
 
 
 def _contents(folder: str, files: Mapping[str, int]) -> Operation[dict[str, bytes]]:

@@ -14,7 +14,7 @@ from functools import partial
 
 from airflow_provider_picas.couchdb import conflicts, edits, errors
 from airflow_provider_picas.couchdb.http import Answer, Request, json_body
-from airflow_provider_picas.couchdb.pool import PAGE, TOO_LARGE, Document, Next, Pool, page_of
+from airflow_provider_picas.couchdb.pool import PAGE, TOO_LARGE, Document, Pool, page_of
 from airflow_provider_picas.lifecycle import transitions
 from airflow_provider_picas.lifecycle.ids import lease_id
 from airflow_provider_picas.lifecycle.transitions import held_by_pilot, reap
@@ -170,13 +170,7 @@ def _read_locked(pool: Pool, batch: str | None, observer: Observer) -> Operation
 
     Tokens may be large. Those whose revision has not changed since the last check are not read again.
     """
-    names: list[str] = []
-    after: Next | None = None
-    while True:
-        found, after = yield from pool.ids(State.LOCKED, batch, after=after, limit=20 * PAGE)
-        names += found
-        if after is None:
-            break
+    names = yield from pool.all_ids(State.LOCKED, batch)
     locked: dict[str, Document] = {}
     for start in range(0, len(names), PAGE):
         revisions = yield from pool.revisions(names[start : start + PAGE])

@@ -22,7 +22,7 @@ from typing import TypeVar
 from weakref import WeakKeyDictionary
 
 from airflow_provider_picas import metrics
-from airflow_provider_picas.couchdb import changes, errors
+from airflow_provider_picas.couchdb import changes, counting, errors
 from airflow_provider_picas.couchdb.changes import NO_BATCH, Changes
 from airflow_provider_picas.couchdb.http import Operation
 from airflow_provider_picas.hooks.picas_async import PicasAsyncHook
@@ -356,7 +356,7 @@ class Feed:
                 # Ids of tokens without a batch may have the form of a batch's.
                 found |= await self._ask(hook, lambda: changes.counts_of(hook.pool, [NO_BATCH]))
             if None in touched:
-                whole = await self._ask(hook, hook.pool.count)
+                whole = await self._ask(hook, lambda: counting.count(hook.pool))
         except BaseException:
             self._touched |= touched
             self._wake.set()
