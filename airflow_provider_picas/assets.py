@@ -39,7 +39,7 @@ def pool_asset(
     if not host or re.search(r"[/@\s]", host):
         raise ValueError(
             f"`host` is {host!r:.200}; it takes the name of the database server, such as 'picas.surfsara.nl', with the port if it"
-            " has an unusual one, and no http://, path or login."
+            " is not the default, and without http://, path or login."
         )
     uri = f"{SCHEME}://{host}/{quote(database, safe='')}"
     return Asset(uri=uri, name=name or uri, group=group, watchers=list(watchers), **fields)
@@ -87,7 +87,7 @@ def hold_back(task: Any) -> list[str]:
     if held:
         task.outlets = [outlet for outlet in task.outlets if outlet not in held]
         task.log.info(
-            "A later task makes the event of %s, when the tokens are done.", ", ".join(one.uri for one in held)
+            "A later task emits the event for %s, when the tokens are done.", ", ".join(one.uri for one in held)
         )
     return [outlet.uri for outlet in held]
 
@@ -96,7 +96,7 @@ def _pools(outlets: Iterable[Any]) -> list[Asset]:
     return [outlet for outlet in outlets if isinstance(outlet, Asset) and outlet.uri.startswith(f"{SCHEME}://")]
 
 
-def tell(context: Any, outlets: Iterable[Any], extra: Mapping[str, Any]) -> None:
+def add_to_events(context: Any, outlets: Iterable[Any], extra: Mapping[str, Any]) -> None:
     """Add ``extra``, such as batch and counts, to the events of a task's pools. Other assets are not changed."""
     for outlet in _pools(outlets):
         context["outlet_events"][outlet].extra.update(extra)

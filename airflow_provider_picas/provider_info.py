@@ -13,7 +13,7 @@ UI_FIELD_BEHAVIOUR: dict[str, Any] = {
 CONN_FIELDS: dict[str, dict[str, Any]] = {
     "verify": {
         "label": "Verify TLS certificate",
-        "description": "Off only for a test server: the password would go to whoever answers.",
+        "description": "Disable only for a test server: the password would be sent to any server that answers.",
         "schema": {"type": ["boolean", "null"], "default": True},
     },
     "ca_file": {
@@ -101,9 +101,9 @@ def get_provider_info() -> dict[str, Any]:
                 "options": {
                     "deployment": {
                         "description": (
-                            "Name of this Airflow, part of the ids of batches: two Airflows that share a pool need"
-                            " different ones. Default: the host and path of [api] base_url; where that names no host, or"
-                            " only localhost, a name that is made once and kept in the Variable picas_deployment."
+                            "Name of this Airflow, part of the ids of batches: deployments that share a pool need"
+                            " different names. Default: the host and path of [api] base_url; if that has no host, or"
+                            " localhost, a name that is generated once and stored in the Variable picas_deployment."
                         ),
                         "type": "string",
                         "version_added": "0.1.0",

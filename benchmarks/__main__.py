@@ -45,12 +45,12 @@ def main() -> int:
     )
     parser.add_argument("--pairs", type=int, default=PAIRS, help="measurements of each side (default %(default)s)")
     parser.add_argument(
-        "--keep", action="store_true", help=f"put them into results.json and results.md of {KEPT.parent.name}/"
+        "--keep", action="store_true", help=f"write them to results.json and results.md of {KEPT.parent.name}/"
     )
     options = parser.parse_args()
     known = {**BENCHMARKS, **EXTRA}
     if unknown := sorted(set(options.names) - set(known)):
-        parser.error(f"there is no benchmark {unknown[0]!r}; there are {', '.join(known)}")
+        parser.error(f"unknown benchmark {unknown[0]!r}; known are {', '.join(known)}")
     taken: dict[str, Any] = {}
     with couchdb() as server:
         for name in options.names or BENCHMARKS:

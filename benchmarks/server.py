@@ -64,9 +64,9 @@ def couchdb() -> Iterator[Server]:
 
 
 def _server(admin: CouchDBAdmin) -> Server:
-    _, told = admin.request("GET", "/")
-    vendor = told.get("vendor", {}).get("name", "unknown vendor")
-    return Server(admin, f"CouchDB {told.get('version')} ({vendor})")
+    _, welcome = admin.request("GET", "/")
+    vendor = welcome.get("vendor", {}).get("name", "unknown vendor")
+    return Server(admin, f"CouchDB {welcome.get('version')} ({vendor})")
 
 
 def context(task_id: str = "push") -> Any:

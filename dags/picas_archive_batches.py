@@ -27,7 +27,7 @@ def old_batches(params=None):
         if counts.finished < counts.total or len(old) == MOST_BATCHES:
             continue
         if batch != batch_id(batch):
-            print(f"{batch!r} stays: its name is not one of this provider's batches.")
+            print(f"{batch!r} is skipped: its name is not that of a batch of this provider.")
             continue
         objection = hook.unfinished(batch, params["days"] * DAY)
         print(f"{batch}: {objection or 'is archived'}")
@@ -43,7 +43,9 @@ def old_batches(params=None):
     max_active_runs=1,
     is_paused_upon_creation=True,
     params={
-        "days": Param(90, type="number", minimum=0, description="Batches that finished so many days ago, or longer."),
+        "days": Param(
+            90, type="number", minimum=0, description="Archive batches that finished at least this number of days ago."
+        ),
         "picas_conn_id": Param("picas_default", type="string", description="Connection to the pool."),
         "database": Param(None, type=["null", "string"], description="Another database than the connection's."),
     },

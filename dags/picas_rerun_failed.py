@@ -22,14 +22,14 @@ OPTIONAL_TEXT = {"type": ["null", "string"]}
 
 PARAMS = {
     "dag_id": Param(
-        None, **OPTIONAL_TEXT, title="DAG id", description="Of the run whose failed tokens shall run again."
+        None, **OPTIONAL_TEXT, title="DAG id", description="DAG of the run whose failed tokens should run again."
     ),
     "run_id": Param(None, **OPTIONAL_TEXT, title="Run id", description="As the run's page shows it."),
     "batch": Param(
         None,
         **OPTIONAL_TEXT,
         title="Batch",
-        description="Or its name, as the push task logs it. With neither, you are asked.",
+        description="Instead of a run: the name of its batch, as the push task logs it. With neither, you are asked.",
     ),
     "whole_pool": Param(
         False, type="boolean", title="Whole pool", description="Without a batch: all tokens of the pool."
@@ -38,7 +38,7 @@ PARAMS = {
         True,
         type="boolean",
         title="Ask me first",
-        description="Show what would be done, and wait until you approve it.",
+        description="Show what would be done, and wait for your approval.",
     ),
     "states": Param(
         ["error"],
@@ -46,44 +46,61 @@ PARAMS = {
         items={"type": "string", "enum": ["error", "locked", "done"]},
         examples=["error", "locked", "done"],
         title="States",
-        description="Of locked tokens give back only those whose pilots are dead: set the age of the lock.",
+        description="With locked tokens, set the age of the lock, so that only tokens of dead pilots are reset.",
     ),
-    "error_pattern": Param(None, **OPTIONAL_TEXT, title="Error pattern", description="A regular expression."),
+    "error_pattern": Param(
+        None,
+        **OPTIONAL_TEXT,
+        title="Error pattern",
+        description="Only tokens whose errors match this regular expression.",
+    ),
     "keys": Param(
         None,
         type=["null", "array"],
         items={"type": "string"},
         title="Keys",
-        description="Only these tokens, a line each.",
+        description="Only these tokens, one per line.",
     ),
     "older_than": Param(
-        None, type=["null", "integer"], minimum=0, title="Age of the lock", description="So many seconds, or older."
+        None,
+        type=["null", "integer"],
+        minimum=0,
+        title="Age of the lock",
+        description="Only tokens locked at least this number of seconds ago.",
     ),
     "max_scrubs": Param(
         None,
         type=["null", "integer"],
         minimum=0,
         title="Most attempts",
-        description="Leave tokens given back so often.",
+        description="Skip tokens that were released this number of times or more.",
     ),
     "keep_logs": Param(
         True,
         type="boolean",
         title="Keep logs",
-        description="Also those of pilots of the PiCaS client. Tokens with one above 1 MB are left.",
+        description="Also keep the logs of PiCaS client pilots. Tokens with a log above 1 MB are skipped.",
     ),
     "same_pilots": Param(
         True,
         type="boolean",
         section="Pilots",
         title="Same pilots as before",
-        description="Unless a command or a script is given. Otherwise none are submitted.",
+        description="Unless a command or a script is given. If off, no pilots are submitted.",
     ),
     "command": Param(
-        None, **OPTIONAL_TEXT, section="Pilots", title="Command", description="Instead: what a pilot runs for a token."
+        None,
+        **OPTIONAL_TEXT,
+        section="Pilots",
+        title="Command",
+        description="Submit new pilots that run this command for each token.",
     ),
     "script": Param(
-        None, **OPTIONAL_TEXT, section="Pilots", title="Script", description="Instead: a PiCaS pilot script."
+        None,
+        **OPTIONAL_TEXT,
+        section="Pilots",
+        title="Script",
+        description="Submit new pilots with this PiCaS pilot script.",
     ),
     "pilots": Param(
         None,
@@ -91,14 +108,14 @@ PARAMS = {
         minimum=1,
         section="Pilots",
         title="Pilots",
-        description="How many at most. Default: as many as before, but no more than tokens; 1 for another command.",
+        description="Maximum number. Default: as many as before, but no more than tokens; 1 for a new command.",
     ),
     "sbatch": Param(
         {},
         type="object",
         section="Pilots",
-        title="Options of sbatch",
-        description='For another command or script, such as {"time": "01:00:00"}.',
+        title="sbatch options",
+        description='For a new command or script, such as {"time": "01:00:00"}.',
     ),
     "picas_conn_id": Param("picas_default", type="string", section="Where", title="Connection to the pool"),
     "database": Param(

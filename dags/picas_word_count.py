@@ -45,7 +45,7 @@ def report(batch):
         for token in hook.tokens("done", batch["batch"])
     ]
     if len(counted) != batch["tokens"]:
-        raise RuntimeError(f"{batch['tokens']} files were asked for, and {len(counted)} were counted.")
+        raise RuntimeError(f"{batch['tokens']} files were requested, but {len(counted)} were counted.")
     longest = sorted(counted, key=lambda row: row["words"], reverse=True)[:5]
     totals = {name: sum(row[name] for row in counted) for name in ("lines", "words")}
     for row in longest:
@@ -57,7 +57,7 @@ def report(batch):
 @dag(
     schedule=None,
     catchup=False,
-    params={"limit": Param(None, type=["null", "integer"], minimum=1, description="Count only so many files")},
+    params={"limit": Param(None, type=["null", "integer"], minimum=1, description="Maximum number of files to count")},
     tags=["picas", "example"],
     doc_md=__doc__,
 )

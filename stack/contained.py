@@ -23,7 +23,7 @@ class ContainedStack:
     def __init__(self, folder: Path, *, database: str) -> None:
         if not engine_answers():
             raise StackError(
-                "No Docker engine answers, or its compose plugin is missing: look at `docker info` and"
+                "No Docker engine answers, or its compose plugin is missing: check `docker info` and"
                 " `docker compose version`. `make demo` without STACK=docker needs neither."
             )
         self.password = secrets.token_urlsafe(16)

@@ -59,7 +59,7 @@ class Stack(Protocol):
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python3 -m stack.demo", description=__doc__)
     parser.add_argument("--stack", choices=("native", "docker"), default="native")
-    parser.add_argument("--limit", type=int, help="count only so many files")
+    parser.add_argument("--limit", type=int, help="maximum number of files to count")
     parser.add_argument("--folder", type=Path, default=paths.RUN / "demo", help="where to run; default: %(default)s")
     arguments = parser.parse_args()
     interrupt_once()
@@ -119,7 +119,7 @@ def make_stack(kind: str, folder: Path) -> Stack:
         from stack.contained import ContainedStack
 
         return ContainedStack(folder, database=DATABASE)
-    print("Installing what is not there yet", flush=True)
+    print("Installing missing parts", flush=True)
     install.install([part for part in install.PARTS if part != "browser"])
     from stack.native import NativeStack
 
@@ -138,7 +138,7 @@ def demo(stack: Stack, conf: Mapping[str, object], announce: Callable[[str], Non
         print(f"  ready after {time.monotonic() - begin:.0f} s. {address}", flush=True)
         right = run(stack, conf)
         if sys.stdout.isatty():
-            print(f"\n{address}\nLook around; Ctrl-C ends everything.", flush=True)
+            print(f"\n{address}\nPress Ctrl-C to stop everything.", flush=True)
             linger()
     finally:
         print("Stopping", flush=True)
@@ -165,7 +165,7 @@ def run(stack: Stack, conf: Mapping[str, object]) -> bool:
         print(f"Triggered {DAG}: {stack.api.url}/dags/{DAG}/runs/{run_id}", flush=True)
         state = follow(stack.api, run_id, watch, progress, triggered)
     if state != "success":
-        tell_failure(stack.api, run_id)
+        print_failure(stack.api, run_id)
         return False
     right = show_results(stack, pool, stack.api.xcom(DAG, run_id, "report"))
     wait = stack.api.task(DAG, run_id, "wait")
@@ -199,7 +199,7 @@ def follow(api: AirflowApi, run_id: str, watch: Watch, progress: Progress, trigg
     raise StackError(f"The run was not over after {RUN_SECONDS:g} s; its tasks: {shown}.")
 
 
-def tell_failure(api: AirflowApi, run_id: str) -> None:
+def print_failure(api: AirflowApi, run_id: str) -> None:
     """Print the end of the log of each task that failed."""
     for task in api.tasks(DAG, run_id):
         if task["state"] == "failed":

@@ -276,7 +276,7 @@ def find_pip_wheels() -> Iterator[Path]:
 def fetch_debian(packages: Sequence[str], prefix: Path) -> None:
     """Download Debian packages as an ordinary user, with package lists of our own, and unpack them into ``prefix``."""
     if shutil.which("apt-get") is None:
-        raise StackError(f"apt-get is not there to fetch {', '.join(packages)}.")
+        raise StackError(f"apt-get is missing; it is needed to fetch {', '.join(packages)}.")
     lists, debs = CACHE / "apt" / "lists", CACHE / "apt" / "debs"
     for folder in (lists / "partial", debs, prefix):
         folder.mkdir(parents=True, exist_ok=True)

@@ -33,7 +33,7 @@ def everything(wanted: Wanted, note: Callable[[str], None] = lambda text: None) 
         if usable:
             yield from job.check(slurm, probe, wanted, note)
         else:
-            yield failed("compute node", "No job was submitted: first put right what failed on the cluster.")
+            yield failed("compute node", "No job was submitted: first fix what failed on the cluster.")
 
 
 def _here(picas: pool.OneTry) -> Iterator[Finding]:

@@ -27,9 +27,9 @@ LEAST_ROOM = 100 << 20  # bytes that should be free there
 
 _WITHOUT = {
     "sbatch": "no pilot can be submitted",
-    "squeue": "nobody can tell which pilots wait or run",
-    "scontrol": "pilots cannot ask how much time is left, and a lost submission takes longer to settle",
-    "sacct": "why a pilot ended is known from squeue only, for a few minutes (Slurm's MinJobAge), and figures lack what it used",
+    "squeue": "nobody knows which pilots are pending or running",
+    "scontrol": "pilots do not know how much time is left, and recovering an interrupted submission takes longer",
+    "sacct": "why a pilot ended is known only from squeue, for a few minutes (Slurm's MinJobAge), and the figures lack its usage",
 }
 _NEEDED = ("sbatch", "squeue")
 _OTHER_FOLDER = (
@@ -51,11 +51,11 @@ def check(slurm: SlurmHook, probe: Probe, remote_folder: str | None, *, submit: 
     except RemoteError as error:
         yield failed("ssh", str(error))
         return
-    yield ok("ssh", f"{slurm.place} lets us in. {_files(slurm)}")
+    yield ok("ssh", f"{slurm.place} accepts the login. {_files(slurm)}")
     if slurm.ssh.no_host_key_check or slurm.ssh.allow_host_key_change:
         yield warned(
             "ssh, host key",
-            "It is not checked. Put it in the connection's extra 'host_key', as `ssh-keyscan` prints it.",
+            "It is not checked. Set the connection's extra 'host_key' to what `ssh-keyscan` prints.",
         )
     try:
         yield from _shell(slurm)
@@ -70,7 +70,9 @@ def _shell(slurm: SlurmHook) -> Iterator[Finding]:
     output = slurm.run("echo picas")
     seconds = time.monotonic() - begin
     if output.stdout.strip() != "picas":
-        yield failed("login shell", f"It changes what commands print: {one_line(output.message)!r} came for 'picas'.")
+        yield failed(
+            "login shell", f"It changes the output of commands: `echo picas` printed {one_line(output.message)!r}."
+        )
     elif seconds > SLOW_LOGIN:
         yield warned("login shell", f"A command takes {seconds:.0f} s: look for slow commands in the login profile.")
     else:
@@ -84,8 +86,8 @@ def _files(slurm: SlurmHook) -> str:
     files = [str(ssh.key_file)] if ssh.key_file else []
     files += ["~/.ssh/known_hosts"] if checked and ssh.host_key is None else []
     if not files:
-        return "Triggerers log in in the same way."
-    return f"Triggerers log in in the same way, so they need {' and '.join(files)}, too."
+        return "Triggerers log in the same way."
+    return f"Triggerers log in the same way, so they need {' and '.join(files)}, too."
 
 
 def _commands(slurm: SlurmHook) -> Iterator[Finding]:
@@ -108,7 +110,7 @@ ask sacct --noheader --allocations --starttime=now-1hour"""
             yield ok(name, said if name == "sbatch" else "It answers.")
             continue
         if code == "missing":
-            why = "It is not on the login shell's PATH: put it there in the login profile, or name a login node that has it"
+            why = "It is not on the login shell's PATH: add it in the login profile, or use a login node that has it"
         elif code == "124":
             why = f"It did not answer within {PATIENCE} s: try later, or ask the site"
         else:
@@ -125,7 +127,7 @@ def _home(slurm: SlurmHook, probe: Probe, remote_folder: str | None, *, submit: 
     made = slurm.run(f'{enter} && mktemp -d -- "$PWD/.picas-check-XXXXXXXX"')
     folder = made.stdout.strip()
     if made.code != 0:
-        yield failed("home", f"No folder can be made for submissions ({one_line(made.message)}). {_OTHER_FOLDER}")
+        yield failed("home", f"No folder can be created for submissions ({one_line(made.message)}). {_OTHER_FOLDER}")
         return
     try:
         if (yield from _room(slurm, folder, probe)):
@@ -149,7 +151,7 @@ echo; df -Pk -- {quote(folder)} | tail -n 1"""
     try:
         sent = slurm.perform(Send(probe.files(folder)))
     except RemoteError as error:
-        yield failed("files", f"{error} Submissions need this: ask the site, or name another login node.")
+        yield failed("files", f"{error} Submissions need this: ask the site, or use another login node.")
         return False
     if sent.code != 0:
         yield failed("files", f"Files cannot be sent to {place} ({one_line(sent.message)}). {_OTHER_FOLDER}")
@@ -157,7 +159,7 @@ echo; df -Pk -- {quote(folder)} | tail -n 1"""
     words = written.stdout.split()  # the last line is df's: device, size, used, free, share, mount
     blocks = whole(words[-3], default=-1) if len(words) > 3 else -1
     left = blocks * 1024 if blocks >= 0 else None
-    room = f"{place} can be written" + (f", and df says that {left / 1e9:,.1f} GB are left" if left is not None else "")
+    room = f"{place} can be written" + (f", and df reports {left / 1e9:,.1f} GB free" if left is not None else "")
     yield (
         warned("home", f"{room}. {_OTHER_FOLDER}") if left is not None and left < LEAST_ROOM else ok("home", f"{room}.")
     )
@@ -168,7 +170,7 @@ def _login_node(slurm: SlurmHook, folder: str, probe: Probe, *, submit: bool) ->
     """Check Python, the clock, and the connection to the database on the login node."""
     output = slurm.run("\n".join(python_lines(f"{folder}/{node.PROGRAM}", f"{folder}/{node.CONFIG}")), timeout=60)
     report = node.read_report(output.stdout)
-    compute = "Pilots run on compute nodes, which are asked" + (" below." if submit else " with --submit.")
+    compute = "Pilots run on compute nodes, which are checked" + (" below." if submit else " with --submit.")
     if report is None:
         yield warned("login node, Python", f"{one_line(output.message)} {compute}")
         return

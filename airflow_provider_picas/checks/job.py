@@ -46,7 +46,7 @@ def _clean_up(slurm: SlurmHook, base_key: str, remote_folder: str | None, note: 
         folder = submission.DEFAULT_FOLDER if remote_folder is None else remote_folder
         slurm.run(f'cd -- "$HOME" && cd -- {quote(folder)} && rm -rf -- {quote(base_key)}.*')
     except RemoteError as error:
-        note(f"The job and the folder {base_key}.1 may be left on the cluster. {error}")
+        note(f"The job and the folder {base_key}.1 may remain on the cluster. {error}")
 
 
 def plan(base_key: str, probe: Probe, wanted: Wanted) -> submission.Plan:
@@ -74,7 +74,7 @@ def _outcome(
     if report is None:
         return
     python, host = one_line(str(report.get("python"))), one_line(str(report.get("host")))
-    yield ok(WHAT, f"Job {made.job_ids[0]} ran on {host}, and sees the home.")
+    yield ok(WHAT, f"Job {made.job_ids[0]} ran on {host} and can read the shared home.")
     yield ok(f"{WHAT}, Python", python)
     yield from node.scratch(f"{WHAT}, scratch", report)
     if probe.url is None:
@@ -85,7 +85,7 @@ def _outcome(
         yield failed(
             f"{WHAT}, database",
             f"{probe.url} does not answer from {host} ({why}), so no pilot there can work. Ask the site to let compute nodes"
-            " reach it, choose a partition that does, or name the database by an address that they know.",
+            " reach it, choose another partition, or use an address of the database that they can reach.",
         )
     yield from node.clock(WHAT, report)
 
@@ -102,7 +102,7 @@ def _wait(
             return report
         now = time.monotonic()
         if ended is not None and now > ended + LATE:
-            yield failed(WHAT, f"Job {made.job_ids[0]} ended as {state} and left no report. {_log(slurm, made)}")
+            yield failed(WHAT, f"Job {made.job_ids[0]} ended without a report ({state}). {_log(slurm, made)}")
             return None
         job = next(iter(slurm.do(jobs.query(made.key, made.folder, made.submitted)).jobs.values()), None)
         state = (
@@ -117,7 +117,7 @@ def _wait(
             yield failed(
                 WHAT,
                 f"Job {made.job_ids[0]} has not run within {seconds:.0f} s: {state}. It was cancelled. Choose another partition"
-                " (--partition, --sbatch key=value), or wait for longer (--wait).",
+                " (--partition, --sbatch key=value), or wait longer (--wait).",
             )
             return None
         time.sleep(EVERY)
@@ -128,5 +128,5 @@ def _log(slurm: SlurmHook, made: submission.Submission) -> str:
     log = quote(f"{made.folder}/{LOG}")
     output = slurm.run(f"[ -e {log} ] && tail -n 5 -- {log} | tail -c 1000")
     if output.code != 0:
-        return f"There is not even a log in {made.folder}: compute nodes must see the same home as the login node."
+        return f"There is no log in {made.folder} either: compute nodes and login nodes must share the home."
     return f"Its log ends: {one_line(' '.join(output.stdout.split()) or 'it is empty', 500)}"

@@ -70,7 +70,7 @@ class Probe:
         if found.get("error"):
             return one_line(str(found["error"]), 300)
         if not found.get("json"):
-            return f"what answers is not CouchDB (HTTP {one_line(str(found.get('status')))})"
+            return f"the server that answers is not CouchDB (HTTP {one_line(str(found.get('status')))})"
         return None
 
 
@@ -101,7 +101,7 @@ def clock_finding(what: str, off: float) -> Finding:
     return warned(
         what,
         f"It is {abs(off):.0f} s {'ahead of' if off > 0 else 'behind'} the database's, so dead pilots may be"
-        " found late or wrongly. Ask for the time to be synchronised (NTP).",
+        " detected late, or live ones taken for dead. Ask for the clock to be synchronised (NTP).",
     )
 
 
@@ -117,8 +117,10 @@ def scratch(what: str, report: Mapping[str, Any]) -> Iterator[Finding]:
             f"The scratch folder {folder} cannot be written ({one_line(str(found['error']))}). Set TMPDIR in the setup.",
         )
     elif found.get("noexec"):
-        yield warned(what, f"No program can be run from the scratch folder {folder} (noexec), so none of `files`.")
+        yield warned(
+            what, f"Programs cannot be run from the scratch folder {folder} (noexec), which includes those in `files`."
+        )
     elif isinstance(free, int) and free < _LEAST_SCRATCH:
-        yield warned(what, f"The scratch folder {folder} has {free / 1e6:.0f} MB left. Set TMPDIR in the setup.")
+        yield warned(what, f"The scratch folder {folder} has {free / 1e6:.0f} MB free. Set TMPDIR in the setup.")
     else:
         yield ok(what, f"The scratch folder {folder} can be written.")

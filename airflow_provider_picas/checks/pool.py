@@ -61,7 +61,7 @@ def _server(hook: PicasHook) -> Iterator[Finding]:
     finally:
         address = urlsplit(settings.url)
         if address.scheme == "http" and not _is_loopback(address.hostname or ""):
-            yield warned("encryption", "The host begins with http://, so passwords cross the network as plain text.")
+            yield warned("encryption", "The host begins with http://, so passwords are sent unencrypted.")
         elif settings.verify is False:
             yield warned("encryption", "The connection does not verify the server's certificate (extra 'verify').")
 
@@ -79,7 +79,7 @@ def _login(hook: PicasHook) -> Iterator[Finding]:
 
 
 def _who(hook: PicasHook) -> str:
-    return repr(hook.settings.login) if hook.settings.login else "Anybody, without a login,"
+    return repr(hook.settings.login) if hook.settings.login else "Anyone, without a login,"
 
 
 def _write(hook: PicasHook) -> Iterator[Finding]:
@@ -114,9 +114,11 @@ def _views(hook: PicasHook) -> Iterator[Finding]:
             f" pilots are slower, and pilots='auto' does not work. {_ASK} to run {_command(hook, of_pool)}.",
         )
     if missing[of_pool] and may_write:
-        yield ok("views", "They are not there yet; the first push writes them.")
+        yield ok("views", "They do not exist yet; the first push creates them.")
     elif missing[of_pool]:
-        yield warned("views", f"They are not there yet. Whether {_who(hook)} may write them, the server does not say.")
+        yield warned(
+            "views", f"They do not exist yet, and the server does not report whether {_who(hook)} may create them."
+        )
     else:
         yield _answering(hook)
 

@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
     parser = argparse.ArgumentParser(
         prog="airflow-picas",
-        description="Set up and look at PiCaS token pools and their pilots, from where Airflow runs.",
+        description="Set up and inspect PiCaS token pools and their pilots, from where Airflow runs.",
     )
     parser.add_argument("--version", action="version", version=f"airflow-provider-picas {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")

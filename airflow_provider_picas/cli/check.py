@@ -22,7 +22,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--remote-folder", metavar="FOLDER", help="the operator's `remote_folder` (default: picas-pilots in the home)"
     )
-    parser.add_argument("--submit", action="store_true", help="submit a job of a minute that checks a compute node")
+    parser.add_argument("--submit", action="store_true", help="submit a one-minute job that checks a compute node")
     parser.add_argument("--partition", help="partition for that job")
     parser.add_argument(
         "--sbatch",
@@ -37,7 +37,7 @@ def add(commands: Any) -> None:
         metavar="SECONDS",
         type=float,
         default=300.0,
-        help="how long that job may take until it has run (default: 300)",
+        help="how long to wait until that job has run (default: 300)",
     )
     parser.set_defaults(run=run)
 
@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
     elif options.submit:
         print("\nA run would work.")
     else:
-        print("\nNothing failed. Whether pilots work on a compute node is checked with --submit.")
+        print("\nNothing failed. To check a compute node, too, add --submit.")
     return 1 if failures else 0
 
 

@@ -18,22 +18,22 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "deploy-views",
         help="create the views of a pool, as an admin of its database",
-        description="Create the design documents with the views that tokens are counted and claimed by: PiCaS's Monitor and the"
-        " provider's own. Views that are there stay, but for the"
-        " provider's own of another version. A push does the same if its login is an admin of the database.",
+        description="Create the design documents with the views that count tokens and find those to claim: PiCaS's Monitor and"
+        " the provider's own. Existing views are kept, except those of another version of the provider's own. A push does the"
+        " same if its login is an admin of the database.",
     )
     add_connection(parser)
     parser.add_argument(
         "--login",
         metavar="ADMIN",
-        help="an admin of the database (default: the connection's login); its password is asked for, or read from standard input",
+        help="an admin of the database (default: the connection's login); the password is prompted for, or read from stdin",
     )
     parser.add_argument(
         "--design-document",
         metavar="NAME=CONDITION",
         action="append",
         default=[],
-        help="a further design document with PiCaS's views, of the tokens for which a JavaScript condition holds, such as"
+        help="another design document with PiCaS's views, for tokens that match a JavaScript condition, such as"
         " 'SingleCore=doc.cores == 1'; can be repeated",
     )
     parser.set_defaults(run=run)
@@ -56,12 +56,12 @@ def run(options: argparse.Namespace) -> int:
     if deployed.written:
         print(f"Wrote the design documents {', '.join(deployed.written)} to {place}.")
     if deployed.unchanged:
-        print(f"The design documents {', '.join(deployed.unchanged)} of {place} have all views already.")
+        print(f"The design documents {', '.join(deployed.unchanged)} of {place} already have all views.")
     if deployed.refused:
         command = needed_views.command(options.picas_conn_id, options.database, conditions)
         raise CommandError(
-            f"{hook.settings.who} may not write the design documents {', '.join(deployed.refused)} to {place}: it is no admin"
-            f" of the database. Run {command} with the name of one."
+            f"{hook.settings.who} may not write the design documents {', '.join(deployed.refused)} to {place}: it is not an"
+            f" admin of the database. Run {command} with the login of an admin."
         )
     return 0
 

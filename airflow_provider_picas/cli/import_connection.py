@@ -31,7 +31,7 @@ class ImportFailedError(CommandError):
 
 def add(commands: Any) -> None:
     """Add the command to a parser."""
-    parser = commands.add_parser("import-connection", help="make a connection from a picasconfig.py or conf.yml")
+    parser = commands.add_parser("import-connection", help="create a connection from a picasconfig.py or conf.yml")
     parser.add_argument("file", type=Path, nargs="?", default=CONF_YML, help=f"default: {CONF_YML}")
     parser.add_argument("--conn-id", default="picas_default", help="default: picas_default")
     parser.add_argument("--overwrite", action="store_true", help="replace a connection of that name")
@@ -62,7 +62,7 @@ def read_credentials(path: Path) -> dict[str, str]:
     found = {field: values.get(f"PICAS_{name}", "") for field, name in names.items()}
     missing = [name for name, value in found.items() if not value]
     if missing:
-        raise ImportFailedError(f"{path} does not set the {', '.join(missing)}.")
+        raise ImportFailedError(f"{path} does not set {', '.join(missing)}.")
     return found
 
 
@@ -99,6 +99,6 @@ def store(conn_id: str, fields: dict[str, Any], *, overwrite: bool) -> None:
     if fields["password"]:
         output = output.replace(fields["password"], "***")  # an error of the database may contain the values
     if done.returncode != 0:
-        raise ImportFailedError(f"Airflow did not take the connection: {output.strip()[-500:]}")
+        raise ImportFailedError(f"Airflow did not accept the connection: {output.strip()[-500:]}")
     if "already exists" in output:
-        raise ImportFailedError(f"There is a connection {conn_id!r} already. Give --overwrite to replace it.")
+        raise ImportFailedError(f"Connection {conn_id!r} already exists. Use --overwrite to replace it.")

@@ -96,19 +96,19 @@ def _status(hook: PicasHook, options: argparse.Namespace) -> Iterator[str]:
 
         with SlurmHook(options.ssh_conn_id) as slurm:
             waiting, running = slurm.count_pilots()
-            yield f"\nSlurm, {slurm.place}: {running} pilots run, {waiting} wait."
+            yield f"\nSlurm, {slurm.place}: {running} pilots running, {waiting} pending."
 
 
 def _batches(hook: PicasHook, limit: int) -> Iterator[str]:
     try:
         counts = hook.batches()
     except NotFoundError:
-        yield "\nBatches cannot be told: the views of airflow-picas-1 are missing. A push writes them, if the login may."
+        yield "\nBatches cannot be listed: the views of airflow-picas-1 are missing. A push creates them, if its login may."
         return
     latest = [name for name in hook.do(overview.changed_last(hook.pool)) if name in counts]
     names = [*latest, *sorted(counts.keys() - set(latest), reverse=True)]
     if names:
-        yield f"\n{''.join(f'{state:>9}' for state in State)}  batch, the last changed first"
+        yield f"\n{''.join(f'{state:>9}' for state in State)}  batch, most recently changed first"
     for name in names[:limit]:
         yield _row(counts[name], name)
     if len(names) > limit:
@@ -128,12 +128,12 @@ def _pilots(hook: PicasHook, limit: int) -> Iterator[str]:
         found.setdefault(str(lease.get("submission", "")), []).append(lease)
     if not found or now is None:
         return
-    yield f"\n{'alive':>9}{'silent':>9}{'ended':>9}{'heard':>11}  submission"
+    yield f"\n{'alive':>9}{'silent':>9}{'ended':>9}{'last seen':>11}  submission"
     by_age = sorted(found, key=lambda name: -max(number(lease.get("renewed")) for lease in found[name]))
     for name in by_age[:limit]:
         lives = Counter(_life(lease, now) for lease in found[name])
-        heard = now - max(number(lease.get("renewed")) for lease in found[name])
-        yield f"{lives['alive']:>9}{lives['silent']:>9}{lives['ended']:>9}{_ago(heard):>11}  {one_line(name)}"
+        last_seen = now - max(number(lease.get("renewed")) for lease in found[name])
+        yield f"{lives['alive']:>9}{lives['silent']:>9}{lives['ended']:>9}{_ago(last_seen):>11}  {one_line(name)}"
     if len(by_age) > limit:
         yield f"and {len(by_age) - limit:,} more submissions (--limit)"
 
@@ -158,7 +158,7 @@ def _errors(hook: PicasHook, options: argparse.Namespace) -> Iterator[str]:
     wanted = _batch(options)
     counts = hook.count_existing(wanted)
     if not counts.error:
-        yield f"No token is in error ({counts})."
+        yield f"No tokens failed ({counts})."
         return
     failed = FailedTokens(hook)
     failed.add(hook.tokens(State.ERROR, wanted))
@@ -170,7 +170,7 @@ def _logs(hook: PicasHook, options: argparse.Namespace) -> Iterator[str]:
     yield from _attempts(for_display(token))
     names = attachments.log_names(token)
     if not names:
-        yield "It has no logs."
+        yield "The token has no logs."
     stubs = attachments.stubs_of(token)
     for name in reversed(names):  # so that the newest stderr is at the end of the screen
         file = io.BytesIO()
@@ -194,8 +194,8 @@ def _token(hook: PicasHook, token_id: str) -> Document:
         found = {}
     if found.get("type") != "token":
         raise CommandError(
-            f"There is no token {one_line(token_id)!r} in {hook.settings.place}. Ids begin with the batch:"
-            " `airflow-picas errors` names those of failed tokens."
+            f"There is no token {one_line(token_id)!r} in {hook.settings.place}. Token ids begin with the batch;"
+            " `airflow-picas errors` lists those of failed tokens."
         )
     return found
 
@@ -222,5 +222,5 @@ def _where(attempt: Mapping[str, Any]) -> str:
         ("job", attempt.get("slurm_job_id")),
         ("seconds", attempt.get("seconds")),
     )
-    told = ", ".join(f"{name} {one_line(str(value), 80)}" for name, value in parts if value not in (None, ""))
-    return f" ({told})" if told else ""
+    details = ", ".join(f"{name} {one_line(str(value), 80)}" for name, value in parts if value not in (None, ""))
+    return f" ({details})" if details else ""

@@ -35,7 +35,7 @@ class _PicasTokensDecoratedOperator(DecoratedOperator, PicasPushTokensOperator):
         **kwargs: Any,
     ) -> None:
         if given := sorted({"inputs", "tokens"} & set(kwargs)):
-            raise TypeError(f"@task.picas_tokens takes no `{given[0]}`: it pushes what the function yields.")
+            raise TypeError(f"@task.picas_tokens does not take `{given[0]}`: it pushes what the function yields.")
         super().__init__(python_callable=python_callable, op_args=op_args, op_kwargs=op_kwargs, **kwargs)
 
     def _source(self, context: Context) -> Source:

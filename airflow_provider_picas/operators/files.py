@@ -25,7 +25,7 @@ def path_of(path: Any) -> Any:
         return path
     if isinstance(path, str | os.PathLike) and str(path) and "\0" not in str(path):
         return ObjectStoragePath(str(path))
-    raise FileError(f"{path!r:.200} is no path.")
+    raise FileError(f"{path!r:.200} is not a path.")
 
 
 def is_local(path: Any) -> bool:
@@ -53,7 +53,7 @@ def whole_file(path: Any) -> Iterator[BinaryIO]:
                 _send(file.name, path)
     except OSError as error:
         raise FileError(
-            f"{path} cannot be written ({error.strerror or error}). Nothing is there under that name that was not before."
+            f"{path} cannot be written ({error.strerror or error}). An earlier file of that name is unchanged."
             " Check that the folder can be written, and that there is room."
         ) from error
 
@@ -80,8 +80,8 @@ def _make_folder(folder: Path) -> None:
     top = Path(*folder.absolute().parts[:2])
     if not top.exists():
         raise FileError(
-            f"{folder} cannot be written: there is no {top} on this machine. Mount it or make it where tasks run, or name another"
-            " folder."
+            f"{folder} cannot be written: {top} does not exist on this machine. Mount or create it where tasks run, or use"
+            " another folder."
         )
     folder.mkdir(parents=True, exist_ok=True)
 

@@ -94,23 +94,27 @@ def _kept_name() -> str:
     try:
         if not (name := Variable.get(VARIABLE, default=None)):
             made = f"airflow-{secrets.token_hex(4)}"
-            Variable.set(VARIABLE, made, description="Name of this Airflow in ids of PiCaS batches. Keep it.")
+            Variable.set(
+                VARIABLE, made, description="Name of this Airflow in the ids of PiCaS batches. Do not change it."
+            )
             time.sleep(SETTLE_SECONDS)
             name = Variable.get(VARIABLE, default=None)
             log.info(
-                "This Airflow has no name for PiCaS batches yet, so it got one: %s, in the Variable %s.", name, VARIABLE
+                "Generated a name for this Airflow, a part of the ids of PiCaS batches: %s. It is stored in the Variable %s.",
+                name,
+                VARIABLE,
             )
     except Exception as error:
         raise AirflowException(_unnamed(f"{type(error).__name__}: {error!s:.300}")) from error
     if not name:
-        raise AirflowException(_unnamed("it was not kept"))
+        raise AirflowException(_unnamed("it was not stored"))
     return str(name)
 
 
 def _unnamed(why: str) -> str:
     return (
-        f"This Airflow has no name that keeps its batches apart from those of others, and the Variable {VARIABLE!r} for one could"
-        f" not be read or made ({why}). Set `[picas] deployment` in Airflow's configuration."
+        f"This Airflow has no name for the ids of its batches, and the Variable {VARIABLE!r} for a generated name could not be"
+        f" read or created ({why}). Set `[picas] deployment` in Airflow's configuration."
     )
 
 

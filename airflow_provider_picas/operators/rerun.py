@@ -62,7 +62,7 @@ class PicasChooseBatchOperator(HITLOperator):
         database: str | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(subject="Of which batch shall failed tokens run again?", options=["-"], **kwargs)
+        super().__init__(subject="Which batch's failed tokens should run again?", options=["-"], **kwargs)
         self.params = ParamsDict()  # those of the DAG are no fields of the question
         self.batch = batch
         self.of_dag = of_dag
@@ -104,12 +104,12 @@ class PicasChooseBatchOperator(HITLOperator):
             batch: counts for batch, counts in hook.batches().items() if counts.error and batch == batch_id(batch)
         }
         if not failed:
-            raise AirflowSkipException(f"No batch in {hook.settings.place} has a token in error.")
+            raise AirflowSkipException(f"No batch in {hook.settings.place} has failed tokens.")
         known = [batch for batch in hook.do(batch_pilots.batches(hook.pool)) if batch in failed]
         offered = list(dict.fromkeys([*known, *failed]))[:MOST_OFFERED]
-        lines = [f"- {failed[batch].error:,} of {failed[batch].total:,} in error: {code(batch)}" for batch in offered]
+        lines = [f"- {failed[batch].error:,} of {failed[batch].total:,} failed: {code(batch)}" for batch in offered]
         more = (
-            [f"- {len(failed) - len(offered):,} more; give their names in the form."]
+            [f"- {len(failed) - len(offered):,} more; enter their names in the form."]
             if len(failed) > len(offered)
             else []
         )
@@ -132,12 +132,12 @@ class PicasChooseBatchOperator(HITLOperator):
         where = f"run {run_id!r:.300} of DAG {dag_id!r:.300}"
         if not pushed:
             raise AirflowFailException(
-                f"No task of {where} has pushed tokens, or Airflow has removed its XComs. Give the batch."
+                f"No task of {where} pushed tokens, or Airflow has deleted their XComs. Specify the batch."
             )
         if not failed:
-            raise AirflowSkipException(f"No batch of {where} has a token in error.")
+            raise AirflowSkipException(f"No batch of {where} has failed tokens.")
         raise AirflowFailException(
-            f"{len(failed)} batches of {where} have errors: {sample([b.id for b in failed])}. Give one, too."
+            f"{len(failed)} batches of {where} have failed tokens: {sample([b.id for b in failed])}. Specify one of them, too."
         )
 
     def _answer(self, context: Context, batch: Batch, pilots: Mapping[str, Any] | None = None) -> None:
@@ -200,7 +200,7 @@ def plan(preview: Mapping[str, Any], pilots: Mapping[str, Any] | None, asked: Ma
     number = preview["reset"]
     if not number:
         raise AirflowSkipException(
-            "No token is chosen, so nothing is done. The log of `preview` says why they were left."
+            "No tokens were selected, so nothing is done. The log of `preview` says why they were skipped."
         )
     where = f"batch {code(preview['batch'])}" if preview["batch"] else "the pool"
     tokens = "1 token" if number == 1 else f"{number:,} tokens"
@@ -224,15 +224,17 @@ def _pilots(batch: str | None, pilots: Mapping[str, Any] | None, asked: Mapping[
     if given := asked["command"] or asked["script"]:
         what = "command" if asked["command"] else "script"
         number, where = asked["pilots"] or 1, code(asked["ssh_conn_id"])
-        return "new", [f"**Pilots:** {number} new, by connection {where}, with the {what} {code(given)}"]
+        return "new", [f"**Pilots:** {number} new, through connection {where}, with the {what} {code(given)}"]
     watched = Watched.parse(pilots or None) if batch and asked["same_pilots"] else None
     if watched is None or batch is None:
-        said = "**Pilots:** none are submitted. The tokens wait for pilots that run already, or that you submit."
+        said = "**Pilots:** none are submitted. The tokens wait for running pilots, or for pilots that you submit."
         return "none", [said]
     with SlurmHook(watched.ssh_conn_id) as slurm:
         origin = slurm.do(again.read(watched.key, watched.folder, watched.calls, batch))
     most = (
-        f"at most {asked['pilots']:,} of each call" if asked["pilots"] else "no more of each call than there are tokens"
+        f"at most {asked['pilots']:,} for each sbatch call"
+        if asked["pilots"]
+        else "for each sbatch call no more than there are tokens"
     )
     described = [f"- {what}: {code(text)}" for what, text in resubmit.describe(origin, watched.ssh_conn_id)]
     return "same", [f"**Pilots:** the same as before, {most}.", "", *described]

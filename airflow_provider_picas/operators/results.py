@@ -25,7 +25,7 @@ def format_of(path: str, file_format: str | None) -> str:
     """The format of a file: the given one, or that of its suffix. Raises AirflowFailException."""
     if file_format:
         if file_format not in FORMATS:
-            raise AirflowFailException(f"file_format is {file_format!r:.80}; it is one of {', '.join(FORMATS)}.")
+            raise AirflowFailException(f"`file_format` is {file_format!r:.80}; it takes one of {', '.join(FORMATS)}.")
         found: str | None = file_format
     else:
         found = next((name for name, endings in FORMATS.items() if path.lower().endswith(endings)), None)

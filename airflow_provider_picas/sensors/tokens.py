@@ -383,7 +383,7 @@ class PicasTokenStateSensor(BaseSensorOperator):
         tails = self._tell_ends(hook, batch) if outcome is Outcome.NO_PILOTS else ""
         counts = completeness.counts.as_dict()
         told = {"batch": batch.id if batch else None, "outcome": str(outcome), "counts": counts}
-        assets.tell(context, self.outlets, told)
+        assets.add_to_events(context, self.outlets, told)
         if not outcome.success:
             self._fail(outcome, completeness, hook, batch, tails)
         self._forget_pilots(batch)

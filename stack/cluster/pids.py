@@ -70,7 +70,7 @@ def kill(find: Callable[[], Iterable[int]]) -> None:
     deadline = time.monotonic() + 10
     while left := [pid for pid in find() if pid != os.getpid() and processes.alive(pid)]:
         if time.monotonic() > deadline:
-            raise processes.StackError(f"Processes {left} do not end although they were killed: are their disks gone?")
+            raise processes.StackError(f"Processes {left} did not end after SIGKILL: they may hang on disk I/O.")
         for pid in left:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

@@ -30,7 +30,7 @@ def test_the_connection_is_stored_once_and_works(
     assert not airflow.api.test_connection("imported")[0]
     picasconfig(tmp_path, pool)
     assert cli.main(command) == 1
-    assert "There is a connection 'imported' already" in capsys.readouterr().err
+    assert "Connection 'imported' already exists" in capsys.readouterr().err
     assert not airflow.api.test_connection("imported")[0]
     assert cli.main([*command, "--overwrite"]) == 0
     good, message = airflow.api.test_connection("imported")

@@ -172,7 +172,7 @@ def test_another_command_and_a_batch_that_is_chosen(
     question = wait_for_question(airflow, rerun, "choose")
     batch = api.xcom(dag_id, run, "push")["batch"]
     assert question["options"] == [batch]
-    assert f"5 of 20 in error: ` {batch} `" in question["body"]
+    assert f"5 of 20 failed: ` {batch} `" in question["body"]
     api.answer(RERUN, rerun, "choose", batch)
     assert "**Pilots:** 1 new" in wait_for_question(airflow, rerun, "confirm")["body"]
     api.answer(RERUN, rerun, "confirm", "Approve")

@@ -162,7 +162,7 @@ def test_no_sacct(site: Cluster, picas_default: str, spider: str, tmp_path: Path
     assert failures(found) == set()
     assert warnings(found) == {"sacct"}
     assert found["sacct"].text.startswith("It is not on the login shell's PATH")
-    assert "why a pilot ended is known from squeue only" in found["sacct"].text
+    assert "why a pilot ended is known only from squeue" in found["sacct"].text
 
 
 def test_slurms_commands_that_do_not_answer(site: Cluster, picas_default: str, spider: str) -> None:
@@ -271,7 +271,7 @@ def test_a_login_node_that_is_down(site: Cluster, picas_default: str, monkeypatc
         (
             {"setup": "echo so >&2; false"},
             "compute node",
-            r"ended as FAILED.* and left no report. Its log ends: so The",
+            r"ended without a report \(FAILED.*\)\. Its log ends: so The",
         ),
         ({"setup": "export TMPDIR=/nowhere"}, "compute node, scratch", r"/nowhere cannot be written .*No such file"),
     ],

@@ -98,8 +98,8 @@ def test_status_without_our_views_and_with_slurm(pool: Pool, spider: str, say: S
     hook.do(_delete(hook, design))
     code, out, _ = say("status", "--ssh-conn-id", spider)
     assert code == 0
-    assert "Batches cannot be told: the views of airflow-picas-1 are missing" in out
-    assert "0 pilots run, 0 wait." in out
+    assert "Batches cannot be listed: the views of airflow-picas-1 are missing" in out
+    assert "0 pilots running, 0 pending." in out
 
 
 def _delete(hook: PicasHook, document: dict[str, Any]) -> Any:
@@ -108,7 +108,7 @@ def _delete(hook: PicasHook, document: dict[str, Any]) -> Any:
 
 def test_errors(pool: Pool, say: Say) -> None:
     PicasHook().deploy_views()
-    assert say("errors")[1].startswith("No token is in error (0 todo")
+    assert say("errors")[1].startswith("No tokens failed (0 todo")
     failed = {"lock": 5, "done": 9, "exit_code": 3}
     logs = {"attempt-1.err": attachment(b"one\n\x1b[31mred\x1b[0m\x07 \xe2\x80\xae::group::x\r\nlast")}
     put(*(token("b", number, **failed, error=[{"message": f"exit code 3: no file {number}"}]) for number in range(7)))
@@ -159,7 +159,7 @@ def test_logs_of_no_token(pool: Pool, say: Say, name: str) -> None:
 
 def test_logs_that_are_none(pool: Pool, say: Say) -> None:
     put(token("b", 0))
-    assert say("logs", "b:00000000") == (0, "b:00000000 is in state todo\nIt has no logs.\n", "")
+    assert say("logs", "b:00000000") == (0, "b:00000000 is in state todo\nThe token has no logs.\n", "")
 
 
 def test_faults_are_told_in_a_line(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:

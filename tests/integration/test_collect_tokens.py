@@ -325,7 +325,7 @@ def test_errors_are_grouped_by_cause_with_the_end_of_a_log(hook: PicasHook, capl
     ("states", "asked", "message"),
     [
         ({State.DONE: 2, State.ERROR: 1}, {"max_errors": 0}, r"1 of 3 tokens failed \(0 allowed\) in batch b\."),
-        ({State.DONE: 2, State.TODO: 1}, {"max_errors": 0}, "have not all finished"),
+        ({State.DONE: 2, State.TODO: 1}, {"max_errors": 0}, "Not all tokens in"),
         ({State.DONE: 2}, {"max_errors": "0", "batch": {"batch": "b", "tokens": 3}}, "will never be complete"),
     ],
 )
@@ -376,8 +376,8 @@ def test_the_log_says_what_was_collected(hook: PicasHook, tmp_path: Path, capsys
     assert f"1 attachments (5 bytes) are in {output['attachments']['folder']}." in said
     collect(attachments=str(tmp_path / "none"), attachment_names="*.png")
     said = capsys.readouterr().out
-    assert re.search(r"Batch b: 5 results \([0-9]+ bytes\) go to XCom\.", said)
-    assert f"No attachment was written to {tmp_path}/none: the tokens have none named *.png." in said
+    assert re.search(r"Batch b: 5 results \([0-9]+ bytes\) are pushed to XCom\.", said)
+    assert f"No attachments were written to {tmp_path}/none: the tokens have none that match *.png." in said
     assert not (tmp_path / "none").exists()
 
 
@@ -389,6 +389,6 @@ def test_no_folder_is_made_at_the_top_of_the_file_system(hook: PicasHook, argume
     (token_id,) = lives.fill(hook, {State.DONE: 1})
     lives.attach(hook, token_id, log=b"12345")
     top = Path(f"/picas-test-{os.getpid()}")
-    with pytest.raises(FileError, match=f"there is no {top} on this machine"):
+    with pytest.raises(FileError, match=f"{top} does not exist on this machine"):
         collect(**{name: value.format(top=top) for name, value in arguments.items()})
     assert not top.exists()

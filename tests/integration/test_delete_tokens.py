@@ -279,10 +279,12 @@ def test_an_archive_that_is_broken(hook: PicasHook, tmp_path: Path) -> None:
     archive = Path(delete(archive=str(tmp_path))["archive"])
     content = archive.read_bytes()
     (tmp_path / "cut.jsonl.gz").write_bytes(content[:-20])
-    with pytest.raises(AirflowFailException, match=r"cut\.jsonl\.gz is no whole gzip file: after line \d+"):
+    with pytest.raises(
+        AirflowFailException, match=r"cut\.jsonl\.gz is not a complete gzip file: it ends after line \d+"
+    ):
         restore(str(tmp_path / "cut.jsonl.gz"))
     (tmp_path / "no.gz").write_text('{"_id": "x"}')
-    with pytest.raises(AirflowFailException, match=r"no\.gz is no whole gzip file: after line 0"):
+    with pytest.raises(AirflowFailException, match=r"no\.gz is not a complete gzip file: it ends after line 0"):
         restore(str(tmp_path / "no.gz"))
     with gzip.open(tmp_path / "bad.jsonl.gz", "wb") as file:
         file.write(b'{"_id": "b:1", "type": "token"}\n{"_id": "b:2"\n')
@@ -312,7 +314,7 @@ def test_a_pool_that_is_deleted_meanwhile_is_named(hook: PicasHook, couchdb: Cou
         ({"batch": ""}, "`batch` is empty"),
         ({"batch": "", "whole_pool": "None"}, "`batch` is empty"),
         ({"batch": "", "whole_pool": "{{ nothing }}"}, "`whole_pool` is '{{ nothing }}'; it takes true or false"),
-        ({"batch": None, "whole_pool": True, "finished_for": 5}, "`finished_for` is for a batch"),
+        ({"batch": None, "whole_pool": True, "finished_for": 5}, "`finished_for` applies to a batch"),
         ({"finished_for": "long"}, "`finished_for` is 'long'; it takes a number of seconds"),
     ],
 )

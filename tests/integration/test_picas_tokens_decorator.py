@@ -98,5 +98,5 @@ def test_it_takes_no_inputs_beside_the_function(field: str) -> None:
     def observations() -> Iterator[int]:
         yield 1
 
-    with pytest.raises(TypeError, match=rf"@task.picas_tokens takes no `{field}`"), DAG("dag"):
+    with pytest.raises(TypeError, match=rf"@task.picas_tokens does not take `{field}`"), DAG("dag"):
         observations()

@@ -127,7 +127,7 @@ class TestFiles:
             run(tokens=str(path))
         assert str(caught.value).startswith(f"{path}, line {line:,}: ")
         assert "truncated" in str(caught.value)
-        assert "What comes before it is pushed (1,500 tokens)" in str(caught.value)
+        assert "The tokens before it were pushed (1,500)" in str(caught.value)
         before = {token["_id"]: token["_rev"] for token in pool.tokens()}
         assert len(before) == 1_500
         path.write_text(good + half + rest)
@@ -142,7 +142,7 @@ class TestFiles:
             ("t.jsonl", '"a"\n"é"\n'.encode("latin-1"), "t.jsonl, line 2: The line is not valid UTF-8"),
             ("t.csv", "a\nb\n".encode("utf-16"), "t.csv, line 1: The line is not valid UTF-8"),
             ("t.jsonl.gz", b'"a"\n', "t.jsonl.gz, line 1: The compressed file is damaged"),
-            ("t.csv.j2", b"a\n", "t.csv.j2' is taken for the path of a file of inputs, but does not end in"),
+            ("t.csv.j2", b"a\n", "t.csv.j2' is taken as the path of a file of inputs, but does not end in"),
         ],
     )
     def test_a_file_of_another_kind_is_told(self, tmp_path: Path, name: str, content: bytes, words: str) -> None:
@@ -167,10 +167,10 @@ class TestFiles:
     @pytest.mark.parametrize(
         ("given", "words"),
         [
-            ("nowhere.jsonl", r"There is no file .*nowhere\.jsonl"),
+            ("nowhere.jsonl", r"File .*nowhere\.jsonl does not exist"),
             ("inputs.txt", r"does not end in \.jsonl, \.ndjson, \.csv"),
             ("['a', 'b']", r"inputs=task\.output"),
-            ("nosuch://bucket/t.csv", "no path of a file of inputs: .*nosuch"),
+            ("nosuch://bucket/t.csv", "not a path of a file of inputs: .*nosuch"),
             ({"a": 1}, "not from {'a': 1}"),
             (b"bytes", "not from b'bytes'"),
             (5, "not from 5"),
@@ -217,10 +217,10 @@ class TestFunctions:
                 asked.append(number)
                 yield number
 
-        def tell(progress: push.Progress, report: Any) -> None:
+        def log(progress: push.Progress, report: Any) -> None:
             most.append(len(asked) - report.tokens)
 
-        monkeypatch.setattr(push.Progress, "tell", tell)
+        monkeypatch.setattr(push.Progress, "log", log)
         run(inputs=observations)
         assert max(most) < 15_000
 
@@ -345,11 +345,11 @@ class TestAttachments:
         ("files", "words"),
         [
             ({"a": "/nowhere/a"}, "Token 0: There is no file /nowhere/a to attach"),
-            ({"a": "/"}, "Token 0: /, which is to be attached, is a folder"),
+            ({"a": "/"}, "Token 0: The attachment / is a folder"),
             ({"_a": b""}, "Token 0: An attachment cannot be named '_a'"),
-            ({"a": 5}, "Token 0: 5 is no path"),
-            ({"a": ["x"]}, r"Token 0: \['x'\] is no path"),
-            (["a"], "Token 0: attachments are a mapping"),
+            ({"a": 5}, "Token 0: 5 is not a path"),
+            ({"a": ["x"]}, r"Token 0: \['x'\] is not a path"),
+            (["a"], "Token 0: attachments must be a mapping"),
             ({"a": b"x" * 7_000_000}, r"Token 0 has 9,\d+,\d+ bytes"),
         ],
     )
@@ -377,7 +377,7 @@ class TestProgress:
         progress = push.Progress(logging.getLogger("push"))
         with caplog.at_level(logging.INFO, "push"):
             for now in range(45):
-                progress.tell(PushReport(written=now))
+                progress.log(PushReport(written=now))
         assert [record.message for record in caplog.records] == [
             f"So far {number} written, in {number}.0 s (1 tokens/s)." for number in (10, 20, 30, 40)
         ]

@@ -114,7 +114,7 @@ def test_a_token_that_waits_again_shows_nothing_of_the_attempt_before(
     monkeypatch.setenv("_AIRFLOW_PROCESS_CONTEXT", "server")  # which the command sets for itself
     capsys.readouterr()
     assert cli.main(["logs", TOKEN]) == 0
-    assert capsys.readouterr().out == f"{TOKEN} is in state todo\nIt has no logs.\n"
+    assert capsys.readouterr().out == f"{TOKEN} is in state todo\nThe token has no logs.\n"
 
 
 def test_our_pilot_keeps_the_attempt_before_and_begins_anew(pool: Pool, submission: Submission, client: Client) -> None:

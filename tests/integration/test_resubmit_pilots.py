@@ -130,7 +130,7 @@ def test_a_script_of_the_author(run: Run, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_repeated_says_why(run: Run) -> None:
-    with pytest.raises(AirflowException, match="No pilots are known"):
+    with pytest.raises(AirflowException, match="No submission of pilots is recorded"):
         run.again()
     first = run.submit(command="true", sbatch={"begin": "now+1hour"})
     run.remote.run(f"scancel {first['job_ids'][0]}")

@@ -241,10 +241,10 @@ def test_more_pilots_are_submitted_while_they_finish_tokens(tasks: Tasks) -> Non
         ({"pilot": {"submission": "mine"}}, "cannot set `submission`"),
         ({"pilot": {"lease": object()}}, "no JSON"),
         ({"files": ["/nowhere.dat"]}, "The file '/nowhere.dat' cannot be read"),
-        ({"credentials": "sometimes"}, "it is 'send' or 'existing'"),
+        ({"credentials": "sometimes"}, "it takes 'send' or 'existing'"),
         ({"pilots": 0}, "`pilots` is 0; it takes a whole number from 1"),
         ({"pilots": "auto", "tokens_per_pilot": 0}, "tokens_per_pilot is 0"),
-        ({"env": {"A B": "x"}}, "no name of a variable"),
+        ({"env": {"A B": "x"}}, "is not a variable name"),
     ],
 )
 def test_what_makes_no_sense_is_refused(tasks: Tasks, arguments: dict[str, Any], words: str) -> None:
@@ -309,7 +309,7 @@ def test_a_cap_on_running_pilots_holds_for_all_arrays_together(tasks: Tasks) -> 
 
 def test_tokens_that_no_pilot_can_be_asked_for_fail_the_task(tasks: Tasks) -> None:
     tasks.push([{"input": 1, "gpu": "$(id)"}])
-    with pytest.raises(AirflowFailException, match="No token that waits asks for what sbatch knows"):
+    with pytest.raises(AirflowFailException, match="No waiting token requests resources that sbatch accepts"):
         tasks.submit("true", resource_classes=True, pilots=1)
 
 
@@ -320,7 +320,7 @@ def test_classes_that_there_is_no_room_for_are_named(tasks: Tasks, capsys: pytes
         "true", resource_classes=True, pilots="auto", tokens_per_pilot=1, max_pilots=waiting + running + 1, sbatch=HELD
     )
     assert len(tasks.pilots["job_ids"]) == 1
-    assert "No pilot takes tokens that ask for cores/gpu/time 2//" in capsys.readouterr().out
+    assert "No pilots are submitted for tokens that request cores/gpu/time 2//" in capsys.readouterr().out
 
 
 def test_figures_leave_out_what_had_finished_before(tasks: Tasks) -> None:

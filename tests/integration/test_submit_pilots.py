@@ -230,7 +230,7 @@ class TestOptions:
             ({"pilots": 0}, "pilots.* is 0; it takes a whole number from 1"),
             ({"pilots": "many"}, "pilots.* is 'many'; it takes a whole number from 1"),
             ({"dry_run": "tru"}, "`dry_run` is 'tru'; it takes true or false"),
-            ({"env": {"a b": "c"}}, "'a b' in `env` is no name of a variable"),
+            ({"env": {"a b": "c"}}, "'a b' in `env` is not a variable name"),
             ({"workdir": "no where"}, r"The folder 'no where' \(workdir\) cannot be entered on the cluster"),
             ({"remote_folder": "no where"}, "The remote folder 'no where' cannot be entered on the cluster .*Create it there"),
             ({"env": {"PATH": "/usr/bin:/bin"}}, "sbatch refused the pilots: .*failed to run command .sbatch.*No such file"),

@@ -81,7 +81,7 @@ def test_nothing_is_pushed_and_the_command_that_the_error_names_helps(
 ) -> None:
     told = refusal()
     assert f"lacks the views {', '.join(STATES)} of design document 'Monitor'" in told
-    assert f"Login {pool.user!r} may not create them, since it is no admin of the database." in told
+    assert f"Login {pool.user!r} may not create them, since it is not an admin of the database." in told
     run_command(told, couchdb, monkeypatch)
     said = capsys.readouterr()
     assert f"Wrote the design documents Monitor, airflow-picas-1 to {pool.database} on" in said.out

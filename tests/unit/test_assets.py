@@ -10,7 +10,7 @@ from airflow.sdk import DAG
 from airflow.sdk.execution_time.context import OutletEventAccessors
 from jinja2 import StrictUndefined
 
-from airflow_provider_picas.assets import hold_back, normalize_uri, pool_asset, tell, to_openlineage
+from airflow_provider_picas.assets import add_to_events, hold_back, normalize_uri, pool_asset, to_openlineage
 from airflow_provider_picas.operators.pilots import PicasSubmitPilotsOperator
 from airflow_provider_picas.operators.tokens import PicasPushTokensOperator
 from airflow_provider_picas.sensors.tokens import PicasTokenStateSensor
@@ -66,9 +66,9 @@ def test_openlineage() -> None:
 def test_only_pools_are_told() -> None:
     pool, other = pool_asset("h", "p"), Asset("s3://bucket/key")
     events = OutletEventAccessors()
-    tell({"outlet_events": events}, [pool, other, "text"], {"batch": "b"})
+    add_to_events({"outlet_events": events}, [pool, other, "text"], {"batch": "b"})
     assert (events[pool].extra, events[other].extra) == ({"batch": "b"}, {})
-    tell({}, [], {"batch": "b"})
+    add_to_events({}, [], {"batch": "b"})
 
 
 def test_a_push_leaves_the_event_of_a_pool_to_a_later_task_that_makes_one() -> None:

@@ -45,7 +45,7 @@ def test_picasconfig(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("PICAS_HOST_URL = 'x'\n", "does not set the database, login, password"),
+        ("PICAS_HOST_URL = 'x'\n", "does not set database, login, password"),
         ("PICAS_PASSWORD = open('/etc/passwd').read()\n", "PICAS_PASSWORD is no plain text"),
         ("PICAS_PASSWORD = 's3cret\n", "line 1 is no Python"),
     ],
@@ -127,7 +127,7 @@ def test_the_command_says_what_is_wrong_and_never_the_password(
     file.write_text("PICAS_PASSWORD = 's3cret'\n")
     assert cli.main(["import-connection", str(file)]) == 1
     said = capsys.readouterr()
-    assert "does not set the host, database, login" in said.err
+    assert "does not set host, database, login" in said.err
     assert "s3cret" not in said.out + said.err
 
 

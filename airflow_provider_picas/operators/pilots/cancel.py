@@ -72,7 +72,9 @@ class PicasCancelPilotsOperator(BaseOperator):
     def _stop(self, submitted: WatchedSubmission, how: StopMode) -> int:
         news = submitted.stop(how)
         if how is StopMode.DRAIN:
-            self.log.info("The pilots of %s will stop once they have finished what they hold.", submitted.watched.key)
+            self.log.info(
+                "The pilots of %s will stop when they have finished their current tokens.", submitted.watched.key
+            )
             submitted.remove_credentials(DRAIN_WAIT)
             return 0
         self.log.info("The pilots of %s were cancelled.", submitted.watched.key)

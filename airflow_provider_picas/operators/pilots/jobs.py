@@ -96,7 +96,7 @@ class CommandJob(PilotJob):
         try:
             return json.dumps(config, indent=1).encode()
         except TypeError as error:
-            raise ValueError(f"`pilot` holds something that is no JSON: {error}.") from None
+            raise ValueError(f"`pilot` has a value that is not JSON-serializable: {error}.") from None
 
     def script_name(self, number: int) -> str:
         return again.script_name(number)

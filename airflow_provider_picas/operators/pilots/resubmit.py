@@ -65,15 +65,13 @@ class PicasResubmitPilotsOperator(BaseOperator):
         try:
             batch = Batch.parse(self.batch)
             if batch is None:
-                raise ValueError(
-                    "There is no batch: `batch` is empty. Give the push operator's output, or the name of a batch."
-                )
+                raise ValueError("`batch` is empty. Give the push operator's output, or the name of a batch.")
             picas = PicasHook(self.picas_conn_id, database=self.database or batch.database)
             push_links(context, picas.settings)
             push_page(context, self.picas_conn_id, picas.settings, batch.id, role="pilots")
             watched = Watched.parse(self.pilots or None) or latest(picas, batch.id)
             if watched is None:
-                raise ValueError(f"No pilots are known to have been submitted for batch {batch.id}.")
+                raise ValueError(f"No submission of pilots is recorded for batch {batch.id}.")
             output = self._submit(context, picas, batch, watched)
             picas.do(batch_pilots.note(picas.pool, batch.id, output))
         except SubmissionRefusedError as error:
@@ -88,7 +86,7 @@ class PicasResubmitPilotsOperator(BaseOperator):
         remote_folder = watched.folder.rpartition("/")[0]
         with SlurmHook(watched.ssh_conn_id) as slurm:
             found = (slurm.adopt(key, remote_folder) for key in submission_keys(context))
-            done = next((standing for standing in found if standing), None)
+            done = next((existing for existing in found if existing), None)
             if done is None:
                 origin = slurm.do(again.read(watched.key, watched.folder, watched.calls, batch.id))
                 for what, text in describe(origin, watched.ssh_conn_id):
@@ -99,7 +97,7 @@ class PicasResubmitPilotsOperator(BaseOperator):
                     "Submitted job %s as %s; its files are in %s.", sample(done.job_ids), done.key, done.folder
                 )
             else:
-                self.log.info("Submission %s stands already: job %s.", done.key, sample(done.job_ids))
+                self.log.info("Submission %s already exists: job %s.", done.key, sample(done.job_ids))
         return output_of(watched.ssh_conn_id, done)
 
     def _plan(
@@ -132,7 +130,7 @@ def latest(picas: PicasHook, batch: str) -> Watched | None:
 
 
 def describe(origin: again.Origin, ssh_conn_id: str) -> list[tuple[str, str]]:
-    """What would be submitted, for people: pairs of a title and a text."""
+    """What would be submitted, for people: pairs of a title and a string."""
     command, files = origin.config.get("command"), origin.config.get("files")
     command = command if isinstance(command, str | None) else " ".join(map(str, command))
     parts = [

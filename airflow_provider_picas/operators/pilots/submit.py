@@ -172,7 +172,7 @@ class PicasSubmitPilotsOperator(BaseOperator):
                     self._show(self._plan(context, job, self._arrays(picas, slurm, batch), 0), job)
                     return None
                 found = (slurm.adopt(key, self.remote_folder) for key in submission_keys(context))
-                done = next((standing for standing in found if standing), None)
+                done = next((existing for existing in found if existing), None)
                 if done is None and (wanted := self._arrays(picas, slurm, batch)):
                     self._check_views(picas)
                     done = slurm.submit(self._plan(context, job, wanted, self._finished(picas, batch)))
@@ -186,7 +186,7 @@ class PicasSubmitPilotsOperator(BaseOperator):
         assets.hold_back(self)  # no event if a later task emits one for this asset when the tokens are done
         output = self._report(done)
         if done is not None and batch is not None:
-            self._note(picas, batch, output)
+            self._record(picas, batch, output)
         return output
 
     def _check_views(self, picas: PicasHook) -> None:
@@ -199,18 +199,18 @@ class PicasSubmitPilotsOperator(BaseOperator):
             return
         raise ValueError(
             f"Nothing was submitted. {picas.settings.place} has no view 'todo' in design document {views.MONITOR!r} or"
-            f" {views.PROVIDER!r}, so the pilots would find no tokens. An admin of the database runs"
+            f" {views.PROVIDER!r}, so the pilots would find no tokens. Ask an admin of the database to run"
             f" {needed_views.command(self.picas_conn_id, picas.database)} once."
         )
 
-    def _note(self, picas: PicasHook, batch: Batch, output: Mapping[str, Any]) -> None:
+    def _record(self, picas: PicasHook, batch: Batch, output: Mapping[str, Any]) -> None:
         """Record the pilots of the batch, so that a wait for the batch finds them."""
         try:
             picas.do(batch_pilots.note(picas.pool, batch.id, output))
         except CouchDBError as error:
             self.log.warning(
-                "A wait for batch %s knows these pilots only if it gets them as `pilots`. Else it neither notices that they have"
-                " died nor removes their credentials. %s", batch.id, error,
+                "The pilots of batch %s could not be recorded. Pass this task's output to the wait as `pilots`, so that it"
+                " notices dead pilots and removes their credentials. %s", batch.id, error,
             )  # fmt: skip
 
     def _sweep(self, slurm: SlurmHook, done: submission.Submission) -> None:
@@ -218,32 +218,36 @@ class PicasSubmitPilotsOperator(BaseOperator):
         try:
             removed = slurm.do(sweep.sweep(str(PurePosixPath(done.folder).parent), float(self.keep_days)))
         except RemoteError as error:
-            self.log.info("Old submissions stay for now: %s", error)
+            self.log.info("Old submissions were not removed: %s", error)
             return
         if removed:
             self.log.info("Old submissions were removed from the cluster: %s.", sample(removed))
 
     def _report(self, done: submission.Submission | None) -> dict[str, Any]:
         if done is None:
-            self.log.info("Nothing was submitted: there is no token to run, or no room under a cap.")
+            self.log.info("Nothing was submitted: there are no tokens to run, or a limit leaves no room for pilots.")
             return output_of(self.ssh_conn_id, None)
         jobs = ", ".join(done.job_ids)
         if done.adopted:
-            self.log.info("Submission %s stands already: job %s. Nothing was submitted.", done.key, jobs)
+            self.log.info("Submission %s already exists: job %s. Nothing was submitted.", done.key, jobs)
         else:
             self.log.info("Submitted job %s as %s; its files are in %s.", jobs, done.key, done.folder)
         return output_of(self.ssh_conn_id, done)
 
     def _check(self) -> None:
         if (self.command is None) == (self.script is None):
-            raise ValueError("Give either `command`, for our own pilot, or `script`, for a PiCaS pilot of yours.")
+            raise ValueError(
+                "Give either `command`, which the provider's pilot runs, or `script`, for a PiCaS client pilot."
+            )
         if self.credentials not in ("send", "existing"):
-            raise ValueError(f"credentials is {self.credentials!r:.80}; it is 'send' or 'existing'.")
+            raise ValueError(f"`credentials` is {self.credentials!r:.80}; it takes 'send' or 'existing'.")
         if not as_number(self.keep_days) >= 1:
             raise ValueError(f"`keep_days` is {self.keep_days!r:.80}; it takes a number of days from 1.")
         ours = [name for name in ("setup", "files", "pilot", "resource_classes") if getattr(self, name)]
         if self.script is not None and ours:
-            raise ValueError(f"{', '.join(map(repr, ours))} belong to `command`: a `script` does that itself.")
+            raise ValueError(
+                f"{', '.join(map(repr, ours))} can only be used with `command`: a `script` does this itself."
+            )
 
     # -- what is sent -------------------------------------------------------------------------------------------------
 
@@ -257,7 +261,7 @@ class PicasSubmitPilotsOperator(BaseOperator):
         if self.script is not None:
             script = self._read(self.script, context, "The script")
             sbatch.check_script(script, self.script)
-            self._tell_about(script, batch)
+            self._log_about(script, batch)
             return ScriptJob(secrets, self.picas_conn_id, script)
         files = {Path(name.removesuffix(".j2")).name: self._read(name, context, "The file") for name in self.files}
         if sum(map(len, files.values())) > MAX_FILE_BYTES:
@@ -301,21 +305,21 @@ class PicasSubmitPilotsOperator(BaseOperator):
         environment = {str(name): str(value) for name, value in (self.env or {}).items()}
         for name, value in environment.items():
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or "\0" in value:
-                raise ValueError(f"{name!r:.80} in `env` is no name of a variable, or its value holds a NUL.")
+                raise ValueError(f"{name!r:.80} in `env` is not a variable name, or its value contains a NUL.")
         sbatch.check_environment(environment)
         return environment
 
-    def _tell_about(self, script: bytes, batch: Batch | None) -> None:
+    def _log_about(self, script: bytes, batch: Batch | None) -> None:
         if batch:
             self.log.info(
-                "The pilots of %s are PiCaS client pilots: they take any token of the pool, not only those of batch %s.",
+                "The pilots of %s are PiCaS client pilots: they claim any token of the pool, not only those of batch %s.",
                 self.script, batch.id,
             )  # fmt: skip
         export = sbatch.directives(script).get("export")
         if export and not export.upper().startswith("ALL"):
             self.log.warning(
-                "The script says #SBATCH --export=%s, so PYTHONPATH does not reach it, and it will not find picasconfig.py."
-                " Use --export=ALL, or leave it out.", export,
+                "The script has #SBATCH --export=%s, so PYTHONPATH is not exported to it, and it will not find picasconfig.py."
+                " Use --export=ALL, or remove the option.", export,
             )  # fmt: skip
 
     # -- how many -----------------------------------------------------------------------------------------------------
@@ -338,15 +342,15 @@ class PicasSubmitPilotsOperator(BaseOperator):
             wanted = {"": self._wanted(sum(todo.values()), fixed) if self.pilots == "auto" else fixed or 0}
         granted = arrays.share(wanted, self._room(slurm))
         if sum(granted.values()) < sum(wanted.values()):
-            self.log.info("Of %d pilots wanted, there is room for %d.", sum(wanted.values()), sum(granted.values()))
+            self.log.info("The limits allow %d of the %d pilots.", sum(granted.values()), sum(wanted.values()))
         if granted and (without := [name for name in wanted if wanted[name] and name not in granted]):
-            self.log.warning("No pilot takes tokens that ask for cores/gpu/time %s.", sample(without))
+            self.log.warning("No pilots are submitted for tokens that request cores/gpu/time %s.", sample(without))
         if not classes:
             return [Array(number, options) for number in granted.values()]
         made = [array for name, number in granted.items() if (array := self._class_array(name, number, options))]
         if granted and not made:
             raise OptionError(
-                "No token that waits asks for what sbatch knows. Mend their fields `cores`, `gpu` and `time`."
+                "No waiting token requests resources that sbatch accepts. Correct the fields `cores`, `gpu` and `time`."
             )
         return made
 
@@ -384,7 +388,7 @@ class PicasSubmitPilotsOperator(BaseOperator):
         try:
             return picas.count(batch.id if batch else None).finished
         except CouchDBError as error:
-            self.log.warning("The figures will count tokens that have finished before: %s", error)
+            self.log.warning("The figures will include tokens that finished before this submission: %s", error)
             return 0
 
     def _plan(self, context: Context, job: PilotJob, wanted: Sequence[Array], finished: int) -> submission.Plan:
@@ -424,7 +428,7 @@ class PicasSubmitPilotsOperator(BaseOperator):
     def _show(self, plan: submission.Plan, job: PilotJob) -> None:
         key, folder = f"{plan.base_key}.<n>", f"<remote folder>/{plan.base_key}.<n>"
         commands = plan.commands(folder, key)
-        self.log.info("Dry run, nothing is submitted.")
+        self.log.info("Dry run: nothing is submitted.")
         for number, command in enumerate(commands):
             self.log.info("The script %s:\n%s", number + 1, job.script(folder, number).decode("utf-8", "replace"))
             self.log.info("The command, in %s:\n%s", plan.workdir or folder, quote(*command))

@@ -108,11 +108,11 @@ class PicasCollectTokensOperator(SelectingOperator):
             if self.path:
                 collected, size = write_rows(rows, self.path, file_format, fields)
                 result: dict[str, Any] = {"collected": collected, "path": self.path}
-                self._log_collected(selection, collected, size, f"are in {self.path}")
+                self._log_collected(selection, collected, size, f"are written to {self.path}")
             else:
                 found, size = self._for_xcom(rows, selection, xcom_bytes)
                 result = {"collected": len(found), "rows": found}
-                self._log_collected(selection, len(found), size, "go to XCom")
+                self._log_collected(selection, len(found), size, "are pushed to XCom")
             if selection.states is not None and State.ERROR not in selection.states and counts.error:
                 failed.add(hook.tokens(State.ERROR, selection.batch))
             result["errors"] = failed.summary()
@@ -121,7 +121,7 @@ class PicasCollectTokensOperator(SelectingOperator):
             self.log.info("%s", line)
         output = self._output(batch, hook, counts=counts.as_dict(), **result)
         if budget is not None:
-            self._judge(context, output, counts, batch, budget)
+            self._check_budget(context, output, counts, batch, budget)
         return output
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
@@ -141,8 +141,8 @@ class PicasCollectTokensOperator(SelectingOperator):
             size += len(json_line(row).encode("utf-8", "surrogatepass"))
             if size > limit:
                 raise AirflowFailException(
-                    f"The results of {selection.where} take more than {limit:,} bytes, from row {len(found) + 1} on, which is too"
-                    " much for XCom. Give `path`, such as path='/data/results.jsonl', collect fewer `fields`, or raise"
+                    f"The results of {selection.where} have more than {limit:,} bytes (reached at row {len(found) + 1}), too many"
+                    " for XCom. Set `path`, such as path='/data/results.jsonl', collect fewer `fields`, or raise"
                     " max_xcom_bytes."
                 )
             found.append(for_xcom(row))
@@ -172,10 +172,10 @@ class PicasCollectTokensOperator(SelectingOperator):
         if total.files:
             self.log.info("%d attachments (%d bytes) are in %s.", total.files, total.bytes, folder)
         elif not total.too_large:
-            self.log.info("No attachment was written to %s: the tokens have none named %s.", folder, pattern)
+            self.log.info("No attachments were written to %s: the tokens have none that match %s.", folder, pattern)
         if total.too_large:
             self.log.warning(
-                "%d attachments are larger than %d bytes and were left: %s.",
+                "%d attachments are larger than %d bytes and were skipped: %s.",
                 len(total.too_large), limit, sample(total.too_large),
             )  # fmt: skip
         return {
@@ -185,7 +185,7 @@ class PicasCollectTokensOperator(SelectingOperator):
             "too_large": {"attachments": len(total.too_large), "names": total.too_large[:5]},
         }
 
-    def _judge(
+    def _check_budget(
         self, context: Context, output: dict[str, Any], counts: Counts, batch: Batch | None, budget: ErrorBudget
     ) -> None:
         completeness = Completeness(counts, batch.tokens if batch else None)
@@ -195,9 +195,7 @@ class PicasCollectTokensOperator(SelectingOperator):
         context["ti"].xcom_push(key="return_value", value=output)  # also if the task fails next
         where = f"batch {batch.id}" if batch else "the pool"
         if outcome is Outcome.WAITING:
-            raise AirflowFailException(
-                f"The tokens of {where} have not all finished: {counts} of {completeness.total:,}."
-            )
+            raise AirflowFailException(f"Not all tokens in {where} have finished: {counts} of {completeness.total:,}.")
         raise AirflowFailException(waiting.explain(outcome, completeness, budget, where=where))
 
 

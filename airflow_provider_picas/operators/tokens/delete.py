@@ -88,9 +88,9 @@ class PicasDeleteTokensOperator(SelectingOperator):
         if seconds is None:
             return
         if selection.batch is None:
-            raise ValueError("`finished_for` is for a batch, and there is none.")
+            raise ValueError("`finished_for` applies to a batch, but `batch` is empty.")
         if objection := hook.unfinished(selection.batch, seconds):
-            raise AirflowSkipException(f"Batch {selection.batch} is left: {objection}.")
+            raise AirflowSkipException(f"Batch {selection.batch} is skipped: {objection}.")
 
     def _write(self, tokens: Iterable[Document], hook: PicasHook, selection: Selection) -> tuple[str | None, int]:
         """Write an archive; its path and the number of tokens. None if there are no tokens."""
@@ -147,7 +147,7 @@ class PicasRestoreTokensOperator(BaseOperator):
         try:
             report = hook.editor.restore(archive.restored(token) for token in read(self.archive))
         except BadArchiveError as error:
-            raise AirflowFailException(f"{error} What stood before it is in the pool.") from None
+            raise AirflowFailException(f"{error} The tokens before it were restored.") from None
         self.log.info("From %s to %s:", self.archive, hook.settings.place)
         for line in report.lines("restored"):
             self.log.info("  %s", line)
@@ -163,6 +163,6 @@ def read(path: str) -> Iterator[Document]:
             for number, line in enumerate(lines, 1):
                 yield archive.token_of(line, number, str(path))
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise BadArchiveError(f"{path} is no whole gzip file: after line {number} it breaks off ({error}).") from None
+        raise BadArchiveError(f"{path} is not a complete gzip file: it ends after line {number} ({error}).") from None
     except OSError as error:
         raise FileError(f"{path} cannot be read ({error.strerror or error}).") from error

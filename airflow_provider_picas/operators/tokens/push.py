@@ -129,11 +129,13 @@ class PicasPushTokensOperator(BaseOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         if self.on_empty not in ON_EMPTY:
-            raise AirflowFailException(f"on_empty is {self.on_empty!r}; it is one of {', '.join(ON_EMPTY)}.")
+            raise AirflowFailException(f"`on_empty` is {self.on_empty!r}; it takes one of {', '.join(ON_EMPTY)}.")
         if self.on_existing not in list(OnExisting):
-            raise AirflowFailException(f"on_existing is {self.on_existing!r}; it is one of {', '.join(OnExisting)}.")
+            raise AirflowFailException(
+                f"`on_existing` is {self.on_existing!r}; it takes one of {', '.join(OnExisting)}."
+            )
         if not isinstance(self.batch, str | None):
-            raise AirflowFailException(f"batch is {self.batch!r:.200}; it is a name, which is a text.")
+            raise AirflowFailException(f"`batch` is {self.batch!r:.200}; it takes a name, which is a string.")
         hook = PicasHook(self.picas_conn_id, database=self.database)
         push = self._push_id(context, hook)
         self._settings = hook.settings
@@ -153,12 +155,12 @@ class PicasPushTokensOperator(BaseOperator):
                 on_existing=self.on_existing,
                 numbered=self.key is None,
                 may_differ=MayDiffer.NONE if is_first_try(context) else MayDiffer.OWN,
-                progress=progress.tell,
+                progress=progress.log,
             )
         except BadTokenError as error:
             raise AirflowFailException(
-                f"{given.where}{error} What comes before it is pushed ({progress.report.tokens:,} tokens); another run"
-                " writes nothing twice."
+                f"{given.where}{error} The tokens before it were pushed ({progress.report.tokens:,}); another run"
+                " does not push them twice."
             ) from None
         except (DuplicateTokenError, TokenExistsError) as error:
             raise AirflowFailException(str(error)) from None
@@ -166,7 +168,7 @@ class PicasPushTokensOperator(BaseOperator):
         for remark in report.remarks():
             self.log.warning("%s", remark)
         if not report.tokens:
-            self._nothing()
+            self._pushed_nothing()
         output = {
             **Batch(batch, hook.settings.database, report.tokens).as_dict(),
             "done_before": report.done_before,
@@ -174,7 +176,7 @@ class PicasPushTokensOperator(BaseOperator):
             "label": self.batch_label,
         }
         assets.hold_back(self)
-        assets.tell(context, self.outlets, output)
+        assets.add_to_events(context, self.outlets, output)
         return output
 
     @property
@@ -212,7 +214,7 @@ class PicasPushTokensOperator(BaseOperator):
                 fields, batch=batch, push=push, ordinal=ordinal, key=key_of_token, attachments=files
             )
 
-    def _nothing(self) -> None:
+    def _pushed_nothing(self) -> None:
         if self.on_empty == "fail":
             raise AirflowFailException("There is nothing to push, and on_empty is 'fail'.")
         if self.on_empty == "skip":
@@ -229,26 +231,26 @@ class PicasPushTokensOperator(BaseOperator):
         needed = {settings.design_document, *conditions} - {*deployed.written, *deployed.unchanged}
         lacks = hook.do(needed_views.lacking(hook.pool, sorted(needed)))
         if not lacks:
-            self._tell_refused(deployed.refused, hook)
+            self._log_refused(deployed.refused, hook)
             return
         if deployed.refused:
-            why = f"{settings.who} may not create them, since it is no admin of the database. An admin"
+            why = f"{settings.who} may not create them, since it is not an admin of the database. Ask an admin"
         else:
-            why = "A push does not create them, since it does not know which tokens they are for. An admin of the database"
+            why = "A push does not create them, since it does not know which tokens they are for. Ask an admin of the database"
         others = {name: conditions.get(name) for name in lacks if name != views.MONITOR}
         command = needed_views.command(self.picas_conn_id, self.database, others, login=bool(deployed.refused))
         raise AirflowFailException(
             f"Nothing was pushed. {settings.place} lacks {needed_views.describe(lacks)}, so tokens could be neither counted nor"
-            f" claimed. {why} runs {command} once, or PiCaS's create_views.py. If your pilots need no such views, set"
+            f" claimed. {why} to run {command} once, or PiCaS's create_views.py. If your pilots do not need these views, set"
             " deploy_views=False."
         )
 
-    def _tell_refused(self, refused: Sequence[str], hook: PicasHook) -> None:
+    def _log_refused(self, refused: Sequence[str], hook: PicasHook) -> None:
         if refused:
             self.log.warning(
-                "%s may not write the design documents %s of %s, since it is no admin of the database. The views that are there"
-                " will do, but waits and pilots are slower, and pilots='auto' and resource_classes may not work. An admin runs %s"
-                " once.",
+                "%s may not write the design documents %s of %s, since it is not an admin of the database. The existing views"
+                " suffice, but waits and pilots are slower, and pilots='auto' and resource_classes may not work. Ask an admin to"
+                " run %s once.",
                 hook.settings.who, ", ".join(refused), hook.settings.place,
                 needed_views.command(self.picas_conn_id, self.database, self._conditions(refused)),
             )  # fmt: skip
@@ -263,13 +265,13 @@ class Progress:
     def __init__(self, log: Any) -> None:
         self.report = PushReport()
         self._log = log
-        self._started = self._told = time.monotonic()
+        self._started = self._logged = time.monotonic()
 
-    def tell(self, report: PushReport) -> None:
+    def log(self, report: PushReport) -> None:
         """Log the progress, if it is due."""
         self.report = report
-        if time.monotonic() - self._told >= PROGRESS_SECONDS:
-            self._told = time.monotonic()
+        if time.monotonic() - self._logged >= PROGRESS_SECONDS:
+            self._logged = time.monotonic()
             self._log.info("So far %s, %s.", report, self.pace())
 
     def pace(self) -> str:

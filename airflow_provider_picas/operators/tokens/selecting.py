@@ -78,8 +78,8 @@ class SelectingOperator(BaseOperator):
         batch = Batch.parse(self.batch)
         if batch is None and not flag("whole_pool", self.whole_pool):
             raise ValueError(
-                "There is no batch: `batch` is empty. Give the push operator's output, or the name of a batch; to mean all"
-                " tokens of the pool, set whole_pool=True."
+                "`batch` is empty. Give the push operator's output, or the name of a batch; to select all tokens of the"
+                " pool, set whole_pool=True."
             )
         return batch
 

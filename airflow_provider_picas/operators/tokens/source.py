@@ -59,7 +59,7 @@ class Source:
         try:
             file = self._path.open("rb", compression="gzip" if packed else None)
         except FileNotFoundError:
-            raise BadTokenError(f"There is no file {self._path}.") from None
+            raise BadTokenError(f"File {self._path} does not exist.") from None
         with file:
             # Files of stores have no readline with a size. gzip has one, and returns all lines before a break.
             self._lines = Lines(file if packed else io.BufferedReader(file))
@@ -74,7 +74,9 @@ def input_fields(value: Any, place: int) -> Fields:
 def token_fields(fields: Any, place: int) -> Fields:
     """A token with these fields."""
     if not isinstance(fields, Mapping):
-        raise BadTokenError(f"Token {place} is no mapping of fields: {fields!r:.200}. Use `inputs` for plain values.")
+        raise BadTokenError(
+            f"Token {place} is not a mapping of fields: {fields!r:.200}. Use `inputs` for plain values."
+        )
     return fields
 
 
@@ -95,7 +97,7 @@ class Keys:
         except KeyError:
             if callable(self._key):
                 raise
-            raise BadTokenError(f"Token {place} has no field {self._key!r}, which is to be its key.") from None
+            raise BadTokenError(f"Token {place} has no field {self._key!r} for its key.") from None
         try:
             return ids.token_key(value)
         except ValueError as error:
@@ -119,7 +121,7 @@ class Attachments:
             return rest, {}
         if not isinstance(files, Mapping):
             raise BadTokenError(
-                f"Token {place}: attachments are a mapping of names to paths or bytes, not {files!r:.200}."
+                f"Token {place}: attachments must be a mapping of names to paths or bytes, not {files!r:.200}."
             )
         try:
             attached = {name: inputs.inline_attachment(name, _content(file)) for name, file in files.items()}
@@ -134,10 +136,10 @@ def _path(given: Any) -> Any:
         if _reader(path):
             return path
     except (FileError, ValueError) as error:  # ObjectStoragePath raises ValueError for an unknown protocol
-        raise BadTokenError(f"{str(given)!r:.200} is no path of a file of inputs: {error}") from None
+        raise BadTokenError(f"{str(given)!r:.200} is not a path of a file of inputs: {error}") from None
     raise BadTokenError(
-        f"{str(given)!r:.200} is taken for the path of a file of inputs, but does not end in {', '.join(READERS)}, or one of"
-        " these and .gz. A list from another task is given as `inputs=task.output`, not as a template in a text."
+        f"{str(given)!r:.200} is taken as the path of a file of inputs, but does not end in {', '.join(READERS)}, or one of"
+        " these and .gz. Pass a list from another task as `inputs=task.output`, not as a template in a string."
     )
 
 
@@ -159,4 +161,4 @@ def _content(file: Any) -> bytes:
     except FileNotFoundError:
         raise BadTokenError(f"There is no file {path} to attach.") from None
     except IsADirectoryError:
-        raise BadTokenError(f"{path}, which is to be attached, is a folder.") from None
+        raise BadTokenError(f"The attachment {path} is a folder.") from None
