@@ -23,7 +23,7 @@ class PageHook(BuildHookInterface):
         """Whether the bundle is newer than its sources."""
         bundle = self.page / "dist" / "picas.js"
         sources = [path for folder in ("src", "public") for path in (self.page / folder).rglob("*")]
-        sources += [self.page / name for name in ("package-lock.json", "vite.config.ts")]
+        sources += [self.page / name for name in ("openapi.json", "package-lock.json", "vite.config.ts")]
         return bundle.exists() and bundle.stat().st_mtime >= max(path.stat().st_mtime for path in sources)
 
     def dependencies(self) -> list[str]:

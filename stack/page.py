@@ -61,7 +61,9 @@ def fingerprint() -> str:
     """Changes with the sources of the bundle."""
     digest = hashlib.sha256()
     sources = [path for folder in ("src", "public") for path in (SOURCE / folder).rglob("*") if path.is_file()]
-    for path in sorted([*sources, SOURCE / "package-lock.json", SOURCE / "vite.config.ts"]):
+    sources = [path for path in sources if path.name != "types.ts"]  # made from openapi.json
+    others = ("openapi.json", "package-lock.json", "package.json", "vite.config.ts")
+    for path in sorted([*sources, *(SOURCE / name for name in others)]):
         digest.update(f"{path.relative_to(SOURCE)}\n".encode() + path.read_bytes())
     return digest.hexdigest()
 

@@ -7,6 +7,7 @@ export default defineConfig({
   build: {
     lib: { entry: fileURLToPath(new URL("src/main.tsx", import.meta.url)), fileName: () => "picas.js", formats: ["iife"], name: "PicasPage" },
     rollupOptions: {
+      onLog: (level, log, report) => log.code !== "MODULE_LEVEL_DIRECTIVE" && report(level, log),
       external: ["react", "react-dom", "react-router-dom", "react/jsx-runtime"],
       output: {
         globals: {
