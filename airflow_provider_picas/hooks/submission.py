@@ -16,17 +16,18 @@ from airflow_provider_picas.hooks.slurm import SlurmHook
 from airflow_provider_picas.sansio import drive
 from airflow_provider_picas.slurm import again, credentials, jobs, logs, sbatch_calls, sbatch_record, submission
 from airflow_provider_picas.slurm.jobs import Phase
-from airflow_provider_picas.slurm.remote import RemoteError, RemoteFile, Send, UnreachableError, ok
+from airflow_provider_picas.slurm.remote import RemoteError, RemoteFile, Send, ok
 from airflow_provider_picas.slurm.usage import Figures, figures
 from airflow_provider_picas.submissions import stop as stopping
 from airflow_provider_picas.submissions import tidy, watch
 from airflow_provider_picas.submissions.deaths import Observer
+from airflow_provider_picas.submissions.on_kill import end_pilots, stop_for_good
 from airflow_provider_picas.submissions.submission import Operation, Result, Watched, performer
+from airflow_provider_picas.submissions.wait import SentCredentials
 from airflow_provider_picas.submissions.watch import PilotStatus, check_pilots
 
 log = logging.getLogger(__name__)
 
-RENEWED = "Connection %r has changed: the pilots' credentials on the cluster were replaced."
 END_WAIT = 60.0  # seconds for pilots without work to end; after that their credentials are left in place for now
 
 
@@ -138,17 +139,18 @@ class WatchedSubmission:
             return []
         return credential_files(self.watched.folder, self._picas.settings)
 
-    def renew_credentials(self) -> bool:
-        """Send pending and running pilots the connection's login, if it has changed. False if the cluster did not answer."""
+    def renew_credentials(self, sent: SentCredentials) -> None:
+        """Send pending and running pilots the connection's login, if it has changed. ``sent``: the last one."""
+        settings, conn_id = self._picas.settings, self._picas.picas_conn_id
+        if not sent.differ(settings):
+            return
+        result: bool | Exception
         try:
-            files = credential_files(self.watched.folder, self._picas.settings)
-            if self.do(submission.renew_credentials(self.watched.folder, files, self._picas.picas_conn_id)):
-                log.info(RENEWED, self._picas.picas_conn_id)
-        except UnreachableError:
-            return False
+            files = credential_files(self.watched.folder, settings)
+            result = self.do(submission.renew_credentials(self.watched.folder, files, conn_id))
         except (RemoteError, OSError) as error:
-            log.warning("The pilots' credentials could not be renewed: %s", error)
-        return True
+            result = error
+        sent.note(settings, conn_id, result)
 
     def work_so_far(self, news: PilotStatus) -> WorkSoFar | None:
         """Since when the pilots work, for a wait that remembers no earlier check; None if unknown."""
@@ -176,12 +178,11 @@ class WatchedSubmission:
 
     def stop(self, how: stopping.StopMode) -> PilotStatus | None:
         """Cancel or drain the pilots, and keep waits from submitting them again. Returns the status after a cancel."""
-        if how is stopping.StopMode.CANCEL:
-            try:
-                self.do(stopping.drain(self._picas.pool, self.watched.key))
-            except CouchDBError as error:  # cancel the jobs anyway
-                log.warning("A wait may submit the pilots of %s again: %s", self.watched.key, error)
-        return self.do(stopping.stop(self._picas.pool, self._batch, self.watched, how))
+        return self.do(stop_for_good(self._picas.pool, self._batch, self.watched, how, log))
+
+    def stop_after_kill(self, how: stopping.StopMode, task_log: Any) -> None:
+        """Stop the pilots because the waiting task was failed by hand, and remove their credentials."""
+        self.do(end_pilots(self._picas.pool, self._batch, self.watched, how, task_log, wait=stopping.CANCEL_WAIT))
 
     def remove_credentials(self, wait: float = 0.0) -> bool:
         """Remove the credentials from the cluster if the pilots end within ``wait`` seconds. True if they have ended."""

@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from itertools import islice
 from typing import Any, NoReturn, TypeVar
 
 from airflow.providers.common.compat.sdk import (
@@ -23,35 +22,24 @@ from airflow.providers.common.compat.sdk import (
 from airflow_provider_picas import assets
 from airflow_provider_picas.couchdb import changes
 from airflow_provider_picas.couchdb.errors import CouchDBError, ForbiddenError, UnavailableError, is_refusal
-from airflow_provider_picas.couchdb.settings import Settings
-from airflow_provider_picas.hooks.failures import FailedTokens, report
 from airflow_provider_picas.hooks.picas import PicasHook
-from airflow_provider_picas.hooks.submission import WatchedSubmission
 from airflow_provider_picas.links import PicasMonitoringLink, PicasPoolLink, push_links, push_page
 from airflow_provider_picas.operators.instance import push_id
 from airflow_provider_picas.options import MAX_SCRUBS, PilotWatch, WaitPolicy, unpack, unpacks_options
 from airflow_provider_picas.parameters import optional_seconds, whole_number
+from airflow_provider_picas.sensors.actions import PilotActions
+from airflow_provider_picas.sensors.failures import counts_lag, explain_failure
 from airflow_provider_picas.sensors.pilots import PATIENCE, find_pilots, forget_pilots
-from airflow_provider_picas.slurm import jobs
-from airflow_provider_picas.slurm.remote import RemoteError, UnreachableError
-from airflow_provider_picas.slurm.sbatch_calls import SubmissionRefusedError
-from airflow_provider_picas.submissions.report import PilotsLog
-from airflow_provider_picas.submissions.stop import CANCEL_WAIT, StopMode
+from airflow_provider_picas.submissions.stop import StopMode
 from airflow_provider_picas.submissions.submission import Watched
-from airflow_provider_picas.task_state import task_state
-from airflow_provider_picas.tokens import ids, waiting
+from airflow_provider_picas.submissions.wait import Wait
+from airflow_provider_picas.tokens import ids
 from airflow_provider_picas.tokens.batch import Batch
 from airflow_provider_picas.tokens.counts import Completeness, Counts, ErrorBudget
-from airflow_provider_picas.tokens.progress_line import Pilots, ProgressLines
-from airflow_provider_picas.tokens.states import State
-from airflow_provider_picas.tokens.text import sample
-from airflow_provider_picas.tokens.waiting import Endurance, Outcome, Progress, Threshold, Verdict
-from airflow_provider_picas.triggers.tokens import GONE_AFTER, PicasTokenStateTrigger
+from airflow_provider_picas.tokens.waiting import Outcome, Terms, Threshold
+from airflow_provider_picas.triggers.tokens import PicasTokenStateTrigger
 
 _Value = TypeVar("_Value")
-_SAMPLE = 5  # ids named in a message
-_FAILED = 1_000  # failed tokens read to find causes
-_CAUSES = 3  # causes named in the log
 _MARGIN = timedelta(minutes=5)  # the trigger enforces the deadline; Airflow's is only for a triggerer that hangs
 
 
@@ -159,19 +147,8 @@ class PicasTokenStateSensor(BaseSensorOperator):
         self.picas_conn_id = picas_conn_id
         self.database = database
         self.deferrable = deferrable
-        self._last_counts: Counts | None = None
         self._concluded = False
-        self._progress = Progress(self.no_progress)
-        self._endurance: Endurance | None = None  #: only in a wait that pokes
-        self._pilots_settings: Settings | None = (
-            None  #: the connection's, as of the last renewal of the pilots' credentials
-        )
-        self._refused: bool | None = None  #: the outage that was logged; None: there is none
-        self._no_pilots_before = 0.0  #: seconds since 1970: sbatch has refused more pilots for now
-        self._gone_since: float | None = None  #: since when Slurm knows no job of the submission
-        self._told: PilotsLog | None = None
-        self._lines = ProgressLines()
-        self._pilots_seen: Pilots | None = None  #: Slurm's last answer; None while it does not answer
+        self._state: Wait | None = None
         self._instance: Any = None  #: the task instance that runs
 
     def execute(self, context: Context) -> Any:
@@ -179,7 +156,6 @@ class PicasTokenStateSensor(BaseSensorOperator):
         self._find_pilots()
         if not self.deferrable:
             return self._poke_on(context)
-        self._outage()  # raises for a wrong value before the wait begins
         try:
             result = self._poke(context)
         except UnavailableError as error:
@@ -194,32 +170,33 @@ class PicasTokenStateSensor(BaseSensorOperator):
         try:
             return super().execute(context)
         except (AirflowSensorTimeout, AirflowSkipException):
-            if self._last_counts and not self._concluded:
-                self._end_pilots(context, self._last_counts)
+            if self._state and self._state.completeness and not self._concluded:
+                self._end_pilots(context, self._state.completeness.counts)
             raise
         except CouchDBError:
             self._end_pilots(context, None)
             raise
 
     def _defer(self, deadline: float) -> NoReturn:
-        batch = self._batch()
+        batch, wait = self._batch(), self._wait
+        terms = wait.terms
         trigger = PicasTokenStateTrigger(
             picas_conn_id=self.picas_conn_id,
             database=self._database(batch),
-            batch=batch.id if batch else None,
-            expected=batch.tokens if batch else None,
-            max_errors=self._budget().limit,
+            batch=terms.batch,
+            expected=terms.expected,
+            max_errors=terms.budget.limit,
             deadline=deadline,
             pilots=self.pilots if isinstance(self.pilots, Mapping) else None,
             max_scrubs=self._max_scrubs(),
-            max_lock_age=self._max_lock_age(),
+            max_lock_age=wait.max_lock_age,
             pilots_interval=self.pilots_interval,
             on_kill_how=str(self.on_kill_how),
-            fail_fast=self.fail_fast,
-            success_threshold=None if (threshold := self._threshold()) is None else threshold.limit,
+            fail_fast=terms.fail_fast,
+            success_threshold=None if terms.threshold is None else terms.threshold.limit,
             no_progress=self.no_progress,
             outage=self._outage(),
-            no_pilots_before=self._no_pilots_before,
+            no_pilots_before=max(0.0, wait.no_pilots_before - time.monotonic() + time.time()),
         )
         left = timedelta(seconds=max(1, deadline - time.time()))
         self.defer(
@@ -232,7 +209,6 @@ class PicasTokenStateSensor(BaseSensorOperator):
         self._instance = context["ti"]
         self._find_pilots()
         outcome = Outcome(event["outcome"])
-        batch = self._batch()
         if outcome is Outcome.AWAY:
             self._end_pilots(context, None)
             if self.soft_fail:
@@ -245,16 +221,16 @@ class PicasTokenStateSensor(BaseSensorOperator):
         completeness = Completeness(Counts(**event["counts"]), event["expected"])
         if outcome is Outcome.NO_PILOTS:
             try:  # the trigger's counts may be older than its check of the pilots
-                completeness = self._look(self._hook(batch), batch)
+                completeness = self._count()
             except CouchDBError as error:
                 self.log.warning("%s The wait goes on.", error)
                 self._defer(deadline)
-            over = self._judge(completeness, batch).over
-            if over or not completeness.counts.todo or self._submit_again(completeness, batch):
+            over = self._wait.terms.judge(completeness).over
+            if over or not completeness.counts.todo or self._submit_again(completeness):
                 self._defer(deadline)
-        if self._lags(outcome, completeness, self._hook(batch), batch):
+        if counts_lag(outcome, completeness, self._hook(), self._wait.terms, self.log):
             self._defer(deadline)
-        return self._conclude(context, outcome, completeness, batch)
+        return self._conclude(context, outcome, completeness)
 
     def _go_on_here(self, context: Context, reason: str, deadline: float) -> dict[str, int]:
         """Continue as a wait that pokes. The trigger cannot watch the pilots; a worker, which submitted them, can."""
@@ -278,20 +254,9 @@ class PicasTokenStateSensor(BaseSensorOperator):
             threading.Thread(target=self._stop_pilots, name="stop-pilots", daemon=True).start()
 
     def _stop_pilots(self) -> None:
-        """Stop the pilots if a person failed the task; if it was killed for any other reason, leave them running."""
         try:
-            watched, batch = self._watched(), self._batch()
-            if watched is None:
-                return
-            if (state := task_state(self._instance)) != "failed":
-                self.log.info("The task is %s, not failed: the pilots of %s are left alone.", state, watched.key)
-                return
-            self.log.info("The task was marked failed: %s the pilots of %s.", self.on_kill_how, watched.key)
-            with WatchedSubmission(watched, self._hook(batch), batch.id if batch else None) as submitted:
-                if news := submitted.stop(self.on_kill_how):
-                    PilotsLog(self.log).report_cancelled(news)
-                submitted.remove_credentials(CANCEL_WAIT)
-            self.log.info("The pilots of %s: %s is done.", watched.key, self.on_kill_how)
+            if pilots := self._pilots(self._hook()):
+                pilots.stop(self._instance, self.on_kill_how)
         except Exception as error:  # from Airflow's API, the pool or the cluster
             self.log.warning("The pilots could not be stopped: %s", error)
 
@@ -302,278 +267,129 @@ class PicasTokenStateSensor(BaseSensorOperator):
             if self._fails_by(error, context):
                 raise
             return PokeReturnValue(False)
-        if self._endurance is not None and self._refused is not None:
+        if self._wait.endurance.answered():
             self.log.info("The database answers again.")
-            self._endurance.answered()
-            self._refused = None
         return result
 
     def _fails_by(self, error: CouchDBError, context: Context) -> bool:
         """True if an outage fails the task. It is logged once, and again when "no answer" becomes a refusal."""
-        refused = is_refusal(error)
-        if self.reschedule:  # it does not know when the outage began
+        refused, endurance = is_refusal(error), self._wait.endurance
+        first = self._wait.completeness is None
+        if self.reschedule:
             first = context["ti"].get_first_reschedule_date(context) is None
-            endurance = Endurance(math.inf)
-        else:
-            first = self._last_counts is None
-            endurance = self._endurance = self._endurance or Endurance(self._outage())
         if (refused and first) or endurance.over(refused, time.monotonic()):
             return True
-        if refused != self._refused:
-            self.log.warning("%s %s", error, endurance.promise(refused))
-            self._refused = refused
+        if notice := endurance.notice(error, refused):
+            self.log.warning("%s", notice)
         return False
 
     def _poke(self, context: Context) -> PokeReturnValue:
-        batch = self._batch()
-        hook = self._hook(batch)
-        if self._last_counts is None:
+        hook, wait = self._hook(), self._wait
+        if wait.completeness is None:
             push_links(context, hook.settings)
-            name, expected = (batch.id, batch.tokens) if batch else (None, None)
-            wanted = {"max_errors": self._budget().limit, "expected": expected}
-            push_page(context, self.picas_conn_id, hook.settings, name, role="wait", **wanted)
-        nobody_left = self._look_after(hook, batch)
-        completeness = self._look(hook, batch)
-        if said := self._lines.next(completeness, self._pilots_seen, time.monotonic()):
-            self.log.info("%s", said)
-        verdict = self._judge(completeness, batch)
-        if verdict.settling:
-            time.sleep(waiting.SETTLE_SECONDS)
-            completeness = self._look(hook, batch)
-            verdict = self._judge(completeness, batch)
-        outcome = verdict.outcome
-        if not verdict.over and nobody_left and completeness.counts.todo:
-            if not self.deferrable and self._submit_again(completeness, batch):
-                return PokeReturnValue(False)
-            outcome = Outcome.NO_PILOTS if not self.deferrable else outcome
-        if outcome is Outcome.WAITING and self._stalled(context, hook, completeness.counts):
-            outcome = Outcome.NO_PROGRESS
-        if outcome is Outcome.WAITING or self._lags(outcome, completeness, hook, batch):
+            terms = wait.terms
+            wanted = {"max_errors": terms.budget.limit, "expected": terms.expected}
+            push_page(context, self.picas_conn_id, hook.settings, terms.batch, role="wait", **wanted)
+        if not self.deferrable:
+            self._check_pilots(hook)
+        outcome, completeness = self._decide(hook)
+        if outcome is Outcome.NO_PILOTS and self._submit_again(completeness):
             return PokeReturnValue(False)
-        return PokeReturnValue(True, self._conclude(context, outcome, completeness, batch))
+        if outcome is Outcome.WAITING and self._stalled_between_pokes(context, hook, completeness.counts):
+            outcome = Outcome.NO_PROGRESS
+        if outcome is Outcome.WAITING or counts_lag(outcome, completeness, hook, wait.terms, self.log):
+            return PokeReturnValue(False)
+        return PokeReturnValue(True, self._conclude(context, outcome, completeness))
 
-    def _lags(self, outcome: Outcome, completeness: Completeness, hook: PicasHook, batch: Batch | None) -> bool:
-        """True if the counts lack tokens that exist: in a cluster, the copy of the database that counts them may lag."""
-        if (
-            outcome is not Outcome.LOST
-            or batch is None
-            or completeness.expected is None
-            or completeness.counts.stateless
-        ):
-            return False
-        try:
-            lags = not hook.missing(batch.id, completeness.expected, limit=1)
-        except CouchDBError as error:
-            self.log.warning("Whether tokens are missing is not known. %s", error)
-            return isinstance(error, UnavailableError)
-        if lags:
-            self.log.warning(
-                "%d tokens of %s are not counted, and they are there: a copy of the database lags. The wait goes on.",
-                completeness.missing, self._where(batch),
-            )  # fmt: skip
-        return lags
+    def _check_pilots(self, hook: PicasHook) -> None:
+        if pilots := self._pilots(hook):
+            pilots.check(self._max_scrubs(), reschedule=self.reschedule)
 
-    def _conclude(
-        self, context: Context, outcome: Outcome, completeness: Completeness, batch: Batch | None
-    ) -> dict[str, int]:
+    def _decide(self, hook: PicasHook) -> tuple[Outcome, Completeness]:
+        """The outcome and the counts that it is based on. Counts again if it is final only once it has lasted."""
+        wait = self._wait
+        while True:
+            completeness = self._count(hook)
+            wait.log_progress(time.monotonic())
+            outcome = wait.decide(time.monotonic())
+            settled_in = wait.settled_in(time.monotonic())
+            if outcome is not Outcome.WAITING or math.isinf(settled_in):
+                return outcome, completeness
+            time.sleep(max(0.0, settled_in))
+
+    def _conclude(self, context: Context, outcome: Outcome, completeness: Completeness) -> dict[str, int]:
         """End the wait: push figures to XCom, remove credentials from the cluster, then succeed or fail."""
         self._concluded = True
-        hook = self._hook(batch)
+        hook, terms = self._hook(), self._wait.terms
         self._end_pilots(context, completeness.counts, succeeded=outcome.success)
-        tails = self._tell_ends(hook, batch) if outcome is Outcome.NO_PILOTS else ""
+        pilots = self._pilots(hook) if outcome is Outcome.NO_PILOTS else None
+        tails = pilots.log_tails() if pilots else ""
         counts = completeness.counts.as_dict()
-        told = {"batch": batch.id if batch else None, "outcome": str(outcome), "counts": counts}
-        assets.add_to_events(context, self.outlets, told)
+        assets.add_to_events(context, self.outlets, {"batch": terms.batch, "outcome": str(outcome), "counts": counts})
         if not outcome.success:
-            self._fail(outcome, completeness, hook, batch, tails)
-        self._forget_pilots(batch)
-        self.log.info("%s", self._explain(outcome, completeness, batch))
+            self._fail(outcome, explain_failure(outcome, completeness, hook, terms, self.log), tails)
+        self._forget_pilots()
+        self.log.info("%s", terms.explain(outcome, completeness))
         return counts
 
-    def _end_pilots(self, context: Context, counts: Counts | None, *, succeeded: bool = False) -> None:
-        """Push figures to XCom, unless nothing could be counted, and remove credentials once the pilots have ended."""
-        watched, batch = self._watched(), self._batch()
-        if watched is None:
-            return
-        with WatchedSubmission(watched, self._hook(batch), batch.id if batch else None) as submitted:
-            finished = counts.finished if counts else None
-            if figures := submitted.end(finished, cancel_pending=succeeded and self.cancel_pending):
-                context["ti"].xcom_push("figures", figures)
-
-    def _tell_ends(self, hook: PicasHook, batch: Batch | None) -> str:
-        """Log the tokens that others hold; return the ends of the pilots' logs."""
-        watched = self._watched()
-        if watched is None:
-            return ""
-        with WatchedSubmission(watched, hook, batch.id if batch else None) as submitted:
-            try:
-                if foreign := submitted.foreign():
-                    self.log.warning(
-                        "Held without a lease, by no job of this submission: %s. Whether anybody works on them cannot be known;"
-                        " `max_lock_age` has them given back.", sample(foreign),
-                    )  # fmt: skip
-            except CouchDBError as error:
-                self.log.warning("Who holds tokens cannot be told: %s", error)
-            return submitted.log_tails()
-
-    def _look_after(self, hook: PicasHook, batch: Batch | None) -> bool:
-        """Check the pilots once, in a task. True if no pilots remain."""
-        watched = self._watched()
-        if watched is None or self.deferrable:
-            return False
-        with WatchedSubmission(watched, hook, batch.id if batch else None) as submitted:
-            told = self._told = self._told or PilotsLog(self.log)
-            max_lock_age = self._max_lock_age()
-            for _ in range(2):  # jobs that were just submitted may appear a moment later
-                news = submitted.look(self._max_scrubs(), max_lock_age)
-                told.report(news)
-                self._pilots_seen = None if news.jobs is None else jobs.pilots(news.jobs.values())
-                if self.reschedule and batch is not None and (work := submitted.work_so_far(news)):
-                    self._lines.rate.begin(time.monotonic() - work.seconds, work.finished_before)
-                if not self.reschedule and told.logs_are_due():  # `reschedule` does not remember what was logged
-                    told.report_logs(submitted.log_news(told.sizes))
-                if news.pilots_remain:
-                    self._renew_credentials(submitted, hook)
-                if news.pilots_remain is not False or news.worked_on(max_lock_age):
-                    self._gone_since = None
-                    return False
-                if not news.jobs and self.reschedule:  # nor since when no jobs remain
-                    return time.time() - watched.since >= GONE_AFTER
-                if not news.jobs:  # as in the trigger
-                    now = time.monotonic()
-                    self._gone_since = now if self._gone_since is None else self._gone_since
-                    return now - self._gone_since >= GONE_AFTER
-                time.sleep(2)
-        return True
-
-    def _renew_credentials(self, submitted: WatchedSubmission, hook: PicasHook) -> None:
-        if hook.settings != self._pilots_settings and submitted.renew_credentials():
-            self._pilots_settings = hook.settings
-
-    def _submit_again(self, completeness: Completeness, batch: Batch | None) -> bool:
-        """Submit the same pilots again, if `resubmit` allows it and they make progress. True if the wait continues."""
-        watched = self._watched()
-        resubmit = self._checked(whole_number, "resubmit")
-        if watched is None or not resubmit:
-            return False
-        self._gone_since = None
-        with WatchedSubmission(watched, self._hook(batch), batch.id if batch else None) as submitted:
-            try:
-                why_not = submitted.resubmit(resubmit, completeness.counts.finished)
-            except (UnreachableError, UnavailableError) as error:
-                self.log.warning("%s The wait goes on.", error)
-                return True
-            except SubmissionRefusedError as error:
-                if error.for_now:
-                    self._no_pilots_before = time.time() + error.retry_in
-                    self.log.warning("%s They are submitted again in %.0f s. The wait goes on.", error, error.retry_in)
-                    return True
-                why_not = str(error)
-            except RemoteError as error:
-                why_not = str(error)
-        if why_not:
-            self.log.warning("No more pilots are submitted. %s", why_not)
-        return why_not is None
-
-    def _look(self, hook: PicasHook, batch: Batch | None) -> Completeness:
-        counts = hook.count(batch.id if batch else None)
-        if self._last_counts is None:
-            self.log.info("Waiting for %s.", self._where(batch))
-        self._last_counts = counts
-        return Completeness(counts, batch.tokens if batch else None)
-
-    def _fail(
-        self, outcome: Outcome, completeness: Completeness, hook: PicasHook, batch: Batch | None, tails: str
-    ) -> NoReturn:
-        name = batch.id if batch else None
-        samples: dict[str, list[str]] = {}
-        if advice := waiting.advice(outcome):
-            self.log.error("%s", advice)
-        try:
-            if outcome in (Outcome.TOO_MANY_ERRORS, Outcome.TOO_FEW_DONE):
-                self._log_causes(hook, name)
-            if outcome is Outcome.LOST:
-                samples["stateless"] = hook.stateless_ids(name, _SAMPLE)
-                if name is not None and completeness.missing and completeness.expected is not None:
-                    samples["missing"] = hook.missing(name, completeness.expected)
-        except CouchDBError as error:
-            self.log.warning("Which tokens these are is not known: %s", error)
-        text = self._explain(outcome, completeness, batch, **samples)
+    def _fail(self, outcome: Outcome, message: str, tails: str) -> NoReturn:
         if tails:
             self.log.error("The ends of the pilots' logs:\n%s", tails)
         if self.soft_fail:
-            raise AirflowSkipException(text)
+            raise AirflowSkipException(message)
         if outcome is Outcome.TIMED_OUT:
-            raise AirflowSensorTimeout(text)
-        raise AirflowFailException(text)
+            raise AirflowSensorTimeout(message)
+        raise AirflowFailException(message)
 
-    def _log_causes(self, hook: PicasHook, batch: str | None) -> None:
-        """Log why tokens failed: the most frequent causes, and the end of one token's log."""
-        failed = FailedTokens(hook)
-        failed.add(islice(hook.tokens(State.ERROR, batch), _FAILED))
-        causes = failed.summary(_CAUSES)
-        for group in causes[1:]:
-            group["log"] = None
-        for text in report(causes, failed.tokens):
-            for line in text.splitlines():
-                self.log.error("%s", line)
+    def _end_pilots(self, context: Context, counts: Counts | None, *, succeeded: bool = False) -> None:
+        if pilots := self._pilots(self._hook()):
+            pilots.end(context, counts, cancel_pending=succeeded and self.cancel_pending)
 
-    def _judge(self, completeness: Completeness, batch: Batch | None) -> Verdict:
-        return waiting.judge(
-            completeness,
-            self._budget(),
-            named=batch is not None,
-            fail_fast=self.fail_fast,
-            threshold=self._threshold(),
-        )
+    def _submit_again(self, completeness: Completeness) -> bool:
+        """Submit the same pilots again, if `resubmit` allows it and they make progress. True if the wait continues."""
+        pilots = self._pilots(self._hook())
+        most = self._checked(whole_number, "resubmit")
+        return pilots is not None and pilots.resubmit(most, completeness.counts.finished)
 
-    def _explain(
-        self, outcome: Outcome, completeness: Completeness, batch: Batch | None, **samples: Sequence[str]
-    ) -> str:
-        place = f" in {self._hook(batch).settings.place}" if outcome is Outcome.UNKNOWN else ""
-        return waiting.explain(
-            outcome,
-            completeness,
-            self._budget(),
-            where=self._where(batch) + place,
-            threshold=self._threshold(),
-            no_progress=self.no_progress,
-            **samples,
-        )
+    def _count(self, hook: PicasHook | None = None) -> Completeness:
+        wait = self._wait
+        counts = (hook or self._hook()).count(wait.terms.batch)
+        if wait.completeness is None:
+            self.log.info("Waiting for %s.", wait.terms.where)
+        wait.note_counts(counts, time.monotonic())
+        return wait.last
 
-    def _stalled(self, context: Context, hook: PicasHook, counts: Counts) -> bool:
-        """True if no token has finished for ``no_progress``. In mode ``reschedule`` the pool stores this between pokes."""
-        if self.no_progress is None or self.deferrable:
+    def _stalled_between_pokes(self, context: Context, hook: PicasHook, counts: Counts) -> bool:
+        """True if no token has finished for ``no_progress``, in mode ``reschedule``: the pool stores this meanwhile."""
+        if self.no_progress is None or self.deferrable or not self.reschedule:
             return False
-        if self.mode == "reschedule":
-            ti = context["ti"]
-            name = ids.digest(push_id(context), str(ti.try_number))
-            try:
-                idle = hook.do(changes.idle(hook.pool, name, counts.finished))
-            except ForbiddenError as error:
-                self.log.warning("Whether there is progress is not known between pokes. %s", error)
-                return False
-            return idle >= self.no_progress
-        self._progress.note(counts, time.monotonic())
-        return self._progress.left(time.monotonic()) <= 0
-
-    def _batch(self) -> Batch | None:
+        ti = context["ti"]
+        name = ids.digest(push_id(context), str(ti.try_number))
         try:
-            return Batch.parse(self.batch)
-        except ValueError as error:
-            raise AirflowFailException(str(error)) from None
+            idle = hook.do(changes.idle(hook.pool, name, counts.finished))
+        except ForbiddenError as error:
+            self.log.warning("Whether there is progress is not known between pokes. %s", error)
+            return False
+        return idle >= self.no_progress
 
-    def _budget(self) -> ErrorBudget:
-        try:
-            return ErrorBudget.parse(self.max_errors)
-        except ValueError as error:
-            raise AirflowFailException(str(error)) from None
-
-    def _threshold(self) -> Threshold | None:
-        try:
-            return Threshold.parse(self.success_threshold)
-        except ValueError as error:
-            raise AirflowFailException(str(error)) from None
+    @property
+    def _wait(self) -> Wait:
+        """The state of this wait, made from the rendered arguments."""
+        if self._state is None:
+            batch = self._batch()
+            terms = Terms(
+                batch.id if batch else None,
+                batch.tokens if batch else None,
+                self._parsed(ErrorBudget.parse, self.max_errors),
+                self._parsed(Threshold.parse, self.success_threshold),
+                self.fail_fast,
+                self.no_progress,
+            )
+            outage = math.inf if self.reschedule else self._outage()  # `reschedule` does not know when it began
+            self._state = Wait(
+                terms, self.log, outage=outage, max_lock_age=self._checked(optional_seconds, "max_lock_age")
+            )
+        return self._state
 
     def _find_pilots(self) -> None:
         """Use the pilots that were submitted for the batch, unless the author has named some."""
@@ -581,23 +397,21 @@ class PicasTokenStateSensor(BaseSensorOperator):
         if batch is None or self.pilots is False or self.pilots:
             return
         patience = 0.0 if self.reschedule else PATIENCE
-        self.pilots = find_pilots(self._hook(batch), batch.id, self.log, patience) or self.pilots
+        self.pilots = find_pilots(self._hook(), batch.id, self.log, patience) or self.pilots
 
-    def _forget_pilots(self, batch: Batch | None) -> None:
+    def _forget_pilots(self) -> None:
         """Record that the wait for these pilots is over: a later wait for a batch of that name is for other pilots."""
-        watched = self._watched()
-        if watched is None or batch is None or not isinstance(self.pilots, Mapping):
-            return
-        forget_pilots(self._hook(batch), batch.id, self.pilots, self.log)
+        batch = self._batch()
+        if batch is not None and isinstance(self.pilots, Mapping) and self._pilots(hook := self._hook()):
+            forget_pilots(hook, batch.id, self.pilots, self.log)
 
-    def _watched(self) -> Watched | None:
-        try:
-            return Watched.parse(self.pilots or None)
-        except ValueError as error:
-            raise AirflowFailException(str(error)) from None
+    def _pilots(self, hook: PicasHook) -> PilotActions | None:
+        """The actions on the pilots; None if this wait watches none."""
+        watched = self._parsed(Watched.parse, self.pilots or None)
+        return PilotActions(watched, hook, self._wait, self.log) if watched else None
 
-    def _max_lock_age(self) -> float | None:
-        return self._checked(optional_seconds, "max_lock_age")
+    def _batch(self) -> Batch | None:
+        return self._parsed(Batch.parse, self.batch)
 
     def _outage(self) -> float | None:
         return self._checked(optional_seconds, "outage")
@@ -606,16 +420,18 @@ class PicasTokenStateSensor(BaseSensorOperator):
         return self._checked(lambda name, value: whole_number(name, value, least=0, most=MAX_SCRUBS), "max_scrubs")
 
     def _checked(self, parse: Callable[[str, Any], _Value], name: str) -> _Value:
+        return self._parsed(lambda value: parse(name, value), getattr(self, name))
+
+    @staticmethod
+    def _parsed(parse: Callable[[Any], _Value], value: Any) -> _Value:
         try:
-            return parse(name, getattr(self, name))
+            return parse(value)
         except ValueError as error:
             raise AirflowFailException(str(error)) from None
 
     def _database(self, batch: Batch | None) -> str | None:
         return self.database or (batch.database if batch else None)
 
-    def _hook(self, batch: Batch | None) -> PicasHook:
-        return PicasHook(self.picas_conn_id, database=self._database(batch), wait_for_index=False)  # checks `timeout`
-
-    def _where(self, batch: Batch | None) -> str:
-        return f"batch {batch.id}" if batch else "the pool"
+    def _hook(self) -> PicasHook:
+        database = self._database(self._batch())
+        return PicasHook(self.picas_conn_id, database=database, wait_for_index=False)  # checks `timeout`

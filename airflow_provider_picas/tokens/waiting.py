@@ -111,6 +111,7 @@ class Endurance:
         self.limit = limit
         self._since: float | None = None
         self._refused_since: float | None = None
+        self._noticed: bool | None = None  #: the kind of outage that was logged: refused or not; None: there is none
 
     def over(self, refused: bool, now: float) -> bool:
         """Record that a request failed at ``now`` (seconds, by any clock). True if this has lasted for too long.
@@ -126,9 +127,18 @@ class Endurance:
             return now - self._since > self.limit
         return self._refused_since is not None and now - self._refused_since > REFUSED_SECONDS
 
-    def answered(self) -> None:
-        """Record that a request succeeded."""
-        self._since = self._refused_since = None
+    def answered(self) -> bool:
+        """Record that a request succeeded. True if this ends an outage that was logged."""
+        noticed = self._noticed is not None
+        self._since = self._refused_since = self._noticed = None
+        return noticed
+
+    def notice(self, error: object, refused: bool) -> str | None:
+        """The line to log: once for an outage, and again when "no answer" becomes a refusal or vice versa."""
+        if refused == self._noticed:
+            return None
+        self._noticed = refused
+        return f"{error} {self.promise(refused)}"
 
     def promise(self, refused: bool) -> str:
         """The sentence for the log that says how long the wait continues."""
@@ -150,6 +160,26 @@ class Verdict:
     def over(self) -> bool:
         """True if the wait is over."""
         return self.outcome is not Outcome.WAITING
+
+
+class Settling:
+    """Delays a decision that counts only if it still holds a while later."""
+
+    def __init__(self) -> None:
+        self._outcome = Outcome.WAITING
+        self._since = 0.0
+
+    def over(self, verdict: Verdict, now: float) -> bool:
+        """True if the decision is final."""
+        if verdict.outcome is not self._outcome:
+            self._outcome, self._since = verdict.outcome, now
+        if not verdict.over:
+            return False
+        return not verdict.settling or now - self._since >= SETTLE_SECONDS
+
+    def left(self, now: float) -> float:
+        """Seconds until the decision is final; infinity while there is none."""
+        return math.inf if self._outcome is Outcome.WAITING else self._since + SETTLE_SECONDS - now
 
 
 def judge(
@@ -263,3 +293,54 @@ def _explain_lost(
         f"{' and '.join(parts)} in {where}, so it will never be complete ({counts})."
         " Push them again by clearing the push task, or mend them in the database."
     )
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a wait is for, and when it succeeds or fails.
+
+    ``batch``: its id; None is the whole pool. ``expected``: number of tokens that were pushed; None: all that exist.
+    ``no_progress``: seconds without a finished token after which the wait fails; None: no limit.
+    """
+
+    batch: str | None
+    expected: int | None
+    budget: ErrorBudget
+    threshold: Threshold | None = None
+    fail_fast: bool = False
+    no_progress: float | None = None
+
+    @property
+    def where(self) -> str:
+        """The tokens' place in messages."""
+        return f"batch {self.batch}" if self.batch is not None else "the pool"
+
+    def completeness(self, counts: Counts) -> Completeness:
+        """The counts against the number that is expected."""
+        return Completeness(counts, self.expected)
+
+    def judge(self, completeness: Completeness) -> Verdict:
+        """Decide on the wait from the counts alone."""
+        named = self.batch is not None
+        return judge(completeness, self.budget, named=named, fail_fast=self.fail_fast, threshold=self.threshold)
+
+    def explain(
+        self,
+        outcome: Outcome,
+        completeness: Completeness,
+        *,
+        place: str = "",
+        stateless: Sequence[str] = (),
+        missing: Sequence[str] = (),
+    ) -> str:
+        """Describe a wait that is over. ``place``: the database, for outcomes that may be due to a wrong one."""
+        return explain(
+            outcome,
+            completeness,
+            self.budget,
+            where=f"{self.where} in {place}" if outcome is Outcome.UNKNOWN and place else self.where,
+            threshold=self.threshold,
+            no_progress=self.no_progress,
+            stateless=stateless,
+            missing=missing,
+        )

@@ -85,7 +85,7 @@ class Feed:
         subscription = CountsSubscription(batch, outage)
         self._waits.setdefault(batch, set()).add(subscription)
         if self._outage:
-            subscription.note_outage(self._outage, say=True)
+            subscription.note_outage(self._outage)
         self._touch({batch})
         self._start()
         try:
@@ -171,12 +171,11 @@ class Feed:
         self._longest_poll, self._broken_polls = None, 0
         if self._away_since is None:
             self._away_since = time.monotonic()
-        say = self._outage is None or errors.is_refusal(error) != errors.is_refusal(self._outage)
-        if say:
+        if self._outage is None or errors.is_refusal(error) != errors.is_refusal(self._outage):
             self._outage = error
             log.info("%s: %s", self, error)
         for subscription in list(self._subscriptions()):
-            subscription.note_outage(error, say=say)
+            subscription.note_outage(error)
 
     @property
     def contact(self) -> float:

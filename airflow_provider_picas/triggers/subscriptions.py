@@ -75,13 +75,13 @@ class Subscription(Generic[Item]):
         self._notices.append(text)
         self._ready.set()
 
-    def note_outage(self, error: errors.CouchDBError, *, say: bool) -> None:
-        """Fail if the outage has lasted for too long. ``say``: add a notice."""
+    def note_outage(self, error: errors.CouchDBError) -> None:
+        """Fail if the outage has lasted for too long; else add a notice if it is new."""
         refused = errors.is_refusal(error)
         if self.endurance.over(refused, time.monotonic()):
             self.fail(error)
-        elif say:
-            self.notify(f"{error} {self.endurance.promise(refused)}")
+        elif notice := self.endurance.notice(error, refused):
+            self.notify(notice)
 
     def wake(self) -> None:
         """Let the iterator continue, without an update."""

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import math
-import random
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from airflow.providers.common.compat.sdk import conf
@@ -16,36 +15,29 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 from asgiref.sync import sync_to_async
 
 from airflow_provider_picas.couchdb import errors
-from airflow_provider_picas.couchdb.settings import Settings
 from airflow_provider_picas.hooks.picas_async import PicasAsyncHook
-from airflow_provider_picas.hooks.submission import RENEWED, credential_files
+from airflow_provider_picas.hooks.submission import credential_files
 from airflow_provider_picas.sansio import drive_async
-from airflow_provider_picas.slurm import jobs, logs, submission
-from airflow_provider_picas.slurm.remote import Output, RemoteError, UnreachableError
-from airflow_provider_picas.submissions import stop
+from airflow_provider_picas.slurm import logs, submission
+from airflow_provider_picas.slurm.remote import RemoteError
+from airflow_provider_picas.submissions import wait as waits
 from airflow_provider_picas.submissions.deaths import Observer
-from airflow_provider_picas.submissions.report import PilotsLog
+from airflow_provider_picas.submissions.on_kill import end_pilots, is_for_pilots
 from airflow_provider_picas.submissions.stop import StopMode
 from airflow_provider_picas.submissions.submission import Watched, performer
+from airflow_provider_picas.submissions.wait import CheckInterval, Wait
 from airflow_provider_picas.submissions.watch import PilotStatus, check_pilots
 from airflow_provider_picas.task_state import task_state
-from airflow_provider_picas.tokens import waiting
 from airflow_provider_picas.tokens.counts import Completeness, Counts, ErrorBudget
-from airflow_provider_picas.tokens.progress_line import Pilots, ProgressLines
-from airflow_provider_picas.tokens.waiting import Outcome, Progress, Threshold, Verdict
+from airflow_provider_picas.tokens.waiting import Outcome, Terms, Threshold
 from airflow_provider_picas.triggers.cluster import Cluster, cluster_for
 from airflow_provider_picas.triggers.feed import Feed, feed_for
 from airflow_provider_picas.triggers.subscriptions import CountsSubscription
 from airflow_provider_picas.triggers.subscriptions import News as FeedNews
 
-FIRST_INTERVAL = 5.0  # seconds between two checks of the pilots while something changes
-LONGEST_INTERVAL = 60.0  # seconds, while nothing changes
 STOP_TRIES = 5  # attempts to stop the pilots, with growing pauses
-CANCEL_WAIT, DRAIN_WAIT = (
-    60.0,
-    6 * 3600.0,
-)  # seconds for stopped pilots to end; after that their credentials are left in place
-GONE_AFTER = 60.0  # seconds for which Slurm must know no job of a submission before it counts as gone
+CANCEL_WAIT = 60.0  # seconds for cancelled pilots to end; after that their credentials are left in place
+DRAIN_WAIT = 6 * 3600.0  # the same for drained pilots
 
 _ARGUMENTS = (
     "picas_conn_id", "database", "batch", "expected", "max_errors", "deadline", "pilots", "max_scrubs", "max_lock_age",
@@ -119,22 +111,29 @@ class PicasTokenStateTrigger(BaseTrigger):
         self.no_progress = no_progress
         self.outage = outage
         self.no_pilots_before = no_pilots_before
-        self._lines = ProgressLines()
-        self._completeness: Completeness | None = None  #: as of the last counts
-        self._pilots_seen: Pilots | None = None  #: Slurm's last answer; None while it does not answer
-        self._nobody_left = False
-        self._refusal: str | None = None  #: why the cluster refuses the login of this process
         self._news: CountsSubscription | None = None
         self._feed: Feed | None = None
-        self._pilots_settings: Settings | None = (
-            None  #: the connection's, as of the last renewal of the pilots' credentials
-        )
         self._answers_since: float | None = None  #: time of the first successful check, or of the first after an outage
         self._observer = Observer()
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """The class's path and its arguments."""
         return f"{type(self).__module__}.{type(self).__qualname__}", {name: getattr(self, name) for name in _ARGUMENTS}
+
+    @cached_property
+    def _state(self) -> Wait:
+        """The state of this wait. The wall clock is read once, so later clock steps do not matter."""
+        threshold = None if self.success_threshold is None else Threshold(self.success_threshold)
+        budget = ErrorBudget(self.max_errors)
+        terms = Terms(self.batch, self.expected, budget, threshold, self.fail_fast, self.no_progress)
+        clock = time.monotonic() - time.time()
+        return Wait(
+            terms,
+            self.log,
+            deadline=self.deadline + clock,
+            max_lock_age=self.max_lock_age,
+            no_pilots_before=self.no_pilots_before + clock,
+        )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait; yield the event."""
@@ -162,52 +161,21 @@ class PicasTokenStateTrigger(BaseTrigger):
         yield event
 
     async def _wait(self, news: CountsSubscription) -> TriggerEvent:
-        """Read updates until the wait is over. The wall clock is read once, for the deadline, so later clock steps do
-        not matter."""
-        deadline = time.monotonic() + self.deadline - time.time()
-        budget = ErrorBudget(self.max_errors)
-        threshold = None if self.success_threshold is None else Threshold(self.success_threshold)
-        progress = Progress(self.no_progress)
-        settling = _Settling()
-        while True:
-            now = time.monotonic()
-            completeness = self._completeness
-            verdict = Verdict(Outcome.WAITING)
-            if completeness is not None:
-                verdict = waiting.judge(
-                    completeness, budget, named=self.batch is not None, fail_fast=self.fail_fast, threshold=threshold
-                )
-                if not verdict.over and self._nobody_left and completeness.counts.todo:
-                    verdict = Verdict(Outcome.NO_PILOTS)
-                if settling.over(verdict, now) or (verdict.over and now >= deadline):
-                    return self._event(verdict.outcome, completeness)
-                if progress.left(now) <= 0:
-                    return self._event(Outcome.NO_PROGRESS, completeness)
-            if self._refusal is not None and not verdict.over:
-                return self._event(
-                    Outcome.UNWATCHED, completeness or Completeness(Counts(), self.expected), self._refusal
-                )
-            if now >= deadline:
-                reason = self._feed.trouble if self._feed else None
-                return self._event(Outcome.TIMED_OUT, completeness or Completeness(Counts(), self.expected), reason)
-            until = min(deadline - now, progress.left(now), settling.left(now), self._lines.left(now))
-            item = await _next(news, until)
-            if item.counts is not None:
-                self._completeness = Completeness(item.counts, self.expected)
-                progress.note(item.counts, time.monotonic())
-            self._tell_news(item)
+        """Read updates until the wait is over."""
+        wait = self._state
+        while (outcome := wait.decide(time.monotonic())) is Outcome.WAITING:
+            self._note_update(await _next(news, wait.decide_again_in(time.monotonic())))
+        reason = wait.refusal if outcome is Outcome.UNWATCHED else None
+        if outcome is Outcome.TIMED_OUT and self._feed:
+            reason = self._feed.trouble
+        return self._event(outcome, wait.last, reason)
 
-    def _tell_news(self, news: FeedNews) -> None:
-        for notice in news.notices:
+    def _note_update(self, item: FeedNews) -> None:
+        if item.counts is not None:
+            self._state.note_counts(item.counts, time.monotonic())
+        for notice in item.notices:
             self.log.warning("%s", notice)
-        self._log_progress()
-
-    def _log_progress(self) -> None:
-        """Log the progress, if it is due."""
-        if self._completeness is None:
-            return
-        if said := self._lines.next(self._completeness, self._pilots_seen, time.monotonic()):
-            self.log.info("%s", said)
+        self._state.log_progress(time.monotonic())
 
     def _event(self, outcome: Outcome, completeness: Completeness, reason: str | None = None) -> TriggerEvent:
         payload = {"outcome": str(outcome), "counts": completeness.counts.as_dict(), "expected": completeness.expected}
@@ -222,52 +190,28 @@ class PicasTokenStateTrigger(BaseTrigger):
                 await self._watch_pilots(watched)
             except Exception:  # a bug in here must not end the watch
                 self.log.exception("The watch over the pilots broke off. It begins anew.")
-            await asyncio.sleep(LONGEST_INTERVAL)
+            await asyncio.sleep(waits.LONGEST_INTERVAL)
 
     async def _watch_pilots(self, watched: Watched) -> None:
         """Check the pilots repeatedly. Outages of either side are logged, and the watch continues."""
-        interval = self.pilots_interval or FIRST_INTERVAL
-        states: object = None
-        told = PilotsLog(self.log)
-        none_left_since: float | None = None
+        interval = CheckInterval(self.pilots_interval)
+        wait = self._state
         async with AsyncExitStack() as stack:
             picas = await stack.enter_async_context(PicasAsyncHook(self.picas_conn_id, database=self.database))
             slurm = await stack.enter_async_context(cluster_for(watched.ssh_conn_id).use())
             while True:
                 news = await self._look(picas, slurm, watched)
-                told.report(news)
-                self._pilots_seen = None if news.jobs is None else jobs.pilots(news.jobs.values())
-                self._log_progress()
-                self._give_up_watch(slurm.refusal)
-                now = time.monotonic()
-                nobody = news.pilots_remain is False and not news.worked_on(self.max_lock_age)
-                if nobody and time.time() >= self.no_pilots_before:
-                    none_left_since = none_left_since if none_left_since is not None else now
-                    # A job that was just submitted may appear a moment later; one that Slurm reports as ended has ended.
-                    if now - none_left_since >= (FIRST_INTERVAL if news.jobs else GONE_AFTER):
-                        self._nobody_left = True
-                        if self._news is not None:
-                            self._news.wake()
-                else:
-                    none_left_since, self._nobody_left = None, False
+                wait.note_pilots(news, time.monotonic())
+                wait.log_progress(time.monotonic())
+                # If this process cannot log in, a task watches the pilots: a worker can, as the submit task has shown.
+                wait.refusal = slurm.refusal
+                if self._news is not None and (wait.no_pilots or wait.refusal is not None):
+                    self._news.wake()
                 if news.pilots_remain:
                     await self._renew_credentials(picas, slurm, watched)
-                if told.logs_are_due():
-                    await self._show_logs(slurm, watched, told)
-                seen = {name: job.state for name, job in (news.jobs or {}).items()}
-                quiet = seen == states and not news.reaped and none_left_since is None
-                states = seen
-                interval = min(LONGEST_INTERVAL, interval * 1.5) if quiet else FIRST_INTERVAL
-                pause = (self.pilots_interval or interval) * random.uniform(0.9, 1.0)
-                if news.holders.patience > 0:  # check silent pilots again as soon as they may count as dead
-                    pause = min(pause, max(FIRST_INTERVAL, news.holders.patience + 0.1))
-                await asyncio.sleep(pause)
-
-    def _give_up_watch(self, refusal: str | None) -> None:
-        """Let a task watch the pilots if this process cannot log in: a worker can, as the submit task has shown."""
-        self._refusal = refusal
-        if refusal is not None and self._news is not None:
-            self._news.wake()
+                if wait.pilots_log.logs_are_due():
+                    await self._show_logs(slurm, watched)
+                await asyncio.sleep(interval.after(news, absent=wait.pilots_absent))
 
     async def _look(self, picas: PicasAsyncHook, slurm: Cluster, watched: Watched) -> PilotStatus:
         try:
@@ -295,18 +239,16 @@ class PicasTokenStateTrigger(BaseTrigger):
 
     async def _renew_credentials(self, picas: PicasAsyncHook, slurm: Cluster, watched: Watched) -> None:
         """Send pending and running pilots the connection's login, if it has changed since they were submitted."""
-        settings = picas.settings
-        if settings == self._pilots_settings:
+        settings, sent = picas.settings, self._state.credentials
+        if not sent.differ(settings):
             return
+        result: bool | Exception
         try:
             files = await asyncio.to_thread(credential_files, watched.folder, settings)
-            if await slurm.do(submission.renew_credentials(watched.folder, files, self.picas_conn_id)):
-                self.log.info(RENEWED, self.picas_conn_id)
-        except UnreachableError:
-            return  # the next check tries again
+            result = await slurm.do(submission.renew_credentials(watched.folder, files, self.picas_conn_id))
         except (RemoteError, OSError) as error:
-            self.log.warning("The pilots' credentials could not be renewed: %s", error)
-        self._pilots_settings = settings
+            result = error
+        sent.note(settings, self.picas_conn_id, result)
 
     def _contact(self) -> float:
         """Monotonic time since which the database has answered without a break, both in the checks and in the feed."""
@@ -314,9 +256,10 @@ class PicasTokenStateTrigger(BaseTrigger):
             return math.inf
         return max(self._answers_since, time.monotonic() - self._feed.contact if self._feed else -math.inf)
 
-    async def _show_logs(self, slurm: Cluster, watched: Watched, told: PilotsLog) -> None:
+    async def _show_logs(self, slurm: Cluster, watched: Watched) -> None:
+        shown = self._state.pilots_log
         try:
-            told.report_logs(await slurm.do(logs.updates(watched.folder, told.sizes)))
+            shown.report_logs(await slurm.do(logs.updates(watched.folder, shown.sizes)))
         except RemoteError:
             return  # the next check of the jobs logs this
 
@@ -344,16 +287,12 @@ class PicasTokenStateTrigger(BaseTrigger):
         for tries in range(1, STOP_TRIES + 1):
             try:
                 state = await sync_to_async(task_state)(self.task_instance)  # other threads cannot call Airflow
-                if state != "failed":
-                    self.log.info("The task is %s, not failed: the pilots of %s are left alone.", state, watched.key)
-                    return
-                self.log.info("The task was marked failed: %s the pilots of %s.", self.on_kill_how, watched.key)
-                await self._stop_once(watched)
+                if is_for_pilots(state, watched, StopMode(self.on_kill_how), self.log):
+                    await self._stop_once(watched)
             except Exception as error:  # from Airflow's API, the pool or the cluster
                 self.log.warning("The pilots of %s could not be stopped (try %d): %s", watched.key, tries, error)
                 await asyncio.sleep(5.0 * tries)
             else:
-                self.log.info("The pilots of %s: %s is done.", watched.key, self.on_kill_how)
                 return
 
     async def _stop_once(self, watched: Watched) -> None:
@@ -361,21 +300,9 @@ class PicasTokenStateTrigger(BaseTrigger):
         async with AsyncExitStack() as stack:
             picas = await stack.enter_async_context(PicasAsyncHook(self.picas_conn_id, database=self.database))
             slurm = await stack.enter_async_context(cluster_for(watched.ssh_conn_id).use())
-
-            async def perform_patiently(step: Any) -> Output:
-                try:
-                    return await slurm.perform(step)
-                except RemoteError as error:
-                    return Output(1, stderr=str(error))
-
-            if news := await drive_async(
-                stop.stop(picas.pool, self.batch, watched, how), performer(picas.send, slurm.perform)
-            ):
-                PilotsLog(self.log).report_cancelled(news)
-            # squeue shows cancelled pilots until they have ended.
-            removal = stop.remove_credentials(watched, CANCEL_WAIT if how is StopMode.CANCEL else DRAIN_WAIT)
-            if not await drive_async(removal, perform_patiently):
-                self.log.warning("Some have not ended yet; their credentials stay in %s.", watched.folder)
+            seconds = CANCEL_WAIT if how is StopMode.CANCEL else DRAIN_WAIT
+            stopping = end_pilots(picas.pool, self.batch, watched, how, self.log, wait=seconds)
+            await drive_async(stopping, performer(picas.send, slurm.perform))
 
 
 _stopping: set[asyncio.Task[None]] = set()
@@ -390,26 +317,6 @@ def _lingering() -> float:
     """
     interval = float(conf.getfloat("workers", "min_heartbeat_interval", fallback=5.0))
     return interval + 3 if interval > 0 else 0.0
-
-
-@dataclass
-class _Settling:
-    """Delays a decision that counts only if it still holds a while later."""
-
-    outcome: Outcome = Outcome.WAITING
-    since: float = 0.0
-
-    def over(self, verdict: Verdict, now: float) -> bool:
-        """True if the decision is final."""
-        if verdict.outcome is not self.outcome:
-            self.outcome, self.since = verdict.outcome, now
-        if not verdict.over:
-            return False
-        return not verdict.settling or now - self.since >= waiting.SETTLE_SECONDS
-
-    def left(self, now: float) -> float:
-        """Seconds until the decision is final."""
-        return math.inf if self.outcome is Outcome.WAITING else self.since + waiting.SETTLE_SECONDS - now
 
 
 async def _next(news: CountsSubscription, seconds: float) -> FeedNews:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import secrets
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,6 +22,7 @@ from airflow_provider_picas.hooks.submission import WatchedSubmission, credentia
 from airflow_provider_picas.slurm import credentials, submission
 from airflow_provider_picas.slurm.remote import Send
 from airflow_provider_picas.submissions.submission import Watched
+from airflow_provider_picas.submissions.wait import SentCredentials
 from airflow_provider_picas.tokens import documents, waiting
 from airflow_provider_picas.tokens.counts import Counts
 from airflow_provider_picas.triggers import feed
@@ -171,7 +173,8 @@ def renew(watched: Watched, how: str, conn_id: str = "picas_default", **options:
     hook = PicasHook(conn_id, **options)
     if how == "task":
         with WatchedSubmission(watched, hook, None) as acting:
-            assert acting.renew_credentials()
+            acting.renew_credentials(sent := SentCredentials(logging.getLogger(__name__)))
+            assert not sent.differ(hook.settings)
         return
 
     async def work() -> None:

@@ -19,9 +19,9 @@ from airflow_provider_picas.operators.tokens import PicasPushTokensOperator
 from airflow_provider_picas.sensors.tokens import PicasTokenStateSensor
 from airflow_provider_picas.slurm import sbatch_record
 from airflow_provider_picas.slurm.sbatch_calls import SubmissionRefusedError
+from airflow_provider_picas.submissions import wait as decisions
 from airflow_provider_picas.submissions.submission import Watched
 from airflow_provider_picas.tokens.waiting import Outcome
-from airflow_provider_picas.triggers import tokens as triggers
 from airflow_provider_picas.triggers.tokens import PicasTokenStateTrigger
 from stack import native, processes
 from stack.cluster import Cluster
@@ -169,7 +169,7 @@ def test_a_deferred_wait_leaves_its_task_until_it_is_worth_another_try(wait: Wai
 def test_a_trigger_says_that_no_pilot_is_left_when_it_is_worth_another_try(
     wait: Wait, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(triggers, "FIRST_INTERVAL", 0.5)
+    monkeypatch.setattr(decisions, "FIRST_INTERVAL", 0.5)
     at = time.time() + 4
     trigger = PicasTokenStateTrigger(
         "picas_default", None, wait.batch["batch"], 2, 0, time.time() + LIMIT, wait.pilots, no_pilots_before=at

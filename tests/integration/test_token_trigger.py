@@ -17,10 +17,11 @@ from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSki
 from airflow_provider_picas.couchdb.errors import CouchDBError
 from airflow_provider_picas.hooks import slurm
 from airflow_provider_picas.hooks.picas import PicasHook
-from airflow_provider_picas.sensors import tokens as sensors
 from airflow_provider_picas.sensors.tokens import PicasTokenStateSensor
 from airflow_provider_picas.slurm import logs
 from airflow_provider_picas.slurm.jobs import Job, SlurmStatus
+from airflow_provider_picas.submissions import report
+from airflow_provider_picas.submissions import wait as decisions
 from airflow_provider_picas.submissions.watch import PilotStatus
 from airflow_provider_picas.tokens import documents, waiting
 from airflow_provider_picas.tokens.counts import Counts
@@ -89,14 +90,14 @@ def until_seen(**counts: int) -> None:
 def event(made: PicasTokenStateTrigger, meanwhile: Callable[[], None] = lambda: None) -> dict[str, Any]:
     """The trigger's one event; ``meanwhile`` is done once it has read counts, or cannot."""
     SEEN.clear()
-    tell = made._tell_news
+    inform = made._note_update
 
     def note(item: subscriptions.News) -> None:
-        tell(item)
+        inform(item)
         if item.counts is not None:
             SEEN.append(item.counts)
 
-    made._tell_news = note  # type: ignore[method-assign]
+    made._note_update = note  # type: ignore[method-assign]
 
     async def run() -> dict[str, Any]:
         events: list[Any] = []
@@ -242,8 +243,9 @@ def test_a_watch_that_breaks_off_begins_anew(hook: PicasHook, monkeypatch: pytes
         broken += 1
         raise ValueError("no log")
 
-    monkeypatch.setattr(logs, "news", break_off)
-    monkeypatch.setattr(triggers, "LONGEST_INTERVAL", 0.2)
+    monkeypatch.setattr(logs, "updates", break_off)
+    monkeypatch.setattr(decisions, "LONGEST_INTERVAL", 0.2)
+    monkeypatch.setattr(report, "LOGS_INTERVAL", 0.0)  # what was shown before is not shown again
     unreachable(monkeypatch)
 
     def see_it_and_finish() -> None:
@@ -256,7 +258,7 @@ def test_a_watch_that_breaks_off_begins_anew(hook: PicasHook, monkeypatch: pytes
 def test_pilots_that_come_back_are_not_missed(hook: PicasHook, monkeypatch: pytest.MonkeyPatch) -> None:
     """As when somebody requeues one, before the token that it held is to do again."""
     unreachable(monkeypatch)
-    monkeypatch.setattr(triggers, "FIRST_INTERVAL", 0.0)
+    monkeypatch.setattr(decisions, "ENDED_AFTER", 0.0)
     states = iter(["COMPLETED"])
     looks = 0
 
@@ -359,7 +361,7 @@ def test_an_outage_of_the_cluster_while_pilots_are_submitted_again(
     with pytest.raises(TaskDeferred):
         sensor(deferrable=True, pilots=PILOTS, resubmit="1").execute_complete(CONTEXT, found, time.time() + 30)
     one = sensor(pilots=PILOTS, resubmit=1)
-    monkeypatch.setattr(one, "_look_after", lambda hook, batch: True)
+    monkeypatch.setattr(one, "_check_pilots", lambda hook: setattr(one._wait, "no_pilots", True))
     assert not one.poke(CONTEXT)
 
 
@@ -369,7 +371,7 @@ def test_slurm_knows_of_no_pilot(hook: PicasHook, cluster: Cluster, monkeypatch:
     one = sensor(pilots=PILOTS)
     assert not one.poke(CONTEXT)
     assert not one.poke(CONTEXT)
-    monkeypatch.setattr(sensors, "GONE_AFTER", 0.0)
+    monkeypatch.setattr(decisions, "GONE_AFTER", 0.0)
     with pytest.raises(AirflowFailException, match="no pilot is left"):
         one.poke(CONTEXT)
 
@@ -397,7 +399,7 @@ def test_a_client_that_is_gone_does_not_count_as_somebody_who_works(
     max_lock_age: float | None,
 ) -> None:  # fmt: skip
     """Unless its token comes back in time. Nobody is left to take those that wait."""
-    monkeypatch.setattr(triggers, "GONE_AFTER", 1.0)
+    monkeypatch.setattr(decisions, "GONE_AFTER", 1.0)
     monkeypatch.setattr(clusters, "LOAD", 0.0)  # no long pause after a slow look
     set_connection(monkeypatch, "away", native.ssh_connection(cluster))
     token = lock(hook, slurm_job_id="4711", hostname="elsewhere")

@@ -165,7 +165,7 @@ def test_templates_render_as_those_of_the_arguments_do(native: bool) -> None:
     number = 4 if native else "4"
     assert (pilots.pilots, pilots.resource_classes) == (number, {"4//": {"time": number}})
     assert read_rendered(pilots.pilot or {}) == {"lease": 60, "no_retry_exit_codes": [3, 5]}
-    assert sensor._budget().limit == 4
+    assert sensor._wait.terms.budget.limit == 4
     with pytest.raises(AirflowFailException, match=r"`max_scrubs` is '?12'?; it takes a whole number from 0 to 9"):
         sensor._max_scrubs()
 

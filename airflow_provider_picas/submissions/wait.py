@@ -1,0 +1,184 @@
+"""What a wait decides, the same in all of its modes: a sensor that pokes, a trigger, and a sensor that continues for a
+trigger.
+
+``Wait`` does no I/O. Its owner counts tokens and checks pilots, passes the results to ``note_counts`` and
+``note_pilots``, and does what ``decide`` says. It also logs, so that the modes log the same. ``now`` is in seconds, by
+the owner's monotonic clock.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from typing import Any
+
+from airflow_provider_picas.couchdb.settings import Settings
+from airflow_provider_picas.slurm import jobs
+from airflow_provider_picas.slurm.remote import UnreachableError
+from airflow_provider_picas.submissions.report import PilotsLog
+from airflow_provider_picas.submissions.watch import PilotStatus
+from airflow_provider_picas.tokens.counts import Completeness, Counts
+from airflow_provider_picas.tokens.progress_line import Pilots, ProgressLines
+from airflow_provider_picas.tokens.waiting import Endurance, Outcome, Progress, Settling, Terms, Verdict
+
+FIRST_INTERVAL = 5.0  # seconds between two checks of the pilots while something changes
+LONGEST_INTERVAL = 60.0  # seconds, while nothing changes
+ENDED_AFTER = 2.0  # seconds for which no job may remain: one that was just submitted may appear a moment later
+GONE_AFTER = 60.0  # seconds for which Slurm must know no job of a submission before it counts as gone
+
+
+class Wait:
+    """The state of one wait.
+
+    ``deadline`` and ``no_pilots_before``: by the same clock as ``now``; before the latter it is not an error that no
+    pilots remain. ``outage``: as for ``Endurance``. ``max_lock_age``: as for ``PilotStatus.worked_on``.
+    """
+
+    def __init__(
+        self,
+        terms: Terms,
+        log: Any,
+        *,
+        deadline: float = math.inf,
+        outage: float | None = None,
+        max_lock_age: float | None = None,
+        no_pilots_before: float = -math.inf,
+    ) -> None:
+        self.terms = terms
+        self.deadline = deadline
+        self.max_lock_age = max_lock_age
+        self.no_pilots_before = no_pilots_before
+        self.completeness: Completeness | None = None  #: as of the last counts
+        self.no_pilots = False  #: it is certain that no pilots remain
+        self.refusal: str | None = None  #: why the cluster refuses the login of this process
+        self.endurance = Endurance(outage)
+        self.pilots_log = PilotsLog(log)
+        self.credentials = SentCredentials(log)
+        self.lines = ProgressLines()
+        self._log = log
+        self._progress = Progress(terms.no_progress)
+        self._settling = Settling()
+        self._pilots: Pilots | None = None  #: Slurm's last answer; None while it does not answer
+        self._no_pilots_since: float | None = None
+
+    @property
+    def last(self) -> Completeness:
+        """The last counts; zeros before the first."""
+        return self.completeness or self.terms.completeness(Counts())
+
+    # -- tokens -------------------------------------------------------------------------------------------------------
+
+    def note_counts(self, counts: Counts, now: float) -> None:
+        """Record the counts of the tokens."""
+        self.completeness = self.terms.completeness(counts)
+        self._progress.note(counts, now)
+
+    def log_progress(self, now: float) -> None:
+        """Log the progress, if a line is due."""
+        if self.completeness is not None and (line := self.lines.next(self.completeness, self._pilots, now)):
+            self._log.info("%s", line)
+
+    # -- pilots -------------------------------------------------------------------------------------------------------
+
+    def note_pilots(self, news: PilotStatus, now: float, *, absent_since: float | None = None) -> float:
+        """Record and log a check of the pilots. Returns the seconds until ``no_pilots`` can be certain; infinity while
+        pilots remain, or may remain.
+
+        ``absent_since``: for an owner that remembers no earlier check: since when Slurm may have known no job.
+        """
+        self.pilots_log.report(news)
+        self._pilots = None if news.jobs is None else jobs.pilots(news.jobs.values())
+        remain = news.pilots_remain is not False or news.worked_on(self.max_lock_age)
+        if remain or now < self.no_pilots_before:
+            self.forget_absence()
+            return math.inf
+        if self._no_pilots_since is None:
+            self._no_pilots_since = now if news.jobs or absent_since is None else absent_since
+        certain_at = self._no_pilots_since + (ENDED_AFTER if news.jobs else GONE_AFTER)
+        self.no_pilots = self.no_pilots or now >= certain_at
+        return max(0.0, certain_at - now)
+
+    def forget_absence(self) -> None:
+        """Pilots remain, or were submitted again."""
+        self.no_pilots, self._no_pilots_since = False, None
+
+    @property
+    def pilots_absent(self) -> bool:
+        """True if the last check found no pilots."""
+        return self._no_pilots_since is not None
+
+    # -- decisions ----------------------------------------------------------------------------------------------------
+
+    def decide(self, now: float) -> Outcome:
+        """The outcome at ``now``; ``WAITING`` if the wait continues."""
+        verdict = self._judge()
+        if self._settling.over(verdict, now) or (verdict.over and now >= self.deadline):
+            return verdict.outcome
+        if not verdict.over and self._progress.left(now) <= 0:
+            return Outcome.NO_PROGRESS
+        if not verdict.over and self.refusal is not None:
+            return Outcome.UNWATCHED
+        return Outcome.TIMED_OUT if now >= self.deadline else Outcome.WAITING
+
+    def _judge(self) -> Verdict:
+        if self.completeness is None:
+            return Verdict(Outcome.WAITING)
+        verdict = self.terms.judge(self.completeness)
+        if not verdict.over and self.no_pilots and self.completeness.counts.todo:
+            return Verdict(Outcome.NO_PILOTS)
+        return verdict
+
+    def settled_in(self, now: float) -> float:
+        """Seconds until a decision that is not final yet becomes final, if the counts stay; infinity without one."""
+        return self._settling.left(now)
+
+    def decide_again_in(self, now: float) -> float:
+        """Seconds until ``decide`` may decide otherwise, or a line is due, without new counts."""
+        settled_in = self._settling.left(now)
+        decided_in = self._progress.left(now) if math.isinf(settled_in) else settled_in
+        return min(self.deadline - now, decided_in, self.lines.left(now))
+
+
+class CheckInterval:
+    """When to check the pilots again: soon while something changes, later while nothing does.
+
+    ``fixed``: seconds between two checks, regardless of changes; None: ``FIRST_INTERVAL`` to ``LONGEST_INTERVAL``.
+    """
+
+    def __init__(self, fixed: float | None) -> None:
+        self._fixed = fixed
+        self._interval = fixed or FIRST_INTERVAL
+        self._states: object = None
+
+    def after(self, news: PilotStatus, *, absent: bool) -> float:
+        """Seconds to pause after a check, with jitter. ``absent``: no pilots were found."""
+        states = {name: job.state for name, job in (news.jobs or {}).items()}
+        quiet = states == self._states and not news.reaped and not absent
+        self._states = states
+        self._interval = min(LONGEST_INTERVAL, self._interval * 1.5) if quiet else FIRST_INTERVAL
+        pause = (self._fixed or self._interval) * random.uniform(0.9, 1.0)
+        if news.holders.patience > 0:  # check silent pilots again as soon as they may count as dead
+            pause = min(pause, max(FIRST_INTERVAL, news.holders.patience + 0.1))
+        return pause
+
+
+class SentCredentials:
+    """The database login that the pilots have, as far as this wait has sent it."""
+
+    def __init__(self, log: Any) -> None:
+        self._log = log
+        self._sent: Settings | None = None
+
+    def differ(self, settings: Settings) -> bool:
+        """True if the pilots may have another login than the connection's."""
+        return settings != self._sent
+
+    def note(self, settings: Settings, conn_id: str, result: bool | Exception) -> None:
+        """Record and log an attempt to send them. ``result``: True if files were replaced, or the error."""
+        if isinstance(result, UnreachableError):
+            return  # the next check tries again
+        if isinstance(result, Exception):
+            self._log.warning("The pilots' credentials could not be renewed: %s", result)
+        elif result:
+            self._log.info("Connection %r has changed: the pilots' credentials on the cluster were replaced.", conn_id)
+        self._sent = settings

@@ -1,0 +1,106 @@
+"""The decisions of a wait, which the sensor and the trigger share."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+import pytest
+
+from airflow_provider_picas.slurm.jobs import Job, SlurmStatus
+from airflow_provider_picas.submissions import wait as waits
+from airflow_provider_picas.submissions.deaths import Holders
+from airflow_provider_picas.submissions.wait import CheckInterval, Wait
+from airflow_provider_picas.submissions.watch import PilotStatus
+from airflow_provider_picas.tokens.counts import Counts, ErrorBudget
+from airflow_provider_picas.tokens.waiting import SETTLE_SECONDS, Outcome, Terms
+
+
+def wait(no_progress: float | None = None, **options: Any) -> Wait:
+    terms = Terms("b", 4, ErrorBudget(0), no_progress=no_progress)
+    return Wait(terms, logging.getLogger(__name__), **options)
+
+
+def check(*states: str, held: int = 0) -> PilotStatus:
+    return PilotStatus(
+        SlurmStatus({str(i): Job(str(i), state) for i, state in enumerate(states)}, at=0), holders=Holders(held)
+    )
+
+
+def test_errors_count_once_they_have_lasted() -> None:
+    one = wait()
+    one.note_counts(Counts(done=3, error=1), 0.0)
+    assert one.decide(0.0) is Outcome.WAITING
+    assert one.settled_in(4.0) == one.decide_again_in(4.0) == SETTLE_SECONDS - 4
+    assert one.decide(SETTLE_SECONDS) is Outcome.TOO_MANY_ERRORS
+
+
+def test_a_decision_that_changes_meanwhile_settles_anew() -> None:
+    one = wait()
+    one.note_counts(Counts(done=3, error=1), 0.0)
+    one.decide(0.0)
+    one.note_counts(Counts(done=3, todo=1), 5.0)
+    assert one.decide(SETTLE_SECONDS) is Outcome.WAITING
+    assert math.isinf(one.settled_in(SETTLE_SECONDS))
+    one.note_counts(Counts(done=3, error=1), 12.0)
+    assert one.decide(12.0) is Outcome.WAITING
+
+
+def test_the_deadline_takes_what_has_not_settled() -> None:
+    one = wait(deadline=5.0)
+    assert one.decide(5.0) is Outcome.TIMED_OUT
+    one.note_counts(Counts(done=3, error=1), 5.0)
+    assert one.decide(5.0) is Outcome.TOO_MANY_ERRORS
+
+
+def test_no_progress_does_not_hide_a_decision_that_settles() -> None:
+    one = wait(no_progress=3.0)
+    one.note_counts(Counts(done=3, todo=1), 0.0)
+    assert one.decide(3.0) is Outcome.NO_PROGRESS
+    one.note_counts(Counts(done=3), 3.0)  # one is gone
+    assert one.decide(3.0) is Outcome.WAITING
+    assert one.decide_again_in(3.0) == SETTLE_SECONDS
+    assert one.decide(3.0 + SETTLE_SECONDS) is Outcome.LOST
+
+
+@pytest.mark.parametrize(("jobs", "seconds"), [(("COMPLETED",), waits.ENDED_AFTER), ((), waits.GONE_AFTER)])
+def test_pilots_are_absent_once_that_is_certain(jobs: tuple[str, ...], seconds: float) -> None:
+    one = wait()
+    one.note_counts(Counts(done=3, todo=1), 0.0)
+    assert one.note_pilots(check(*jobs), 0.0) == seconds
+    assert one.decide(0.0) is Outcome.WAITING
+    assert one.note_pilots(check(*jobs), seconds) == 0
+    assert one.decide(seconds) is Outcome.NO_PILOTS
+    one.note_pilots(check("PENDING"), seconds + 1)
+    assert one.decide(seconds + 1) is Outcome.WAITING
+
+
+@pytest.mark.parametrize(
+    "status", [PilotStatus(outage="Slurm does not answer."), check("RUNNING"), check("COMPLETED", held=1)]
+)
+def test_pilots_that_may_remain_are_not_absent(status: PilotStatus) -> None:
+    one = wait()
+    assert one.note_pilots(status, 0.0) == one.note_pilots(status, 100.0) == math.inf
+    assert not one.no_pilots
+
+
+def test_pilots_are_not_missed_before_they_can_be_submitted_again() -> None:
+    one = wait(no_pilots_before=10.0)
+    assert math.isinf(one.note_pilots(check("COMPLETED"), 9.0))
+    assert one.note_pilots(check("COMPLETED"), 10.0) == waits.ENDED_AFTER
+
+
+def test_a_wait_without_memory_takes_the_time_of_the_submission() -> None:
+    one = wait()
+    assert one.note_pilots(check(), 1000.0, absent_since=1000.0 - waits.GONE_AFTER) == 0
+    assert one.no_pilots
+
+
+def test_pilots_are_checked_less_often_while_nothing_changes() -> None:
+    interval = CheckInterval(None)
+    pauses = [interval.after(check("RUNNING"), absent=False) for _ in range(10)]
+    assert pauses[0] <= waits.FIRST_INTERVAL < pauses[2] < pauses[-1] <= waits.LONGEST_INTERVAL
+    assert interval.after(check("COMPLETED"), absent=False) <= waits.FIRST_INTERVAL
+    assert interval.after(check("COMPLETED"), absent=True) <= waits.FIRST_INTERVAL
+    assert CheckInterval(0.2).after(check("RUNNING"), absent=False) <= 0.2
