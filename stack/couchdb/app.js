@@ -13,7 +13,7 @@ const { findRoutes } = require('./find');
 const { stringify } = require('./numbers');
 const { jsonObject, multipleQueries, requestParameters } = require('./parameters');
 
-const VERSION = '3.5.0'; // of CouchDB: what this server behaves like
+const VERSION = '3.5.0'; // the version of CouchDB that this server implements
 const VENDOR = 'embedded server of airflow-provider-picas';
 
 function serverRoutes(app, databases, authentication) {
@@ -52,7 +52,7 @@ function serverRoutes(app, databases, authentication) {
     });
 }
 
-/** Refuse who may not use this database at all. */
+/** Refuse users without access to this database. */
 function access(req, res, next) {
   requireMember(req.user, req.database);
   next();
@@ -131,7 +131,7 @@ function makeApp(databases, authentication) {
   app.set('query parser', 'simple').set('case sensitive routing', true);
   app.use((req, res, next) => {
     const [path, ...query] = req.url.split('?');
-    req.url = [path.replaceAll('+', '%20'), ...query].join('?'); // CouchDB reads a plus in a path as a space, too
+    req.url = [path.replaceAll('+', '%20'), ...query].join('?'); // CouchDB also decodes a plus in a path as a space
     res.json = (value) => res.type('json').send(stringify(value));
     res.set({ 'Server': `CouchDB/${VERSION} (embedded)`, 'Cache-Control': 'must-revalidate' });
     next();

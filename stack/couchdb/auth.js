@@ -1,6 +1,6 @@
 'use strict';
-// Who asks, and what they may do: server admins of the configuration, users of `_users`, basic and cookie
-// authentication, and `_security` of each database.
+// Authentication and authorization: server admins of the configuration, users of `_users`, basic and cookie
+// authentication, and the `_security` of each database.
 
 const crypto = require('node:crypto');
 const { promisify } = require('node:util');
@@ -8,7 +8,7 @@ const { promisify } = require('node:util');
 const { forbidden, unauthorized } = require('./errors');
 
 const pbkdf2 = promisify(crypto.pbkdf2);
-const ITERATIONS = 10000; // CouchDB's 600,000 would cost a test 0.5 s a user
+const ITERATIONS = 10000; // CouchDB's 600,000 would take 0.5 s per user in tests
 const SESSION = 600; // seconds
 const USER = 'org.couchdb.user:';
 const WRONG = 'Name or password is incorrect.';
@@ -41,7 +41,7 @@ class Authentication {
   #admins;
   #databases;
   #secret = crypto.randomBytes(32);
-  #verified = new Set(); // hashes of logins that were right, since hashing a password is slow on purpose
+  #verified = new Set(); // hashes of logins that were verified, since hashing a password is deliberately slow
 
   /** `admins` is {name: password}. */
   constructor(admins, databases) {
@@ -56,7 +56,7 @@ class Authentication {
     });
   }
 
-  /** {name, roles} of a user whose password is right; raises 401. */
+  /** {name, roles} of a user, if the password is correct; throws 401 otherwise. */
   async login(name, password) {
     if (Object.hasOwn(this.#admins, name)) {
       if (!equal(password, this.#admins[name])) throw unauthorized(WRONG);
@@ -93,7 +93,7 @@ class Authentication {
     return user && { name, roles: user.roles || [] };
   }
 
-  /** Express middleware: sets req.user to {name, roles} (name null for nobody) and req.handler to how it was known. */
+  /** Express middleware: sets req.user to {name, roles} (name null without a login), and req.handler to the method. */
   middleware() {
     return async (req, res, next) => {
       const { authorization = '', cookie = '' } = req.headers;
@@ -132,7 +132,7 @@ function requireAdmin(user, database) {
   if (!isAdmin(user, database)) throw unauthorized('You are not a db or server admin.');
 }
 
-/** Raises 401 for somebody unknown and 403 for a user who is neither a member nor an admin of the database. */
+/** Throws 401 without a login, and 403 for a user who is neither a member nor an admin of the database. */
 function requireMember(user, database) {
   const { members } = database.security;
   const everybody = !(members?.names || []).length && !(members?.roles || []).length;

@@ -16,7 +16,7 @@ function milliseconds(name, value, otherwise) {
   return Number(value);
 }
 
-/** PouchDB's options for the filter that the request asks for. */
+/** PouchDB's options for the request's filter. */
 async function filterOptions(req) {
   const { filter, view, doc_ids: ids } = req.query;
   const body = req.body && typeof req.body === 'object' ? req.body : {};
@@ -63,7 +63,7 @@ class Feed {
     this.writesSeen = 0;
   }
 
-  /** The next rows, as CouchDB shows them; moves on beyond them. */
+  /** The next rows in CouchDB's format; advances the position. */
   async read() {
     if (this.limit === 0) return [];
     this.writesSeen = this.database.writes;
@@ -73,7 +73,7 @@ class Feed {
     const { results } = await this.database.pouch.changes({ ...this.options, ...limit, since: this.since });
     this.limit -= results.length;
     const last = results.length > 0 ? results.at(-1).seq : this.since;
-    this.since = this.limit > 0 ? Math.max(latest, last) : last; // rows that were filtered out are not read again
+    this.since = this.limit > 0 ? Math.max(latest, last) : last; // do not read filtered rows again
     return results.map(({ seq, id, changes, deleted, doc }) => ({
       seq: this.database.sequence(seq), id, changes, ...(deleted && { deleted }), ...(doc && { doc }),
     }));
@@ -84,8 +84,8 @@ class Feed {
   }
 }
 
-/** Resolves at the first write after the feed was last read (true), or when time is up or the client or the database is
- * gone (false). */
+/** Resolves with true at the first write after the feed was last read; with false on a timeout, or if the client or
+ * the database is gone. */
 function nextWrite({ database, writesSeen }, res, timeout) {
   return new Promise((resolve) => {
     if (database.writes !== writesSeen || res.closed) {

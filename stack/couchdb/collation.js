@@ -13,7 +13,7 @@ function rank(value) {
   }
 }
 
-/** Negative, zero or positive as key `a` sorts before, with or after key `b`. */
+/** Negative, zero or positive if key `a` sorts before, equal to or after key `b`. */
 function compareKeys(a, b) {
   if (a === b) return 0;
   const ranks = rank(a) - rank(b);

@@ -1,6 +1,6 @@
 'use strict';
-// The databases of the server, each a PouchDB in LevelDB, and what PouchDB has no place for: the list of databases,
-// their _security and their _local documents. Those live in one more LevelDB, `registry`.
+// The databases of the server, each a PouchDB in LevelDB, and what PouchDB does not store: the list of databases, their
+// _security and their _local documents. Those are in another LevelDB, `registry`.
 
 const crypto = require('node:crypto');
 const { EventEmitter } = require('node:events');
@@ -18,14 +18,14 @@ const { Views } = require('./views');
 const SYSTEM = ['_users', '_replicator', '_global_changes'];
 const LEGAL_NAME = /^[a-z][a-z0-9_$()+/-]*$/;
 const ADMINS_ONLY = { members: { roles: ['_admin'] }, admins: { roles: ['_admin'] } };
-const LAST = '\uffff'; // sorts after every key that starts as the rest does
+const LAST = '\uffff'; // sorts after every key with the same prefix
 
 class Databases {
   #folder;
   #registry;
   #open = new Map();
 
-  /** The databases kept in `folder`, opened; `_users` is there from the start. */
+  /** Open the databases in `folder`. `_users` always exists. */
   static async open(folder) {
     const databases = new Databases();
     databases.#folder = path.join(folder, 'databases');
@@ -74,7 +74,7 @@ class Databases {
       security: ADMINS_ONLY,
     };
     const database = this.#attach(record);
-    await database.info(); // waits until its files are there
+    await database.info(); // waits until its files exist
     await this.#registry.put(`database!${name}`, record, { sync: true });
     return database;
   }
@@ -100,11 +100,11 @@ class Database extends EventEmitter {
 
   constructor(record, pouch, registry) {
     super();
-    this.setMaxListeners(0); // one listener a waiting _changes feed
+    this.setMaxListeners(0); // one listener for each waiting _changes feed
     this.#record = record;
     this.#registry = registry;
     this.pouch = pouch;
-    this.writes = 0; // so that a feed notices one between reading and waiting
+    this.writes = 0; // so that a feed notices a write between reading and waiting
     this.views = new Views(this);
   }
 
@@ -138,12 +138,12 @@ class Database extends EventEmitter {
     };
   }
 
-  /** An update sequence as clients see it: opaque, and known to be of this very database. */
+  /** An update sequence for clients: opaque, and specific to this database. */
   sequence(number) {
     return `${number}-${this.#record.instance}`;
   }
 
-  /** The number in a client's `since`. One of a database that was deleted and made anew counts as 0, as in CouchDB. */
+  /** The number in a client's `since`. As in CouchDB, it is 0 if the database was deleted and created again. */
   sequenceNumber(since) {
     if (since === '0') return 0;
     const parts = /^(\d+)-([0-9a-zA-Z_-]+)$/.exec(since);
@@ -171,7 +171,7 @@ class Database extends EventEmitter {
     return found;
   }
 
-  /** To be called after each write, with the ids that were written. */
+  /** Call this after each write, with the written ids. */
   written(ids) {
     if (ids.some((id) => id.startsWith('_design/'))) this.#designDocuments = null;
     this.writes++;
@@ -190,7 +190,7 @@ class Database extends EventEmitter {
     });
   }
 
-  /** Write a _local document over what is there. As in CouchDB the revision only counts on from the one given. */
+  /** Overwrite a _local document. As in CouchDB, the new revision only increments the given one. */
   async putLocal(doc) {
     const revision = /^0-(\d+)$/.exec(doc._rev ?? '0-0');
     if (!revision) throw badRequest('Invalid rev format');
@@ -203,7 +203,7 @@ class Database extends EventEmitter {
     return _rev;
   }
 
-  /** All _local documents in the order of their ids. */
+  /** All _local documents, ordered by id. */
   async locals() {
     const found = [];
     const range = { gte: this.#localKey(''), lt: this.#localKey(LAST) };

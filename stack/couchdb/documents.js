@@ -18,7 +18,7 @@ function readJson(req, res, next) {
 
 const parseJson = [parseBytes, readJson];
 
-/** The body of a POST must say that it is JSON; CouchDB does not look at the Content-Type of a PUT. */
+/** A POST must have the Content-Type of JSON; CouchDB ignores the Content-Type of a PUT. */
 function requireJson(req, res, next) {
   if (!/json/.test(req.headers['content-type'] ?? '')) {
     throw new CouchError(415, 'bad_content_type', 'Content-Type must be application/json');
@@ -28,7 +28,7 @@ function requireJson(req, res, next) {
 
 const jsonBody = [requireJson, ...parseJson];
 
-/** The revision that a write replaces: from the URL, If-Match or the body, which must not differ. */
+/** The revision that a write replaces: from the URL, If-Match or the body, which must agree. */
 function revisionOf(req, body = {}) {
   const match = req.headers['if-match']?.replaceAll('"', '');
   const given = [...new Set([req.query.rev, match, body._rev].filter((rev) => rev !== undefined && rev !== ''))];
@@ -90,7 +90,7 @@ async function deleteDocument(req, res) {
   if (isLocal(id)) {
     if (!await database.local(id)) throw notFound('missing');
   } else {
-    await database.pouch.get(id); // 404 when it is not there or deleted already
+    await database.pouch.get(id); // 404 if it does not exist or is deleted
     if (rev === undefined) throw conflict();
   }
   sendWritten(req, res, await writeDocument(database, user, { _id: id, _rev: rev, _deleted: true }), 200);
@@ -100,13 +100,13 @@ async function deleteDocument(req, res) {
 
 const attachmentName = (req) => req.params.name.join('/');
 
-const COMPRESSED = /^(text\/|application\/(javascript|json|xml)\b)/; // in CouchDB, which sends no parts of these
+const COMPRESSED = /^(text\/|application\/(javascript|json|xml)\b)/; // CouchDB sends no ranges of these
 
-/** First and last byte that a Range header asks for; null without one, for several ranges, and for what is none. Raises 416. */
+/** First and last byte of a Range header; null without one, for several ranges, and for an invalid one. Throws 416. */
 function byteRange(header, size) {
   const [, first, last] = /^bytes=\s*(\d*)-(\d*)\s*$/.exec(header ?? '') ?? [];
   if (first === undefined || (first === '' && last === '')) return null;
-  // CouchDB leaves out the first byte where the last N are asked for and there are no more than N.
+  // CouchDB omits the first byte if the last N are requested and there are no more than N.
   const from = first === '' ? Math.max(1, size - Number(last)) : Number(first);
   const to = first === '' || last === '' ? size - 1 : Math.min(Number(last), size - 1);
   if (from > to) throw new CouchError(416, 'requested_range_not_satisfiable', 'Requested range not satisfiable');
@@ -196,13 +196,13 @@ async function bulkGet(req, res) {
   res.json({ results });
 }
 
-const NO_ID = '\u0000'; // sorts before the ids of all documents, but for those of some odd tests
+const NO_ID = '\u0000'; // sorts before all document ids, except some in tests
 const LAST_ID = '\u{10ffff}';
 
-/** A key that is not a string, or empty, is no document's id. PouchDB takes it for one. */
+/** A key that is not a string, or is empty, cannot be a document id. PouchDB treats it as one. */
 const idOrNone = (key) => (typeof key === 'string' && key !== '' ? key : NO_ID);
 
-/** The range of ids in PouchDB's terms: what is not a string sorts before every id; and without an end, PouchDB's range ends early. */
+/** The range of ids for PouchDB: keys that are not strings sort before every id, and the range needs an end. */
 function idRange({ startkey, endkey, descending = false }) {
   const [first, last] = descending ? [LAST_ID, NO_ID] : [NO_ID, LAST_ID];
   return {
@@ -229,7 +229,7 @@ async function allDocuments(database, query) {
   };
 }
 
-/** The _local documents, as `_all_docs` lists the others. */
+/** The _local documents, in the format of `_all_docs`. */
 async function localDocuments(database, query) {
   const { keys, descending = false, inclusive_end: inclusive = true, skip = 0, limit = Infinity } = query;
   const locals = await database.locals();
@@ -258,7 +258,7 @@ function listing(router, path, answer) {
   });
 }
 
-/** Routes of a database for many documents at once. */
+/** Routes for bulk requests. */
 function bulkRoutes(router) {
   router.post('/_bulk_docs', jsonBody, bulkDocs);
   router.post('/_bulk_get', jsonBody, bulkGet);
@@ -268,7 +268,7 @@ function bulkRoutes(router) {
     allDocuments(database, { startkey: '_design/', endkey: '_design0', inclusive_end: false, ...query })));
 }
 
-/** Routes of single documents and their attachments. They take any path, so they come last. */
+/** Routes of single documents and their attachments. They match any path, so they come last. */
 function documentRoutes(router) {
   router.post('/', jsonBody, postDocument);
   for (const prefix of ['_design/', '_local/', '']) {

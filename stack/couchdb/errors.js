@@ -1,5 +1,5 @@
 'use strict';
-// Errors as CouchDB answers them: a status, a short error word, and a reason.
+// Errors in CouchDB's format: a status, a short error name, and a reason.
 
 class CouchError extends Error {
   constructor(status, error, reason) {
@@ -9,7 +9,7 @@ class CouchError extends Error {
     this.reason = reason;
   }
 
-  /** The row of a bulk answer that tells of this error. */
+  /** The row for this error in a bulk response. */
   row(id) {
     return { id, error: this.error, reason: this.reason };
   }
@@ -22,7 +22,7 @@ const forbidden = (reason) => new CouchError(403, 'forbidden', reason);
 const notFound = (reason) => new CouchError(404, 'not_found', reason);
 const conflict = () => new CouchError(409, 'conflict', 'Document update conflict.');
 
-/** Any error (of ours, PouchDB's or the body parser's) as a CouchError. */
+/** Any error (our own, PouchDB's or the body parser's) as a CouchError. */
 function asCouchError(error) {
   if (error instanceof CouchError) return error;
   if (error.type === 'entity.parse.failed') return badRequest('invalid UTF-8 JSON');

@@ -1,5 +1,5 @@
 'use strict';
-// Mango: `_find`, `_index` and `_explain`, by pouchdb-find.
+// Mango: `_find`, `_index` and `_explain`, with pouchdb-find.
 
 const { requireAdmin } = require('./auth');
 const { jsonBody } = require('./documents');
@@ -7,7 +7,7 @@ const { CouchError } = require('./errors');
 const { rounded } = require('./numbers');
 const { jsonObject } = require('./parameters');
 
-const LIMIT = 25; // documents of a page, unless told otherwise
+const LIMIT = 25; // default number of documents in a page
 
 function checkQuery({ selector, limit = 0, skip = 0 }) {
   if (selector === undefined) {
@@ -23,7 +23,7 @@ function checkQuery({ selector, limit = 0, skip = 0 }) {
   }
 }
 
-/** pouchdb-find's errors as CouchDB's. */
+/** Convert pouchdb-find's errors to CouchDB's. */
 function findError(error) {
   const message = String(error.message);
   const operator = /^unknown operator "(.*?)"/.exec(message);
@@ -36,7 +36,7 @@ function findError(error) {
 
 const bookmarkOf = (id, place) => Buffer.from(JSON.stringify([id, place])).toString('base64url');
 
-/** How many of the documents came before a bookmark, even if its own document is gone. */
+/** The number of documents before a bookmark, even if its own document is gone. */
 function placeOf(bookmark, docs) {
   try {
     const [id, place] = JSON.parse(Buffer.from(bookmark, 'base64url').toString());
@@ -47,7 +47,7 @@ function placeOf(bookmark, docs) {
   }
 }
 
-/** A page of what is found, as CouchDB answers it. All is found anew for each page. */
+/** A page of results in CouchDB's format. The search is repeated for each page. */
 async function find(pouch, query) {
   checkQuery(query);
   const { limit = LIMIT, skip = 0, bookmark, fields, ...asked } = query;

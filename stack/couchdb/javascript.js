@@ -1,5 +1,5 @@
 'use strict';
-// Functions of design documents: compiled once, each design document's in a context of its own.
+// Functions of design documents: compiled once, with a separate context for each design document.
 
 const vm = require('node:vm');
 const { CouchError } = require('./errors');
@@ -10,7 +10,7 @@ function sum(values) {
   return values.reduce((total, value) => total + value, 0);
 }
 
-/** The context in which functions of `designDocument` run; `extra` are further globals, such as emit. */
+/** The context in which functions of `designDocument` run; `extra` has additional globals, such as emit. */
 function context(designDocument, extra = {}) {
   const toJSON = (value) => JSON.stringify(value);
   const globals = vm.createContext({ log, sum, isArray: Array.isArray, toJSON, ...extra });
@@ -29,7 +29,7 @@ function context(designDocument, extra = {}) {
   return globals;
 }
 
-/** Compile the source of one function; `what` names it in the error. */
+/** Compile the source of one function; `what` is its name in errors. */
 function compile(source, globals, what) {
   let compiled;
   try {

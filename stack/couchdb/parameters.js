@@ -33,7 +33,7 @@ function json(value) {
   }
 }
 
-/** The parameters among `source` that CouchDB knows, by their main name and checked; others are ignored. */
+/** The parameters in `source` that CouchDB knows, by their main name and validated; others are ignored. */
 function queryParameters(source, { fromUrl }) {
   const found = {};
   for (const [given, value] of Object.entries(source)) {
@@ -48,13 +48,13 @@ function queryParameters(source, { fromUrl }) {
   return found;
 }
 
-/** The parameters of a request: those of the URL, and over them those of a JSON body. */
+/** The parameters of a request: those of the URL, overridden by those of a JSON body. */
 function requestParameters(req) {
   const url = queryParameters(req.query, { fromUrl: true });
   return req.method === 'POST' ? { ...url, ...queryParameters(jsonObject(req.body), { fromUrl: false }) } : url;
 }
 
-/** A body that must be a JSON object. */
+/** The body, which must be a JSON object. */
 function jsonObject(body) {
   if (body === undefined) throw badRequest('invalid UTF-8 JSON');
   if (body === null || typeof body !== 'object' || Array.isArray(body)) {
@@ -63,7 +63,7 @@ function jsonObject(body) {
   return body;
 }
 
-/** The answer of `POST .../queries`: one result for each of the queries in the body, by `answer(parameters)`. */
+/** The response to `POST .../queries`: the result of `answer(parameters)` for each query in the body. */
 async function multipleQueries(req, answer) {
   const { queries } = jsonObject(req.body);
   if (!Array.isArray(queries)) throw new CouchError(400, 'bad_request', '`queries` parameter must be an array.');

@@ -19,7 +19,7 @@ function add(total, value) {
     'The _sum function requires that map values be numbers, arrays of numbers, or objects.');
 }
 
-/** For numbers only; CouchDB also takes arrays of numbers. One bad value breaks the whole view, as in CouchDB. */
+/** For numbers only; CouchDB also accepts arrays of numbers. One invalid value breaks the whole view, as in CouchDB. */
 function stats(values) {
   const numbers = values.map((value) => {
     if (typeof value === 'number') return { sum: value, count: 1, min: value, max: value, sumsqr: value * value };
@@ -36,7 +36,7 @@ function stats(values) {
   }));
 }
 
-/** The sum of the values. Where there is none, CouchDB answers 200 with the error in place of the value. */
+/** The sum of the values. If there is none, CouchDB responds with 200 and the error in place of the value. */
 function sum(values) {
   try {
     return values.reduce(add, 0);
@@ -46,7 +46,7 @@ function sum(values) {
   }
 }
 
-/** CouchDB estimates it; this is exact. A reduction is the set of the keys, of which the size is shown at the end. */
+/** Exact, while CouchDB estimates. A reduction is the set of keys; its size is the result. */
 function distinct(keys, values, rereduce) {
   return new Set(rereduce ? values.flatMap((set) => [...set]) : keys.map(([key]) => JSON.stringify(key)));
 }
@@ -59,7 +59,7 @@ const BUILT_IN = {
   _stats: (keys, values) => stats(values),
 };
 
-/** The reduce function of a view, from its source or the name of a built-in one. */
+/** The reduce function of a view, from its source or the name of a built-in function. */
 function reducer(source, designDocument, what) {
   const text = source.trim();
   if (!text.startsWith('_')) return compile(text, context(designDocument), what);

@@ -1,9 +1,9 @@
 'use strict';
-// An embedded server that speaks CouchDB's protocol, on this machine only.
+// An embedded server with CouchDB's protocol, for this machine only.
 //
 //   node server.js --config FILE --data FOLDER --port PORT
 //
-// FILE is JSON: {"admins": {"name": "password"}}. It must be readable by its owner only, since it holds passwords.
+// FILE is JSON: {"admins": {"name": "password"}}. Only its owner may read it, since it contains passwords.
 
 const fs = require('node:fs');
 const http = require('node:http');
@@ -13,13 +13,13 @@ const { makeApp } = require('./app');
 const { Authentication } = require('./auth');
 const { Databases } = require('./databases');
 
-const IDLE = 300000; // ms that an unused connection stays open: as long as CouchDB's, so that client sessions live on
+const IDLE = 300000; // ms that an idle connection stays open: the same as in CouchDB, so that client sessions survive
 
 function readConfig(file) {
   const { mode } = fs.statSync(file);
-  if (mode & 0o077) throw new Error(`${file} holds passwords and can be read by others: chmod 600 it.`);
+  if (mode & 0o077) throw new Error(`${file} contains passwords and others can read it: run chmod 600 on it.`);
   const { admins } = JSON.parse(fs.readFileSync(file, 'utf8'));
-  if (!admins || Object.keys(admins).length === 0) throw new Error(`${file} names no server admin under "admins".`);
+  if (!admins || Object.keys(admins).length === 0) throw new Error(`${file} has no server admin under "admins".`);
   return { admins };
 }
 

@@ -1,17 +1,17 @@
 'use strict';
-// The rows of one view in order, cut into chunks. Each chunk keeps its own reductions, so that after a write only the
-// chunks that it touched are reduced again: what the inner nodes of CouchDB's B-tree do.
+// The sorted rows of one view, in chunks. Each chunk keeps its own reductions, so that after a write only the changed
+// chunks are reduced again, like the inner nodes of CouchDB's B-tree.
 
 const { compareIds, compareKeys } = require('./collation');
 
-const CHUNK = 512; // rows; a chunk of twice as many is cut in two
+const CHUNK = 512; // rows; a chunk with twice this number is split
 
-/** A row is {key, id, value, turn}; turn tells rows of one document with equal keys apart. */
+/** A row is {key, id, value, turn}; turn distinguishes rows of one document with equal keys. */
 function compareRows(a, b) {
   return compareKeys(a.key, b.key) || compareIds(a.id, b.id) || a.turn - b.turn;
 }
 
-/** The part of a key by which rows are grouped: all of it at level Infinity, null at level 0. */
+/** The part of a key by which rows are grouped: the whole key at level Infinity, null at level 0. */
 function groupKey(key, level) {
   if (level === 0) return null;
   return Array.isArray(key) && key.length > level ? key.slice(0, level) : key;
@@ -41,7 +41,7 @@ class Chunk {
 }
 
 class SortedRows {
-  /** `reduce` is (keys, values, rereduce) -> value, or null; `reduce.shown`, if it has one, makes of that what queries answer. */
+  /** `reduce` is (keys, values, rereduce) -> value, or null. The optional `reduce.shown` converts it for responses. */
   constructor(reduce = null) {
     this.reduce = reduce;
     this.chunks = [];
@@ -75,7 +75,7 @@ class SortedRows {
     return firstIndex(this.chunks.length, (i) => compareRows(this.chunks[i].rows.at(-1), row) >= 0);
   }
 
-  /** How many rows come before the first for which `test` is true; `test` must be false, then true. */
+  /** The number of rows before the first for which `test` is true; `test` must be false, then true. */
   position(test) {
     const at = firstIndex(this.chunks.length, (i) => test(this.chunks[i].rows.at(-1)));
     let before = 0;
@@ -96,7 +96,7 @@ class SortedRows {
 
   /** The reduced value of each group of rows from position `from` up to but not `to`: [{key, value}]. */
   groups(from, to, level) {
-    const groups = []; // {key, values: one of each chunk}
+    const groups = []; // {key, values: one per chunk}
     for (const { chunk, start, end } of this.#parts(from, to)) {
       for (const { key, value } of this.#groupsOf(chunk, start, end, level)) {
         const last = groups.at(-1);

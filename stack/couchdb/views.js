@@ -1,6 +1,6 @@
 'use strict';
-// The views of a database. An index lives in memory: it is built at its first query and follows the changes from then
-// on. That is right for the tens of thousands of documents of a demo; CouchDB keeps its indexes on disk.
+// The views of a database. Indexes are in memory: each is built at its first query, and then follows the changes.
+// This suits the tens of thousands of documents of a demo; CouchDB stores its indexes on disk.
 
 const { compareIds, compareKeys } = require('./collation');
 const { CouchError, notFound, queryError } = require('./errors');
@@ -9,10 +9,10 @@ const { rounded } = require('./numbers');
 const { reducer } = require('./reductions');
 const { SortedRows } = require('./sorted-rows');
 
-const BATCH = 1000; // documents read at once while an index is brought up to date
+const BATCH = 1000; // documents read at once while an index is updated
 const LONGEST_TURN = 20; // ms of work on an index until other requests get a turn
 
-/** Compile all functions of a design document's views; raises compilation_error for a broken one. */
+/** Compile all functions of a design document's views; throws compilation_error for an invalid one. */
 function compileViews(designDocument) {
   let rows = []; // what emit() collects: [key, value]
   const plain = (value) => (value === undefined ? null : JSON.parse(JSON.stringify(value) ?? 'null'));
@@ -31,7 +31,7 @@ function compileViews(designDocument) {
         try {
           map(rounded(doc));
         } catch {
-          rows = []; // a document that its map function cannot stand is left out, as in CouchDB
+          rows = []; // a document for which the map function throws is skipped, as in CouchDB
         }
         return rows;
       },
@@ -51,7 +51,7 @@ class Index {
       [view.name, { ...view, rows: new SortedRows(view.reduce) }])));
   }
 
-  /** Bring the index up to date. One update runs at a time. */
+  /** Update the index. Only one update runs at a time. */
   update(pouch) {
     this.#updates += 1;
     this.#updating = this.#updating.catch(() => {}).then(() => this.#follow(pouch)).finally(() => { this.#updates -= 1; });
@@ -74,7 +74,7 @@ class Index {
         end = Date.now() + LONGEST_TURN;
       }
       if (results.length === BATCH) continue;
-      // PouchDB leaves out a document that is written while it reads: its newest change comes with the next reading.
+      // PouchDB omits a document that is written while it reads: the newest change comes with the next read.
       const { update_seq: written } = await pouch.info();
       if (this.#sequence >= written) return;
     }
@@ -94,7 +94,7 @@ class Index {
   }
 }
 
-/** The positions [from, to) of the rows that the query's startkey and endkey ask for. */
+/** The positions [from, to) of the rows between the query's startkey and endkey. */
 function range(rows, query) {
   const { descending = false, inclusive_end: inclusive = true } = query;
   const [first, last] = descending ? ['endkey', 'startkey'] : ['startkey', 'endkey'];
@@ -158,7 +158,7 @@ class Views {
     this.#database = database;
   }
 
-  /** The index of a design document; one whose views are unchanged is kept. */
+  /** The index of a design document. It is kept while the views are unchanged. */
   #index(designDocument) {
     const source = JSON.stringify([designDocument.views, designDocument.lib]);
     const known = this.#indexes.get(designDocument._id);
@@ -168,7 +168,7 @@ class Views {
     return index;
   }
 
-  /** The answer to one query of a view. Raises 404 when there is no such view. */
+  /** The response to one query of a view. Throws 404 if the view does not exist. */
   async query(designName, viewName, query) {
     const designDocument = await this.#database.designDocument(designName);
     if (!Object.hasOwn(designDocument.views || {}, viewName)) throw notFound('missing_named_view');
@@ -202,7 +202,7 @@ class Views {
     }
   }
 
-  /** What `GET /db/_design/name/_info` tells. */
+  /** The response to `GET /db/_design/name/_info`. */
   async info(designName) {
     const designDocument = await this.#database.designDocument(designName);
     return {

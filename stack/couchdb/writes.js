@@ -28,7 +28,7 @@ function checkId(id) {
   }
 }
 
-/** Raises 400 or 413 for what cannot be a document at all; these fail the whole request. */
+/** Throws 400 or 413 for a value that cannot be a document; this fails the whole request. */
 function checkForm(doc) {
   if (doc === null || typeof doc !== 'object' || Array.isArray(doc)) throw badRequest('Document must be a JSON object');
   if (doc._id !== undefined) checkId(doc._id);
@@ -62,7 +62,7 @@ function checkAttachments(attachments) {
   }
 }
 
-/** The document with its attachment stubs filled in from the revision it replaces; raises 412 if that has none. */
+/** The document with attachment stubs filled in from the revision that it replaces; throws 412 if that has none. */
 async function withAttachments(database, { _attachments: given = {}, ...doc }) {
   const attachments = {};
   for (const [name, attachment] of Object.entries(given)) {
@@ -81,7 +81,7 @@ async function withAttachments(database, { _attachments: given = {}, ...doc }) {
   return Object.keys(attachments).length > 0 ? { ...doc, _attachments: attachments } : doc;
 }
 
-/** Raises what a validate_doc_update function of the database throws. */
+/** Throws the error of a validate_doc_update function of the database. */
 async function validate(database, user, doc) {
   if (isDesign(doc._id)) return;
   const designDocuments = [...(await database.designDocuments()).values()].filter((it) => it.validate_doc_update);
@@ -99,7 +99,7 @@ async function validate(database, user, doc) {
   }
 }
 
-/** The document as it is to be stored. Raises what refuses this one document only. */
+/** The document to store. Throws errors that refuse only this document. */
 async function prepared(database, user, doc) {
   if (isDesign(doc._id)) {
     if (!isAdmin(user, database)) throw forbidden('You are not a db or server admin.');
@@ -109,15 +109,15 @@ async function prepared(database, user, doc) {
   return database.name === '_users' && !isDesign(doc._id) ? withHashedPassword(doc) : doc;
 }
 
-/** Write each document. Returns one result a document, in order: {ok, id, rev}, or the CouchError that refused it.
+/** Write each document. Returns one result per document, in order: {ok, id, rev}, or the CouchError that refused it.
  *
- * Raises for what fails the whole request: what is no document, a document too large, a missing attachment stub (then,
- * as in CouchDB, the other documents may have been written).
+ * Throws errors that fail the whole request: a value that is not a document, a document that is too large, a missing
+ * attachment stub (as in CouchDB, the other documents may have been written then).
  */
 async function writeDocuments(database, user, docs, { newEdits = true } = {}) {
   docs.forEach(checkForm);
   const results = new Array(docs.length);
-  const ready = []; // [position, document] of those for PouchDB
+  const ready = []; // [position, document] for PouchDB
   let missingStub = null;
   for (const [position, given] of docs.entries()) {
     const doc = { ...given, _id: given._id ?? crypto.randomUUID().replaceAll('-', '') };
@@ -146,12 +146,12 @@ async function writeDocuments(database, user, docs, { newEdits = true } = {}) {
   return results;
 }
 
-/** PouchDB's error row as ours. To delete what was never there is a conflict in CouchDB. */
+/** Convert PouchDB's error row. In CouchDB, deleting a document that never existed is a conflict. */
 function refused(row) {
   return row.status === 404 || row.status === 409 ? conflict() : asCouchError(row);
 }
 
-/** Write one document; raises what refuses it. */
+/** Write one document; throws the error that refuses it. */
 async function writeDocument(database, user, doc, options) {
   const [result] = await writeDocuments(database, user, [doc], options);
   if (result instanceof CouchError) throw result;
