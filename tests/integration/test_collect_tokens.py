@@ -163,7 +163,7 @@ def test_a_file_in_an_object_store(hook: PicasHook, store: ObjectStoragePath) ->
 
 def test_too_much_for_xcom(hook: PicasHook) -> None:
     lives.fill(hook, {State.DONE: 400}, note="x" * 100)
-    with pytest.raises(AirflowFailException, match=r"more than 48,000 bytes.*Give `path`"):
+    with pytest.raises(AirflowFailException, match=r"more than 48,000 bytes.*Set `path`"):
         collect(fields=["note"])
     assert len(collect(fields=["note"], max_xcom_bytes="200000")["rows"]) == 400
     assert len(collect(fields=["note"], max_xcom_bytes=2e5)["rows"]) == 400
@@ -353,7 +353,7 @@ def test_errors_within_the_budget_do_not_fail_it(hook: PicasHook) -> None:
         ({"batch": None}, "`batch` is empty"),
         ({"fields": ["state"]}, "`fields` names 'state'"),
         ({"path": "results.xls"}, "The format of 'results.xls'"),
-        ({"path": "results", "file_format": "xls"}, "file_format is 'xls'"),
+        ({"path": "results", "file_format": "xls"}, "`file_format` is 'xls'"),
         ({"max_errors": "some"}, "max_errors"),
         ({"max_xcom_bytes": "1 MB"}, "`max_xcom_bytes` is '1 MB'; it takes a whole number"),
         ({"attachments": "in", "max_attachment_bytes": -1}, "`max_attachment_bytes` is -1; it takes a whole number"),

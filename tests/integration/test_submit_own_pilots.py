@@ -239,11 +239,11 @@ def test_more_pilots_are_submitted_while_they_finish_tokens(tasks: Tasks) -> Non
         ({"pilot": {"leese": 5}}, "does not know: 'leese'"),
         ({"pilot": {"slots": 0}}, "'slots' must be a whole number"),
         ({"pilot": {"submission": "mine"}}, "cannot set `submission`"),
-        ({"pilot": {"lease": object()}}, "no JSON"),
+        ({"pilot": {"lease": object()}}, "not JSON-serializable"),
         ({"files": ["/nowhere.dat"]}, "The file '/nowhere.dat' cannot be read"),
         ({"credentials": "sometimes"}, "it takes 'send' or 'existing'"),
         ({"pilots": 0}, "`pilots` is 0; it takes a whole number from 1"),
-        ({"pilots": "auto", "tokens_per_pilot": 0}, "tokens_per_pilot is 0"),
+        ({"pilots": "auto", "tokens_per_pilot": 0}, "`tokens_per_pilot` is 0"),
         ({"env": {"A B": "x"}}, "is not a variable name"),
     ],
 )
@@ -364,7 +364,7 @@ def test_a_submission_that_is_refused_in_part_leaves_no_pilots(tasks: Tasks) -> 
         tasks.submit(
             "sleep 60", pilots=1, resource_classes={"1//": {"hold": True}, "2//": {"partition": "nope"}}
         )  # fmt: skip
-    accepted = re.search(r"Job ([0-9]+) of it", str(refused.value))
+    accepted = re.search(r"Job ([0-9]+) had been accepted", str(refused.value))
     assert accepted is not None
     assert tasks.remote.run(f"squeue --noheader --jobs={accepted[1]}").stdout == ""
     tasks.submit("true", pilots=1, resource_classes=True, sbatch=HELD)
