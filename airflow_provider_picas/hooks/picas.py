@@ -1,37 +1,25 @@
-"""Hooks for a PiCaS pool: ``PicasHook`` for tasks, ``PicasAsyncHook`` for triggers, over the operations of
-``couchdb.pool``."""
+"""``PicasHook``: a PiCaS pool, from a task, over the operations of ``couchdb``."""
 
 from __future__ import annotations
 
 import itertools
-import logging
-import re
 import secrets
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import replace
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import requests
-import urllib3
-from airflow.providers.common.compat.sdk import AirflowNotFoundException
-from airflow.providers.http.hooks.http import HttpHook
 
-from airflow_provider_picas import __version__
-from airflow_provider_picas.couchdb import changes, counting, deployment, edits, errors, http
-from airflow_provider_picas.couchdb.http import Answer, Operation, Request
-from airflow_provider_picas.couchdb.pool import PAGE, Document, Next, Pool
+from airflow_provider_picas.couchdb import counting, deployment, edits, errors, http
+from airflow_provider_picas.couchdb.http import Operation, Request
+from airflow_provider_picas.couchdb.pool import PAGE, Document, Next
 from airflow_provider_picas.couchdb.push import push, requests_of
-from airflow_provider_picas.couchdb.refusals import Refusals
-from airflow_provider_picas.couchdb.settings import Settings
-from airflow_provider_picas.hooks.connection import _this_connection, cause_of, no_connection, settings_of, ssl_context
+from airflow_provider_picas.hooks.connection import cause_of
+from airflow_provider_picas.hooks.couchdb import CHUNK, CouchDBHook, answer_of
 from airflow_provider_picas.hooks.duplicate_keys import KeyLog
 from airflow_provider_picas.hooks.editing import TokenEditor
 from airflow_provider_picas.lifecycle.ids import has_path
-from airflow_provider_picas.sansio import drive
 from airflow_provider_picas.tokens import attachments, views
 from airflow_provider_picas.tokens.counts import Counts
 from airflow_provider_picas.tokens.documents import BadTokenError
@@ -40,29 +28,14 @@ from airflow_provider_picas.tokens.selection import UnknownBatchError, last_acti
 from airflow_provider_picas.tokens.states import State
 from airflow_provider_picas.tokens.text import one_line
 
-if TYPE_CHECKING:
-    pass
-
-log = logging.getLogger(__name__)
-
-_refusals = Refusals()
-
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 PUSH_CONNECTIONS = 4
 """Requests of a push that are under way at once (measured on CouchDB 3.5.0: more are no faster)."""
 
-CHUNK = 1 << 16
-"""Bytes of an attachment that are read at once."""
 
-SAY_AGAIN = 60.0
-"""Seconds between two lines in the log about an index that is being built."""
-
-_USER_AGENT = f"airflow-provider-picas/{__version__}"
-
-
-class PicasHook(HttpHook):
+class PicasHook(CouchDBHook):
     """A PiCaS pool, from a task.
 
     :param picas_conn_id: a connection of type ``picas``: host (URL of the CouchDB server), database, login, password;
@@ -83,23 +56,6 @@ class PicasHook(HttpHook):
     default_conn_name = "picas_default"
     conn_type = "picas"
     hook_name = "PiCaS"
-
-    def __init__(
-        self,
-        picas_conn_id: str = default_conn_name,
-        *,
-        database: str | None = None,
-        design_document: str | None = None,
-        method: str = "GET",
-        wait_for_index: bool = True,
-    ) -> None:
-        super().__init__(method=method, http_conn_id=picas_conn_id)
-        self.wait_for_index = wait_for_index
-        self._noticed_index = -SAY_AGAIN
-        self.picas_conn_id = picas_conn_id
-        self.database = database
-        self.design_document = design_document
-        self._sessions = threading.local()
 
     @classmethod
     def get_ui_field_behaviour(cls) -> dict[str, Any]:
@@ -124,126 +80,6 @@ class PicasHook(HttpHook):
             )
             for name, field in CONN_FIELDS.items()
         }
-
-    # -- connection ---------------------------------------------------------------------------------------------------
-
-    @cached_property
-    def settings(self) -> Settings:
-        """The connection's fields, read once."""
-        try:
-            connection = self.get_connection(self.picas_conn_id)
-        except AirflowNotFoundException:
-            raise no_connection(self.picas_conn_id) from None
-        found = settings_of(connection, self.picas_conn_id, self.database)
-        return replace(found, design_document=self.design_document) if self.design_document else found
-
-    @cached_property
-    def pool(self) -> Pool:
-        """The operations that this hook runs."""
-        return Pool(self.settings)
-
-    def get_conn(
-        self, headers: dict[Any, Any] | None = None, extra_options: dict[str, Any] | None = None
-    ) -> requests.Session:
-        """The session of this thread: one for all requests, so that the password is checked once."""
-        settings = self.settings
-        self.base_url = settings.url
-        self._base_url_initialized = True
-        self.merged_extra = {"timeout": (settings.connect_timeout, settings.read_timeout), **(extra_options or {})}
-        session: requests.Session | None = getattr(self._sessions, "session", None)
-        if session is None:
-            if isinstance(settings.verify, str):
-                ssl_context(
-                    settings, self.picas_conn_id
-                )  # its error names an unreadable file; that of requests does not
-            session = requests.Session()
-            session.verify = settings.verify
-            session.trust_env = False  # ~/.netrc would take precedence over the connection
-            session.headers["User-Agent"] = _USER_AGENT
-            if settings.login:
-                session.auth = requests.auth.HTTPBasicAuth(settings.login.encode(), settings.password.encode())
-            session = self._configure_session_from_mount_adapters(session)
-            self._sessions.session = session
-        return session
-
-    def url_from_endpoint(self, endpoint: str | None) -> str:
-        """The URL of a path below the server's; for ``run()``."""
-        return f"{self.settings.url}/{(endpoint or '').lstrip('/')}"
-
-    def check_response(self, response: requests.Response) -> None:
-        """Raise the typed error for a response; for ``run()``."""
-        request = Request(str(response.request.method), str(response.request.path_url))
-        http.check(self.settings, self.picas_conn_id, request, _answer(response))
-
-    def test_connection(self) -> tuple[bool, str]:
-        """Test the connection. Called by the Test button of the connection form."""
-        try:
-            version = self.do(self.pool.server_version())
-            if not self.settings.database:
-                return True, f"CouchDB {version} answers. The connection names no database: operators must."
-            info = self.do(self.pool.info())
-            return True, f"CouchDB {version}, {self.settings.place}: {info['doc_count']:,} documents."
-        except (errors.CouchDBError, ValueError) as error:
-            # The Test button tests a connection under a temporary name from Airflow.
-            return False, re.sub(
-                rf"([Cc])onnection {re.escape(repr(self.picas_conn_id))}", _this_connection, str(error)
-            )
-
-    def do(self, operation: Operation[Result]) -> Result:
-        """Run an operation to its end and return its result."""
-        return drive(operation, self.send)
-
-    def send(self, request: Request) -> Answer:
-        """Send one request, and repeat it if that is safe and may help. Returns the response. Raises CouchDBError."""
-        for attempt in itertools.count(1):
-            retry_after = None
-            try:
-                answer = self._send_once(request)
-                retry_after = answer.headers.get("retry-after")
-                return http.check(self.settings, self.picas_conn_id, request, answer)
-            except errors.UnavailableError as error:
-                building = self._note_index(request)
-                if not building and not http.worth_repeating(request, error, attempt):
-                    raise
-                pause = http.wait_before(min(attempt, http.TRIES) + 1, retry_after)
-                if not building:
-                    self.log.warning("%s Trying again in %.1f s.", error, pause)
-            time.sleep(pause)
-        raise AssertionError("not reached")
-
-    def _note_index(self, request: Request) -> bool:
-        """Log from time to time that the request waits for an index, if it does."""
-        if not self.wait_for_index or "/_view/" not in request.path:
-            return False
-        try:
-            building = self.do(changes.index_progress(self.pool))
-        except errors.CouchDBError:
-            return False
-        if building is not None and time.monotonic() - self._noticed_index >= SAY_AGAIN:
-            self._noticed_index = time.monotonic()
-            self.log.info("CouchDB is building the index of %s. The task goes on when it is done.", building)
-        return building is not None
-
-    def _send_once(self, request: Request) -> Answer:
-        settings = self.settings
-        session = self.get_conn()
-        try:
-            response = session.request(
-                request.method,
-                settings.url + request.target,
-                data=request.body,
-                headers=request.headers,
-                timeout=(settings.connect_timeout, request.read_timeout or settings.read_timeout),
-                allow_redirects=False,
-                stream=True,
-            )
-            with response:
-                body = _read(settings, request, response)
-        except requests.exceptions.SSLError as error:
-            raise http.tls_failed(settings, self.picas_conn_id, cause_of(error)) from None
-        except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError) as error:
-            raise http.unreachable(settings, self.picas_conn_id, cause_of(error)) from None
-        return Answer(response.status_code, _headers(response), body)
 
     # -- the pool -----------------------------------------------------------------------------------------------------
 
@@ -411,7 +247,7 @@ class PicasHook(HttpHook):
                 stream=True,
             ) as response:
                 if response.status_code >= 300:
-                    http.check(settings, self.picas_conn_id, request, _answer(response))
+                    http.check(settings, self.picas_conn_id, request, answer_of(response))
                 size, tail = 0, b""
                 for chunk in response.iter_content(CHUNK):
                     size += len(chunk)
@@ -479,23 +315,3 @@ class PicasHook(HttpHook):
 
 def _flat(pages: Iterable[list[Item]]) -> Iterator[Item]:
     return itertools.chain.from_iterable(pages)
-
-
-def _answer(response: requests.Response) -> Answer:
-    return Answer(response.status_code, _headers(response), response.content)
-
-
-def _headers(response: requests.Response) -> dict[str, str]:
-    return {name.lower(): value for name, value in response.headers.items()}
-
-
-def _read(settings: Settings, request: Request, response: requests.Response) -> bytes:
-    """The body of a response. Raises LargeAnswerError and UnavailableError at its limits of size and time."""
-    started, longest = time.monotonic(), http.longest(settings, request)
-    body = bytearray()
-    while piece := response.raw.read1(CHUNK, decode_content=True):  # returns available data, unlike read()
-        body += piece
-        http.check_size(settings, request, len(body))
-        if longest is not None and time.monotonic() - started > longest:
-            raise http.too_slow(settings, request)
-    return bytes(body)

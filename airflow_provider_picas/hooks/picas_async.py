@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import itertools
+import logging
 import math
 import time
 from collections.abc import AsyncIterator
@@ -19,12 +20,18 @@ if TYPE_CHECKING:
 from airflow_provider_picas.couchdb import counting, deployment, errors, http
 from airflow_provider_picas.couchdb.http import Answer, Operation, Request
 from airflow_provider_picas.couchdb.pool import Document, Next, Pool
+from airflow_provider_picas.couchdb.refusals import Refusals
 from airflow_provider_picas.couchdb.settings import Settings
 from airflow_provider_picas.hooks.connection import no_connection, settings_of, ssl_context
-from airflow_provider_picas.hooks.picas import _USER_AGENT, PicasHook, Result, _refusals, log
+from airflow_provider_picas.hooks.couchdb import USER_AGENT, Result
+from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.sansio import drive_async
 from airflow_provider_picas.tokens.counts import Counts
 from airflow_provider_picas.tokens.states import State
+
+log = logging.getLogger(__name__)
+
+_refusals = Refusals()
 
 FIRST_LOOK_UP, LONGEST_LOOK_UP = 5.0, 300.0
 """Seconds until the connection is looked up again for a request that was refused; longer each time that it has not changed."""
@@ -56,7 +63,7 @@ class PicasAsyncHook:
         if self._settings is None:
             await self._apply(await self._look_up())
         self._session = aiohttp.ClientSession(
-            headers={"User-Agent": _USER_AGENT}, connector=aiohttp.TCPConnector(limit=16), auto_decompress=True
+            headers={"User-Agent": USER_AGENT}, connector=aiohttp.TCPConnector(limit=16), auto_decompress=True
         )
         return self
 
