@@ -286,7 +286,7 @@ def _write(
     return conflicts, unanswered
 
 
-def _is(present: Mapping[str, Any], written: Mapping[str, Any]) -> bool:
+def _equals(present: Mapping[str, Any], written: Mapping[str, Any]) -> bool:
     """True if a document is the written one, apart from the revision and stubs that CouchDB assigned."""
     own = ("_rev", "_attachments")
     return {k: v for k, v in present.items() if k not in own} == {k: v for k, v in written.items() if k not in own}
@@ -304,7 +304,7 @@ def _same(pool: Pool, token_ids: Sequence[str], written: Sequence[Encoded]) -> O
         return set()
     present = yield from pool.fetch(token_ids)
     by_id = {token.document["_id"]: token.document for token in written}
-    return {token_id for token_id, token in present.items() if _is(token, by_id[token_id])}
+    return {token_id for token_id, token in present.items() if _equals(token, by_id[token_id])}
 
 
 def _bytes_of_copies(token: Document) -> int:

@@ -127,7 +127,7 @@ def _settle(
             report.write(unanswered.get(token_id, action))
             del waiting[token_id]
         elif action is Action.KEEP:
-            if on_existing is OnExisting.RESET and may_differ.objects(found, wanted):
+            if on_existing is OnExisting.RESET and may_differ.forbids(found, wanted):
                 raise _another_input(pool, found, wanted)
             report.keep(found, wanted)
             del waiting[token_id]

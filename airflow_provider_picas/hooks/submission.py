@@ -14,7 +14,7 @@ from airflow_provider_picas.couchdb.settings import Settings
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.slurm import SlurmHook
 from airflow_provider_picas.sansio import drive
-from airflow_provider_picas.slurm import again, credentials, jobs, logs, sbatch_calls, sbatch_record, submission
+from airflow_provider_picas.slurm import credentials, jobs, logs, resubmission, sbatch_calls, sbatch_record, submission
 from airflow_provider_picas.slurm.jobs import Phase
 from airflow_provider_picas.slurm.remote import RemoteError, RemoteFile, Send, ok
 from airflow_provider_picas.slurm.usage import Figures, figures
@@ -77,7 +77,7 @@ class WatchedSubmission:
 
     def objection(self, batch: str) -> str | None:
         """Why this account did not make the submission for the batch; None if it did. Raises RemoteError."""
-        return self.do(again.objection(self.watched.key, self.watched.folder, batch))
+        return self.do(resubmission.objection(self.watched.key, self.watched.folder, batch))
 
     def foreign(self) -> tuple[str, ...]:
         """Tokens whose holders are unknown. Empty while the cluster does not answer."""
@@ -125,7 +125,7 @@ class WatchedSubmission:
         if files := self._credentials():
             self.do(ok(Send(files), "The credentials could not be sent"))
         record = self.do(sbatch_calls.settle(folder, key, done * count))
-        jobs = ", ".join(str(call.job_id) for call in record.asked)
+        jobs = ", ".join(str(call.job_id) for call in record.of_round)
         log.info("No pilot was left, so the same ones were submitted again: job %s.", jobs)
         return None
 

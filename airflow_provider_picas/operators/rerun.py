@@ -18,7 +18,7 @@ from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.slurm import SlurmHook
 from airflow_provider_picas.operators.pilots import resubmit
 from airflow_provider_picas.parameters import flag
-from airflow_provider_picas.slurm import again
+from airflow_provider_picas.slurm import resubmission
 from airflow_provider_picas.slurm.remote import RemoteError
 from airflow_provider_picas.submissions.submission import Watched
 from airflow_provider_picas.tokens.batch import Batch
@@ -230,7 +230,7 @@ def _pilots(batch: str | None, pilots: Mapping[str, Any] | None, asked: Mapping[
         said = "**Pilots:** none are submitted. The tokens wait for running pilots, or for pilots that you submit."
         return "none", [said]
     with SlurmHook(watched.ssh_conn_id) as slurm:
-        origin = slurm.do(again.read(watched.key, watched.folder, watched.calls, batch))
+        origin = slurm.do(resubmission.read(watched.key, watched.folder, watched.calls, batch))
     most = (
         f"at most {asked['pilots']:,} for each sbatch call"
         if asked["pilots"]

@@ -79,18 +79,18 @@ def pilots_for(tokens: int, tokens_per_pilot: float, limit: int | None) -> int:
     return wanted if limit is None else min(wanted, limit)
 
 
-def share(wanted: Mapping[str, int], room: int | None) -> dict[str, int]:
-    """Reduce numbers of pilots to the available room: in proportion, with at least one for each class if possible."""
+def share(wanted: Mapping[str, int], limit: int | None) -> dict[str, int]:
+    """Reduce numbers of pilots to ``limit`` in total: in proportion, with at least one for each class if possible."""
     wanted = {name: number for name, number in wanted.items() if number}
-    if room is None or sum(wanted.values()) <= room:
+    if limit is None or sum(wanted.values()) <= limit:
         return wanted
     largest = sorted(wanted, key=lambda name: -wanted[name])
-    result = dict.fromkeys(largest[: max(0, room)], 1)
-    left = max(0, room) - len(result)
+    result = dict.fromkeys(largest[: max(0, limit)], 1)
+    remaining = max(0, limit) - len(result)
     more = sum(wanted[name] - 1 for name in result)
-    exact = {name: left * (wanted[name] - 1) / more if more else 0.0 for name in result}
+    exact = {name: remaining * (wanted[name] - 1) / more if more else 0.0 for name in result}
     for name in result:
         result[name] += int(exact[name])
-    for name in sorted(result, key=lambda name: int(exact[name]) - exact[name])[: room - sum(result.values())]:
+    for name in sorted(result, key=lambda name: int(exact[name]) - exact[name])[: limit - sum(result.values())]:
         result[name] += 1
     return result

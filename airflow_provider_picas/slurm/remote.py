@@ -165,14 +165,14 @@ def ok(step: Step, failure: str) -> Generator[Step, Output, Output]:
     """Carry out a step that has to succeed. Raises RemoteError with ``failure`` and the cluster's error message."""
     output = yield step
     if output.code != 0:
-        raise RemoteError(f"{failure} on the cluster: {output.message}.{make_room(output.message)}")
+        raise RemoteError(f"{failure} on the cluster: {output.message}.{space_advice(output.message)}")
     return output
 
 
 _NO_ROOM = re.compile(r"no space left|quota exceeded|file too large", re.IGNORECASE)
 
 
-def make_room(message: str) -> str:
+def space_advice(message: str) -> str:
     """What to do about a command that found no room for a file, as the end of a message; empty for other failures."""
     if not _NO_ROOM.search(message):
         return ""

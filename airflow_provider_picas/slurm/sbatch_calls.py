@@ -27,7 +27,7 @@ from airflow_provider_picas.tokens.text import one_line
 
 ANSWER_WAIT = 40.0  # seconds that a try waits for sbatch; sbatch itself gives up after MessageTimeout, 10 s
 SETTLE_WAIT = 600.0  # seconds that a try waits for a controller that does not answer
-ASK_EVERY = 2.0  # seconds between two queries
+POLL_INTERVAL = 2.0  # seconds between two queries
 MARGIN = 5.0  # seconds in addition to MessageTimeout after which an unseen job does not exist
 
 
@@ -68,7 +68,7 @@ def settle(folder: str, key: str, first: int = 0) -> Operation[Record]:
             none_since = waited if none_since is None else none_since
             # A job may still appear some time after Slurm has reported that there is none.
             if waited - none_since >= (yield from _message_timeout()) + MARGIN:
-                record = yield from _start_again(folder, record)
+                record = yield from _restart(folder, record)
                 none_since = None
                 continue
         if found and (yield from sbatch_record.record_ids(folder, record, found)):
@@ -79,13 +79,13 @@ def settle(folder: str, key: str, first: int = 0) -> Operation[Record]:
                 f"sbatch gave no clear result for {key}, and Slurm's controller has not answered since. The next try checks"
                 " if the jobs exist; nothing is submitted twice."
             )
-        yield Pause(ASK_EVERY)
-        waited += ASK_EVERY
+        yield Pause(POLL_INTERVAL)
+        waited += POLL_INTERVAL
         record = yield from sbatch_record.read(folder, first)
     if record.refused:
         yield from _refuse(key, record)
-    yield from _refuse_elsewhere(folder, key, record)
-    if any(call.given_up for call in record.asked):
+    yield from _refuse_other_clusters(folder, key, record)
+    if any(call.given_up for call in record.of_round):
         yield from _cancel_others(key, record)
     return record
 
@@ -152,16 +152,16 @@ done
 def _refuse(key: str, record: Record) -> Operation[None]:
     """Cancel the jobs that were accepted. Raises SubmissionRefusedError."""
     jobs_remain = False
-    if any(call.job_id or call.uncertain for call in record.asked):
+    if any(call.job_id or call.uncertain for call in record.of_round):
         jobs_remain = (yield cancel(key, len(record.calls))).code != 0
     raise refusal(record, jobs_remain=jobs_remain)
 
 
-def _refuse_elsewhere(folder: str, key: str, record: Record) -> Operation[None]:
+def _refuse_other_clusters(folder: str, key: str, record: Record) -> Operation[None]:
     """Cancel jobs that the site has sent to another cluster than squeue's: they would count as gone while they
     run. Raises SubmissionRefusedError.
     """
-    sent = {call.job_id: name for call in record.asked if call.job_id and (name := sbatch.cluster(call.stdout))}
+    sent = {call.job_id: name for call in record.of_round if call.job_id and (name := sbatch.cluster(call.stdout))}
     if not sent:
         return
     output = yield Command(_CLUSTER_NAME)
@@ -174,9 +174,9 @@ def _refuse_elsewhere(folder: str, key: str, record: Record) -> Operation[None]:
     done = yield Command("\n".join([*cancels, '[ -z "$failed" ]']))
     yield cancel(key, len(record.calls))  # the jobs of the other calls, which were sent to this cluster
     names = ", ".join(sorted(set(elsewhere.values())))
-    fate = "was cancelled" if done.code == 0 else "could not be cancelled: cancel it"
+    result = "was cancelled" if done.code == 0 else "could not be cancelled: cancel it"
     raise SubmissionRefusedError(
-        f"sbatch sent job {', '.join(elsewhere)} to the cluster {names}, where it would not be found again, so it {fate}. Set"
+        f"sbatch sent job {', '.join(elsewhere)} to the cluster {names}, where it would not be found again, so it {result}. Set"
         " SLURM_CLUSTERS to it in the account's login profile, or use an SSH connection to one of its own login nodes.",
         jobs_remain=done.code != 0,
     )
@@ -195,13 +195,13 @@ def refusal(record: Record, *, jobs_remain: bool = False) -> SubmissionRefusedEr
 
 
 def _refusal(record: Record, jobs_remain: bool) -> str:
-    call = next(call for call in record.asked if call.refused)
+    call = next(call for call in record.of_round if call.refused)
     message = " ".join(
         line.removeprefix("sbatch: ").removeprefix("error: ") for line in call.stderr.strip().splitlines()
     )
-    done = "could not be cancelled: cancel it" if jobs_remain else "was cancelled"
-    accepted = [call.job_id for call in record.asked if call.job_id]
-    also = f" Job {', '.join(accepted)} had been accepted and {done}." if accepted else ""
+    fate = "could not be cancelled: cancel it" if jobs_remain else "was cancelled"
+    accepted = [call.job_id for call in record.of_round if call.job_id]
+    also = f" Job {', '.join(accepted)} had been accepted and {fate}." if accepted else ""
     message = one_line(message or call.stdout.strip() or f"exit code {call.code}", 1000)
     return f"sbatch refused the pilots: {message}{also}"
 
@@ -212,7 +212,7 @@ def _message_timeout() -> Operation[float]:
     return float(whole(output.stdout, default=60))
 
 
-def _start_again(folder: str, record: Record) -> Operation[Record]:
+def _restart(folder: str, record: Record) -> Operation[Record]:
     """Give up the calls that created no job, and run them again."""
     # sbatch has created these jobs, but printed several numbers, and Slurm has forgotten their names: use the first number.
     made = {number: ids[0] for number in record.open if (ids := record.calls[number].printed_ids)}
@@ -223,7 +223,7 @@ def _start_again(folder: str, record: Record) -> Operation[Record]:
 
 def _cancel_others(key: str, record: Record) -> Operation[None]:
     """Cancel jobs that appeared after all and are not in the record."""
-    for number, call in enumerate(record.asked, start=record.first):
+    for number, call in enumerate(record.of_round, start=record.first):
         name, keep = quote(job_name(key, number)), quote(str(call.job_id))
         yield Command(
             f"squeue --noheader --all {OURS} --name={name} --format=%F | sort -u | grep -vx {keep}"

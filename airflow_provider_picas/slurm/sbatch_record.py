@@ -18,7 +18,7 @@ from airflow_provider_picas.slurm.remote import Command, Operation, RemoteError,
 SUBMIT_SCRIPT = "submit.sh"
 SBATCH_LIMIT = 120  # seconds after which an sbatch that is still trying is killed
 RETRY_AFTER = 60.0  # seconds until pilots that are refused for now are submitted again; it doubles
-RETRY_AT_MOST = 900.0  # seconds
+LONGEST_RETRY = 900.0  # seconds
 
 _NOT_RUN = (126, 127)  # exit codes of `timeout` if sbatch is missing or not executable
 
@@ -112,29 +112,29 @@ class Record:
     @property
     def refused(self) -> bool:
         """True if sbatch refused any of the calls."""
-        return any(call.refused for call in self.asked)
+        return any(call.refused for call in self.of_round)
 
     @property
     def refused_for_now(self) -> bool:
         """True if sbatch refused calls, and always for a temporary reason."""
-        return self.refused and all(refused_for_now(call.stderr) for call in self.asked if call.refused)
+        return self.refused and all(refused_for_now(call.stderr) for call in self.of_round if call.refused)
 
     @property
     def retry_in(self) -> float:
         """Seconds until calls that were refused for now are tried again."""
-        waits = (RETRY_AFTER * 2 ** min(call.given_up, 10) for call in self.asked if call.refused)
-        age = min((call.age for call in self.asked if call.refused), default=0)
-        return max(0.0, min(RETRY_AT_MOST, max(waits, default=0.0)) - age)
+        waits = (RETRY_AFTER * 2 ** min(call.given_up, 10) for call in self.of_round if call.refused)
+        age = min((call.age for call in self.of_round if call.refused), default=0)
+        return max(0.0, min(LONGEST_RETRY, max(waits, default=0.0)) - age)
 
     @property
     def settled(self) -> bool:
         """True if the result of every call is known. A record without calls is not settled: nothing was submitted."""
         if self.refused:
-            return not any(call.may_be_running for call in self.asked)
+            return not any(call.may_be_running for call in self.of_round)
         return bool(self.calls) and not self.open
 
     @property
-    def asked(self) -> tuple[Call, ...]:
+    def of_round(self) -> tuple[Call, ...]:
         """The calls from ``first`` on."""
         return self.calls[self.first :]
 

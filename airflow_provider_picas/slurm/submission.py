@@ -25,10 +25,10 @@ from airflow_provider_picas.slurm.remote import (
     RemoteFile,
     Send,
     UnreachableError,
-    make_room,
     new_marker,
     ok,
     quote,
+    space_advice,
     whole,
 )
 from airflow_provider_picas.slurm.sbatch_calls import SubmissionRefusedError
@@ -299,7 +299,7 @@ cd -- {quote(base_key)}."$n" || exit 4
     if output.code == 3:
         raise RemoteError(
             f"The remote folder {folder or DEFAULT_FOLDER!r} cannot be entered on the cluster ({output.message})."
-            + (make_room(output.message) or " Create it there, or name another one.")
+            + (space_advice(output.message) or " Create it there, or name another one.")
         )
     if output.code != 0:
         raise RemoteError(f"The submission's folder cannot be read on the cluster: {output.message}.")

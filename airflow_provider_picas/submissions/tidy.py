@@ -64,7 +64,7 @@ def local_documents(pool: Pool, key: str | None) -> Operation[int]:
         start = prefix
         for _ in range(MOST_PAGES):
             found, now = yield from pool.local_documents(prefix, start=start, limit=PAGE)
-            gone = [document for document in found if _is_over(document, key, float(now or 0))]
+            gone = [document for document in found if _is_obsolete(document, key, float(now or 0))]
             if gone:
                 deletions = [{"_id": one["_id"], "_rev": one["_rev"], "_deleted": True} for one in gone]
                 yield from pool.write([json_body(one) for one in deletions])
@@ -75,12 +75,12 @@ def local_documents(pool: Pool, key: str | None) -> Operation[int]:
     return removed
 
 
-def _is_over(document: Document, key: str | None, now: float) -> bool:
+def _is_obsolete(document: Document, key: str | None, now: float) -> bool:
     """True if a local document is no longer needed. ``now``: the database's clock."""
     if not document["_id"].startswith(lease_id("")):
         since = number(document.get("raised") or document.get("since"))
         return 0 < since < now - KEEP_OTHERS
-    over_since = number(document.get("renewed")) + 2 * number(document.get("lease"))
-    if over_since < now - KEEP_LEASES:
+    silent_since = number(document.get("renewed")) + 2 * number(document.get("lease"))
+    if silent_since < now - KEEP_LEASES:
         return True
-    return key is not None and document.get("submission") == key and (bool(document.get("ended")) or over_since < now)
+    return key is not None and document.get("submission") == key and (bool(document.get("ended")) or silent_since < now)

@@ -52,13 +52,13 @@ find . -ignore_readdir_race -maxdepth 1 -name '*.json' -printf '%s %f\\n'"""
             sent += decision == "landed"
             # The release of a token that was never started is not a result: if it is refused, there is nothing to keep.
             (refused if decision == "refused" and change.kind != "released" else settled).append(name)
-        away = [f"cd -- {quote(unsent)} || exit"]
+        commands = [f"cd -- {quote(unsent)} || exit"]
         if settled:
-            away.append(f"rm -f -- {quote(*settled)}")
+            commands.append(f"rm -f -- {quote(*settled)}")
         if refused:
-            away.append(f"mkdir -p -m 700 ../refused && mv -f -- {quote(*refused)} ../refused/")
+            commands.append(f"mkdir -p -m 700 ../refused && mv -f -- {quote(*refused)} ../refused/")
         if settled or refused:
-            yield Command("\n".join(away))
+            yield Command("\n".join(commands))
     return sent, failed
 
 

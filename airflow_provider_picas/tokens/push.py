@@ -45,7 +45,7 @@ class MayDiffer(StrEnum):
     OWN = "own"  #: those that an earlier execution of the same push wrote: this is a retry, or follows a clear
     NONE = "none"  #: this is the push's first execution, so others wrote the existing tokens
 
-    def objects(self, present: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    def forbids(self, present: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
         """True if it is an error to keep ``present``."""
         if self is MayDiffer.ALL or present.get("push") == wanted["push"]:
             return False

@@ -155,7 +155,7 @@ def test_of_two_tries_that_give_a_call_up_one_starts_it_again(folder: Path) -> N
     seen = read(folder)
     (folder / "command.0").write_text("bash -c 'echo x >> ran; echo 42'")
     for _ in range(2):
-        drive(sbatch_calls._start_again(str(folder), seen), shell)
+        drive(sbatch_calls._restart(str(folder), seen), shell)
     assert (folder / "ran").read_text().split() == ["x", "x"]
     record = read(folder)
     assert (record.job_ids, record.calls[0].given_up) == (("42",), 1)
@@ -168,7 +168,7 @@ def test_the_late_answer_of_a_call_that_was_given_up_counts_for_nothing(folder: 
         time.sleep(0.02)
     seen = read(folder)
     (folder / "command.0").write_text("echo 42")
-    drive(sbatch_calls._start_again(str(folder), seen), shell)
+    drive(sbatch_calls._restart(str(folder), seen), shell)
     (folder / "go").touch()
     assert late.wait(20) == 0
     assert read(folder).job_ids == ("42",)

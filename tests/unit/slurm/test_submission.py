@@ -218,7 +218,7 @@ def test_the_patience_begins_anew_when_the_controller_goes_away() -> None:
         squeue=["", "", "", "", "", gone, "", "", "", "", "", "", "", "", ""],
     )  # fmt: skip
     submit(cluster)
-    assert cluster.paused >= 6 * sbatch_calls.ASK_EVERY + 10 + sbatch_calls.MARGIN
+    assert cluster.paused >= 6 * sbatch_calls.POLL_INTERVAL + 10 + sbatch_calls.MARGIN
 
 
 def test_an_sbatch_that_still_tries_is_waited_for() -> None:

@@ -41,8 +41,8 @@ def read(key: str, folder: str, count: int, batch: str) -> Operation[Origin]:
     Key and folder come from the pool, where others may write: the submission must be the account's own, and for this
     batch.
     """
-    if misplaced := _misplaced(key, folder):
-        raise RemoteError(misplaced)
+    if wrong_folder := _wrong_folder(key, folder):
+        raise RemoteError(wrong_folder)
     text = f"""
 cd -- {quote(folder)} 2>/dev/null && [ -e {sbatch_record.SUBMIT_SCRIPT} ] && [ -e command.0 ] || exit 4
 for file in . {sbatch_record.SUBMIT_SCRIPT} command.* {SCRIPT_FILE}; do [ -O "$file" ] || exit 6; done
@@ -72,8 +72,8 @@ def objection(key: str, folder: str, batch: str) -> Operation[str | None]:
     Others may write to the pool. A wait sends credentials to the folder, and may submit the script in it. Raises
     RemoteError if the cluster does not answer.
     """
-    if misplaced := _misplaced(key, folder):
-        return misplaced
+    if wrong_folder := _wrong_folder(key, folder):
+        return wrong_folder
     text = f"""
 cd -- {quote(folder)} 2>/dev/null || exit 4
 for file in . {sbatch_record.SUBMIT_SCRIPT}; do [ -O "$file" ] || exit 6; done
@@ -87,7 +87,7 @@ for file in . {sbatch_record.SUBMIT_SCRIPT}; do [ -O "$file" ] || exit 6; done
         return f"{folder}/{pilot_job.CONFIG_FILE} on the cluster is not a configuration of pilots."
 
 
-def _misplaced(key: str, folder: str) -> str | None:
+def _wrong_folder(key: str, folder: str) -> str | None:
     """Why the folder cannot be that of the submission; None if it can."""
     if _KEY.fullmatch(key) and folder.rpartition("/")[2] == key:
         return None
