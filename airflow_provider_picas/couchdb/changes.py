@@ -18,14 +18,13 @@ PAGE = 1_000
 """Limit on the rows of a response."""
 
 FEW = 4  # batches that are queried one by one; more may be cheaper in a scan
-ROWS_OF_ONE = (
-    100  # a scan of this number of rows takes as long as the query of one batch, which updates the index each time
-)
+# A scan of this number of rows takes as long as the query of one batch, which updates the index each time.
+ROWS_OF_ONE = 100
 MOST_ROWS = 5_000  # of a scan: half a second on CouchDB 3.5.0
 QUERIES = 200  # batches in one request: CouchDB responds when it has all of them
 
 NO_BATCH = ""
-"""Stands for the tokens that have no batch, where batches are distinguished."""
+"""The key for tokens without a batch."""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ TRIES_TO_CONNECT = 5
 """Limit on the tries if the server does not answer at all."""
 
 Kinds = type | tuple[type, ...]
-"""The types that a value may have. With ``type(None)`` among them it may be missing."""
+"""The allowed types of a value. ``type(None)``: it may be missing."""
 
 
 def _no_json(word: str) -> float:
@@ -33,9 +33,8 @@ def _no_json(word: str) -> float:
 
 _DECODER = json.JSONDecoder(parse_constant=_no_json)
 _SLOW_DECODER = json.JSONDecoder(parse_constant=_no_json, parse_int=integer)
-_ENCODER = json.JSONEncoder(
-    separators=(",", ":"), ensure_ascii=False, allow_nan=False
-)  # json.dumps creates an encoder for each call
+# json.dumps creates an encoder for each call.
+_ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 LARGEST_ANSWER = 64_000_000
 """Limit of a decompressed response in bytes; a page of tokens has some 4 MB."""

@@ -29,8 +29,6 @@ TOO_LARGE = "too_large"
 
 _WHOLE = {"include_docs": True, "buffer_response": True}  # else CouchDB sends a chunk for every document or two
 
-_WRITE_TRIES = 10  # for a token that others change at each try; the request has the backoff
-
 Document = dict[str, Any]
 
 
@@ -48,9 +46,8 @@ class Row:
 class Next:
     """The start of the next page, and the number of its rows."""
 
-    key: (
-        str  #: of the last row of the previous page, which may no longer exist: skipping one row could skip another one
-    )
+    #: Of the last row of the previous page, which may no longer exist: skipping one row could skip another one.
+    key: str
     limit: int
 
 

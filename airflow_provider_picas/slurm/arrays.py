@@ -11,7 +11,7 @@ from typing import Any
 from airflow_provider_picas.slurm.sbatch import OptionError
 
 ANY = "//"
-"""The resource class of tokens that ask for nothing."""
+"""The resource class of tokens without requests."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 FILE = "picasconfig.py"
 CA_FILE = "ca.pem"
-"""Beside it: the certificates that the connection's ``ca_file`` names."""
+"""File in the same folder with the certificates of the connection's ``ca_file``."""
 
 
 def picasconfig(url: str, database: str, login: str | None, password: str) -> bytes:

@@ -18,10 +18,9 @@ _SACCT = "JobID,State,ExitCode,Reason,Start,End,ElapsedRaw,AllocCPUS,TotalCPU,No
 
 
 QUERY_TIMEOUT = 60.0  # seconds for squeue and sacct together
-SACCT_PATIENCE = 15  # seconds after which one check runs sacct no more
-FORGOTTEN_AFTER = (
-    60  # seconds for which the controller must not know a job before it counts as ended, regardless of sacct
-)
+SACCT_PATIENCE = 15  # seconds after which one check stops running sacct
+# Seconds for which the controller must not know a job before it counts as ended, regardless of sacct.
+FORGOTTEN_AFTER = 60
 _MOST_ASKED = 5_000  # limit on such jobs in one command
 MOST_TASKS = 100_000  # limit on tasks that one check expands from rows such as 123_[0-3]
 LINGER = 45  # seconds for which the processes of an ended job may still run: Slurm's KillWait is 30
@@ -44,7 +43,7 @@ _ENDED = {
 }  # fmt: skip
 
 FORGOTTEN = "FORGOTTEN"
-"""Our own word for a job that the controller does not know any more, and whose end slurmdbd was never told: a runaway job."""
+"""Our own state for a runaway job: the controller no longer knows it, and its end was never reported to slurmdbd."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Job:
     """One job, or one task of an array. Times are seconds since 1970 by the cluster's clock, 0 when unknown."""
 
     id: str  #: ``123``, or ``123_4`` for a task, as in the PiCaS client's ``slurm_job_id``
-    state: str  #: Slurm's word, such as TIMEOUT
+    state: str  #: as in Slurm, such as TIMEOUT
     exit_code: str = ""  #: ``<code>:<signal>``
     reason: str = ""
     node: str = ""

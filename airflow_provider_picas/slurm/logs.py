@@ -10,7 +10,7 @@ from airflow_provider_picas.slurm.remote import Command, Operation, quote, whole
 from airflow_provider_picas.tokens.text import one_line
 
 PATTERNS = ("pilot-*_*.log", "slurm-*.out")
-"""Our own pilots' logs, and what sbatch names those of a script that does not say."""
+"""Logs of our own pilots, and sbatch's default name."""
 
 NEWEST = 2_000  # logs whose sizes one check compares
 FILES = 20  # logs that it reads

@@ -7,12 +7,12 @@ from airflow_provider_picas.slurm.remote import quote
 
 CONFIG_FILE = "pilot.json"
 LOG_FILE = "pilot-%A_%a.log"
-"""Name of a pilot's log, as sbatch writes it: job and task of the array."""
+"""Name of a pilot's log, with sbatch's placeholders for the job and the array task."""
 
 EX_CONFIG = 78  # the script's exit code if the node is unsuitable or the setup fails; see docs/pilot.md
 
 WARNING = "B:TERM@20"
-"""``--signal``: the pilot gets SIGTERM 20 seconds (Slurm: up to 80) before the wall-clock ends, and gives its tokens back."""
+"""``--signal``: the pilot gets SIGTERM 20 seconds (Slurm: up to 80) before the wall-clock limit, and releases its tokens."""
 
 _PYTHONS = ("python3", *(f"python3.{minor}" for minor in range(14, 5, -1)), "/usr/libexec/platform-python")
 

@@ -76,7 +76,7 @@ class Output:
 
 
 OURS = '--user="$UID"'
-"""The option of squeue, sacct and scancel that leaves out other people's jobs, which may have the same names."""
+"""The option of squeue, sacct and scancel that excludes the jobs of other users, which may have the same names."""
 
 SACCT = 'sacct ${SLURM_CLUSTERS:+--clusters="$SLURM_CLUSTERS"} --noheader'
 """Unlike the other commands, sacct ignores SLURM_CLUSTERS, which a login profile may set."""
@@ -84,7 +84,7 @@ SACCT = 'sacct ${SLURM_CLUSTERS:+--clusters="$SLURM_CLUSTERS"} --noheader'
 Step = Command | Send | Pause
 Result = TypeVar("Result")
 Operation = Generator[Step, Output, Result]
-"""A piece of work on the cluster: yields steps, receives the output of each, returns its result."""
+"""Yields steps on the cluster, receives the output of each, and returns its result."""
 
 
 def quote(*words: str) -> str:
@@ -98,7 +98,7 @@ def new_marker() -> str:
 
 
 _ACCOUNT = "SBATCH_ACCOUNT"
-"""The one input variable of sbatch that is kept: many sites set the account to charge there, in the login profile."""
+"""The only input variable of sbatch that is kept: at many sites, the login profile sets the account to charge there."""
 
 _CLEAN = f"""
 set +o posix; unset -v CDPATH GLOBIGNORE GREP_OPTIONS
@@ -106,7 +106,7 @@ kept=$(declare -p SLURM_CONF SLURM_CONF_SERVER SLURM_CLUSTERS SLURM_JWT {_ACCOUN
 unset -v "${{!SLURM_@}}" "${{!SBATCH_@}}" "${{!SQUEUE_@}}" "${{!SCANCEL_@}}" "${{!SACCT_@}}" "${{!SCONTROL_@}}"
 eval "$kept"; unset -v kept
 """
-"""Shell text after which only those variables of the login profile reach Slurm that say where Slurm is.
+"""Shell code that removes Slurm's variables of the login profile, except those that locate Slurm.
 
 ``SQUEUE_PARTITION`` or ``SACCT_STATE`` would hide jobs from us, ``SBATCH_ARRAY_INX`` would change the number of pilots.
 """

@@ -27,7 +27,7 @@ _NOT_IN_SCRIPTS = {
     "hetjob": "a heterogeneous job has no single id. Submit each part from a separate task",
     "packjob": "a heterogeneous job has no single id. Submit each part from a separate task",
 }
-"""Directives that a script may not have, and what to do. What else ``OWNED`` names is overridden by the command line."""
+"""Directives that a script may not have, and what to do. The command line overrides the others in ``OWNED``."""
 
 _ENVIRONMENT = {f"SBATCH_{name}" for name in ("ARRAY_INX", "CLUSTERS", "EXPORT", "JOB_NAME", "TEST_ONLY", "WAIT")} | {
     "SLURM_CLUSTERS",
@@ -35,7 +35,7 @@ _ENVIRONMENT = {f"SBATCH_{name}" for name in ("ARRAY_INX", "CLUSTERS", "EXPORT",
 }
 """Variables that would set an option which an author may not set, or send our commands to another cluster."""
 
-_FLAGS = "HhOQsvVW"  # sbatch's short options without a value, which may stand before another one: -HM wice
+_FLAGS = "HhOQsvVW"  # sbatch's short options without a value, which may be combined with another one: -HM wice
 
 
 class OptionError(ValueError):

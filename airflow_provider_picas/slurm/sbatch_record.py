@@ -29,7 +29,7 @@ _UNCERTAIN = re.compile(
     re.IGNORECASE,
 )
 
-# sbatch's own words; a wrapper may print numbers
+# sbatch's own messages: a wrapper may print numbers with them
 _FAILED = re.compile("submission failed|allocation failure", re.IGNORECASE)
 
 _NOT_NOW = re.compile(
@@ -197,7 +197,7 @@ while [ -e command.$i ]; do
   i=$((i+1))
 done
 true"""
-"""Shell text that prints the record in the current folder, for ``parse_record``."""
+"""Shell code that prints the record in the current folder, for ``parse_record``."""
 
 
 def parse_record(lines: Sequence[str]) -> Record:

@@ -37,9 +37,9 @@ for number in "${!paths[@]}"; do
   output=$(mv -fT -- "${staged[number]}" "$path" 2>&1) || fail "$output"
 done
 """
-"""Shell text that writes all files beside their places first, and then renames them. It prints on stdout why it failed.
+"""Shell code that writes all files under temporary names first, and then renames them. It prints on stdout why it failed.
 
-``head`` and bash's ``read`` take no byte more from a pipe than they are asked for.
+``head`` and bash's ``read`` consume no more bytes of a pipe than requested.
 """
 
 

@@ -39,18 +39,18 @@ from airflow_provider_picas.tokens import ids
 __all__ = ["Plan", "Submission", "SubmissionRefusedError", "base_key", "job_name", "submit"]
 
 DEFAULT_FOLDER = "picas-pilots"
-"""Where submissions are kept, below the home on the cluster; made when it is missing, unlike a folder that somebody named."""
+"""The default folder of submissions, below the home on the cluster. Unlike a folder that the author sets, it is created."""
 
 CREDENTIALS = "credentials"
-"""Folder of a submission, 0700, with ``picasconfig.py``, 0600."""
+"""Folder in a submission, mode 0700, with ``picasconfig.py``, mode 0600."""
 
 
 SENT = "credentials.sent"
-"""File of a submission that says that it came with credentials, and from which connection."""
+"""File in a submission that was sent with credentials: the id of their connection."""
 
 
 FINISHED_BEFORE = "finished.before"
-"""File of a submission that says how many tokens of its batch, or of the pool, had finished before it."""
+"""File in a submission: how many tokens of its batch, or of the pool, had finished before it."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,8 @@ class Plan:
     workdir: str | None = None  #: where sbatch runs, absolute or below the home; None: the submission's folder
     environment: Mapping[str, str] = field(default_factory=dict)  #: of sbatch
     python_path: bool = True  #: put the credentials' folder on PYTHONPATH
-    copied: Callable[[str, str], Command] | None = (
-        None  #: instead of commands: makes the command that copies them, from the key and the folder to fill
-    )
+    #: Instead of commands: makes the command that copies them, from the key and the folder to fill.
+    copied: Callable[[str, str], Command] | None = None
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,7 @@ def submit(plan: Plan) -> Operation[Submission]:
     if standing:
         return standing
     if latest.record.refused:
-        # Again: the try that was refused may have been killed before it had done this.
+        # Repeat this: the try that was refused may have been killed before.
         yield from ok(
             sbatch_calls.cancel(latest.key, len(latest.record.calls)), "Jobs of a refused submission may still exist"
         )
@@ -199,7 +198,7 @@ while file=$(ls -d round.*/command.$n 2>/dev/null) && [ -n "$file" ]; do
   cp -- "$file" .command.$n.$$ && mv -f -- .command.$n.$$ command.$n || { rm -f -- .command.$n.$$; exit 1; }
   n=$((n+1))
 done"""
-"""Shell text that puts the commands of all rounds into the submission's folder. It can be repeated, and run twice at once."""
+"""Shell code that puts the commands of all rounds into the submission's folder. It can be repeated, even at the same time."""
 
 _LAST_ROUND = """
 n=0; while [ -d round.$((n+1)) ]; do n=$((n+1)); done

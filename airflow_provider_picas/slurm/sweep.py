@@ -15,7 +15,7 @@ KEEP_NUMBER = 1_000  # limit on the folders that are kept: the oldest are remove
 IDLE = 1440  # minutes without a change before anything is removed from a folder
 MOST_REMOVED = 200  # limit on the folders removed by one sweep
 REMOVED = ".removed"
-"""File of the remote folder: base key and number of submissions that were removed, so that no number is used twice."""
+"""File in the remote folder: base keys and numbers of removed submissions, so that no number is used twice."""
 _MOST_NOTED = 20_000  # lines of that file
 
 

@@ -50,9 +50,8 @@ class Observer:
     def __init__(self) -> None:
         self._silence = Silence(LEASE)
         self._of_conflicts: Observer | None = None
-        self.locked: dict[
-            str, dict[str, Any]
-        ] = {}  #: the locked tokens of the last check, by id, without their content
+        #: The locked tokens of the last check, by id, without their content.
+        self.locked: dict[str, dict[str, Any]] = {}
 
     def of_conflicts(self) -> Observer:
         """A second observer, for the pilots that hold revisions that lost against others."""
@@ -88,7 +87,7 @@ class Holders:
     known: int = 0  #: number of tokens held by pilots with a lease, or by jobs of the submission
     foreign: tuple[str, ...] = ()  #: ids of the others: it is unknown whether their pilots are alive
     patience: float = 0.0
-    """Seconds for which silent pilots must stay silent until they count as dead; 0 when none is silent."""
+    """Seconds for which silent pilots must stay silent until they count as dead; 0 if none is silent."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +155,9 @@ class Evaluation:
         if job.phase is Phase.WAITING:
             return self.before
         if self.now - lease.shown.renewed > lease.shown.lease / 2:
-            return 0.0  # the database's clock may have stepped since the token was locked: the lease's end will show
+            return (
+                0.0  # the database's clock may have stepped since the token was locked: wait for the end of the lease
+            )
         return self.before + job.started - self.slurm.at if job.started and job.phase is Phase.RUNNING else 0.0
 
     def _dead_client(self, token: Mapping[str, Any], lock: float) -> str | None:

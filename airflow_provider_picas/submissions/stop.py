@@ -19,7 +19,7 @@ from airflow_provider_picas.submissions.submission import Operation, Watched
 from airflow_provider_picas.submissions.watch import PilotStatus, check_pilots
 
 CANCEL_WAIT = 50  # seconds for cancelled pilots to release their tokens: Slurm's KillWait is 30
-LONGEST_PAUSE = 120.0  # seconds between two checks whether the pilots have ended
+LONGEST_PAUSE = 120.0  # seconds between two checks of whether the pilots have ended
 MOST_CALLS = 200  # limit on the sbatch calls of one submission that a list of names covers
 
 

@@ -16,9 +16,8 @@ from airflow_provider_picas.submissions.stop import MOST_CALLS, drain_flag
 from airflow_provider_picas.submissions.submission import Operation, Watched
 
 KEEP_LEASES = 7 * 86_400  # seconds to keep the lease of a pilot after its last sign of life
-KEEP_OTHERS = (
-    90 * 86_400
-)  # seconds to keep drain flags, the records of batches' pilots, and the memory of rescheduled sensors
+# Seconds to keep drain flags, the records of batches' pilots, and the memory of rescheduled sensors.
+KEEP_OTHERS = 90 * 86_400
 PAGE = 1_000  # local documents read by one request
 MOST_PAGES = 20
 
@@ -33,7 +32,7 @@ def cancel_pending(pool: Pool, watched: Watched) -> Operation[int]:
     try:
         options = json.loads(config.stdout) if config.code == 0 else {}
     except (ValueError, RecursionError):
-        return 0  # somebody has changed the file: it is unknown whether they claim other tokens, too
+        return 0  # somebody has changed the file, so the pilots may claim other tokens, too
     if (
         not isinstance(options, dict)
         or options.get("wait_for_work")

@@ -45,9 +45,8 @@ class PilotStatus:
     reaped: list[tuple[str, str]] = field(default_factory=list)  #: token id, cause
     given_up: list[tuple[str, str]] = field(default_factory=list)  #: token id, cause: scrubbed too often, now in error
     sent: int = 0  #: number of results sent from the submission's folder
-    unsent: dict[str, str] = field(
-        default_factory=dict
-    )  #: why results stay there, by token: these tokens are not released
+    #: Why results are still there, by token: these tokens are not released.
+    unsent: dict[str, str] = field(default_factory=dict)
     stuck: dict[str, str] = field(default_factory=dict)  #: why tokens of dead pilots cannot be released
     holders: Holders = field(default_factory=Holders)  #: of the tokens that are still locked after this check
 
@@ -132,7 +131,7 @@ def check_pilots(
         except RemoteError as error:
             status.outage = str(error)
         if status.sent:
-            # Pilots that died meanwhile are left to the next check: their results may have arrived after the folder was read.
+            # The next check handles pilots that died meanwhile: their results may have arrived after the folder was read.
             evaluation, locked = yield from read()
             dead = _still_dead(dead, evaluation, locked)
         dead = [(token, cause) for token, cause in dead if token["_id"] not in status.unsent]

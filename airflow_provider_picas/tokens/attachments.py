@@ -12,13 +12,12 @@ from airflow_provider_picas.lifecycle.attempts import LOG_NAME, MAX_ATTEMPTS, at
 from airflow_provider_picas.tokens import ids
 
 MAX_LOG_BYTES = 1_000_000
-"""A foreign pilot's log that is larger is not copied: a reset that is to keep the logs leaves its token."""
+"""Larger logs of foreign pilots are not copied: a reset with ``keep_logs`` skips their tokens."""
 
 _NAME_LENGTH = 120  # characters of a file name
 _LOG = re.compile(r"\.(err|out|log)$|stderr|stdout", re.IGNORECASE)
-_RESERVED = re.compile(
-    r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE
-)  # not allowed as file names on Windows
+# Not allowed as file names on Windows.
+_RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
 
 
 def stubs_of(token: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

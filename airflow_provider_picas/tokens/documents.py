@@ -27,10 +27,10 @@ PICAS_FIELDS: dict[str, Any] = {
     "scrub_count": 0,
     "exit_code": "",
 }
-"""What PiCaS keeps in a token, with the values of a new one (client 1.1.2, and its example ``create_tokens.py``)."""
+"""PiCaS's fields, with their values in a new token (client 1.1.2, and its example ``create_tokens.py``)."""
 
 PROVIDER_FIELDS = ("batch", "push", "ordinal", "pilot", "claim", "seconds", "attempts")
-"""What the provider keeps in a token; see ``docs/architecture.md``."""
+"""The provider's fields; see ``docs/architecture.md``."""
 
 OWNED_FIELDS = frozenset({*PICAS_FIELDS, *PROVIDER_FIELDS, *JOB_ID_FIELDS, "type", "error", "output"})
 """Fields that an author may not set."""
@@ -38,13 +38,11 @@ OWNED_FIELDS = frozenset({*PICAS_FIELDS, *PROVIDER_FIELDS, *JOB_ID_FIELDS, "type
 MAX_BYTES = 8_000_000
 """CouchDB's default ``max_document_size``, in bytes of JSON."""
 
-_ENCODER = json.JSONEncoder(
-    allow_nan=False, separators=(",", ":"), ensure_ascii=False
-)  # json.dumps creates an encoder for each call
-
+# json.dumps creates an encoder for each call.
+_ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"), ensure_ascii=False)
 
 MOST_DIGITS = 4_300
-"""Digits of an integer that Python reads and writes."""
+"""Limit on the digits of an integer that Python reads and writes."""
 
 HUGE_INTEGER = f"has an integer of more than {MOST_DIGITS:,} digits, which Python cannot write back"
 
@@ -166,9 +164,8 @@ def encode(document: Mapping[str, Any]) -> bytes:
         text = _ENCODER.encode(document).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise BadTokenError(f"Token {name} is not JSON: {_json_fault(document) or error}.") from None
-    deep = (
-        len(text) > 2 * MOST_NESTED and text.count(b"[") + text.count(b"{") > MOST_NESTED
-    )  # a quick test, rarely true
+    # A quick test, which is rarely true.
+    deep = len(text) > 2 * MOST_NESTED and text.count(b"[") + text.count(b"{") > MOST_NESTED
     if deep and "_rev" not in document and is_nested_more(document, MOST_NESTED + 1):
         raise BadTokenError(f"Token {name} is nested more than {MOST_NESTED} deep, which pilots cannot read.")
     if "_rev" not in document and LONG_INTEGER.search(text) and (path := _large_integer(document)):
@@ -227,11 +224,11 @@ def _scalar_fault(value: Any) -> str | None:
 
 
 RUN_FIELDS = frozenset({"priority", "cores", "gpu", "time", "max_retries", "time_limit"})
-"""Fields of a token's author that say how it is run, not what is computed."""
+"""Author's fields that control how a token is run, not what it computes."""
 
 
 def authors_fields(document: Mapping[str, Any]) -> dict[str, Any]:
-    """What the author of a token gave, attachments left out."""
+    """The fields of a token that its author set, without attachments."""
     return {
         field: value for field, value in document.items() if field not in OWNED_FIELDS and not field.startswith("_")
     }

@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 TOKEN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,179}")
-"""What every id matches. PiCaS's examples open files named after the token."""
+"""The form of every id. PiCaS's examples open files with the name of the token."""
 
 BATCH_LENGTH = 120  # characters
 KEY_LENGTH = 59  # characters: with the colon, 180 for a token id

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from airflow_provider_picas.tokens.documents import MAX_BYTES, BadTokenError
 
 NUMBERS = ("priority", "cores", "gpu", "time", "max_retries", "time_limit")
-"""Columns of a CSV file whose cells are numbers where they look like one, and left out where they are empty."""
+"""Columns of a CSV file whose cells are converted to numbers if possible, and omitted if empty."""
 
 
 class BinaryFile(Protocol):

@@ -14,7 +14,7 @@ from airflow_provider_picas.tokens.states import State, state_of
 from airflow_provider_picas.tokens.text import sample
 
 SAMPLE = 20
-"""How many token ids a report names; the rest is a number."""
+"""Limit on the token ids in a report."""
 
 
 class DuplicateTokenError(ValueError):

@@ -10,7 +10,7 @@ from typing import Any
 from airflow_provider_picas.tokens.states import state_of
 
 COLUMNS = ("id", "state", "exit_code", "lock", "done")
-"""What each row begins with; ``lock`` and ``done`` are seconds since 1970, when the token was claimed and when it ended."""
+"""The first columns of each row. ``lock`` and ``done``: when the token was claimed and when it ended, in seconds since 1970."""
 
 Row = dict[str, Any]
 

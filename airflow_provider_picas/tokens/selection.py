@@ -13,7 +13,7 @@ from airflow_provider_picas.tokens.states import State, state_of, to_number
 from airflow_provider_picas.tokens.text import one_line
 
 SAMPLE = 5
-"""Token ids that a report names for each reason; the rest is a number."""
+"""Limit on the token ids in a report for each reason."""
 
 _FIRST_TIME = 1_000_000_000  # 2001: smaller numbers are not times
 
