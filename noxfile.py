@@ -44,24 +44,21 @@ TAGS = {OLDEST: ["oldest"], NEWEST: ["newest"]}
 TESTS = (
     "tests/unit",
     *(
-        f"tests/integration/test_{what}.py"
+        f"tests/integration/{what}"
         for what in (
-            "cancel_pilots",
-            "collect_tokens",
-            "connection_form",
-            "dags",
-            "event_trigger",
-            "feed",
-            "picas_hook",
-            "picas_tokens_decorator",
-            "push_tokens",
-            "reset_tokens",
-            "shared_cluster",
-            "submit_own_pilots",
-            "submit_pilots",
-            "token_state_sensor",
-            "token_trigger",
-            "update_tokens",
+            "decorators",
+            "hooks/test_connection.py",
+            "hooks/test_picas.py",
+            "operators/pilots/test_cancel.py",
+            "operators/pilots/test_submit.py",
+            "operators/pilots/test_submit_command.py",
+            "operators/tokens/test_collect.py",
+            "operators/tokens/test_push.py",
+            "operators/tokens/test_reset.py",
+            "operators/tokens/test_update.py",
+            "sensors/test_tokens.py",
+            "test_dags.py",
+            "triggers",
         )
     ),
 )

@@ -25,7 +25,7 @@ from tests.conftest import set_connection
 from tests.integration.faults import Relay, profile, small_disk
 from tests.integration.tasks import context
 
-FILES = [__file__, str(Path(__file__).with_name("tasks.py"))]
+FILES = [__file__, str(Path(__file__).parent.with_name("tasks.py"))]
 
 
 @pytest.fixture(autouse=True)

@@ -13,12 +13,12 @@ from airflow.providers.common.compat.sdk import AirflowFailException, TaskDeferr
 from stack import native
 from stack.pool import Pool
 from tests.conftest import set_connection
-from tests.integration import test_token_state_sensor
 from tests.integration.faults import Proxy
+from tests.integration.sensors import test_tokens
+from tests.integration.sensors.test_tokens import DONE, put, remove, run_poked, sensor
 from tests.integration.tasks import context
-from tests.integration.test_token_state_sensor import DONE, put, remove, run_poked, sensor
 
-batch, settle_soon = test_token_state_sensor.batch, test_token_state_sensor.settle_soon
+batch, settle_soon = test_tokens.batch, test_tokens.settle_soon
 
 
 @pytest.fixture

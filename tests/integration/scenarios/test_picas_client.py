@@ -23,7 +23,7 @@ from stack import install, paths
 from stack.pool import Pool
 from tests.integration.tasks import context
 
-EXAMPLES = Path(__file__).parent / "picas_client"
+EXAMPLES = Path(__file__).parent.with_name("picas_client")
 OVERVIEW = """
 import json, picasconfig
 from picas.clients import CouchDB

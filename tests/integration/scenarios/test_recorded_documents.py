@@ -18,7 +18,7 @@ from tests.integration.test_pilot import Pool, Submission
 
 server, member, pool, submission = test_pilot.server, test_pilot.member, test_pilot.pool, test_pilot.submission
 
-RECORDED = Path(__file__).with_name("recorded") / "pilot-0.1.0.json"
+RECORDED = Path(__file__).parent.with_name("recorded") / "pilot-0.1.0.json"
 """Made by the pilot while it was one file: a token that is done, one in error, one that is done at its second attempt, and one
 that is held by a pilot that was killed; the lease of that pilot; and a result that was kept in a file while the database was
 away."""

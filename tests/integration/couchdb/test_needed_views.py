@@ -34,7 +34,7 @@ from tests.conftest import set_connection
 from tests.integration.faults import Proxy
 from tests.integration.tasks import context
 
-EXAMPLES = Path(__file__).parent / "picas_client"
+EXAMPLES = Path(__file__).parent.with_name("picas_client")
 STATES = ["done", "error", "locked", "todo"]
 
 
