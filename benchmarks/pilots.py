@@ -114,7 +114,7 @@ def _ours(server: Server, number: int, tally: Tally) -> float:
         argv = [sys.executable, "-I", str(folder / archive.FILE), str(folder / "pilot.json")]
         taken = _measure(server, folder, [(argv, "")] * number, OUR_TOKENS, batch)
     logs = "".join(path.read_text() for path in folder.glob("pilot-*.log"))
-    lost = sum(int(conflicts) for conflicts in re.findall(r"Claims that others won: (\d+)", logs))
+    lost = sum(int(conflicts) for conflicts in re.findall(r"Claims lost to other pilots: (\d+)", logs))
     taken.conflicts = lost / OUR_TOKENS
     shutil.rmtree(folder)
     tally.runs.append(taken)

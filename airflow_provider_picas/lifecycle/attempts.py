@@ -9,22 +9,33 @@ from airflow_provider_picas.lifecycle.json_values import Doc, list_or_empty, num
 MAX_ATTEMPTS = 10  # earlier attempts that a token keeps, and their logs
 
 
-def attempts_by_kind(doc: Doc) -> Dict[str, int]:
-    """The numbers of attempts since a push or a person last reset the token, by kind: "failed", "given back" or
-    "reaped".
+# Kinds as they are written into documents, with the words of this version. The kind is the part of a reason before the colon.
+# Both are read. Only the former is written: pilots of the version before count an unknown kind as the death of a pilot.
+_KINDS = {"given back": "released"}
+RELEASED = "given back"
 
-    The kind is the part of an attempt's ``reason`` before the colon. Any other word is the cause of a reaping.
+
+def reason_of(attempt: Mapping[str, Any]) -> str:
+    """The reason of an attempt, in the words of this version."""
+    kind, colon, rest = str(attempt.get("reason", "")).partition(":")
+    return _KINDS.get(kind, kind) + colon + rest
+
+
+def attempts_by_kind(doc: Doc) -> Dict[str, int]:
+    """The numbers of attempts since a push or a person last reset the token, by kind: "failed", "released" or "reaped".
+
+    Any other word is the cause of a reaping.
     """
     counts: Dict[str, int] = collections.Counter()
     for attempt in reversed(list_or_empty(doc.get("attempts"))):
         known = attempt if isinstance(attempt, dict) else {}
-        kind = str(known.get("reason", "")).split(":")[0]
+        kind = reason_of(known).partition(":")[0]
         if kind in ("pushed again", "reset"):
             break
-        counts[kind if kind in ("failed", "given back") else "reaped"] += 1
+        counts[kind if kind in ("failed", "released") else "reaped"] += 1
         earlier = known.get("earlier")
         for kind, count in earlier.items() if isinstance(earlier, dict) else ():
-            counts[kind] += int(number(count))
+            counts[_KINDS.get(str(kind), str(kind))] += int(number(count))
     return counts
 
 
@@ -34,7 +45,8 @@ def add_attempt(doc: Doc, attempt: Doc) -> List[Any]:
     gone, kept = attempts[:-MAX_ATTEMPTS], attempts[-MAX_ATTEMPTS:]
     earlier = attempts_by_kind({"attempts": gone})
     if earlier and isinstance(kept[0], dict):
-        kept[0] = dict(kept[0], earlier=dict(earlier))
+        written = {kind: word for word, kind in _KINDS.items()}
+        kept[0] = dict(kept[0], earlier={written.get(kind, kind): count for kind, count in earlier.items()})
     return kept
 
 

@@ -47,7 +47,7 @@ def parse_picasconfig(text: str, path: str = "picasconfig.py") -> Credentials:
     try:
         tree = ast.parse(text)
     except SyntaxError as error:
-        raise ValueError(f"line {error.lineno} is no Python") from None
+        raise ValueError(f"line {error.lineno} is not valid Python") from None
     found = Credentials({}, path)
     for node in tree.body:
         targets = node.targets if isinstance(node, ast.Assign) else []
@@ -76,7 +76,7 @@ def _value_of_code(name: str, node: ast.AST, tree: ast.AST, path: str) -> Tuple[
     if encrypted and "decrypt_password" in words:
         key_file = _key_file(path)
         return _decrypt_with(key_file, encrypted), key_file
-    raise ValueError(f"{name} is no plain text between quotes, nor a setting that PicasConfig reads from {CONF_YML}")
+    raise ValueError(f"{name} is neither a string literal nor a setting that PicasConfig reads from {CONF_YML}")
 
 
 def _words(node: ast.AST) -> List[str]:
@@ -108,7 +108,7 @@ def parse_conf_yml(text: str) -> Dict[str, str]:
             if double is not None:
                 double = ast.literal_eval(f'"{double}"')  # these escapes are also Python's
         except SyntaxError:
-            raise ValueError(f"line {number} is not as the PiCaS client writes it, <name>: <text>") from None
+            raise ValueError(f"line {number} is not in the format of the PiCaS client, <name>: <text>") from None
         values[name] = double or (single or "").replace("''", "'") or plain or ""
     return values
 

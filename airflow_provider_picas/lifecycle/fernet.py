@@ -10,7 +10,7 @@ def decrypt_fernet(token: bytes, key: bytes) -> bytes:
     secret, data = base64.urlsafe_b64decode(key.strip()), base64.urlsafe_b64decode(token)
     body, iv, blocks = data[:-32], data[9:25], data[25:-32]
     if len(secret) != 32 or len(data) < 73 or len(blocks) % 16 or data[0] != 0x80:
-        raise ValueError("no Fernet token, or no key of one")
+        raise ValueError("not a Fernet token, or not a Fernet key")
     if not hmac.compare_digest(hmac.new(secret[:16], body, "sha256").digest(), data[-32:]):
         raise ValueError("encrypted with another key")
     decrypt, plain, previous = _aes_decryption(secret[16:]), b"", iv

@@ -12,7 +12,7 @@ TOO_DEEP = f"is nested more than {MOST_NESTED} deep"
 HUGE_INTEGER = re.compile(rb"[0-9]{4301}")  # more digits than Python 3.11 and later read as an integer
 TOO_LONG = "has an integer of more than 4300 digits"
 LONG_INTEGER = re.compile(rb"[0-9]{309}")  # digits of the smallest integer that CouchDB 3.5 does not store
-TOO_LARGE_NUMBER = "a number beyond 1.8e308, which CouchDB does not store: write it as text"
+TOO_LARGE_NUMBER = "a number beyond 1.8e308, which CouchDB does not store: write it as a string"
 
 
 def number(value: Any, default: float = 0) -> float:

@@ -40,7 +40,7 @@ def _at_least(least: float, whole: bool = False) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, kinds) and not isinstance(value, bool) and least <= value < float("inf")
 
 
-def _is_text(value: Any) -> bool:
+def _is_string(value: Any) -> bool:
     return isinstance(value, str) and bool(value) and "\0" not in value
 
 
@@ -52,22 +52,22 @@ def _is_small(value: Any) -> bool:
     return _at_least(0, whole=True)(value) and value < MAX_ATTEMPTS
 
 
-_TEXT = (_is_text, "a text")
+_STRING = (_is_string, "a string")
 _SECONDS = (_at_least(0), "a number of seconds")
 _BYTES = (_at_least(0, whole=True), "a number of bytes")
 _COUNT = (_at_least(1, whole=True), "a whole number, at least 1")
 _SMALL = (_is_small, "a whole number from 0 to 9")
 _CODES = (_list_of(_at_least(0, whole=True)), "a list of whole numbers")
 _CHECKS: Dict[str, Tuple[Callable[[Any], bool], str]] = {
-    "command": (lambda v: _is_text(v) or (bool(v) and _list_of(_is_text)(v)), "a text or a list of texts"),
-    "submission": _TEXT,
-    "database": _TEXT,
-    "batch": _TEXT,
-    "classes": (lambda v: bool(v) and _list_of(_is_text)(v), "a list of texts"),
-    "credentials": (_is_text, "a folder, or 'existing'"),
+    "command": (lambda v: _is_string(v) or (bool(v) and _list_of(_is_string)(v)), "a string or a list of strings"),
+    "submission": _STRING,
+    "database": _STRING,
+    "batch": _STRING,
+    "classes": (lambda v: bool(v) and _list_of(_is_string)(v), "a list of strings"),
+    "credentials": (_is_string, "a folder, or 'existing'"),
     "tls_verify": (lambda v: isinstance(v, bool), "true or false"),
-    "ca_file": (_is_text, "a file"),
-    "files": (_list_of(lambda v: _is_text(v) and "/" not in v and v not in (".", "..")), "a list of file names"),
+    "ca_file": (_is_string, "a file"),
+    "files": (_list_of(lambda v: _is_string(v) and "/" not in v and v not in (".", "..")), "a list of file names"),
     "lease": (_at_least(2), "a number of seconds, at least 2"),
     "slots": _COUNT,
     "max_retries": _SMALL,
@@ -97,15 +97,15 @@ def parse_config(text: str) -> Config:
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise Failed(f"pilot.json is no JSON: {error}.", EX_CONFIG) from None
+        raise Failed(f"pilot.json is not valid JSON: {error}.", EX_CONFIG) from None
     if not isinstance(values, dict):
-        raise Failed("pilot.json must hold one JSON object.", EX_CONFIG)
+        raise Failed("pilot.json must contain one JSON object.", EX_CONFIG)
     for name in ("command", "submission"):
         if name not in values:
-            raise Failed(f"pilot.json lacks {name!r}.", EX_CONFIG)
+            raise Failed(f"pilot.json has no key {name!r}.", EX_CONFIG)
     for name, value in values.items():
         if name not in _CHECKS:
-            raise Failed(f"pilot.json has a key that this pilot does not know: {name!r}.", EX_CONFIG)
+            raise Failed(f"pilot.json has an unknown key: {name!r}.", EX_CONFIG)
         wanted = wrong_value(name, value)
         if wanted:
             raise Failed(f"pilot.json: {name!r} must be {wanted}, not {value!r:.100}.", EX_CONFIG)

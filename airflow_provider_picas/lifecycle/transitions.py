@@ -9,10 +9,12 @@ from typing import Any, Dict, FrozenSet, Iterable, Mapping, NamedTuple, Optional
 
 from airflow_provider_picas.lifecycle.attempts import (
     MAX_ATTEMPTS,
+    RELEASED,
     add_attempt,
     attempt_number,
     attempts_by_kind,
     log_number,
+    reason_of,
 )
 from airflow_provider_picas.lifecycle.exit_codes import EXIT_BAD_OUTPUT, EXIT_TIME_LIMIT
 from airflow_provider_picas.lifecycle.javascript import equals_zero
@@ -140,7 +142,7 @@ class Change:
 
     def __init__(
         self,
-        kind: str,  # done, failed (for good), retried, given back, scrubbed (reaped), released (never started)
+        kind: str,  # done, failed (for good), retried, requeued, scrubbed (reaped), released (never started)
         token: str,
         claim: str,
         lock: Any,
@@ -187,8 +189,8 @@ class Change:
             return "landed"
         if doc.get("claim") != self.claim:
             # Already released, by this change or by a reaper: both are fine.
-            given_back = is_todo(doc) and "claim" not in doc and self.set.get("lock") == 0
-            return "landed" if given_back else "refused"
+            released = is_todo(doc) and "claim" not in doc and self.set.get("lock") == 0
+            return "landed" if released else "refused"
         final = dict({"lock": self.lock}, **self.set)
         # A PiCaS client that locked the token does not remove the claim, and may have ended in the same second.
         shown = [name for name in ("lock", "done", "exit_code", "seconds") if name in final]
@@ -222,7 +224,7 @@ class Change:
             self.unset.append("output")
             self.kind = "failed"
             self.set["exit_code"] = EXIT_BAD_OUTPUT
-            self.error = {"time": self.set.get("done"), "message": "The database refuses the token with its output."}
+            self.error = {"time": self.set.get("done"), "message": "The database refused the token with its output."}
             return True
         return False
 
@@ -234,7 +236,7 @@ class Change:
     def from_json(cls, values: Doc) -> "Change":
         """Read the change in a file. Raises ValueError or TypeError if the file does not contain one."""
         if not isinstance(values, dict) or any(not isinstance(values.get(name), of) for name, of in _CHANGE.items()):
-            raise ValueError("no change of a token")
+            raise ValueError("not a change of a token")
         return cls(**values)
 
 
@@ -293,11 +295,11 @@ def conclude(token: Token, ended: Ended, config: Config, now: int) -> Change:
     parts: Doc = {"number": token.attempt, "attachments": _logs(token.attempt, ended)}
     known: Doc = {"seconds": round(ended.seconds, 3)}
     if ended.how not in ("exit", "time limit"):
-        return scrub("given back", doc, f"given back: {ended.how}", now, dict(known, error=ended.how), **parts)
+        return scrub("requeued", doc, f"{RELEASED}: {ended.how}", now, dict(known, error=ended.how), **parts)
     code, message = _outcome(ended)
     failed = dict(known, exit_code=code, error=message)
-    if code in config.stop_exit_codes and kinds["given back"] < max(1, config.max_scrubs):
-        return scrub("given back", doc, f"given back: exit code {code} stops the pilot", now, failed, **parts)
+    if code in config.stop_exit_codes and kinds["released"] < max(1, config.max_scrubs):
+        return scrub("requeued", doc, f"{RELEASED}: exit code {code} stops the pilot", now, failed, **parts)
     retries = min(number(doc.get("max_retries"), config.max_retries), MAX_ATTEMPTS - 1)
     if code != 0 and code not in config.no_retry_exit_codes and kinds["failed"] < retries:
         return scrub("retried", doc, f"failed: {message}", now, failed, **parts)
@@ -348,7 +350,8 @@ def _last_error(document: Mapping[str, Any]) -> Doc:
 
 
 def for_display(document: Mapping[str, Any]) -> Doc:
-    """The token, for people, without fields that an earlier attempt by a pilot of this package has left in it.
+    """The token, for people: without fields that an earlier attempt by a pilot of this package has left in it, and with
+    reasons in the words of this version.
 
     PiCaS's own tools reset tokens, and its pilots lock them, without changing the fields of this package.
     """
@@ -359,7 +362,18 @@ def for_display(document: Mapping[str, Any]) -> Doc:
             left = _OF_THE_ATTEMPT | {"error"}
         elif document.get("lock") != lock:
             left = frozenset(_PILOT_FIELDS)
-    return {field: value for field, value in document.items() if field not in left}
+    shown = {field: value for field, value in document.items() if field not in left}
+    if isinstance(shown.get("attempts"), list):
+        shown["attempts"] = [_attempt_for_display(attempt) for attempt in shown["attempts"]]
+    return shown
+
+
+def _attempt_for_display(attempt: Any) -> Any:
+    return (
+        dict(attempt, reason=reason_of(attempt))
+        if isinstance(attempt, dict) and isinstance(attempt.get("reason"), str)
+        else attempt
+    )
 
 
 def scrubbed(document: Mapping[str, Any], reason: str) -> Doc:

@@ -30,14 +30,16 @@ def read_access(folder: str, config: Config, again: bool = False) -> Access:
     try:
         values, secret = read_credentials(path)
         if os.stat(secret).st_mode & 0o077 and not again:
-            log(f"Others may read {secret}, which holds a password or the key to one: chmod 600 it.")
+            log(
+                f"Other users may be able to read {secret}, which contains a password or the key to one. Set its mode to 600."
+            )
     except (OSError, ValueError, RecursionError, MemoryError) as error:  # the last two come from Python's parser
         raise Failed(f"{path} cannot be read: {error}.", EX_CONFIG) from None
     if config.database:
         values["PICAS_DATABASE"] = config.database
     for name in ("PICAS_HOST_URL", "PICAS_DATABASE"):
         if not values.get(name):
-            raise Failed(f"{path} does not set {name} to a text.", EX_CONFIG)
+            raise Failed(f"{path} does not set {name} to a string.", EX_CONFIG)
     login, password = values.get("PICAS_USERNAME", ""), values.get("PICAS_PASSWORD", "")
     return Access(values["PICAS_HOST_URL"], values["PICAS_DATABASE"], login, password, os.path.dirname(path))
 
@@ -86,7 +88,7 @@ class Login:
                     self._next = time.monotonic() + self._backoff.pause()
                     self._take(self._read())
             except Failed as error:
-                self._log_once(f"The database refuses the login, and there is no other: {error}")
+                self._log_once(f"The database refuses the login, and the credentials cannot be read again: {error}")
             finally:
                 self._reading.release()
         return self.access != refused
@@ -94,10 +96,10 @@ class Login:
     def _take(self, found: Access) -> None:
         if (found.url, found.database) != (self.access.url, self.access.database):
             # The file's password is for another server.
-            self._log_once(f"The credentials in {found.folder} are for another database by now: they are not used.")
+            self._log_once(f"The credentials in {found.folder} are now for another database. They are ignored.")
         elif found != self.access:
             self.access, self._backoff, self._logged = found, Backoff(0.5, longest=5.0), ""
-            log(f"The credentials in {found.folder} have changed: they are used from now on.")
+            log(f"The credentials in {found.folder} have changed. The new ones are used from now on.")
 
     def _log_once(self, message: str) -> None:
         if message != self._logged:

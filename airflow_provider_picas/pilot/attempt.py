@@ -53,7 +53,7 @@ class Tail:
         data = b"".join(self._chunks)
         if self._total <= self._most or not self._most:
             return data
-        return f"[{self._total - self._most:,} bytes left out]\n".encode("ascii") + data[-self._most :]
+        return f"[{self._total - self._most:,} bytes omitted]\n".encode("ascii") + data[-self._most :]
 
 
 class Run:

@@ -131,7 +131,7 @@ class Claims:
         self._not_todo[name] = (doc.get("_rev", ""), since)
         if now - since >= self.NOT_TODO_FOR:
             self._database.skip_for(name, 60.0, waits=False)
-            self._log_once(f"A view shows {name} as todo, and it is not: it is left alone.")
+            self._log_once(f"A view lists {name} as todo, but it is in another state. It is skipped.")
 
     def _find(self, wanted: int) -> Iterator[List[Doc]]:
         """Candidates, highest priority first."""
@@ -141,7 +141,9 @@ class Claims:
                 self._no_views_since = None
                 return
             except Failed as error:
-                self._log_once(f"{error} Monitor/todo is used instead: priorities count only among the tokens seen.")
+                self._log_once(
+                    f"{error} Using Monitor/todo instead: priorities apply only among the tokens of one request."
+                )
                 self._own_views_at = time.monotonic() + (2.0 if self.cluster else 60.0)
         try:
             yield from self._find_in_monitor(wanted)
@@ -185,11 +187,11 @@ class Claims:
                     break
                 priority, name = rows[0]["key"][2], rows[0]["key"][1]
                 if name in seen:
-                    raise Unreachable(f"{self._database.place} answers with rows in another order than a view's", 200)
+                    raise Unreachable(f"{self._database.place} returned rows that are not in the order of a view", 200)
                 seen.add(name)
                 if len(quote(json.dumps(name))) > self.LONGEST_CLASS:
                     self._log_once(
-                        f"Tokens of class {name:.100}... are left alone: its name is too long for a request."
+                        f"Tokens of class {name:.100}... are skipped: the class name is too long for a request."
                     )
                     start = [batch, name[: self.LONGEST_CLASS // 40] + "\ufff0"]
                     continue
@@ -205,7 +207,9 @@ class Claims:
         random.shuffle(heads)
         for priority, name in heads:
             if number(priority, math.inf) == math.inf:
-                self._log_once(f"A token of class {name!r:.100} has a priority without a finite value: it goes last.")
+                self._log_once(
+                    f"A token of class {name!r:.100} has a priority that is not a finite number. It is claimed last."
+                )
         return sorted(heads, key=lambda head: number(head[0], math.inf))
 
     def _first(self, start: List[Any], end: List[Any]) -> List[Doc]:
@@ -213,7 +217,7 @@ class Claims:
         for row in rows:
             key = row.get("key")
             if not isinstance(key, list) or len(key) < 3 or not isinstance(key[1], str):
-                raise Unreachable(f"{self._database.place} answers with other rows than those of {DESIGN}todo", 200)
+                raise Unreachable(f"{self._database.place} returned rows that are not those of {DESIGN}todo", 200)
         return rows
 
     def _find_at(self, head: Head, limit: int) -> Iterator[List[Doc]]:
@@ -266,7 +270,7 @@ class Claims:
                 self._monitor_from = ""
                 return
             if last == place:
-                raise Unreachable(f"{self._database.place} answers with rows in another order than a view's", 200)
+                raise Unreachable(f"{self._database.place} returned rows that are not in the order of a view", 200)
             place, wrapped, limit = last or "", wrapped or last is None, min(limit * 2, 1000)
 
     def _claim(self, docs: List[Doc]) -> List[Token]:
@@ -297,14 +301,14 @@ class Claims:
         if self.cluster and mine:
             return self._standing(mine)
         if status == 202 and not mine:
-            raise Unreachable(f"{self._database.place} answers 202 to a claim: too few of its nodes store it", status)
+            raise Unreachable(f"{self._database.place} answers 202 to a claim: too few of its nodes stored it", status)
         return mine
 
     def _claim_by_halves(self, docs: List[Doc]) -> List[Token]:
         """Claim tokens that are too large together for one request, and skip those that are too large on their own."""
         half = len(docs) // 2
         if not half:
-            self._database.skip(docs[0]["_id"], "is too large for the database to take a claim of it")
+            self._database.skip(docs[0]["_id"], "is too large to be claimed")
             return []
         mine = self._claim(docs[:half])
         try:
@@ -358,15 +362,17 @@ class Claims:
         self._database.skip_for(name, float("inf") if final else 20.0)
         if len(self._reasons) < 100 and why not in self._reasons:
             self._reasons.add(why)
-            log(f"The database does not let this pilot claim {name} ({why:.500}). It goes on with others.")
+            log(
+                f"The database does not allow this pilot to claim {name} ({why:.500}). The pilot continues with other tokens."
+            )
 
     def refusal(self) -> str:
         """Why not a single token could be claimed; empty otherwise."""
         if self._claimed or not self._refusals:
             return ""
         return (
-            f"{self._database.place} lets this login claim no token ({self._refusal:.500})."
-            " Ask who keeps the database for the right to write"
+            f"{self._database.place} does not allow this login to claim any token ({self._refusal:.500})."
+            " Ask an admin of the database for write access"
         )
 
     # In a cluster two nodes may both accept a claim. Once the nodes have synchronized, one of the revisions wins, the same

@@ -34,7 +34,7 @@ class Conflicts:
             new = plan.document(source.get("_attachments") or {})
             if plan.source:
                 log(
-                    f"{winner['_id']}: the result of claim {new.get('claim')} lost against another revision; it is adopted."
+                    f"{winner['_id']}: the result of claim {new.get('claim')} lost against another revision and is adopted."
                 )
             row = self._database.bulk([new])[1].get(winner["_id"], {})
             if not row.get("rev") or row.get("accepted"):

@@ -46,11 +46,11 @@ class _Bounded(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> Any:
         if time.monotonic() > self._until:
-            raise socket.timeout(f"the answer was not complete after {self._seconds:.0f} s")
+            raise socket.timeout(f"the response was not complete after {self._seconds:.0f} s")
         count = self._raw.readinto(buffer)
         self._left -= count or 0
         if self._left < 0:
-            raise LargeAnswer(f"An answer of {self._place} has more than {self._most:,} bytes", 200, TOO_MUCH)
+            raise LargeAnswer(f"A response from {self._place} has more than {self._most:,} bytes", 200, TOO_MUCH)
         return count
 
     def close(self) -> None:
@@ -79,7 +79,7 @@ def read_url(url: str) -> Tuple[str, str, int, str]:
         port, host = 0, ""
     if not port or not re.match(r"[^\x00-\x20\x7f]+\Z", host):
         raise Failed(
-            "PICAS_HOST_URL must be http(s)://host:port, with a port up to 65535. Login and password have names of their own.",
+            "PICAS_HOST_URL must be http(s)://host:port, with a port up to 65535. Set login and password separately.",
             EX_CONFIG,
         )
     return parts.scheme, host, port, quote(parts.path.rstrip("/"), safe="/%:@!$&'()*+,;=-._~")

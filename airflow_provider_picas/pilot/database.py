@@ -94,7 +94,7 @@ class Database:
         try:
             data = None if body is None else json.dumps(body, allow_nan=False, separators=(",", ":")).encode("ascii")
         except ValueError as error:  # a number in a document overflowed when it was read
-            raise Unreachable(f"A request to {self.place} cannot be written as JSON: {error}", 400) from None
+            raise Unreachable(f"A request to {self.place} cannot be encoded as JSON: {error}", 400) from None
         tries = 3 if method == "GET" or path == "_all_docs" else 1  # a request that only reads can be repeated at once
         while True:
             sent, access = time.monotonic(), self._login.access
@@ -109,7 +109,7 @@ class Database:
             except (OSError, ValueError, http.client.HTTPException) as error:
                 self._connection.close()
                 if "CERTIFICATE_VERIFY_FAILED" in str(error) or isinstance(error, ssl.CertificateError):
-                    raise Failed(f"The certificate of {self.place} does not verify: {error}.", EX_NOPERM) from None
+                    raise Failed(f"The certificate of {self.place} cannot be verified: {error}.", EX_NOPERM) from None
                 tries -= 1
                 if not tries or isinstance(error, socket.timeout):
                     message = f"{self.place} does not answer ({type(error).__name__}: {error})"
@@ -139,7 +139,7 @@ class Database:
                 return status, {}
             encoding = response.getheader("Content-Encoding")
             if encoding:
-                message = f"{self.place} answers HTTP {status} with content encoded as {encoding:.50}, which was not asked for"
+                message = f"{self.place} answers HTTP {status} with content encoded as {encoding:.50}, which was not requested"
                 raise Unreachable(message, status) from None
             if HUGE_INTEGER.search(answer):
                 self._clock.record(*dated)
@@ -163,7 +163,7 @@ class Database:
         """Raise Unreachable if a response does not have CouchDB's form."""
         if not is_so:
             raise Unreachable(
-                f"{self.place} answers {status} to {path:.200} with JSON of another shape than CouchDB's", status
+                f"{self.place} answers {status} to {path:.200} with JSON that is not in CouchDB's form", status
             )
 
     def _objects(self, found: Any, status: int, path: str, **kinds: Any) -> List[Doc]:
@@ -333,7 +333,7 @@ class Database:
         status, answer = self.request("GET", view, query=query)
         if status != 200:
             raise Failed(
-                f"{self.place} has no view {view}. An admin creates it by `airflow-picas deploy-views`.", EX_CONFIG
+                f"{self.place} has no view {view}. An admin can create it with `airflow-picas deploy-views`.", EX_CONFIG
             )
         return self._objects(answer.get("rows") if isinstance(answer, dict) else None, status, view, **kinds)
 
@@ -388,7 +388,7 @@ class Database:
     def skip(self, name: str, why: str) -> None:
         """Skip a document in the rows of views for as long as this pilot runs, and log the reason."""
         if name not in self._skipped:
-            log(f"{name} {why}: it is left alone.")
+            log(f"{name} {why}. It is skipped.")
         self._skipped.add(name)
 
     def skipped(self) -> int:

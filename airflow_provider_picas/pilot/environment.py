@@ -81,7 +81,7 @@ def read_json(path: str, most: int) -> Tuple[Any, bool, Optional[str]]:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                return None, False, f"{name} is no regular file"
+                return None, False, f"{name} is not a regular file"
             with open(descriptor, "rb", closefd=False) as file:
                 data = file.read(most + 1)
         finally:
@@ -98,7 +98,7 @@ def read_json(path: str, most: int) -> Tuple[Any, bool, Optional[str]]:
         value = json.loads(data.decode("utf-8"))
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")  # NaN and lone surrogates are not JSON
     except (ValueError, RecursionError) as error:
-        return None, False, f"{name} is no JSON: {error!s:.200}"
+        return None, False, f"{name} is not valid JSON: {error!s:.200}"
     if is_nested_more(value, MOST_NESTED):
         return None, False, f"{name} is nested more than {MOST_NESTED} deep"
     if LONG_INTEGER.search(data) and holds_large_integer(value):

@@ -98,7 +98,7 @@ class Lease(threading.Thread):
                     log(f"The lease cannot be renewed: {error}.")
                 pause = backoff.pause()
             except Exception:
-                log("The lease's thread failed:", traceback.format_exc())
+                log("The lease thread failed:", traceback.format_exc())
                 pause = backoff.pause()
 
     def _write_tokens_again(self) -> None:
@@ -115,15 +115,15 @@ class Lease(threading.Thread):
             for doc in some:
                 revision = rows.get(doc["_id"], {}).get("rev")
                 if status != 201 or not revision:
-                    raise Unreachable(f"{self._database.place} did not take token {doc['_id']} ({status})", status)
+                    raise Unreachable(f"{self._database.place} did not store token {doc['_id']} ({status})", status)
                 tokens[doc["_id"]].doc["_rev"] = revision
         if mine:
-            log(f"The lease was renewed late; {len(mine)} tokens are still this pilot's.")
+            log(f"The lease was renewed late. This pilot still holds {len(mine)} tokens.")
 
     def _check_tokens(self) -> None:
         flag = self._database.get("_local/" + quote(f"picas-submission-{self._config.submission}", safe=""))
         if flag and flag.get("drain"):
-            self._work.stop(DRAIN, "its submission is drained")
+            self._work.stop(DRAIN, "its submission is being drained")
         tokens = {token.id: token for token in self._work.held()}
         revisions = self._database.revisions(list(tokens)) if tokens else {}
         changed = [name for name, revision in revisions.items() if revision != tokens[name].doc["_rev"]]
@@ -133,10 +133,10 @@ class Lease(threading.Thread):
             doc = next(filter(token.is_claimed_in, branches), branches[0] if branches else None)
             if not doc or not token.is_claimed_in(doc):
                 reason = reason_of_reaping(doc or {}, token.claim)
-                given = f"was given back ({reason})" if reason else "was given to another or reset"
+                given = f"was released ({reason})" if reason else "was taken by another pilot or reset"
                 self._work.lose(token, given if doc else "was deleted")
                 if given_up_by_slurm(reason):  # all tokens that it claims would be reaped
-                    self._work.stop(STOP, "Slurm has given up this job")
+                    self._work.stop(STOP, "Slurm reported this job as ended or requeued")
 
     def end(self, clean: bool) -> None:
         """Stop renewing. ``clean``: there are no unsent results, so record that the pilot has ended."""
@@ -146,4 +146,4 @@ class Lease(threading.Thread):
             if clean and not self.is_alive():  # the connection belongs to the thread
                 self.renew(ended=True)
         except Unreachable as error:
-            log(f"The end of this pilot could not be told: {error}.")
+            log(f"The end of this pilot could not be recorded: {error}.")

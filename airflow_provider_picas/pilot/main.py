@@ -170,7 +170,7 @@ class Pilot:
             for name in self.config.files:
                 shutil.copy(os.path.join(self._folder, name), self.files)
         except (OSError, shutil.Error) as error:
-            raise Failed(f"The scratch folder below {base} cannot be made: {error}.", EX_IOERR) from None
+            raise Failed(f"A scratch folder below {base} cannot be created: {error}.", EX_IOERR) from None
         threading.Thread(target=remove_stale_scratch, args=(base,), name="scratch", daemon=True).start()
 
     def _start_guard(self) -> None:
@@ -189,7 +189,7 @@ class Pilot:
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         except (OSError, TypeError) as error:
-            log(f"There is no guard here: if this pilot is killed, its commands may run on ({error}).")
+            log(f"The guard cannot be started ({error}). If this pilot is killed, its commands may continue to run.")
 
     def _end_guard(self) -> None:
         if self._guard is not None:
@@ -209,11 +209,11 @@ class Pilot:
             )
             self.processes.ended(shell)
             if shell.returncode:
-                raise Failed(f"There is no command {word} here: load its module in the setup, or give its path.", 127)
+                raise Failed(f"Command {word} not found: load its module in the setup, or give its path.", 127)
         elif not os.path.exists(path):
             raise Failed(f"The command {word} does not exist: list it in files, or give its full path.", 127)
         elif not os.access(path, os.X_OK) or os.path.isdir(path):
-            raise Failed(f"The command {word} is not executable: chmod +x it.", 126)
+            raise Failed(f"The command {word} is not executable: run chmod +x on it.", 126)
 
     def _watch(self) -> None:
         """Stop commands and release tokens as needed. Called ten times a second."""
@@ -225,9 +225,9 @@ class Pilot:
         fresh = now - self._thawed < min(CONFIRM, config.lease / 4)
         remaining, silence = self.wall_clock.remaining(), min(self.clock.silence(), now - self._thawed)
         if self._signal:
-            work.stop(STOP, f"told to by {signal.Signals(self._signal).name}")
+            work.stop(STOP, f"received {signal.Signals(self._signal).name}")
         elif remaining is not None and remaining < STOP_WITHIN and not fresh:
-            work.stop(STOP, "the job's wall-clock ends")
+            work.stop(STOP, "the job is about to reach its wall-clock limit")
         elif silence > max(config.outage, config.lease):
             work.stop(STOP, f"the database has not answered for {silence:.0f} s", EX_UNAVAILABLE)
         valid = self.lease.valid()
@@ -240,7 +240,7 @@ class Pilot:
                 run.stop(work.why, TERM_GRACE)
             elif not valid and not fresh:
                 if not run.stopped:
-                    log(f"The lease of {config.lease:g} s is lost: work on {run.token.id} stops.")
+                    log(f"The lease of {config.lease:g} s has expired. Stopping {run.token.id}.")
                 run.stop("the pilot lost its lease", 0)
 
     def _finish(self, claimer: Claimer) -> int:
@@ -262,10 +262,10 @@ class Pilot:
         self._outbox.flush(1.0)
         self.lease.end(clean=not unsent)
         counts = ", ".join(f"{count} {kind}" for kind, count in sorted(work.counts.items()) if count)
-        log(f"Ended: {work.why}. Tokens: {counts or 'none'}. Claims that others won: {claimer.conflicts}.")
+        log(f"Ended: {work.why}. Tokens: {counts or 'none'}. Claims lost to other pilots: {claimer.conflicts}.")
         if unsent:
             results = sum(change.kind != "released" for change in unsent)
-            also = f", and {len(unsent) - results} tokens not given back," if len(unsent) > results else ""
+            also = f" and {len(unsent) - results} releases" if len(unsent) > results else ""
             log(f"{results} results{also} could not be sent; they are in {self._folder}/unsent.")
             return EX_TEMPFAIL
         return work.code
@@ -295,7 +295,7 @@ def main(arguments: Sequence[str]) -> int:
             raise Failed(f"{path} cannot be read: {error}.", EX_CONFIG) from None
         return Pilot(os.path.dirname(path), parse_config(text)).run()
     except Failed as error:
-        log(f"The pilot cannot work. {error}")
+        log(f"The pilot cannot run. {error}")
         return error.code
     except Exception:
         log("The pilot failed:", traceback.format_exc())

@@ -69,7 +69,7 @@ class Outbox:
     def flush(self, seconds: float) -> None:
         """Wait until the refused changes are kept, at most ``seconds``."""
         if not self._records.flush(seconds):
-            log(f"Refused results cannot be kept in {self._folder}/refused: writing there takes too long.")
+            log(f"Refused results cannot be kept in {self._folder}/refused: writing to it takes too long.")
 
     def _record(self, changes: List[Change], _dropped: int) -> None:
         for change in changes:
@@ -94,10 +94,11 @@ class Outbox:
                 if not error.status:
                     raise
                 self.remaining.append(change.token)  # the others may succeed
-                self._log_once(f"{path} waits: {error}.")
+                self._log_once(f"{path} will be sent later: {error}.")
                 continue
             what = "release" if change.kind == "released" else "result"
-            log(f"A {what} of {change.token} that an earlier pilot could not send: {decision}.")
+            done = "written" if decision == "landed" else decision
+            log(f"Sending the {what} of {change.token}, which an earlier pilot could not send: {done}.")
             with suppress(OSError):
                 if decision == "refused" and change.kind != "released":
                     self.keep(change, "refused")
@@ -122,7 +123,7 @@ class Outbox:
         except FileNotFoundError:
             return None  # another pilot sent it
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            self._log_once(f"{path} holds no result: {error}.")
+            self._log_once(f"{path} does not contain a result: {error}.")
             return None
 
     @staticmethod
@@ -131,13 +132,13 @@ class Outbox:
             branches = database.branches([change.token])[change.token]
             decision = change.decide_among(branches)
             if decision == "lost":
-                raise Unreachable("its token has revisions in conflict, of which another one shows", 409)
+                raise Unreachable("its token has conflicting revisions, and another one is current", 409)
             if decision != "apply":
                 return decision
             _, rows = database.bulk([change.apply()])
             row = rows.get(change.token, {})
             if row.get("accepted"):
-                raise Unreachable(f"{database.place} answers 202: too few of its nodes store it", 202)
+                raise Unreachable(f"{database.place} answers 202: too few of its nodes stored it", 202)
             if row.get("rev"):
                 return "landed"
             if not rows and not change.shrink():

@@ -28,7 +28,9 @@ class Processes:
         try:
             ctypes.CDLL(None, use_errno=True).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER, only on Linux
         except (OSError, AttributeError):
-            log("No child subreaper here: what leaves its command's session may stay until the job ends.")
+            log(
+                "No child subreaper here: processes that leave the session of their command may run until the job ends."
+            )
 
     def start(self, argv: Sequence[str], mark: bytes = b"", **options: Any) -> "subprocess.Popen[bytes]":
         """Start a process, which is not killed as an orphan until ``ended`` is called. ``mark``: for a token's command.

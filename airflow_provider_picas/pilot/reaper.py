@@ -91,7 +91,7 @@ class Reaper:
             if status != 413:
                 return rows
         if not half:
-            self._database.skip(changes[0].token, "is too large to be given back")
+            self._database.skip(changes[0].token, "is too large to be released")
             return {}
         return dict(self._write(changes[:half]), **self._write(changes[half:]))
 

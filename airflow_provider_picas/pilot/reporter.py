@@ -96,7 +96,7 @@ class Reporter(threading.Thread):
                 alone = self._send_once(changes, alone)
             except Unreachable as error:
                 if backoff.tries == 0:
-                    log(f"{error}; {len(self._sending)} results wait.")
+                    log(f"{error}; {len(self._sending)} results are waiting.")
                 alone = self._put_behind(changes) if error.status else alone
             except Exception:  # a bug in this program must not lose results: keep them, and try again
                 if traceback.format_exc() != fault:
@@ -168,7 +168,7 @@ class Reporter(threading.Thread):
                 self._unsafe[change.claim] = change
                 if len(self._unsafe) == 1:
                     log(
-                        f"The result of {change.token} is stored on too few of the database's nodes: it is read again later."
+                        f"The result of {change.token} was stored by too few of the database's nodes. It will be checked again."
                     )
 
     def _settle(self, change: Change, decision: str) -> None:

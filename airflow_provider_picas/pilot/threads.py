@@ -75,7 +75,7 @@ class Slot(threading.Thread):
                 change = self._attempt(run)
             except Exception:
                 log(f"Running {run.token.id} failed:", traceback.format_exc())
-                work.stop(DRAIN, "there is a fault in the pilot", EX_SOFTWARE)
+                work.stop(DRAIN, "internal error in the pilot", EX_SOFTWARE)
             finally:
                 work.finish(run, change, self._reporter)
                 remove_tree(run.folder)
@@ -171,7 +171,7 @@ class Claimer(threading.Thread):
                 work.stop(DRAIN, str(error), error.code)
             except Exception:
                 log("The claimer failed:", traceback.format_exc())
-                work.stop(DRAIN, "there is a fault in the pilot", EX_SOFTWARE)
+                work.stop(DRAIN, "internal error in the pilot", EX_SOFTWARE)
         with suppress(Unreachable, Failed):  # others see in the lease that this pilot has ended
             for token in self._claims.settle():
                 self._reporter.put(release(token))
@@ -200,9 +200,7 @@ class Claimer(threading.Thread):
         outage = max(self._config.outage, self._config.lease)
         lost_for = self._database.quorum.lost_for()
         if lost_for > outage:
-            work.stop(
-                DRAIN, f"too few of the database's nodes store what is written, for {lost_for:.0f} s", EX_UNAVAILABLE
-            )
+            work.stop(DRAIN, f"too few of the database's nodes have stored writes for {lost_for:.0f} s", EX_UNAVAILABLE)
             return
         if self._lease.valid() and self._start(claims.settle()):
             return
@@ -247,7 +245,7 @@ class Claimer(threading.Thread):
             work.stop(DRAIN, refusal, EX_NOPERM)
             return
         if self._claims.unfit and not busy:
-            work.stop(DRAIN, "no token fits into the rest of its wall-clock")
+            work.stop(DRAIN, "no token fits into the remaining wall-clock time")
             return
         now, lease = time.monotonic(), self._config.lease
         self._nothing_since = self._nothing_since or now
@@ -266,9 +264,7 @@ class Claimer(threading.Thread):
         lingers = self._living and min(idle, self._clock.contact()) <= lease + 3
         if not busy and idle >= self._config.wait_for_work and not lingers and self._is_sure(idle):
             skipped = self._database.skipped()
-            work.stop(
-                DRAIN, "nothing is left to do" + (f" but {skipped} tokens that it cannot take" if skipped else "")
-            )
+            work.stop(DRAIN, "no tokens remain" + (f", except {skipped} that were skipped" if skipped else ""))
             return
         # Each check is a request: do not repeat it whenever another slot finishes, unless that was the last one.
         pause = random.uniform(0.5, 1) * min(3.0, 0.2 + now - self._nothing_since, lease / 6)

@@ -51,7 +51,7 @@ class WallClock(threading.Thread):
             if left is not None:
                 self._end = queried_at + left
             elif self.remaining() is None and not self.queried.is_set():
-                log("Slurm does not say when this job ends.")
+                log("Slurm does not report when this job ends.")
             self.queried.set()
             self._again.wait(self.EVERY)
         self.queried.set()

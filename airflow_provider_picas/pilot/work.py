@@ -40,7 +40,7 @@ class Work:
         with self.changed:
             if level <= self.level:
                 return
-            log(f"{'Stops' if level == STOP else 'Takes no more tokens'}: {why}.")
+            log(f"{'Stopping' if level == STOP else 'Draining'}: {why}.")
             self.level, self.why, self.code = level, why, self.code or code
             if level == STOP:
                 self.stopping.set()
@@ -146,7 +146,7 @@ class Work:
                 run.stop("lost", 0)
             token.lost = True
             self.counts["lost"] += 1
-        log(f"Token {token.id} {how}: work on it stops.")
+        log(f"Token {token.id} {how}. Stopping it.")
 
     def settled(self, change: Change, decision: str) -> None:
         """Called by the reporter for each change that was written, or refused."""
@@ -155,7 +155,7 @@ class Work:
                 self.counts[change.kind] += 1
             elif change.kind != "released":
                 self.counts["refused"] += 1
-                log(f"The result of {change.token} is refused: the token was taken away or deleted.")
+                log(f"The result of {change.token} is refused: the token was released, reset or deleted.")
             self.changed.notify_all()
 
     def activity(self) -> Doc:

@@ -68,7 +68,7 @@ def test_the_database_is_away_for_longer_than_a_lease(own_run: Run, own_couchdb:
     long, _ = own_run.long_token()
     own_run.running(10)
     own_couchdb.kill()
-    own_run.until(lambda: sum(own_run.said_by_each("work on " + long + " stops")), "The stop of the long token")
+    own_run.until(lambda: sum(own_run.said_by_each("Stopping " + long)), "The stop of the long token")
     began = time.time()
     own_couchdb.start()
     assert own_run.result()["done"] == TOKENS + 1

@@ -103,7 +103,7 @@ def test_a_pilot_that_is_cut_off_with_a_node_stops_its_work(nodes: CouchDBNodes,
     site.worker.redirect(nodes[2].address)
     site.begin()
     nodes.cut(nodes[2])
-    until(lambda: "is lost: work on b:0000 stops" in site.working.log(), 60)
+    until(lambda: "has expired. Stopping b:0000" in site.working.log(), 60)
     assert not site.looking.runs(), "it was run by both at the same time"
     until(lambda: site.look_once().reaped or site.looking.runs(), 60)
     until(lambda: site.looking.runs().total() == 1, 60)

@@ -94,7 +94,7 @@ def test_scancel(run: Run, cluster: Cluster) -> None:
     assert run.result()["done"] == 6
     run.check_done_once([fault.token])
     assert seconds < SOON
-    assert reason(run, fault) == "given back: told to by SIGTERM"
+    assert reason(run, fault) == "given back: received SIGTERM"
 
 
 @contextmanager
@@ -180,7 +180,9 @@ def test_the_wall_clock_ends(run: Run) -> None:
     assert run.result()["done"] == 3
     run.check_done_once(held)
     reasons = {token["attempts"][0]["reason"] for token in run.pool.tokens() if token.get("attempts")}
-    assert reasons <= {"given back: the job's wall-clock ends", "given back: told to by SIGTERM"}, reasons
+    assert reasons <= {"given back: the job is about to reach its wall-clock limit", "given back: received SIGTERM"}, (
+        reasons
+    )
     assert begun
 
 

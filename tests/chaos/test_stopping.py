@@ -135,7 +135,7 @@ def test_marked_failed_with_drain_they_finish_what_they_hold(start: Any) -> None
     waiting: Waiting = start("stop_drain")
     waiting.api.set_task_state(waiting.dag_id, waiting.run, "wait", "failed")
     logs = [Path(waiting.submitted["folder"], f"pilot-{job}.log") for job in waiting.jobs()]
-    waiting.until(lambda: all("is drained" in log.read_text() for log in logs), "The drain of both pilots")
+    waiting.until(lambda: all("is being drained" in log.read_text() for log in logs), "The drain of both pilots")
     waiting.gate.touch()
     waiting.until(lambda: not waiting.jobs(), "The end of the pilots")
     assert (len(waiting.tokens(State.DONE)), len(waiting.tokens(State.TODO))) == (2, 1)

@@ -102,7 +102,7 @@ def test_what_a_view_shows_and_cannot_be_taken_is_stepped_over(pool: Pool, submi
     pool.push([{"priority": 1, "input": "odd", "lock": -1}] * 12 + [{}] * 5)
     assert submission.run(COUNT) == 0, submission.log()
     assert pool.states() == {None: 12, State.DONE: 5}
-    assert submission.log().count("shows b:0000 as todo, and it is not") == 1
+    assert submission.log().count("lists b:0000 as todo, but it is in another state") == 1
 
 
 @pytest.mark.parametrize("key", ["null", "'high'", "[1]", "{}", "1e308"])
@@ -112,7 +112,7 @@ def test_a_priority_without_a_finite_value_goes_last(pool: Pool, submission: Sub
     pool.push([{"input": "odd"}, {}, {}, {}, {"cores": 2}, {"cores": 2, "input": "odd"}])
     assert submission.run(COUNT) == 0, submission.log()
     assert submission.runs() == dict.fromkeys(["b:0000", *GOOD], 1)
-    assert submission.log().count("a priority without a finite value") == 2
+    assert submission.log().count("a priority that is not a finite number") == 2
 
 
 def test_leases_beside_one_that_python_does_not_read(pool: Pool, big_integers: Submission) -> None:
@@ -154,7 +154,7 @@ def test_an_integer_that_python_does_not_read_stops_no_pilot(
     assert big_integers.run(COUNT) == 0, big_integers.log()
     assert big_integers.runs() == dict.fromkeys([*GOOD, "b:locked:0000", "b:locked:0002"], 1)
     for bad in ("b:0000", "b:locked:0001"):
-        assert big_integers.log().count(f"{bad} has an integer of more than 4300 digits: it is left alone.") == 1
+        assert big_integers.log().count(f"{bad} has an integer of more than 4300 digits. It is skipped.") == 1
 
 
 def test_tokens_that_are_too_large_to_be_written_are_left_alone(pool: Pool, small_requests: Submission) -> None:
@@ -167,15 +167,15 @@ def test_tokens_that_are_too_large_to_be_written_are_left_alone(pool: Pool, smal
     done = [*GOOD, "b:locked:0000", "b:locked:0002", "b:locked:0003"]
     assert small_requests.runs() == dict.fromkeys(done, 1)
     log = small_requests.log()
-    assert log.count("b:0000 is too large for the database to take a claim of it: it is left alone.") == 1
-    assert log.count("b:locked:0001 is too large to be given back: it is left alone.") == 1
-    assert "nothing is left to do but 2 tokens that it cannot take" in log
+    assert log.count("b:0000 is too large to be claimed. It is skipped.") == 1
+    assert log.count("b:locked:0001 is too large to be released. It is skipped.") == 1
+    assert "no tokens remain, except 2 that were skipped" in log
 
 
 def test_a_pool_of_which_every_token_is_too_large(pool: Pool, small_requests: Submission) -> None:
     pool.push([{"input": "x" * LIMIT}] * 3)
     assert small_requests.run(COUNT) == 0, small_requests.log()
-    assert "nothing is left to do but 3 tokens that it cannot take" in small_requests.log()
+    assert "no tokens remain, except 3 that were skipped" in small_requests.log()
 
 
 DOTS = [".", "..", ".hidden", "..x", "..."]
@@ -225,11 +225,11 @@ def test_a_resource_class_with_a_name_too_long_for_a_request_is_left_alone(pool:
     push(pool, {"gpu": "a" * 12_000})
     assert submission.run(COUNT) == 0, submission.log()
     assert submission.runs() == dict.fromkeys(GOOD, 1)
-    assert submission.log().count("its name is too long for a request") == 1
+    assert submission.log().count("the class name is too long for a request") == 1
 
 
 def test_a_class_behind_many_that_do_not_fit_is_found(pool: Pool, submission: Submission) -> None:
     pool.push([{"cores": f"a{place}", "time": 1000} for place in range(120)] + [{"cores": "b"}] * 5)
     assert submission.run(COUNT, env={"SLURM_JOB_END_TIME": str(int(time.time()) + 600)}) == 0, submission.log()
     assert pool.states() == {State.TODO: 120, State.DONE: 5}
-    assert "no token fits into the rest of its wall-clock" in submission.log()
+    assert "no token fits into the remaining wall-clock time" in submission.log()

@@ -338,11 +338,11 @@ def test_output_of_any_kind(pool: Pool, submission: Submission) -> None:
     assert pool.attachment("b:0000", "attempt-1.out") == b"\xff\xfe\x00x"
     assert pool.attachment("b:0000", "attempt-1.err") == b"\x80"
     big = pool.attachment("b:0001", "attempt-1.out")
-    assert big.startswith(b"[49,900,008 bytes left out]\n")
+    assert big.startswith(b"[49,900,008 bytes omitted]\n")
     assert big.endswith(b"aaathe end\n")
     assert len(big) < 100_100
     assert pool.attachment("b:0002", "attempt-1.out") == b"gone\n"
-    assert "output.json is no JSON" in docs[6]["error"][-1]["message"]
+    assert "output.json is not valid JSON" in docs[6]["error"][-1]["message"]
     assert "2,000,000" not in docs[8]["error"][-1]["message"]
     assert list(submission.scratch.iterdir()) == []
     assert not left_behind(submission), "children of a command are still there"
@@ -356,7 +356,7 @@ def test_a_gigabyte_of_output_takes_neither_memory_nor_disk(pool: Pool, submissi
     pool.push([{}])
     assert submission.run(command, log_bytes=2_000_000) == 0, submission.log()
     out = pool.attachment("b:0000", "attempt-1.out")
-    assert out.startswith(b"[998,000,008 bytes left out]\naaa")
+    assert out.startswith(b"[998,000,008 bytes omitted]\naaa")
     assert out.endswith(b"aaathe end\n")
     assert len(out) < 2_000_100
     memory, disk = pool.get("b:0000")["output"]
@@ -429,7 +429,7 @@ def test_time_limit(pool: Pool, submission: Submission) -> None:
     [
         ("./missing.sh --x", 127, "does not exist"),
         (["./plain.txt"], 126, "not executable"),
-        ("no-such-program-here", 127, "no command no-such-program-here"),
+        ("no-such-program-here", 127, "Command no-such-program-here not found"),
     ],
 )
 def test_a_command_that_cannot_be_run_is_said_once(
@@ -551,7 +551,7 @@ def test_a_token_nested_too_deeply_stops_no_pilot(pool: Pool, submission: Submis
     assert submission.run(COUNT) == 0, submission.log()
     assert submission.runs() == dict.fromkeys(["b:0003", "b:0004", "b:0005", "b:locked:0001", "b:locked:0002"], 1)
     for bad in ("b:0000", "b:0001", "b:0002", "b:locked:0000"):
-        assert submission.log().count(f"{bad} is nested more than 500 deep: it is left alone.") == 1
+        assert submission.log().count(f"{bad} is nested more than 500 deep. It is skipped.") == 1
     states = {name: state_of(doc) for name, doc in pool.docs().items()}
     assert {name for name, state in states.items() if state is State.TODO} == {"b:0000", "b:0001", "b:0002"}
     assert {name for name, state in states.items() if state is State.LOCKED} == {"b:locked:0000"}
@@ -651,7 +651,7 @@ def test_the_end_of_the_job_gives_tokens_back(pool: Pool, submission: Submission
     assert submission.run("sleep 60", env=env, margin=0, seconds=30) == 0
     doc = pool.get("b:0000")
     assert state_of(doc) is State.TODO
-    assert doc["attempts"][0]["reason"] == "given back: the job's wall-clock ends"
+    assert doc["attempts"][0]["reason"] == "given back: the job is about to reach its wall-clock limit"
 
 
 # --- stopping --------------------------------------------------------------------------------------------------------
@@ -806,7 +806,7 @@ def test_a_pilot_whose_token_was_taken_stops_work_on_it(pool: Pool, submission: 
     until(lambda: submission.runs().total() == 1)
     doc = pool.get("b:0000")
     pool.put({**doc, "claim": "other-1", "pilot": "other", "lock": doc["lock"] + 1})
-    until(lambda: "was given to another" in submission.log())
+    until(lambda: "was taken by another pilot" in submission.log())
     until(lambda: not [line for line in left_behind(submission) if "sleep" in line])
     assert pool.get("b:0000")["claim"] == "other-1"
     process.terminate()
@@ -1047,7 +1047,7 @@ def test_a_lost_lease_stops_the_work(
     (lease,) = pool.leases()  # it lasts longer for others: a lease this short has no room for a slow machine
     assert pool.request("PUT", lease["_id"], {**lease, "renewed": lease["renewed"] + 4})[0] == 201
     other = submission.start(f"{write}; sleep 0.5; echo 2 > output.json", lease=4, wait_for_work=20)
-    until(lambda: "is lost: work on b:0000 stops" in behind_proxy.log())
+    until(lambda: "has expired. Stopping b:0000" in behind_proxy.log())
     until(lambda: state_of(pool.get("b:0000")) is State.DONE)
     first, second = ((made.folder / "runs.times").read_text().split() for made in (behind_proxy, submission))
     assert float(first[-1]) < float(second[0]), "the other pilot ran the token while the first one still did"
@@ -1108,7 +1108,7 @@ def test_what_cannot_be_sent_is_kept_and_sent_by_a_later_pilot(
     until(lambda: behind_proxy.runs().total() == 1)
     proxy.fault = lambda request: "refuse"
     behind_proxy.open_gate()
-    until(lambda: "1 results wait" in behind_proxy.log())
+    until(lambda: "1 results are waiting" in behind_proxy.log())
     process.terminate()
     started = time.monotonic()
     assert process.wait(20) == 75
@@ -1140,7 +1140,7 @@ def test_a_pilot_sends_what_another_could_not_before_it_reaps(
     until(lambda: "Pilot " in behind_proxy.log())
     proxy.fault = lambda request: "refuse"
     behind_proxy.open_gate()
-    until(lambda: "1 results wait" in behind_proxy.log(0))
+    until(lambda: "1 results are waiting" in behind_proxy.log(0))
     victim.terminate()
     assert victim.wait(20) == 75
     assert other.wait(40) == 0
@@ -1170,7 +1170,7 @@ def test_a_result_that_the_database_never_takes_blocks_no_pilot(
     assert state_of(pool.get("b:0000")) is State.LOCKED
     assert pool.get("b:0001")["output"] == "sent"
     assert len(behind_proxy.files("unsent")) == 1
-    assert behind_proxy.log().count("waits: ") == 1
+    assert behind_proxy.log().count("will be sent later: ") == 1
     proxy.fault = lambda request: ""
     assert behind_proxy.run(COUNT) == 0
     assert pool.get("b:0000")["output"] == "never"
@@ -1185,7 +1185,7 @@ def test_files_that_hold_no_result_stay_and_end_no_pilot(pool: Pool, submission:
         (submission.folder / "unsent" / f"{place}.json").write_text(content)
     assert submission.run(COUNT, wait_for_work=2) == 0, submission.log()
     assert pool.states() == {State.DONE: 1}
-    assert len(submission.files("unsent")) == submission.log().count("holds no result") == len(contents)
+    assert len(submission.files("unsent")) == submission.log().count("does not contain a result") == len(contents)
 
 
 def test_results_of_an_earlier_submission_of_the_task_are_sent(tmp_path: Path, pool: Pool) -> None:

@@ -213,7 +213,7 @@ def test_a_result_that_too_few_nodes_store_has_not_landed(pool: Pool, proxy: Pro
 
     proxy.fault = fault
     behind_proxy.open_gate()
-    until(lambda: "is stored on too few" in behind_proxy.log())
+    until(lambda: "was stored by too few" in behind_proxy.log())
     written = pool.get("b:0000")["_rev"]
     proxy.faults.clear()
     until(lambda: proxy.faults["202"], 60)  # a renewal of the lease
@@ -276,7 +276,7 @@ def test_a_result_is_written_to_the_revision_of_its_claim(pool: Pool, submission
     submission.open_gate()
     put_lease(pool, "b", ended=True)
     assert process.wait(90) == 0, submission.log()
-    assert "work on it stops" not in submission.log()
+    assert "Stopping it" not in submission.log()
     until(lambda: not shown(pool, "b:0000")[1])
     doc, _ = shown(pool, "b:0000")
     assert (state_of(doc), doc["output"]) == (State.DONE, 5)

@@ -58,7 +58,7 @@ def test_an_answer_that_is_not_to_be_read_to_its_end(pool: Pool, proxy: Proxy, f
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with session_of_a_pilot(pool, proxy.url) as session:
         database = session.database
-        expected = "encoded as gzip, which was not asked for" if fault is Fault.BOMB else "more than 64,000,000 bytes"
+        expected = "encoded as gzip, which was not requested" if fault is Fault.BOMB else "more than 64,000,000 bytes"
         with pytest.raises(Unreachable, match=expected):
             database.get("x")
         assert database.get("y") is None, "the connection is usable"

@@ -155,7 +155,7 @@ def test_a_pilot_that_was_frozen_past_its_lease_keeps_what_nobody_took(pool: Poo
     with frozen(process, pool):
         (submission.folder / "runs.first").touch()
         until(lambda: set(commands(process).values()) == {"b:0001"})
-    until(lambda: state_of(pool.get("b:0000")) is State.DONE or "is lost" in submission.log())
+    until(lambda: state_of(pool.get("b:0000")) is State.DONE or "has expired" in submission.log())
     until(lambda: pool.get("b:0001")["_rev"] != revision)
     assert commands(process) == {second: "b:0001"}, submission.log()
     (submission.folder / "runs.second").touch()
@@ -320,7 +320,7 @@ def test_a_signal_to_all_of_a_job_does_not_end_the_guard(pool: Pool, submission:
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP):
         os.kill(guard, number)
     process.terminate()
-    until(lambda: "Stops" in submission.log())
+    until(lambda: "Stopping" in submission.log())
     assert alive(guard)
     assert process.wait(30) == 0
     assert not alive(guard)
@@ -381,7 +381,7 @@ def test_a_pilot_takes_new_credentials_when_its_own_are_refused(
     change_password("another-password")
     submission.write_credentials("http://127.0.0.1:1", "of-another-database")
     submission.open_gate()
-    until(lambda: "are for another database by now" in submission.log())
+    until(lambda: "are now for another database" in submission.log())
     assert pool.states() == {State.LOCKED: 2, State.TODO: 2}
     config = submission.folder / "credentials" / "picasconfig.py"
     aside = config.with_name("new")
@@ -395,7 +395,7 @@ def test_a_pilot_takes_new_credentials_when_its_own_are_refused(
     assert process.wait(60) == 0, submission.log()
     assert pool.states() == {State.DONE: 4}
     assert set(submission.runs().values()) == {1}
-    assert submission.log().count("have changed: they are used from now on") == 1
+    assert submission.log().count("have changed. The new ones are used from now on") == 1
     assert "another-password" not in submission.log()
     assert pool.leases()[0]["ended"] is True
 

@@ -55,7 +55,7 @@ def test_a_forbidden_claim_is_said_once_and_stepped_over(pool: Pool, proxy: Prox
     assert behind_proxy.run(COUNT) == 0, behind_proxy.log()
     assert behind_proxy.runs().total() == 3
     assert pool.states() == {State.TODO: 8, State.DONE: 3}
-    assert behind_proxy.log().count("does not let this pilot claim") == 1
+    assert behind_proxy.log().count("does not allow this pilot to claim") == 1
     assert "tokens like this are not for pilots" in behind_proxy.log()
     assert claims_sent(proxy) <= 8 + 3 + 3
 
@@ -65,7 +65,7 @@ def test_a_pilot_that_may_claim_nothing_ends(pool: Pool, proxy: Proxy, behind_pr
     pool.push([{"input": "forbidden"}] * 9)
     behind_proxy.write_credentials(proxy.url)
     assert behind_proxy.run(COUNT) == os.EX_NOPERM, behind_proxy.log()
-    assert "lets this login claim no token (forbidden: tokens like this" in behind_proxy.log()
+    assert "does not allow this login to claim any token (forbidden: tokens like this" in behind_proxy.log()
     assert claims_sent(proxy) <= 9
     assert pool.leases()[0]["ended"] is True
 

@@ -10,7 +10,7 @@ import pytest
 
 from airflow_provider_picas.lifecycle.attempts import attempts_by_kind
 from airflow_provider_picas.lifecycle.states import state_of
-from airflow_provider_picas.lifecycle.transitions import held_by_pilot
+from airflow_provider_picas.lifecycle.transitions import for_display, held_by_pilot
 from airflow_provider_picas.submissions.deaths import Lease
 from airflow_provider_picas.tokens.states import State
 from tests.integration import test_pilot
@@ -70,3 +70,25 @@ def test_a_result_in_a_file_is_sent(pool: Pool, submission: Submission, recorded
     assert pool.get("b:0003")["output"] == "late"
     assert pool.states() == {State.DONE: 3, State.ERROR: 1}
     assert submission.files("unsent") == submission.files("refused") == []
+
+
+RELEASED = RECORDED.with_name("released-0.1.0.json")
+"""Made by the pilot while released tokens were still called "given back": one that was released three times, by an exit code of
+`stop_exit_codes` and twice by SIGTERM, and one that was released once."""
+
+
+def test_tokens_that_earlier_pilots_gave_back_count_as_released(pool: Pool, submission: Submission) -> None:
+    tokens = json.loads(RELEASED.read_text())["tokens"]
+    assert [attempts_by_kind(token) for token in tokens.values()] == [{"released": 3}, {"released": 1}]
+    shown = [attempt["reason"] for attempt in for_display(tokens["b:0000"])["attempts"]]
+    assert shown == ["released: exit code 42 stops the pilot", *["released: told to by SIGTERM"] * 2]
+    fill(pool, {**tokens, "b:0000": {**tokens["b:0000"], "priority": 1}})
+    for _ in range(2):
+        assert submission.run("exit 42", stop_exit_codes=[42], max_scrubs=3) == 42, submission.log()
+    assert pool.states() == {State.ERROR: 1, State.TODO: 1}
+    assert pool.get("b:0000")["exit_code"] == 42
+    again = pool.get("b:0001")
+    # Pilots of the version before work on the same pool. They count a word that they do not know as a death.
+    assert again["attempts"][-1]["reason"] == "given back: exit code 42 stops the pilot"
+    assert attempts_by_kind(again) == {"released": 2}
+    assert "b:0001 requeued after" in submission.log()

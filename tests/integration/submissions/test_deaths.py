@@ -139,7 +139,7 @@ class Site:
         assert not token.get("attempts")
         assert token["scrub_count"] == 0
         assert self.working.runs() + self.looking.runs() == {"b:0000": 1}
-        assert "is lost" not in self.working.log()
+        assert "has expired" not in self.working.log()
 
     def close(self) -> None:
         for proxy in self.proxies:
@@ -273,9 +273,9 @@ def test_a_pilot_whose_token_was_reaped_goes_on_unless_slurm_has_given_it_up(
         until(lambda: submission.runs().total() == 1)
         (held,) = [doc for doc in pool.docs().values() if doc["lock"]]
         pool.put(reap(held, cause, 3, held["lock"] + 1).apply())
-        until(lambda: f"was given back (reaped: {cause})" in submission.log())
+        until(lambda: f"was released (reaped: {cause})" in submission.log())
         if not stops:
             submission.open_gate()
         assert pilot.wait(60) == 0, submission.log()
-        assert ("Slurm has given up this job" in submission.log()) is stops
+        assert ("Slurm reported this job as ended or requeued" in submission.log()) is stops
         assert pool.states() == ({State.TODO: 2} if stops else {State.DONE: 2})

@@ -172,7 +172,7 @@ def test_a_result_that_the_database_refuses_is_shortened(
     for refused in (large, lone):
         failed = hook.get(refused["_id"])
         assert (failed["exit_code"], "output" in failed) == (EXIT_BAD_OUTPUT, False)
-        assert failed["error"][-1]["message"] == "The database refuses the token with its output."
+        assert failed["error"][-1]["message"] == "The database refused the token with its output."
     assert files(remote, watched) == []
 
 

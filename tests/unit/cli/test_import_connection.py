@@ -46,8 +46,8 @@ def test_picasconfig(tmp_path: Path) -> None:
     ("text", "words"),
     [
         ("PICAS_HOST_URL = 'x'\n", "does not set database, login, password"),
-        ("PICAS_PASSWORD = open('/etc/passwd').read()\n", "PICAS_PASSWORD is no plain text"),
-        ("PICAS_PASSWORD = 's3cret\n", "line 1 is no Python"),
+        ("PICAS_PASSWORD = open('/etc/passwd').read()\n", "PICAS_PASSWORD is neither a string literal"),
+        ("PICAS_PASSWORD = 's3cret\n", "line 1 is not valid Python"),
     ],
 )
 def test_a_picasconfig_that_is_none(tmp_path: Path, text: str, words: str) -> None:

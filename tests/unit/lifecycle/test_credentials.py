@@ -50,7 +50,7 @@ def test_yaml_by_hand() -> None:
     text = "---\n# mine\nhost_url: https://h:6984 # the new one\n\ndatabase:   'it''s'\nusername: \"a\\\"\\xE9\"\n"
     assert parse_conf_yml(text) == {"host_url": "https://h:6984", "database": "it's", "username": 'a"é'}
     for wrong in ("hunter2", "a:\n  - hunter2", "a: |\n  hunter2", 'a: "hunter2', "a: [hunter2]", 'a: "\\x1"'):
-        with pytest.raises(ValueError, match=r"line [12] is not as the PiCaS client writes it") as caught:
+        with pytest.raises(ValueError, match=r"line [12] is not in the format of the PiCaS client") as caught:
             parse_conf_yml(wrong)
         assert "hunter2" not in str(caught.value)
 
@@ -119,5 +119,5 @@ def test_a_password_that_is_encrypted_in_picasconfig_itself(home: Path, prefix: 
     "code", ["config['host_url']", "os.environ['host_url']", "PicasConfig().config['other']", "decrypt_password(x)"]
 )
 def test_other_code_is_refused(home: Path, code: str) -> None:
-    with pytest.raises(ValueError, match="PICAS_HOST_URL is no plain text between quotes"):
+    with pytest.raises(ValueError, match="PICAS_HOST_URL is neither a string literal"):
         parse_picasconfig(f"PICAS_HOST_URL = {code}\n")

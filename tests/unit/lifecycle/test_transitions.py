@@ -72,7 +72,7 @@ def test_each_transition_of_the_table_is_made(transition: Transition) -> None:
 
 
 def test_a_pilot_that_is_stopped_gives_its_token_back() -> None:
-    assert state_of(ended(143, how="told to by SIGTERM")) == "todo"
+    assert state_of(ended(143, how="received SIGTERM")) == "todo"
 
 
 def test_the_diagram_is_drawn_from_the_tables() -> None:

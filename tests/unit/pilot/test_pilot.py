@@ -135,7 +135,9 @@ def test_picasconfig_is_read_and_never_executed() -> None:
 
 @pytest.mark.parametrize("text", ["PICAS_PASSWORD = get('hunter2')", "PICAS_PASSWORD = 'hunter2"])
 def test_an_unreadable_picasconfig_is_told_without_its_text(text: str) -> None:
-    with pytest.raises(ValueError, match=r"PICAS_PASSWORD is no plain text|line 1 is no Python") as caught:
+    with pytest.raises(
+        ValueError, match=r"PICAS_PASSWORD is neither a string literal|line 1 is not valid Python"
+    ) as caught:
         parse_picasconfig(text)
     assert "hunter2" not in str(caught.value)
 
@@ -180,7 +182,7 @@ def test_resource_class(fields: dict[str, Any], name: str) -> None:
 def test_attempts_count_since_the_last_reset() -> None:
     reasons = ["failed: x", "reaped: y", "pushed again", "failed: x", "NODE_FAIL", "given back: told to", "failed: z"]
     doc = {"attempts": [{"reason": reason} for reason in reasons]}
-    assert attempts_by_kind(doc) == {"failed": 2, "reaped": 1, "given back": 1}
+    assert attempts_by_kind(doc) == {"failed": 2, "reaped": 1, "released": 1}
     assert attempts_by_kind({"attempts": "nonsense"}) == {}
 
 
@@ -266,10 +268,10 @@ def test_retries(earlier: int, own: Any, codes: list[int], retried: bool) -> Non
 
 
 def test_stopped_by_the_pilot_is_no_failure() -> None:
-    change = conclude(Token(claimed()), failed(143, "told to by SIGTERM"), CONFIG, 1010)
+    change = conclude(Token(claimed()), failed(143, "received SIGTERM"), CONFIG, 1010)
     new = change.apply()
     assert state_of(new) is State.TODO
-    assert (new["scrub_count"], new["attempts"][0]["reason"]) == (1, "given back: told to by SIGTERM")
+    assert (new["scrub_count"], new["attempts"][0]["reason"]) == (1, "given back: received SIGTERM")
 
 
 def test_a_stop_exit_code_gives_back_until_it_is_the_tokens_fault() -> None:
@@ -285,8 +287,8 @@ def test_a_stop_exit_code_gives_back_until_it_is_the_tokens_fault() -> None:
     [
         (Ended("time limit", 143, 5.0), 124),
         (Ended("time limit", 0, 5.0), 124),
-        (Ended("exit", 0, 5.0, fault="output.json is no JSON"), 65),
-        (Ended("exit", 2, 5.0, fault="output.json is no JSON"), 2),
+        (Ended("exit", 0, 5.0, fault="output.json is not valid JSON"), 65),
+        (Ended("exit", 2, 5.0, fault="output.json is not valid JSON"), 2),
     ],
 )
 def test_exit_codes(ended: Ended, code: int) -> None:
@@ -456,12 +458,12 @@ def test_the_jobs_environment_without_credentials(tmp_path: Path) -> None:
     [
         (b'{"a": [1, 2.5, null]}', {"a": [1, 2.5, None]}, None),
         (b" \n", None, None),
-        (b"nonsense", None, "no JSON"),
-        (b"\xff", None, "no JSON"),
-        (b"NaN", None, "no JSON"),
-        (b"1e999", None, "no JSON"),
-        (b'"\\ud800"', None, "no JSON"),
-        (b"[" * 5000, None, "no JSON"),
+        (b"nonsense", None, "not valid JSON"),
+        (b"\xff", None, "not valid JSON"),
+        (b"NaN", None, "not valid JSON"),
+        (b"1e999", None, "not valid JSON"),
+        (b'"\\ud800"', None, "not valid JSON"),
+        (b"[" * 5000, None, "not valid JSON"),
         (b"[" * 499 + b"{}" + b"]" * 499, functools.reduce(lambda value, _: [value], range(499), {}), None),
         (b"[" * 500 + b"{}" + b"]" * 500, None, "nested more than 500 deep"),
         (b'{"a":' * 700 + b"[]" + b"}" * 700, None, "nested more than 500 deep"),
@@ -490,7 +492,7 @@ def test_what_a_command_leaves_instead_of_a_file(tmp_path: Path) -> None:
     assert read_json(str(tmp_path / "none"), 10) == (None, False, None)
     os.mkfifo(tmp_path / "pipe")
     for name in ("pipe", "."):
-        assert "no regular file" in str(read_json(str(tmp_path / name), 10)[2])
+        assert "not a regular file" in str(read_json(str(tmp_path / name), 10)[2])
     (tmp_path / "loop").symlink_to("loop")
     assert "cannot be read" in str(read_json(str(tmp_path / "loop"), 10)[2])
 
@@ -507,7 +509,7 @@ def test_the_tail_of_a_stream(most: int, chunk: int) -> None:
     elif most >= len(data):
         assert tail.value() == data
     else:
-        assert tail.value() == b"[%d bytes left out]\n" % (512 - most) + data[-most:]
+        assert tail.value() == b"[%d bytes omitted]\n" % (512 - most) + data[-most:]
 
 
 def test_scratch_folders_go_whatever_was_done_to_them(tmp_path: Path) -> None:

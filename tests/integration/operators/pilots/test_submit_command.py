@@ -236,7 +236,7 @@ def test_more_pilots_are_submitted_while_they_finish_tokens(tasks: Tasks) -> Non
     ("arguments", "words"),
     [
         ({"script": "x.sh"}, "Give either `command`"),
-        ({"pilot": {"leese": 5}}, "does not know: 'leese'"),
+        ({"pilot": {"leese": 5}}, "unknown key: 'leese'"),
         ({"pilot": {"slots": 0}}, "'slots' must be a whole number"),
         ({"pilot": {"submission": "mine"}}, "cannot set `submission`"),
         ({"pilot": {"lease": object()}}, "not JSON-serializable"),
