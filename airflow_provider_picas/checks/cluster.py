@@ -14,7 +14,7 @@ from airflow_provider_picas.checks.node import Probe
 from airflow_provider_picas.hooks.slurm import SlurmHook
 from airflow_provider_picas.slurm.pilot_job import python_lines
 from airflow_provider_picas.slurm.remote import RemoteError, Send, quote, whole
-from airflow_provider_picas.slurm.submission import DEFAULT_FOLDER
+from airflow_provider_picas.slurm.submission_folder import DEFAULT_FOLDER
 from airflow_provider_picas.tokens.text import one_line
 
 if TYPE_CHECKING:

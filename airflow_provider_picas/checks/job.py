@@ -12,7 +12,7 @@ from airflow_provider_picas.checks.finding import Finding, failed, ok
 from airflow_provider_picas.checks.node import Probe
 from airflow_provider_picas.checks.wanted import Wanted
 from airflow_provider_picas.hooks.slurm import SlurmHook
-from airflow_provider_picas.slurm import jobs, pilot_job, sbatch, sbatch_calls, submission
+from airflow_provider_picas.slurm import jobs, pilot_job, sbatch, sbatch_calls, submission_folder
 from airflow_provider_picas.slurm.jobs import Phase
 from airflow_provider_picas.slurm.remote import RemoteError, RemoteFile, quote
 from airflow_provider_picas.tokens.text import one_line
@@ -28,11 +28,11 @@ Note = Callable[[str], None]
 
 def check(slurm: SlurmHook, probe: Probe, wanted: Wanted, note: Note) -> Iterator[Finding]:
     """Submit the job, wait until it has run, and yield its findings. At the end, cancel it and remove its folder."""
-    base_key = submission.base_key("check", secrets.token_hex(8))
+    base_key = submission_folder.base_key("check", secrets.token_hex(8))
     try:
-        made = slurm.do(submission.submit(plan(base_key, probe, wanted)))
+        made = slurm.do(submission_folder.submit(plan(base_key, probe, wanted)))
         yield from _outcome(slurm, made, probe, wanted, note)
-    except (submission.SubmissionRefusedError, sbatch.OptionError) as error:
+    except (submission_folder.SubmissionRefusedError, sbatch.OptionError) as error:
         yield failed("sbatch", str(error))
     except RemoteError as error:
         yield failed(WHAT, str(error))
@@ -43,13 +43,13 @@ def check(slurm: SlurmHook, probe: Probe, wanted: Wanted, note: Note) -> Iterato
 def _clean_up(slurm: SlurmHook, base_key: str, remote_folder: str | None, note: Note) -> None:
     try:
         slurm.perform(sbatch_calls.cancel(f"{base_key}.1", 1))
-        folder = submission.DEFAULT_FOLDER if remote_folder is None else remote_folder
+        folder = submission_folder.DEFAULT_FOLDER if remote_folder is None else remote_folder
         slurm.run(f'cd -- "$HOME" && cd -- {quote(folder)} && rm -rf -- {quote(base_key)}.*')
     except RemoteError as error:
         note(f"The job and the folder {base_key}.1 may remain on the cluster. {error}")
 
 
-def plan(base_key: str, probe: Probe, wanted: Wanted) -> submission.Plan:
+def plan(base_key: str, probe: Probe, wanted: Wanted) -> submission_folder.Plan:
     """The submission. It contains no secrets. Raises OptionError."""
     options = {"time": "00:01:00", **wanted.sbatch}
 
@@ -64,11 +64,11 @@ def plan(base_key: str, probe: Probe, wanted: Wanted) -> submission.Plan:
         return [sbatch.command_line(key, given, None, f"{folder}/{SCRIPT}", script(folder))]
 
     commands("", "")  # raises for a bad option before anything is sent
-    return submission.Plan(base_key, files, commands, folder=wanted.remote_folder, python_path=False)
+    return submission_folder.Plan(base_key, files, commands, folder=wanted.remote_folder, python_path=False)
 
 
 def _outcome(
-    slurm: SlurmHook, made: submission.Submission, probe: Probe, wanted: Wanted, note: Note
+    slurm: SlurmHook, made: submission_folder.SubmitResult, probe: Probe, wanted: Wanted, note: Note
 ) -> Iterator[Finding]:
     report = yield from _wait(slurm, made, wanted.wait, note)
     if report is None:
@@ -91,7 +91,7 @@ def _outcome(
 
 
 def _wait(
-    slurm: SlurmHook, made: submission.Submission, seconds: float, note: Note
+    slurm: SlurmHook, made: submission_folder.SubmitResult, seconds: float, note: Note
 ) -> Generator[Finding, None, Mapping[str, Any] | None]:
     """Wait for the job's report; None, and the error, if there is none."""
     deadline, said, state = time.monotonic() + seconds, "", ""
@@ -123,7 +123,7 @@ def _wait(
         time.sleep(EVERY)
 
 
-def _log(slurm: SlurmHook, made: submission.Submission) -> str:
+def _log(slurm: SlurmHook, made: submission_folder.SubmitResult) -> str:
     """The end of the job's log, for a message."""
     log = quote(f"{made.folder}/{LOG}")
     output = slurm.run(f"[ -e {log} ] && tail -n 5 -- {log} | tail -c 1000")

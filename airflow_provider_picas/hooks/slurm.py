@@ -20,7 +20,7 @@ from asgiref.sync import sync_to_async
 
 from airflow_provider_picas.hooks import ssh
 from airflow_provider_picas.sansio import drive, drive_async
-from airflow_provider_picas.slurm import jobs, remote, sending, submission
+from airflow_provider_picas.slurm import jobs, remote, sending, submission_folder
 from airflow_provider_picas.slurm.remote import (
     Command,
     NoSessionError,
@@ -127,13 +127,13 @@ class SlurmHook(BaseHook):
         """Run shell code under the login profile. ``timeout`` in seconds. Quote values in it with ``remote.quote``."""
         return self.perform(Command(text, timeout))
 
-    def adopt(self, base_key: str, folder: str | None) -> submission.Submission | None:
+    def adopt(self, base_key: str, folder: str | None) -> submission_folder.SubmitResult | None:
         """The submission of an earlier try; None if there is none."""
-        return self.do(submission.adopt(base_key, folder))
+        return self.do(submission_folder.adopt(base_key, folder))
 
-    def submit(self, plan: submission.Plan) -> submission.Submission:
+    def submit(self, plan: submission_folder.Plan) -> submission_folder.SubmitResult:
         """Submit pilots, or adopt the submission of an earlier try."""
-        return self.do(submission.submit(plan))
+        return self.do(submission_folder.submit(plan))
 
     def count_pilots(self) -> tuple[int, int]:
         """The numbers of pending and running pilots of this package for the connection's user."""

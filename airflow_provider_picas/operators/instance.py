@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from airflow.providers.common.compat.sdk import AirflowException, Variable, conf
 
-from airflow_provider_picas.slurm import submission
+from airflow_provider_picas.slurm import submission_folder
 from airflow_provider_picas.tokens import ids
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def submission_keys(context: Any) -> list[str]:
         return [submission_key(context)]
     if former := _former_deployment(ti):
         names.append(former)
-    earlier = [submission.base_key(ti.task_id, *_identity(ti, name)) for name in names]
+    earlier = [submission_folder.base_key(ti.task_id, *_identity(ti, name)) for name in names]
     return [*(_submission_key(ti, name) for name in names), *earlier]
 
 
@@ -123,7 +123,7 @@ def _push_id(ti: Any, name: str) -> str:
 
 
 def _submission_key(ti: Any, name: str) -> str:
-    return submission.task_key(name, ti.dag_id, ti.run_id, ti.task_id, _map_index(ti))
+    return submission_folder.task_key(name, ti.dag_id, ti.run_id, ti.task_id, _map_index(ti))
 
 
 def _identity(ti: Any, name: str) -> tuple[str, ...]:

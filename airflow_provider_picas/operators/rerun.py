@@ -20,7 +20,7 @@ from airflow_provider_picas.operators.pilots import resubmit
 from airflow_provider_picas.parameters import flag
 from airflow_provider_picas.slurm import resubmission
 from airflow_provider_picas.slurm.remote import RemoteError
-from airflow_provider_picas.submissions.submission import Watched
+from airflow_provider_picas.submissions.submission import Submission
 from airflow_provider_picas.tokens.batch import Batch
 from airflow_provider_picas.tokens.ids import batch_id
 from airflow_provider_picas.tokens.states import State
@@ -225,18 +225,18 @@ def _pilots(batch: str | None, pilots: Mapping[str, Any] | None, asked: Mapping[
         what = "command" if asked["command"] else "script"
         number, where = asked["pilots"] or 1, code(asked["ssh_conn_id"])
         return "new", [f"**Pilots:** {number} new, through connection {where}, with the {what} {code(given)}"]
-    watched = Watched.parse(pilots or None) if batch and asked["same_pilots"] else None
-    if watched is None or batch is None:
+    submission = Submission.parse(pilots or None) if batch and asked["same_pilots"] else None
+    if submission is None or batch is None:
         said = "**Pilots:** none are submitted. The tokens wait for running pilots, or for pilots that you submit."
         return "none", [said]
-    with SlurmHook(watched.ssh_conn_id) as slurm:
-        origin = slurm.do(resubmission.read(watched.key, watched.folder, watched.calls, batch))
+    with SlurmHook(submission.ssh_conn_id) as slurm:
+        origin = slurm.do(resubmission.read(submission.key, submission.folder, submission.calls, batch))
     most = (
         f"at most {asked['pilots']:,} for each sbatch call"
         if asked["pilots"]
         else "for each sbatch call no more than there are tokens"
     )
-    described = [f"- {what}: {code(text)}" for what, text in resubmit.describe(origin, watched.ssh_conn_id)]
+    described = [f"- {what}: {code(text)}" for what, text in resubmit.describe(origin, submission.ssh_conn_id)]
     return "same", [f"**Pilots:** the same as before, {most}.", "", *described]
 
 

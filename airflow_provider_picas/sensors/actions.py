@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import math
 import time
+from functools import partial
 from typing import Any
 
 from airflow.providers.common.compat.sdk import Context
 
 from airflow_provider_picas.couchdb.errors import CouchDBError, UnavailableError
+from airflow_provider_picas.couchdb.pool import Pool
 from airflow_provider_picas.hooks.picas import PicasHook
-from airflow_provider_picas.hooks.submission import WatchedSubmission
+from airflow_provider_picas.hooks.pilots import PilotsHook, credential_files
+from airflow_provider_picas.slurm import submission_folder
 from airflow_provider_picas.slurm.remote import RemoteError, UnreachableError
 from airflow_provider_picas.slurm.sbatch_calls import SubmissionRefusedError
-from airflow_provider_picas.submissions.on_kill import is_for_pilots
-from airflow_provider_picas.submissions.stop import StopMode
-from airflow_provider_picas.submissions.submission import Watched
-from airflow_provider_picas.submissions.wait import Wait
+from airflow_provider_picas.submissions.end import (
+    end,
+    end_uncounted,
+    log_tails,
+    log_updates,
+    unknown_holders,
+    work_so_far,
+)
+from airflow_provider_picas.submissions.on_kill import end_pilots, is_for_pilots
+from airflow_provider_picas.submissions.resubmit import resubmit
+from airflow_provider_picas.submissions.stop import CANCEL_WAIT, StopMode
+from airflow_provider_picas.submissions.submission import Submission
+from airflow_provider_picas.submissions.wait import Wait, check_twice
+from airflow_provider_picas.submissions.watch import PilotStatus
 from airflow_provider_picas.task_state import task_state
 from airflow_provider_picas.tokens.counts import Counts
 from airflow_provider_picas.tokens.text import sample
@@ -25,14 +38,19 @@ from airflow_provider_picas.tokens.text import sample
 class PilotActions:
     """The actions of one wait. Each opens a connection to the cluster and closes it."""
 
-    def __init__(self, watched: Watched, hook: PicasHook, wait: Wait, log: Any) -> None:
-        self.watched = watched
+    def __init__(self, submission: Submission, hook: PicasHook, wait: Wait, log: Any) -> None:
+        self.submission = submission
         self._hook = hook
         self._wait = wait
         self._log = log
 
-    def _submission(self) -> WatchedSubmission:
-        return WatchedSubmission(self.watched, self._hook, self._wait.terms.batch)
+    @property
+    def _scope(self) -> tuple[Pool, str | None, Submission]:
+        """The first arguments of operations."""
+        return self._hook.pool, self._wait.terms.batch, self.submission
+
+    def _connect(self) -> PilotsHook:
+        return PilotsHook(self._hook, self.submission.ssh_conn_id)
 
     def check(self, max_scrubs: int, *, reschedule: bool) -> None:
         """Check the pilots once; again if none are found, until that is certain or has to wait for a later poke.
@@ -40,30 +58,51 @@ class PilotActions:
         ``reschedule``: the wait remembers no earlier check.
         """
         wait, shown = self._wait, self._wait.pilots_log
-        with self._submission() as submitted:
+        with self._connect() as hooks:
             while True:
-                news = submitted.look(max_scrubs, wait.max_lock_age)
+                limits: Any = {"max_scrubs": max_scrubs, "max_lock_age": wait.max_lock_age}
+                news = hooks.do(check_twice(*self._scope, **limits))
                 now = time.monotonic()
-                absent_since = now - (time.time() - self.watched.since) if reschedule else None
+                absent_since = now - (time.time() - self.submission.since) if reschedule else None
                 certain_in = wait.note_pilots(news, now, absent_since=absent_since)
                 if not reschedule and shown.logs_are_due():  # `reschedule` does not remember what was logged
-                    shown.report_logs(submitted.log_news(shown.sizes))
-                if reschedule and wait.terms.batch is not None and (work := submitted.work_so_far(news)):
-                    wait.lines.rate.begin(now - work.seconds, work.finished_before)
+                    shown.report_logs(hooks.do(log_updates(self.submission, shown.sizes)))
+                if reschedule and wait.terms.batch is not None:
+                    self._begin_rate(hooks, news, now)
                 if news.pilots_remain:
-                    submitted.renew_credentials(wait.credentials)
+                    self._renew_credentials(hooks)
                 if wait.no_pilots or math.isinf(certain_in) or not news.jobs:
                     return
                 time.sleep(certain_in)
+
+    def _begin_rate(self, hooks: PilotsHook, status: PilotStatus, now: float) -> None:
+        if work := hooks.do(work_so_far(self.submission, status)):
+            self._wait.lines.rate.begin(now - work.seconds, work.finished_before)
+
+    def _renew_credentials(self, hooks: PilotsHook) -> None:
+        """Send pending and running pilots the connection's login, if it has changed."""
+        settings, conn_id, sent = self._hook.settings, self._hook.picas_conn_id, self._wait.credentials
+        if not sent.differ(settings):
+            return
+        folder = self.submission.folder
+        result: bool | Exception
+        try:
+            files = credential_files(folder, settings)
+            result = hooks.do(submission_folder.renew_credentials(folder, files, conn_id))
+        except (RemoteError, OSError) as error:
+            result = error
+        sent.note(settings, conn_id, result)
 
     def resubmit(self, most: int, finished: int) -> bool:
         """Submit the same pilots again, if ``most`` allows it and they make progress. True if the wait continues."""
         if not most:
             return False
         self._wait.forget_absence()
-        with self._submission() as submitted:
+        with self._connect() as hooks:
             try:
-                why_not = submitted.resubmit(most, finished)
+                files = partial(credential_files, self.submission.folder, self._hook.settings)
+                again = resubmit(*self._scope, most=most, finished=finished, credentials=files)
+                why_not = hooks.do(again)
             except (UnreachableError, UnavailableError) as error:
                 self._log.warning("%s The wait goes on.", error)
                 return True
@@ -81,26 +120,29 @@ class PilotActions:
 
     def log_tails(self) -> str:
         """Log the tokens that others hold; return the ends of the pilots' logs."""
-        with self._submission() as submitted:
+        with self._connect() as hooks:
             try:
-                if foreign := submitted.foreign():
+                if foreign := hooks.do(unknown_holders(*self._scope)):
                     self._log.warning(
                         "Held without a lease, by no job of this submission: %s. Whether anybody works on them cannot be known;"
                         " `max_lock_age` has them given back.", sample(foreign),
                     )  # fmt: skip
             except CouchDBError as error:
                 self._log.warning("Who holds tokens cannot be told: %s", error)
-            return submitted.log_tails()
+            return hooks.do(log_tails(self.submission))
 
     def end(self, context: Context, counts: Counts | None, *, cancel_pending: bool) -> None:
         """Push figures to XCom, unless nothing could be counted, and remove credentials once the pilots have ended."""
-        with self._submission() as submitted:
-            finished = counts.finished if counts else None
-            if figures := submitted.end(finished, cancel_pending=cancel_pending):
-                context["ti"].xcom_push("figures", figures)
+        with self._connect() as hooks:
+            if counts is None:
+                hooks.do(end_uncounted(self.submission))
+                return
+            ending = end(self._hook.pool, self.submission, counts.finished, cancel_pending=cancel_pending)
+            if figures := hooks.do(ending):
+                context["ti"].xcom_push("figures", figures.as_dict())
 
     def stop(self, task_instance: Any, how: StopMode) -> None:
         """Stop the pilots if a person failed the task; if it was killed for any other reason, they continue."""
-        if is_for_pilots(task_state(task_instance), self.watched, how, self._log):
-            with self._submission() as submitted:
-                submitted.stop_after_kill(how, self._log)
+        if is_for_pilots(task_state(task_instance), self.submission, how, self._log):
+            with self._connect() as hooks:
+                hooks.do(end_pilots(*self._scope, how, self._log, wait=CANCEL_WAIT))

@@ -11,9 +11,10 @@ from airflow.providers.common.compat.sdk import AirflowException
 from airflow_provider_picas.couchdb import batch_pilots
 from airflow_provider_picas.couchdb.errors import CouchDBError
 from airflow_provider_picas.hooks.picas import PicasHook
-from airflow_provider_picas.hooks.submission import WatchedSubmission
+from airflow_provider_picas.hooks.pilots import PilotsHook
+from airflow_provider_picas.slurm import resubmission
 from airflow_provider_picas.slurm.remote import RemoteError, UnreachableError
-from airflow_provider_picas.submissions.submission import Watched
+from airflow_provider_picas.submissions.submission import Submission
 from airflow_provider_picas.tokens.text import one_line
 
 PATIENCE = 600.0
@@ -63,11 +64,11 @@ def _objection(pilots: Mapping[str, Any], hook: PicasHook, batch: str, log: Any,
     deadline = time.monotonic() + patience
     while True:
         try:
-            watched = Watched.parse(pilots)
-            if watched is None:
+            submission = Submission.parse(pilots)
+            if submission is None:
                 return "Nothing was submitted."
-            with WatchedSubmission(watched, hook, batch) as submitted:
-                return submitted.objection(batch)
+            with PilotsHook(hook, submission.ssh_conn_id) as hooks:
+                return hooks.do(resubmission.objection(submission.key, submission.folder, batch))
         except UnreachableError as error:
             if time.monotonic() + PAUSE > deadline:
                 return str(error)

@@ -31,7 +31,7 @@ from airflow_provider_picas.sensors.actions import PilotActions
 from airflow_provider_picas.sensors.failures import counts_lag, explain_failure
 from airflow_provider_picas.sensors.pilots import PATIENCE, find_pilots, forget_pilots
 from airflow_provider_picas.submissions.stop import StopMode
-from airflow_provider_picas.submissions.submission import Watched
+from airflow_provider_picas.submissions.submission import Submission
 from airflow_provider_picas.submissions.wait import Wait
 from airflow_provider_picas.tokens import ids
 from airflow_provider_picas.tokens.batch import Batch
@@ -407,8 +407,8 @@ class PicasTokenStateSensor(BaseSensorOperator):
 
     def _pilots(self, hook: PicasHook) -> PilotActions | None:
         """The actions on the pilots; None if this wait watches none."""
-        watched = self._parsed(Watched.parse, self.pilots or None)
-        return PilotActions(watched, hook, self._wait, self.log) if watched else None
+        submission = self._parsed(Submission.parse, self.pilots or None)
+        return PilotActions(submission, hook, self._wait, self.log) if submission else None
 
     def _batch(self) -> Batch | None:
         return self._parsed(Batch.parse, self.batch)

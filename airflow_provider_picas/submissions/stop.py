@@ -13,9 +13,9 @@ from airflow_provider_picas.couchdb.http import Request, json_body
 from airflow_provider_picas.couchdb.pool import Pool
 from airflow_provider_picas.slurm import sbatch_calls, sbatch_record
 from airflow_provider_picas.slurm.remote import OURS, Command, Output, Pause, ok, quote
-from airflow_provider_picas.slurm.submission import CREDENTIALS
+from airflow_provider_picas.slurm.submission_folder import CREDENTIALS
 from airflow_provider_picas.submissions.deaths import Observer
-from airflow_provider_picas.submissions.submission import Operation, Watched
+from airflow_provider_picas.submissions.submission import Operation, Submission
 from airflow_provider_picas.submissions.watch import PilotStatus, check_pilots
 
 CANCEL_WAIT = 50  # seconds for cancelled pilots to release their tokens: Slurm's KillWait is 30
@@ -32,13 +32,13 @@ class StopMode(StrEnum):
 
 
 def stop(
-    pool: Pool, batch: str | None, watched: Watched, how: StopMode, *, wait: float = CANCEL_WAIT
+    pool: Pool, batch: str | None, submission: Submission, how: StopMode, *, wait: float = CANCEL_WAIT
 ) -> Operation[PilotStatus | None]:
     """Stop the pilots as ``how`` says. Returns the status after a cancel; None otherwise."""
     if how is StopMode.DRAIN:
-        yield from drain(pool, watched.key)
+        yield from drain(pool, submission.key)
     if how is StopMode.CANCEL:
-        return (yield from cancel(pool, batch, watched, wait=wait))
+        return (yield from cancel(pool, batch, submission, wait=wait))
     return None
 
 
@@ -62,14 +62,16 @@ def drained(pool: Pool, key: str) -> Operation[bool]:
     return bool(flag.get("drain"))
 
 
-def cancel(pool: Pool, batch: str | None, watched: Watched, *, wait: float = CANCEL_WAIT) -> Operation[PilotStatus]:
+def cancel(
+    pool: Pool, batch: str | None, submission: Submission, *, wait: float = CANCEL_WAIT
+) -> Operation[PilotStatus]:
     """Cancel the jobs. Once they have ended, or ``wait`` is over, release the tokens that they did not release themselves."""
-    yield from ok(sbatch_calls.cancel(watched.key, MOST_CALLS), "The pilots could not be cancelled")
+    yield from ok(sbatch_calls.cancel(submission.key, MOST_CALLS), "The pilots could not be cancelled")
     waited, earlier, observer = 0.0, PilotStatus(), Observer()
     while True:
         # The tokens did not cause the cancel: none becomes an error.
         status: PilotStatus = yield from check_pilots(
-            pool, batch, watched, max_scrubs=10**6, max_lock_age=None, observer=observer
+            pool, batch, submission, max_scrubs=10**6, max_lock_age=None, observer=observer
         )
         status.add_earlier(earlier)
         if status.pilots_remain is False or waited >= wait:
@@ -79,16 +81,16 @@ def cancel(pool: Pool, batch: str | None, watched: Watched, *, wait: float = CAN
         waited += 2
 
 
-def remove_credentials(watched: Watched, wait: float = 0.0) -> Operation[bool]:
+def remove_credentials(submission: Submission, wait: float = 0.0) -> Operation[bool]:
     """Remove the credentials from the submission's folder if within ``wait`` seconds no pilot remains that may read
     them. True if they were removed."""
-    names = quote(",".join(sbatch_record.job_names(watched.key, MOST_CALLS)))
-    folder = quote(f"{watched.folder}/{CREDENTIALS}")
+    names = quote(",".join(sbatch_record.job_names(submission.key, MOST_CALLS)))
+    folder = quote(f"{submission.folder}/{CREDENTIALS}")
     text = f"""
 settled() {{
   i=0; while [ -e command.$i ]; do [ -e started.$i/code ] || return; i=$((i+1)); done
 }}
-cd -- {quote(watched.folder)} 2>/dev/null || exit 0
+cd -- {quote(submission.folder)} 2>/dev/null || exit 0
 settled || exit 6  # more pilots are about to be submitted
 left=$(squeue --noheader --all {OURS} --name={names} --format=%i) || exit 5
 [ -z "$left" ] && settled || exit 6

@@ -22,8 +22,8 @@ def performer(send: Callable[[Request], Any], perform: Callable[[Step], Any]) ->
 
 
 @dataclass(frozen=True)
-class Watched:
-    """The submission whose pilots are watched."""
+class Submission:
+    """The submission whose pilots are submission."""
 
     key: str
     folder: str
@@ -32,7 +32,7 @@ class Watched:
     calls: int = 1  #: sbatch calls of one round
 
     @classmethod
-    def parse(cls, value: Any) -> Watched | None:
+    def parse(cls, value: Any) -> Submission | None:
         """A submission from the output of the operator that submits pilots; None for None, and if nothing was submitted.
 
         Raises ValueError for anything else.

@@ -13,7 +13,7 @@ from airflow_provider_picas.slurm import sbatch_record
 from airflow_provider_picas.slurm.pilot_job import CONFIG_FILE
 from airflow_provider_picas.slurm.remote import OURS, Command, Output, ok, quote, whole
 from airflow_provider_picas.submissions.stop import MOST_CALLS, drain_flag
-from airflow_provider_picas.submissions.submission import Operation, Watched
+from airflow_provider_picas.submissions.submission import Operation, Submission
 
 KEEP_LEASES = 7 * 86_400  # seconds to keep the lease of a pilot after its last sign of life
 # Seconds to keep drain flags, the records of batches' pilots, and the memory of rescheduled sensors.
@@ -22,13 +22,13 @@ PAGE = 1_000  # local documents read by one request
 MOST_PAGES = 20
 
 
-def cancel_pending(pool: Pool, watched: Watched) -> Operation[int]:
+def cancel_pending(pool: Pool, submission: Submission) -> Operation[int]:
     """Cancel the pilots that have not started, if there is no token that they could run. Returns the number of pilots.
 
     This checks their own batch, or the whole pool if they claim any token: another task may wait for those. Pilots with
     ``wait_for_work`` are not cancelled.
     """
-    config: Output = yield Command(f"cat -- {quote(f'{watched.folder}/{CONFIG_FILE}')}")
+    config: Output = yield Command(f"cat -- {quote(f'{submission.folder}/{CONFIG_FILE}')}")
     try:
         options = json.loads(config.stdout) if config.code == 0 else {}
     except (ValueError, RecursionError):
@@ -42,7 +42,7 @@ def cancel_pending(pool: Pool, watched: Watched) -> Operation[int]:
     counts = yield from counting.count(pool, options.get("batch"))
     if counts.todo or counts.locked:
         return 0
-    names = quote(",".join(sbatch_record.job_names(watched.key, MOST_CALLS)))
+    names = quote(",".join(sbatch_record.job_names(submission.key, MOST_CALLS)))
     text = f"""
 jobs=$(squeue --noheader --all --array --states=PENDING {OURS} --name={names} --format='%F %i') || exit 5
 [ -n "$jobs" ] || exit 0

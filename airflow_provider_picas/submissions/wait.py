@@ -8,18 +8,24 @@ the owner's monotonic clock.
 
 from __future__ import annotations
 
+import logging
 import math
 import random
 from typing import Any
 
+from airflow_provider_picas.couchdb.pool import Pool
 from airflow_provider_picas.couchdb.settings import Settings
 from airflow_provider_picas.slurm import jobs
-from airflow_provider_picas.slurm.remote import UnreachableError
+from airflow_provider_picas.slurm.remote import Pause, UnreachableError
+from airflow_provider_picas.submissions.deaths import Observer
 from airflow_provider_picas.submissions.report import PilotsLog
-from airflow_provider_picas.submissions.watch import PilotStatus
+from airflow_provider_picas.submissions.submission import Operation, Submission
+from airflow_provider_picas.submissions.watch import PilotStatus, check_pilots
 from airflow_provider_picas.tokens.counts import Completeness, Counts
 from airflow_provider_picas.tokens.progress_line import Pilots, ProgressLines
 from airflow_provider_picas.tokens.waiting import Endurance, Outcome, Progress, Settling, Terms, Verdict
+
+log = logging.getLogger(__name__)
 
 FIRST_INTERVAL = 5.0  # seconds between two checks of the pilots while something changes
 LONGEST_INTERVAL = 60.0  # seconds, while nothing changes
@@ -182,3 +188,19 @@ class SentCredentials:
         elif result:
             self._log.info("Connection %r has changed: the pilots' credentials on the cluster were replaced.", conn_id)
         self._sent = settings
+
+
+def check_twice(
+    pool: Pool, batch: str | None, submission: Submission, *, max_scrubs: int, max_lock_age: float | None
+) -> Operation[PilotStatus]:
+    """``check_pilots`` for an owner that remembers no earlier check: if a pilot is silent, it waits and checks again."""
+    observer = Observer()
+    limits: Any = {"max_scrubs": max_scrubs, "max_lock_age": max_lock_age, "observer": observer}
+    status: PilotStatus = yield from check_pilots(pool, batch, submission, **limits)
+    if status.outage is not None or (patience := status.holders.patience) <= 0:
+        return status
+    log.info("Pilots were not heard in time. They are looked at again in %.0f s.", patience)
+    yield Pause(patience + 0.1)
+    later: PilotStatus = yield from check_pilots(pool, batch, submission, **limits)
+    later.add_earlier(status)
+    return later

@@ -23,7 +23,7 @@ from airflow_provider_picas.slurm.jobs import Job, Phase, SlurmStatus
 from airflow_provider_picas.slurm.remote import RemoteError
 from airflow_provider_picas.submissions import deaths
 from airflow_provider_picas.submissions.deaths import Evaluation, Holders, Lease, Observer
-from airflow_provider_picas.submissions.submission import Operation, Watched
+from airflow_provider_picas.submissions.submission import Operation, Submission
 from airflow_provider_picas.submissions.unsent import send_unsent
 from airflow_provider_picas.tokens import documents
 from airflow_provider_picas.tokens.states import State, state_of
@@ -93,7 +93,7 @@ class PilotStatus:
 def check_pilots(
     pool: Pool,
     batch: str | None,
-    watched: Watched | None,
+    submission: Submission | None,
     *,
     max_scrubs: int,
     max_lock_age: float | None,
@@ -109,13 +109,13 @@ def check_pilots(
     the submission's folder.
     """
     status = PilotStatus()
-    if watched is not None:
+    if submission is not None:
         _, status.before = yield from read_leases(pool, [])
         try:
-            status.slurm = yield from slurm_jobs.query(watched.key, watched.folder, watched.since)
+            status.slurm = yield from slurm_jobs.query(submission.key, submission.folder, submission.since)
         except RemoteError as error:
             status.outage = str(error)
-    key = watched.key if watched else None
+    key = submission.key if submission else None
     evaluate = partial(Evaluation, key=key, slurm=status.slurm, before=status.before, max_lock_age=max_lock_age)
     observer = observer or Observer()
     read = partial(_locked, pool, batch, evaluate, observer, contact)
@@ -125,9 +125,9 @@ def check_pilots(
         status.outage = yield from _cut_off(pool)
         evaluation, locked = yield from read()  # data read while this node was cut off from the others may be old
         dead = _still_dead(dead, evaluation, locked)
-    if dead and watched is not None and status.outage is None:
+    if dead and submission is not None and status.outage is None:
         try:
-            status.sent, status.unsent = yield from send_unsent(pool, watched.folder)
+            status.sent, status.unsent = yield from send_unsent(pool, submission.folder)
         except RemoteError as error:
             status.outage = str(error)
         if status.sent:
@@ -143,10 +143,10 @@ def check_pilots(
     return status
 
 
-def holders(pool: Pool, batch: str | None, watched: Watched) -> Operation[Holders]:
+def holders(pool: Pool, batch: str | None, submission: Submission) -> Operation[Holders]:
     """Who holds the locked tokens. Raises RemoteError."""
-    slurm = yield from slurm_jobs.query(watched.key, watched.folder, watched.since)
-    evaluate = partial(Evaluation, key=watched.key, slurm=slurm)
+    slurm = yield from slurm_jobs.query(submission.key, submission.folder, submission.since)
+    evaluate = partial(Evaluation, key=submission.key, slurm=slurm)
     evaluation, locked = yield from _locked(pool, batch, evaluate, Observer(), -math.inf)
     return evaluation.holders(locked)
 

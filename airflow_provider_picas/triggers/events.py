@@ -139,7 +139,7 @@ class PicasTokenEventTrigger(BaseEventTrigger):
         return missed + (memory.note(self, touched.position, news) if news else [])
 
     def wanted(self, batch: str) -> bool:
-        """True if this batch is watched."""
+        """True if this batch is submission."""
         return self.batch is None or fnmatchcase(batch, self.batch)
 
     # -- what happened before ------------------------------------------------------------------------------------------
@@ -176,7 +176,7 @@ class PicasTokenEventTrigger(BaseEventTrigger):
         return position, found
 
     async def _count_all(self, hook: PicasAsyncHook) -> Mapping[str, Counts]:
-        """The counts of all batches that may be watched."""
+        """The counts of all batches that may be submission."""
         if self.batch is not None and "*" not in self.batch:
             return await hook.do(changes.counts_of(hook.pool, [self.batch]))
         try:

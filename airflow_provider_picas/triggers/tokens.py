@@ -16,15 +16,15 @@ from asgiref.sync import sync_to_async
 
 from airflow_provider_picas.couchdb import errors
 from airflow_provider_picas.hooks.picas_async import PicasAsyncHook
-from airflow_provider_picas.hooks.submission import credential_files
+from airflow_provider_picas.hooks.pilots import credential_files
 from airflow_provider_picas.sansio import drive_async
-from airflow_provider_picas.slurm import logs, submission
+from airflow_provider_picas.slurm import logs, submission_folder
 from airflow_provider_picas.slurm.remote import RemoteError
 from airflow_provider_picas.submissions import wait as waits
 from airflow_provider_picas.submissions.deaths import Observer
 from airflow_provider_picas.submissions.on_kill import end_pilots, is_for_pilots
 from airflow_provider_picas.submissions.stop import StopMode
-from airflow_provider_picas.submissions.submission import Watched, performer
+from airflow_provider_picas.submissions.submission import Submission, performer
 from airflow_provider_picas.submissions.wait import CheckInterval, Wait
 from airflow_provider_picas.submissions.watch import PilotStatus, check_pilots
 from airflow_provider_picas.task_state import task_state
@@ -137,12 +137,12 @@ class PicasTokenStateTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait; yield the event."""
-        watched = Watched.parse(self.pilots)
+        submission = Submission.parse(self.pilots)
         may_fire_at = time.monotonic() + _lingering()
         self._feed = feed_for(self.picas_conn_id, self.database)
         async with self._feed.subscribe(self.batch, outage=self.outage) as news:
             self._news = news
-            looks = asyncio.create_task(self._keep_watching(watched)) if watched else None
+            looks = asyncio.create_task(self._keep_watching(submission)) if submission else None
             try:
                 event = await self._wait(news)
             except errors.CouchDBError as error:
@@ -183,24 +183,24 @@ class PicasTokenStateTrigger(BaseTrigger):
 
     # -- pilots -------------------------------------------------------------------------------------------------------
 
-    async def _keep_watching(self, watched: Watched) -> None:
+    async def _keep_watching(self, submission: Submission) -> None:
         """Run ``_watch_pilots``, and restart it when it fails."""
         while True:
             try:
-                await self._watch_pilots(watched)
+                await self._watch_pilots(submission)
             except Exception:  # a bug in here must not end the watch
                 self.log.exception("The watch over the pilots broke off. It begins anew.")
             await asyncio.sleep(waits.LONGEST_INTERVAL)
 
-    async def _watch_pilots(self, watched: Watched) -> None:
+    async def _watch_pilots(self, submission: Submission) -> None:
         """Check the pilots repeatedly. Outages of either side are logged, and the watch continues."""
         interval = CheckInterval(self.pilots_interval)
         wait = self._state
         async with AsyncExitStack() as stack:
             picas = await stack.enter_async_context(PicasAsyncHook(self.picas_conn_id, database=self.database))
-            slurm = await stack.enter_async_context(cluster_for(watched.ssh_conn_id).use())
+            slurm = await stack.enter_async_context(cluster_for(submission.ssh_conn_id).use())
             while True:
-                news = await self._look(picas, slurm, watched)
+                news = await self._look(picas, slurm, submission)
                 wait.note_pilots(news, time.monotonic())
                 wait.log_progress(time.monotonic())
                 # If this process cannot log in, a task watches the pilots: a worker can, as the submit task has shown.
@@ -208,18 +208,18 @@ class PicasTokenStateTrigger(BaseTrigger):
                 if self._news is not None and (wait.no_pilots or wait.refusal is not None):
                     self._news.wake()
                 if news.pilots_remain:
-                    await self._renew_credentials(picas, slurm, watched)
+                    await self._renew_credentials(picas, slurm, submission)
                 if wait.pilots_log.logs_are_due():
-                    await self._show_logs(slurm, watched)
+                    await self._show_logs(slurm, submission)
                 await asyncio.sleep(interval.after(news, absent=wait.pilots_absent))
 
-    async def _look(self, picas: PicasAsyncHook, slurm: Cluster, watched: Watched) -> PilotStatus:
+    async def _look(self, picas: PicasAsyncHook, slurm: Cluster, submission: Submission) -> PilotStatus:
         try:
             news = await drive_async(
                 check_pilots(
                     picas.pool,
                     self.batch,
-                    watched,
+                    submission,
                     max_scrubs=self.max_scrubs,
                     max_lock_age=self.max_lock_age,
                     observer=self._observer,
@@ -237,15 +237,15 @@ class PicasTokenStateTrigger(BaseTrigger):
             self._answers_since = time.monotonic()
         return news
 
-    async def _renew_credentials(self, picas: PicasAsyncHook, slurm: Cluster, watched: Watched) -> None:
+    async def _renew_credentials(self, picas: PicasAsyncHook, slurm: Cluster, submission: Submission) -> None:
         """Send pending and running pilots the connection's login, if it has changed since they were submitted."""
         settings, sent = picas.settings, self._state.credentials
         if not sent.differ(settings):
             return
         result: bool | Exception
         try:
-            files = await asyncio.to_thread(credential_files, watched.folder, settings)
-            result = await slurm.do(submission.renew_credentials(watched.folder, files, self.picas_conn_id))
+            files = await asyncio.to_thread(credential_files, submission.folder, settings)
+            result = await slurm.do(submission_folder.renew_credentials(submission.folder, files, self.picas_conn_id))
         except (RemoteError, OSError) as error:
             result = error
         sent.note(settings, self.picas_conn_id, result)
@@ -256,10 +256,10 @@ class PicasTokenStateTrigger(BaseTrigger):
             return math.inf
         return max(self._answers_since, time.monotonic() - self._feed.contact if self._feed else -math.inf)
 
-    async def _show_logs(self, slurm: Cluster, watched: Watched) -> None:
+    async def _show_logs(self, slurm: Cluster, submission: Submission) -> None:
         shown = self._state.pilots_log
         try:
-            shown.report_logs(await slurm.do(logs.updates(watched.folder, shown.sizes)))
+            shown.report_logs(await slurm.do(logs.updates(submission.folder, shown.sizes)))
         except RemoteError:
             return  # the next check of the jobs logs this
 
@@ -275,33 +275,33 @@ class PicasTokenStateTrigger(BaseTrigger):
 
     def _begin_to_stop_pilots(self) -> asyncio.Task[None] | None:
         """Stop the pilots in a separate asyncio task: Airflow 3.3.2 cancels ``on_kill`` a second after the call."""
-        watched = Watched.parse(self.pilots)
-        if watched is None or self.on_kill_how == StopMode.LEAVE:
+        submission = Submission.parse(self.pilots)
+        if submission is None or self.on_kill_how == StopMode.LEAVE:
             return None
-        work = asyncio.create_task(self._stop_pilots(watched))
+        work = asyncio.create_task(self._stop_pilots(submission))
         _stopping.add(work)
         work.add_done_callback(_stopping.discard)
         return work
 
-    async def _stop_pilots(self, watched: Watched) -> None:
+    async def _stop_pilots(self, submission: Submission) -> None:
         for tries in range(1, STOP_TRIES + 1):
             try:
                 state = await sync_to_async(task_state)(self.task_instance)  # other threads cannot call Airflow
-                if is_for_pilots(state, watched, StopMode(self.on_kill_how), self.log):
-                    await self._stop_once(watched)
+                if is_for_pilots(state, submission, StopMode(self.on_kill_how), self.log):
+                    await self._stop_once(submission)
             except Exception as error:  # from Airflow's API, the pool or the cluster
-                self.log.warning("The pilots of %s could not be stopped (try %d): %s", watched.key, tries, error)
+                self.log.warning("The pilots of %s could not be stopped (try %d): %s", submission.key, tries, error)
                 await asyncio.sleep(5.0 * tries)
             else:
                 return
 
-    async def _stop_once(self, watched: Watched) -> None:
+    async def _stop_once(self, submission: Submission) -> None:
         how = StopMode(self.on_kill_how)
         async with AsyncExitStack() as stack:
             picas = await stack.enter_async_context(PicasAsyncHook(self.picas_conn_id, database=self.database))
-            slurm = await stack.enter_async_context(cluster_for(watched.ssh_conn_id).use())
+            slurm = await stack.enter_async_context(cluster_for(submission.ssh_conn_id).use())
             seconds = CANCEL_WAIT if how is StopMode.CANCEL else DRAIN_WAIT
-            stopping = end_pilots(picas.pool, self.batch, watched, how, self.log, wait=seconds)
+            stopping = end_pilots(picas.pool, self.batch, submission, how, self.log, wait=seconds)
             await drive_async(stopping, performer(picas.send, slurm.perform))
 
 

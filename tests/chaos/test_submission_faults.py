@@ -193,13 +193,13 @@ def test_cleared_after_its_jobs_have_ended_it_submits_again(run: Run) -> None:
 
 def test_a_resubmission_whose_worker_is_killed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a killed worker has prepared is submitted by the next one, once."""
-    from airflow_provider_picas.slurm import submission
+    from airflow_provider_picas.slurm import submission_folder
 
     run.push(2)
     run.submit("exit 1", pilot={"lease": LEASE, "stop_exit_codes": [1]})
     folder, key = run.submitted["folder"], run.submitted["submission"]
     run.until(lambda: not run.cluster.run("squeue", "--noheader", f"--name={key}").stdout, "The pilots' end", 60)
-    steps = submission.prepare_round(folder, key, 1, 1, 0, run.pushed["batch"])
+    steps = submission_folder.prepare_round(folder, key, 1, 1, 0, run.pushed["batch"])
     run.cluster_command(next(steps).text)  # type: ignore[union-attr]
     run.wait(resubmit=1)
     with pytest.raises(AirflowException):

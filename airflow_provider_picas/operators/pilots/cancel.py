@@ -9,11 +9,14 @@ from airflow.providers.common.compat.sdk import AirflowException, AirflowFailExc
 
 from airflow_provider_picas.couchdb.errors import CouchDBError
 from airflow_provider_picas.hooks.picas import PicasHook
-from airflow_provider_picas.hooks.submission import WatchedSubmission
+from airflow_provider_picas.hooks.pilots import PilotsHook
 from airflow_provider_picas.slurm.remote import RemoteError
+from airflow_provider_picas.submissions.end import remove_credentials
+from airflow_provider_picas.submissions.on_kill import stop_for_good
 from airflow_provider_picas.submissions.report import PilotsLog
 from airflow_provider_picas.submissions.stop import StopMode
-from airflow_provider_picas.submissions.submission import Watched
+from airflow_provider_picas.submissions.submission import Submission
+from airflow_provider_picas.submissions.watch import PilotStatus
 from airflow_provider_picas.tokens.batch import Batch
 
 DRAIN_WAIT = 300.0  # seconds for drained pilots to end; after that their credentials are left in place
@@ -56,29 +59,27 @@ class PicasCancelPilotsOperator(BaseOperator):
 
     def execute(self, context: Context) -> int:
         try:
-            watched, batch, how = Watched.parse(self.pilots), Batch.parse(self.batch), StopMode(self.how)
+            submission, batch, how = Submission.parse(self.pilots), Batch.parse(self.batch), StopMode(self.how)
         except ValueError as error:
             raise AirflowFailException(str(error)) from None
-        if watched is None:
+        if submission is None:
             self.log.info("No pilots were submitted, so there are none to stop.")
             return 0
         hook = PicasHook(self.picas_conn_id, database=self.database or (batch.database if batch else None))
         try:
-            with WatchedSubmission(watched, hook, batch.id if batch else None) as submitted:
-                return self._stop(submitted, how)
+            with PilotsHook(hook, submission.ssh_conn_id) as hooks:
+                stopping = stop_for_good(hook.pool, batch.id if batch else None, submission, how, self.log)
+                return self._finish(hooks, submission, how, hooks.do(stopping))
         except (RemoteError, CouchDBError) as error:
             raise AirflowException(str(error)) from None
 
-    def _stop(self, submitted: WatchedSubmission, how: StopMode) -> int:
-        news = submitted.stop(how)
+    def _finish(self, hooks: PilotsHook, submission: Submission, how: StopMode, status: PilotStatus | None) -> int:
         if how is StopMode.DRAIN:
-            self.log.info(
-                "The pilots of %s will stop when they have finished their current tokens.", submitted.watched.key
-            )
-            submitted.remove_credentials(DRAIN_WAIT)
+            self.log.info("The pilots of %s will stop when they have finished their current tokens.", submission.key)
+            hooks.do(remove_credentials(submission, DRAIN_WAIT))
             return 0
-        self.log.info("The pilots of %s were cancelled.", submitted.watched.key)
-        if news:
-            PilotsLog(self.log).report_cancelled(news)
-        submitted.remove_credentials()
-        return len(news.reaped) if news else 0
+        self.log.info("The pilots of %s were cancelled.", submission.key)
+        if status:
+            PilotsLog(self.log).report_cancelled(status)
+        hooks.do(remove_credentials(submission))
+        return len(status.reaped) if status else 0

@@ -9,7 +9,7 @@ from typing import Any
 from airflow_provider_picas.lifecycle.exit_codes import Failed
 from airflow_provider_picas.lifecycle.pilot_config import parse_config
 from airflow_provider_picas.pilot import archive
-from airflow_provider_picas.slurm import credentials, pilot_job, resubmission, submission
+from airflow_provider_picas.slurm import credentials, pilot_job, resubmission, submission_folder
 from airflow_provider_picas.slurm.arrays import Array
 from airflow_provider_picas.slurm.remote import RemoteFile
 from airflow_provider_picas.slurm.resubmission import SCRIPT_FILE
@@ -36,9 +36,9 @@ class PilotJob:
 
     def all_files(self, folder: str, key: str, wanted: Sequence[Array]) -> list[RemoteFile]:
         """The files to send."""
-        secrets = f"{folder}/{submission.CREDENTIALS}"
+        secrets = f"{folder}/{submission_folder.CREDENTIALS}"
         files = [RemoteFile(f"{secrets}/{name}", content) for name, content in self.secrets.items()]
-        return [*files, RemoteFile(f"{folder}/{submission.SENT}", self._conn_id.encode())] if files else []
+        return [*files, RemoteFile(f"{folder}/{submission_folder.SENT}", self._conn_id.encode())] if files else []
 
 
 class ScriptJob(PilotJob):
@@ -79,7 +79,7 @@ class CommandJob(PilotJob):
             parse_config(self._config("", "key", None).decode())
         except Failed as error:
             raise ValueError(f"`pilot`: {error}") from None
-        taken = {SCRIPT_FILE, pilot_job.CONFIG_FILE, archive.FILE, submission.CREDENTIALS, "submit.sh"}
+        taken = {SCRIPT_FILE, pilot_job.CONFIG_FILE, archive.FILE, submission_folder.CREDENTIALS, "submit.sh"}
         if clash := taken & set(self._files):
             raise ValueError(
                 f"{', '.join(sorted(clash))} in `files` is a name that the submission uses itself. Rename it."
@@ -92,7 +92,7 @@ class CommandJob(PilotJob):
         if array and array.classes:
             config["classes"] = list(array.classes)
         if credentials.CA_FILE in self.secrets:
-            config["ca_file"] = f"{folder}/{submission.CREDENTIALS}/{credentials.CA_FILE}"
+            config["ca_file"] = f"{folder}/{submission_folder.CREDENTIALS}/{credentials.CA_FILE}"
         try:
             return json.dumps(config, indent=1).encode()
         except TypeError as error:

@@ -10,16 +10,16 @@ from airflow.providers.common.compat.sdk import AirflowException, AirflowFailExc
 from airflow_provider_picas.couchdb import batch_pilots
 from airflow_provider_picas.couchdb.errors import CouchDBError
 from airflow_provider_picas.hooks.picas import PicasHook
+from airflow_provider_picas.hooks.pilots import credential_files
 from airflow_provider_picas.hooks.slurm import SlurmHook
-from airflow_provider_picas.hooks.submission import credential_files
 from airflow_provider_picas.links import PicasMonitoringLink, PicasPoolLink, push_links, push_page
 from airflow_provider_picas.operators.instance import submission_key, submission_keys
 from airflow_provider_picas.operators.pilots.submit import output_of
 from airflow_provider_picas.parameters import optional_positive_number
-from airflow_provider_picas.slurm import resubmission, submission
+from airflow_provider_picas.slurm import resubmission, submission_folder
 from airflow_provider_picas.slurm.remote import RemoteError, RemoteFile
-from airflow_provider_picas.slurm.submission import SubmissionRefusedError
-from airflow_provider_picas.submissions.submission import Watched
+from airflow_provider_picas.slurm.submission_folder import SubmissionRefusedError
+from airflow_provider_picas.submissions.submission import Submission
 from airflow_provider_picas.tokens.batch import Batch
 from airflow_provider_picas.tokens.text import one_line, sample
 
@@ -69,10 +69,10 @@ class PicasResubmitPilotsOperator(BaseOperator):
             picas = PicasHook(self.picas_conn_id, database=self.database or batch.database)
             push_links(context, picas.settings)
             push_page(context, self.picas_conn_id, picas.settings, batch.id, role="pilots")
-            watched = Watched.parse(self.pilots or None) or latest(picas, batch.id)
-            if watched is None:
+            submission = Submission.parse(self.pilots or None) or latest(picas, batch.id)
+            if submission is None:
                 raise ValueError(f"No submission of pilots is recorded for batch {batch.id}.")
-            output = self._submit(context, picas, batch, watched)
+            output = self._submit(context, picas, batch, submission)
             picas.do(batch_pilots.note(picas.pool, batch.id, output))
         except SubmissionRefusedError as error:
             raise (AirflowException if error.for_now else AirflowFailException)(str(error)) from None
@@ -82,14 +82,14 @@ class PicasResubmitPilotsOperator(BaseOperator):
             raise AirflowException(str(error)) from None
         return output
 
-    def _submit(self, context: Context, picas: PicasHook, batch: Batch, watched: Watched) -> dict[str, Any]:
-        remote_folder = watched.folder.rpartition("/")[0]
-        with SlurmHook(watched.ssh_conn_id) as slurm:
+    def _submit(self, context: Context, picas: PicasHook, batch: Batch, submission: Submission) -> dict[str, Any]:
+        remote_folder = submission.folder.rpartition("/")[0]
+        with SlurmHook(submission.ssh_conn_id) as slurm:
             found = (slurm.adopt(key, remote_folder) for key in submission_keys(context))
             done = next((existing for existing in found if existing), None)
             if done is None:
-                origin = slurm.do(resubmission.read(watched.key, watched.folder, watched.calls, batch.id))
-                for what, text in describe(origin, watched.ssh_conn_id):
+                origin = slurm.do(resubmission.read(submission.key, submission.folder, submission.calls, batch.id))
+                for what, text in describe(origin, submission.ssh_conn_id):
                     self.log.info("%s: %s", what, text)
                 finished = picas.count(batch.id).finished
                 done = slurm.submit(self._plan(context, picas, origin, remote_folder, finished))
@@ -98,21 +98,21 @@ class PicasResubmitPilotsOperator(BaseOperator):
                 )
             else:
                 self.log.info("Submission %s already exists: job %s.", done.key, sample(done.job_ids))
-        return output_of(watched.ssh_conn_id, done)
+        return output_of(submission.ssh_conn_id, done)
 
     def _plan(
         self, context: Context, picas: PicasHook, origin: resubmission.Origin, remote_folder: str, finished: int
-    ) -> submission.Plan:
+    ) -> submission_folder.Plan:
         most = optional_positive_number("max_pilots", self.max_pilots)
 
         def files(folder: str, key: str) -> list[RemoteFile]:
-            made = [RemoteFile(f"{folder}/{submission.FINISHED_BEFORE}", str(finished).encode())]
+            made = [RemoteFile(f"{folder}/{submission_folder.FINISHED_BEFORE}", str(finished).encode())]
             if origin.credentials:
                 made += credential_files(folder, picas.settings)
-                made.append(RemoteFile(f"{folder}/{submission.SENT}", self.picas_conn_id.encode()))
+                made.append(RemoteFile(f"{folder}/{submission_folder.SENT}", self.picas_conn_id.encode()))
             return made
 
-        return submission.Plan(
+        return submission_folder.Plan(
             base_key=submission_key(context),
             files=files,
             commands=lambda folder, key: (),
@@ -121,11 +121,11 @@ class PicasResubmitPilotsOperator(BaseOperator):
         )
 
 
-def latest(picas: PicasHook, batch: str) -> Watched | None:
+def latest(picas: PicasHook, batch: str) -> Submission | None:
     """The last pilots submitted for a batch; None if none are known."""
     for pilots in picas.do(batch_pilots.history(picas.pool, batch)):
-        if watched := Watched.parse(pilots):
-            return watched
+        if submission := Submission.parse(pilots):
+            return submission
     return None
 
 

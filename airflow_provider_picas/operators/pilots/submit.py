@@ -26,11 +26,11 @@ from airflow_provider_picas.parameters import (
     optional_positive_number,
     positive_number,
 )
-from airflow_provider_picas.slurm import arrays, credentials, sbatch, submission, sweep
+from airflow_provider_picas.slurm import arrays, credentials, sbatch, submission_folder, sweep
 from airflow_provider_picas.slurm.arrays import Array
 from airflow_provider_picas.slurm.remote import RemoteError, RemoteFile, quote
 from airflow_provider_picas.slurm.sbatch import OptionError
-from airflow_provider_picas.slurm.submission import SubmissionRefusedError
+from airflow_provider_picas.slurm.submission_folder import SubmissionRefusedError
 from airflow_provider_picas.tokens import views
 from airflow_provider_picas.tokens.batch import Batch
 from airflow_provider_picas.tokens.text import sample
@@ -213,7 +213,7 @@ class PicasSubmitPilotsOperator(BaseOperator):
                 " notices dead pilots and removes their credentials. %s", batch.id, error,
             )  # fmt: skip
 
-    def _sweep(self, slurm: SlurmHook, done: submission.Submission) -> None:
+    def _sweep(self, slurm: SlurmHook, done: submission_folder.SubmitResult) -> None:
         """Remove old submissions. A failure does not fail the task: the next one tries again."""
         try:
             removed = slurm.do(sweep.sweep(str(PurePosixPath(done.folder).parent), float(self.keep_days)))
@@ -223,7 +223,7 @@ class PicasSubmitPilotsOperator(BaseOperator):
         if removed:
             self.log.info("Old submissions were removed from the cluster: %s.", sample(removed))
 
-    def _report(self, done: submission.Submission | None) -> dict[str, Any]:
+    def _report(self, done: submission_folder.SubmitResult | None) -> dict[str, Any]:
         if done is None:
             self.log.info("Nothing was submitted: there are no tokens to run, or a limit leaves no room for pilots.")
             return output_of(self.ssh_conn_id, None)
@@ -391,7 +391,7 @@ class PicasSubmitPilotsOperator(BaseOperator):
             self.log.warning("The figures will include tokens that finished before this submission: %s", error)
             return 0
 
-    def _plan(self, context: Context, job: PilotJob, wanted: Sequence[Array], finished: int) -> submission.Plan:
+    def _plan(self, context: Context, job: PilotJob, wanted: Sequence[Array], finished: int) -> submission_folder.Plan:
         running = arrays.running_limits(wanted, optional_positive_number("max_running", self.max_running))
         ti = context["ti"]
         comment = sbatch.comment(dag=ti.dag_id, task=ti.task_id, run=ti.run_id)
@@ -399,7 +399,7 @@ class PicasSubmitPilotsOperator(BaseOperator):
         def commands(folder: str, key: str) -> list[list[str]]:
             return [
                 sbatch.command_line(
-                    submission.job_name(key, number),
+                    submission_folder.job_name(key, number),
                     job.options(array.options, folder),
                     array.pilots,
                     f"{folder}/{job.script_name(number)}",
@@ -411,11 +411,11 @@ class PicasSubmitPilotsOperator(BaseOperator):
             ]
 
         def files(folder: str, key: str) -> list[RemoteFile]:
-            before = RemoteFile(f"{folder}/{submission.FINISHED_BEFORE}", str(finished).encode())
+            before = RemoteFile(f"{folder}/{submission_folder.FINISHED_BEFORE}", str(finished).encode())
             return [*job.all_files(folder, key, wanted), before]
 
         commands("", "")  # raises for a bad option before anything is sent
-        return submission.Plan(
+        return submission_folder.Plan(
             base_key=submission_key(context),
             files=files,
             commands=commands,
@@ -425,7 +425,7 @@ class PicasSubmitPilotsOperator(BaseOperator):
             python_path=self.credentials == "send" and self.script is not None,
         )
 
-    def _show(self, plan: submission.Plan, job: PilotJob) -> None:
+    def _show(self, plan: submission_folder.Plan, job: PilotJob) -> None:
         key, folder = f"{plan.base_key}.<n>", f"<remote folder>/{plan.base_key}.<n>"
         commands = plan.commands(folder, key)
         self.log.info("Dry run: nothing is submitted.")
@@ -434,7 +434,7 @@ class PicasSubmitPilotsOperator(BaseOperator):
             self.log.info("The command, in %s:\n%s", plan.workdir or folder, quote(*command))
 
 
-def output_of(ssh_conn_id: str, done: submission.Submission | None) -> dict[str, Any]:
+def output_of(ssh_conn_id: str, done: submission_folder.SubmitResult | None) -> dict[str, Any]:
     """The output of a task that submits pilots."""
     return {
         "ssh_conn_id": ssh_conn_id,

@@ -18,7 +18,7 @@ import pytest
 from airflow_provider_picas.couchdb import batch_pilots, changes, conflicts, edits, errors, http, overview
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.picas_async import PicasAsyncHook
-from airflow_provider_picas.submissions.submission import Watched
+from airflow_provider_picas.submissions.submission import Submission
 from airflow_provider_picas.submissions.tidy import local_documents
 from airflow_provider_picas.submissions.watch import check_pilots, read_leases
 from airflow_provider_picas.tokens import ids
@@ -248,4 +248,4 @@ def test_what_was_asked_stands_in_the_error(proxy: Proxy) -> None:
 
 def test_a_submission_that_is_none_names_the_argument() -> None:
     with pytest.raises(ValueError, match="`pilots` is the output"):
-        Watched.parse({"submission": 1})
+        Submission.parse({"submission": 1})

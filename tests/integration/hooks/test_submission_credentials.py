@@ -17,14 +17,16 @@ from airflow_provider_picas.couchdb.errors import UnauthorizedError
 from airflow_provider_picas.hooks import picas_async
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.picas_async import PicasAsyncHook
+from airflow_provider_picas.hooks.pilots import credential_files
 from airflow_provider_picas.hooks.slurm import SlurmHook
-from airflow_provider_picas.hooks.submission import WatchedSubmission, credential_files
-from airflow_provider_picas.slurm import credentials, submission
+from airflow_provider_picas.sensors.actions import PilotActions
+from airflow_provider_picas.slurm import credentials, submission_folder
 from airflow_provider_picas.slurm.remote import Send
-from airflow_provider_picas.submissions.submission import Watched
-from airflow_provider_picas.submissions.wait import SentCredentials
+from airflow_provider_picas.submissions.submission import Submission
+from airflow_provider_picas.submissions.wait import Wait
 from airflow_provider_picas.tokens import documents, waiting
-from airflow_provider_picas.tokens.counts import Counts
+from airflow_provider_picas.tokens.counts import Counts, ErrorBudget
+from airflow_provider_picas.tokens.waiting import Terms
 from airflow_provider_picas.triggers import feed
 from airflow_provider_picas.triggers.cluster import cluster_for
 from stack import native, processes
@@ -156,46 +158,48 @@ def test_the_feed_goes_on_with_the_new_password(
 
 
 @pytest.fixture
-def submitted(remote: SlurmHook, picas_default: str) -> Iterator[Watched]:
+def submitted(remote: SlurmHook, picas_default: str) -> Iterator[Submission]:
     """The folder of a submission that came with credentials of ``picas_default``."""
     home = remote.run("cd && pwd -P").stdout.strip()
-    watched = Watched(f"picas-test-{secrets.token_hex(4)}.1", f"{home}/renewed-{secrets.token_hex(4)}", 0, "spider")
-    assert remote.run(f"mkdir -p -m 700 {watched.folder}/{submission.CREDENTIALS}").code == 0
+    watched = Submission(f"picas-test-{secrets.token_hex(4)}.1", f"{home}/renewed-{secrets.token_hex(4)}", 0, "spider")
+    assert remote.run(f"mkdir -p -m 700 {watched.folder}/{submission_folder.CREDENTIALS}").code == 0
     files = credential_files(watched.folder, PicasHook(picas_default).settings)
     assert remote.perform(Send(files)).code == 0
-    assert remote.run(f"printf picas_default > {watched.folder}/{submission.SENT}").code == 0
+    assert remote.run(f"printf picas_default > {watched.folder}/{submission_folder.SENT}").code == 0
     yield watched
     remote.run(f"rm -rf {watched.folder}")
 
 
-def renew(watched: Watched, how: str, conn_id: str = "picas_default", **options: Any) -> None:
+def renew(watched: Submission, how: str, conn_id: str = "picas_default", **options: Any) -> None:
     """Renew the pilots' credentials, as a task or a trigger does."""
     hook = PicasHook(conn_id, **options)
     if how == "task":
-        with WatchedSubmission(watched, hook, None) as acting:
-            acting.renew_credentials(sent := SentCredentials(logging.getLogger(__name__)))
-            assert not sent.differ(hook.settings)
+        wait = Wait(Terms(None, None, ErrorBudget(0)), logging.getLogger(__name__))
+        actions = PilotActions(watched, hook, wait, logging.getLogger(__name__))
+        with actions._connect() as hooks:
+            actions._renew_credentials(hooks)
+        assert not wait.credentials.differ(hook.settings)
         return
 
     async def work() -> None:
         files = credential_files(watched.folder, hook.settings)
         async with cluster_for("spider").use() as slurm:
-            await slurm.do(submission.renew_credentials(watched.folder, files, conn_id))
+            await slurm.do(submission_folder.renew_credentials(watched.folder, files, conn_id))
 
     asyncio.run(work())
 
 
-def listing(remote: SlurmHook, watched: Watched) -> list[str]:
+def listing(remote: SlurmHook, watched: Submission) -> list[str]:
     return remote.run(f"cd {watched.folder}/credentials && stat -c '%a %n %i' $(ls -A)").stdout.splitlines()
 
 
-def password(remote: SlurmHook, watched: Watched) -> str:
+def password(remote: SlurmHook, watched: Submission) -> str:
     return remote.run(f'grep PASSWORD {watched.folder}/credentials/{credentials.FILE} | cut -d"\'" -f2').stdout.strip()
 
 
 @pytest.mark.parametrize("how", ["task", "trigger"])
 def test_the_pilots_file_is_replaced_whole(
-    submitted: Watched, remote: SlurmHook, pool: Pool, how: str, monkeypatch: pytest.MonkeyPatch
+    submitted: Submission, remote: SlurmHook, pool: Pool, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = listing(remote, submitted)
     renew(submitted, how)  # nothing has changed
@@ -213,7 +217,7 @@ def test_the_pilots_file_is_replaced_whole(
 
 @pytest.mark.parametrize("how", ["task", "trigger"])
 def test_credentials_of_others_are_left_alone(
-    submitted: Watched, remote: SlurmHook, pool: Pool, how: str, monkeypatch: pytest.MonkeyPatch
+    submitted: Submission, remote: SlurmHook, pool: Pool, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changed = native.picas_connection(replace(pool, password="another"))
     set_connection(monkeypatch, "picas_other", changed)
@@ -227,10 +231,10 @@ def test_credentials_of_others_are_left_alone(
 
 
 def test_a_submission_of_an_earlier_version(
-    submitted: Watched, remote: SlurmHook, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    submitted: Submission, remote: SlurmHook, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It does not say from which connection its credentials came."""
-    remote.run(f": > {submitted.folder}/{submission.SENT}")
+    remote.run(f": > {submitted.folder}/{submission_folder.SENT}")
     set_connection(monkeypatch, "picas_default", native.picas_connection(replace(pool, password="another")))
     renew(submitted, "trigger")
     assert password(remote, submitted) == "another"

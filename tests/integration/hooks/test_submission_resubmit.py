@@ -5,18 +5,21 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from airflow_provider_picas.hooks.picas import PicasHook
+from airflow_provider_picas.hooks.pilots import PilotsHook, credential_files
 from airflow_provider_picas.hooks.slurm import SlurmHook
-from airflow_provider_picas.hooks.submission import WatchedSubmission
 from airflow_provider_picas.operators.pilots import PicasSubmitPilotsOperator
 from airflow_provider_picas.slurm.remote import Output, Step
-from airflow_provider_picas.slurm.submission import CREDENTIALS
-from airflow_provider_picas.submissions.submission import Watched
+from airflow_provider_picas.slurm.submission_folder import CREDENTIALS
+from airflow_provider_picas.submissions.end import remove_credentials
+from airflow_provider_picas.submissions.resubmit import resubmit
+from airflow_provider_picas.submissions.submission import Submission
 from stack import processes
 from stack.pool import Pool
 from tests.integration.tasks import context
@@ -38,14 +41,17 @@ class Pilots:
         script.write_text(f"#!/bin/bash\nif [ -e ~/{self.flag} ]; then sleep 600; fi\n")
         operator = PicasSubmitPilotsOperator(task_id="pilots", script=str(script), ssh_conn_id="spider")
         output = operator.execute(context("pilots", run_id=pool.database))
-        watched = Watched.parse(output)
+        watched = Submission.parse(output)
         assert watched is not None
         self.watched = watched
         self.key, self.folder = watched.key, watched.folder
 
     def resubmit(self, most: int, finished: int, before: Callable[[Step], None] = lambda step: None) -> str | None:
         """Resubmit in a wait of its own, which calls ``before`` before each step on the cluster."""
-        with WatchedSubmission(self.watched, PicasHook("picas_default"), "batch") as wait:
+        hook = PicasHook("picas_default")
+        credentials = partial(credential_files, self.folder, hook.settings)
+        again = resubmit(hook.pool, "batch", self.watched, most=most, finished=finished, credentials=credentials)
+        with PilotsHook(hook, self.watched.ssh_conn_id) as wait:
             perform = wait._slurm.perform
 
             def watched(step: Step) -> Output:
@@ -53,7 +59,7 @@ class Pilots:
                 return perform(step)
 
             wait._slurm.perform = watched  # type: ignore[method-assign]
-            return wait.resubmit(most, finished)
+            return wait.do(again)
 
     def names(self, states: str = "all") -> list[str]:
         """The names of the jobs, one for each."""
@@ -135,8 +141,8 @@ def test_credentials_stay_while_a_round_is_about_to_be_submitted(pilots: Pilots)
 
     def end_of_another(step: Step) -> None:
         if "submit.sh" in str(step):
-            with WatchedSubmission(pilots.watched, PicasHook("picas_default"), "batch") as other:
-                other.remove_credentials()
+            with PilotsHook(PicasHook("picas_default"), "spider") as other:
+                other.do(remove_credentials(pilots.watched))
 
     pilots.remote.run(f"touch ~/{pilots.flag}")
     assert pilots.resubmit(1, 0, end_of_another) is None

@@ -18,7 +18,7 @@ from airflow_provider_picas.sensors.tokens import PicasTokenStateSensor
 from airflow_provider_picas.slurm import jobs
 from airflow_provider_picas.slurm.jobs import Phase, SlurmStatus
 from airflow_provider_picas.slurm.remote import Output, Step, UnreachableError
-from airflow_provider_picas.submissions.submission import Watched
+from airflow_provider_picas.submissions.submission import Submission
 from stack import native, processes
 from stack.cluster import Cluster
 from tests.conftest import set_connection
@@ -43,18 +43,18 @@ def remote(site: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[SlurmHook
         yield hook
 
 
-def submit(folder: Path, run_id: str) -> Watched:
+def submit(folder: Path, run_id: str) -> Submission:
     script = folder / "pilot.sh"
     script.write_text("#!/bin/bash\nsleep 600\n")
     operator = PicasSubmitPilotsOperator(
         task_id="pilots", script=str(script), pilots=2, ssh_conn_id="forgetful", credentials="existing"
     )
-    watched = Watched.parse(operator.execute(context("pilots", run_id=run_id)))
+    watched = Submission.parse(operator.execute(context("pilots", run_id=run_id)))
     assert watched is not None
     return watched
 
 
-def look(remote: SlurmHook, watched: Watched) -> SlurmStatus:
+def look(remote: SlurmHook, watched: Submission) -> SlurmStatus:
     return remote.do(jobs.query(watched.key, watched.folder, watched.since))
 
 
@@ -66,7 +66,7 @@ def until(condition: object, what: str) -> None:
     processes.wait_for(condition, what=what, seconds=60)  # type: ignore[arg-type]
 
 
-def make_runaway(site: Cluster, watched: Watched) -> None:
+def make_runaway(site: Cluster, watched: Submission) -> None:
     """The jobs end while slurmdbd is away, and the controller dies once it has forgotten them."""
     site.stop_accounting()
     site.run("scancel", f"--name={watched.key}")

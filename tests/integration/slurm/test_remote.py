@@ -19,7 +19,7 @@ from airflow_provider_picas.slurm import jobs as slurm_jobs
 from airflow_provider_picas.slurm import sbatch_record
 from airflow_provider_picas.slurm.remote import Output, RemoteFile, Send
 from airflow_provider_picas.submissions import stop
-from airflow_provider_picas.submissions.submission import Watched
+from airflow_provider_picas.submissions.submission import Submission
 from stack import processes
 from stack.cluster import Cluster
 from tests.integration.tasks import context
@@ -126,7 +126,7 @@ def test_jobs_of_other_people_with_our_names_are_not_ours(held: str, remote: Slu
         assert set(look.jobs) == set(made["job_ids"])
         cancel(made)
         assert jobs(remote, made) == [foreign]
-        watched = Watched(key=made["submission"], folder=made["folder"], since=0, ssh_conn_id="spider")
+        watched = Submission(key=made["submission"], folder=made["folder"], since=0, ssh_conn_id="spider")
         assert remote.do(stop.remove_credentials(watched, wait=LIMIT)), "another user's job keeps the credentials"
         again = submit(held, task_id)
         assert again["job_ids"] != made["job_ids"], "another user's job makes the submission look alive"

@@ -8,24 +8,24 @@ import pytest
 
 from airflow_provider_picas.hooks.slurm import SlurmHook
 from airflow_provider_picas.sansio import drive
-from airflow_provider_picas.slurm import sbatch_calls, sbatch_record, submission
+from airflow_provider_picas.slurm import sbatch_calls, sbatch_record, submission_folder
 from airflow_provider_picas.slurm.remote import Operation, Output, Pause, RemoteFile, Step
 
 
-def submit(remote: SlurmHook, wrapper: str) -> submission.Submission:
+def submit(remote: SlurmHook, wrapper: str) -> submission_folder.SubmitResult:
     """Submit one job that is held, by a script in place of sbatch; pauses take no time."""
 
     def perform(step: Step) -> Output:
         return Output(0) if isinstance(step, Pause) else remote.perform(step)
 
-    plan = submission.Plan(
-        base_key=submission.base_key("wrapped", secrets.token_hex(8)),
+    plan = submission_folder.Plan(
+        base_key=submission_folder.base_key("wrapped", secrets.token_hex(8)),
         files=lambda folder, key: [RemoteFile(f"{folder}/pilot.sh", b"#!/bin/sh\nsleep 600\n", 0o700)],
         commands=lambda folder, key: [
             ["sh", "-c", wrapper, "sh", "sbatch", "--parsable", "--hold", f"--job-name={key}", f"{folder}/pilot.sh"]
         ],
     )
-    return drive(submission.submit(plan), perform)
+    return drive(submission_folder.submit(plan), perform)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_numbers_beside_the_answer_of_sbatch_are_no_jobs(remote: SlurmHook, wrap
         remote.do(_cancelled(made))
 
 
-def _cancelled(made: submission.Submission) -> Operation[Output]:
+def _cancelled(made: submission_folder.SubmitResult) -> Operation[Output]:
     return (yield sbatch_calls.cancel(made.key, 1))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_picas.hooks.slurm import SlurmHook
-from airflow_provider_picas.slurm import submission
+from airflow_provider_picas.slurm import submission_folder
 from airflow_provider_picas.slurm.remote import Output, Pause, RemoteFile, Step
 
 AT_ONCE = 4  # orders that are tried at the same time, each with a connection of its own
@@ -36,13 +36,13 @@ class Try:
 
     def __init__(self, remote: SlurmHook, base_key: str, calls: int) -> None:
         self.remote = remote
-        self.result: submission.Submission | None = None
-        self._operation = submission.submit(
-            submission.Plan(
+        self.result: submission_folder.SubmitResult | None = None
+        self._operation = submission_folder.submit(
+            submission_folder.Plan(
                 base_key=base_key,
                 files=lambda folder, key: [RemoteFile(f"{folder}/pilot.sh", b"#!/bin/sh\nsleep 600\n", 0o700)],
                 commands=lambda folder, key: [
-                    ["sbatch", "--parsable", "--hold", f"--job-name={submission.job_name(key, number)}", f"{folder}/pilot.sh"]
+                    ["sbatch", "--parsable", "--hold", f"-J{submission_folder.job_name(key, number)}", f"{folder}/pilot.sh"]
                     for number in range(calls)
                 ],
             )
@@ -60,14 +60,14 @@ class Try:
             self._step, self.result = None, end.value
         return True
 
-    def finish(self) -> submission.Submission:
+    def finish(self) -> submission_folder.SubmitResult:
         while self.advance():
             pass
         assert self.result is not None
         return self.result
 
 
-def check(remote: SlurmHook, base_key: str, reported: Sequence[submission.Submission]) -> None:
+def check(remote: SlurmHook, base_key: str, reported: Sequence[submission_folder.SubmitResult]) -> None:
     """There is one set of jobs, and each try has reported it."""
     try:
         listed = remote.run(f"squeue --noheader --all --format='%F %j' | grep ' {base_key}[.]' | sort -u").stdout
@@ -75,7 +75,9 @@ def check(remote: SlurmHook, base_key: str, reported: Sequence[submission.Submis
         assert len(there) == len(listed.splitlines()), f"two jobs of one name: {listed}"
         for done in reported:
             assert done.job_ids, "a success without a job"
-            assert there == {submission.job_name(done.key, number): job for number, job in enumerate(done.job_ids)}
+            assert there == {
+                submission_folder.job_name(done.key, number): job for number, job in enumerate(done.job_ids)
+            }
     finally:
         remote.run(f"squeue --noheader --format='%F %j' | grep ' {base_key}[.]' | cut -d' ' -f1 | xargs -r scancel")
 

@@ -9,7 +9,6 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
 
 from airflow_provider_picas.couchdb.http import Request, json_body
-from airflow_provider_picas.hooks import submission as hooks
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.slurm import SlurmHook
 from airflow_provider_picas.operators.pilots import PicasSubmitPilotsOperator
@@ -17,6 +16,7 @@ from airflow_provider_picas.operators.tokens import PicasPushTokensOperator
 from airflow_provider_picas.sensors.tokens import PicasTokenStateSensor
 from airflow_provider_picas.slurm import sweep
 from airflow_provider_picas.slurm.remote import RemoteError
+from airflow_provider_picas.submissions import end as ending
 from airflow_provider_picas.submissions import tidy
 from stack import processes
 from stack.pool import Pool
@@ -69,7 +69,7 @@ def finish(pool: Pool, batch: Any) -> None:
 def test_pilots_that_have_not_started_are_cancelled(
     pool: Pool, remote: SlurmHook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hooks, "END_WAIT", 1.0)
+    monkeypatch.setattr(ending, "END_WAIT", 1.0)
     batch = push(pool)
     pilots = submit(pool, batch, sbatch={"hold": True})
     finish(pool, batch)
@@ -86,7 +86,7 @@ def test_pilots_that_may_find_work_are_left(
     pool: Pool, remote: SlurmHook, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     """Tokens of another batch, for pilots of the whole pool; tokens that are yet to come."""
-    monkeypatch.setattr(hooks, "END_WAIT", 1.0)
+    monkeypatch.setattr(ending, "END_WAIT", 1.0)
     batch = push(pool)
     if kind == "pool":
         push(pool, "other")

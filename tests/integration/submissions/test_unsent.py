@@ -16,15 +16,16 @@ from airflow_provider_picas.couchdb.http import Request
 from airflow_provider_picas.hooks import slurm as slurm_module
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.picas_async import PicasAsyncHook
+from airflow_provider_picas.hooks.pilots import PilotsHook
 from airflow_provider_picas.hooks.slurm import SlurmHook
-from airflow_provider_picas.hooks.submission import WatchedSubmission
 from airflow_provider_picas.lifecycle.exit_codes import EXIT_BAD_OUTPUT
 from airflow_provider_picas.lifecycle.transitions import Change, Token, release
 from airflow_provider_picas.pilot.outbox import Outbox
 from airflow_provider_picas.sansio import drive, drive_async
 from airflow_provider_picas.slurm.remote import RemoteError, RemoteFile, Send, UnreachableError, quote
 from airflow_provider_picas.submissions import unsent, watch
-from airflow_provider_picas.submissions.submission import Watched
+from airflow_provider_picas.submissions.submission import Submission
+from airflow_provider_picas.submissions.wait import check_twice
 from airflow_provider_picas.submissions.watch import PilotStatus
 from airflow_provider_picas.tokens.counts import Counts
 from airflow_provider_picas.tokens.states import State
@@ -63,16 +64,16 @@ def behind(pool: Pool, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> PicasHo
 
 
 @pytest.fixture
-def watched(remote: SlurmHook) -> Iterator[Watched]:
+def watched(remote: SlurmHook) -> Iterator[Submission]:
     """A submission of which Slurm knows no job."""
     name = f"picas-test-{secrets.token_hex(4)}.1"
     folder = f"{remote.run('pwd').stdout.strip()}/{name}"
     assert remote.run(f"mkdir -p {quote(folder)}/unsent").code == 0
-    yield Watched(name, folder, int(time.time()) - 60, "spider")
+    yield Submission(name, folder, int(time.time()) - 60, "spider")
     remote.run(f"rm -r {quote(folder)}")
 
 
-def leave(remote: SlurmHook, watched: Watched, changes: Iterable[Change], folder: Path) -> None:
+def leave(remote: SlurmHook, watched: Submission, changes: Iterable[Change], folder: Path) -> None:
     """Put these into the submission's folder, as a pilot does."""
     outbox = Outbox(str(folder), "any")
     for change in changes:
@@ -89,17 +90,17 @@ def result(token: dict[str, Any], output: Any) -> Change:
     return Change.of("done", token, set=done, unset=("pilot",))
 
 
-def files(remote: SlurmHook, watched: Watched) -> list[str]:
+def files(remote: SlurmHook, watched: Submission) -> list[str]:
     return remote.run(f"cd {quote(watched.folder)} && find unsent refused -type f").stdout.split()
 
 
-def look(watched: Watched, hook: PicasHook) -> PilotStatus:
+def look(watched: Submission, hook: PicasHook) -> PilotStatus:
     """As a sensor that pokes, and the operator that cancels, do it."""
-    with WatchedSubmission(watched, hook, "b") as submitted:
-        return submitted.look(3, None)
+    with PilotsHook(hook, watched.ssh_conn_id) as hooks:
+        return hooks.do(check_twice(hook.pool, "b", watched, max_scrubs=3, max_lock_age=None))
 
 
-def look_from_a_trigger(watched: Watched, hook: PicasHook) -> PilotStatus:
+def look_from_a_trigger(watched: Submission, hook: PicasHook) -> PilotStatus:
     async def once() -> PilotStatus:
         async with PicasAsyncHook() as picas, cluster_for(watched.ssh_conn_id).use() as slurm:
             return await drive_async(
@@ -112,10 +113,10 @@ def look_from_a_trigger(watched: Watched, hook: PicasHook) -> PilotStatus:
 
 @pytest.mark.parametrize("look", [look, look_from_a_trigger])
 def test_results_that_do_not_fit_into_one_round(
-    look: Callable[[Watched, PicasHook], PilotStatus],
+    look: Callable[[Submission, PicasHook], PilotStatus],
     hook: PicasHook,
     remote: SlurmHook,
-    watched: Watched,
+    watched: Submission,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
@@ -134,7 +135,7 @@ def test_results_that_do_not_fit_into_one_round(
 
 
 def test_who_dies_meanwhile_is_left_to_the_next_look(
-    hook: PicasHook, remote: SlurmHook, watched: Watched, tmp_path: Path
+    hook: PicasHook, remote: SlurmHook, watched: Submission, tmp_path: Path
 ) -> None:
     """Its result may have come after the folder was read."""
     first, second = lives.fill(hook, {State.LOCKED: 2}, **CLAIM)
@@ -158,7 +159,7 @@ def test_who_dies_meanwhile_is_left_to_the_next_look(
 
 
 def test_a_result_that_the_database_refuses_is_shortened(
-    hook: PicasHook, remote: SlurmHook, watched: Watched, tmp_path: Path
+    hook: PicasHook, remote: SlurmHook, watched: Submission, tmp_path: Path
 ) -> None:
     """It is larger than what is read at once, too, and than what CouchDB takes. The pilot makes the same of it."""
     ids = lives.fill(hook, {State.LOCKED: 4}, **CLAIM)
@@ -177,7 +178,7 @@ def test_a_result_that_the_database_refuses_is_shortened(
 
 
 def test_a_proxy_refuses_a_log(
-    hook: PicasHook, proxy: Proxy, behind: PicasHook, remote: SlurmHook, watched: Watched, tmp_path: Path
+    hook: PicasHook, proxy: Proxy, behind: PicasHook, remote: SlurmHook, watched: Submission, tmp_path: Path
 ) -> None:
     (token,) = lives.fill(hook, {State.LOCKED: 1}, **CLAIM)
     change = result(hook.get(token), 5)
@@ -190,7 +191,7 @@ def test_a_proxy_refuses_a_log(
 
 
 def test_a_result_that_the_database_never_takes_holds_up_no_other(
-    hook: PicasHook, proxy: Proxy, behind: PicasHook, remote: SlurmHook, watched: Watched, tmp_path: Path
+    hook: PicasHook, proxy: Proxy, behind: PicasHook, remote: SlurmHook, watched: Submission, tmp_path: Path
 ) -> None:
     ids = lives.fill(hook, {State.LOCKED: 3}, **CLAIM)
     one, other, free = (hook.get(token) for token in ids)
@@ -211,7 +212,7 @@ def test_a_database_that_is_away_moves_no_result(
     proxy: Proxy,
     behind: PicasHook,
     remote: SlurmHook,
-    watched: Watched,
+    watched: Submission,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
@@ -243,7 +244,7 @@ def test_a_command_that_writes_too_much_is_stopped_at_once(remote: SlurmHook, mo
 
 
 def test_a_token_that_was_never_started_is_no_refused_result(
-    hook: PicasHook, remote: SlurmHook, watched: Watched, tmp_path: Path
+    hook: PicasHook, remote: SlurmHook, watched: Submission, tmp_path: Path
 ) -> None:
     ids = lives.fill(hook, {State.LOCKED: 2}, **CLAIM)
     earlier = [{**hook.get(token), "claim": "0011223344556677-900", "lock": 900} for token in ids]

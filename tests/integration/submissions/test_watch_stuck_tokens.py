@@ -5,19 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from airflow_provider_picas.couchdb.http import Request, json_body
 from airflow_provider_picas.hooks import slurm as slurm_hook
-from airflow_provider_picas.hooks import submission as submission_hook
 from airflow_provider_picas.hooks.picas import PicasHook
+from airflow_provider_picas.hooks.pilots import PilotsHook
 from airflow_provider_picas.hooks.slurm import SlurmHook
-from airflow_provider_picas.hooks.submission import WatchedSubmission
 from airflow_provider_picas.operators.pilots import PicasCancelPilotsOperator, PicasSubmitPilotsOperator
-from airflow_provider_picas.submissions.submission import Operation, Watched
+from airflow_provider_picas.slurm.remote import Output, Pause, Step
+from airflow_provider_picas.submissions.submission import Operation, Submission
+from airflow_provider_picas.submissions.wait import check_twice
 from airflow_provider_picas.tokens.states import State
 from stack import native
 from stack.cluster import Cluster
@@ -80,18 +80,21 @@ def test_a_second_look_that_is_cut_short_does_not_forget_them(
     hook = PicasHook()
     lives.change(hook, ids[2], pilot="silent")
     write_lease(hook, "silent")
-    watched = Watched.parse(pilots)
+    watched = Submission.parse(pilots)
     assert watched is not None
-
-    def go_away(seconds: float) -> None:
-        cluster.stop_sshd(0)
-        time.sleep(seconds)
 
     monkeypatch.setattr(slurm_hook, "CONNECT_TRIES", 1)
     try:
-        with WatchedSubmission(watched, hook, "b") as wait, monkeypatch.context() as patch:
-            patch.setattr(submission_hook, "time", SimpleNamespace(sleep=go_away))
-            news = wait.look(3, None)
+        with PilotsHook(hook, watched.ssh_conn_id) as wait:
+            perform = wait._slurm.perform
+
+            def go_away(step: Step) -> Output:
+                if isinstance(step, Pause):
+                    cluster.stop_sshd(0)
+                return perform(step)
+
+            wait._slurm.perform = go_away  # type: ignore[method-assign]
+            news = wait.do(check_twice(hook.pool, "b", watched, max_scrubs=3, max_lock_age=None))
     finally:
         cluster.start_sshd(0)
         with SlurmHook("spider") as slurm:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from airflow_provider_picas.sansio import drive
-from airflow_provider_picas.slurm import sbatch_calls, sbatch_record, submission
+from airflow_provider_picas.slurm import sbatch_calls, sbatch_record, submission_folder
 from airflow_provider_picas.slurm.remote import Output, Pause, RemoteError, Send, Step, quote
 from airflow_provider_picas.slurm.sbatch_record import Record
 
@@ -141,11 +141,11 @@ def test_rounds_before_the_first_one_is_repeated(folder: Path) -> None:
 
 
 def prepare_round(folder: Path, key: str, number: int, finished: int, calls: int = 2) -> None:
-    drive(submission.prepare_round(str(folder), key, calls, number, finished, "batch"), shell)
+    drive(submission_folder.prepare_round(str(folder), key, calls, number, finished, "batch"), shell)
 
 
 def rounds(folder: Path, scope: str = "batch") -> tuple[int, int]:
-    return drive(submission.rounds(str(folder), scope), shell)
+    return drive(submission_folder.rounds(str(folder), scope), shell)
 
 
 def test_of_two_tries_that_give_a_call_up_one_starts_it_again(folder: Path) -> None:

@@ -18,7 +18,7 @@ from airflow_provider_picas.slurm import logs
 from airflow_provider_picas.slurm.jobs import Job, SlurmStatus
 from airflow_provider_picas.slurm.remote import Command, Output
 from airflow_provider_picas.submissions import unsent, watch
-from airflow_provider_picas.submissions.submission import Watched
+from airflow_provider_picas.submissions.submission import Submission
 from airflow_provider_picas.submissions.watch import PilotStatus
 from airflow_provider_picas.tokens.states import State, state_of
 
@@ -36,10 +36,10 @@ def shell(step: Any) -> Output:
 
 
 def test_the_submission_that_is_watched() -> None:
-    assert Watched.parse(SUBMITTED) == Watched("picas-x.1", SUBMITTED["folder"], 1767225610, "spider", 2)  # type: ignore[arg-type]
-    assert Watched.parse({**SUBMITTED, "submission": None, "submitted": None}) is None
-    assert Watched.parse(None) is None
-    assert Watched.parse("") is None
+    assert Submission.parse(SUBMITTED) == Submission("picas-x.1", SUBMITTED["folder"], 1767225610, "spider", 2)  # type: ignore[arg-type]
+    assert Submission.parse({**SUBMITTED, "submission": None, "submitted": None}) is None
+    assert Submission.parse(None) is None
+    assert Submission.parse("") is None
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_the_submission_that_is_watched() -> None:
 )
 def test_what_is_no_submission(value: Any) -> None:
     with pytest.raises(ValueError, match="`pilots` is the output of the operator that submits pilots"):
-        Watched.parse(value)
+        Submission.parse(value)
 
 
 def test_whether_pilots_are_left() -> None:

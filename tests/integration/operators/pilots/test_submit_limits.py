@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,16 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, TaskDeferred
 
 from airflow_provider_picas.hooks.picas import PicasHook
+from airflow_provider_picas.hooks.pilots import PilotsHook, credential_files
 from airflow_provider_picas.hooks.slurm import SlurmHook
-from airflow_provider_picas.hooks.submission import WatchedSubmission
 from airflow_provider_picas.operators.pilots import PicasSubmitPilotsOperator
 from airflow_provider_picas.operators.tokens import PicasPushTokensOperator
 from airflow_provider_picas.sensors.tokens import PicasTokenStateSensor
 from airflow_provider_picas.slurm import sbatch_record
 from airflow_provider_picas.slurm.sbatch_calls import SubmissionRefusedError
 from airflow_provider_picas.submissions import wait as decisions
-from airflow_provider_picas.submissions.submission import Watched
+from airflow_provider_picas.submissions.resubmit import resubmit
+from airflow_provider_picas.submissions.submission import Submission
 from airflow_provider_picas.tokens.waiting import Outcome
 from airflow_provider_picas.triggers.tokens import PicasTokenStateTrigger
 from stack import native, processes
@@ -98,7 +100,7 @@ class Wait:
         push = PicasPushTokensOperator(task_id="push", inputs=["a", "b"])
         self.batch: Any = push.execute(context("push", run_id=pool.database))
         self.pilots = submit(folder, "pilots", "#!/bin/bash\n[ ! -e ~/run ] || sleep 600\n")
-        watched = Watched.parse(self.pilots)
+        watched = Submission.parse(self.pilots)
         assert watched is not None
         self.watched = watched
         self.site = site
@@ -112,8 +114,11 @@ class Wait:
         self.site.run("scontrol", "update", "PartitionName=normal", "State=UP")
 
     def resubmit(self, most: int = 1, finished: int = 0) -> str | None:
-        with WatchedSubmission(self.watched, PicasHook("picas_default"), self.batch["batch"]) as wait:
-            return wait.resubmit(most, finished)
+        hook, batch, watched = PicasHook("picas_default"), self.batch["batch"], self.watched
+        credentials = partial(credential_files, watched.folder, hook.settings)
+        with PilotsHook(hook, watched.ssh_conn_id) as wait:
+            again = resubmit(hook.pool, batch, watched, most=most, finished=finished, credentials=credentials)
+            return wait.do(again)
 
     def names(self) -> list[str]:
         """The names of the jobs that were submitted again."""

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_picas.sansio import drive
-from airflow_provider_picas.slurm import sbatch_calls, sbatch_record, submission
+from airflow_provider_picas.slurm import sbatch_calls, sbatch_record, submission_folder
 from airflow_provider_picas.slurm.remote import (
     Command,
     Output,
@@ -91,8 +91,8 @@ class Cluster:
         return answer if isinstance(answer, Output) else Output(0, answer)
 
 
-def plan(**fields: Any) -> submission.Plan:
-    return submission.Plan(
+def plan(**fields: Any) -> submission_folder.Plan:
+    return submission_folder.Plan(
         base_key="picas-t-0",
         files=lambda folder, key: [RemoteFile(f"{folder}/pilot.sh", b"#!/bin/sh\n", 0o700)],
         commands=lambda folder, key: [["sbatch", f"--job-name={key}", f"{folder}/pilot.sh"]],
@@ -104,14 +104,14 @@ NOTHING, MADE = "/home/me/picas-pilots\n0\n", "/home/me/picas-pilots\n1\n"
 FRESH = [NOTHING, MADE + record()]
 
 
-def submit(cluster: Cluster, **fields: Any) -> submission.Submission:
-    return drive(submission.submit(plan(**fields)), cluster)
+def submit(cluster: Cluster, **fields: Any) -> submission_folder.SubmitResult:
+    return drive(submission_folder.submit(plan(**fields)), cluster)
 
 
 def test_a_first_submission() -> None:
     cluster = Cluster(find=FRESH, start=DONE)
     done = submit(cluster, environment={"A": "it's"})
-    assert done == submission.Submission(
+    assert done == submission_folder.SubmitResult(
         "picas-t-0.1", "/home/me/picas-pilots/picas-t-0.1", ("42",), 1763820000, adopted=False
     )
     assert cluster.asked == ["find", "make", "rename", "find", "start", "acknowledge"]
@@ -289,16 +289,18 @@ def test_a_call_that_was_not_started_means_nothing_yet() -> None:
 
 
 def test_a_base_key_is_readable_stable_and_a_job_name() -> None:
-    key = submission.base_key("my task/ü;x", "here", "dag", "run", "-1")
-    assert key == submission.base_key("my task/ü;x", "here", "dag", "run", "-1")
+    key = submission_folder.base_key("my task/ü;x", "here", "dag", "run", "-1")
+    assert key == submission_folder.base_key("my task/ü;x", "here", "dag", "run", "-1")
     assert re.fullmatch(r"picas-my_task_x-[0-9a-f]{10}", key)
-    assert key != submission.base_key("my task/ü;x", "here", "dag", "run", "0")
-    assert len(submission.base_key("x" * 500)) < 80
-    key = submission.task_key("here", "my dag/ü;x", "manual__2026-11-28T20:28:00.123+00:00", "group.pilots", 12)
+    assert key != submission_folder.base_key("my task/ü;x", "here", "dag", "run", "0")
+    assert len(submission_folder.base_key("x" * 500)) < 80
+    key = submission_folder.task_key("here", "my dag/ü;x", "manual__2026-11-28T20:28:00.123+00:00", "group.pilots", 12)
     assert re.fullmatch(r"picas-my_dag_x-group_pilots_12-manual__2026-11-28T20_28_00-[0-9a-f]{10}", key)
-    assert key != submission.task_key("here", "my dag/ü;x", "manual__2026-11-28T20:28:00.124+00:00", "group.pilots", 12)
-    assert re.fullmatch(r"picas-x-x-x-[0-9a-f]{10}", submission.task_key("here", "ü", "-", "", -1))
-    assert len(submission.task_key("d" * 500, "d" * 500, "r" * 500, "t" * 500, 10**6)) <= 90
+    assert key != submission_folder.task_key(
+        "here", "my dag/ü;x", "manual__2026-11-28T20:28:00.124+00:00", "group.pilots", 12
+    )
+    assert re.fullmatch(r"picas-x-x-x-[0-9a-f]{10}", submission_folder.task_key("here", "ü", "-", "", -1))
+    assert len(submission_folder.task_key("d" * 500, "d" * 500, "r" * 500, "t" * 500, 10**6)) <= 90
     assert sbatch_record.job_names("k.1", 3) == ["k.1", "k.1-1", "k.1-2"]
 
 
@@ -309,7 +311,7 @@ def test_drive_raises_inside_the_operation_what_a_step_raises(name: str) -> None
 
     perform: Callable[[Step], Output] = refuse
     with pytest.raises(UnreachableError, match="gone"):
-        drive(submission.submit(plan()), perform)
+        drive(submission_folder.submit(plan()), perform)
 
 
 @pytest.mark.parametrize(

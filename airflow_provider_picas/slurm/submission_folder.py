@@ -36,7 +36,7 @@ from airflow_provider_picas.slurm.sbatch_record import Record, job_name
 from airflow_provider_picas.slurm.sweep import REMOVED
 from airflow_provider_picas.tokens import ids
 
-__all__ = ["Plan", "Submission", "SubmissionRefusedError", "base_key", "job_name", "submit"]
+__all__ = ["Plan", "SubmissionRefusedError", "SubmitResult", "base_key", "job_name", "submit"]
 
 DEFAULT_FOLDER = "picas-pilots"
 """The default folder of submissions, below the home on the cluster. Unlike a folder that the author sets, it is created."""
@@ -69,7 +69,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Submission:
+class SubmitResult:
     """A completed submission. ``submitted`` is in seconds since 1970, by the login node's clock."""
 
     key: str
@@ -96,8 +96,8 @@ class _Latest:
     def folder(self) -> str:
         return f"{self.base}/{self.key}"
 
-    def submission(self, record: Record, *, adopted: bool) -> Submission:
-        return Submission(self.key, self.folder, record.job_ids, record.since, adopted)
+    def submission(self, record: Record, *, adopted: bool) -> SubmitResult:
+        return SubmitResult(self.key, self.folder, record.job_ids, record.since, adopted)
 
 
 def base_key(name: str, *identity: str) -> str:
@@ -114,7 +114,7 @@ def task_key(deployment: str, dag_id: str, run_id: str, task_id: str, map_index:
     return f"picas-{readable}-{ids.digest(task_id, deployment, dag_id, run_id, str(map_index))}"
 
 
-def submit(plan: Plan) -> Operation[Submission]:
+def submit(plan: Plan) -> Operation[SubmitResult]:
     """Submit, or adopt the submission of an earlier try.
 
     Raises SubmissionRefusedError with sbatch's message; UnreachableError if the result is unknown, in which case the
@@ -136,7 +136,7 @@ def submit(plan: Plan) -> Operation[Submission]:
     return made.submission(record, adopted=not ours)
 
 
-def adopt(base_key: str, folder: str | None) -> Operation[Submission | None]:
+def adopt(base_key: str, folder: str | None) -> Operation[SubmitResult | None]:
     """The submission of an earlier try, even an incomplete one; None if there is none. Call this before computing the
     number of pilots: the earlier try's pilots hold tokens, and count towards the limits.
 
@@ -145,7 +145,7 @@ def adopt(base_key: str, folder: str | None) -> Operation[Submission | None]:
     return (yield from _adopt((yield from _find(base_key, folder))))
 
 
-def _adopt(latest: _Latest) -> Operation[Submission | None]:
+def _adopt(latest: _Latest) -> Operation[SubmitResult | None]:
     record = latest.record
     if not latest.generation or not record.calls or (record.refused and not record.acknowledged):
         return None
