@@ -30,6 +30,10 @@ class StopMode(StrEnum):
     DRAIN = "drain"  #: they finish the tokens in hand, then stop
     LEAVE = "leave"  #: not at all
 
+    @classmethod
+    def _missing_(cls, value: object) -> None:
+        raise ValueError(f"{value!r:.80} is not a way to stop pilots; it takes {', '.join(map(repr, map(str, cls)))}.")
+
 
 def stop(
     pool: Pool, batch: str | None, submission: Submission, how: StopMode, *, wait: float = CANCEL_WAIT

@@ -198,7 +198,10 @@ def test_a_pool_that_is_gone_when_it_is_asked_keeps_no_credentials(pool: Pool, m
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [({"how": "kill"}, "'kill' is not a valid How"), ({"pilots": {"x": 1}}, "`pilots` is the output of the operator")],
+    [
+        ({"how": "kill"}, "'kill' is not a way to stop pilots"),
+        ({"pilots": {"x": 1}}, "`pilots` is the output of the operator"),
+    ],
 )
 def test_what_makes_no_sense_is_refused(arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(AirflowFailException, match=words):
