@@ -83,6 +83,16 @@ export const bytes = (size: number): string => {
   return `${value.toLocaleString("en-GB", { maximumFractionDigits: value < 10 ? 1 : 0 })} ${unit}`;
 };
 
+/** Whatever a job reports about its progress, in a line. */
+export const progress = (value: unknown): string => {
+  if (typeof value !== "object" || value === null || Array.isArray(value)) {
+    return typeof value === "string" ? value : JSON.stringify(value);
+  }
+  return Object.entries(value)
+    .map(([name, one]) => `${name} ${typeof one === "string" ? one : JSON.stringify(one)}`)
+    .join(", ");
+};
+
 export interface Share {
   state: StateName;
   count: number;

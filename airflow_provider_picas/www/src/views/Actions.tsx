@@ -17,8 +17,8 @@ export interface Asked {
 const NAMES: Record<ActionName, string> = {
   rerun: "Rerun failed",
   release: "Release tokens of dead pilots",
-  drain: "Drain",
-  cancel: "Cancel",
+  drain: "Drain pilots",
+  cancel: "Cancel pilots",
   priority: "Set priority",
   archive: "Archive",
 };

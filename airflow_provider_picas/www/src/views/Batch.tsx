@@ -1,4 +1,5 @@
 import { useState } from "react";
+import { Link } from "react-router-dom";
 
 import { type Overview, type Scope, type Selection } from "../api/client";
 import { ago, COLOURS, LABELS, number, STATES } from "../lib/format";
@@ -100,8 +101,8 @@ const useQuestion = () => {
   return { asked, choose, close };
 };
 
-/** A batch: its state, what may be done with it, and its tokens, failures and pilots. */
-export const Batch = ({ scope, title }: { scope: Scope; title: string }) => {
+/** A batch: its state, what may be done with it, and its tokens, failures and pilots. `wide` leads to a page of its own. */
+export const Batch = ({ scope, title, wide }: { scope: Scope; title: string; wide?: string }) => {
   const { data: overview, error, live } = useOverview(scope);
   const [get, set] = useAddress();
   const { asked, choose, close } = useQuestion();
@@ -118,14 +119,24 @@ export const Batch = ({ scope, title }: { scope: Scope; title: string }) => {
       <div className="row">
         <h2 className="grow foreign">{shown(title)}</h2>
         <Live at={overview.at} live={live} />
+        {wide !== undefined && (
+          <Link className="small" to={wide}>
+            Full page
+          </Link>
+        )}
       </div>
       <div className="stack" style={{ gap: 8 }}>
         <Bar counts={overview.counts} />
         <Legend overview={overview} />
       </div>
-      <Toolbar onAsk={choose} onRefused={refuse} overview={overview} />
-      {/* Always there, so that screen readers say what changes in it. */}
-      <div aria-live="polite">{refused !== "" && <p className="note warn">{shown(refused)}</p>}</div>
+      <div className="stack" style={{ gap: 8 }}>
+        <Toolbar onAsk={choose} onRefused={refuse} overview={overview} />
+        {refused !== "" && (
+          <p className="note warn" role="alert">
+            {shown(refused)}
+          </p>
+        )}
+      </div>
       {overview.trouble != null && <p className="note warn">{shown(overview.trouble)}</p>}
       <Tabs onTab={(name) => set({ tab: name === "overview" ? undefined : name })} overview={overview} tab={tab} />
       <div aria-labelledby={`picas-tab-${tab}`} id="picas-view" role="tabpanel">

@@ -1,7 +1,7 @@
 import { useQuery } from "@tanstack/react-query";
 
 import { client, data, type Pilot, type Scope } from "../api/client";
-import { ago, number } from "../lib/format";
+import { ago, number, progress } from "../lib/format";
 import { shown } from "../lib/text";
 import { ActionButton } from "./Actions";
 import type { BatchProps } from "./Batch";
@@ -20,9 +20,6 @@ const STATE_COLOURS: Record<Pilot["state"], string> = {
 };
 
 type Running = Pilot["now"][number];
-
-/** Whatever a job reports about its progress, in a line. */
-const progress = (value: unknown): string => (typeof value === "string" ? value : JSON.stringify(value));
 
 const Now = ({ now, at }: { now: Running; at: number }) => {
   const [, set] = useAddress();

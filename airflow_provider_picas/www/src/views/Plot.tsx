@@ -1,13 +1,14 @@
-import { useEffect, useMemo, useRef } from "react";
+import { useEffect, useMemo, useRef, useState } from "react";
 import uPlot from "uplot";
 
 import type { Overview } from "../api/client";
-import { many, sums } from "../lib/format";
+import { clock, many, number, sums } from "../lib/format";
 import { useColours, useWidth } from "./canvas";
+import { State } from "./parts";
 
 type History = NonNullable<Overview["history"]>;
 
-const options = (colour: (name: string) => string, width: number): uPlot.Options => {
+const options = (colour: (name: string) => string, width: number, onOver: (index: number | undefined) => void): uPlot.Options => {
   const axis = {
     font: "11px sans-serif",
     grid: { stroke: colour("--picas-line"), width: 1 },
@@ -22,12 +23,16 @@ const options = (colour: (name: string) => string, width: number): uPlot.Options
     points: { show: false },
   });
   return {
-    axes: [axis, { ...axis, size: 56 }],
+    axes: [
+      { ...axis, space: 90, values: (_, times) => times.map((time) => clock(time).replace(/:00$/, "")) },
+      { ...axis, size: 56, values: (_, values) => values.map((value) => (Number.isInteger(value) ? number(value) : "")) },
+    ],
     cursor: { y: false },
     height: 190,
-    legend: { live: true },
+    hooks: { setCursor: [({ cursor }) => onOver(cursor.idx ?? undefined)] },
+    legend: { show: false },
     scales: { y: { range: (_, __, max) => [0, Math.max(1, max * 1.05)] } },
-    series: [{ value: "{YYYY}-{MM}-{DD} {HH}:{mm}:{ss}" }, line("done", "--picas-done"), line("failed", "--picas-error")],
+    series: [{}, line("done", "--picas-done"), line("failed", "--picas-error")],
     width,
   };
 };
@@ -40,6 +45,7 @@ export const Plot = ({ history, at }: { history: History; at: number }) => {
   const { colour, theme } = useColours(place);
   const values = useMemo(() => sums(history, at), [history, at]);
   const latest = useRef(values);
+  const [over, setOver] = useState<number | undefined>();
 
   useEffect(() => {
     latest.current = values;
@@ -50,14 +56,24 @@ export const Plot = ({ history, at }: { history: History; at: number }) => {
     if (!place.current || width === 0) {
       return undefined;
     }
-    plot.current = new uPlot(options(colour, width), latest.current, place.current);
+    plot.current = new uPlot(options(colour, width, setOver), latest.current, place.current);
     return () => {
       plot.current?.destroy();
       plot.current = null;
     };
   }, [colour, theme, width]);
 
-  const [, done, failed] = values;
-  const words = `A plot over time: ${many(done.at(-1) ?? 0, "token")} done and ${failed.at(-1) ?? 0} failed so far`;
-  return <div aria-label={words} className="plot" ref={place} role="img" />;
+  const [times, done, failed] = values;
+  const i = over !== undefined && over < times.length ? over : times.length - 1;
+  const words = `A plot over time: ${many(done.at(-1) ?? 0, "token")} done and ${number(failed.at(-1) ?? 0)} failed so far`;
+  return (
+    <>
+      <div aria-label={words} className="plot" ref={place} role="img" />
+      <div aria-hidden className="row small">
+        <span className="muted">{clock(times[i] ?? at)}</span>
+        <State state="done" /> {number(done[i] ?? 0)}
+        <State state="error" /> {number(failed[i] ?? 0)}
+      </div>
+    </>
+  );
 };

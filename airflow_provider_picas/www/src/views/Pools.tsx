@@ -8,6 +8,8 @@ import { Batch } from "./Batch";
 import { useAddress } from "./hooks";
 import { Bar, Foreign, Loading, Trouble } from "./parts";
 
+const runPage = (dag: string, run: string): string => `/dags/${encodeURIComponent(dag)}/runs/${encodeURIComponent(run)}/plugin/picas-run`;
+
 const CountCells = ({ counts }: { counts: Counts }) => (
   <>
     <td className="wide">
@@ -54,12 +56,12 @@ const Batches = ({ scope }: { scope: Scope }) => {
             {found.map(({ batch, label, dag_id: dag, run_id: run, counts }) => (
               <tr key={batch}>
                 <td className="wide">
-                  <button className="link" onClick={() => set({ batch })} type="button">
+                  <button className="link" onClick={() => set({ batch, dag: dag ?? undefined, run: run ?? undefined })} type="button">
                     <Foreign text={label ?? batch} />
                   </button>
                   {dag != null && run != null && (
                     <div className="small">
-                      <Link to={`/dags/${encodeURIComponent(dag)}/runs/${encodeURIComponent(run)}/plugin/picas-run`}>DAG run</Link>
+                      <Link to={runPage(dag, run)}>DAG run</Link>
                     </div>
                   )}
                 </td>
@@ -123,38 +125,59 @@ const AllPools = () => {
   );
 };
 
+const NOTHING = Object.fromEntries(
+  ["conn", "db", "batch", "dag", "run", "whole", "tab", "token", "state", "cause", "key", "node", "pilot", "attempts"].map((name) => [name, undefined]),
+);
+
+/** The way from all pools to the one, or the batch, that is shown. */
+const Way = ({ scope, whole }: { scope: Scope; whole: boolean }) => {
+  const [, set] = useAddress();
+  const pool = { ...NOTHING, conn: scope.conn_id, db: scope.database };
+  return (
+    <nav aria-label="Pools" className="row">
+      <button className="link" onClick={() => set(NOTHING)} type="button">
+        Pools
+      </button>
+      <span className="muted">/</span>
+      <button className="link" onClick={() => set(pool)} type="button">
+        <Foreign text={scope.database ?? scope.conn_id} />
+      </button>
+      {scope.dag_id !== undefined && scope.run_id !== undefined && (
+        <>
+          <span className="muted">/</span>
+          <Link to={runPage(scope.dag_id, scope.run_id)}>DAG run</Link>
+        </>
+      )}
+      {scope.batch === undefined && !whole && (
+        <button className="button" onClick={() => set({ whole: "yes" })} type="button">
+          The whole pool
+        </button>
+      )}
+    </nav>
+  );
+};
+
 /** The page in the navigation: pools, then the batches of one, then one of these. */
 export const Pools = () => {
-  const [get, set] = useAddress();
-  const [conn, database, batch] = [get("conn"), get("db"), get("batch")];
+  const [get] = useAddress();
+  const conn = get("conn");
+  if (conn === undefined) {
+    return (
+      <div className="stack">
+        <h2>PiCaS pools</h2>
+        <AllPools />
+      </div>
+    );
+  }
+  const scope: Scope = { conn_id: conn, database: get("db"), batch: get("batch"), dag_id: get("dag"), run_id: get("run") };
   const whole = get("whole") === "yes";
-  const up = { tab: undefined, token: undefined, state: undefined, cause: undefined, whole: undefined };
   return (
     <div className="stack">
-      <nav aria-label="Pools and batches" className="row">
-        <h2>
-          <button className="link" onClick={() => set({ ...up, conn: undefined, db: undefined, batch: undefined })} type="button">
-            Pools
-          </button>
-        </h2>
-        {conn !== undefined && (
-          <>
-            <span className="muted">/</span>
-            <button className="link" onClick={() => set({ ...up, batch: undefined })} type="button">
-              <Foreign text={database ?? conn} />
-            </button>
-            {batch === undefined && !whole && (
-              <button className="button" onClick={() => set({ whole: "yes" })} type="button">
-                The whole pool
-              </button>
-            )}
-          </>
-        )}
-      </nav>
-      {conn === undefined && <AllPools />}
-      {conn !== undefined && batch === undefined && !whole && <Batches scope={{ conn_id: conn, database }} />}
-      {conn !== undefined && (batch !== undefined || whole) && (
-        <Batch key={batch} scope={{ conn_id: conn, database, batch }} title={batch ?? database ?? conn} />
+      <Way scope={scope} whole={whole} />
+      {scope.batch === undefined && !whole ? (
+        <Batches scope={scope} />
+      ) : (
+        <Batch key={scope.batch} scope={scope} title={scope.batch ?? scope.database ?? conn} />
       )}
     </div>
   );

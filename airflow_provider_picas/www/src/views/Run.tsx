@@ -28,6 +28,13 @@ const scopeOf = ({ conn_id, database, batch, dag_id, run_id }: RunBatch): Scope 
   conn_id, database, batch: batch ?? undefined, dag_id, run_id,
 });
 
+/** The batch on the page of the navigation: Airflow's page of a run leaves little room on a phone. */
+const widePage = ({ conn_id, database, batch, dag_id, run_id }: RunBatch): string => {
+  const query = new URLSearchParams({ conn: conn_id, db: database, dag: dag_id, run: run_id });
+  query.set(batch === null ? "whole" : "batch", batch ?? "yes");
+  return `/plugin/picas?${query.toString()}`;
+};
+
 /** Mapped tasks push a batch each: choose one. */
 const Choice = ({ found, chosen, onChoose }: { found: RunBatch[]; chosen: RunBatch; onChoose: (name: string) => void }) => (
   <label className="row">
@@ -71,7 +78,7 @@ export const Run = (props: RunProps) => {
       {answer.batches.length > 1 && (
         <Choice chosen={chosen} found={answer.batches} onChoose={(batch) => set({ batch, token: undefined, cause: undefined })} />
       )}
-      <Batch key={nameOf(chosen)} scope={scopeOf(chosen)} title={chosen.batch ?? chosen.label} />
+      <Batch key={nameOf(chosen)} scope={scopeOf(chosen)} title={chosen.batch ?? chosen.label} wide={widePage(chosen)} />
     </div>
   );
 };

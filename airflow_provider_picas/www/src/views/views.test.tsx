@@ -1,0 +1,166 @@
+/** The page with answers as the server gives them: what it asks for, what it shows, what it offers. */
+import { QueryClient, QueryClientProvider } from "@tanstack/react-query";
+import { cleanup, fireEvent, render, screen, waitFor } from "@testing-library/react";
+import type { ReactNode } from "react";
+import { MemoryRouter } from "react-router-dom";
+import { afterEach, beforeEach, expect, it, vi } from "vitest";
+
+import type { Overview } from "../api/client";
+import { Batch } from "./Batch";
+import { Pools } from "./Pools";
+
+const may = { allowed: true, why_not: null };
+const mayNot = { allowed: false, why_not: "You may look, but not act." };
+const overview: Overview = {
+  at: 1000,
+  counts: { todo: 1, locked: 2, done: 30, error: 4, stateless: 0 },
+  expected: 37,
+  rate: null,
+  time_left: null,
+  history: null,
+  pilots: { running: 2, waiting: 0, silent: 0, ended: 0, reasons: [], source: "leases", at: null },
+  core_hours: null,
+  budget: { allowed: 5, failed: 4 },
+  views: "page",
+  trouble: null,
+  actions: { rerun: may, release: may, drain: mayNot, cancel: may, priority: may, archive: may },
+};
+const EVIL = "<img src=x onerror=alert(1)>\u202e\u001b[31m javascript:alert(1)";
+const cause = { id: "c1", cause: EVIL, tokens: 4, first: 1, last: 2, nodes: [{ node: "n1", tokens: 4 }], sample: ["t:1"] };
+const token = {
+  id: "t:1", key: EVIL, state: "error", node: "n1", pilot: "p", job: "7", attempts: 1, exit_code: "3", seconds: 2, started: 1, ended: 3,
+  cause: EVIL, cause_id: "c1", priority: null,
+};
+
+class Source {
+  static readonly CLOSED = 2;
+  static last: Source | undefined;
+  onerror: (() => void) | undefined;
+  readyState = 1;
+  readonly heard: ((event: { data: string }) => void)[] = [];
+
+  constructor(readonly url: string) {
+    Source.last = this;
+  }
+
+  addEventListener(_: string, listener: (event: { data: string }) => void) {
+    this.heard.push(listener);
+  }
+
+  send(said: Overview) {
+    this.heard.forEach((listener) => listener({ data: JSON.stringify(said) }));
+  }
+
+  close() {
+    this.readyState = Source.CLOSED;
+  }
+}
+
+let asked: { method: string; url: URL; body: unknown; header: string | null }[];
+let answers: Record<string, unknown>;
+
+beforeEach(() => {
+  asked = [];
+  answers = {
+    "/picas/api/batch": overview,
+    "/picas/api/batch/causes": { causes: [cause], read: 4, partial: false },
+    "/picas/api/batch/tokens": { tokens: [token], next: "cursor2", partial: false },
+    "/picas/api/batch/actions/rerun/plan": { title: "Rerun 4 tokens?", lines: ["4 tokens wait again."], tokens: 4, tasks: ["wait"], possible: true },
+    "/picas/api/batch/actions/rerun": { text: "4 tokens wait again.", tokens: 4, links: [] },
+  };
+  vi.stubGlobal("EventSource", Source);
+  vi.stubGlobal("fetch", async (request: Request) => {
+    const url = new URL(request.url);
+    const body: unknown = request.method === "POST" ? await request.json() : undefined;
+    asked.push({ method: request.method, url, body, header: request.headers.get("X-PiCaS-Request") });
+    const answer = answers[url.pathname];
+    return answer === undefined ? Response.json({ detail: "There is no such thing." }, { status: 404 }) : Response.json(answer);
+  });
+});
+
+afterEach(() => {
+  cleanup();
+  vi.unstubAllGlobals();
+});
+
+const show = (view: ReactNode, at = "/") =>
+  render(
+    <QueryClientProvider client={new QueryClient({ defaultOptions: { queries: { retry: false } } })}>
+      <MemoryRouter initialEntries={[at]}>{view}</MemoryRouter>
+    </QueryClientProvider>,
+  );
+const batch = <Batch scope={{ conn_id: "c", database: "d", batch: "b" }} title="b" />;
+const requests = (path: string) => asked.filter(({ url }) => url.pathname === path);
+
+it("follows what the server pushes, and asks for it once", async () => {
+  show(batch);
+  await screen.findByText("30");
+  Source.last?.send({ ...overview, counts: { ...overview.counts, done: 31 } });
+  await screen.findByText("31");
+  expect(screen.getByText("live")).toBeTruthy();
+  expect(requests("/picas/api/batch")).toHaveLength(1);
+});
+
+it("asks again by itself where a proxy breaks the events", async () => {
+  show(batch);
+  await screen.findByText("30");
+  answers["/picas/api/batch"] = { ...overview, counts: { ...overview.counts, done: 32 } };
+  Source.last?.onerror?.();
+  await screen.findByText("32", {}, { timeout: 7000 });
+}, 10_000);
+
+it("says why an action may not be used, and does not ask for it", async () => {
+  show(batch);
+  const drain = await screen.findByRole("button", { name: "Drain pilots" });
+  expect(drain.getAttribute("aria-disabled")).toBe("true");
+  fireEvent.click(drain);
+  expect((await screen.findByRole("alert")).textContent).toBe("You may look, but not act.");
+  expect(asked.every(({ method }) => method === "GET")).toBe(true);
+});
+
+it("reruns a cause after it has said what will happen, with the header of this page", async () => {
+  show(batch, "/?tab=causes");
+  fireEvent.click(await screen.findByRole("button", { name: "Rerun" }));
+  await screen.findByText("4 tokens wait again.");
+  expect(requests("/picas/api/batch/actions/rerun")).toHaveLength(0);
+  fireEvent.click(screen.getAllByRole("button", { name: "Rerun" }).at(-1) as HTMLElement);
+  await screen.findByRole("status");
+  const [done] = requests("/picas/api/batch/actions/rerun");
+  expect(done?.body).toEqual({ all: false, cause: "c1" });
+  expect(done?.header).toBe("1");
+});
+
+it("shows foreign text as text", async () => {
+  const { container } = show(batch, "/?tab=tokens");
+  await screen.findAllByText(/onerror/);
+  expect(container.querySelectorAll("img, script, a[href^='javascript']")).toHaveLength(0);
+  expect(container.textContent).toContain("⟨U+202E⟩ javascript");
+});
+
+it("filters and pages on the server", async () => {
+  show(batch, "/?tab=tokens&state=error&node=n1");
+  fireEvent.click(await screen.findByRole("button", { name: "Next" }));
+  await waitFor(() => expect(requests("/picas/api/batch/tokens")).toHaveLength(2));
+  const query = requests("/picas/api/batch/tokens").at(-1)?.url.searchParams;
+  expect([query?.get("state"), query?.get("node"), query?.get("cursor")]).toEqual(["error", "n1", "cursor2"]);
+  fireEvent.change(screen.getByLabelText("State"), { target: { value: "done" } });
+  await waitFor(() => expect(requests("/picas/api/batch/tokens")).toHaveLength(3));
+  expect(requests("/picas/api/batch/tokens").at(-1)?.url.searchParams.get("cursor")).toBeNull();
+});
+
+it("says what went wrong in the server's words", async () => {
+  delete answers["/picas/api/batch"];
+  show(batch);
+  expect((await screen.findByRole("alert")).textContent).toBe("There is no such thing.");
+});
+
+it("lists pools and the batches of one", async () => {
+  answers["/picas/api/pools"] = { pools: [{ conn_id: "c", database: "pool", host: "h", counts: overview.counts, error: null }], partial: false };
+  answers["/picas/api/pools/batches"] = {
+    batches: [{ batch: "b1", label: null, dag_id: "d", run_id: "r+1", counts: overview.counts, changed: true }], next: null, partial: false,
+  };
+  show(<Pools />);
+  fireEvent.click(await screen.findByRole("button", { name: "pool" }));
+  expect(await screen.findByRole("button", { name: "b1" })).toBeTruthy();
+  expect(screen.getByRole("link", { name: "DAG run" }).getAttribute("href")).toBe("/dags/d/runs/r%2B1/plugin/picas-run");
+});
