@@ -19,7 +19,7 @@ DAGS = {
 }
 
 
-def test_they_load_and_can_be_kept(tmp_path: Path) -> None:
+def test_the_projects_dags_load_and_serialize(tmp_path: Path) -> None:
     """Each file, with what Airflow keeps of it in its database: schedules, assets, watchers."""
     environment = {
         **os.environ,

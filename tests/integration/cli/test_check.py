@@ -58,7 +58,9 @@ def warnings(found: dict[str, Finding]) -> set[str]:
     return {name for name, finding in found.items() if finding.level is Level.WARN}
 
 
-def test_all_is_well(picas_default: str, spider: str, pool: Pool, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_healthy_site_passes_all_checks(
+    picas_default: str, spider: str, pool: Pool, capfd: pytest.CaptureFixture[str]
+) -> None:
     arguments = ["check", "--picas-conn-id", picas_default, "--ssh-conn-id", spider, "--submit", "--sbatch", "mem=10M"]
     assert cli.main(arguments) == 0
     out = capfd.readouterr().out
@@ -82,7 +84,7 @@ def test_all_is_well(picas_default: str, spider: str, pool: Pool, capfd: pytest.
     assert pool.get("_local_docs")["rows"] == []
 
 
-def test_a_wrong_password(pool: Pool, spider: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_password_fails_the_login_only(pool: Pool, spider: str, monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = replace(pool, password="wr0ng-password")
     set_connection(monkeypatch, "picas_default", native.picas_connection(wrong))
     found = check()
@@ -145,14 +147,14 @@ def test_a_ca_file_that_is_missing_and_a_server_without_tls(
     assert found["encryption"].level is Level.WARN
 
 
-def test_connections_that_do_not_exist() -> None:
+def test_missing_connections_are_named() -> None:
     found = check(picas_conn_id="nope", ssh_conn_id="nix")
     assert failures(found) == {"database", "ssh"}
     assert "There is no connection 'nope'" in found["database"].text
     assert "There is no connection 'nix'" in found["ssh"].text
 
 
-def test_no_sacct(site: Cluster, picas_default: str, spider: str, tmp_path: Path) -> None:
+def test_a_missing_sacct_is_a_warning(site: Cluster, picas_default: str, spider: str, tmp_path: Path) -> None:
     for name in ("sbatch", "squeue", "scontrol", "scancel"):
         script = tmp_path / name
         script.write_text(f'#!/bin/bash\nexec "{site.folder}/site/prefix/bin/{name}" "$@"\n')
@@ -180,7 +182,7 @@ def test_slurms_commands_that_do_not_answer(site: Cluster, picas_default: str, s
     assert found["compute node"].text.startswith("No job was submitted")
 
 
-def test_a_home_that_takes_no_files(site: Cluster, picas_default: str, spider: str) -> None:
+def test_a_home_that_cannot_be_written_fails(site: Cluster, picas_default: str, spider: str) -> None:
     with profile(site, "ulimit -f 64"):  # blocks of 1 KiB
         found = check(submit=True)
     assert failures(found) == {"home", "compute node"}
@@ -190,7 +192,7 @@ def test_a_home_that_takes_no_files(site: Cluster, picas_default: str, spider: s
     assert "No such file or directory" in found["home"].text
 
 
-def test_a_home_without_room(site: Cluster, picas_default: str, spider: str) -> None:
+def test_a_full_home_fails(site: Cluster, picas_default: str, spider: str) -> None:
     with small_disk(site.home / "picas-pilots", "64k"):
         found = check()
         assert not list((site.home / "picas-pilots").iterdir())
@@ -230,7 +232,9 @@ def test_a_login_node_that_cannot_reach_the_database(pool: Pool, spider: str, mo
     assert warnings(found) == {"login node, database"}
 
 
-def test_a_wrong_host_key(picas_default: str, cluster: Cluster | DockerStack, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_host_key_fails_the_ssh_check(
+    picas_default: str, cluster: Cluster | DockerStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fields = native.ssh_connection(cluster)
     kind, key = fields["extra"]["host_key"].split()
     swapped = key[:-6] + ("A" if key[-6] != "A" else "B") + key[-5:]
@@ -251,7 +255,9 @@ def test_a_host_key_that_is_not_checked(
     assert found["ssh, host key"].level is Level.WARN
 
 
-def test_a_login_node_that_is_down(site: Cluster, picas_default: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_login_node_that_is_down_fails_the_ssh_check(
+    site: Cluster, picas_default: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     set_connection(monkeypatch, "spider", native.ssh_connection(site, 1))
     site.stop_sshd(1)
     try:
@@ -276,7 +282,9 @@ def test_a_login_node_that_is_down(site: Cluster, picas_default: str, monkeypatc
         ({"setup": "export TMPDIR=/nowhere"}, "compute node, scratch", r"/nowhere cannot be written .*No such file"),
     ],
 )
-def test_a_job_that_cannot_run(picas_default: str, spider: str, wanted: dict[str, Any], what: str, words: str) -> None:
+def test_a_job_that_cannot_run_fails_with_the_cause(
+    picas_default: str, spider: str, wanted: dict[str, Any], what: str, words: str
+) -> None:
     found = check(submit=True, **wanted)
     assert failures(found) == {what}
     assert re.search(words, found[what].text), found[what]

@@ -49,7 +49,7 @@ def attachment(text: bytes) -> dict[str, str]:
     return {"content_type": "text/plain", "data": base64.b64encode(text).decode()}
 
 
-def test_status(pool: Pool, say: Say) -> None:
+def test_status_counts_batches_and_pilots(pool: Pool, say: Say) -> None:
     assert "creates the views with" in say("status")[2]
     PicasHook().deploy_views()
     code, out, _ = say("status")
@@ -106,7 +106,7 @@ def _delete(hook: PicasHook, document: dict[str, Any]) -> Any:
     yield Request("DELETE", hook.pool.document_path(document["_id"]), {"rev": document["_rev"]})
 
 
-def test_errors(pool: Pool, say: Say) -> None:
+def test_errors_are_grouped_by_cause(pool: Pool, say: Say) -> None:
     PicasHook().deploy_views()
     assert say("errors")[1].startswith("No tokens failed (0 todo")
     failed = {"lock": 5, "done": 9, "exit_code": 3}
@@ -124,7 +124,7 @@ def test_errors(pool: Pool, say: Say) -> None:
     assert lines[4:] == ["one", "\\x1b[31mred\\x1b[0m\\x07 \\u202e: :group::x", "last"]
 
 
-def test_logs(pool: Pool, say: Say) -> None:
+def test_logs_show_the_attempts_of_a_token(pool: Pool, say: Say) -> None:
     logs = {
         "attempt-1.out": attachment(b"first\n"),
         "attempt-1.err": attachment(b"x" * 5_000_000 + b"\n\tthe end\x1b]0;title\x07\n"),
@@ -149,7 +149,7 @@ def test_logs(pool: Pool, say: Say) -> None:
 
 
 @pytest.mark.parametrize("name", ["b:1", "_design/Monitor", "..", "", "\x1b[31m", "plain"])
-def test_logs_of_no_token(pool: Pool, say: Say, name: str) -> None:
+def test_logs_of_a_missing_token_are_an_error(pool: Pool, say: Say, name: str) -> None:
     PicasHook().deploy_views()
     put({"_id": "plain", "type": "other"})
     code, out, err = say("logs", name)
@@ -157,12 +157,12 @@ def test_logs_of_no_token(pool: Pool, say: Say, name: str) -> None:
     assert "There is no token" in err
 
 
-def test_logs_that_are_none(pool: Pool, say: Say) -> None:
+def test_a_token_without_logs_is_reported(pool: Pool, say: Say) -> None:
     put(token("b", 0))
     assert say("logs", "b:00000000") == (0, "b:00000000 is in state todo\nThe token has no logs.\n", "")
 
 
-def test_faults_are_told_in_a_line(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_faults_are_reported_in_one_line(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
     for command in (["status"], ["errors"], ["logs", "x"]):
         code, out, err = say(*command, "--picas-conn-id", "nope")
         assert (code, out) == (1, "")

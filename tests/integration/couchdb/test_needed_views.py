@@ -104,7 +104,9 @@ def test_the_command_with_a_login_that_is_no_admin(
     assert "CouchDB refused login 'somebody'" in capsys.readouterr().err
 
 
-def test_without_a_login(pool: Pool, couchdb: CouchDBAdmin, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connection_without_a_login_is_refused(
+    pool: Pool, couchdb: CouchDBAdmin, monkeypatch: pytest.MonkeyPatch
+) -> None:
     set_security(pool, couchdb, [], [])
     connection = {**native.picas_connection(pool), "login": "", "password": ""}
     set_connection(monkeypatch, "picas_default", connection)
@@ -137,14 +139,16 @@ def test_views_of_another_version_that_may_not_be_replaced(
     assert "may not write the design documents airflow-picas-1" in capsys.readouterr().out
 
 
-def test_some_views_only(pool: Pool, couchdb: CouchDBAdmin) -> None:
+def test_missing_views_are_named(pool: Pool, couchdb: CouchDBAdmin) -> None:
     put_design(pool, couchdb, "Monitor", {"views": {"todo": views.monitor()["views"]["todo"]}})
     with pytest.raises(AirflowFailException, match="lacks the views done, error, locked of design document 'Monitor'"):
         push()
     assert pool.tokens() == []
 
 
-def test_a_further_design_document(pool: Pool, couchdb: CouchDBAdmin, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_design_document_is_required_too(
+    pool: Pool, couchdb: CouchDBAdmin, monkeypatch: pytest.MonkeyPatch
+) -> None:
     further = {"Single Core": "doc.cores == 1 && doc.name != 'a b'"}
     told = refusal(design_documents=further)
     assert "'Monitor' and the views done, error, locked, todo of design document 'Single Core'" in told
@@ -173,7 +177,7 @@ def test_on_demand_views_are_not_asked_for(pool: Pool) -> None:
     assert push(deploy_views=False)["tokens"] == 2
 
 
-def test_a_login_that_may_only_read(pool: Pool, couchdb: CouchDBAdmin) -> None:
+def test_a_login_that_may_only_read_pushes_nothing(pool: Pool, couchdb: CouchDBAdmin) -> None:
     put_design(pool, couchdb, "Monitor", views.monitor())
     put_design(pool, couchdb, "rights", {"validate_doc_update": "function () { throw({forbidden: 'read only'}); }"})
     with pytest.raises(errors.ForbiddenError, match=rf"Login {pool.user!r} is not allowed to write token .*read only"):

@@ -228,7 +228,7 @@ def test_answers_of_another_shape_to_triggers(proxy: Proxy) -> None:
 @pytest.mark.parametrize(
     "date", ["+9999999999999999", "Sat, 28 Nov 2026 20:00:00 +9999999999999999", "", "x", "\u00b2", "0"]
 )
-def test_a_date_that_is_none(proxy: Proxy, date: str) -> None:
+def test_an_invalid_date_is_an_error(proxy: Proxy, date: str) -> None:
     proxy.date = date
     hook = PicasHook()
     assert hook.count("b").total == 12

@@ -69,7 +69,7 @@ def test_it_may_return_a_list_or_a_path(pool: Pool, tmp_path: Path) -> None:
     assert sorted(inputs_of(pool), key=str) == [1, "5"]
 
 
-def test_it_can_be_mapped_and_overridden() -> None:
+def test_the_task_can_be_mapped_and_overridden() -> None:
     @task.picas_tokens
     def observations(field: str, year: int) -> Iterator[str]:
         yield f"{field}-{year}"
@@ -81,7 +81,7 @@ def test_it_can_be_mapped_and_overridden() -> None:
     assert dag.get_task("observations").is_mapped
 
 
-def test_arguments_are_templates() -> None:
+def test_arguments_are_rendered() -> None:
     @task.picas_tokens(batch="b-{{ ds }}")
     def observations(field: str) -> Iterator[str]:
         yield field

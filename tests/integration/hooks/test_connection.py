@@ -70,7 +70,7 @@ def test_every_extra_of_the_form_is_one_that_the_hook_takes_and_back() -> None:
     assert set(connection["conn-fields"]) == set(EXTRAS)
 
 
-def test_the_form() -> None:
+def test_the_form_has_the_connections_fields() -> None:
     """As the API server gives it to the UI."""
     from airflow.api_fastapi.core_api.services.ui.connections import HookMetaService
 
@@ -89,7 +89,7 @@ def test_the_form() -> None:
     assert verify["schema"]["title"] == "Verify TLS certificate"
 
 
-def test_the_form_of_airflow_3_1(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_airflow_3_1_has_the_same_form(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its hooks tell the form themselves, in fields of WTForms, or in Airflow's stand-ins for them where these are missing."""
     from airflow.api_fastapi.core_api.services.ui.connections import HookMetaService
 

@@ -52,7 +52,9 @@ def test_an_answer_of_more_bytes_than_any_has(proxy: Proxy, question: Callable[[
 
 
 @pytest.mark.parametrize("question", [ask, ask_async])
-def test_an_answer_that_trickles(proxy: Proxy, question: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_that_trickles_ends_in_time(
+    proxy: Proxy, question: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(http, "TRIES_TO_CONNECT", 1)
     monkeypatch.setattr(http, "SLOWEST_ANSWER", 0.05)  # of 60 s
     proxy.hurt(Fault.TRICKLE, on="/x")

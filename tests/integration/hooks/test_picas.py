@@ -116,13 +116,13 @@ ASKS: list[Callable[[], Any]] = [lambda: PicasHook().get("x"), lambda: run(lambd
 
 
 class TestConnection:
-    def test_ok(self, hook: PicasHook, pool: Pool) -> None:
+    def test_a_reachable_pool_passes(self, hook: PicasHook, pool: Pool) -> None:
         ok, text = hook.test_connection()
         assert ok, text
         assert text.startswith("CouchDB 3.")
         assert pool.database in text
 
-    def test_without_a_database(self, connect: Connect) -> None:
+    def test_a_connection_without_a_database_passes(self, connect: Connect) -> None:
         connect(schema="")
         ok, text = PicasHook().test_connection()
         assert ok
@@ -144,7 +144,9 @@ class TestConnection:
             ({"extra": {"ca_file": "/nowhere/ca.pem", "verify": True}, "host": "https://127.0.0.1:1"}, "'ca_file'"),
         ],
     )
-    def test_not_ok(self, connect: Connect, no_pauses: list[float], fields: dict[str, Any], words: str) -> None:
+    def test_faults_of_a_connection_are_reported(
+        self, connect: Connect, no_pauses: list[float], fields: dict[str, Any], words: str
+    ) -> None:
         connect(**fields)
         hook = PicasHook()
         ok, text = hook.test_connection()
@@ -152,7 +154,7 @@ class TestConnection:
         assert words in text
         assert "picas_default" not in text  # the Test button makes up a name
 
-    def test_no_such_connection(self) -> None:
+    def test_a_missing_connection_is_named(self) -> None:
         with pytest.raises(Exception, match="nowhere_conn"):
             PicasHook("nowhere_conn").count()
 
@@ -193,7 +195,7 @@ class TestPool:
         assert set(hook.stateless_ids(limit=5_000)) == {name for name, found in expected.items() if found is None}
         assert hook.count() == of_documents(documents)
 
-    def test_counts(self, hook: PicasHook, couchdb: CouchDBAdmin, pool: Pool) -> None:
+    def test_counts_are_those_of_the_documents(self, hook: PicasHook, couchdb: CouchDBAdmin, pool: Pool) -> None:
         hook.deploy_views()
         write(couchdb, pool, [*in_states(3, "b"), *in_states(2, "B"), *in_states(1, "b2")])
         write(couchdb, pool, [{"_id": "note", "type": "note", "lock": 0, "done": 0}])
@@ -287,7 +289,7 @@ class TestPool:
             assert len(read) == 5
             assert max(read[1:]) < 1.1 * PAGE_BYTES
 
-    def test_get(self, hook: PicasHook) -> None:
+    def test_a_token_is_read_by_its_id(self, hook: PicasHook) -> None:
         hook.push(tokens(3))
         assert hook.get("b:00000001")["input"] == "x1"
         assert run(lambda hook: hook.get("b:00000002"))["input"] == "x2"
@@ -375,7 +377,7 @@ class TestViews:
 class TestRun:
     """``HttpHook.run``, for anything that the hook has no method for."""
 
-    def test_get_and_post(self, hook: PicasHook, pool: Pool) -> None:
+    def test_get_and_post_reach_the_server(self, hook: PicasHook, pool: Pool) -> None:
         hook.push(tokens(3))
         assert hook.run(f"/{pool.database}").json()["doc_count"] == 3
         assert hook.run(f"{pool.database}/_all_docs", data={"limit": 2}).json()["rows"][1]["id"] == "b:00000001"
@@ -400,7 +402,7 @@ class TestRun:
             with pytest.raises(errors.NotCouchDBError, match="Please sign in"):
                 PicasHook().run(pool.database)
 
-    def test_timeouts_count(self, connect: Connect) -> None:
+    def test_timeouts_of_the_connection_apply(self, connect: Connect) -> None:
         with silent_host(accepts=True) as url:
             connect(host=url, extra={"read_timeout": 0.3})
             with pytest.raises(Exception, match=r"read timeout=0\.3"):
@@ -440,14 +442,14 @@ class TestSession:
         hook.test_connection()
         assert looked_up == ["MainThread"]
 
-    def test_one_session_a_thread(self, hook: PicasHook) -> None:
+    def test_each_thread_has_one_session(self, hook: PicasHook) -> None:
         with ThreadPoolExecutor(1) as worker:
             first, second = (worker.submit(hook.get_conn).result() for _ in range(2))
         assert first is second
         assert hook.get_conn() is hook.get_conn()
         assert hook.get_conn() is not first
 
-    def test_one_tcp_connection_a_thread(self, connect: Connect, pool: Pool) -> None:
+    def test_each_thread_has_one_tcp_connection(self, connect: Connect, pool: Pool) -> None:
         with Proxy(pool.url) as proxy:
             connect(host=proxy.url)
             hook = PicasHook()
@@ -493,7 +495,7 @@ class TestSession:
 
 class TestFaults:
     @pytest.mark.parametrize("fault", [429, 500, 502, 503, 504, Fault.DROP, Fault.LOSE, Fault.CUT])
-    def test_what_is_safe_is_asked_again(
+    def test_safe_requests_are_repeated(
         self, connect: Connect, pool: Pool, no_pauses: list[float], fault: Fault | int
     ) -> None:
         PicasHook().deploy_views()
@@ -541,7 +543,7 @@ class TestFaults:
             assert len(proxy.requests) == 2
 
     @pytest.mark.parametrize("status", [200, 404])
-    def test_a_page_is_no_couchdb(self, connect: Connect, status: int) -> None:
+    def test_a_web_page_is_not_taken_for_couchdb(self, connect: Connect, status: int) -> None:
         with html_site(status) as url:
             connect(host=url)
             for ask in ASKS:
@@ -552,20 +554,20 @@ class TestFaults:
         assert "is not CouchDB" in text
 
     @pytest.mark.parametrize("accepts", [True, False])
-    def test_a_silent_host(self, connect: Connect, no_pauses: list[float], accepts: bool) -> None:
+    def test_a_silent_host_times_out(self, connect: Connect, no_pauses: list[float], accepts: bool) -> None:
         with silent_host(accepts=accepts) as url:
             connect(host=url, extra={"connect_timeout": 0.3, "read_timeout": 0.3})
             for ask in ASKS:
                 with pytest.raises(errors.UnavailableError, match=r"does not answer \(.*Check host and port"):
                     ask()
 
-    def test_a_closed_port(self, connect: Connect, no_pauses: list[float]) -> None:
+    def test_a_closed_port_is_unavailable(self, connect: Connect, no_pauses: list[float]) -> None:
         connect(host=f"http://127.0.0.1:{processes.free_port()}")
         for ask in ASKS:
             with pytest.raises(errors.UnavailableError, match=r"does not answer \(.*(refused|Connect call failed)"):
                 ask()
 
-    def test_an_unknown_host(self, connect: Connect, no_pauses: list[float]) -> None:
+    def test_an_unknown_host_is_unavailable(self, connect: Connect, no_pauses: list[float]) -> None:
         connect(host="http://no-such-host.invalid")
         for ask in ASKS:
             with pytest.raises(errors.UnavailableError, match=r"no-such-host.invalid:[0-9]+ does not answer"):
@@ -574,7 +576,7 @@ class TestFaults:
 
 class TestTLS:
     @pytest.mark.filterwarnings("ignore:Unverified HTTPS request")
-    def test_a_certificate_that_does_not_verify(self, connect: Connect, pool: Pool, tmp_path: Path) -> None:
+    def test_an_invalid_certificate_is_refused(self, connect: Connect, pool: Pool, tmp_path: Path) -> None:
         context, ca_file = self_signed(tmp_path)
         with Proxy(pool.url, context) as proxy:
             connect(host=proxy.url)
@@ -605,7 +607,7 @@ class TestTLS:
                 proxy.hurt(fault)
                 assert run(lambda hook: hook.do(hook.pool.info()))["doc_count"] == 0
 
-    def test_a_server_without_tls_is_told(self, connect: Connect, pool: Pool, no_pauses: list[float]) -> None:
+    def test_a_server_without_tls_is_reported(self, connect: Connect, pool: Pool, no_pauses: list[float]) -> None:
         connect(host=pool.url.replace("http://", "https://"), extra={"connect_timeout": 1})  # CouchDB waits for more
         for ask in ASKS:
             with pytest.raises(errors.CouchDBError, match="http://") as caught:
@@ -625,7 +627,7 @@ class TestTLS:
                 ask()
 
 
-def test_the_password_is_nowhere(
+def test_the_password_appears_nowhere(
     connect: Connect,
     pool: Pool,
     caplog: pytest.LogCaptureFixture,

@@ -37,7 +37,7 @@ def freeze(cluster: Cluster | DockerStack) -> Iterator[Callable[[], None]]:
             os.kill(pid, signal.SIGCONT)
 
 
-def test_a_command(freeze: Callable[[], None], spider: str) -> None:
+def test_a_command_ends_in_time_and_the_next_reconnects(freeze: Callable[[], None], spider: str) -> None:
     with SlurmHook(spider) as hook:
         hook.run("true")
         freeze()
@@ -48,7 +48,7 @@ def test_a_command(freeze: Callable[[], None], spider: str) -> None:
         assert hook.run("echo $((6*7))").stdout == "42\n"
 
 
-def test_a_command_that_takes_too_long(spider: str) -> None:
+def test_a_command_that_takes_too_long_is_ended(spider: str) -> None:
     """Its connection is closed, too: nobody knows why it takes so long."""
     with SlurmHook(spider) as hook:
         before = hook.run("echo $SSH_CONNECTION").stdout
@@ -58,7 +58,9 @@ def test_a_command_that_takes_too_long(spider: str) -> None:
 
 
 @pytest.mark.parametrize("opened", [False, True])
-def test_files(freeze: Callable[[], None], spider: str, monkeypatch: pytest.MonkeyPatch, opened: bool) -> None:
+def test_sending_files_ends_in_time(
+    freeze: Callable[[], None], spider: str, monkeypatch: pytest.MonkeyPatch, opened: bool
+) -> None:
     monkeypatch.setattr(slurm, "SEND_TIMEOUT", TIMEOUT)
     with SlurmHook(spider) as hook:
         hook.run("true")
@@ -75,7 +77,7 @@ def test_files(freeze: Callable[[], None], spider: str, monkeypatch: pytest.Monk
         assert hook.run(f"cat {home}/frozen-{opened}; rm {home}/frozen-{opened}").stdout == "content"
 
 
-def test_a_command_of_a_trigger(freeze: Callable[[], None], spider: str) -> None:
+def test_a_triggers_command_ends_in_time(freeze: Callable[[], None], spider: str) -> None:
     async def run() -> None:
         async with SlurmAsyncHook(spider) as hook:
             await hook.perform(Command("true"))
@@ -88,7 +90,7 @@ def test_a_command_of_a_trigger(freeze: Callable[[], None], spider: str) -> None
     asyncio.run(run())
 
 
-def test_looks_at_jobs_go_on(freeze: Callable[[], None], spider: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_queries_of_jobs_go_on(freeze: Callable[[], None], spider: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The look after one that took long is not put off for a multiple of its time."""
     monkeypatch.setattr(module, "LOAD", 1e6)
     monkeypatch.setattr(module, "LONGEST_PAUSE", 1.0)

@@ -170,7 +170,7 @@ def by_trigger() -> list[str]:
     [key_file, known_hosts, changed_host_key, passphrase, proxy_command, options, not_checked],
     ids=lambda setting: setting.__name__,
 )
-def test_both_log_in(connection: Connection, setting: Callable[[Connection], None]) -> None:
+def test_tasks_and_triggers_log_in_alike(connection: Connection, setting: Callable[[Connection], None]) -> None:
     setting(connection)
     assert by_task() == ["hi\n"] * 2
     assert by_trigger() == ["hi\n"] * 2

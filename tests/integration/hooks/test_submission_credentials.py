@@ -230,7 +230,7 @@ def test_credentials_of_others_are_left_alone(
     assert listing(remote, submitted) == []
 
 
-def test_a_submission_of_an_earlier_version(
+def test_credentials_of_an_earlier_version_are_replaced(
     submitted: Submission, remote: SlurmHook, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It does not say from which connection its credentials came."""

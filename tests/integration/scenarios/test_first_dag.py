@@ -62,7 +62,7 @@ def wait(run_id: str, batch: dict[str, Any]) -> None:
     sensor.execute(context("wait", run_id=run_id))
 
 
-def test_without_sacct(site: Cluster, tmp_path: Path, run_id: str) -> None:
+def test_the_first_dag_runs_without_sacct(site: Cluster, tmp_path: Path, run_id: str) -> None:
     for name in ("sbatch", "squeue", "scontrol", "scancel"):
         script = tmp_path / name
         script.write_text(f'#!/bin/bash\nexec "{site.folder}/site/prefix/bin/{name}" "$@"\n')
@@ -74,7 +74,7 @@ def test_without_sacct(site: Cluster, tmp_path: Path, run_id: str) -> None:
     assert PicasHook().count(batch["batch"]) == Counts(done=2)
 
 
-def test_a_wrong_password(pool: Pool, monkeypatch: pytest.MonkeyPatch, run_id: str) -> None:
+def test_a_wrong_password_is_named_by_the_push(pool: Pool, monkeypatch: pytest.MonkeyPatch, run_id: str) -> None:
     set_connection(monkeypatch, "picas_default", native.picas_connection(replace(pool, password="wr0ng")))
     with pytest.raises(
         errors.UnauthorizedError, match="Check login and password of connection 'picas_default'"
@@ -84,7 +84,7 @@ def test_a_wrong_password(pool: Pool, monkeypatch: pytest.MonkeyPatch, run_id: s
     assert pool.tokens() == []
 
 
-def test_a_home_without_room(site: Cluster, run_id: str) -> None:
+def test_a_full_home_leaves_no_half_files(site: Cluster, run_id: str) -> None:
     batch = push(run_id)
     folder = site.home / "picas-pilots"
     with small_disk(folder, "64k"):

@@ -56,7 +56,7 @@ def slow(
         couchdb.request("DELETE", REQUEST_TIMEOUT)
 
 
-def test_a_task_waits_for_its_counts(slow: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_task_waits_for_the_index(slow: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert PicasHook(slow).count() == Counts(todo=NUMBER)
     assert capsys.readouterr().out.count("is building the index of Slow") == 1
 
@@ -70,7 +70,7 @@ def test_a_task_that_reads_or_changes_tokens_waits_too(slow: str, work: str) -> 
         assert hook.editor.reset(Selection.parse(states=["error"])).changed == 0
 
 
-def test_a_poke_goes_on(slow: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_poke_does_not_wait_for_the_index(slow: str, capsys: pytest.CaptureFixture[str]) -> None:
     """It does not block: the time-out is looked at between the pokes."""
     sensor = PicasTokenStateSensor(task_id="wait", batch=None, success_threshold=1)
     said, pokes = "", 0
@@ -83,7 +83,9 @@ def test_a_poke_goes_on(slow: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert said.count("The wait goes on until its deadline") == 1
 
 
-def test_a_watcher_goes_on(slow: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_watcher_does_not_wait_for_the_index(
+    slow: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(events, "TRY_AGAIN", 0.2)
 
     async def first() -> Any:

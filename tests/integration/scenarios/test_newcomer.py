@@ -14,7 +14,7 @@ from stack.docker import DockerStack
 from stack.pool import Pool
 
 
-def test_the_first_hour(pool: Pool, cluster: Cluster | DockerStack, tmp_path: Path) -> None:
+def test_a_new_users_first_commands_work(pool: Pool, cluster: Cluster | DockerStack, tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "PYTHONPATH"))}
     environment |= {"AIRFLOW_HOME": str(tmp_path / "airflow"), "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
     secrets = [pool.password, cluster.private_key.read_text().splitlines()[2]]

@@ -40,7 +40,7 @@ def _log(token_id: str) -> dict[str, Any]:
     return {f"logs_{token_id}.err": {"content_type": "text/plain", "data": data}}
 
 
-def test_each_is_read(hook: PicasHook) -> None:
+def test_tokens_with_odd_ids_are_read(hook: PicasHook) -> None:
     assert [hook.get(name)["_id"] for name in IDS] == IDS
     for name in (".", ".."):
         lives.write(hook, [{**hook.get(name), "_deleted": True}])
@@ -48,7 +48,7 @@ def test_each_is_read(hook: PicasHook) -> None:
             hook.get(name)
 
 
-def test_each_ones_attachments_are_collected(hook: PicasHook, tmp_path: Path) -> None:
+def test_attachments_of_odd_ids_are_collected(hook: PicasHook, tmp_path: Path) -> None:
     operator = PicasCollectTokensOperator(task_id="collect", attachments=str(tmp_path / "files"), **POOL)
     output = operator.execute(context("collect"))
     assert output["collected"] == len(IDS)
@@ -57,7 +57,7 @@ def test_each_ones_attachments_are_collected(hook: PicasHook, tmp_path: Path) ->
     assert [path.name for path in tmp_path.iterdir()] == ["files"]
 
 
-def test_each_is_reset_with_its_log(hook: PicasHook) -> None:
+def test_tokens_with_odd_ids_are_reset_with_their_logs(hook: PicasHook) -> None:
     operator = PicasResetTokensOperator(task_id="reset", keep_logs=True, **POOL)
     assert operator.execute(context("reset"))["reset"] == len(IDS)
     assert hook.count() == Counts(todo=len(IDS))
@@ -65,7 +65,7 @@ def test_each_is_reset_with_its_log(hook: PicasHook) -> None:
         assert "attempt-1.err" in hook.get(name)["_attachments"]
 
 
-def test_each_is_archived_deleted_and_restored(hook: PicasHook, tmp_path: Path) -> None:
+def test_tokens_with_odd_ids_are_archived_deleted_and_restored(hook: PicasHook, tmp_path: Path) -> None:
     operator = PicasDeleteTokensOperator(task_id="delete", archive=str(tmp_path), states="error", **POOL)
     output = operator.execute(context("delete"))
     assert (output["archived"], output["deleted"]) == (len(IDS), len(IDS))

@@ -86,7 +86,7 @@ def set_good(pool: Pool, fields: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_good_tokens_beside_odd_ones(
+def test_good_tokens_run_beside_odd_ones(
     pool: Pool, between: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     put_lease(pool, "dead", ended=True)

@@ -128,7 +128,7 @@ def test_its_views_can_be_made_over_ours(client: Client, hook: PicasHook) -> Non
     assert hook.deploy_views().written == []
 
 
-def test_tokens_that_it_pushes_are_seen(client: Client, hook: PicasHook) -> None:
+def test_tokens_that_the_client_pushes_are_counted(client: Client, hook: PicasHook) -> None:
     client("create_views.py")
     client("push_tokens.py")
     assert hook.count() == Counts(todo=3)
@@ -148,7 +148,7 @@ def open_and_finish() -> str:
     return (EXAMPLES / "actor.py").read_text().replace('int(token["input"])', "0")
 
 
-def test_its_reset_works_on_our_tokens(client: Client, hook: PicasHook) -> None:
+def test_the_clients_reset_works_on_our_tokens(client: Client, hook: PicasHook) -> None:
     batch = push([0, 3, 4])
     client("actor.py")
     assert "Number of reset tokens: 2" in client("resetTokens.py", "Monitor/error", "0")

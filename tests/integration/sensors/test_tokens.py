@@ -120,13 +120,13 @@ pytestmark = pytest.mark.usefixtures("picas_default")
 
 @MODES
 class TestOutcome:
-    def test_all_done(self, batch: dict[str, Any], run: Callable[..., Any], deferrable: bool) -> None:
+    def test_a_complete_batch_succeeds(self, batch: dict[str, Any], run: Callable[..., Any], deferrable: bool) -> None:
         put(range(4), LOCKED)
         counts = run(sensor(batch, deferrable=deferrable), lambda: put(range(10), DONE))
         assert counts == {"todo": 0, "locked": 0, "done": 10, "error": 0}
 
     @pytest.mark.parametrize("max_errors", [2, 0.2, "2", "0.25"])
-    def test_errors_within_the_budget(
+    def test_errors_within_the_budget_succeed(
         self, batch: dict[str, Any], run: Callable[..., Any], deferrable: bool, max_errors: Any
     ) -> None:
         put([0, 1], ERROR)
@@ -192,14 +192,16 @@ class TestOutcome:
         with pytest.raises(AirflowSkipException, match="1 of 10 tokens failed"):
             run(waits, lambda: put([0, 1, 2, 4, 5, 6, 7, 8, 9], DONE))
 
-    def test_the_time_is_limited(self, batch: dict[str, Any], run: Callable[..., Any], deferrable: bool) -> None:
+    def test_the_time_out_ends_the_wait(self, batch: dict[str, Any], run: Callable[..., Any], deferrable: bool) -> None:
         put(range(4), DONE)
         begin = time.monotonic()
         with pytest.raises(AirflowSensorTimeout):
             run(sensor(batch, deferrable=deferrable, timeout=0.6))
         assert time.monotonic() - begin < 10
 
-    def test_the_whole_pool(self, batch: dict[str, Any], run: Callable[..., Any], deferrable: bool) -> None:
+    def test_the_whole_pool_can_be_waited_for(
+        self, batch: dict[str, Any], run: Callable[..., Any], deferrable: bool
+    ) -> None:
         PicasHook().push([new_token({}, batch="other", push="q", ordinal=0)])
 
         def finish() -> None:
@@ -212,7 +214,7 @@ class TestOutcome:
 
 @MODES
 class TestShapesOfPools:
-    def test_monitor_only(
+    def test_a_pool_with_monitor_only_can_be_waited_for(
         self, batch: dict[str, Any], run: Callable[..., Any], deferrable: bool, couchdb: CouchDBAdmin
     ) -> None:
         design = f"/{batch['database']}/_design/airflow-picas-1"
@@ -221,7 +223,7 @@ class TestShapesOfPools:
         counts = run(sensor(batch, deferrable=deferrable), lambda: put(range(10), DONE))
         assert counts == {"todo": 0, "locked": 0, "done": 10, "error": 0}
 
-    def test_a_design_document_of_its_own(
+    def test_another_design_document_can_be_waited_for(
         self,
         batch: dict[str, Any],
         run: Callable[..., Any],
@@ -238,7 +240,7 @@ class TestShapesOfPools:
         put([6, 7], DONE)
         assert run(waits, lambda: put([8, 9], DONE)) == {"todo": 0, "locked": 0, "done": 4, "error": 0}
 
-    def test_a_login_that_may_only_read(
+    def test_a_login_that_may_only_read_can_wait(
         self,
         batch: dict[str, Any],
         run: Callable[..., Any],
@@ -300,17 +302,17 @@ class TestPoke:
             ({"max_errors": 1.5}, "above 1 it must be a whole number"),
         ],
     )
-    def test_what_makes_no_sense_is_told(self, batch: dict[str, Any], arguments: dict[str, Any], words: str) -> None:
+    def test_invalid_arguments_are_refused(self, batch: dict[str, Any], arguments: dict[str, Any], words: str) -> None:
         with pytest.raises(AirflowFailException, match=words):
             sensor(**{"batch": batch, **arguments}).execute(context("wait"))
 
-    def test_all_done_already_is_not_deferred(self, batch: dict[str, Any]) -> None:
+    def test_a_complete_batch_is_not_deferred(self, batch: dict[str, Any]) -> None:
         put(range(10), DONE)
         assert sensor(batch, deferrable=True).execute(context("wait"))["done"] == 10
 
 
 class TestReschedule:
-    def test_until_all_are_done(self, batch: dict[str, Any]) -> None:
+    def test_a_wait_is_rescheduled_until_all_are_done(self, batch: dict[str, Any]) -> None:
         for _ in range(2):
             with pytest.raises(AirflowRescheduleException) as caught:
                 sensor(batch, mode="reschedule", poke_interval=45).execute(context("wait"))
@@ -326,7 +328,7 @@ class TestReschedule:
 
 
 class TestTrigger:
-    def test_it_is_stored_without_the_password(self, batch: dict[str, Any], pool: Pool) -> None:
+    def test_the_trigger_is_stored_without_the_password(self, batch: dict[str, Any], pool: Pool) -> None:
         put_off = deferred(sensor(batch, deferrable=True, max_errors=0.2))
         path, arguments = put_off.trigger.serialize()
         assert path == "airflow_provider_picas.triggers.tokens.PicasTokenStateTrigger"
@@ -354,7 +356,7 @@ class TestTrigger:
             assert asyncio.run(first_event(put_off.trigger))["outcome"] == "timed_out"
         assert len(proxy.requests) < 12, proxy.requests
 
-    def test_two_waits_on_one_pool(self, batch: dict[str, Any]) -> None:
+    def test_two_waits_share_one_feed(self, batch: dict[str, Any]) -> None:
         PicasHook().push([new_token({}, batch="c", push="q", ordinal=0)])
         first, second = deferred(sensor(batch, deferrable=True)), deferred(sensor("c", deferrable=True))
 

@@ -192,7 +192,9 @@ def test_an_outage_ends_with_the_time_out(
     [(run_deferred, {"deferrable": True}), (run_poked, {"deferrable": False})],
     ids=["deferrable", "poke"],
 )
-def test_a_limit_of_ones_own(hook: PicasHook, server: CouchDB, proxy: Proxy, run: Any, options: dict[str, Any]) -> None:
+def test_the_outage_parameter_limits_an_outage(
+    hook: PicasHook, server: CouchDB, proxy: Proxy, run: Any, options: dict[str, Any]
+) -> None:
     with pytest.raises(CouchDBError, match="does not answer"):
         run(sensor(outage=timedelta(seconds=0.5), **options), proxy, server.kill)
 

@@ -80,7 +80,7 @@ def make_runaway(site: Cluster, watched: Submission) -> None:
     site.start_controller()
 
 
-def test_a_runaway_job(
+def test_a_runaway_job_does_not_keep_a_wait_standing(
     site: Cluster, remote: SlurmHook, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pool: object
 ) -> None:
     batch = PicasPushTokensOperator(task_id="push", inputs=[1]).execute(context(run_id="runaway"))

@@ -101,7 +101,7 @@ export SLURM_CLUSTERS=$(scontrol show config | sed -n 's/^ClusterName *= *//p') 
 
 
 @pytest.mark.parametrize("text", [VARIABLES, SHELL, ONE_CLUSTER], ids=["variables", "shell code", "one cluster"])
-def test_the_login_profile_changes_no_submission(held: str, remote: SlurmHook, task_id: str, text: str) -> None:
+def test_the_login_profile_does_not_change_a_submission(held: str, remote: SlurmHook, task_id: str, text: str) -> None:
     remote.run("mkdir -p pilots")
     with profile(remote, text):
         made = submit(held, task_id, remote_folder="pilots", env={"OURS": "1"})
@@ -278,7 +278,7 @@ def wice(cluster: Any, tmp_path: Any) -> Iterator[str]:
         yield "wice"
 
 
-def test_a_profile_that_names_another_cluster(
+def test_jobs_on_the_profiles_cluster_are_found_and_cancelled(
     held: str, quick: str, remote: SlurmHook, task_id: str, wice: str
 ) -> None:
     """What is submitted there is found, by squeue and by sacct, and cancelled there."""

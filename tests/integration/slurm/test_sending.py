@@ -77,7 +77,7 @@ def submit(task_id: str, **arguments: Any) -> dict[str, Any]:
     ],
     ids=["a .bashrc that prints", "no SFTP", "one session at a time"],
 )
-def test_pilots_are_submitted(
+def test_files_reach_a_restricted_login_node(
     site: Cluster, sshd: Callable[..., str], held: str, settings: dict[str, Any], startup: str
 ) -> None:
     with bashrc(site, startup):
@@ -87,7 +87,7 @@ def test_pilots_are_submitted(
     assert jobs.stdout.split() == made["job_ids"]
 
 
-def test_a_trigger_with_one_session_at_a_time(sshd: Callable[..., str]) -> None:
+def test_a_trigger_works_with_one_session_at_a_time(sshd: Callable[..., str]) -> None:
     async def run() -> list[Output]:
         async with cluster_for(sshd(max_sessions=1)).use() as cluster:
             commands = [cluster.perform(Command(f"sleep 0.1; echo {number}")) for number in range(3 * SESSIONS)]
@@ -96,7 +96,7 @@ def test_a_trigger_with_one_session_at_a_time(sshd: Callable[..., str]) -> None:
     assert [output.stdout for output in asyncio.run(run())] == [f"{number}\n" for number in range(3 * SESSIONS)]
 
 
-def test_no_session_at_all(sshd: Callable[..., str]) -> None:
+def test_a_node_without_sessions_is_reported(sshd: Callable[..., str]) -> None:
     with SlurmHook(sshd(max_sessions=0)) as slurm, pytest.raises(Exception, match=r"opens no session .*MaxSessions"):
         slurm.run("true")
 
@@ -108,7 +108,7 @@ def test_no_session_at_all(sshd: Callable[..., str]) -> None:
     assert all("opens no session" in str(error) for error in asyncio.run(run()))
 
 
-def test_a_full_home(site: Cluster, tmp_path: Path) -> None:
+def test_a_full_home_leaves_no_part_of_a_submission(site: Cluster, tmp_path: Path) -> None:
     """The submission is made as soon as there is room: nothing of the failed one is taken for whole."""
     PicasHook("picas_default").deploy_views()
     (tmp_path / "data").write_bytes(os.urandom(1_200_000))
@@ -148,7 +148,7 @@ def test_a_file_that_finds_no_room_leaves_the_old_ones(site: Cluster) -> None:
         subprocess.run(["rm", "-r", site.home / "old"], check=True)
 
 
-def test_a_start_up_file_that_reads_the_content(site: Cluster) -> None:
+def test_a_start_up_file_that_reads_the_content_is_reported(site: Cluster) -> None:
     with bashrc(site, "read -r -n 20 -d '' answer"), SlurmHook("spider") as slurm:
         output = slurm.perform(Send([RemoteFile(f"{site.home}/eaten", b"x" * 1_000)]))
     assert output.code == 1
@@ -157,7 +157,7 @@ def test_a_start_up_file_that_reads_the_content(site: Cluster) -> None:
 
 
 @pytest.mark.parametrize("way", ["task", "trigger"])
-def test_a_large_file_of_any_bytes(site: Cluster, way: str) -> None:
+def test_a_large_file_arrives_unchanged(site: Cluster, way: str) -> None:
     content = os.urandom(33_000_000)
     step = Send([RemoteFile(f"{site.home}/large", content, 0o750), RemoteFile(f"{site.home}/é 'x", b"\0\n\0", 0o600)])
 

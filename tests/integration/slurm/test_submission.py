@@ -123,7 +123,7 @@ def test_a_worker_that_is_interrupted_by_another(remotes: SimpleQueue[SlurmHook]
     )
 
 
-def test_three_workers_in_any_order(remotes: SimpleQueue[SlurmHook]) -> None:
+def test_three_workers_in_any_order_submit_once(remotes: SimpleQueue[SlurmHook]) -> None:
     """Two of them die, or one, or none."""
     cases = []
     for seed in SEEDS:

@@ -181,7 +181,7 @@ def test_a_renewal_that_comes_later_than_those_after_it(site: Site) -> None:
 
 
 @pytest.mark.parametrize("step", [200, -200])
-def test_the_databases_clock_steps(site: Site, step: float) -> None:
+def test_a_step_of_the_databases_clock_kills_no_pilot(site: Site, step: float) -> None:
     site.begin()
     for proxy in site.proxies:
         proxy.ahead = step
@@ -192,7 +192,7 @@ def test_the_databases_clock_steps(site: Site, step: float) -> None:
     site.check()
 
 
-def test_local_documents_are_gone(site: Site) -> None:
+def test_a_loss_of_local_documents_kills_no_pilot(site: Site) -> None:
     """As after a fail-over to a replica: leases are never replicated."""
     lease_time = 20  # so that the pilot at work outlasts the start of the other one on a slow machine
     site.work(lease_time)

@@ -132,7 +132,7 @@ def info(hook: PicasHook) -> Any:
     return Request("GET", hook.pool.path())
 
 
-def test_many_leases(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_leases_are_removed_in_portions(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are read in pages."""
     monkeypatch.setattr(tidy, "PAGE", 7)
     hook = PicasHook("picas_default")
@@ -194,7 +194,9 @@ def test_old_submissions_are_removed(remote: SlurmHook, folder: str) -> None:
     ]
 
 
-def test_more_than_are_kept(remote: SlurmHook, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_submissions_beyond_the_limit_are_removed(
+    remote: SlurmHook, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sweep, "KEEP_NUMBER", 2)
     for number in range(1, 6):
         make(remote, folder, f"picas-sweep-0123456789.{number}", 10 - number)
@@ -226,6 +228,6 @@ def test_a_task_that_submits_sweeps_and_uses_no_key_twice(pool: Pool, remote: Sl
 
 
 @pytest.mark.parametrize("days", [0, "none", None, float("nan")])
-def test_days_that_are_none(days: Any, pool: Pool) -> None:
+def test_invalid_keep_days_are_refused(days: Any, pool: Pool) -> None:
     with pytest.raises(AirflowFailException, match=r"`keep_days` is .*; it takes a number of days from 1"):
         submit(pool, None, keep_days=days)

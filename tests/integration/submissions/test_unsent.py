@@ -177,7 +177,7 @@ def test_a_result_that_the_database_refuses_is_shortened(
     assert files(remote, watched) == []
 
 
-def test_a_proxy_refuses_a_log(
+def test_a_log_that_a_proxy_refuses_does_not_hold_up_the_result(
     hook: PicasHook, proxy: Proxy, behind: PicasHook, remote: SlurmHook, watched: Submission, tmp_path: Path
 ) -> None:
     (token,) = lives.fill(hook, {State.LOCKED: 1}, **CLAIM)

@@ -49,7 +49,7 @@ def answers(proxy: Proxy) -> list[int]:
     return sizes
 
 
-def test_looks_read_large_tokens_once(proxy: Proxy) -> None:
+def test_checks_read_large_tokens_once(proxy: Proxy) -> None:
     hook, observer = PicasHook(), Observer()
     ids = lives.fill(hook, {State.LOCKED: TOKENS}, large="x" * SIZE)
     sizes = answers(proxy)

@@ -61,7 +61,9 @@ def tokens_of_a_dead_pilot(proxy: Proxy, pool: Pool, folder: Path) -> tuple[Any,
     return pilots, ids
 
 
-def test_a_cancel_names_them(proxy: Proxy, pool: Pool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_cancel_names_stuck_tokens(
+    proxy: Proxy, pool: Pool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pilots, ids = tokens_of_a_dead_pilot(proxy, pool, tmp_path)
     cancel = PicasCancelPilotsOperator(task_id="cancel", pilots=pilots, batch="b")
     assert cancel.execute(context("cancel")) == 2

@@ -33,7 +33,7 @@ def keys(remote: SlurmHook) -> Iterator[list[str]]:
     remote.run(f"for name in {' '.join(names)}; do scancel --name=$name; done; rm -r {made[-1]}")
 
 
-def test_looks_at_the_same_time_are_one(keys: list[str]) -> None:
+def test_queries_at_the_same_time_are_one_command(keys: list[str]) -> None:
     async def look() -> None:
         async with cluster_for("spider").use() as shared:
             since = int(time.time()) - 60
@@ -49,7 +49,7 @@ def test_looks_at_the_same_time_are_one(keys: list[str]) -> None:
     asyncio.run(look())
 
 
-def test_more_looks_than_one_command_takes(keys: list[str]) -> None:
+def test_more_queries_than_one_command_takes_are_split(keys: list[str]) -> None:
     """Of 1,000 submissions with the longest names that there are, most of which have no jobs."""
 
     async def look() -> tuple[int, list[SlurmStatus]]:
@@ -78,7 +78,7 @@ def test_a_look_is_what_it_would_be_alone(keys: list[str], remote: SlurmHook) ->
     assert [item.jobs for item in asyncio.run(look())] == [item.jobs for item in alone]
 
 
-def test_many_use_one_connection(remote: SlurmHook) -> None:
+def test_many_waits_use_one_connection(remote: SlurmHook) -> None:
     async def ask() -> set[str]:
         async def one() -> str:
             async with cluster_for("spider").use() as shared:

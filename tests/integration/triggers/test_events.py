@@ -93,7 +93,7 @@ async def watching(event: str, batch: str | None = None, store: Store | None = N
         assert feed.open_feeds() == 0
 
 
-def test_a_batch_is_complete(hook: PicasHook, pool: Pool) -> None:
+def test_a_complete_batch_is_an_event(hook: PicasHook, pool: Pool) -> None:
     push(hook, "a", 2)
     push(hook, "b", 1)
 
@@ -120,7 +120,7 @@ def test_a_batch_is_complete(hook: PicasHook, pool: Pool) -> None:
     asyncio.run(watch())
 
 
-def test_new_errors(hook: PicasHook) -> None:
+def test_new_errors_are_events(hook: PicasHook) -> None:
     push(hook, "a", 3)
 
     async def watch() -> None:
@@ -154,7 +154,7 @@ def test_tokens_to_do_with_and_without_a_batch(hook: PicasHook) -> None:
     asyncio.run(watch())
 
 
-def test_only_the_batches_that_are_watched(hook: PicasHook) -> None:
+def test_only_watched_batches_are_events(hook: PicasHook) -> None:
     async def watch() -> None:
         async with watching("todo", "night-*") as watcher:
             push(hook, "day-1", 1)
@@ -280,6 +280,6 @@ def test_watchers_of_a_pool_share_a_stream() -> None:
     assert PicasTokenEventTrigger(database="other").shared_stream_key() not in keys
 
 
-def test_no_event() -> None:
+def test_unrelated_changes_are_not_events() -> None:
     with pytest.raises(ValueError, match="event is 'done'"):
         PicasTokenEventTrigger(event="done")

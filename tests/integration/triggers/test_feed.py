@@ -48,7 +48,7 @@ def finish(hook: PicasHook, batch: str, number: int = 1, exit_code: int = 0) -> 
     hook.do(hook.pool.write([documents.encode(token) for token in done]))
 
 
-def test_present_state_first_then_each_change(hook: PicasHook) -> None:
+def test_a_wait_gets_the_present_state_and_then_each_change(hook: PicasHook) -> None:
     push(hook, "a", 2)
 
     async def wait() -> None:
@@ -139,7 +139,7 @@ def test_one_feed_for_all_waits_on_a_pool_and_none_after_them(hook: PicasHook) -
     asyncio.run(wait())
 
 
-def test_only_touched_batches_are_asked_for(hook: PicasHook, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_changed_batches_are_counted(hook: PicasHook, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[str]] = []
     real = changes.counts_of
     monkeypatch.setattr(changes, "counts_of", lambda pool, batches: asked.append(list(batches)) or real(pool, batches))
@@ -192,7 +192,7 @@ def test_a_scan_that_ends_too_early_is_completed(hook: PicasHook, monkeypatch: p
     assert found == {batch: Counts(todo=1, done=1) for batch in asked}
 
 
-def test_a_pool_with_monitor_only(pool: Pool, picas_default: str, couchdb: CouchDBAdmin) -> None:
+def test_a_pool_with_monitor_only_is_followed(pool: Pool, picas_default: str, couchdb: CouchDBAdmin) -> None:
     hook = PicasHook(picas_default)
     hook.deploy_views()
     _, design = couchdb.request("GET", f"/{pool.database}/_design/airflow-picas-1")
@@ -413,7 +413,9 @@ def test_the_end_of_an_outage_is_told_to_who_only_follows(hook: PicasHook, throu
     through_tunnel(wait)
 
 
-def test_a_proxy_that_cuts_long_polls(hook: PicasHook, through_tunnel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_proxy_that_cuts_long_polls_loses_nothing(
+    hook: PicasHook, through_tunnel: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The polls become short enough, no outage is told, and changes are still noticed."""
     monkeypatch.setattr(feed, "SHORTEST_POLL", 1.0)
     push(hook, "a", 1)
@@ -431,7 +433,7 @@ def test_a_proxy_that_cuts_long_polls(hook: PicasHook, through_tunnel: Any, monk
     through_tunnel(wait)
 
 
-def test_half_a_row(hook: PicasHook, through_tunnel: Any) -> None:
+def test_a_response_that_breaks_off_is_an_outage(hook: PicasHook, through_tunnel: Any) -> None:
     """An answer that breaks off is an outage like any other."""
     push(hook, "a", 1)
 

@@ -122,7 +122,7 @@ def event(made: PicasTokenStateTrigger, meanwhile: Callable[[], None] = lambda: 
     return asyncio.run(run())
 
 
-def test_complete(hook: PicasHook) -> None:
+def test_a_complete_batch_ends_the_wait(hook: PicasHook) -> None:
     found = event(trigger(), lambda: finish(hook, 4))
     assert found == {
         "outcome": "complete", "counts": {"todo": 0, "locked": 0, "done": 4, "error": 0}, "expected": 4,
@@ -147,7 +147,7 @@ def test_a_clock_that_jumps_ends_no_wait(hook: PicasHook, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(("fail_fast", "outcome"), [(True, "too_many_errors"), (False, "timed_out")])
-def test_fail_fast(hook: PicasHook, fail_fast: bool, outcome: str) -> None:
+def test_fail_fast_decides_when_errors_end_the_wait(hook: PicasHook, fail_fast: bool, outcome: str) -> None:
     made = trigger(fail_fast=fail_fast, deadline=time.time() + (30 if fail_fast else 6))
     found = event(made, lambda: finish(hook, 1, exit_code=1))
     assert (found["outcome"], found["counts"]["todo"]) == (outcome, 3)
@@ -170,12 +170,12 @@ def test_an_error_that_is_taken_back_at_once_fails_nothing(hook: PicasHook, monk
 @pytest.mark.parametrize(
     ("threshold", "outcome"), [(3, "enough"), (0.75, "enough"), (1.0, "timed_out"), (4, "timed_out")]
 )
-def test_success_threshold(hook: PicasHook, threshold: float, outcome: str) -> None:
+def test_a_success_threshold_decides_when_the_wait_ends(hook: PicasHook, threshold: float, outcome: str) -> None:
     made = trigger(success_threshold=threshold, deadline=time.time() + (30 if outcome == "enough" else 5))
     assert event(made, lambda: finish(hook, 3))["outcome"] == outcome
 
 
-def test_no_progress(hook: PicasHook) -> None:
+def test_no_progress_ends_the_wait(hook: PicasHook) -> None:
     finished = 0.0
 
     def finish_one() -> None:
@@ -207,7 +207,7 @@ def test_tokens_added_and_deleted_while_it_waits(hook: PicasHook) -> None:
     assert found["outcome"] == "lost"
 
 
-def test_a_batch_without_tokens(hook: PicasHook) -> None:
+def test_a_batch_without_tokens_is_complete_or_lost(hook: PicasHook) -> None:
     assert event(trigger(batch="none", expected=0))["outcome"] == "complete"
     assert event(trigger(batch="none", expected=1))["outcome"] == "lost"
 
@@ -284,7 +284,7 @@ def test_pilots_that_come_back_are_not_missed(hook: PicasHook, monkeypatch: pyte
     assert event(made, give_back_and_finish)["outcome"] == "complete"
 
 
-def test_the_tasks_state_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tasks_state_is_queried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     answers: list[Any] = [OSError("no answer"), "success"]
 
     def state(task_instance: Any) -> str:
@@ -315,7 +315,7 @@ def sensor(**options: Any) -> PicasTokenStateSensor:
 
 
 @pytest.mark.parametrize("mode", ["poke", "reschedule"])
-def test_no_progress_between_pokes(hook: PicasHook, mode: str) -> None:
+def test_no_progress_is_noticed_between_pokes(hook: PicasHook, mode: str) -> None:
     one = sensor(mode=mode, no_progress=3)
 
     def poke() -> bool:
@@ -444,7 +444,7 @@ def test_max_scrubs_beyond_the_attempts_that_are_kept(hook: PicasHook, number: i
 
 
 @pytest.mark.parametrize("name", ["max_scrubs", "max_lock_age", "resubmit"])
-def test_numbers_that_are_none_are_named(hook: PicasHook, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_invalid_numbers_are_named(hook: PicasHook, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     unreachable(monkeypatch)
     found = {"outcome": "no_pilots", "counts": {"todo": 4, "locked": 0, "done": 0, "error": 0}, "expected": 4}
     one = sensor(deferrable=True, pilots=PILOTS, **{"resubmit": 1, name: "some"})

@@ -48,7 +48,7 @@ def with_document(history: History, token: str, **fields: Any) -> History:
     return replace(history, documents={**history.documents, token: {**history.documents[token], **fields}})
 
 
-def test_a_lost_token() -> None:
+def test_a_lost_token_is_a_violation() -> None:
     assert "lost" in found(with_document(healthy(), "a", lock=0, done=0))
     assert "lost" in found(with_document(healthy(), "a", done=0))
     history = healthy()
@@ -56,7 +56,7 @@ def test_a_lost_token() -> None:
     assert "lost" in found(history)
 
 
-def test_a_doubled_acceptance() -> None:
+def test_a_result_accepted_twice_is_a_violation() -> None:
     history = healthy()
     history.writes.append(Write("a", "a2", "accepted", 12))
     assert found(history) == {"accepted_once"}
@@ -69,7 +69,7 @@ def test_a_result_that_was_accepted_and_undone() -> None:
     assert found(history) == {"accepted_once"}
 
 
-def test_a_result_that_nobody_sent() -> None:
+def test_a_result_that_nobody_sent_is_a_violation() -> None:
     history = healthy()
     del history.writes[0]
     assert found(history) == {"accepted_once"}
@@ -77,13 +77,13 @@ def test_a_result_that_nobody_sent() -> None:
     assert found(history) == set(), "the answer was lost"
 
 
-def test_a_claim_that_is_run_twice() -> None:
+def test_a_claim_that_is_run_twice_is_a_violation() -> None:
     history = healthy()
     history.runs.append(Run("a", "a1", "1.0", 20, 21, 0))
     assert found(history) == {"begun_once"}
 
 
-def test_a_run_that_shows_nowhere() -> None:
+def test_a_run_that_shows_nowhere_is_a_violation() -> None:
     history = with_document(healthy(), "b", attempts=[{"claim": "b1", "exit_code": 3, "reason": "failed: x"}])
     assert found(history) == {"attempts_complete"}
     history.kept.append(Kept("refused", "b", "b2"))
@@ -111,7 +111,7 @@ OVERLAP = Overlap("b", "b3", "b2", 30)
     ],
     ids=["nothing", "frozen", "long ago", "later", "the other pilot", "killed alone", "killed with its commands"],
 )
-def test_an_overlap(hurt: Hurt | None, allowed: bool) -> None:
+def test_overlapping_runs_are_a_violation(hurt: Hurt | None, allowed: bool) -> None:
     history = replace(healthy(), overlaps=[OVERLAP], hurts=[hurt] if hurt else [])
     assert ("never_at_once" in found(history)) is not allowed
 
@@ -144,7 +144,7 @@ def test_a_failure_that_counts_as_something_else() -> None:
     assert found(history) == {"results_kept"}
 
 
-def test_a_conflict_that_hides_a_result() -> None:
+def test_a_conflict_that_hides_a_result_is_a_violation() -> None:
     history = with_document(healthy(), "a", lock=0, done=0)
     history.leaves["a"] = [{"_id": "a", "claim": "a1", **DONE}]
     assert found(history) == {"lost", "accepted_once", "conflicts"}

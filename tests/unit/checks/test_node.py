@@ -45,7 +45,7 @@ def test_no_secret_goes_to_the_cluster(probe: Probe) -> None:
     assert not plan.python_path
 
 
-def test_a_report(probe: Probe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_becomes_findings(probe: Probe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for file in probe.files(str(tmp_path), to_file=True):
         Path(file.path).write_bytes(file.content)
     command = [sys.executable, "-I", str(tmp_path / node.PROGRAM), str(tmp_path / node.CONFIG)]
@@ -62,7 +62,7 @@ def test_a_report(probe: Probe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("text", ["", "Welcome", "[]", "{", "null", '"x"', "1"])
-def test_what_is_no_report(text: str) -> None:
+def test_other_output_is_not_a_report(text: str) -> None:
     assert node.read_report(text) is None
 
 
@@ -76,7 +76,7 @@ def test_what_is_no_report(text: str) -> None:
         {"database": {"status": 10**400}},
     ],
 )
-def test_a_report_of_another_shape(probe: Probe, report: dict[str, object]) -> None:
+def test_a_report_of_another_shape_is_not_trusted(probe: Probe, report: dict[str, object]) -> None:
     why = probe.reaches(report)
     assert why
     assert why.isprintable()
@@ -94,7 +94,7 @@ def test_a_report_of_another_shape(probe: Probe, report: dict[str, object]) -> N
         (-4000.0, "warn", "4000 s behind"),
     ],
 )
-def test_clocks(off: float, level: str, words: str) -> None:
+def test_clocks_are_compared_with_the_databases(off: float, level: str, words: str) -> None:
     found = node.clock_finding("clock", off)
     assert found.level == level
     assert words in found.text

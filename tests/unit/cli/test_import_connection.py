@@ -29,7 +29,7 @@ PICAS_PASSWORD = decrypt_password(config.config['encrypted_password']).decode()
 """
 
 
-def test_picasconfig(tmp_path: Path) -> None:
+def test_a_picasconfig_becomes_a_connection(tmp_path: Path) -> None:
     file = tmp_path / "picasconfig.py"
     file.write_text(
         f"# mine\nPICAS_HOST_URL = 'https://picas.example:6984'\nPICAS_DATABASE='db'\nPICAS_USERNAME=\"me\"\nPICAS_PASSWORD={PASSWORD!r}\n"
@@ -50,7 +50,7 @@ def test_picasconfig(tmp_path: Path) -> None:
         ("PICAS_PASSWORD = 's3cret\n", "line 1 is not valid Python"),
     ],
 )
-def test_a_picasconfig_that_is_none(tmp_path: Path, text: str, words: str) -> None:
+def test_an_invalid_picasconfig_is_refused(tmp_path: Path, text: str, words: str) -> None:
     file = tmp_path / "picasconfig.py"
     file.write_text(text)
     with pytest.raises(ImportFailedError, match=words) as caught:
@@ -83,7 +83,7 @@ def conf(tmp_path: Path) -> Path:
     return file
 
 
-def test_conf_yml(conf: Path) -> None:
+def test_a_conf_yml_becomes_a_connection(conf: Path) -> None:
     assert PASSWORD not in conf.read_text()
     found = read_credentials(conf)
     assert found == {"host": "https://picas.example:6984", "database": "db", "login": "me", "password": PASSWORD}
@@ -131,7 +131,7 @@ def test_the_command_says_what_is_wrong_and_never_the_password(
     assert "s3cret" not in said.out + said.err
 
 
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main(["--version"])
     assert ended.value.code == 0

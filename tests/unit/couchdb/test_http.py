@@ -39,7 +39,9 @@ def check(told: Answer, request: Request = GET) -> Answer:
         (413, "document_too_large", "b:5", errors.TooLargeError, "document_too_large: b:5"),
     ],
 )  # fmt: skip
-def test_errors_of_couchdb(status: int, error: str, reason: str, kind: type[errors.CouchDBError], words: str) -> None:
+def test_responses_become_typed_errors(
+    status: int, error: str, reason: str, kind: type[errors.CouchDBError], words: str
+) -> None:
     with pytest.raises(errors.CouchDBError) as caught:
         check(answer(status, {"error": error, "reason": reason}))
     assert type(caught.value) is kind
@@ -75,7 +77,7 @@ HTML = b"\n  <!DOCTYPE html>\n<html><title>Sign in</title></html>"
         answer(405, ["error"]),
     ],
 )
-def test_what_is_no_couchdb_is_told(told: Answer) -> None:
+def test_other_servers_are_not_taken_for_couchdb(told: Answer) -> None:
     with pytest.raises(
         errors.NotCouchDBError, match=r"is not CouchDB: HTTP .*Check host and port of connection 'my_pool'"
     ):
@@ -110,7 +112,7 @@ def test_a_proxys_own_page_is_worth_another_try(status: int) -> None:
         ("bad_request", errors.CouchDBError, r"CouchDB refused token 'b:1' in pool on .*bad_request: no"),
     ],
 )
-def test_a_token_that_is_refused(error: str, kind: type[errors.CouchDBError], words: str) -> None:
+def test_a_refused_token_is_named(error: str, kind: type[errors.CouchDBError], words: str) -> None:
     told = http.refused(POOL, "b:1", error, "no")
     assert (type(told), told.error, told.reason) == (kind, error, "no")
     assert re.search(words, str(told))
@@ -169,13 +171,13 @@ def test_pauses_grow_and_the_servers_wish_counts() -> None:
     assert http.wait_before(2, "Wed, 21 Oct 2026 07:28:00 GMT") <= 0.75
 
 
-def test_the_servers_clock() -> None:
+def test_the_date_header_is_the_servers_clock() -> None:
     assert answer(200, {}, date="Wed, 21 Oct 2026 07:28:00 GMT").time == 1_792_567_680
     assert answer(200, {}).time is None
     assert answer(200, {}, date="yesterday").time is None
 
 
-def test_a_request() -> None:
+def test_a_request_has_a_target_and_headers() -> None:
     request = Request("GET", "/a%2Fb", {"key": '"x y"', "limit": "1"})
     assert request.target == "/a%2Fb?key=%22x+y%22&limit=1"
     assert request.headers == {"Accept": "application/json"}

@@ -35,7 +35,7 @@ def settings(database: str | None = None, **fields: Any) -> Settings:
         ("HTTP://Couch.Example.ORG", None, "http://couch.example.org"),
     ],
 )
-def test_host_and_port(host: str, port: int | None, url: str) -> None:
+def test_host_and_port_make_the_url(host: str, port: int | None, url: str) -> None:
     assert settings(host=host, port=port).url == url
 
 
@@ -73,7 +73,7 @@ def test_host_and_port(host: str, port: int | None, url: str) -> None:
         ({"extra": {"web_ui": "https://[::1"}}, "'web_ui' is not a URL"),
     ],
 )
-def test_bad_fields_are_named(fields: dict[str, Any], words: str) -> None:
+def test_invalid_fields_are_named(fields: dict[str, Any], words: str) -> None:
     with pytest.raises(SettingsError) as caught:
         settings(**fields)
     assert str(caught.value).startswith("Connection 'my_pool': ")
@@ -96,11 +96,11 @@ def test_bad_fields_are_named(fields: dict[str, Any], words: str) -> None:
         ({"ca_file": "/etc/ca.pem", "verify": False}, False),
     ],
 )
-def test_verify(extra: dict[str, Any], verify: bool | str) -> None:
+def test_verify_is_a_switch_or_a_file(extra: dict[str, Any], verify: bool | str) -> None:
     assert settings(extra=extra).verify == verify
 
 
-def test_defaults_and_extras() -> None:
+def test_extras_replace_defaults() -> None:
     plain = settings()
     assert (plain.connect_timeout, plain.read_timeout, plain.design_document) == (10.0, 60.0, "Monitor")
     chosen = settings(extra={"connect_timeout": "2.5", "read_timeout": 90, "design_document": "SingleCore"})

@@ -10,7 +10,7 @@ from airflow_provider_picas.hooks import regex
 from airflow_provider_picas.hooks.regex import PatternError
 
 
-def test_search() -> None:
+def test_patterns_are_searched_in_texts() -> None:
     texts = ["exit code 1\nNo such file: é", "killed", "", "line\nend\ud800"]
     assert regex.search(r"No such|^end", texts) == [True, False, False, True]
     assert regex.search(r"exit code 1$", texts) == [True, False, False, False]
@@ -18,7 +18,7 @@ def test_search() -> None:
 
 
 @pytest.mark.parametrize("bad", ["(", "*a", "[a", "(?P<a>x)(?P<a>y)", "a{99999999999}", "x" * 1_001, 5, None])
-def test_what_is_no_regular_expression(bad: str) -> None:
+def test_an_invalid_pattern_is_refused(bad: str) -> None:
     with pytest.raises(PatternError, match="error pattern"):
         regex.check(bad)
 

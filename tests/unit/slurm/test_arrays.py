@@ -31,7 +31,7 @@ from airflow_provider_picas.slurm.sbatch import OptionError
         ("2/1/30", {"mem": "4G"}, {"mem": "4G", "cpus-per-task": 2, "gres": "gpu:1", "time": 35}),
     ],
 )
-def test_options_of_a_class(name: str, given_options: dict[str, Any], options: dict[str, Any]) -> None:
+def test_a_class_becomes_sbatch_options(name: str, given_options: dict[str, Any], options: dict[str, Any]) -> None:
     assert arrays.class_options(name, given_options) == options
 
 
@@ -61,12 +61,12 @@ def test_whatever_a_token_says_only_words_of_sbatchs_come_out(name: str) -> None
         ("UNLIMITED", math.inf), ("infinite", math.inf),
     ],
 )  # fmt: skip
-def test_slurms_times(text: str, minutes: float) -> None:
+def test_slurms_times_are_parsed(text: str, minutes: float) -> None:
     assert arrays.minutes_of(text) == minutes
 
 
 @pytest.mark.parametrize("text", ["", "soon", "1:2:3:4", "-5", "1 hour"])
-def test_what_is_no_time(text: str) -> None:
+def test_an_invalid_time_is_refused(text: str) -> None:
     with pytest.raises(OptionError, match="'time'"):
         arrays.minutes_of(text)
 
@@ -80,7 +80,7 @@ def test_a_cap_on_running_pilots_is_shared_out() -> None:
     assert arrays.running_limits([Array(None)], 3) == [1]
 
 
-def test_number_of_pilots() -> None:
+def test_pilots_are_computed_from_tokens() -> None:
     assert arrays.pilots_for(0, 10, None) == 0
     assert arrays.pilots_for(1, 10, None) == 1
     assert arrays.pilots_for(101, 10, None) == 11
@@ -92,7 +92,7 @@ def test_number_of_pilots() -> None:
     st.dictionaries(st.text(min_size=1, max_size=3), st.integers(0, 50), max_size=6),
     st.none() | st.integers(-3, 60),
 )
-def test_shares(wanted: dict[str, int], room: int | None) -> None:
+def test_room_is_shared_between_classes(wanted: dict[str, int], room: int | None) -> None:
     """Never more than there is room for, nor than is wanted; all of the room if so much is wanted; none for nothing."""
     given_room = arrays.share(wanted, room)
     total = sum(wanted.values())

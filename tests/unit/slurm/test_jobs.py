@@ -28,7 +28,7 @@ def job(identifier: str, state: str, **fields: object) -> Job:
     return Job(identifier, state, **fields)  # type: ignore[arg-type]
 
 
-def test_squeue_and_sacct_together() -> None:
+def test_squeue_and_sacct_are_merged() -> None:
     look = parse(ANSWER.splitlines())
     assert (look.at, look.sacct_error) == (1795362402, None)
     assert {name: (found.state, found.phase) for name, found in look.jobs.items()} == {
@@ -85,7 +85,7 @@ def test_what_is_no_row_is_left_out() -> None:
         ("7_[0-3000000:2%5]", "7", "0-3000000:2%5", ["7_[0-3000000:2%5]"]),
     ],
 )
-def test_ids_of_tasks(identifier: str, base: str, task: str, names: list[str]) -> None:
+def test_ids_of_tasks_are_expanded(identifier: str, base: str, task: str, names: list[str]) -> None:
     rows = [f"Q|{identifier}|{base}|{task}|PENDING|Priority|N/A|0:00|1|"]
     assert list(parse(rows).jobs) == names
 
@@ -98,7 +98,7 @@ def test_ids_of_tasks(identifier: str, base: str, task: str, names: list[str]) -
         ("PREEMPTED", Phase.ENDED), ("UNKNOWN", Phase.UNKNOWN), ("", Phase.UNKNOWN), ("NEW_IN_SLURM_99", Phase.UNKNOWN),
     ],
 )  # fmt: skip
-def test_what_states_mean(state: str, life: Phase) -> None:
+def test_states_become_phases(state: str, life: Phase) -> None:
     assert job("1", state).phase is life
 
 
@@ -113,7 +113,7 @@ def test_what_states_mean(state: str, life: Phase) -> None:
         ("OUT_OF_MEMORY", "0:125", "OUT_OF_MEMORY"),
     ],
 )
-def test_causes_for_people(state: str, code: str, cause: str) -> None:
+def test_causes_are_described(state: str, code: str, cause: str) -> None:
     assert job("1", state, exit_code=code).cause == cause
 
 
@@ -121,7 +121,7 @@ def test_causes_for_people(state: str, code: str, cause: str) -> None:
     ("text", "seconds"),
     [("0:09", 9), ("1:02:03", 3723), ("2-00:00:01", 172_801), ("00:01.500", 1.5), ("", 0), ("INVALID", 0)],
 )
-def test_durations(text: str, seconds: float) -> None:
+def test_durations_are_parsed(text: str, seconds: float) -> None:
     assert parse([f"A|5|FAILED|0:0|None|1|2|1|1|{text}|n1"]).jobs["5"].cpu_seconds == seconds
 
 

@@ -28,12 +28,12 @@ def test_each_gets_its_own_rows_without_the_name() -> None:
     assert second == ["T|1790000000", "Q|2|2|N/A|PENDING|Priority|N/A|0:00|1|", "E|sacct: error: something"]
 
 
-def test_a_failure_is_everybodys() -> None:
+def test_a_failure_reaches_all_queries() -> None:
     failed = Output(5, "T|1790000000", "squeue: error: Unable to contact slurm controller")
     assert [(output.code, output.stderr) for output in split_output(failed, STEPS)] == [(5, failed.stderr)] * 2
 
 
-def test_one_command_names_all() -> None:
+def test_one_command_names_all_queries() -> None:
     text = combine(STEPS).text
     assert "add picas-a.1 '/home/me/my picas-a.1' -250" in text
     assert "add picas-b.1 '/home/me/my picas-b.1' -260" in text

@@ -40,13 +40,13 @@ def test_what_has_come_since_the_last_look(tmp_path: Path) -> None:
     assert news(folder, sizes) == [LogUpdate("pilot-12_0.log", 14, ("three",))]
 
 
-def test_of_much_only_the_end(tmp_path: Path) -> None:
+def test_only_the_end_of_a_long_log_is_read(tmp_path: Path) -> None:
     (tmp_path / "pilot-1_0.log").write_text("".join(f"line {n}\n" for n in range(10_000)))
     (item,) = news(tmp_path, {})
     assert item.lines == tuple(f"line {n}" for n in range(9_990, 10_000))
 
 
-def test_of_many_logs_the_newest(tmp_path: Path) -> None:
+def test_only_the_newest_of_many_logs_are_read(tmp_path: Path) -> None:
     for number in range(logs.FILES + 5):
         (tmp_path / f"pilot-1_{number}.log").write_text("x\n")
     assert len(news(tmp_path, {})) == logs.FILES

@@ -163,7 +163,7 @@ def test_a_marker_is_new_each_time() -> None:
     assert len({remote.new_marker() for _ in range(100)}) == 100
 
 
-def test_what_a_failure_said() -> None:
+def test_a_failure_has_the_commands_message() -> None:
     assert Output(1, "out\n", "err\n").message == "err"
     assert Output(1, "out\n", " \n").message == "out"
     assert Output(7).message == "exit code 7 without a message"

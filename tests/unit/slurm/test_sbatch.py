@@ -24,7 +24,7 @@ from airflow_provider_picas.slurm.sbatch import OptionError
         ({"nice": -5, "begin": 0, "xx": 1.5}, ["--nice=-5", "--begin=0", "--xx=1.5"]),
     ],
 )
-def test_options(options: dict[str, Any], arguments: list[str]) -> None:
+def test_options_become_arguments(options: dict[str, Any], arguments: list[str]) -> None:
     assert sbatch.options_to_arguments(options) == arguments
 
 
@@ -51,13 +51,13 @@ def test_owned_options_say_what_to_use_instead(name: str) -> None:
         ({"comment": "a\0b"}, "non-printable"),
     ],
 )
-def test_bad_options_are_named(options: dict[Any, Any], words: str) -> None:
+def test_invalid_options_are_named(options: dict[Any, Any], words: str) -> None:
     with pytest.raises(OptionError, match=words):
         sbatch.options_to_arguments(options)
 
 
 @pytest.mark.parametrize(("pilots", "argument"), [(1, "--array=0-0"), (4, "--array=0-3"), (10_000, "--array=0-9999")])
-def test_array(pilots: int, argument: str) -> None:
+def test_an_array_becomes_an_argument(pilots: int, argument: str) -> None:
     assert sbatch.array(pilots) == argument
 
 
@@ -90,7 +90,7 @@ def test_what_is_no_number_of_pilots_is_refused(pilots: Any) -> None:
         ("", {}),
     ],
 )
-def test_directives(lines: str, found: dict[str, str | None]) -> None:
+def test_directives_of_a_script_are_parsed(lines: str, found: dict[str, str | None]) -> None:
     assert sbatch.directives(f"#!/bin/bash\n{lines}\n".encode()) == found
 
 
@@ -122,7 +122,9 @@ def test_a_script_may_hold_any_other_bytes() -> None:
         ({}, None, "#SBATCH --array=0-5\n#SBATCH -t 5", ["--no-requeue"]),
     ],
 )
-def test_command_line(options: dict[str, Any], pilots: int | None, script: str, arguments: list[str]) -> None:
+def test_the_command_line_has_all_options(
+    options: dict[str, Any], pilots: int | None, script: str, arguments: list[str]
+) -> None:
     content = f"#!/bin/bash\n{script}\n".encode()
     line = sbatch.command_line("key.1", options, pilots, "/home/me/pilot.sh", content)
     assert line == ["sbatch", "--parsable", "--job-name=key.1", *arguments, "/home/me/pilot.sh"]
@@ -147,7 +149,7 @@ def test_command_line(options: dict[str, Any], pilots: int | None, script: str, 
         ("0\n456\n0123\n", "456"),
     ],
 )
-def test_job_id(output: str, job: str | None) -> None:
+def test_the_job_id_is_parsed(output: str, job: str | None) -> None:
     assert sbatch.job_id(output) == job
 
 
@@ -160,7 +162,7 @@ def test_job_id(output: str, job: str | None) -> None:
         ("Submitted batch job 12\n", None),
     ],
 )
-def test_cluster(output: str, name: str | None) -> None:
+def test_the_cluster_is_parsed_from_the_output(output: str, name: str | None) -> None:
     assert sbatch.cluster(output) == name
 
 

@@ -59,7 +59,7 @@ def test_each_command_runs_once_whoever_starts_it_and_however_often(folder: Path
     assert not record.acknowledged
 
 
-def test_what_was_not_started_is_told(folder: Path) -> None:
+def test_calls_that_did_not_start_are_reported(folder: Path) -> None:
     prepare(folder, "echo 1", "echo 2")
     (folder / "started.0").mkdir()
     record = read(folder)
@@ -93,7 +93,7 @@ def test_output_of_any_kind_survives(folder: Path) -> None:
     assert record.job_ids == ("5",)
 
 
-def test_acknowledged(folder: Path) -> None:
+def test_an_acknowledged_submission_is_recorded(folder: Path) -> None:
     prepare(folder, "echo 1")
     drive(sbatch_record.acknowledge(str(folder)), shell)
     assert read(folder).acknowledged

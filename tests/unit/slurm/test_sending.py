@@ -31,7 +31,7 @@ def send(files: Sequence[RemoteFile], home: Path, shell: str = "sh", stdin: byte
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_any_bytes_and_names(tmp_path: Path, shell: str) -> None:
+def test_any_bytes_and_names_arrive(tmp_path: Path, shell: str) -> None:
     if shutil.which(shell) is None:
         pytest.skip(f"no {shell} here")
     (tmp_path / ".bash_profile").write_text("cat\n")  # would take the content
@@ -83,13 +83,13 @@ def test_content_that_does_not_arrive_whole_changes_nothing(tmp_path: Path, eate
     assert {entry.name: entry.read_text() for entry in tmp_path.iterdir()} == {"b": "old"}
 
 
-def test_a_folder_that_is_missing(tmp_path: Path) -> None:
+def test_a_missing_folder_is_reported(tmp_path: Path) -> None:
     files = [RemoteFile(f"{tmp_path}/a", b"1"), RemoteFile(f"{tmp_path}/nowhere/b", b"2")]
     assert send(files, tmp_path) == Output(1, stderr=f"{tmp_path}/nowhere/b: No such file or directory\n")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_place_that_is_a_folder(tmp_path: Path) -> None:
+def test_a_folder_is_not_replaced_by_a_file(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     output = send([RemoteFile(f"{tmp_path}/a", b"1")], tmp_path)
     assert (output.code, output.stderr[: len(f"{tmp_path}/a: ")]) == (1, f"{tmp_path}/a: ")

@@ -72,7 +72,7 @@ def credentials(run: Run) -> list[str]:
         return slurm.run(f"ls -A {run.pilots['folder']}/credentials").stdout.split()
 
 
-def test_cancel(pool: Pool) -> None:
+def test_cancelling_releases_tokens_and_removes_credentials(pool: Pool) -> None:
     run = Run(pool, 4, f"trap '' TERM; {STARTED}; sleep 300", pilots=3, pilot={"slots": 1})
     run.until(lambda: run.started() == 3, "The start of three commands")
     assert credentials(run) == ["picasconfig.py"]
@@ -87,7 +87,7 @@ def test_cancel(pool: Pool) -> None:
     assert run.stop() == 0, "none is left"
 
 
-def test_cancel_of_several_arrays(pool: Pool) -> None:
+def test_all_arrays_are_cancelled(pool: Pool) -> None:
     """To scancel a list of names is one name; each array of a submission has a name of its own."""
     tokens = [{"input": "x", "cores": cores} for cores in (1, 2)]
     PicasPushTokensOperator(task_id="push", tokens=tokens).execute(context(run_id=pool.database))
@@ -121,7 +121,7 @@ def test_cancel_of_pilots_that_have_not_begun(pool: Pool) -> None:
     assert run.states() == {State.TODO: 2}
 
 
-def test_drain(pool: Pool) -> None:
+def test_draining_pilots_finish_their_tokens(pool: Pool) -> None:
     run = Run(pool, 6, f"{STARTED}; sleep 6", pilots=2, pilot={"lease": 12})
     run.until(lambda: run.started() >= 2, "The start of two commands")
     assert run.stop(how="drain") == 0
@@ -203,7 +203,7 @@ def test_a_pool_that_is_gone_when_it_is_asked_keeps_no_credentials(pool: Pool, m
         ({"pilots": {"x": 1}}, "`pilots` is the output of the operator"),
     ],
 )
-def test_what_makes_no_sense_is_refused(arguments: dict[str, Any], words: str) -> None:
+def test_invalid_arguments_are_refused(arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(AirflowFailException, match=words):
         PicasCancelPilotsOperator(task_id="t", **{"pilots": None, **arguments}).execute(context("t"))
 

@@ -115,7 +115,7 @@ def test_all_of_it_is_the_same_but_the_name(run: Run, tmp_path: Path, capsys: py
     assert run.pool.password not in json.dumps(known) + said
 
 
-def test_a_script_of_the_author(run: Run, tmp_path: Path) -> None:
+def test_a_script_is_submitted_again(run: Run, tmp_path: Path) -> None:
     script = (
         b"#!/bin/bash\n#SBATCH --time=5\n# picas-pilots.1 $0\n"
         b'python3 -c "import picasconfig" && touch "it ran $SLURM_JOB_NAME"\n'

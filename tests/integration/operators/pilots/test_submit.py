@@ -93,7 +93,7 @@ def shown(remote: SlurmHook, job: str) -> dict[str, str]:
 
 
 class TestScript:
-    def test_it_runs_and_finds_the_credentials(
+    def test_the_script_runs_and_finds_the_credentials(
         self, submit: Callable[..., dict[str, Any]], script: Callable[..., str], remote: SlurmHook, pool: Pool
     ) -> None:
         text = f"{QUICK}python3 -c 'import picasconfig as p; print(p.PICAS_DATABASE, p.PICAS_USERNAME, p.PICAS_HOST_URL)'\npwd\n"
@@ -125,7 +125,7 @@ class TestScript:
             b"\t\x07\x1b[0m=1\n",
         ],
     )
-    def test_it_is_sent_byte_for_byte(
+    def test_the_script_is_sent_byte_for_byte(
         self, submit: Callable[..., dict[str, Any]], script: Callable[..., str], remote: SlurmHook, rest: bytes
     ) -> None:
         content = QUICK.encode() + b"exit 0\n" + rest
@@ -208,7 +208,7 @@ class TestOptions:
         ended(remote, job)
         assert remote.run(f"cat {output['folder']}/slurm-{job}.out; ls ~/broken").stdout == strange
 
-    def test_environment_and_workdir(
+    def test_environment_and_workdir_reach_the_job(
         self, submit: Callable[..., dict[str, Any]], script: Callable[..., str], remote: SlurmHook
     ) -> None:
         remote.run("mkdir -p 'my work'")
@@ -238,7 +238,7 @@ class TestOptions:
             ({"database": "Upper"}, "not a name for a CouchDB database"),
         ],
     )  # fmt: skip
-    def test_what_cannot_be_is_told(
+    def test_invalid_arguments_are_refused(
         self, submit: Callable[..., dict[str, Any]], script: Callable[..., str], arguments: dict[str, Any], words: str
     ) -> None:
         with pytest.raises((AirflowFailException, AirflowException), match=words):
@@ -257,7 +257,7 @@ class TestOptions:
             with pytest.raises(AirflowFailException, match=r"sbatch refused the pilots: .*Invalid account"):
                 submit(script(), sbatch={"account": "nope"})
 
-    def test_a_remote_folder_of_ones_own(
+    def test_another_remote_folder_is_used(
         self, submit: Callable[..., dict[str, Any]], script: Callable[..., str], remote: SlurmHook
     ) -> None:
         remote.run("mkdir -p 'my pilots'")
@@ -318,7 +318,7 @@ class TestOnce:
         assert jobs == output["job_ids"]
         remote.run(f"scancel {jobs[0]}")
 
-    def test_a_refused_submission_can_be_mended(
+    def test_a_refused_submission_can_be_corrected(
         self, submit: Callable[..., dict[str, Any]], script: Callable[..., str], remote: SlurmHook
     ) -> None:
         with pytest.raises(AirflowFailException, match="nope"):
@@ -342,7 +342,7 @@ class TestOnce:
 
 
 class TestLogin:
-    def test_an_unknown_host_key(
+    def test_an_unknown_host_key_is_refused(
         self, submit: Callable[..., dict[str, Any]], script: Callable[..., str], ssh: Callable[..., None]
     ) -> None:
         ssh(extra={"host_key": None})
@@ -351,7 +351,7 @@ class TestLogin:
         ):
             submit(script())
 
-    def test_a_wrong_host_key(
+    def test_a_wrong_host_key_is_refused(
         self, submit: Callable[..., dict[str, Any]], script: Callable[..., str], ssh: Callable[..., None]
     ) -> None:
         import paramiko
@@ -365,7 +365,7 @@ class TestLogin:
                 submit(script())
 
     @pytest.mark.parametrize("key", ["ssh-ed25519 nonsense!", "ssh-dss AAAA", "ssh-new AAAA"])
-    def test_a_host_key_that_is_none(
+    def test_an_invalid_host_key_is_reported(
         self, submit: Callable[..., dict[str, Any]], script: Callable[..., str], ssh: Callable[..., None], key: str
     ) -> None:
         ssh(extra={"host_key": key})
@@ -389,7 +389,7 @@ class TestLogin:
             submit(script())
         assert pauses == []  # not tried again
 
-    def test_a_wrong_user(
+    def test_a_wrong_user_is_refused(
         self, submit: Callable[..., dict[str, Any]], script: Callable[..., str], ssh: Callable[..., None]
     ) -> None:
         ssh(login="nobody-here")
@@ -397,7 +397,7 @@ class TestLogin:
             submit(script())
 
     @pytest.mark.parametrize("accepts", [True, False])
-    def test_a_host_that_does_not_answer(
+    def test_a_host_that_does_not_answer_is_reported(
         self, submit: Callable[..., dict[str, Any]], script: Callable[..., str], ssh: Callable[..., None], accepts: bool,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:  # fmt: skip
@@ -430,7 +430,7 @@ class TestLogin:
         remote.run("true")
         assert remote.run("echo hi").stdout == "hi\n"  # the cluster's profile prints one
 
-    def test_no_such_connection(self, script: Callable[..., str]) -> None:
+    def test_a_missing_connection_is_named(self, script: Callable[..., str]) -> None:
         task = PicasSubmitPilotsOperator(task_id="t", script=script(), ssh_conn_id="no_such_cluster")
         with pytest.raises(AirflowException, match=r"There is no connection 'no_such_cluster'\. Make one of type SSH"):
             task.execute(context("t"))

@@ -85,7 +85,7 @@ def tasks(pool: Pool, remote: SlurmHook) -> Iterator[Tasks]:
         remote.run(f"scancel {' '.join(made.pilots['job_ids'])}")
 
 
-def test_from_command_to_output(tasks: Tasks, tmp_path: Path) -> None:
+def test_a_command_runs_and_its_output_is_stored(tasks: Tasks, tmp_path: Path) -> None:
     """Files go with the command, of which one is a template and one a program; the setup has run; credentials go at the end."""
     (tmp_path / "words.txt").write_bytes(b"alpha\nbeta\ngamma\n")
     (tmp_path / "count.sh").write_text('#!/bin/bash\ngrep -c "$1" words.txt run.txt | tr "\\n" " "\n')
@@ -247,7 +247,7 @@ def test_more_pilots_are_submitted_while_they_finish_tokens(tasks: Tasks) -> Non
         ({"env": {"A B": "x"}}, "is not a variable name"),
     ],
 )
-def test_what_makes_no_sense_is_refused(tasks: Tasks, arguments: dict[str, Any], words: str) -> None:
+def test_invalid_arguments_are_refused(tasks: Tasks, arguments: dict[str, Any], words: str) -> None:
     tasks.push([{"input": 1}])
     with pytest.raises(AirflowFailException, match=words):
         tasks.submit("true", **arguments)
@@ -273,13 +273,13 @@ def test_the_pilots_take_the_classes_that_the_dag_names(tasks: Tasks) -> None:
     assert json.loads(tasks.remote.run(f"cat {tasks.pilots['folder']}/pilot.json").stdout)["classes"] == ["2//"]
 
 
-def test_pilots_for_the_tokens_that_wait(tasks: Tasks) -> None:
+def test_pilots_are_computed_from_the_waiting_tokens(tasks: Tasks) -> None:
     tasks.push([{"input": n} for n in range(25)])
     tasks.submit("true", pilots="auto", tokens_per_pilot=10, sbatch=HELD)
     assert array_of(tasks, tasks.pilots["job_ids"][0])["ArrayTaskId"] == "0-2"
 
 
-def test_caps(tasks: Tasks) -> None:
+def test_limits_bound_the_number_of_pilots(tasks: Tasks) -> None:
     """They count what waits and runs already, of this package and user."""
     tasks.push([{"input": n} for n in range(100)])
     waiting, running = tasks.remote.count_pilots()
@@ -338,7 +338,7 @@ def test_nothing_waits_and_nothing_is_submitted(tasks: Tasks) -> None:
     assert output == {"ssh_conn_id": "spider", "submission": None, "folder": None, "job_ids": [], "submitted": None}
 
 
-def test_resource_classes(tasks: Tasks) -> None:
+def test_each_resource_class_gets_its_array(tasks: Tasks) -> None:
     """An array for each class, which takes tokens of that class alone; what sbatch does not know gets none, and is said."""
     tasks.push(
         [{"input": 0}, {"input": 1, "cores": 2}, {"input": 2, "cores": 2, "time": 30}, {"input": 3, "gpu": "$(id)"}]
@@ -373,7 +373,7 @@ def test_a_submission_that_is_refused_in_part_leaves_no_pilots(tasks: Tasks) -> 
     assert tasks.remote.run(f"cd {refused_folder}/credentials && ls -A").stdout == ""
 
 
-def test_credentials_of_ones_own(tasks: Tasks) -> None:
+def test_existing_credentials_are_used(tasks: Tasks) -> None:
     """Found by PYTHONPATH, which the setup sets; none is sent."""
     own = tasks.remote.run("mkdir -p -m 700 own && cd own && pwd").stdout.strip()
     config = {
@@ -415,7 +415,7 @@ def test_the_logs_end_is_told_when_no_pilot_is_left(tasks: Tasks, capsys: pytest
     assert tasks.wait_context["ti"].xcoms["figures"]["jobs"] == {"FAILED, exit code 3": 1}
 
 
-def test_credentials_that_the_picas_client_keeps(tasks: Tasks) -> None:
+def test_credentials_of_the_picas_client_are_used(tasks: Tasks) -> None:
     """``conf.yml`` and its key as the client's own program writes them; its newest ``picasconfig.py`` is code that reads them."""
     pool, kept = tasks.pool, "~/.config/picas"
     init = ["picas-venv/bin/picas-cli", "init", "--host-url", pool.url, "--database", pool.database]

@@ -153,7 +153,7 @@ def test_rows_go_to_a_file(hook: PicasHook, tmp_path: Path, name: str) -> None:
     assert os.listdir(path.parent) == [name]
 
 
-def test_a_file_in_an_object_store(hook: PicasHook, store: ObjectStoragePath) -> None:
+def test_rows_go_to_an_object_store(hook: PicasHook, store: ObjectStoragePath) -> None:
     lives.fill(hook, MIXED)
     path = store / "r.jsonl"
     assert collect(path=str(path))["collected"] == 5
@@ -161,7 +161,7 @@ def test_a_file_in_an_object_store(hook: PicasHook, store: ObjectStoragePath) ->
     assert [file.name for file in store.iterdir()] == ["r.jsonl"]
 
 
-def test_too_much_for_xcom(hook: PicasHook) -> None:
+def test_results_too_large_for_xcom_fail(hook: PicasHook) -> None:
     lives.fill(hook, {State.DONE: 400}, note="x" * 100)
     with pytest.raises(AirflowFailException, match=r"more than 48,000 bytes.*Set `path`"):
         collect(fields=["note"])
@@ -185,7 +185,7 @@ def test_a_full_disk_leaves_what_was_there(hook: PicasHook, tmp_path: Path, name
     assert files_below(tmp_path) == {name: b"from before"}
 
 
-def test_a_path_that_is_not_writable(hook: PicasHook, tmp_path: Path) -> None:
+def test_a_path_that_is_not_writable_fails(hook: PicasHook, tmp_path: Path) -> None:
     lives.fill(hook, MIXED)
     (tmp_path / "file").write_text("")
     with pytest.raises(FileError, match=r"file/r\.csv cannot be written \(File exists\)"):
@@ -208,7 +208,9 @@ def test_nothing_is_left_under_the_name_when_reading_fails(
     assert files_below(tmp_path) == {}
 
 
-def test_parquet_without_pyarrow(hook: PicasHook, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parquet_without_pyarrow_says_what_to_install(
+    hook: PicasHook, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lives.fill(hook, MIXED)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(AirflowFailException, match=re.escape("install 'airflow-provider-picas[parquet]'")):
@@ -329,7 +331,7 @@ def test_errors_are_grouped_by_cause_with_the_end_of_a_log(hook: PicasHook, capl
         ({State.DONE: 2}, {"max_errors": "0", "batch": {"batch": "b", "tokens": 3}}, "will never be complete"),
     ],
 )
-def test_it_fails_after_collecting(
+def test_too_many_errors_fail_after_collecting(
     hook: PicasHook, states: dict[State, int], asked: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     lives.fill(hook, states)

@@ -99,7 +99,7 @@ def test_what_was_never_locked_is_not_old(hook: PicasHook) -> None:
     assert hook.count("b") == Counts(todo=2, error=1)
 
 
-def test_many_pages(hook: PicasHook) -> None:
+def test_many_pages_are_deleted(hook: PicasHook) -> None:
     lives.fill(hook, {State.DONE: PAGE})
     lives.fill(hook, {State.DONE: PAGE}, batch="c")
     assert delete(batch=None, whole_pool=True, states="done")["deleted"] == 2 * PAGE
@@ -156,7 +156,7 @@ def test_deletes_at_the_same_time_have_an_archive_each(
     assert sum(output["deleted"] for output in outputs) == 3
 
 
-def test_an_archive_in_an_object_store(hook: PicasHook) -> None:
+def test_an_archive_can_be_in_an_object_store(hook: PicasHook) -> None:
     fsspec = pytest.importorskip("fsspec")
     attach("memory", fs=fsspec.filesystem("memory"))
     lives.fill(hook, {State.DONE: 2})
@@ -206,7 +206,7 @@ def test_what_changes_after_it_was_archived_is_not_deleted(
 
 
 @pytest.mark.parametrize("fault", [Fault.LOSE, Fault.DROP, 503])
-def test_a_lost_answer_is_no_failure(
+def test_a_lost_answer_does_not_fail_the_task(
     hook: PicasHook,
     pool: Pool,
     couchdb: CouchDBAdmin,
@@ -246,7 +246,7 @@ def test_a_batch_is_left_until_it_has_been_finished_for_long(hook: PicasHook, tm
     assert delete(archive=str(tmp_path), finished_for=60)["deleted"] == 3
 
 
-def test_batches_of_a_pool(hook: PicasHook) -> None:
+def test_batches_of_a_pool_are_listed(hook: PicasHook) -> None:
     lives.fill(hook, MIXED)
     lives.fill(hook, {State.DONE: 2}, batch="c")
     ended = {"type": "token", "lock": 1, "done": 1, "exit_code": 0}
@@ -274,7 +274,7 @@ def test_few_of_large_tokens_are_in_memory_while_they_are_restored(hook: PicasHo
     assert most < 40  # three a request, eight requests under way and one to come
 
 
-def test_an_archive_that_is_broken(hook: PicasHook, tmp_path: Path) -> None:
+def test_a_broken_archive_is_reported(hook: PicasHook, tmp_path: Path) -> None:
     lives.fill(hook, {State.DONE: 50}, note="x" * 1_000)
     archive = Path(delete(archive=str(tmp_path))["archive"])
     content = archive.read_bytes()

@@ -96,7 +96,7 @@ class TestOutput:
         assert push(inputs=["x"], batch="genomes")["batch"] == "genomes"
         assert len(pool.tokens()) == 2
 
-    def test_views_are_made(self, pool: Pool) -> None:
+    def test_views_are_created(self, pool: Pool) -> None:
         push(inputs=["x"])
         assert pool.get("_design/Monitor/_view/todo")["rows"][0]["id"].endswith(":00000000")
         assert PicasHook().count() == Counts(todo=1)
@@ -105,7 +105,7 @@ class TestOutput:
         push(inputs=["x"], deploy_views=False)
         assert pool.get("_all_docs")["total_rows"] == 1
 
-    def test_another_database(self, pool: Pool, couchdb: CouchDBAdmin) -> None:
+    def test_tokens_go_to_another_database(self, pool: Pool, couchdb: CouchDBAdmin) -> None:
         other = f"{pool.database}_other"
         couchdb.create_database(other, members=[pool.user], admins=[pool.user])
         try:
@@ -116,7 +116,7 @@ class TestOutput:
 
 
 class TestTwice:
-    def test_again_writes_nothing(self, pool: Pool) -> None:
+    def test_pushing_again_writes_nothing(self, pool: Pool) -> None:
         inputs = [f"x{number}" for number in range(2_500)]
         first = push(inputs=inputs)
         before = {token["_id"]: token["_rev"] for token in pool.tokens()}
@@ -127,7 +127,7 @@ class TestTwice:
         assert {token["_id"]: token["_rev"] for token in pool.tokens()} == before
         each_once(pool, inputs)
 
-    def test_again_runs_just_what_failed(self, pool: Pool) -> None:
+    def test_pushing_again_runs_just_what_failed(self, pool: Pool) -> None:
         hook = PicasHook()
         batch = push(inputs=["a", "b", "c"])["batch"]
         finish(hook, f"{batch}:00000000", 0)
@@ -199,7 +199,7 @@ class TestKeys:
             ({"inputs": [""], "key": "input"}, "Token 0: A token key must be"),
         ],
     )
-    def test_what_is_no_key_is_told(self, arguments: dict[str, Any], words: str) -> None:
+    def test_an_invalid_key_is_refused(self, arguments: dict[str, Any], words: str) -> None:
         with pytest.raises(AirflowFailException, match=words):
             push(**arguments)
 
@@ -224,7 +224,7 @@ class TestBadInput:
             ({"inputs": ["x" * 8_000_001]}, r"Token 0 has 8,000,\d+ bytes; CouchDB accepts 8,000,000"),
         ],
     )  # fmt: skip
-    def test_bad_input_is_told(self, arguments: dict[str, Any], words: str) -> None:
+    def test_invalid_input_is_refused(self, arguments: dict[str, Any], words: str) -> None:
         with pytest.raises(AirflowFailException, match=words):
             push(**arguments)
 
@@ -248,7 +248,7 @@ class TestBadInput:
         each_once(pool, [0, 1, 2, 3, 4])
 
     @pytest.mark.parametrize("arguments", [{"inputs": []}, {"tokens": []}, {"inputs": iter(())}])
-    def test_nothing_to_push_is_a_choice(self, arguments: dict[str, Any]) -> None:
+    def test_on_empty_decides_about_an_empty_push(self, arguments: dict[str, Any]) -> None:
         with pytest.raises(AirflowSkipException, match="nothing to push"):
             push(**arguments)
         with pytest.raises(AirflowFailException, match="nothing to push"):
@@ -257,14 +257,14 @@ class TestBadInput:
 
 
 class TestConnection:
-    def test_no_such_connection(self) -> None:
+    def test_a_missing_connection_is_named(self) -> None:
         words = "There is no connection 'no_such_pool'. Make one of type PiCaS"
         with pytest.raises(errors.SettingsError, match=words):
             push(inputs=["x"], picas_conn_id="no_such_pool")
         with pytest.raises(AirflowFailException, match=words):
             PicasResetTokensOperator(task_id="reset", batch="b", picas_conn_id="no_such_pool").execute(context("reset"))
 
-    def test_no_such_connection_in_a_trigger(self) -> None:
+    def test_a_missing_connection_is_named_in_a_trigger(self) -> None:
         with pytest.raises(errors.SettingsError, match="There is no connection 'no_such_pool'"):
             asyncio.run(PicasAsyncHook("no_such_pool").__aenter__())
 
@@ -278,7 +278,7 @@ class TestConnection:
         ],
     )  # fmt: skip
     @pytest.mark.usefixtures("no_pauses")
-    def test_a_wrong_field_is_told(
+    def test_an_invalid_field_of_the_connection_is_named(
         self, connect: Connect, fields: dict[str, str], kind: type[Exception], words: str
     ) -> None:
         connect(**fields)

@@ -30,7 +30,7 @@ def inputs(pool: Pool) -> list[Any]:
     return [token["input"] for token in sorted(pool.tokens(), key=lambda token: str(token["_id"]))]
 
 
-def test_another_airflow_of_the_same_name(pool: Pool) -> None:
+def test_another_airflow_of_the_same_name_is_refused(pool: Pool) -> None:
     """The same dag, run and task there: its tokens would be run instead of ours."""
     push(inputs=["a", "b"])
     with pytest.raises(AirflowFailException, match=r"with a different input .*\[picas\] deployment"):
@@ -54,7 +54,7 @@ def test_a_retry_keeps_its_own_tokens_and_names_them(
     assert ("although their input differs" in capsys.readouterr().out) is not again
 
 
-def test_another_run_with_other_inputs(pool: Pool) -> None:
+def test_another_run_with_other_inputs_is_refused(pool: Pool) -> None:
     """Without keys, a named batch's tokens have the same ids in each run."""
     push(inputs=["a", "b"], batch="shared")
     for try_number in (1, 2):
@@ -86,7 +86,7 @@ def unnamed(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-def test_where_the_name_comes_from(unnamed: pytest.MonkeyPatch) -> None:
+def test_the_name_comes_from_the_configuration_or_a_variable(unnamed: pytest.MonkeyPatch) -> None:
     for url in ("", "http://localhost:8080", "http://127.0.0.1:8080/x", "http://[::1]:80", "http://0.0.0.0:8080"):
         unnamed.setenv("AIRFLOW__API__BASE_URL", url)
         assert deployment() == "airflow-12ab34cd", url

@@ -164,7 +164,9 @@ class Pushes(RuleBasedStateMachine):
 
 
 @pytest.mark.timeout(600)
-def test_any_sequence_of_pushes(picas_default: str, pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_sequence_of_pushes_leaves_every_token_once(
+    picas_default: str, pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(http, "wait_before", lambda attempt, retry_after=None: 0.0)
     Pushes.hook = PicasHook(picas_default)
     with Losing(pool.url) as proxy:

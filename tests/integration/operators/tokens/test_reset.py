@@ -74,7 +74,7 @@ def test_clearing_the_push_of_a_run_with_five_failed_tokens_runs_five(hook: Pica
     assert {token["ordinal"] for token in hook.tokens("todo", batch["batch"])} == {0, 4, 8, 12, 16}
 
 
-def test_many_pages_among_many_others(hook: PicasHook) -> None:
+def test_many_pages_are_reset_among_many_others(hook: PicasHook) -> None:
     lives.fill(hook, {State.DONE: 20})
     for page in range(3):
         tokens = {State.ERROR: PAGE} if page else {State.ERROR: 10}
@@ -108,7 +108,7 @@ def test_a_few_are_found_among_many(hook: PicasHook) -> None:
         ({"states": "error", "keys": ["00000012", "00000013"], "error_pattern": "memory"}, {12}),
     ],
 )
-def test_what_is_chosen(hook: PicasHook, asked: dict[str, Any], chosen: set[int]) -> None:
+def test_conditions_select_tokens(hook: PicasHook, asked: dict[str, Any], chosen: set[int]) -> None:
     ids = lives.fill(hook, MIXED)
     lives.change(hook, ids[10], lock=hook.now() - 60)
     lives.change(hook, ids[11], scrub_count=1)

@@ -78,13 +78,15 @@ class BlockFile(AbstractBufferedFile):  # type: ignore[misc]
 class TestFiles:
     @pytest.mark.parametrize("name", ["inputs.jsonl", "inputs.ndjson", "inputs.jsonl.gz"])
     @pytest.mark.parametrize("kind", [str, Path, ObjectStoragePath, "file://{}".format])
-    def test_json_lines(self, pool: Pool, tmp_path: Path, name: str, kind: Callable[[str], Any]) -> None:
+    def test_a_file_of_json_lines_is_pushed(
+        self, pool: Pool, tmp_path: Path, name: str, kind: Callable[[str], Any]
+    ) -> None:
         content = b'{"a": 1}\n"x"\n\n3\n'
         (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
         assert run(inputs=kind(str(tmp_path / name)))["tokens"] == 3
         assert pushed(pool) == [{"a": 1}, "x", 3]
 
-    def test_csv(self, pool: Pool, tmp_path: Path) -> None:
+    def test_a_csv_file_is_pushed(self, pool: Pool, tmp_path: Path) -> None:
         (tmp_path / "t.csv").write_text("sample,priority\ns1,5\ns2,\n")
         run(tokens=str(tmp_path / "t.csv"), key="sample", batch="b")
         run("push2", inputs=str(tmp_path / "t.csv"), key="sample", batch="c")
@@ -93,7 +95,7 @@ class TestFiles:
         assert "priority" not in hook.get("b:s2")
         assert hook.get("c:s1")["input"] == {"sample": "s1", "priority": 5}
 
-    def test_a_file_in_an_object_store(self, pool: Pool) -> None:
+    def test_a_file_in_an_object_store_is_pushed(self, pool: Pool) -> None:
         attach("memory", fs=fsspec.filesystem("memory"))
         path = ObjectStoragePath("memory://bucket/inputs.csv")
         path.write_bytes(b"a\n1\n2\n")
@@ -159,7 +161,7 @@ class TestFiles:
         with pytest.raises(AirflowFailException, match=rf"{path}, line 2: Token 1 is not JSON: input is nan"):
             run(tokens=path)
 
-    def test_rows_of_two_megabytes(self, pool: Pool, tmp_path: Path) -> None:
+    def test_rows_of_two_megabytes_are_pushed(self, pool: Pool, tmp_path: Path) -> None:
         (tmp_path / "t.csv").write_text("text\n" + f"{'x' * 2_000_000}\n" * 5)
         run(inputs=str(tmp_path / "t.csv"))
         assert [len(value["text"]) for value in pushed(pool)] == [2_000_000] * 5
@@ -176,7 +178,7 @@ class TestFiles:
             (5, "not from 5"),
         ],
     )
-    def test_what_is_no_source_is_told(self, given: Any, words: str) -> None:
+    def test_an_invalid_source_is_refused(self, given: Any, words: str) -> None:
         with pytest.raises(AirflowFailException, match=words):
             run(inputs=given)
 
@@ -189,7 +191,7 @@ class TestFunctions:
         run(inputs=observations)
         assert pushed(pool) == ["run1-0", "run1-1", "run1-2"]
 
-    def test_functions_are_no_templates(self, pool: Pool) -> None:
+    def test_functions_are_not_rendered(self, pool: Pool) -> None:
         operator = PicasPushTokensOperator(
             task_id="push",
             tokens=lambda ds: [{"input": ds}],
@@ -203,7 +205,7 @@ class TestFunctions:
         (token,) = pool.tokens()
         assert (token["_id"], list(token["_attachments"])) == ("b-2026-11-22:2026-11-22", ["a"])
 
-    def test_it_may_return_a_path(self, pool: Pool, tmp_path: Path) -> None:
+    def test_a_function_may_return_a_path(self, pool: Pool, tmp_path: Path) -> None:
         (tmp_path / "t.jsonl").write_text('{"input": 7}\n')
         run(tokens=lambda: tmp_path / "t.jsonl")
         assert pushed(pool) == [7]
@@ -224,7 +226,7 @@ class TestFunctions:
         run(inputs=observations)
         assert max(most) < 15_000
 
-    def test_what_it_raises_is_raised(self, pool: Pool) -> None:
+    def test_errors_of_a_function_propagate(self, pool: Pool) -> None:
         def observations() -> Iterator[int]:
             yield from range(2_500)
             raise ConnectionError("the source is away")
@@ -235,7 +237,7 @@ class TestFunctions:
         assert pushed(pool) == list(range(2_500))
 
 
-def test_memory_does_not_grow(picas_default: str) -> None:
+def test_memory_does_not_grow_with_the_input(picas_default: str) -> None:
     def peak(number: int) -> float:
         program = [sys.executable, "-m", "benchmarks.memory", str(number)]
         environment = {**os.environ, "AIRFLOW_CONN_PICAS_BENCH": os.environ[f"AIRFLOW_CONN_{picas_default.upper()}"]}
@@ -325,7 +327,7 @@ class TestAttachments:
         with pytest.raises(AirflowFailException, match=r"Token 0 has the field .*_attachments.*`attachments`"):
             run(tokens=[{"input": 1, "_attachments": attached, "files": {"y": b""}}], attachments="files", batch="b")
 
-    def test_a_function_says_which(self, tmp_path: Path) -> None:
+    def test_a_function_names_the_attachments(self, tmp_path: Path) -> None:
         (tmp_path / "7.txt").write_bytes(b"seven")
         run(inputs=[7], attachments=lambda fields: {"in.txt": tmp_path / f"{fields['input']}.txt"}, batch="b")
         assert lives.attached(PicasHook(), "b:00000000") == {"in.txt": b"seven"}
@@ -353,7 +355,7 @@ class TestAttachments:
             ({"a": b"x" * 7_000_000}, r"Token 0 has 9,\d+,\d+ bytes"),
         ],
     )
-    def test_what_cannot_be_attached_is_told(self, files: Any, words: str) -> None:
+    def test_an_invalid_attachment_is_refused(self, files: Any, words: str) -> None:
         with pytest.raises(AirflowFailException, match=words):
             run(tokens=[{"files": files}], attachments="files")
 
@@ -369,7 +371,7 @@ class TestProgress:
         assert "3,000 written, in " in said
         assert "tokens/s)" in said
 
-    def test_it_is_told_every_ten_seconds(
+    def test_progress_is_logged_every_ten_seconds(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         now = 0
@@ -382,7 +384,7 @@ class TestProgress:
             f"So far {number} written, in {number}.0 s (1 tokens/s)." for number in (10, 20, 30, 40)
         ]
 
-    def test_mostly_it_is_silent(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_a_short_push_logs_no_progress(self, capsys: pytest.CaptureFixture[str]) -> None:
         run(inputs=range(3_000))
         assert "So far" not in capsys.readouterr().out
 
@@ -404,7 +406,7 @@ class TestShapes:
         assert list(multi.token_ids("todo")) == ["b:00000002"]
         assert len(pool.get("_design/SingleCore/_view/overview_total?group=true")["rows"]) == 1
 
-    def test_a_pool_with_monitor_only(self, pool: Pool, couchdb: CouchDBAdmin) -> None:
+    def test_a_pool_with_monitor_only_is_pushed_to(self, pool: Pool, couchdb: CouchDBAdmin) -> None:
         run(inputs=range(1_500), batch="b")
         run("other", inputs=range(7), batch="ba")
         design = f"/{pool.database}/_design/airflow-picas-1"
@@ -416,7 +418,7 @@ class TestShapes:
         run(inputs=range(1_500), batch="b", deploy_views=False)
         assert hook.count("b") == Counts(todo=1_500)
 
-    def test_a_login_that_may_only_read(self, pool: Pool, couchdb: CouchDBAdmin) -> None:
+    def test_a_login_that_may_only_read_is_refused(self, pool: Pool, couchdb: CouchDBAdmin) -> None:
         run(inputs=range(3), batch="b")
         forbid = "function (doc, old, user) { if (user.roles.indexOf('_admin') < 0) throw({forbidden: 'read only'}); }"
         design = {"_id": "_design/readonly", "validate_doc_update": forbid}

@@ -61,7 +61,7 @@ def test_what_is_set_already_is_not_written_again(hook: PicasHook) -> None:
     assert [hook.get(token_id)["_rev"] == rev for token_id, rev in zip(ids, revisions, strict=True)] == [True, False]
 
 
-def test_true_is_not_1(hook: PicasHook) -> None:
+def test_true_and_1_are_different_values(hook: PicasHook) -> None:
     (token_id,) = lives.fill(hook, {State.TODO: 1}, gpu=1)
     assert update(fields={"gpu": True})["updated"] == 1
     assert hook.get(token_id)["gpu"] is True
@@ -81,7 +81,7 @@ def test_an_update_whose_answer_is_lost_counts_also_what_pilots_have_taken_since
     assert hook.count("b") == Counts(todo=2, locked=1)
 
 
-def test_chosen_tokens(hook: PicasHook) -> None:
+def test_only_selected_tokens_are_updated(hook: PicasHook) -> None:
     ids = lives.fill(hook, MIXED)
     assert update(fields={"time_limit": 60}, states="error", error_pattern="no such file")["ids"] == [ids[5]]
     assert update(fields={"time_limit": 60}, keys=["00000001"])["ids"] == [ids[1]]
@@ -106,7 +106,7 @@ def test_a_dry_run_changes_nothing(hook: PicasHook) -> None:
         (PicasDeleteTokensOperator, {"states": "error"}, {"deleted": 1}, Counts(todo=3, locked=1, done=1)),
     ],
 )
-def test_a_pool_with_monitor_only(
+def test_a_pool_with_monitor_only_is_updated(
     hook: PicasHook,
     pool: Pool,
     couchdb: CouchDBAdmin,
@@ -135,7 +135,7 @@ def test_a_pool_with_monitor_only(
         lambda: PicasDeleteTokensOperator(task_id="delete", batch="b"),
     ],
 )
-def test_a_login_that_may_only_read(
+def test_a_login_that_may_only_read_is_refused(
     hook: PicasHook, pool: Pool, couchdb: CouchDBAdmin, edit: Callable[[], SelectingOperator]
 ) -> None:
     lives.fill(hook, MIXED)
@@ -189,6 +189,6 @@ def test_fields_of_picas_and_of_the_provider_are_refused(picas_default: str, fie
 
 
 @pytest.mark.parametrize("fields", [{}, None, ["priority"], "priority=5", {"a": float("nan")}, {"a": object()}, {5: 1}])
-def test_what_cannot_be_set(picas_default: str, fields: Any) -> None:
+def test_fields_of_picas_cannot_be_set(picas_default: str, fields: Any) -> None:
     with pytest.raises(AirflowFailException):
         update(fields=fields)
