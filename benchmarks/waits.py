@@ -21,7 +21,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from airflow_provider_picas.couchdb.http import Answer, Request
+from airflow_provider_picas.couchdb.http import Request, Response
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.picas_async import PicasAsyncHook
 from airflow_provider_picas.tokens import documents
@@ -127,7 +127,7 @@ class Traffic:
         """Begin to count."""
         real = PicasAsyncHook.send_once
 
-        async def send_once(hook: PicasAsyncHook, request: Request) -> Answer:
+        async def send_once(hook: PicasAsyncHook, request: Request) -> Response:
             self.requests += 1
             answer = await real(hook, request)
             self.bytes += len(answer.body)

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from airflow_provider_picas.checks.finding import Finding, failed, ok, warned
 from airflow_provider_picas.couchdb import deployment, errors, http, needed_views
-from airflow_provider_picas.couchdb.http import Answer, Operation, Request
+from airflow_provider_picas.couchdb.http import Operation, Request, Response
 from airflow_provider_picas.couchdb.pool import Pool
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.tokens import views
@@ -23,7 +23,7 @@ _ASK = "Ask the database's administrator"
 class OneTry(PicasHook):
     """The hook, but it sends each request only once: a check should report at once."""
 
-    def send(self, request: Request) -> Answer:
+    def send(self, request: Request) -> Response:
         """Send one request and return the response. Raises CouchDBError."""
         return http.check(self.settings, self.picas_conn_id, request, self._send_once(request))
 

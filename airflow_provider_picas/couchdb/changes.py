@@ -67,11 +67,11 @@ def changes(
         params |= {"feed": "longpoll", "timeout": str(max(1, int(timeout * 1000)))}
         read_timeout = timeout + 15
     endless = heartbeat is not None
-    answer = yield Request(
+    response = yield Request(
         "GET", pool.path("_changes"), params, repeatable=False, read_timeout=read_timeout, endless=endless
     )
-    rows = answer.rows("results", id=str)
-    since = answer.object(last_seq=(str, int))["last_seq"]
+    rows = response.rows("results", id=str)
+    since = response.object(last_seq=(str, int))["last_seq"]
     return Changes(str(since), tuple(row["id"] for row in rows), more=len(rows) >= PAGE)
 
 
@@ -131,12 +131,12 @@ def _key(batch: str) -> str | None:
 def _query(pool: Pool, batches: Collection[str]) -> Operation[dict[str, Counts]]:
     queries = [{"group": True, "startkey": [_key(batch)], "endkey": [_key(batch), {}]} for batch in batches]
     path = pool.path("_design", views.PROVIDER, "_view", "counts", "queries")
-    answer = yield Request("POST", path, body=json_body({"queries": queries}))
-    results = answer.rows("results", rows=list)
+    response = yield Request("POST", path, body=json_body({"queries": queries}))
+    results = response.rows("results", rows=list)
     if len(results) != len(batches):
-        raise answer.unexpected(f"it has {len(results):,} results for {len(batches):,} queries")
+        raise response.unexpected(f"it has {len(results):,} results for {len(batches):,} queries")
     return {
-        batch: counts.from_rows((state, value) for _, state, value in counting.parse_rows(answer, result["rows"]))
+        batch: counts.from_rows((state, value) for _, state, value in counting.parse_rows(response, result["rows"]))
         for batch, result in zip(batches, results, strict=True)
     }
 
@@ -144,8 +144,8 @@ def _query(pool: Pool, batches: Collection[str]) -> Operation[dict[str, Counts]]
 def _scan(pool: Pool, batches: set[str]) -> Operation[dict[str, Counts]]:
     """The counts of the batches that are among the first of the pool: faster than querying each, if there are few others."""
     limit = min(MOST_ROWS, ROWS_OF_ONE * len(batches))
-    answer = yield pool.view_request("counts", views.PROVIDER, group=True, limit=limit)
-    rows = counting.parse_rows(answer)
+    response = yield pool.view_request("counts", views.PROVIDER, group=True, limit=limit)
+    rows = counting.parse_rows(response)
     states: dict[str, list[tuple[str | None, int]]] = {}
     for batch, state, value in rows:
         name = NO_BATCH if batch is None else batch
@@ -163,8 +163,8 @@ def idle(pool: Pool, wait: str, finished: int) -> Operation[float]:
 
     The pool stores it in a local document, which wakes no feed. Raises ForbiddenError for a login that may only read.
     """
-    answer = yield Request("GET", pool.path())
-    now = answer.time
+    response = yield Request("GET", pool.path())
+    now = response.time
     if now is None:
         return 0.0
     name = f"_local/picas-wait-{wait}"
@@ -183,10 +183,10 @@ def index_progress(pool: Pool) -> Operation[str | None]:
     """The index of the pool that is being built, with its progress if the login may read it; None if there is none."""
     for design in dict.fromkeys((views.PROVIDER, pool.settings.design_document)):
         try:
-            answer = yield Request("GET", pool.path("_design", design, "_info"), repeatable=False)
+            response = yield Request("GET", pool.path("_design", design, "_info"), repeatable=False)
         except errors.NotFoundError:
             continue
-        if answer.object(view_index=dict)["view_index"].get("updater_running"):
+        if response.object(view_index=dict)["view_index"].get("updater_running"):
             percent = yield from _percent(pool, design)
             return f"{design} of {pool.settings.place}" + ("" if percent is None else f", {percent} % so far")
     return None
@@ -194,12 +194,12 @@ def index_progress(pool: Pool) -> Operation[str | None]:
 
 def _percent(pool: Pool, design: str) -> Operation[int | None]:
     try:
-        answer = yield Request("GET", "/_active_tasks", repeatable=False)
+        response = yield Request("GET", "/_active_tasks", repeatable=False)
     except errors.CouchDBError:
         return None  # only the server's admin may query this
     progress = [
         int(number(task.get("progress")))
-        for task in answer.rows(None)
+        for task in response.rows(None)
         if task.get("type") == "indexer"
         and task.get("design_document") == f"_design/{design}"
         and pool.settings.database in str(task.get("database"))

@@ -33,9 +33,9 @@ def branches_measured(pool: Pool, document_ids: Sequence[str]) -> Operation[tupl
             found[name] = [document]
             continue
         if has_path(name):
-            answer = yield Request("GET", pool.document_path(name), {"open_revs": "all"})
-            rows = [row for row in answer.rows(None, ok=(dict, type(None))) if row.get("ok")]
-            revisions = winner_first(answer.document(row["ok"]) for row in rows)
+            response = yield Request("GET", pool.document_path(name), {"open_revs": "all"})
+            rows = [row for row in response.rows(None, ok=(dict, type(None))) if row.get("ok")]
+            revisions = winner_first(response.document(row["ok"]) for row in rows)
         else:
             revisions = [document]
             for rev in map(str, conflicts):

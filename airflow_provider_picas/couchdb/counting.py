@@ -7,7 +7,7 @@ from itertools import islice
 from typing import Any
 
 from airflow_provider_picas.couchdb import errors
-from airflow_provider_picas.couchdb.http import Answer, Operation
+from airflow_provider_picas.couchdb.http import Operation, Response
 from airflow_provider_picas.couchdb.pool import PAGE, Next, Pool
 from airflow_provider_picas.lifecycle.json_values import number
 from airflow_provider_picas.tokens import counts, ids, views
@@ -25,43 +25,43 @@ def count(pool: Pool, batch: str | None = None) -> Operation[counts.Counts]:
         return (yield from _count_range(pool, batch))
     try:
         request = pool.view_request("counts", views.PROVIDER, group=True, startkey=[batch], endkey=[batch, {}])
-        answer = yield request
+        response = yield request
     except errors.NotFoundError as error:
         if error.database_missing:
             raise
         return (yield from _count_range(pool, batch))
-    return counts.from_rows((state, value) for _, state, value in parse_rows(answer))
+    return counts.from_rows((state, value) for _, state, value in parse_rows(response))
 
 
 def todo_by_class(pool: Pool, batch: str | None = None) -> Operation[dict[str, int]]:
     """Waiting tokens, by resource class (``"<cores>/<gpu>/<time>"``). Needs the provider's views."""
     name = batch if batch is not None else ""
     query = {"startkey": [name], "endkey": [name, {}], "group_level": 2}
-    answer = yield pool.view_request("todo", views.PROVIDER, **query)
-    rows = answer.rows(key=list, value=int)
+    response = yield pool.view_request("todo", views.PROVIDER, **query)
+    rows = response.rows(key=list, value=int)
     if not all(len(row["key"]) == 2 and isinstance(row["key"][1], str) for row in rows):
-        raise answer.unexpected("a key is not a batch and a resource class")
+        raise response.unexpected("a key is not a batch and a resource class")
     return {row["key"][1]: row["value"] for row in rows}
 
 
 def _count_pool(pool: Pool) -> Operation[counts.Counts]:
     try:
-        answer = yield pool.view_request(views.OVERVIEW, group=True)
+        response = yield pool.view_request(views.OVERVIEW, group=True)
         # A pool's own overview may count more than states.
-        of_states = [row for row in answer.rows() if row.get("key") in list(State)]
-        rows = [(row["key"], answer.checked(row, {"value": (int, float)})["value"]) for row in of_states]
+        of_states = [row for row in response.rows() if row.get("key") in list(State)]
+        rows = [(row["key"], response.checked(row, {"value": (int, float)})["value"]) for row in of_states]
     except errors.NotFoundError as error:
         if error.database_missing:
             raise
         rows = []
         for state in State:
-            answer = yield pool.view_request(state, limit=0)
-            rows.append((str(state), answer.object(total_rows=int)["total_rows"]))
+            response = yield pool.view_request(state, limit=0)
+            rows.append((str(state), response.object(total_rows=int)["total_rows"]))
     if pool.settings.design_document != views.MONITOR:
         return counts.from_rows((key, int(number(value))) for key, value in rows)
     try:
-        answer = yield pool.view_request("stateless", views.PROVIDER, group=False)
-        stateless = sum(row["value"] for row in answer.rows(value=int))
+        response = yield pool.view_request("stateless", views.PROVIDER, group=False)
+        stateless = sum(row["value"] for row in response.rows(value=int))
     except errors.NotFoundError:
         stateless = 0  # the pool has only PiCaS's views, which do not show such tokens
     return counts.from_rows([*((key, int(number(value))) for key, value in rows), (None, stateless)])
@@ -104,16 +104,16 @@ def missing(pool: Pool, batch: str, expected: int, *, limit: int = PAGE) -> Oper
     return confirmed[:limit]
 
 
-def parse_rows(answer: Answer, rows: Iterable[Any] | None = None) -> list[tuple[str | None, str | None, int]]:
+def parse_rows(response: Response, rows: Iterable[Any] | None = None) -> list[tuple[str | None, str | None, int]]:
     """Batch, state and number of the rows of the view ``counts``; ``rows``: a part of the response instead of its rows.
 
-    Raises UnexpectedAnswerError.
+    Raises UnexpectedResponseError.
     """
     found = []
-    for each in answer.rows() if rows is None else rows:
-        row = answer.checked(each, {"key": list, "value": int})
+    for each in response.rows() if rows is None else rows:
+        row = response.checked(each, {"key": list, "value": int})
         key = row["key"]
         if len(key) != 2 or not isinstance(key[0], str | None) or key[1] not in (None, *State):
-            raise answer.unexpected("a key is not a batch and a state")
+            raise response.unexpected("a key is not a batch and a state")
         found.append((key[0], key[1], row["value"]))
     return found

@@ -62,8 +62,8 @@ def _in_bytes(items: Iterable[Item], size: Callable[[Item], int]) -> Iterator[li
 
 def clock(pool: Pool) -> Operation[int]:
     """The database's time, in seconds since 1970."""
-    answer = yield Request("GET", pool.path())
-    return answer.time if answer.time is not None else int(time.time())
+    response = yield Request("GET", pool.path())
+    return response.time if response.time is not None else int(time.time())
 
 
 def _objections(tokens: Sequence[Document], find_objections: FindObjections) -> list[str | None]:
@@ -198,8 +198,8 @@ def attachment_in_document(pool: Pool, token: Document, name: str) -> Operation[
 def _content(pool: Pool, token: Document, name: str) -> Operation[bytes]:
     if not (has_path(token["_id"]) and has_path(name)):
         return (yield from attachment_in_document(pool, token, name))
-    answer = yield attachment(pool, token["_id"], name, token["_rev"])
-    return answer.body
+    response = yield attachment(pool, token["_id"], name, token["_rev"])
+    return response.body
 
 
 def with_attachments(pool: Pool, token: Document) -> Operation[Document]:
@@ -213,9 +213,9 @@ def with_attachments(pool: Pool, token: Document) -> Operation[Document]:
 
 def batches(pool: Pool) -> Operation[dict[str, Counts]]:
     """The batches of a pool, each with its counts. Raises NotFoundError if the provider's views are not deployed."""
-    answer = yield pool.view_request("counts", views.PROVIDER, group=True)
+    response = yield pool.view_request("counts", views.PROVIDER, group=True)
     rows: dict[str, list[tuple[str | None, int]]] = {}
-    for batch, state, number in parse_rows(answer):
+    for batch, state, number in parse_rows(response):
         if batch is not None:
             rows.setdefault(batch, []).append((state, number))
     return {batch: from_rows(states) for batch, states in rows.items()}

@@ -41,7 +41,7 @@ class TooLargeError(CouchDBError):
     """413: CouchDB, or a proxy in front of it, does not accept a request of this size."""
 
 
-class LargeAnswerError(CouchDBError):
+class LargeResponseError(CouchDBError):
     """The response is larger than any valid one of CouchDB. It was not read completely."""
 
 
@@ -53,7 +53,7 @@ class NotCouchDBError(CouchDBError):
     """The response is not from a CouchDB, but for example from a login page or a proxy."""
 
 
-class UnexpectedAnswerError(NotCouchDBError):
+class UnexpectedResponseError(NotCouchDBError):
     """The response is JSON, but not in the form of CouchDB's responses."""
 
 

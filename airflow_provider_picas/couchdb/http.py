@@ -36,10 +36,10 @@ _SLOW_DECODER = json.JSONDecoder(parse_constant=_no_json, parse_int=integer)
 # json.dumps creates an encoder for each call.
 _ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
-LARGEST_ANSWER = 64_000_000
+LARGEST_RESPONSE = 64_000_000
 """Limit of a decompressed response in bytes; a page of tokens has some 4 MB."""
 
-SLOWEST_ANSWER = 10
+SLOWEST_RESPONSE = 10
 """Limit on the time of a whole response, in read timeouts. Each piece of it has one read timeout."""
 
 RETRY_STATUSES = frozenset({429, 500, 502, 503, 504})
@@ -65,7 +65,7 @@ class Request:
     read_timeout: float | None = None  #: seconds; None is the connection's
     raw: bool = False  #: the response is an attachment, with any content
     endless: bool = False  #: CouchDB responds when something happens, and sends heartbeats until then
-    largest: int = LARGEST_ANSWER  #: limit of the decompressed response in bytes
+    largest: int = LARGEST_RESPONSE  #: limit of the decompressed response in bytes
 
     @property
     def target(self) -> str:
@@ -82,7 +82,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
     """A response. Header names are in lower case."""
 
     status: int
@@ -93,7 +93,7 @@ class Answer:
     def json(self) -> Any:
         """The body as JSON; integers with too many digits are ``HugeInteger``.
 
-        Raises UnavailableError if it was cut off, and UnexpectedAnswerError if it is nested too deeply for Python.
+        Raises UnavailableError if it was cut off, and UnexpectedResponseError if it is nested too deeply for Python.
         """
         try:
             with suppress(ValueError):
@@ -111,13 +111,13 @@ class Answer:
         return self.body.decode("utf-8-sig")
 
     def object(self, **fields: Kinds) -> dict[str, Any]:
-        """The body, which must be an object in which these fields are of these types. Raises UnexpectedAnswerError."""
+        """The body, which must be an object in which these fields are of these types. Raises UnexpectedResponseError."""
         return self.checked(self.json(), fields)
 
     def rows(self, name: str | None = "rows", **fields: Kinds) -> list[dict[str, Any]]:
         """The list of objects in a field of the body (None: the body itself), each with fields of these types.
 
-        Raises UnexpectedAnswerError.
+        Raises UnexpectedResponseError.
         """
         body = self.json()
         rows = body if name is None else self.checked(body, {name: list})[name]
@@ -126,12 +126,12 @@ class Answer:
         return [self.checked(row, fields) for row in rows]
 
     def documents(self) -> dict[str, dict[str, Any]]:
-        """The documents in the rows of the body, by id. Rows without one are skipped. Raises UnexpectedAnswerError."""
+        """The documents in the rows of the body, by id. Rows without one are skipped. Raises UnexpectedResponseError."""
         found = [row["doc"] for row in self.rows(doc=(dict, type(None))) if row.get("doc")]
         return {self.document(document)["_id"]: document for document in found}
 
     def document(self, value: Any) -> dict[str, Any]:
-        """A part of the body, which must be a document. Raises UnexpectedAnswerError."""
+        """A part of the body, which must be a document. Raises UnexpectedResponseError."""
         parts: dict[str, Kinds] = {"_id": str, "_rev": str}
         parts |= {"_attachments": (dict, type(None)), "_conflicts": (list, type(None))}
         document = self.checked(value, parts)
@@ -140,7 +140,7 @@ class Answer:
         return document
 
     def checked(self, value: Any, fields: Mapping[str, Kinds]) -> dict[str, Any]:
-        """A part of the body, if it is an object with these fields. Raises UnexpectedAnswerError."""
+        """A part of the body, if it is an object with these fields. Raises UnexpectedResponseError."""
         if not isinstance(value, dict):
             raise self.unexpected(f"{_kind(value)} was found instead of an object")
         for name, kinds in fields.items():
@@ -149,9 +149,9 @@ class Answer:
                 raise self.unexpected(f"{name!r} is {_kind(found)}" if name in value else f"{name!r} is missing")
         return value
 
-    def unexpected(self, what: str) -> errors.UnexpectedAnswerError:
+    def unexpected(self, what: str) -> errors.UnexpectedResponseError:
         """The error for JSON that is not in CouchDB's form. ``what``: the mismatch."""
-        return errors.UnexpectedAnswerError(
+        return errors.UnexpectedResponseError(
             f"The response from {self.source} is not in CouchDB's format: {what}. Check that the connection's host is a"
             " CouchDB server, and any proxy in front of it.",
             status=self.status,
@@ -171,7 +171,7 @@ def _kind(value: Any) -> str:
 
 
 Result = TypeVar("Result")
-Operation = Generator[Request, Answer, Result]
+Operation = Generator[Request, Response, Result]
 """Yields requests, receives their responses (errors are raised inside), and returns its result."""
 
 
@@ -180,31 +180,31 @@ def json_body(value: Any) -> bytes:
     return _ENCODER.encode(value).encode()
 
 
-def check(settings: Settings, conn_id: str, request: Request, answer: Answer) -> Answer:
+def check(settings: Settings, conn_id: str, request: Request, response: Response) -> Response:
     """The response, if it is not an error. Otherwise raises a CouchDBError that says what to do."""
-    if answer.status in _REDIRECTS:
+    if response.status in _REDIRECTS:
         raise errors.NotCouchDBError(
-            f"{settings.url} redirects to {one_line(answer.headers.get('location', ''), 300)!r} (HTTP {answer.status})."
+            f"{settings.url} redirects to {one_line(response.headers.get('location', ''), 300)!r} (HTTP {response.status})."
             f" If CouchDB is there, put that address in the host of connection {conn_id!r}, without the path of the request.",
-            status=answer.status,
+            status=response.status,
         )
-    if answer.status < 400:
-        if not request.raw and _is_html(answer):
-            raise _not_couchdb(settings, conn_id, answer)
-        return replace(answer, source=f"{settings.place} to {request.method} {one_line(request.path)}")
+    if response.status < 400:
+        if not request.raw and _is_html(response):
+            raise _not_couchdb(settings, conn_id, response)
+        return replace(response, source=f"{settings.place} to {request.method} {one_line(request.path)}")
     try:
-        body = json.loads(answer.body) if request.method != "HEAD" else {}
+        body = json.loads(response.body) if request.method != "HEAD" else {}
     except (ValueError, RecursionError):
         body = None
     if not isinstance(body, dict) or (request.method != "HEAD" and "error" not in body):
-        if answer.status == 413:  # a proxy's own page, as below
+        if response.status == 413:  # a proxy's own page, as below
             raise _too_large(settings, request, "")
-        if answer.status in RETRY_STATUSES:
+        if response.status in RETRY_STATUSES:
             raise errors.UnavailableError(
-                f"{settings.place} is not available (HTTP {answer.status}). Try again later.", status=answer.status
+                f"{settings.place} is not available (HTTP {response.status}). Try again later.", status=response.status
             )
-        raise _not_couchdb(settings, conn_id, answer)
-    raise _error(settings, conn_id, request, answer.status, str(body.get("error", "")), str(body.get("reason", "")))
+        raise _not_couchdb(settings, conn_id, response)
+    raise _error(settings, conn_id, request, response.status, str(body.get("error", "")), str(body.get("reason", "")))
 
 
 def _error(
@@ -274,16 +274,16 @@ def refused(settings: Settings, token_id: str, error: str, reason: str | None) -
     )
 
 
-def _is_html(answer: Answer) -> bool:
-    return "html" in answer.headers.get("content-type", "") or answer.body[:20].lstrip().lower().startswith(b"<")
+def _is_html(response: Response) -> bool:
+    return "html" in response.headers.get("content-type", "") or response.body[:20].lstrip().lower().startswith(b"<")
 
 
-def _not_couchdb(settings: Settings, conn_id: str, answer: Answer) -> errors.NotCouchDBError:
-    shown = one_line(" ".join(answer.body[:2000].decode("utf-8", "replace").split()), _BODY_SHOWN)
+def _not_couchdb(settings: Settings, conn_id: str, response: Response) -> errors.NotCouchDBError:
+    shown = one_line(" ".join(response.body[:2000].decode("utf-8", "replace").split()), _BODY_SHOWN)
     return errors.NotCouchDBError(
-        f"The server at {settings.url} is not CouchDB: HTTP {answer.status}, {shown!r}."
+        f"The server at {settings.url} is not CouchDB: HTTP {response.status}, {shown!r}."
         f" Check host and port of connection {conn_id!r}.",
-        status=answer.status,
+        status=response.status,
     )
 
 
@@ -313,13 +313,13 @@ def unreachable(settings: Settings, conn_id: str, cause: str) -> errors.CouchDBE
 
 def longest(settings: Settings, request: Request) -> float | None:
     """Seconds that a whole response may take; None without a limit."""
-    return None if request.endless else SLOWEST_ANSWER * (request.read_timeout or settings.read_timeout)
+    return None if request.endless else SLOWEST_RESPONSE * (request.read_timeout or settings.read_timeout)
 
 
 def check_size(settings: Settings, request: Request, size: int) -> None:
-    """Raise LargeAnswerError if a response exceeds its limit."""
+    """Raise LargeResponseError if a response exceeds its limit."""
     if size > request.largest:
-        raise errors.LargeAnswerError(
+        raise errors.LargeResponseError(
             f"The response from {settings.place} to {request.method} {one_line(request.path)} has more than"
             f" {request.largest:,} bytes and was not read completely."
         )

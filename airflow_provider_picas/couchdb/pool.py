@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from airflow_provider_picas.couchdb import errors
-from airflow_provider_picas.couchdb.http import LARGEST_ANSWER, Answer, Operation, Request, json_body
+from airflow_provider_picas.couchdb.http import LARGEST_RESPONSE, Operation, Request, Response, json_body
 from airflow_provider_picas.couchdb.settings import Settings
 from airflow_provider_picas.lifecycle.ids import END_OF_PREFIX, has_path, id_range
 from airflow_provider_picas.tokens import ids, views
@@ -82,14 +82,14 @@ class Pool:
 
     def info(self) -> Operation[Mapping[str, Any]]:
         """The database's information about itself (``doc_count``, ``update_seq`` …)."""
-        answer = yield Request("GET", self.path())
-        info: Mapping[str, Any] = answer.object(doc_count=int, update_seq=(str, int))
+        response = yield Request("GET", self.path())
+        info: Mapping[str, Any] = response.object(doc_count=int, update_seq=(str, int))
         return info
 
     def server_version(self) -> Operation[str]:
         """The server's version. Raises NotCouchDBError if the server is not a CouchDB."""
-        answer = yield Request("GET", "/")
-        welcome = answer.json()
+        response = yield Request("GET", "/")
+        welcome = response.json()
         if not (isinstance(welcome, dict) and "couchdb" in welcome):
             raise errors.NotCouchDBError(f"The server at {self.settings.url} is not CouchDB.")
         return str(welcome.get("version", "unknown"))
@@ -103,8 +103,8 @@ class Pool:
             if document_id not in found:
                 raise errors.NotFoundError(f"There is no document {document_id!r} in {self.settings.place}.")
             return found[document_id]
-        answer = yield Request("GET", self.document_path(document_id))
-        document: Document = answer.document(answer.json())
+        response = yield Request("GET", self.document_path(document_id))
+        document: Document = response.document(response.json())
         return document
 
     def with_attachments(self, document_id: str, rev: str, size: int, *, data: bool = True) -> Operation[Document]:
@@ -112,17 +112,19 @@ class Pool:
 
         Raises NotFoundError if CouchDB no longer has it.
         """
-        largest = LARGEST_ANSWER + size * 4 // 3
+        largest = LARGEST_RESPONSE + size * 4 // 3
         if has_path(document_id):
             params = {"attachments": json.dumps(data), "rev": rev}
-            answer = yield Request("GET", self.document_path(document_id), params, largest=largest)
-            return _with_data(answer, answer.document(answer.json()), data)
+            response = yield Request("GET", self.document_path(document_id), params, largest=largest)
+            return _with_data(response, response.document(response.json()), data)
         body = json_body({"docs": [{"id": document_id, "rev": rev}]})
-        answer = yield Request("POST", self.path("_bulk_get"), {"attachments": json.dumps(data)}, body, largest=largest)
-        for result in answer.rows("results", docs=list):
+        response = yield Request(
+            "POST", self.path("_bulk_get"), {"attachments": json.dumps(data)}, body, largest=largest
+        )
+        for result in response.rows("results", docs=list):
             for found in result["docs"]:
-                if "ok" in answer.checked(found, {}):
-                    return _with_data(answer, answer.document(found["ok"]), data)
+                if "ok" in response.checked(found, {}):
+                    return _with_data(response, response.document(found["ok"]), data)
         raise errors.NotFoundError(f"Revision {rev} of {document_id!r} is gone from {self.settings.place}.")
 
     def fetch(self, document_ids: Sequence[str]) -> Operation[dict[str, Document]]:
@@ -138,24 +140,24 @@ class Pool:
         body = json_body({"keys": list(document_ids)})
         query = {"include_docs": "true"} | ({"conflicts": "true"} if with_conflicts else {})
         try:
-            answer = yield Request("POST", self.path("_all_docs"), query, body)
-        except errors.LargeAnswerError:
+            response = yield Request("POST", self.path("_all_docs"), query, body)
+        except errors.LargeResponseError:
             half = len(document_ids) // 2
             if not half:
                 raise
             first, one = yield from self.fetch_measured(document_ids[:half], with_conflicts=with_conflicts)
             rest, other = yield from self.fetch_measured(document_ids[half:], with_conflicts=with_conflicts)
             return first | rest, one + other
-        return answer.documents(), len(answer.body)
+        return response.documents(), len(response.body)
 
     def revisions(self, document_ids: Sequence[str]) -> Operation[dict[str, str]]:
         """The current revisions of documents, at most a page of them; missing ones are omitted."""
-        answer = yield Request("POST", self.path("_all_docs"), body=json_body({"keys": list(document_ids)}))
+        response = yield Request("POST", self.path("_all_docs"), body=json_body({"keys": list(document_ids)}))
         found: dict[str, str] = {}
-        for row in answer.rows(id=(str, type(None)), value=(dict, type(None))):
+        for row in response.rows(id=(str, type(None)), value=(dict, type(None))):
             value = row.get("value") or {}
             if row.get("id") and not value.get("deleted"):
-                found[row["id"]] = answer.checked(value, {"rev": str})["rev"]
+                found[row["id"]] = response.checked(value, {"rev": str})["rev"]
         return found
 
     def write(self, encoded: Iterable[bytes], *, repeatable: bool = False) -> Operation[list[Row]]:
@@ -172,25 +174,25 @@ class Pool:
         documents = list(encoded)
         body = b'{"docs":[' + b",".join(documents) + b"]}"
         try:
-            answer = yield Request("POST", self.path("_bulk_docs"), body=body, repeatable=repeatable)
+            response = yield Request("POST", self.path("_bulk_docs"), body=body, repeatable=repeatable)
         except errors.TooLargeError as error:
             half = len(documents) // 2
             if not half:
                 return [Row(json.loads(text)["_id"], None, TOO_LARGE, str(error)) for text in documents]
             rows = yield from self.write(documents[:half], repeatable=repeatable)
             return rows + (yield from self.write(documents[half:], repeatable=repeatable))
-        if answer.status == 202 and not repeatable:
+        if response.status == 202 and not repeatable:
             raise errors.UnavailableError(
                 f"{self.settings.place} stores changes on too few nodes of its cluster (202). Try again later.",
                 status=202,
             )
-        return _rows(answer, documents)
+        return _rows(response, documents)
 
     def put(self, document: Mapping[str, Any]) -> Operation[str]:
         """Write one document, whose id has a path. Returns its new revision. Raises ConflictError."""
         request = Request("PUT", self.document_path(document["_id"]), body=json_body(document), repeatable=False)
-        answer = yield request
-        return str(answer.object(rev=str)["rev"])
+        response = yield request
+        return str(response.object(rev=str)["rev"])
 
     def local_documents(
         self, prefix: str, *, start: str | None = None, limit: int = PAGE
@@ -198,8 +200,8 @@ class Pool:
         """The local documents whose ids begin with ``prefix``, from the id ``start`` on, and the database's time."""
         query = {"include_docs": "true", "limit": str(limit)}
         query |= {"startkey": json.dumps(start or prefix), "endkey": json.dumps(f"{prefix}{END_OF_PREFIX}")}
-        answer = yield Request("GET", self.path("_local_docs"), query)
-        return list(answer.documents().values()), answer.time
+        response = yield Request("GET", self.path("_local_docs"), query)
+        return list(response.documents().values()), response.time
 
     # -- pages -------------------------------------------------------------------------------------------------------
 
@@ -211,10 +213,10 @@ class Pool:
         return {"startkey": after.key, "endkey": end, "limit": after.limit + 1}
 
     def _page(
-        self, answer: Answer, batch: str | None, after: Next | None, limit: int
+        self, response: Response, batch: str | None, after: Next | None, limit: int
     ) -> tuple[list[dict[str, Any]], Next | None]:
         """The rows of a page, and the start of the next one, or None at the end."""
-        rows = answer.rows(id=str, doc=(dict, type(None)))
+        rows = response.rows(id=str, doc=(dict, type(None)))
         full = len(rows) == (limit if after is None else after.limit + 1)
         last = after.key if after else None
         found = [row for row in rows if row["id"] != last and (batch is None or ids.in_batch(row["id"], batch))]
@@ -222,7 +224,7 @@ class Pool:
             return found, None
         key = rows[-1].get("key")
         if key is None or key == last:  # the next page would be the same
-            raise answer.unexpected("its rows are not in the order of their keys")
+            raise response.unexpected("its rows are not in the order of their keys")
         return found, Next(key, limit)
 
     def _documents(
@@ -233,25 +235,25 @@ class Pool:
         while True:
             begin = after and Next(after.key, limit)
             try:
-                answer = yield request({**self._range(batch, begin, limit), **_WHOLE})
-            except errors.LargeAnswerError:
+                response = yield request({**self._range(batch, begin, limit), **_WHOLE})
+            except errors.LargeResponseError:
                 if limit == 1:
                     raise
                 limit = max(1, limit // 8)
                 continue
-            rows, following = self._page(answer, batch, begin, limit)
+            rows, following = self._page(response, batch, begin, limit)
             if following:
                 read = limit + 1 if begin else limit
-                following = Next(following.key, page_of(len(answer.body), read))
+                following = Next(following.key, page_of(len(response.body), read))
             found = (row["doc"] for row in rows if row.get("doc"))
-            return [answer.document(document) for document in found], following
+            return [response.document(document) for document in found], following
 
     def ids(
         self, state: State, batch: str | None = None, *, after: Next | None = None, limit: int = PAGE
     ) -> Operation[tuple[list[str], Next | None]]:
         """A page of the ids in a state, and the start of the next page (``after``), or None at the end."""
-        answer = yield self.view_request(state, reduce=False, **self._range(batch, after, limit))
-        rows, following = self._page(answer, batch, after, limit)
+        response = yield self.view_request(state, reduce=False, **self._range(batch, after, limit))
+        rows, following = self._page(response, batch, after, limit)
         return [row["id"] for row in rows], following
 
     def all_ids(self, state: State, batch: str | None = None) -> Operation[list[str]]:
@@ -285,19 +287,19 @@ class Pool:
         """Ids of tokens in no state, at most ``limit``; none if the provider's views are not deployed."""
         try:
             request = self.view_request("stateless", views.PROVIDER, reduce=False, **self._range(batch, None, limit))
-            answer = yield request
+            response = yield request
         except errors.NotFoundError as error:
             if error.database_missing:
                 raise
             return []
-        return [row["id"] for row in answer.rows(id=str) if batch is None or ids.in_batch(row["id"], batch)]
+        return [row["id"] for row in response.rows(id=str) if batch is None or ids.in_batch(row["id"], batch)]
 
     # -- changes ------------------------------------------------------------------------------------------------------
 
     def sequence(self) -> Operation[str]:
         """The current position of the feed of changes."""
-        answer = yield Request("GET", self.path("_changes"), {"since": "now", "limit": "1"})
-        return str(answer.object(last_seq=(str, int))["last_seq"])
+        response = yield Request("GET", self.path("_changes"), {"since": "now", "limit": "1"})
+        return str(response.object(last_seq=(str, int))["last_seq"])
 
 
 def page_of(size: int, number: int) -> int:
@@ -305,20 +307,20 @@ def page_of(size: int, number: int) -> int:
     return min(PAGE, max(1, PAGE_BYTES * number // max(1, size)))
 
 
-def _rows(answer: Answer, documents: Sequence[bytes]) -> list[Row]:
-    """The rows of a ``_bulk_docs`` response, one for each document. Raises UnexpectedAnswerError."""
+def _rows(response: Response, documents: Sequence[bytes]) -> list[Row]:
+    """The rows of a ``_bulk_docs`` response, one for each document. Raises UnexpectedResponseError."""
     text = (str, type(None))
-    rows = answer.rows(None, id=str, rev=text, error=text, reason=text)
+    rows = response.rows(None, id=str, rev=text, error=text, reason=text)
     if len(rows) != len(documents):
-        raise answer.unexpected(f"it has {len(rows):,} rows for {len(documents):,} documents")
+        raise response.unexpected(f"it has {len(rows):,} rows for {len(documents):,} documents")
     for row, document in zip(rows, documents, strict=True):
         if b'"_id":' + json_body(row["id"]) not in document:
-            raise answer.unexpected("its rows are for other documents")
+            raise response.unexpected("its rows are for other documents")
     return [Row(row["id"], row.get("rev"), row.get("error"), row.get("reason")) for row in rows]
 
 
-def _with_data(answer: Answer, document: Document, data: bool) -> Document:
-    """The document, if its attachments are valid. Raises UnexpectedAnswerError."""
+def _with_data(response: Response, document: Document, data: bool) -> Document:
+    """The document, if its attachments are valid. Raises UnexpectedResponseError."""
     for file in (document.get("_attachments") or {}).values() if data else ():
-        answer.checked(file, {"content_type": str, "data": str})
+        response.checked(file, {"content_type": str, "data": str})
     return document

@@ -17,7 +17,7 @@ from airflow.providers.http.hooks.http import HttpHook
 
 from airflow_provider_picas import __version__
 from airflow_provider_picas.couchdb import changes, errors, http
-from airflow_provider_picas.couchdb.http import Answer, Operation, Request
+from airflow_provider_picas.couchdb.http import Operation, Request, Response
 from airflow_provider_picas.couchdb.pool import Pool
 from airflow_provider_picas.couchdb.settings import Settings
 from airflow_provider_picas.hooks.connection import _this_connection, cause_of, no_connection, settings_of, ssl_context
@@ -125,7 +125,7 @@ class CouchDBHook(HttpHook):
         """Run an operation to its end and return its result."""
         return drive(operation, self.send)
 
-    def send(self, request: Request) -> Answer:
+    def send(self, request: Request) -> Response:
         """Send one request, and repeat it if that is safe and may help. Returns the response. Raises CouchDBError."""
         for attempt in itertools.count(1):
             retry_after = None
@@ -156,7 +156,7 @@ class CouchDBHook(HttpHook):
             self.log.info("CouchDB is building the index of %s. The task goes on when it is done.", building)
         return building is not None
 
-    def _send_once(self, request: Request) -> Answer:
+    def _send_once(self, request: Request) -> Response:
         settings = self.settings
         session = self.get_conn()
         try:
@@ -175,12 +175,12 @@ class CouchDBHook(HttpHook):
             raise http.tls_failed(settings, self.picas_conn_id, cause_of(error)) from None
         except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError) as error:
             raise http.unreachable(settings, self.picas_conn_id, cause_of(error)) from None
-        return Answer(response.status_code, _headers(response), body)
+        return Response(response.status_code, _headers(response), body)
 
 
-def answer_of(response: requests.Response) -> Answer:
+def answer_of(response: requests.Response) -> Response:
     """The response as operations see it."""
-    return Answer(response.status_code, _headers(response), response.content)
+    return Response(response.status_code, _headers(response), response.content)
 
 
 def _headers(response: requests.Response) -> dict[str, str]:
@@ -188,7 +188,7 @@ def _headers(response: requests.Response) -> dict[str, str]:
 
 
 def _read(settings: Settings, request: Request, response: requests.Response) -> bytes:
-    """The body of a response. Raises LargeAnswerError and UnavailableError at its limits of size and time."""
+    """The body of a response. Raises LargeResponseError and UnavailableError at its limits of size and time."""
     started, longest = time.monotonic(), http.longest(settings, request)
     body = bytearray()
     while piece := response.raw.read1(CHUNK, decode_content=True):  # returns available data, unlike read()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import aiohttp
 
 from airflow_provider_picas.couchdb import counting, deployment, errors, http
-from airflow_provider_picas.couchdb.http import Answer, Operation, Request
+from airflow_provider_picas.couchdb.http import Operation, Request, Response
 from airflow_provider_picas.couchdb.pool import Document, Next, Pool
 from airflow_provider_picas.couchdb.refusals import Refusals
 from airflow_provider_picas.couchdb.settings import Settings
@@ -124,7 +124,7 @@ class PicasAsyncHook:
         """Run an operation to its end and return its result."""
         return await drive_async(operation, self.send)
 
-    async def send(self, request: Request) -> Answer:
+    async def send(self, request: Request) -> Response:
         """Send one request, and repeat it if that is safe and may help. Returns the response. Raises CouchDBError."""
         for attempt in itertools.count(1):
             retry_after, used = None, self.settings
@@ -151,7 +151,7 @@ class PicasAsyncHook:
             await asyncio.sleep(http.wait_before(attempt + 1, retry_after))
         raise AssertionError("not reached")
 
-    async def send_once(self, request: Request) -> Answer:
+    async def send_once(self, request: Request) -> Response:
         """Send one request and read the whole response, with any status."""
         import aiohttp
         from yarl import URL
@@ -185,7 +185,7 @@ class PicasAsyncHook:
                     body += piece
                     http.check_size(settings, request, len(body))
                 told = {name.lower(): value for name, value in response.headers.items()}
-                return Answer(response.status, told, bytes(body))
+                return Response(response.status, told, bytes(body))
         except (aiohttp.ClientSSLError, aiohttp.ClientConnectorCertificateError) as error:
             raise http.tls_failed(settings, self.picas_conn_id, str(error)) from None
         except (aiohttp.ClientError, TimeoutError, OSError) as error:

@@ -14,8 +14,8 @@ from airflow_provider_picas.lifecycle.exit_codes import EX_CONFIG, Failed
 from airflow_provider_picas.lifecycle.pilot_config import Config
 from airflow_provider_picas.pilot.errors import TOO_MUCH, LargeAnswer
 
-LARGEST_ANSWER = 64_000_000  # largest response that is read, in bytes
-SLOWEST_ANSWER = 10  # a response may take this many times the timeout, which applies to each piece of it
+LARGEST_RESPONSE = 64_000_000  # largest response that is read, in bytes
+SLOWEST_RESPONSE = 10  # a response may take this many times the timeout, which applies to each piece of it
 
 
 def _tls(config: Config) -> ssl.SSLContext:

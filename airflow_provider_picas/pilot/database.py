@@ -26,7 +26,7 @@ from airflow_provider_picas.lifecycle.pilot_config import Config
 from airflow_provider_picas.lifecycle.transitions import _OR_NONE
 from airflow_provider_picas.pilot.access import Access, Login
 from airflow_provider_picas.pilot.clock import Clock
-from airflow_provider_picas.pilot.connection import LARGEST_ANSWER, SLOWEST_ANSWER, _Response, _tls, read_url
+from airflow_provider_picas.pilot.connection import LARGEST_RESPONSE, SLOWEST_RESPONSE, _Response, _tls, read_url
 from airflow_provider_picas.pilot.errors import LargeAnswer, Unreachable, Unreadable
 from airflow_provider_picas.pilot.log import log
 from airflow_provider_picas.pilot.portions import BULK_BYTES
@@ -54,7 +54,7 @@ class Database:
         config: Config,
         clock: Clock,
         timeout: float = 60,
-        slowest: float = SLOWEST_ANSWER,
+        slowest: float = SLOWEST_RESPONSE,
     ) -> None:
         self._login = Login(login) if isinstance(login, Access) else login
         access = self._login.access
@@ -80,7 +80,7 @@ class Database:
         self._headers = {"Accept": "application/json", "Content-Type": "application/json", "User-Agent": "picas-pilot"}
 
     def request(
-        self, method: str, path: str, body: Any = None, query: Optional[Doc] = None, largest: int = LARGEST_ANSWER
+        self, method: str, path: str, body: Any = None, query: Optional[Doc] = None, largest: int = LARGEST_RESPONSE
     ) -> Tuple[int, Any]:
         """Status and JSON of one request; values of ``query`` are sent as JSON. ``largest``: limit of the response in
         bytes.
@@ -255,7 +255,7 @@ class Database:
         rows = self._objects(answer, status, path)
         return winner_first(self._document(row["ok"], status, path) for row in rows if "ok" in row)
 
-    def _revision(self, name: str, rev: str, largest: int = LARGEST_ANSWER, **query: Any) -> Doc:
+    def _revision(self, name: str, rev: str, largest: int = LARGEST_RESPONSE, **query: Any) -> Doc:
         """A revision of a document whose id has no path of its own. Raises Unreachable."""
         body = {"docs": [{"id": name, "rev": rev}]}
         status, answer = self.request("POST", "_bulk_get", body, query, largest)
@@ -271,7 +271,7 @@ class Database:
         if not doc.get("_attachments"):
             return doc
         sizes = [number(file.get("length")) for file in doc["_attachments"].values()]
-        largest = LARGEST_ANSWER + int(2 * sum(sizes))  # the data are in base64
+        largest = LARGEST_RESPONSE + int(2 * sum(sizes))  # the data are in base64
         path = quote(doc["_id"], safe="")
         if has_path(doc["_id"]):
             status, found = self.request("GET", f"{path}?attachments=true&rev={quote(doc['_rev'])}", largest=largest)

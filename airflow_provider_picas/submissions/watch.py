@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from airflow_provider_picas.couchdb import conflicts, edits, errors
-from airflow_provider_picas.couchdb.http import Answer, Request, json_body
+from airflow_provider_picas.couchdb.http import Request, Response, json_body
 from airflow_provider_picas.couchdb.pool import PAGE, TOO_LARGE, Document, Pool, page_of
 from airflow_provider_picas.lifecycle import transitions
 from airflow_provider_picas.lifecycle.ids import lease_id
@@ -212,12 +212,12 @@ def _cut_off(pool: Pool) -> Operation[str | None]:
     Pilots that reach the other nodes renew their leases there.
     """
     try:
-        answer: Answer = yield Request(
+        response: Response = yield Request(
             "PUT", pool.document_path(QUORUM_PROBE), body=json_body({"asked": int(time.time())})
         )
     except errors.ConflictError:
         return None  # the document exists; CouchDB overwrites it, other servers require its revision
-    if answer.status != 202:
+    if response.status != 202:
         return None
     return "CouchDB stores writes on too few nodes of its cluster (202). Until that changes, no pilot counts as dead."
 
@@ -225,11 +225,11 @@ def _cut_off(pool: Pool) -> Operation[str | None]:
 def read_leases(pool: Pool, pilots: Sequence[str]) -> Operation[tuple[dict[str, Lease], float]]:
     """The leases of some pilots, and the database's time."""
     body = json_body({"keys": [lease_id(pilot) for pilot in pilots]})
-    answer: Answer = yield Request("POST", pool.path("_local_docs"), {"include_docs": "true"}, body)
-    found = answer.documents().values()
-    if answer.time is None:
+    response: Response = yield Request("POST", pool.path("_local_docs"), {"include_docs": "true"}, body)
+    found = response.documents().values()
+    if response.time is None:
         raise errors.UnavailableError("CouchDB's response has no Date header; a proxy may have removed it.")
-    return {lease.pilot: lease for lease in map(Lease.parse, found)}, float(answer.time)
+    return {lease.pilot: lease for lease in map(Lease.parse, found)}, float(response.time)
 
 
 def _release(

@@ -240,7 +240,7 @@ def test_an_invalid_date_is_an_error(proxy: Proxy, date: str) -> None:
 def test_what_was_asked_stands_in_the_error(proxy: Proxy) -> None:
     proxy.rewrite = lambda request, status, content: (status, b"[]" if status == 200 else content)
     with pytest.raises(
-        errors.UnexpectedAnswerError,
+        errors.UnexpectedResponseError,
         match=r"to GET /test_\w+/b%3A00000001 is not in CouchDB's format: a list was found instead of an object",
     ):
         PicasHook().get(SECOND)

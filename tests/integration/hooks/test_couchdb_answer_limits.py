@@ -46,7 +46,7 @@ def ask_async() -> Any:
 def test_an_answer_of_more_bytes_than_any_has(proxy: Proxy, question: Callable[[], Any], fault: Fault) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     proxy.hurt(fault, on="/x")
-    with pytest.raises(errors.LargeAnswerError, match=r"to GET /test_\w+/x has more than 64,000,000 bytes"):
+    with pytest.raises(errors.LargeResponseError, match=r"to GET /test_\w+/x has more than 64,000,000 bytes"):
         question()
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400_000  # kB: it is not a gigabyte
 
@@ -56,7 +56,7 @@ def test_an_answer_that_trickles_ends_in_time(
     proxy: Proxy, question: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http, "TRIES_TO_CONNECT", 1)
-    monkeypatch.setattr(http, "SLOWEST_ANSWER", 0.05)  # of 60 s
+    monkeypatch.setattr(http, "SLOWEST_RESPONSE", 0.05)  # of 60 s
     proxy.hurt(Fault.TRICKLE, on="/x")
     with pytest.raises(errors.UnavailableError, match=r"to GET /test_\w+/x was not complete after 3 s"):
         question()

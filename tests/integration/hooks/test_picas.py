@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import pytest
 
 from airflow_provider_picas.couchdb import errors, http
-from airflow_provider_picas.couchdb.http import Answer, Request
+from airflow_provider_picas.couchdb.http import Request, Response
 from airflow_provider_picas.couchdb.pool import FIRST_PAGE, PAGE, PAGE_BYTES
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.picas_async import PicasAsyncHook
@@ -277,7 +277,7 @@ class TestPool:
         read: list[int] = []
         real = hook.send
 
-        def send(request: Request) -> Answer:
+        def send(request: Request) -> Response:
             answer = real(request)
             read.append(len(answer.body))
             return answer

@@ -9,18 +9,18 @@ from typing import Any
 import pytest
 
 from airflow_provider_picas.couchdb import errors, http
-from airflow_provider_picas.couchdb.http import Answer, Request
+from airflow_provider_picas.couchdb.http import Request, Response
 from airflow_provider_picas.couchdb.settings import Settings
 
 POOL = Settings("https://couch.example.org:6984", "pool", "me", "s3cret")
 GET = Request("GET", "/pool")
 
 
-def answer(status: int, told: Any = None, *, body: bytes | None = None, **headers: str) -> Answer:
-    return Answer(status, headers, json.dumps(told).encode() if body is None else body)
+def answer(status: int, told: Any = None, *, body: bytes | None = None, **headers: str) -> Response:
+    return Response(status, headers, json.dumps(told).encode() if body is None else body)
 
 
-def check(told: Answer, request: Request = GET) -> Answer:
+def check(told: Response, request: Request = GET) -> Response:
     return http.check(POOL, "my_pool", request, told)
 
 
@@ -77,7 +77,7 @@ HTML = b"\n  <!DOCTYPE html>\n<html><title>Sign in</title></html>"
         answer(405, ["error"]),
     ],
 )
-def test_other_servers_are_not_taken_for_couchdb(told: Answer) -> None:
+def test_other_servers_are_not_taken_for_couchdb(told: Response) -> None:
     with pytest.raises(
         errors.NotCouchDBError, match=r"is not CouchDB: HTTP .*Check host and port of connection 'my_pool'"
     ):
@@ -196,8 +196,8 @@ def test_foreign_text_in_errors_is_escaped_and_cut() -> None:
     for status in (200, 302, 401, 404, 500):
         error = {"error": odd, "reason": odd}
         for told_so in (
-            Answer(status, {"location": odd}, json.dumps(error).encode()),
-            Answer(status, {}, f"<{odd}".encode()),
+            Response(status, {"location": odd}, json.dumps(error).encode()),
+            Response(status, {}, f"<{odd}".encode()),
         ):
             try:
                 check(told_so)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_picas.couchdb import errors
-from airflow_provider_picas.couchdb.http import Answer, Request
+from airflow_provider_picas.couchdb.http import Request, Response
 from airflow_provider_picas.couchdb.pool import Pool
 from airflow_provider_picas.couchdb.settings import Settings
 from airflow_provider_picas.sansio import drive
@@ -128,10 +128,10 @@ class Sides:
         (key,) = json.loads(step.body or b"").get("keys", [None])
         if step.path.endswith("_bulk_docs"):
             self.written += json.loads(step.body or b"")["docs"]
-            return Answer(201, {}, json.dumps([{"id": "b:1", "rev": "3-b"}]).encode())
+            return Response(201, {}, json.dumps([{"id": "b:1", "rev": "3-b"}]).encode())
         found = self.token and key == self.token["_id"]
         rows = [{"id": key, "doc": self.token}] if found else [{"key": key, "error": "not_found"}]
-        return Answer(200, {}, json.dumps({"rows": rows}).encode())
+        return Response(200, {}, json.dumps({"rows": rows}).encode())
 
     def files(self, kind: str) -> set[str]:
         return {path.name for path in (self.folder / kind).glob("*")}
