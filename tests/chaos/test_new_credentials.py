@@ -10,7 +10,7 @@ from stack.couchdb import CouchDBAdmin
 from stack.pool import Pool
 from tests.chaos.run import Run
 from tests.conftest import set_connection
-from tests.integration.hooks.test_submission_credentials import change_password
+from tests.integration.hooks.test_pilots_credentials import change_password
 
 
 def test_pilot_and_wait_go_on_with_the_new_password(

@@ -29,7 +29,7 @@ from airflow_provider_picas.task_groups import picas_run
         ("picas://[::1]:5984/p", "picas://[::1]:5984/p"),
     ],
 )
-def test_one_form(given: str, normal: str) -> None:
+def test_uris_have_one_form(given: str, normal: str) -> None:
     import warnings
     from urllib.parse import urlsplit, urlunsplit
 
@@ -40,30 +40,30 @@ def test_one_form(given: str, normal: str) -> None:
 
 
 @pytest.mark.parametrize("uri", ["picas:///pool", "picas://host", "picas://host/Pool", "picas://host/1"])
-def test_no_pool(uri: str) -> None:
+def test_invalid_uris_are_refused(uri: str) -> None:
     with pytest.raises(ValueError, match="picas:// URI"):
         Asset(uri)
 
 
-def test_a_pool() -> None:
+def test_a_pool_is_an_asset() -> None:
     asset = pool_asset("picas.surfsara.nl", "group/pool", name="ours")
     assert (asset.uri, asset.name, asset.group) == ("picas://picas.surfsara.nl/group%2Fpool", "ours", "picas")
     assert pool_asset("h", "p").name == "picas://h/p"
 
 
 @pytest.mark.parametrize("host", ["http://picas.surfsara.nl", "host/path", "me@host", "a b", ""])
-def test_a_host_is_no_url(host: str) -> None:
+def test_a_host_is_not_a_url(host: str) -> None:
     with pytest.raises(ValueError, match=r"`host` is .*; it takes the name of the database server"):
         pool_asset(host, "pool")
 
 
-def test_openlineage() -> None:
+def test_a_pool_is_an_openlineage_dataset() -> None:
     pytest.importorskip("openlineage.client")
     dataset = to_openlineage(pool_asset("picas.surfsara.nl", "group/pool"))
     assert (dataset.namespace, dataset.name) == ("picas://picas.surfsara.nl", "group/pool")
 
 
-def test_only_pools_are_told() -> None:
+def test_only_pools_get_extras() -> None:
     pool, other = pool_asset("h", "p"), Asset("s3://bucket/key")
     events = OutletEventAccessors()
     add_to_events({"outlet_events": events}, [pool, other, "text"], {"batch": "b"})

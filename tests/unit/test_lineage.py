@@ -23,12 +23,12 @@ def test_a_pool_is_named_as_its_asset() -> None:
     ("path", "namespace", "name"),
     [("/data/out.jsonl", "file", "/data/out.jsonl"), ("s3://bucket/a/b", "s3://bucket", "a/b")],
 )
-def test_files(path: str, namespace: str, name: str) -> None:
+def test_files_become_datasets(path: str, namespace: str, name: str) -> None:
     dataset = lineage.file(path)
     assert (dataset.namespace, dataset.name) == (namespace, name)
 
 
-def test_operators() -> None:
+def test_operators_report_inputs_and_outputs() -> None:
     from airflow_provider_picas.operators.tokens import PicasCollectTokensOperator, PicasPushTokensOperator
 
     push = PicasPushTokensOperator(task_id="push", inputs=[1])

@@ -32,7 +32,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Any:
     return made
 
 
-def test_states_and_rate(sent: dict[str, float], clock: Any) -> None:
+def test_gauges_have_states_and_rate(sent: dict[str, float], clock: Any) -> None:
     gauges = PoolGauges()
     gauges.database = "group/pool"
     gauges.note("a", Counts(todo=5))
@@ -55,7 +55,7 @@ def test_states_and_rate(sent: dict[str, float], clock: Any) -> None:
     assert (sent["picas.group_pool.tokens.done"], sent["picas.group_pool.finished_per_minute"]) == (1, 0)
 
 
-def test_they_are_zero_in_the_end(sent: dict[str, float], clock: Any) -> None:
+def test_gauges_are_zero_in_the_end(sent: dict[str, float], clock: Any) -> None:
     gauges = PoolGauges()
     gauges.database = "p"
     gauges.note("a", Counts(todo=1))

@@ -18,12 +18,12 @@ from airflow_provider_picas.parameters import (
 
 
 @pytest.mark.parametrize("value", [True, "True", "true", " YES ", "on", "1", 1])
-def test_on(value: Any) -> None:
+def test_words_for_true_are_true(value: Any) -> None:
     assert flag("dry_run", value) is True
 
 
 @pytest.mark.parametrize("value", [False, "False", "no", "OFF", "0", 0, None, "None", ""])
-def test_off(value: Any) -> None:
+def test_words_for_false_are_false(value: Any) -> None:
     assert flag("dry_run", value) is False
 
 
@@ -34,7 +34,7 @@ def test_other_words_are_errors(value: Any) -> None:
 
 
 @pytest.mark.parametrize(("value", "number"), [(1, 1), ("7", 7), (3.0, 3), (" 12 ", 12)])
-def test_positive_numbers(value: Any, number: int) -> None:
+def test_positive_numbers_are_read(value: Any, number: int) -> None:
     assert positive_number("pilots", value) == number
     assert optional_positive_number("pilots", value) == number
 
@@ -46,7 +46,7 @@ def test_other_numbers_are_errors(value: Any) -> None:
 
 
 @pytest.mark.parametrize("value", [None, "", "None"])
-def test_no_number(value: Any) -> None:
+def test_none_and_empty_are_none(value: Any) -> None:
     assert optional_positive_number("max_pilots", value) is None
     assert optional_seconds("max_lock_age", value) is None
 
@@ -58,7 +58,7 @@ def test_numbers_out_of_bounds_are_errors(value: Any) -> None:
 
 
 @pytest.mark.parametrize(("value", "seconds"), [(0, 0), ("7.5", 7.5), (timedelta(minutes=2), 120)])
-def test_seconds(value: Any, seconds: float) -> None:
+def test_seconds_are_read(value: Any, seconds: float) -> None:
     assert optional_seconds("older_than", value) == seconds
 
 

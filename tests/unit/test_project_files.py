@@ -60,7 +60,7 @@ def test_decisions_are_numbered_in_order() -> None:
     assert [record.name[:4] for record in RECORDS] == [f"{number:04}" for number in range(1, len(RECORDS) + 1)]
 
 
-def test_one_version() -> None:
+def test_the_version_is_the_same_everywhere() -> None:
     assert tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["version"] == __version__
 
 

@@ -108,7 +108,7 @@ def submit(cluster: Cluster, **fields: Any) -> submission_folder.SubmitResult:
     return drive(submission_folder.submit(plan(**fields)), cluster)
 
 
-def test_a_first_submission() -> None:
+def test_a_first_submission_fills_a_folder_and_starts() -> None:
     cluster = Cluster(find=FRESH, start=DONE)
     done = submit(cluster, environment={"A": "it's"})
     assert done == submission_folder.SubmitResult(
@@ -274,7 +274,7 @@ def test_what_is_missing_is_named(answers: dict[str, Any], fields: dict[str, Any
         (126, "", "timeout: failed to run command 'sbatch': Permission denied", "refused"),
     ],
 )  # fmt: skip
-def test_what_an_sbatch_means(code: int | None, out: str, err: str, judge: str) -> None:
+def test_sbatchs_output_is_interpreted(code: int | None, out: str, err: str, judge: str) -> None:
     call = Call(True, code, 1, out, err)
     assert [call.job_id is not None, call.uncertain, call.refused] == [
         judge == "job",
@@ -338,5 +338,5 @@ def test_drive_raises_inside_the_operation_what_a_step_raises(name: str) -> None
         ("invalid partition specified: nowhere", False),
     ],
 )
-def test_what_is_refused_for_now_only(said: str, for_now: bool) -> None:
+def test_temporary_refusals_are_recognised(said: str, for_now: bool) -> None:
     assert sbatch_record.refused_for_now(f"sbatch: error: {said}") is for_now

@@ -10,7 +10,7 @@ def job(identifier: str, state: str = "COMPLETED", **fields: object) -> Job:
     return Job(identifier, state, **fields)  # type: ignore[arg-type]
 
 
-def test_figures() -> None:
+def test_usage_is_summed_up() -> None:
     jobs = [
         job("1_0", elapsed=3600, cpus=2, cpu_seconds=3600),
         job("1_1", "FAILED", exit_code="0:9", elapsed=1800, cpus=2, cpu_seconds=1800),
@@ -29,7 +29,7 @@ def test_figures() -> None:
     assert found.table().endswith("3.17 core-hours, of which 50% were used; 240 tokens an hour")
 
 
-def test_nothing_yet() -> None:
+def test_usage_of_no_jobs_is_zero() -> None:
     found = figures([], 0, 0)
     assert (found.core_hours, found.cpu_efficiency, found.tokens_per_hour) == (0, None, 0)
     assert found.table().endswith("0.00 core-hours; 0 tokens an hour")

@@ -151,7 +151,7 @@ def test_holders_are_named_once() -> None:
     assert lease_id("p1") == "_local/picas-pilot-p1"
 
 
-def test_who_holds_tokens() -> None:
+def test_holders_of_tokens_are_found() -> None:
     ended, silent = lease(pilot="p2", ended=True, renewed=0), lease(pilot="p3", renewed=NOW - 62)
     known = {found.pilot: found for found in (lease(), ended, silent)}
     tokens = [

@@ -35,7 +35,7 @@ def shell(step: Any) -> Output:
     return Output(0, ended.stdout, ended.stderr)
 
 
-def test_the_submission_that_is_watched() -> None:
+def test_a_submission_is_parsed_from_its_output() -> None:
     assert Submission.parse(SUBMITTED) == Submission("picas-x.1", SUBMITTED["folder"], 1767225610, "spider", 2)  # type: ignore[arg-type]
     assert Submission.parse({**SUBMITTED, "submission": None, "submitted": None}) is None
     assert Submission.parse(None) is None
@@ -45,12 +45,12 @@ def test_the_submission_that_is_watched() -> None:
 @pytest.mark.parametrize(
     "value", ["picas-x.1", 5, {}, {**SUBMITTED, "submitted": "yesterday"}, {**SUBMITTED, "job_ids": None}]
 )
-def test_what_is_no_submission(value: Any) -> None:
+def test_an_invalid_submission_is_refused(value: Any) -> None:
     with pytest.raises(ValueError, match="`pilots` is the output of the operator that submits pilots"):
         Submission.parse(value)
 
 
-def test_whether_pilots_are_left() -> None:
+def test_remaining_pilots_are_noticed() -> None:
     assert PilotStatus().pilots_remain is None
     assert PilotStatus(slurm=SlurmStatus({}, 1)).pilots_remain is False
     assert PilotStatus(slurm=SlurmStatus({"1": Job("1", "FAILED")}, 1)).pilots_remain is False
@@ -58,7 +58,7 @@ def test_whether_pilots_are_left() -> None:
         assert PilotStatus(slurm=SlurmStatus({"1": Job("1", "FAILED"), "2": Job("2", state)}, 1)).pilots_remain is True
 
 
-def test_troubles_are_told() -> None:
+def test_troubles_are_reported() -> None:
     assert PilotStatus(slurm=SlurmStatus({}, 1)).trouble is None
     assert PilotStatus(outage="gone").trouble == "gone"
     assert "Slurm accounting storage is disabled" in str(

@@ -40,6 +40,6 @@ def test_an_attachment_without_its_data_is_not_archived() -> None:
         (b'{"_id": "_design/x", "type": "token"}\n', "which CouchDB reserves"),
     ],
 )
-def test_what_is_no_archive(line: Any, message: str) -> None:
+def test_invalid_archives_are_refused(line: Any, message: str) -> None:
     with pytest.raises(BadArchiveError, match=message):
         archive.token_of(line, 7, "x")

@@ -95,7 +95,7 @@ def test_logs_the_latest_first_and_stderr_before_stdout() -> None:
         ({"logs_b:1.out": (6, 9), "attempt-1.out": (4, 9)}, {"attempt-2.out": "logs_b:1.out"}),
     ],
 )
-def test_logs_to_copy(stubs: dict[str, tuple[int, int]], copies: dict[str, str]) -> None:
+def test_logs_to_copy_are_found(stubs: dict[str, tuple[int, int]], copies: dict[str, str]) -> None:
     assert attachments.logs_to_copy(with_stubs(**stubs)) == copies
 
 

@@ -22,7 +22,7 @@ from airflow_provider_picas.tokens.batch import Batch, label
         ({"batch": "genomes", "tokens": 3, "written": 2}, Batch("genomes", None, 3)),
     ],
 )
-def test_parse(given: Any, batch: Batch | None) -> None:
+def test_batches_are_parsed(given: Any, batch: Batch | None) -> None:
     assert Batch.parse(given) == batch
 
 
@@ -34,7 +34,7 @@ def test_what_is_handed_on_is_read_again() -> None:
 @pytest.mark.parametrize(
     "given", [5, ["genomes"], {}, {"batch": None}, {"batch": "b", "tokens": "3"}, {"batch": "b", "database": 1}]
 )
-def test_what_is_no_batch_is_refused(given: Any) -> None:
+def test_invalid_batches_are_refused(given: Any) -> None:
     with pytest.raises(ValueError, match="output of the push operator"):
         Batch.parse(given)
 

@@ -38,7 +38,7 @@ FileNotFoundError: [Errno 2] No such file or directory: '/data/run_12/a.fits'
         ({"error": [{"message": "  \n "}]}, "an empty error"),
     ],
 )
-def test_cause(fields: dict[str, Any], cause: str) -> None:
+def test_an_error_has_a_cause(fields: dict[str, Any], cause: str) -> None:
     assert cause_of({"_id": "b:17", **fields}) == cause
 
 
@@ -53,7 +53,7 @@ def test_a_long_text_is_cut_from_its_beginning() -> None:
     assert text.endswith("end")
 
 
-def test_groups() -> None:
+def test_errors_are_grouped_by_cause() -> None:
     groups = Groups()
     first = [groups.add({"_id": f"t{n}", "exit_code": n % 3}) for n in range(9)]
     assert first == [True] * 3 + [False] * 6

@@ -23,7 +23,7 @@ def test_rows_of_one_state_add_up() -> None:
     assert (found.total, found.finished, found[State.TODO]) == (15, 8, 5)
 
 
-def test_counts_of_documents() -> None:
+def test_documents_are_counted_by_state() -> None:
     documents = list(odd_tokens(500))
     found = counts.of_documents(documents)
     assert found.total == 500
@@ -35,7 +35,7 @@ def test_counts_survive_json(found: Counts) -> None:
     assert Counts(**json.loads(json.dumps(found.as_dict()))) == found
 
 
-def test_counts_as_text() -> None:
+def test_counts_are_printed() -> None:
     assert str(Counts(1, 2, 3, 4)) == "1 todo, 2 locked, 3 done, 4 error"
     assert str(Counts(stateless=5)) == "0 todo, 0 locked, 0 done, 0 error, 5 in no state"
 
@@ -47,7 +47,7 @@ def test_counts_as_text() -> None:
         (0.999, 1000, 999), (1, 100, 1), (1.0, 100, 1), (20.0, 100, 20), (0.5, 0, 0),
     ],
 )  # fmt: skip
-def test_error_budget(limit: float, total: int, allowed: int) -> None:
+def test_error_budgets_are_parsed(limit: float, total: int, allowed: int) -> None:
     budget = ErrorBudget(limit)
     assert budget.allowed(total) == allowed
     assert not budget.spent(Counts(error=allowed), total)
@@ -79,7 +79,9 @@ def test_a_budget_that_makes_no_sense_is_refused(limit: float) -> None:
         (Counts(), None, True, 0, False),
     ],
 )
-def test_completeness(found: Counts, expected: int | None, complete: bool, missing: int, stuck: bool) -> None:
+def test_completeness_compares_with_the_expected_number(
+    found: Counts, expected: int | None, complete: bool, missing: int, stuck: bool
+) -> None:
     completeness = Completeness(found, expected)
     assert (completeness.complete, completeness.missing, completeness.stuck) == (complete, missing, stuck)
 

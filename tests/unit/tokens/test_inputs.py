@@ -33,7 +33,7 @@ def fault(read: Any, content: bytes) -> tuple[int, int, str]:
     return len(good), lines.record, str(caught.value)
 
 
-def test_json_lines() -> None:
+def test_json_lines_are_read() -> None:
     assert json_values(b'{"a": 1}\n\n"x"\r\n  \n[1]\n5\nnull') == [{"a": 1}, "x", [1], 5, None]
     assert json_values('\ufeff"é"\n'.encode()) == ["é"]
     assert json_values(b"") == json_values(b"\n") == []
@@ -51,13 +51,13 @@ def test_json_lines() -> None:
         (b"1\n" + b"x" * (MAX_BYTES + 1), 2, "longer than 8,000,000 bytes"),
     ],
 )
-def test_bad_json_lines(content: bytes, line: int, words: str) -> None:
+def test_invalid_json_lines_are_named(content: bytes, line: int, words: str) -> None:
     good, where, said = fault(inputs.json_lines, content)
     assert (good, where) == (1, line)
     assert words in said
 
 
-def test_csv() -> None:
+def test_csv_rows_are_read() -> None:
     content = b'\xef\xbb\xbfname,priority,cores,note\r\na,5,,"x, ""y""\nz"\r\n\r\nb,-1.5,4,\r\n'
     assert rows(content) == [
         {"name": "a", "priority": 5, "note": 'x, "y"\nz'},
@@ -87,7 +87,7 @@ def test_a_csv_cell_may_be_large() -> None:
         (b"a,b\n\xff,2\n", 0, 2, "not valid UTF-8"),
     ],
 )
-def test_bad_csv(content: bytes, good: int, line: int, words: str) -> None:
+def test_invalid_csv_rows_are_named(content: bytes, good: int, line: int, words: str) -> None:
     found = fault(inputs.csv_rows, content)
     assert found[:2] == (good, line)
     assert words in found[2]

@@ -24,7 +24,7 @@ def jobs(*states: str, reason: str = "None") -> list[Job]:
     return [Job(str(number), state, reason=reason) for number, state in enumerate(states)]
 
 
-def test_a_whole_line() -> None:
+def test_a_line_has_all_parts() -> None:
     rate = measured((0, 0), (300, 70), (522, 122))
     seen = pilots([*jobs(*["RUNNING"] * 6), *jobs("PENDING", "PENDING", reason="Priority")])
     assert line(some(120, 30, 2), rate, seen) == (
@@ -70,7 +70,7 @@ def test_pilots_in_the_words_of_slurm(given: list[Job], expected: str) -> None:
     ("per_second", "expected"),
     [(250, "250/s"), (1.26, "1.3/s"), (0.23, "14/min"), (1 / 600, "6/h"), (1 / 7200, "12/day")],
 )
-def test_rates(per_second: float, expected: str) -> None:
+def test_rates_have_a_fitting_unit(per_second: float, expected: str) -> None:
     assert rate_text(per_second) == expected
 
 
@@ -84,7 +84,7 @@ class TestTimeLeft:
         ("per_second", "expected"),
         [(100, "4 s"), (4, "1.7 min"), (0.04, "2.8 h"), (0.001, "4.6 days")],
     )
-    def test_units(self, per_second: float, expected: str) -> None:
+    def test_units_fit_the_number(self, per_second: float, expected: str) -> None:
         assert time_left(some(100, 10).counts, per_second, 100) == f"about {expected} left"
 
     def test_it_is_not_known_while_no_token_runs_or_the_last_ones_do(self) -> None:

@@ -39,7 +39,7 @@ def earlier(**fields: Any) -> dict[str, Any]:
         ("fail", [REFUSE, REFUSE, REFUSE, REFUSE, REFUSE]),
     ],
 )
-def test_actions(push: str, on_existing: str, actions: list[Action]) -> None:
+def test_actions_depend_on_state_and_on_existing(push: str, on_existing: str, actions: list[Action]) -> None:
     found = [
         action_for({**earlier(), "push": push, **state}, wanted(), OnExisting(on_existing))
         for state in (TODO, LOCKED, DONE, ERROR, STATELESS)

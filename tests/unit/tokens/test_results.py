@@ -16,7 +16,7 @@ TOKEN = {
 }  # fmt: skip
 
 
-def test_row() -> None:
+def test_a_token_becomes_a_row() -> None:
     row = row_of(TOKEN, ["output", "output.words", "output.lines", "a.b", "output.words.x", "none"])
     assert row == {
         "id": "b:1", "state": "done", "exit_code": 0, "lock": 5, "done": 7,
@@ -30,12 +30,12 @@ def test_row() -> None:
 @pytest.mark.parametrize(
     ("given", "fields"), [("output, x.y", ["output", "x.y"]), (["a", "b", "a"], ["a", "b"]), ([], [])]
 )
-def test_fields(given: Any, fields: list[str]) -> None:
+def test_fields_are_parsed(given: Any, fields: list[str]) -> None:
     assert parse_fields(given) == fields
 
 
 @pytest.mark.parametrize("given", [5, [5], ["state"], "a,,b", None, {"a"}])
-def test_fields_that_make_no_sense(given: Any) -> None:
+def test_invalid_fields_are_refused(given: Any) -> None:
     with pytest.raises(ValueError, match="`fields`"):
         parse_fields(given)
 
@@ -50,7 +50,7 @@ def test_fields_that_make_no_sense(given: Any) -> None:
         ("\uff1d1+1", "'\uff1d1+1"), ({"a": "x;=1"}, '{"a":"x\\u003b=1"}'), (["=1"], '["=1"]'),
     ],
 )  # fmt: skip
-def test_cells(value: Any, cell: str) -> None:
+def test_values_become_cells(value: Any, cell: str) -> None:
     assert csv_cells({"x": value}) == [cell]
     file = io.StringIO(newline="")
     csv.writer(file).writerow([cell, "end"])
@@ -65,7 +65,7 @@ def test_cells(value: Any, cell: str) -> None:
         (["a"], "string"), (["a", 1], "json"), ([True, 1], "json"), ([[1]], "json"), ([2**63], "json"), ([-(2**63)], "int64"),
     ],
 )  # fmt: skip
-def test_column_types(values: list[Any], kind: str) -> None:
+def test_columns_have_types(values: list[Any], kind: str) -> None:
     types = ColumnTypes(["x"])
     for value in values:
         types.add({"x": value})

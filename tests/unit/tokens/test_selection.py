@@ -55,16 +55,18 @@ def token(**fields: Any) -> dict[str, Any]:
         ({"max_scrubs": 1}, {"scrub_count": "many"}, None),
     ],
 )
-def test_objection(asked: dict[str, Any], fields: dict[str, Any], objection: str | None) -> None:
+def test_objections_say_why_a_token_is_skipped(
+    asked: dict[str, Any], fields: dict[str, Any], objection: str | None
+) -> None:
     assert Selection.parse("b", **asked).objection(token(**fields), NOW) == objection
 
 
-def test_pattern_that_does_not_match() -> None:
+def test_a_pattern_that_does_not_match_skips_a_token() -> None:
     assert Selection(error_pattern="x").objection(token(), NOW, matches=False) == "has a different error"
 
 
 @pytest.mark.parametrize("states", [["error", "locked"], "error,locked", "error locked", {State.ERROR, State.LOCKED}])
-def test_states(states: Any) -> None:
+def test_states_are_parsed(states: Any) -> None:
     assert Selection.parse(states=states).states == {State.ERROR, State.LOCKED}
 
 
@@ -74,7 +76,7 @@ def test_what_a_template_rendered_to_nothing_is_no_condition(nothing: Any) -> No
     assert Selection.parse("b", **dict.fromkeys(names, nothing)) == Selection("b")
 
 
-def test_keys() -> None:
+def test_keys_become_ids() -> None:
     asked = Selection.parse("b", keys=["1", 2, "b:3", "a key", "1"])
     assert asked.ids is not None
     assert asked.ids[:3] == ("b:1", "b:2", "b:3")
@@ -83,7 +85,7 @@ def test_keys() -> None:
     assert Selection.parse(keys="token_0 token_1").ids == ("token_0", "token_1")
 
 
-def test_numbers_from_templates() -> None:
+def test_numbers_from_templates_are_parsed() -> None:
     asked = Selection.parse("b", older_than="60", min_scrubs="1", max_scrubs="3")
     assert (asked.older_than, asked.min_scrubs, asked.max_scrubs) == (60, 1, 3)
     assert Selection.parse(older_than=timedelta(minutes=2)).older_than == 120
@@ -107,7 +109,7 @@ def test_numbers_from_templates() -> None:
         ({"min_scrubs": float("inf")}, "`min_scrubs`"),
     ],
 )
-def test_what_makes_no_sense_is_refused(asked: dict[str, Any], message: str) -> None:
+def test_invalid_conditions_are_refused(asked: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Selection.parse(**asked)
 
@@ -161,5 +163,5 @@ def test_report_adds_up_and_names_a_few() -> None:
         ({"lock": "x", "done": None, "error": {}}, None),
     ],
 )
-def test_last_activity(fields: dict[str, Any], news: float | None) -> None:
+def test_the_last_activity_is_found(fields: dict[str, Any], news: float | None) -> None:
     assert selection.last_activity(token(**fields)) == news

@@ -174,7 +174,7 @@ def test_a_token_is_in_a_batch_if_field_and_id_say_so(
         (ABSENT, ABSENT, ABSENT, None),
     ],
 )
-def test_state_of(lock: Any, done: Any, exit_code: Any, state: State | None) -> None:
+def test_states_follow_from_the_fields(lock: Any, done: Any, exit_code: Any, state: State | None) -> None:
     assert state_of(token("x", lock, done, exit_code)) is state
 
 

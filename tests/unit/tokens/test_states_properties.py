@@ -124,7 +124,7 @@ class Lives:
 
 @settings(max_examples=300)
 @given(steps)
-def test_any_life(life: list[tuple[str, set[str], Any]]) -> None:
+def test_any_life_leaves_each_token_in_one_state(life: list[tuple[str, set[str], Any]]) -> None:
     lives = Lives()
     for step, chosen, how in life:
         lives.do(step, chosen, how)

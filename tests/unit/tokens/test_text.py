@@ -21,7 +21,7 @@ def test_plain_text_is_kept(text: str) -> None:
     assert one_line(text) == text
 
 
-def test_a_sample_tells_how_many_more() -> None:
+def test_a_sample_says_how_many_more() -> None:
     assert sample([1, 2, 3]) == "1, 2, 3"
     assert sample(list(range(7))) == "0, 1, 2, 3, 4 and 2 more"
     assert sample(["a"], total=1_000_001) == "a and 1,000,000 more"
@@ -38,7 +38,7 @@ def test_text_cannot_command_a_terminal_or_airflows_log(text: str, safe: str) ->
     assert one_line(text) == safe
 
 
-def test_last_lines() -> None:
+def test_the_last_lines_are_kept() -> None:
     assert (
         last_lines("x" * 1_000 + "\r\n\x1b[31mred\n::group::\nend", 40) == "x" * 16 + "\n\\x1b[31mred\n: :group::\nend"
     )

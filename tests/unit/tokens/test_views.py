@@ -38,7 +38,7 @@ def test_counting_views_use_built_in_reduces() -> None:
     assert re.fullmatch(r"airflow-picas-\d+", views.PROVIDER)
 
 
-def test_missing_views() -> None:
+def test_missing_views_are_found() -> None:
     wanted = views.monitor()
     assert views.missing_views(None, wanted) == ["done", "error", "locked", "overview_total", "todo"]
     assert views.missing_views({"views": {"todo": {}, "mine": {}}}, wanted) == [
@@ -55,7 +55,7 @@ def test_missing_views() -> None:
     assert views.missing_views({"_id": "_design/Monitor", **wanted}, wanted) == []
 
 
-def test_differs() -> None:
+def test_differences_are_found() -> None:
     wanted = views.provider()
     assert views.differs(None, wanted)
     assert not views.differs({"_id": "_design/x", "_rev": "1-a", **wanted}, wanted)

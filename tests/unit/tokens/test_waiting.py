@@ -49,7 +49,7 @@ def test_judge(found: Counts, expected: int | None, limit: float, outcome: Outco
         (Counts(done=9), 0, Outcome.LOST, True),
     ],
 )
-def test_fail_fast(found: Counts, limit: float, outcome: Outcome, settling: bool) -> None:
+def test_fail_fast_fails_at_the_first_excess(found: Counts, limit: float, outcome: Outcome, settling: bool) -> None:
     verdict = judge(Completeness(found, 10), ErrorBudget(limit), fail_fast=True)
     assert (verdict.outcome, verdict.settling) == (outcome, settling)
 
@@ -72,7 +72,7 @@ def test_fail_fast(found: Counts, limit: float, outcome: Outcome, settling: bool
         (Counts(done=7, stateless=3), 7, False, Outcome.ENOUGH),
     ],
 )
-def test_success_threshold(found: Counts, limit: float, fast: bool, outcome: Outcome) -> None:
+def test_a_success_threshold_is_enough(found: Counts, limit: float, fast: bool, outcome: Outcome) -> None:
     verdict = judge(Completeness(found, 10), ErrorBudget(0), fail_fast=fast, threshold=Threshold(limit))
     assert verdict.outcome is outcome
 
@@ -90,7 +90,7 @@ def test_a_named_batch_without_tokens_is_unknown(threshold: Threshold | None, fa
 
 
 @pytest.mark.parametrize("limit", [0, -1, 0.0, 1.5, 2.5, True, "3", float("nan"), float("inf")])
-def test_no_threshold(limit: float) -> None:
+def test_an_invalid_threshold_is_refused(limit: float) -> None:
     with pytest.raises(ValueError, match="success_threshold"):
         Threshold(limit)
 
@@ -123,7 +123,7 @@ def said(outcome: Outcome, found: Counts, expected: int | None = 10, **samples: 
     return explain(outcome, Completeness(found, expected), ErrorBudget(0), where="batch b", **samples)
 
 
-def test_the_numbers_come_first() -> None:
+def test_explanations_begin_with_the_numbers() -> None:
     """Airflow's pages cut an exception after some 70 characters."""
     assert said(Outcome.TOO_MANY_ERRORS, Counts(done=2, error=8)) == "8 of 10 tokens failed (0 allowed) in batch b."
     few = explain(
@@ -137,7 +137,7 @@ def test_the_numbers_come_first() -> None:
     assert said(Outcome.NO_PILOTS, Counts(todo=8)).startswith("8 tokens wait, and no pilot is left")
 
 
-def test_what_can_be_done_is_said() -> None:
+def test_explanations_say_what_to_do() -> None:
     assert "Clear the push task" in str(advice(Outcome.TOO_MANY_ERRORS))
     assert "Clear the push task" in str(advice(Outcome.TOO_FEW_DONE))
     assert "clear the task that submits them" in str(advice(Outcome.NO_PILOTS))
@@ -156,7 +156,7 @@ def test_foreign_ids_stay_on_one_line() -> None:
     assert len(text) < 600
 
 
-def test_every_outcome_has_words() -> None:
+def test_every_outcome_is_explained() -> None:
     texts = {said(outcome, Counts(done=1, todo=9)) for outcome in Outcome}
     assert len(texts) == len(Outcome)
     assert "did not finish in time" in said(Outcome.TIMED_OUT, Counts(done=1, todo=9))
