@@ -17,7 +17,7 @@ operations, so each decision is written once, and a test can play the server by 
 - Operations call each other with ``yield from``.
 - Errors: what the hook raises for a step is raised inside the operation, at its ``yield``. It may catch it and
   continue, or let it propagate to the caller of ``do``.
-- Repeating: hooks repeat a single request that is safe to repeat (``http.worth_repeating``). Nobody restarts an
+- Repeating: hooks repeat a single request that is safe to repeat (``couchdb.retries``). Nobody restarts an
   operation: one that was cut short is run again from its beginning by the next try of the task, so each is written to
   find its own traces.
 """

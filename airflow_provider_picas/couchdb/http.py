@@ -13,6 +13,7 @@ from urllib.parse import urlencode
 
 from airflow_provider_picas.couchdb import errors
 from airflow_provider_picas.couchdb.settings import Settings
+from airflow_provider_picas.lifecycle.backoff import growing_pause
 from airflow_provider_picas.lifecycle.dates import parse_date
 from airflow_provider_picas.tokens.documents import integer
 from airflow_provider_picas.tokens.text import one_line
@@ -44,7 +45,7 @@ SLOWEST_RESPONSE = 10
 
 RETRY_STATUSES = frozenset({429, 500, 502, 503, 504})
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_LONGEST_WAIT = 30.0  # seconds
+_FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0  # seconds
 _BODY_SHOWN = 200  # characters shown of a response that is not JSON
 
 
@@ -337,7 +338,7 @@ def wait_before(attempt: int, retry_after: str | None = None) -> float:
     """Seconds to wait before attempt number ``attempt`` (2 is the first repetition), with jitter."""
     if retry_after and re.fullmatch(r"\s*[0-9]{1,9}\s*", retry_after):
         return min(_LONGEST_WAIT, float(retry_after)) + random.uniform(0, 0.5)
-    return float(min(_LONGEST_WAIT, 0.5 * 2.0 ** (attempt - 2))) * random.uniform(0.5, 1.5)
+    return growing_pause(attempt - 1, _FIRST_WAIT, _LONGEST_WAIT)
 
 
 def worth_repeating(request: Request, error: errors.CouchDBError, attempt: int) -> bool:

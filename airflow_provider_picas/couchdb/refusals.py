@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from airflow_provider_picas.couchdb import errors
 from airflow_provider_picas.couchdb.settings import Settings
+from airflow_provider_picas.lifecycle.backoff import Backoff
 
 FIRST_PAUSE, LONGEST_PAUSE = 30.0, 120.0
 """Seconds until a refused login is tried again; each pause is twice the one before. Four tries in any five minutes."""
@@ -19,7 +20,7 @@ _Login = tuple[str, str | None, str]
 @dataclass
 class _Refusal:
     error: errors.CouchDBError
-    pause: float
+    backoff: Backoff
     retry_at: float
 
 
@@ -42,9 +43,10 @@ class Refusals:
         if not isinstance(error, errors.UnauthorizedError) and "locked" not in error.reason:
             return
         before = self._known.get(_login(settings))
-        pause = FIRST_PAUSE if before is None else min(LONGEST_PAUSE, 2 * before.pause)
-        if before is None or now >= before.retry_at:  # other requests were under way when it was refused
-            self._known[_login(settings)] = _Refusal(error, pause, now + pause)
+        if before is not None and now < before.retry_at:
+            return  # this request was under way when another was refused
+        backoff = before.backoff if before else Backoff(FIRST_PAUSE, LONGEST_PAUSE, jitter=(1.0, 1.0))
+        self._known[_login(settings)] = _Refusal(error, backoff, now + backoff.pause())
 
     def forget(self, settings: Settings) -> None:
         """Record that the login was accepted."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 import threading
 import time
@@ -19,6 +18,7 @@ from airflow_provider_picas import __version__
 from airflow_provider_picas.couchdb import changes, errors, http
 from airflow_provider_picas.couchdb.http import Operation, Request, Response
 from airflow_provider_picas.couchdb.pool import Pool
+from airflow_provider_picas.couchdb.retries import Retries
 from airflow_provider_picas.couchdb.settings import Settings
 from airflow_provider_picas.hooks.connection import _this_connection, cause_of, no_connection, settings_of, ssl_context
 from airflow_provider_picas.sansio import drive
@@ -127,7 +127,8 @@ class CouchDBHook(HttpHook):
 
     def send(self, request: Request) -> Response:
         """Send one request, and repeat it if that is safe and may help. Returns the response. Raises CouchDBError."""
-        for attempt in itertools.count(1):
+        retries = Retries(request)
+        while True:
             retry_after = None
             try:
                 answer = self._send_once(request)
@@ -135,13 +136,11 @@ class CouchDBHook(HttpHook):
                 return http.check(self.settings, self.picas_conn_id, request, answer)
             except errors.UnavailableError as error:
                 building = self._note_index(request)
-                if not building and not http.worth_repeating(request, error, attempt):
+                if (pause := retries.after(error, retry_after, building=building)) is None:
                     raise
-                pause = http.wait_before(min(attempt, http.TRIES) + 1, retry_after)
                 if not building:
                     self.log.warning("%s Trying again in %.1f s.", error, pause)
             time.sleep(pause)
-        raise AssertionError("not reached")
 
     def _note_index(self, request: Request) -> bool:
         """Log from time to time that the request waits for an index, if it does."""

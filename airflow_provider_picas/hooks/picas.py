@@ -15,6 +15,7 @@ from airflow_provider_picas.couchdb import counting, deployment, edits, errors, 
 from airflow_provider_picas.couchdb.http import Operation, Request
 from airflow_provider_picas.couchdb.pool import PAGE, Document, Next
 from airflow_provider_picas.couchdb.push import push, requests_of
+from airflow_provider_picas.couchdb.retries import Retries
 from airflow_provider_picas.hooks.connection import cause_of
 from airflow_provider_picas.hooks.couchdb import CHUNK, CouchDBHook, answer_of
 from airflow_provider_picas.hooks.duplicate_keys import KeyLog
@@ -220,7 +221,8 @@ class PicasHook(CouchDBHook):
             return file.write(content if limit is None else content[-limit:])
         request = edits.attachment(self.pool, token["_id"], name, token["_rev"])
         start = file.tell()
-        for attempt in itertools.count(1):
+        retries = Retries(request)
+        while True:
             file.seek(start)
             file.truncate()
             try:
@@ -231,11 +233,10 @@ class PicasHook(CouchDBHook):
                     f"Attachment {name!r:.80} of {token['_id']!r:.200} has {expected:,} bytes, and {size:,} came."
                 )
             except errors.UnavailableError as error:
-                if not http.worth_repeating(request, error, attempt):
+                if (pause := retries.after(error)) is None:
                     raise
                 self.log.warning("%s Trying again.", error)
-                time.sleep(http.wait_before(attempt + 1))
-        raise AssertionError("not reached")
+                time.sleep(pause)
 
     def _download_once(self, request: Request, file: BinaryIO, limit: int | None, expected: int) -> int:
         settings = self.settings

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import itertools
 import logging
-import math
 import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
@@ -21,10 +19,12 @@ from airflow_provider_picas.couchdb import counting, deployment, errors, http
 from airflow_provider_picas.couchdb.http import Operation, Request, Response
 from airflow_provider_picas.couchdb.pool import Document, Next, Pool
 from airflow_provider_picas.couchdb.refusals import Refusals
+from airflow_provider_picas.couchdb.retries import Retries
 from airflow_provider_picas.couchdb.settings import Settings
 from airflow_provider_picas.hooks.connection import no_connection, settings_of, ssl_context
 from airflow_provider_picas.hooks.couchdb import USER_AGENT, Result
 from airflow_provider_picas.hooks.picas import PicasHook
+from airflow_provider_picas.lifecycle.backoff import Backoff
 from airflow_provider_picas.sansio import drive_async
 from airflow_provider_picas.tokens.counts import Counts
 from airflow_provider_picas.tokens.states import State
@@ -54,14 +54,15 @@ class PicasAsyncHook:
         self._settings: Settings | None = None
         self._tls: Any = True
         self._renewal = asyncio.Lock()
-        self._look_up_pause = FIRST_LOOK_UP
-        self._looked_up_at = -math.inf
+        self._look_ups = Backoff(FIRST_LOOK_UP, LONGEST_LOOK_UP, jitter=(1.0, 1.0))
+        self._look_up_due = 0.0  #: by the monotonic clock
 
     async def __aenter__(self) -> PicasAsyncHook:
         import aiohttp
 
         if self._settings is None:
             await self._apply(await self._look_up())
+            self._look_up_due = time.monotonic() + self._look_ups.pause()
         self._session = aiohttp.ClientSession(
             headers={"User-Agent": USER_AGENT}, connector=aiohttp.TCPConnector(limit=16), auto_decompress=True
         )
@@ -72,7 +73,6 @@ class PicasAsyncHook:
             await self._session.close()
 
     async def _look_up(self) -> Settings:
-        self._looked_up_at = time.monotonic()
         try:
             connection = await get_async_connection(self.picas_conn_id)
             extra = await get_async_extra_dejson(connection)
@@ -93,7 +93,7 @@ class PicasAsyncHook:
         async with self._renewal:
             if self.settings != used:
                 return True  # another request has read it
-            if time.monotonic() - self._looked_up_at < self._look_up_pause:
+            if time.monotonic() < self._look_up_due:
                 return False
             try:
                 found = await self._look_up()
@@ -101,10 +101,11 @@ class PicasAsyncHook:
                     await self._apply(found)
             except errors.CouchDBError:
                 found = used
+            if found != used:
+                self._look_ups.reset()
+            self._look_up_due = time.monotonic() + self._look_ups.pause()
             if found == used:
-                self._look_up_pause = min(LONGEST_LOOK_UP, self._look_up_pause * 2)
                 return False
-            self._look_up_pause = FIRST_LOOK_UP
             log.info("Connection %r has changed. Requests go on with what it says now.", self.picas_conn_id)
             return True
 
@@ -126,7 +127,8 @@ class PicasAsyncHook:
 
     async def send(self, request: Request) -> Response:
         """Send one request, and repeat it if that is safe and may help. Returns the response. Raises CouchDBError."""
-        for attempt in itertools.count(1):
+        retries = Retries(request)
+        while True:
             retry_after, used = None, self.settings
             known = _refusals.known(used, time.monotonic())
             try:
@@ -144,12 +146,11 @@ class PicasAsyncHook:
                     raise
                 continue  # it was refused, so it had no effect
             except errors.UnavailableError as error:
-                if not http.worth_repeating(request, error, attempt):
+                if (pause := retries.after(error, retry_after)) is None:
                     if not error.status:
                         await self._renew(used)  # for the next request
                     raise
-            await asyncio.sleep(http.wait_before(attempt + 1, retry_after))
-        raise AssertionError("not reached")
+            await asyncio.sleep(pause)
 
     async def send_once(self, request: Request) -> Response:
         """Send one request and read the whole response, with any status."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -19,6 +18,7 @@ from airflow.providers.common.compat.sdk import BaseHook
 from asgiref.sync import sync_to_async
 
 from airflow_provider_picas.hooks import ssh
+from airflow_provider_picas.lifecycle.backoff import Backoff
 from airflow_provider_picas.sansio import drive, drive_async
 from airflow_provider_picas.slurm import jobs, remote, sending, submission_folder
 from airflow_provider_picas.slurm.remote import (
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
+FIRST_RECONNECT, LONGEST_RECONNECT = 2.0, 15.0  # seconds
 CONNECT_TRIES = 8  # by a task, if a login node does not answer: more than a minute in total
 SESSION_PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8)  # seconds between tries to open a session that sshd refuses
 THREADS = 8  # for a trigger's connection
@@ -106,13 +107,15 @@ class SlurmHook(BaseHook):
         return client
 
     def _connect(self) -> paramiko.SSHClient:
-        for tries in range(CONNECT_TRIES - 1):
+        backoff = Backoff(FIRST_RECONNECT, LONGEST_RECONNECT, most=CONNECT_TRIES)
+        while True:
             try:
                 return ssh.connect(self.ssh)
             except UnreachableError as error:
+                if (pause := backoff.again()) is None:
+                    raise
                 self.log.warning("%s Trying again.", error)
-                time.sleep(min(15.0, 2.0 * 2**tries) * random.uniform(0.7, 1.3))
-        return ssh.connect(self.ssh)
+                time.sleep(pause)
 
     def connect_once(self) -> paramiko.SSHClient:
         """Open a connection and keep it as the hook's. Raises LoginError or UnreachableError."""

@@ -6,10 +6,10 @@ import threading
 import time
 from typing import Callable, Dict, NamedTuple, Optional
 
+from airflow_provider_picas.lifecycle.backoff import Backoff
 from airflow_provider_picas.lifecycle.credentials import CLIENT_FOLDER, CONF_YML, read_credentials
 from airflow_provider_picas.lifecycle.exit_codes import EX_CONFIG, Failed
 from airflow_provider_picas.lifecycle.pilot_config import Config
-from airflow_provider_picas.pilot.backoff import Backoff
 from airflow_provider_picas.pilot.log import log
 
 

@@ -10,13 +10,13 @@ from urllib.parse import quote
 
 from airflow_provider_picas.lifecycle import ids
 from airflow_provider_picas.lifecycle.attempts import attempts_by_kind
+from airflow_provider_picas.lifecycle.backoff import Backoff
 from airflow_provider_picas.lifecycle.classes import class_name
 from airflow_provider_picas.lifecycle.exit_codes import EX_NOPERM, Failed
 from airflow_provider_picas.lifecycle.ids import batch_range
 from airflow_provider_picas.lifecycle.json_values import Doc, number
 from airflow_provider_picas.lifecycle.states import is_finished, is_todo
 from airflow_provider_picas.lifecycle.transitions import Token, claim
-from airflow_provider_picas.pilot.backoff import Backoff
 from airflow_provider_picas.pilot.conflicts import Conflicts
 from airflow_provider_picas.pilot.errors import Unreachable
 from airflow_provider_picas.pilot.log import LogOnce, log

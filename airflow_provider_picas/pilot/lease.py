@@ -7,10 +7,10 @@ import traceback
 from typing import Optional
 from urllib.parse import quote
 
+from airflow_provider_picas.lifecycle.backoff import Backoff
 from airflow_provider_picas.lifecycle.ids import lease_id
 from airflow_provider_picas.lifecycle.pilot_config import Config
 from airflow_provider_picas.lifecycle.transitions import given_up_by_slurm, reason_of_reaping
-from airflow_provider_picas.pilot.backoff import Backoff
 from airflow_provider_picas.pilot.clock import Clock
 from airflow_provider_picas.pilot.database import Database
 from airflow_provider_picas.pilot.errors import Unreachable

@@ -14,6 +14,7 @@ import traceback
 from contextlib import suppress
 from typing import Any, List, Optional, Sequence, Set
 
+from airflow_provider_picas.lifecycle.backoff import Backoff
 from airflow_provider_picas.lifecycle.exit_codes import (
     EX_CONFIG,
     EX_IOERR,
@@ -30,7 +31,6 @@ from airflow_provider_picas.lifecycle.pilot_config import Config, parse_config
 from airflow_provider_picas.lifecycle.transitions import release
 from airflow_provider_picas.pilot import guard
 from airflow_provider_picas.pilot.access import Login, read_access
-from airflow_provider_picas.pilot.backoff import Backoff
 from airflow_provider_picas.pilot.claims import Claims
 from airflow_provider_picas.pilot.clock import Clock
 from airflow_provider_picas.pilot.conflicts import Conflicts

@@ -5,8 +5,8 @@ import threading
 import traceback
 from typing import Callable, Deque, Dict, List, Set, Tuple
 
+from airflow_provider_picas.lifecycle.backoff import Backoff
 from airflow_provider_picas.lifecycle.transitions import Change
-from airflow_provider_picas.pilot.backoff import Backoff
 from airflow_provider_picas.pilot.conflicts import Conflicts
 from airflow_provider_picas.pilot.database import Database
 from airflow_provider_picas.pilot.errors import Unreachable

@@ -9,12 +9,12 @@ import traceback
 from contextlib import suppress
 from typing import Deque, Dict, List, NamedTuple, Optional
 
+from airflow_provider_picas.lifecycle.backoff import Backoff
 from airflow_provider_picas.lifecycle.exit_codes import EX_IOERR, EX_NOPERM, EX_SOFTWARE, EX_UNAVAILABLE, Failed
 from airflow_provider_picas.lifecycle.json_values import Doc, number
 from airflow_provider_picas.lifecycle.pilot_config import Config
 from airflow_provider_picas.lifecycle.transitions import Change, Ended, Token, conclude, release
 from airflow_provider_picas.pilot.attempt import Run
-from airflow_provider_picas.pilot.backoff import Backoff
 from airflow_provider_picas.pilot.claims import EMPTY_FOR, EMPTY_QUERIES, Claims
 from airflow_provider_picas.pilot.clock import Clock
 from airflow_provider_picas.pilot.database import Database

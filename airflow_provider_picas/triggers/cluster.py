@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 from weakref import WeakKeyDictionary
 
 from airflow_provider_picas.hooks.slurm import SlurmAsyncHook
+from airflow_provider_picas.lifecycle.backoff import Backoff
 from airflow_provider_picas.sansio import drive_async
 from airflow_provider_picas.slurm import jobs
 from airflow_provider_picas.slurm.jobs import JobsQuery
@@ -60,7 +61,7 @@ class Cluster:
         self._failure: RemoteError | None = None
         self._refusals = 0  #: consecutive ones
         self._retry_at = 0.0
-        self._pause = FIRST_RECONNECT
+        self._backoff = _backoff()
 
     @asynccontextmanager
     async def use(self) -> AsyncIterator[Cluster]:
@@ -116,7 +117,7 @@ class Cluster:
             self._check_reachable()
             await self._sessions.acquire()
             output = await self._try(step)
-        self._failure, self._refusals, self._pause = None, 0, FIRST_RECONNECT
+        self._failure, self._refusals, self._backoff = None, 0, _backoff()
         return output
 
     async def _try(self, step: Step) -> Output | None:
@@ -148,9 +149,7 @@ class Cluster:
         refused = isinstance(error, LoginError)
         self._refusals = self._refusals + 1 if refused else 0
         self._failure = error
-        pause = max(self._pause, LOGIN_PAUSE) if refused else self._pause
-        self._retry_at = time.monotonic() + pause * random.uniform(0.5, 1.0)
-        self._pause = min(LONGEST_RECONNECT, self._pause * 2)
+        self._retry_at = time.monotonic() + self._backoff.pause(LOGIN_PAUSE if refused else 0.0)
 
     def _check_reachable(self) -> None:
         if self._failure is not None and time.monotonic() < self._retry_at:
@@ -185,6 +184,10 @@ class Cluster:
             for answer in asked[step]:
                 if not answer.done():
                     answer.set_result(output)
+
+
+def _backoff() -> Backoff:
+    return Backoff(FIRST_RECONNECT, LONGEST_RECONNECT, jitter=(0.5, 1.0))
 
 
 _clusters: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, Cluster]] = WeakKeyDictionary()

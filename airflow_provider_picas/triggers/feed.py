@@ -26,6 +26,7 @@ from airflow_provider_picas.couchdb import changes, counting, errors
 from airflow_provider_picas.couchdb.changes import NO_BATCH, Changes
 from airflow_provider_picas.couchdb.http import Operation
 from airflow_provider_picas.hooks.picas_async import PicasAsyncHook
+from airflow_provider_picas.lifecycle.backoff import Backoff
 from airflow_provider_picas.metrics import PoolGauges
 from airflow_provider_picas.tokens.counts import Counts
 from airflow_provider_picas.triggers.subscriptions import (
@@ -146,7 +147,7 @@ class Feed:
 
     async def _run(self) -> None:
         try:
-            pause = FIRST_RECONNECT
+            backoff = Backoff(FIRST_RECONNECT, LONGEST_RECONNECT, jitter=(0.5, 1.0))
             while True:
                 begin = time.monotonic()
                 try:
@@ -155,9 +156,8 @@ class Feed:
                 except errors.CouchDBError as error:
                     self._note_outage(error)
                 if time.monotonic() - begin > LONGEST_RECONNECT:
-                    pause = FIRST_RECONNECT
-                await asyncio.sleep(pause * random.uniform(0.5, 1.0))
-                pause = min(LONGEST_RECONNECT, pause * 2)
+                    backoff.reset()
+                await asyncio.sleep(backoff.pause())
         except Exception as error:
             # Nothing awaits this task, so pass the error to the subscribers; later ones get a new feed.
             log.warning("%s ends: %s", self, error)

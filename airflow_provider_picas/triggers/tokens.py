@@ -17,6 +17,7 @@ from asgiref.sync import sync_to_async
 from airflow_provider_picas.couchdb import errors
 from airflow_provider_picas.hooks.picas_async import PicasAsyncHook
 from airflow_provider_picas.hooks.pilots import credential_files
+from airflow_provider_picas.lifecycle.backoff import Backoff
 from airflow_provider_picas.sansio import drive_async
 from airflow_provider_picas.slurm import logs, submission_folder
 from airflow_provider_picas.slurm.remote import RemoteError
@@ -284,14 +285,18 @@ class PicasTokenStateTrigger(BaseTrigger):
         return work
 
     async def _stop_pilots(self, submission: Submission) -> None:
-        for tries in range(1, STOP_TRIES + 1):
+        backoff = Backoff(5.0, 25.0, most=STOP_TRIES)
+        while True:
             try:
                 state = await sync_to_async(task_state)(self.task_instance)  # other threads cannot call Airflow
                 if is_for_pilots(state, submission, StopMode(self.on_kill_how), self.log):
                     await self._stop_once(submission)
             except Exception as error:  # from Airflow's API, the pool or the cluster
+                pause, tries = backoff.again(), backoff.tries
                 self.log.warning("The pilots of %s could not be stopped (try %d): %s", submission.key, tries, error)
-                await asyncio.sleep(5.0 * tries)
+                if pause is None:
+                    return
+                await asyncio.sleep(pause)
             else:
                 return
 
