@@ -245,7 +245,7 @@ _Parameters = ParamSpec("_Parameters")
 def unpacks_options(init: Callable[_Parameters, None]) -> Callable[_Parameters, None]:
     """Decorate the ``__init__`` of an operator, so that it gets the arguments that configuration objects set.
 
-    The wrapper sees which arguments were given, whatever their values; ``__init__`` sees only the defaults.
+    The wrapper sees which arguments were given, even with default values; ``__init__`` sees only the defaults.
     """
 
     @wraps(init)

@@ -15,7 +15,7 @@ from airflow_provider_picas.sensors.tokens import PicasTokenStateSensor
 
 _PUSH_SHOWN_AS = "{{ task.batch_label }}"
 _SHOWN_AS = "{{ (task.batch or {}).get('label') or (task.batch or {}).get('batch') or 'nothing pushed' }}"
-"""What the grid shows for each of several mapped runs. It must give a string, whatever was rendered: an error fails the task."""
+"""What the grid shows for each mapped run. It must always render to a string, since an error fails the task."""
 
 
 @task_group(group_id="picas_run")

@@ -93,8 +93,8 @@ def machine() -> str:
 def line(result: Result) -> str:
     """A result as a line of the table."""
     figures = ", ".join(f"{name}: {figure}" for name, figure in result.figures.items())
-    verdict = {True: "met", False: "MISSED", None: ""}[result.met]
-    goal = f"{result.goal} {verdict}" if result.goal else ""
+    status = {True: "met", False: "MISSED", None: ""}[result.met]
+    goal = f"{result.goal} {status}" if result.goal else ""
     return f"{result.name:<62} {value(result.value, result.unit):>12}  {goal:<12} {figures}"
 
 

@@ -197,6 +197,6 @@ def _measure(
 def _counted(server: Server, *path: str) -> float | None:
     """One of Apache CouchDB's own counters; None for another server."""
     with suppress(KeyError, TypeError):
-        _, told = server.admin.request("GET", f"/_node/_local/_stats/couchdb/{'/'.join(path)}")
-        return float(told["value"])
+        _, answer = server.admin.request("GET", f"/_node/_local/_stats/couchdb/{'/'.join(path)}")
+        return float(answer["value"])
     return None

@@ -61,11 +61,11 @@ async def _wait(batch: dict[str, Any], pilots: dict[str, Any], commands: list[St
     """Seconds until the event; records the commands."""
     perform = SlurmAsyncHook.perform
 
-    async def noted(hook: SlurmAsyncHook, step: Step) -> Output:
+    async def counted(hook: SlurmAsyncHook, step: Step) -> Output:
         commands.append(step)
         return await perform(hook, step)
 
-    SlurmAsyncHook.perform = noted  # type: ignore[method-assign,assignment]
+    SlurmAsyncHook.perform = counted  # type: ignore[method-assign,assignment]
     trigger = PicasTokenStateTrigger(
         CONN_ID, batch["database"], batch["batch"], batch["tokens"], 0, time.time() + 3_600, pilots=pilots
     )

@@ -27,8 +27,8 @@ from stack.progress import Progress
 DAG = "picas_word_count"
 DATABASE = "picas_demo"
 RUN_SECONDS = 600.0
-LOOK_SECONDS = 0.2  # between two checks of the tokens
-LOOKS = 3  # checks of the tokens for each check of the tasks, which is more expensive for Airflow
+POLL_SECONDS = 0.2  # between two checks of the tokens
+POLLS = 3  # checks of the tokens for each check of the tasks, which is more expensive for Airflow
 ENDED_TASKS = ("success", "failed", "upstream_failed", "skipped")
 
 
@@ -139,14 +139,14 @@ def demo(stack: Stack, conf: Mapping[str, object], announce: Callable[[str], Non
         right = run(stack, conf)
         if sys.stdout.isatty():
             print(f"\n{address}\nPress Ctrl-C to stop everything.", flush=True)
-            linger()
+            wait_for_interrupt()
     finally:
         print("Stopping", flush=True)
         stack.stop()
     return 0 if right else 1
 
 
-def linger() -> None:
+def wait_for_interrupt() -> None:
     """Wait for Ctrl-C."""
     try:
         while True:
@@ -193,9 +193,9 @@ def follow(api: AirflowApi, run_id: str, watch: Watch, progress: Progress, trigg
         if all(state in ENDED_TASKS for state in states.values()):
             progress.clear()
             return str(api.wait_for_run(DAG, run_id)["state"])
-        for _ in range(LOOKS):
+        for _ in range(POLLS):
             progress.update(watch.counts())
-            time.sleep(LOOK_SECONDS)
+            time.sleep(POLL_SECONDS)
     raise StackError(f"The run was not over after {RUN_SECONDS:g} s; its tasks: {shown}.")
 
 

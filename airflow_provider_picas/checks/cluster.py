@@ -105,16 +105,16 @@ ask sacct --noheader --allocations --starttime=now-1hour"""
     answers = {words[0]: words[1:] for line in output.stdout.splitlines() if (words := line.split())}
     for name, loss in _WITHOUT.items():
         code, *encoded = answers.get(name, ["missing"])
-        said = one_line(base64.b64decode("".join(encoded)).decode("utf-8", "replace").strip())
-        if code == "0" and (name != "scontrol" or "UP" in said):
-            yield ok(name, said if name == "sbatch" else "It answers.")
+        message = one_line(base64.b64decode("".join(encoded)).decode("utf-8", "replace").strip())
+        if code == "0" and (name != "scontrol" or "UP" in message):
+            yield ok(name, message if name == "sbatch" else "It answers.")
             continue
         if code == "missing":
             why = "It is not on the login shell's PATH: add it in the login profile, or use a login node that has it"
         elif code == "124":
             why = f"It did not answer within {PATIENCE} s: try later, or ask the site"
         else:
-            why = f"It fails with exit code {one_line(code)}: {said}"
+            why = f"It fails with exit code {one_line(code)}: {message}"
         yield (failed if name in _NEEDED else warned)(name, f"{why}. Without it, {loss}.")
 
 
@@ -145,8 +145,8 @@ echo; df -Pk -- {quote(folder)} | tail -n 1"""
     written = slurm.run(text)
     if written.code != 0:
         of_dd = [line.rpartition(": ")[2] for line in written.stdout.splitlines() if line.startswith("dd:")]
-        said = of_dd[0] if of_dd else written.message
-        yield failed("home", f"{place} cannot be written ({one_line(said)}). {_OTHER_FOLDER}")
+        message = of_dd[0] if of_dd else written.message
+        yield failed("home", f"{place} cannot be written ({one_line(message)}). {_OTHER_FOLDER}")
         return False
     try:
         sent = slurm.perform(Send(probe.files(folder)))

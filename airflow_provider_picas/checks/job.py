@@ -94,7 +94,7 @@ def _wait(
     slurm: SlurmHook, made: submission_folder.SubmitResult, seconds: float, note: Note
 ) -> Generator[Finding, None, Mapping[str, Any] | None]:
     """Wait for the job's report; None, and the error, if there is none."""
-    deadline, said, state = time.monotonic() + seconds, "", ""
+    deadline, reported, state = time.monotonic() + seconds, "", ""
     ended: float | None = None
     while True:
         output = slurm.run(f"cat -- {quote(f'{made.folder}/{node.RESULT}')} 2>/dev/null")
@@ -108,9 +108,9 @@ def _wait(
         state = (
             f"{job.cause}{f' ({one_line(job.reason)})' if job.reason not in ('', 'None') else ''}" if job else "unknown"
         )
-        if state != said:
+        if state != reported:
             note(f"Job {made.job_ids[0]}: {state}")
-            said = state
+            reported = state
         if job is not None and job.phase is Phase.ENDED:
             ended = ended or now
         elif now > deadline:

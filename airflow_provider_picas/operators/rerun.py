@@ -63,7 +63,7 @@ class PicasChooseBatchOperator(HITLOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(subject="Which batch's failed tokens should run again?", options=["-"], **kwargs)
-        self.params = ParamsDict()  # those of the DAG are no fields of the question
+        self.params = ParamsDict()  # those of the DAG are not fields of the question
         self.batch = batch
         self.of_dag = of_dag
         self.of_run = of_run
@@ -160,7 +160,7 @@ class PicasConfirmOperator(ApprovalOperator):
 
     def __init__(self, *, ask: bool | str = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.params = ParamsDict()  # those of the DAG are no fields of the question
+        self.params = ParamsDict()  # those of the DAG are not fields of the question
         self.ask = ask
 
     def execute(self, context: Context) -> Any:
@@ -211,12 +211,12 @@ def plan(preview: Mapping[str, Any], pilots: Mapping[str, Any] | None, asked: Ma
     lines += ["", "**Errors:**" if groups else ""]
     lines += [f"- {group['tokens']:,}: {code(group['cause'])}" for group in groups]
     try:
-        how, said = _pilots(preview["batch"], pilots, asked)
+        how, described = _pilots(preview["batch"], pilots, asked)
     except ValueError as error:
         raise AirflowFailException(str(error)) from None
     except RemoteError as error:
         raise AirflowException(str(error)) from None
-    return {"tokens": number, "how": how, "text": "\n".join([*lines, "", *said])}
+    return {"tokens": number, "how": how, "text": "\n".join([*lines, "", *described])}
 
 
 def _pilots(batch: str | None, pilots: Mapping[str, Any] | None, asked: Mapping[str, Any]) -> tuple[str, list[str]]:
@@ -227,8 +227,8 @@ def _pilots(batch: str | None, pilots: Mapping[str, Any] | None, asked: Mapping[
         return "new", [f"**Pilots:** {number} new, through connection {where}, with the {what} {code(given)}"]
     submission = Submission.parse(pilots or None) if batch and asked["same_pilots"] else None
     if submission is None or batch is None:
-        said = "**Pilots:** none are submitted. The tokens wait for running pilots, or for pilots that you submit."
-        return "none", [said]
+        text = "**Pilots:** none are submitted. The tokens wait for running pilots, or for pilots that you submit."
+        return "none", [text]
     with SlurmHook(submission.ssh_conn_id) as slurm:
         origin = slurm.do(resubmission.read(submission.key, submission.folder, submission.calls, batch))
     most = (

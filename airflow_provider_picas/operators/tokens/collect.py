@@ -29,7 +29,7 @@ from airflow_provider_picas.tokens.text import sample
 from airflow_provider_picas.tokens.waiting import Outcome
 
 MAX_XCOM_BYTES = 48_000
-"""Results that take more, as JSON, do not go to XCom unless asked: databases hold 64 kB and up, and XCom is no storage."""
+"""Larger results (as JSON) are not pushed to XCom unless asked: some databases hold only 64 kB."""
 
 MAX_ATTACHMENT_BYTES = 100_000_000
 """Attachments that are larger are not downloaded unless asked."""

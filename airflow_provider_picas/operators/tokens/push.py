@@ -33,7 +33,7 @@ from airflow_provider_picas.tokens.push import DuplicateTokenError, MayDiffer, O
 ON_EMPTY = ("skip", "fail", "succeed")
 
 PROGRESS_SECONDS = 10.0
-"""Time between two lines in the task log that tell how far a push is."""
+"""Time between two progress lines in the task log."""
 
 Items = Iterable[Any] | Callable[..., Any] | str | os.PathLike[str]
 
