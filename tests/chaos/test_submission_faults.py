@@ -122,6 +122,14 @@ def submission_in_a_thread(run: Run) -> tuple[threading.Thread, list[Any]]:
     return threading.Thread(target=lambda: outputs.append(operator.execute(task))), outputs
 
 
+def check_thread_submitted_once(run: Run, thread: threading.Thread, outputs: list[Any]) -> None:
+    """The thread ends, there is one job, and it runs each token once."""
+    thread.join(120)
+    assert not thread.is_alive()
+    (run.submitted,) = outputs
+    check_submitted_once(run, 4)
+
+
 def test_the_controller_hangs_while_sbatch_runs(run: Run, cluster: Cluster) -> None:
     """Its client gives up, and the job exists when the controller goes on: it is found by its name."""
     run.push(4)
@@ -131,13 +139,7 @@ def test_the_controller_hangs_while_sbatch_runs(run: Run, cluster: Cluster) -> N
         thread.start()
         run.until(lambda: answered(cluster) - before, "The end of sbatch")
         assert thread.is_alive(), "nothing is known while the controller hangs"
-    thread.join(90)
-    assert not thread.is_alive()
-    (run.submitted,) = outputs
-    assert arrays(run) == {run.submitted["submission"]: 1}
-    run.wait()
-    assert run.result()["done"] == 4
-    run.check_done_once()
+    check_thread_submitted_once(run, thread, outputs)
 
 
 def test_a_worker_killed_while_the_controller_hangs(run: Run, cluster: Cluster) -> None:
@@ -169,13 +171,7 @@ def test_the_controller_is_killed_while_sbatch_runs(run: Run, cluster: Cluster) 
     run.until(lambda: sbatch_runs(cluster), "The start of sbatch")
     cluster.kill_controller()
     cluster.start_controller()
-    thread.join(120)
-    assert not thread.is_alive()
-    (run.submitted,) = outputs
-    assert arrays(run) == {run.submitted["submission"]: 1}
-    run.wait()
-    assert run.result()["done"] == 4
-    run.check_done_once()
+    check_thread_submitted_once(run, thread, outputs)
 
 
 def test_cleared_after_its_jobs_have_ended_it_submits_again(run: Run) -> None:

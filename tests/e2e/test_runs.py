@@ -157,20 +157,25 @@ def wait_for_question(airflow: Airflow, run: str, task_id: str) -> dict[str, Any
     return airflow.api.question(RERUN, run, task_id)
 
 
-def test_another_command_and_a_batch_that_is_chosen(
-    api: AirflowApi, airflow: Airflow, cluster: Cluster | DockerStack, couchdb: CouchDBAdmin, pool: Pool
-) -> None:
-    airflow.connect("spider", **native.ssh_connection(cluster))
+def failed_batch(api: AirflowApi, couchdb: CouchDBAdmin, pool: Pool) -> str:
+    """The batch of a run that failed, since a quarter of its 20 tokens did."""
     dag_id = "rerun_by_clearing"
     run = api.trigger(dag_id)
     api.wait_for_task(dag_id, run, "wait", ["deferred"])
     finish(couchdb, pool, 1, every=4)
     finish(couchdb, pool, 0)
     assert api.wait_for_run(dag_id, run)["state"] == "failed"
+    return str(api.xcom(dag_id, run, "push")["batch"])
+
+
+def test_another_command_and_a_batch_that_is_chosen(
+    api: AirflowApi, airflow: Airflow, cluster: Cluster | DockerStack, couchdb: CouchDBAdmin, pool: Pool
+) -> None:
+    airflow.connect("spider", **native.ssh_connection(cluster))
+    batch = failed_batch(api, couchdb, pool)
 
     rerun = api.trigger(RERUN, {"command": 'echo "{}" > "$PICAS_OUTPUT_FILE"'})
     question = wait_for_question(airflow, rerun, "choose")
-    batch = api.xcom(dag_id, run, "push")["batch"]
     assert question["options"] == [batch]
     assert f"5 of 20 failed: ` {batch} `" in question["body"]
     api.answer(RERUN, rerun, "choose", batch)
@@ -182,15 +187,10 @@ def test_another_command_and_a_batch_that_is_chosen(
 
 
 def test_errors_that_were_not_chosen_do_not_fail_a_rerun(api: AirflowApi, couchdb: CouchDBAdmin, pool: Pool) -> None:
-    dag_id = "rerun_by_clearing"
-    run = api.trigger(dag_id)
-    api.wait_for_task(dag_id, run, "wait", ["deferred"])
-    finish(couchdb, pool, 1, every=4)
-    finish(couchdb, pool, 0)
-    assert api.wait_for_run(dag_id, run)["state"] == "failed"
+    batch = failed_batch(api, couchdb, pool)
     failed = sorted(token["_id"] for token in pool.tokens() if token["exit_code"] == 1)
 
-    form = {"batch": api.xcom(dag_id, run, "push")["batch"], "keys": failed[:2], "dry_run": False}
+    form = {"batch": batch, "keys": failed[:2], "dry_run": False}
     for exit_code, state in ((1, "failed"), (0, "success")):
         rerun = api.trigger(RERUN, form)
         api.wait_for_task(RERUN, rerun, "wait", ["deferred"])

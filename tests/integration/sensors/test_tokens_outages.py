@@ -29,6 +29,7 @@ from stack.couchdb import CouchDB
 from tests.conftest import set_connection
 from tests.integration.faults import Proxy
 from tests.integration.readers import waiting as reading
+from tests.integration.sensors.test_tokens import run_poked as execute_poked
 from tests.integration.tasks import context
 
 LIMIT = 60.0  # seconds that anything may take
@@ -128,12 +129,7 @@ def run_poked(waits: PicasTokenStateSensor, proxy: Proxy, meanwhile: Callable[[]
         processes.wait_for(lambda: len(proxy.requests) > 3, what="Some pokes", seconds=LIMIT)
         meanwhile()
 
-    thread = threading.Thread(target=later)
-    thread.start()
-    try:
-        return waits.execute(context("wait"))
-    finally:
-        thread.join()
+    return execute_poked(waits, later)
 
 
 def run_rescheduled(waits: PicasTokenStateSensor, proxy: Proxy, meanwhile: Callable[[], None]) -> Any:

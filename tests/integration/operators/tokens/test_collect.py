@@ -10,7 +10,7 @@ import os
 import re
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,10 +32,6 @@ from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.operators.files import FileError
 from airflow_provider_picas.operators.tokens import PicasCollectTokensOperator
 from airflow_provider_picas.tokens.states import State
-from stack import native
-from stack.couchdb import CouchDBAdmin
-from stack.pool import Pool
-from tests.conftest import set_connection
 from tests.integration import lives
 from tests.integration.faults import Fault, Proxy
 from tests.integration.tasks import context
@@ -72,14 +68,10 @@ def files_below(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("states", ["done", "done,error", None])
 def test_another_design_document_keeps_to_its_tokens(
-    hook: PicasHook, pool: Pool, monkeypatch: pytest.MonkeyPatch, states: str | None
+    hook: PicasHook, multi_core: Callable[[State], str], states: str | None
 ) -> None:
-    ids = lives.fill(hook, {State.DONE: 3}, cores=1)
-    hook.deploy_views({"SingleCore": "doc.cores == 1", "MultiCore": "doc.cores == 4"})
-    lives.change(hook, ids[2], cores=4)
-    own = {"design_document": "MultiCore"}
-    set_connection(monkeypatch, "multi_core", {**native.picas_connection(pool), "extra": own})
-    assert [row["id"] for row in collect(picas_conn_id="multi_core", states=states)["rows"]] == [ids[2]]
+    token_id = multi_core(State.DONE)
+    assert [row["id"] for row in collect(picas_conn_id="multi_core", states=states)["rows"]] == [token_id]
 
 
 def test_rows_go_to_xcom(hook: PicasHook) -> None:
@@ -266,21 +258,14 @@ def test_attachments_that_are_large_or_compressed_come_whole(hook: PicasHook, tm
 
 @pytest.mark.parametrize("fault", [Fault.CUT, Fault.DROP, 503])
 def test_an_attachment_that_breaks_off_is_fetched_again(
-    hook: PicasHook,
-    pool: Pool,
-    couchdb: CouchDBAdmin,
-    fault: Fault | int,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
+    hook: PicasHook, fault: Fault | int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, proxy: Proxy
 ) -> None:
     monkeypatch.setattr(http, "wait_before", lambda attempt, retry_after=None: 0.0)
     (token_id,) = lives.fill(hook, {State.DONE: 1})
     noise = os.urandom(300_000)
     lives.attach(hook, token_id, noise=noise)
-    with Proxy(couchdb.url) as proxy:
-        set_connection(monkeypatch, "through_proxy", {**native.picas_connection(pool), "host": proxy.url})
-        proxy.hurt(fault, on="/noise")
-        collect(attachments=str(tmp_path), picas_conn_id="through_proxy")
+    proxy.hurt(fault, on="/noise")
+    collect(attachments=str(tmp_path), picas_conn_id="through_proxy")
     assert files_below(tmp_path) == {"00000000/noise": noise}
 
 

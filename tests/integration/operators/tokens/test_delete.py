@@ -207,24 +207,16 @@ def test_what_changes_after_it_was_archived_is_not_deleted(
 
 @pytest.mark.parametrize("fault", [Fault.LOSE, Fault.DROP, 503])
 def test_a_lost_answer_does_not_fail_the_task(
-    hook: PicasHook,
-    pool: Pool,
-    couchdb: CouchDBAdmin,
-    fault: Fault | int,
-    no_pauses: None,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
+    hook: PicasHook, fault: Fault | int, no_pauses: None, tmp_path: Path, proxy: Proxy
 ) -> None:
     lives.fill(hook, {State.DONE: 30, State.LOCKED: 1})
     before = whole(hook)
-    with Proxy(couchdb.url) as proxy:
-        set_connection(monkeypatch, "through_proxy", {**native.picas_connection(pool), "host": proxy.url})
-        proxy.hurt(fault, on="_bulk_docs")
-        output = delete(archive=str(tmp_path), picas_conn_id="through_proxy")
-        assert output["deleted"] == 30
-        assert hook.count("b") == Counts(locked=1)
-        proxy.hurt(fault, on="_bulk_docs")
-        assert restore(output["archive"], picas_conn_id="through_proxy")["restored"] == 30
+    proxy.hurt(fault, on="_bulk_docs")
+    output = delete(archive=str(tmp_path), picas_conn_id="through_proxy")
+    assert output["deleted"] == 30
+    assert hook.count("b") == Counts(locked=1)
+    proxy.hurt(fault, on="_bulk_docs")
+    assert restore(output["archive"], picas_conn_id="through_proxy")["restored"] == 30
     assert whole(hook) == before
 
 

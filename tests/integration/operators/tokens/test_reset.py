@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -20,10 +20,8 @@ from airflow_provider_picas.tokens import attachments
 from airflow_provider_picas.tokens.counts import Counts
 from airflow_provider_picas.tokens.selection import Selection
 from airflow_provider_picas.tokens.states import State, state_of
-from stack import native
 from stack.couchdb import CouchDBAdmin
 from stack.pool import Pool
-from tests.conftest import set_connection
 from tests.integration import lives
 from tests.integration.faults import Fault, Proxy
 from tests.integration.tasks import context
@@ -121,15 +119,11 @@ def test_conditions_select_tokens(hook: PicasHook, asked: dict[str, Any], chosen
 
 @pytest.mark.parametrize("states", ["error", "done,error", None])
 def test_another_design_document_keeps_to_its_tokens(
-    hook: PicasHook, pool: Pool, monkeypatch: pytest.MonkeyPatch, states: str | None
+    hook: PicasHook, multi_core: Callable[[State], str], states: str | None
 ) -> None:
-    ids = lives.fill(hook, {State.ERROR: 3}, cores=1)
-    hook.deploy_views({"SingleCore": "doc.cores == 1", "MultiCore": "doc.cores == 4"})
-    lives.change(hook, ids[2], cores=4)
-    own = {"design_document": "MultiCore"}
-    set_connection(monkeypatch, "multi_core", {**native.picas_connection(pool), "extra": own})
+    token_id = multi_core(State.ERROR)
     output = reset(picas_conn_id="multi_core", states=states)
-    assert (output["reset"], output["ids"], output["left"]) == (1, [ids[2]], {})
+    assert (output["reset"], output["ids"], output["left"]) == (1, [token_id], {})
     assert hook.count("b") == Counts(todo=1, error=2)
 
 
@@ -198,15 +192,11 @@ def test_a_token_whose_log_is_too_large_to_keep_is_left(hook: PicasHook) -> None
     assert reset()["ids"] == [first]
 
 
-def test_few_logs_are_in_memory_while_they_are_copied(
-    hook: PicasHook, pool: Pool, couchdb: CouchDBAdmin, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_few_logs_are_in_memory_while_they_are_copied(hook: PicasHook, proxy: Proxy) -> None:
     ids = lives.fill(hook, {State.ERROR: 12})
     for token_id in ids:
         lives.attach(hook, token_id, **{f"logs_{token_id}.out": b"x" * 900_000})
-    with Proxy(couchdb.url) as proxy:
-        set_connection(monkeypatch, "through_proxy", {**native.picas_connection(pool), "host": proxy.url})
-        assert reset(picas_conn_id="through_proxy", keep_logs=True)["reset"] == 12
+    assert reset(picas_conn_id="through_proxy", keep_logs=True)["reset"] == 12
     done = "".join("c" if "logs_" in request else "w" if "_bulk_docs" in request else "" for request in proxy.requests)
     assert done == "cccw" * 4  # four megabytes at a time
     assert all("attempt-1.out" in hook.get(token_id)["_attachments"] for token_id in ids)
@@ -280,25 +270,18 @@ def test_resets_beside_pilots_lose_no_attempt(hook: PicasHook) -> None:
 
 @pytest.mark.parametrize("fault", [Fault.LOSE, Fault.DROP, Fault.CUT, 500, 503])
 def test_every_token_is_reset_once_when_an_answer_is_lost(
-    hook: PicasHook,
-    pool: Pool,
-    couchdb: CouchDBAdmin,
-    fault: Fault | int,
-    no_pauses: None,
-    monkeypatch: pytest.MonkeyPatch,
+    hook: PicasHook, fault: Fault | int, no_pauses: None, proxy: Proxy
 ) -> None:
     ids = lives.fill(hook, {State.ERROR: 30, State.DONE: 1})
-    with Proxy(couchdb.url) as proxy:
-        set_connection(monkeypatch, "through_proxy", {**native.picas_connection(pool), "host": proxy.url})
-        proxy.hurt(fault, on="_bulk_docs")
-        assert reset(picas_conn_id="through_proxy")["reset"] == 30
+    proxy.hurt(fault, on="_bulk_docs")
+    assert reset(picas_conn_id="through_proxy")["reset"] == 30
     assert {hook.get(token_id)["scrub_count"] for token_id in ids[:30]} == {1}
     assert hook.count("b") == Counts(todo=30, done=1)
 
 
 @pytest.mark.parametrize("state", [State.DONE, State.ERROR])
 def test_a_token_that_has_run_again_before_the_answer_was_missed_is_not_reset_twice(
-    hook: PicasHook, pool: Pool, couchdb: CouchDBAdmin, state: State, monkeypatch: pytest.MonkeyPatch
+    hook: PicasHook, state: State, proxy: Proxy
 ) -> None:
     ids = lives.fill(hook, {state: 3})
     lives.change(hook, ids[2], attempts=[{"lock": 1, "reason": "failed: x"}], scrub_count=1)
@@ -308,26 +291,22 @@ def test_a_token_that_has_run_again_before_the_answer_was_missed_is_not_reset_tw
             assert state_of(hook.get(token_id)) is State.TODO
             lives.change(hook, token_id, **lives.LIVES[state])
 
-    with Proxy(couchdb.url) as proxy:
-        set_connection(monkeypatch, "through_proxy", {**native.picas_connection(pool), "host": proxy.url})
-        proxy.hurt(Fault.LOSE, on="_bulk_docs")
-        proxy.meanwhile = pilots
-        output = reset(picas_conn_id="through_proxy", states=state)
+    proxy.hurt(Fault.LOSE, on="_bulk_docs")
+    proxy.meanwhile = pilots
+    output = reset(picas_conn_id="through_proxy", states=state)
     assert (output["reset"], output["left"]) == (3, {})
     assert [hook.get(token_id)["scrub_count"] for token_id in ids] == [1, 1, 2]
     assert hook.count("b") == Counts(**{"todo": 1, state: 2})
 
 
 def test_a_reset_that_was_not_written_is_not_taken_for_an_earlier_one(
-    hook: PicasHook, pool: Pool, couchdb: CouchDBAdmin, no_pauses: None, monkeypatch: pytest.MonkeyPatch
+    hook: PicasHook, no_pauses: None, proxy: Proxy
 ) -> None:
     (token_id,) = lives.fill(hook, {State.ERROR: 1})
     reset()
     lives.change(hook, token_id, **lives.LIVES[State.ERROR])  # the same once more: an equal attempt
-    with Proxy(couchdb.url) as proxy:
-        set_connection(monkeypatch, "through_proxy", {**native.picas_connection(pool), "host": proxy.url})
-        proxy.hurt(Fault.DROP, on="_bulk_docs")
-        assert reset(picas_conn_id="through_proxy")["reset"] == 1
+    proxy.hurt(Fault.DROP, on="_bulk_docs")
+    assert reset(picas_conn_id="through_proxy")["reset"] == 1
     assert hook.count("b") == Counts(todo=1)
     assert hook.get(token_id)["scrub_count"] == 2
 

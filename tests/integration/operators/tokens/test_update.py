@@ -20,10 +20,8 @@ from airflow_provider_picas.operators.tokens.selecting import SelectingOperator
 from airflow_provider_picas.tokens.counts import Counts
 from airflow_provider_picas.tokens.documents import OWNED_FIELDS
 from airflow_provider_picas.tokens.states import State
-from stack import native
 from stack.couchdb import CouchDBAdmin
 from stack.pool import Pool
-from tests.conftest import set_connection
 from tests.integration import lives
 from tests.integration.faults import Fault, Proxy
 from tests.integration.tasks import context
@@ -68,15 +66,11 @@ def test_true_and_1_are_different_values(hook: PicasHook) -> None:
     assert update(fields={"gpu": True})["updated"] == 0
 
 
-def test_an_update_whose_answer_is_lost_counts_also_what_pilots_have_taken_since(
-    hook: PicasHook, pool: Pool, couchdb: CouchDBAdmin, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_update_whose_answer_is_lost_counts_also_what_pilots_have_taken_since(hook: PicasHook, proxy: Proxy) -> None:
     ids = lives.fill(hook, {State.TODO: 3})
-    with Proxy(couchdb.url) as proxy:
-        set_connection(monkeypatch, "through_proxy", {**native.picas_connection(pool), "host": proxy.url})
-        proxy.hurt(Fault.LOSE, on="_bulk_docs")
-        proxy.meanwhile = lambda: lives.change(hook, ids[0], **lives.LIVES[State.LOCKED])
-        output = update(fields={"priority": 5}, picas_conn_id="through_proxy")
+    proxy.hurt(Fault.LOSE, on="_bulk_docs")
+    proxy.meanwhile = lambda: lives.change(hook, ids[0], **lives.LIVES[State.LOCKED])
+    output = update(fields={"priority": 5}, picas_conn_id="through_proxy")
     assert (output["updated"], output["left"]) == (3, {})
     assert hook.count("b") == Counts(todo=2, locked=1)
 
@@ -161,21 +155,17 @@ def test_a_login_that_may_only_read_is_refused(
 )
 def test_what_was_done_before_an_error_is_told(
     hook: PicasHook,
-    pool: Pool,
-    couchdb: CouchDBAdmin,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     operator: type[SelectingOperator],
     asked: dict[str, Any],
     said: str,
+    proxy: Proxy,
 ) -> None:
     lives.fill(hook, {State.TODO: 3_000})
     before = {token["_id"]: token["_rev"] for token in hook.batch_documents("b")}
-    with Proxy(couchdb.url) as proxy:
-        set_connection(monkeypatch, "through_proxy", {**native.picas_connection(pool), "host": proxy.url})
-        proxy.hurt(400, on="_bulk_docs")
-        with pytest.raises(errors.CouchDBError, match="injected"):
-            operator(task_id="edit", batch="b", picas_conn_id="through_proxy", **asked).execute(context())
+    proxy.hurt(400, on="_bulk_docs")
+    with pytest.raises(errors.CouchDBError, match="injected"):
+        operator(task_id="edit", batch="b", picas_conn_id="through_proxy", **asked).execute(context())
     after = {token["_id"]: token["_rev"] for token in hook.batch_documents("b")}
     changed = len(before.items() - after.items())
     assert changed
