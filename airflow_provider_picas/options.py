@@ -255,6 +255,15 @@ def unpacks_options(init: Callable[_Parameters, None]) -> Callable[_Parameters, 
     return wrapper
 
 
+class TakesOptions:
+    """Base of operators that take configuration objects, before Airflow's own base class."""
+
+    @classmethod
+    def partial(cls, **kwargs: Any) -> Any:
+        """As for every operator. The objects are unpacked here, too, so that Airflow serializes plain arguments."""
+        return super().partial(**unpack(kwargs))  # type: ignore[misc]
+
+
 def read_rendered(pilot: Mapping[str, Any]) -> dict[str, Any]:
     """Options of the pilot, with strings such as ``"120"``, which a template has rendered, as the values that it takes.
 

@@ -25,7 +25,7 @@ from airflow_provider_picas.couchdb.errors import CouchDBError, ForbiddenError, 
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.links import PicasMonitoringLink, PicasPoolLink, push_links, push_page
 from airflow_provider_picas.operators.instance import push_id
-from airflow_provider_picas.options import MAX_SCRUBS, PilotWatch, WaitPolicy, unpack, unpacks_options
+from airflow_provider_picas.options import MAX_SCRUBS, PilotWatch, TakesOptions, WaitPolicy, unpacks_options
 from airflow_provider_picas.parameters import optional_seconds, whole_number
 from airflow_provider_picas.sensors.actions import PilotActions
 from airflow_provider_picas.sensors.failures import counts_lag, explain_failure
@@ -43,7 +43,7 @@ _Value = TypeVar("_Value")
 _MARGIN = timedelta(minutes=5)  # the trigger enforces the deadline; Airflow's is only for a triggerer that hangs
 
 
-class PicasTokenStateSensor(BaseSensorOperator):
+class PicasTokenStateSensor(TakesOptions, BaseSensorOperator):
     """Wait until a batch, or the whole pool, is complete: every token that was pushed is done or in error.
 
     If pushed tokens are missing, or tokens are in no state, the task fails once all others have finished, and names
@@ -100,11 +100,6 @@ class PicasTokenStateSensor(BaseSensorOperator):
     )  # fmt: skip
     operator_extra_links = (PicasPoolLink(), PicasMonitoringLink())
     ui_color = "#d7ecf5"
-
-    @classmethod
-    def partial(cls, **kwargs: Any) -> Any:
-        """As for every operator; configuration objects are unpacked here, so that Airflow serializes plain arguments."""
-        return super().partial(**unpack(kwargs))
 
     @unpacks_options
     def __init__(

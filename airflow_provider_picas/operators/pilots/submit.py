@@ -18,7 +18,7 @@ from airflow_provider_picas.hooks.slurm import SlurmHook
 from airflow_provider_picas.links import PicasMonitoringLink, PicasPoolLink, push_links, push_page
 from airflow_provider_picas.operators.instance import submission_key, submission_keys
 from airflow_provider_picas.operators.pilots.jobs import CommandJob, PilotJob, ScriptJob
-from airflow_provider_picas.options import PilotOptions, Scaling, read_rendered, unpack, unpacks_options
+from airflow_provider_picas.options import PilotOptions, Scaling, TakesOptions, read_rendered, unpacks_options
 from airflow_provider_picas.parameters import (
     as_number,
     flag,
@@ -38,7 +38,7 @@ from airflow_provider_picas.tokens.text import sample
 MAX_FILE_BYTES = 100_000_000  # of all files together: larger data belong on the cluster's own storage
 
 
-class PicasSubmitPilotsOperator(BaseOperator):
+class PicasSubmitPilotsOperator(TakesOptions, BaseOperator):
     """Submit pilots to a Slurm cluster over SSH. A retry finds the submission of an earlier try and does not submit
     again.
 
@@ -99,11 +99,6 @@ class PicasSubmitPilotsOperator(BaseOperator):
     )  # fmt: skip
     operator_extra_links = (PicasPoolLink(), PicasMonitoringLink())
     ui_color = "#e6dcf2"
-
-    @classmethod
-    def partial(cls, **kwargs: Any) -> Any:
-        """As for every operator; configuration objects are unpacked here, so that Airflow serializes plain arguments."""
-        return super().partial(**unpack(kwargs))
 
     @unpacks_options
     def __init__(
