@@ -96,7 +96,7 @@ def behind_proxy(
 
 
 @pytest.mark.parametrize("fault", [500, 503, Fault.DROP, Fault.LOSE, Fault.CUT])
-def test_answers_that_are_no_use(behind_proxy: Run, proxy: Proxy, fault: Fault | int) -> None:
+def test_answers_that_are_of_no_use(behind_proxy: Run, proxy: Proxy, fault: Fault | int) -> None:
     """One in five requests of pilots and wait, whatever they ask."""
     run = behind_proxy
     run.push(TOKENS)

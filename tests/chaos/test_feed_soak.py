@@ -107,7 +107,7 @@ class Batches:
 
 
 @pytest.mark.timeout(SECONDS + 180)
-def test_nothing_is_lost_or_told_twice(tmp_path: Path, database: CouchDB) -> None:
+def test_nothing_is_lost_or_reported_twice(tmp_path: Path, database: CouchDB) -> None:
     folder = tmp_path / "waits"
     folder.mkdir()
     batches, waiter = Batches(folder, database), Waiter(folder, database)

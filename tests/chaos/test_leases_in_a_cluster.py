@@ -57,7 +57,7 @@ def site(nodes: CouchDBNodes, pool: Pool, tmp_path: Path, monkeypatch: pytest.Mo
         yield made
 
 
-def test_every_node_tells_the_newest_lease_when_one_was_away(nodes: CouchDBNodes, pool: Pool) -> None:
+def test_every_node_returns_the_newest_lease_when_one_was_away(nodes: CouchDBNodes, pool: Pool) -> None:
     """The one that was away has an old lease still."""
     config = Config(command="true", submission="s", lease=60)
     me = Identity("p", "here", None, (0, 1))

@@ -210,7 +210,7 @@ PYTHON
 """
 
 
-def test_the_cause_is_what_slurm_tells(run: Run, tmp_path: Path) -> None:
+def test_the_cause_is_what_slurm_reports(run: Run, tmp_path: Path) -> None:
     """Scripts that lock a token by the PiCaS client and know nothing of signals: one is cancelled, one runs out of time."""
     script = tmp_path / "hold.sh"
     script.write_text(HOLD)

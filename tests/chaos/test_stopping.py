@@ -120,7 +120,7 @@ def start(airflow: Airflow, cluster: Cluster, pool: Pool) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("dag_id", ["stop_cancel", "stop_poke"])
-def test_marked_failed_the_pilots_are_cancelled_and_their_tokens_given_back(start: Any, dag_id: str) -> None:
+def test_marked_failed_the_pilots_are_cancelled_and_their_tokens_released(start: Any, dag_id: str) -> None:
     waiting: Waiting = start(dag_id)
     at = time.time()
     waiting.api.set_task_state(waiting.dag_id, waiting.run, "wait", "failed")

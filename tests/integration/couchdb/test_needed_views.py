@@ -91,7 +91,7 @@ def test_nothing_is_pushed_and_the_command_that_the_error_names_helps(
     assert "may not write" not in capsys.readouterr().out
 
 
-def test_the_command_with_a_login_that_is_no_admin(
+def test_the_command_with_a_login_that_is_not_an_admin(
     pool: Pool, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
     monkeypatch.setenv("_AIRFLOW_PROCESS_CONTEXT", "server")

@@ -330,7 +330,9 @@ class TestViews:
         assert (again.written, again.unchanged) == ([], ["Monitor", "airflow-picas-1"])
         assert run(lambda hook: hook.deploy_views()).unchanged == ["Monitor", "airflow-picas-1"]
 
-    def test_who_may_not_is_refused_and_told(self, hook: PicasHook, couchdb: CouchDBAdmin, pool: Pool) -> None:
+    def test_a_login_without_rights_is_refused_with_the_reason(
+        self, hook: PicasHook, couchdb: CouchDBAdmin, pool: Pool
+    ) -> None:
         everybody = {"admins": {"names": [], "roles": ["_admin"]}, "members": {"names": [pool.user], "roles": []}}
         status, _ = couchdb.request("PUT", f"/{pool.database}/_security", everybody)
         assert status == 200
@@ -594,7 +596,7 @@ class TestTLS:
             assert PicasHook().test_connection()[0]
             assert run(lambda hook: hook.do(hook.pool.info()))["doc_count"] == 0
 
-    def test_a_connection_that_breaks_is_no_bad_certificate(
+    def test_a_connection_that_breaks_is_not_a_bad_certificate(
         self, connect: Connect, pool: Pool, tmp_path: Path, no_pauses: list[float]
     ) -> None:
         context, ca_file = self_signed(tmp_path)

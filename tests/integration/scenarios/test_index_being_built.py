@@ -100,7 +100,7 @@ def test_a_watcher_does_not_wait_for_the_index(
     assert capsys.readouterr().out.count("The watcher goes on") == 1
 
 
-def test_what_is_no_index_fails_as_before(pool: Pool, picas_default: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_an_index_fails_as_before(pool: Pool, picas_default: str, monkeypatch: pytest.MonkeyPatch) -> None:
     hook = PicasHook(picas_default, wait_for_index=False)
     hook.deploy_views()
     assert hook.count() == Counts()

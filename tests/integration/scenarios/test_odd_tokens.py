@@ -79,7 +79,7 @@ def test_a_token_with_such_an_integer_is_not_written_again(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(("value", "why"), [(HUGE, HUGE_INTEGER), ("x" * LIMIT, "is too large to be written again")])
-def test_a_token_that_cannot_be_given_back_keeps_no_other_from_it(proxy: Proxy, value: str, why: str) -> None:
+def test_a_token_that_cannot_be_released_keeps_no_other_from_it(proxy: Proxy, value: str, why: str) -> None:
     hook, ids = fill(State.LOCKED)
     lives.change(hook, ids[1], input=value)
     proxy.largest = LIMIT

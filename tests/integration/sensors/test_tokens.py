@@ -271,7 +271,7 @@ class TestPoke:
 
     @pytest.mark.parametrize("deferrable", [False, True])
     @pytest.mark.parametrize("mode", ["poke", "reschedule"])
-    def test_a_name_that_no_batch_has_is_told(self, batch: dict[str, Any], deferrable: bool, mode: str) -> None:
+    def test_a_name_that_no_batch_has_is_reported(self, batch: dict[str, Any], deferrable: bool, mode: str) -> None:
         words = rf"There is no token of batch typo in .*{batch['database']}.* Check the name of the batch"
         with pytest.raises(AirflowFailException, match=words):
             sensor("typo", deferrable=deferrable, mode=mode, success_threshold=0.5).execute(context("wait"))
@@ -321,7 +321,7 @@ class TestReschedule:
         put(range(10), DONE)
         assert sensor(batch, mode="reschedule").execute(context("wait"))["done"] == 10
 
-    def test_the_time_is_counted_from_the_first_look(self, batch: dict[str, Any]) -> None:
+    def test_the_time_is_counted_from_the_first_check(self, batch: dict[str, Any]) -> None:
         hour_ago = datetime.now(UTC) - timedelta(hours=1)
         with pytest.raises(AirflowSensorTimeout):
             sensor(batch, mode="reschedule", timeout=60).execute(context("wait", first_reschedule=hour_ago))
@@ -337,7 +337,7 @@ class TestTrigger:
         assert put_off.timeout is not None
         assert put_off.timeout > timedelta(seconds=LIMIT)  # the trigger keeps the time itself
 
-    def test_it_tells_what_it_last_saw_when_the_time_is_up(self, batch: dict[str, Any]) -> None:
+    def test_it_reports_what_it_last_saw_when_the_time_is_up(self, batch: dict[str, Any]) -> None:
         put([0, 1, 2], DONE)
         waits = sensor(batch, deferrable=True, timeout=8)  # the feed has to look once
         with pytest.raises(

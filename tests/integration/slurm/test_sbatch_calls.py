@@ -31,7 +31,7 @@ def submit(remote: SlurmHook, wrapper: str) -> submission_folder.SubmitResult:
 @pytest.mark.parametrize(
     "wrapper", ['"$@" && echo 12', 'echo 9999999 && "$@"', 'echo "Budget:" && "$@" && echo 12 && echo h']
 )
-def test_numbers_beside_the_answer_of_sbatch_are_no_jobs(remote: SlurmHook, wrapper: str) -> None:
+def test_numbers_beside_the_answer_of_sbatch_are_not_jobs(remote: SlurmHook, wrapper: str) -> None:
     made = submit(remote, wrapper)
     try:
         listed = remote.run(f"squeue --noheader --name={made.key} --format=%F").stdout.split()

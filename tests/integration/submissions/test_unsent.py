@@ -134,7 +134,7 @@ def test_results_that_do_not_fit_into_one_round(
     assert files(remote, watched) == []
 
 
-def test_who_dies_meanwhile_is_left_to_the_next_look(
+def test_who_dies_meanwhile_is_left_to_the_next_check(
     hook: PicasHook, remote: SlurmHook, watched: Submission, tmp_path: Path
 ) -> None:
     """Its result may have come after the folder was read."""
@@ -243,7 +243,7 @@ def test_a_command_that_writes_too_much_is_stopped_at_once(remote: SlurmHook, mo
     assert remote.run("head -c 90000 /dev/zero | tr '\\0' x").stdout == "x" * 90_000
 
 
-def test_a_token_that_was_never_started_is_no_refused_result(
+def test_a_token_that_was_never_started_is_not_a_refused_result(
     hook: PicasHook, remote: SlurmHook, watched: Submission, tmp_path: Path
 ) -> None:
     ids = lives.fill(hook, {State.LOCKED: 2}, **CLAIM)

@@ -70,7 +70,7 @@ def test_checks_read_large_tokens_once(proxy: Proxy) -> None:
     assert sum(sizes) < SIZE
 
 
-def test_large_tokens_of_the_dead_are_given_back_in_portions(proxy: Proxy) -> None:
+def test_large_tokens_of_the_dead_are_released_in_portions(proxy: Proxy) -> None:
     hook = PicasHook()
     ids = lives.fill(hook, {State.LOCKED: TOKENS}, large="x" * SIZE, attempts=[])
     sizes = answers(proxy)
@@ -84,7 +84,7 @@ def test_large_tokens_of_the_dead_are_given_back_in_portions(proxy: Proxy) -> No
     assert hook.get(ids[0])["large"] == "x" * SIZE
 
 
-def test_a_token_that_changes_after_it_was_judged_is_left(proxy: Proxy) -> None:
+def test_a_token_that_changes_after_it_was_evaluated_is_left(proxy: Proxy) -> None:
     hook, observer = PicasHook(), Observer()
     ids = lives.fill(hook, {State.LOCKED: 3})
     behind = PicasHook()

@@ -72,7 +72,7 @@ def test_a_cancel_names_stuck_tokens(
     assert "too large" in named
 
 
-def test_a_second_look_that_is_cut_short_does_not_forget_them(
+def test_a_second_check_that_is_cut_short_does_not_forget_them(
     proxy: Proxy, pool: Pool, tmp_path: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The third token's pilot is silent, so a wait that pokes looks twice; the login node goes away in between."""

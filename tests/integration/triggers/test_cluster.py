@@ -67,7 +67,7 @@ def test_more_queries_than_one_command_takes_are_split(keys: list[str]) -> None:
     assert [len(item.jobs) for item in found[-NUMBER:]] == [1] * (NUMBER - 1) + [2]
 
 
-def test_a_look_is_what_it_would_be_alone(keys: list[str], remote: SlurmHook) -> None:
+def test_a_query_is_what_it_would_be_alone(keys: list[str], remote: SlurmHook) -> None:
     since = int(time.time()) - 60
     alone = [remote.do(jobs.query(key, key, since)) for key in keys]
 

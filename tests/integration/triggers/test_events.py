@@ -179,7 +179,7 @@ def test_without_a_store_the_present_state_comes_first(hook: PicasHook) -> None:
     asyncio.run(watch())
 
 
-def test_what_airflow_kept_while_it_caught_up_is_not_told_again(hook: PicasHook) -> None:
+def test_what_airflow_kept_while_it_caught_up_is_not_reported_again(hook: PicasHook) -> None:
     """Airflow 3.3 reads the stream for all watchers, also for one that has yet to begin."""
     trigger = PicasTokenEventTrigger(event="complete", picas_conn_id="picas_default")
     kept: asyncio.Queue[subscriptions.Touched] = asyncio.Queue()

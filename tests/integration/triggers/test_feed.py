@@ -62,7 +62,7 @@ def test_a_wait_gets_the_present_state_and_then_each_change(hook: PicasHook) -> 
     asyncio.run(wait())
 
 
-def test_each_wait_gets_only_its_own_news(hook: PicasHook) -> None:
+def test_each_wait_gets_only_its_own_updates(hook: PicasHook) -> None:
     push(hook, "a", 1)
     push(hook, "b", 1)
 
@@ -80,7 +80,7 @@ def test_each_wait_gets_only_its_own_news(hook: PicasHook) -> None:
     asyncio.run(wait())
 
 
-def test_few_looks_while_many_tokens_are_left(hook: PicasHook) -> None:
+def test_few_queries_while_many_tokens_are_left(hook: PicasHook) -> None:
     """A token that finishes does not matter much then; the last ones do."""
     push(hook, "a", 80)
 
@@ -394,7 +394,7 @@ def test_an_outage_loses_nothing(hook: PicasHook, through_tunnel: Any) -> None:
     through_tunnel(wait)
 
 
-def test_the_end_of_an_outage_is_told_to_who_only_follows(hook: PicasHook, through_tunnel: Any) -> None:
+def test_the_end_of_an_outage_is_reported_to_who_only_follows(hook: PicasHook, through_tunnel: Any) -> None:
     async def wait(tunnel: Tunnel) -> None:
         notices: list[str] = []
 
@@ -467,7 +467,9 @@ def test_an_idle_wait_asks_nothing(hook: PicasHook, through_tunnel: Any, monkeyp
     through_tunnel(wait)
 
 
-def test_an_index_that_is_being_built_is_told(pool: Pool, picas_default: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_index_that_is_being_built_is_reported(
+    pool: Pool, picas_default: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(feed, "PATIENCE", 0.1)
     hook = PicasHook(picas_default)
     push(hook, "a", 10_000)

@@ -221,7 +221,7 @@ def test_a_pool_without_tokens_is_complete(picas_default: str) -> None:
     assert event(trigger(batch=None, expected=None))["outcome"] == "complete"
 
 
-def test_a_pool_that_goes_away_is_told_as_the_reason(
+def test_a_pool_that_goes_away_is_reported_as_the_reason(
     hook: PicasHook, pool: Pool, couchdb: CouchDBAdmin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(waiting, "REFUSED_SECONDS", 1.0)

@@ -58,7 +58,7 @@ def test_a_view_that_is_missing_is_named() -> None:
 
 
 @pytest.mark.parametrize("status", [200, 201, 202, 304])
-def test_what_is_no_error_is_passed_on(status: int) -> None:
+def test_what_is_not_an_error_is_passed_on(status: int) -> None:
     told = answer(status, {"ok": True})
     assert check(told) == told
 
@@ -86,7 +86,7 @@ def test_other_servers_are_not_taken_for_couchdb(told: Response) -> None:
 
 @pytest.mark.parametrize("status", [301, 302, 307])
 @pytest.mark.parametrize("raw", [False, True])
-def test_a_redirect_is_told_with_its_aim(status: int, raw: bool) -> None:
+def test_a_redirect_is_reported_with_its_aim(status: int, raw: bool) -> None:
     with pytest.raises(
         errors.NotCouchDBError, match=r"'https://sso.example.org/' .*in the host of connection 'my_pool'"
     ):

@@ -31,7 +31,7 @@ def test_another_login_is_tried_at_once() -> None:
     assert refusals.known(OLD, 1.0) is None
 
 
-def test_a_right_that_a_login_lacks_is_no_refused_login() -> None:
+def test_a_right_that_a_login_lacks_is_not_a_refused_login() -> None:
     refusals = Refusals()
     refusals.note(OLD, errors.ForbiddenError("no", status=403, reason="You are not a db or server admin."), 0.0)
     assert refusals.known(OLD, 1.0) is None

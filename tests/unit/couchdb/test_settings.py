@@ -115,7 +115,7 @@ def test_the_database_may_be_another_than_the_connections() -> None:
         settings(database="Other")
 
 
-def test_no_database_is_told_when_it_is_needed() -> None:
+def test_no_database_is_reported_when_it_is_needed() -> None:
     nowhere = settings(schema=None)
     assert nowhere.place == "(no database) on https://couch.example.org"
     with pytest.raises(SettingsError, match="No database is set"):

@@ -55,13 +55,13 @@ def test_a_requeued_job_runs_again_although_sacct_knows_how_it_ended_before() ->
     assert parse(rows).jobs["5"].state == "NODE_FAIL"
 
 
-def test_sacct_that_fails_is_told_with_its_words() -> None:
+def test_sacct_that_fails_is_reported_with_its_words() -> None:
     look = parse(["T|5", "Q|5|5|N/A|RUNNING|None|1200|0:09|1|n2", "E|Slurm accounting storage is disabled"])
     assert look == SlurmStatus({"5": look.jobs["5"]}, 5, "Slurm accounting storage is disabled")
     assert parse(["E|"]).sacct_error == "no reason given"
 
 
-def test_what_is_no_row_is_left_out() -> None:
+def test_what_is_not_a_row_is_left_out() -> None:
     assert parse(["", "welcome", "Q|1|2", "A|x", "Q", "slurm_load_jobs|error"]) == SlurmStatus({}, 0)
 
 
@@ -135,7 +135,7 @@ def answer(output: Output) -> SlurmStatus:
     return drive(jobs.query("picas-x.1", "/home/o'me", 1000), perform)
 
 
-def test_a_look_that_squeue_does_not_answer_is_no_look() -> None:
+def test_a_query_that_squeue_does_not_answer_has_no_result() -> None:
     assert answer(Output(0, ANSWER)).jobs["5"].cause == "FAILED, signal 9"
     with pytest.raises(UnreachableError, match="squeue does not answer: slurm_load_jobs error"):
         answer(Output(5, "", "slurm_load_jobs error"))

@@ -22,7 +22,7 @@ def news(folder: Path, sizes: dict[str, int]) -> list[LogUpdate]:
     return drive(logs.updates(str(folder), sizes), shell)
 
 
-def test_what_has_come_since_the_last_look(tmp_path: Path) -> None:
+def test_what_has_come_since_the_last_check(tmp_path: Path) -> None:
     folder = tmp_path / "it's here"
     folder.mkdir()
     log = folder / "pilot-12_0.log"

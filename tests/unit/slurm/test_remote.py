@@ -110,7 +110,7 @@ def test_slurms_input_variables_do_not_reach_its_commands(tmp_path: Path) -> Non
     assert kept.items() <= found.items()
 
 
-def test_a_profile_that_ends_the_shell_is_told_with_its_words(tmp_path: Path) -> None:
+def test_a_profile_that_ends_the_shell_is_reported_with_its_words(tmp_path: Path) -> None:
     with pytest.raises(RemoteError, match=r"ended before it ran a command[.] It printed: Your password has expired"):
         run("echo hi", tmp_path, "echo Your password has expired; exit 1")
 

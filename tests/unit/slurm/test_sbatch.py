@@ -62,7 +62,7 @@ def test_an_array_becomes_an_argument(pilots: int, argument: str) -> None:
 
 
 @pytest.mark.parametrize("pilots", [0, -1, True, "4", 1.5, None])
-def test_what_is_no_number_of_pilots_is_refused(pilots: Any) -> None:
+def test_what_is_not_a_number_of_pilots_is_refused(pilots: Any) -> None:
     with pytest.raises(OptionError, match="whole number from 1"):
         sbatch.array(pilots)
 
@@ -94,7 +94,7 @@ def test_directives_of_a_script_are_parsed(lines: str, found: dict[str, str | No
     assert sbatch.directives(f"#!/bin/bash\n{lines}\n".encode()) == found
 
 
-def test_directives_of_a_script_that_is_no_utf_8() -> None:
+def test_directives_of_a_script_that_is_not_utf_8() -> None:
     assert sbatch.directives(b"#!/bin/bash\n# \xff\xfe\n#SBATCH --mem=1\n") == {"mem": "1"}
 
 

@@ -99,7 +99,7 @@ def test_an_acknowledged_submission_is_recorded(folder: Path) -> None:
     assert read(folder).acknowledged
 
 
-def test_a_folder_that_is_gone_is_told(folder: Path) -> None:
+def test_a_folder_that_is_gone_is_reported(folder: Path) -> None:
     with pytest.raises(RemoteError, match="The submission's folder cannot be read on the cluster"):
         read(folder / "gone")
 

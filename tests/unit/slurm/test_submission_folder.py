@@ -140,7 +140,7 @@ def test_an_acknowledged_submission_that_has_ended_is_followed_by_a_new_one() ->
     assert (done.key, done.job_ids, done.adopted) == ("picas-t-0.2", ("43",), False)
 
 
-def test_nothing_is_submitted_while_slurm_does_not_tell_whether_the_old_one_runs() -> None:
+def test_nothing_is_submitted_while_slurm_does_not_report_whether_the_old_one_runs() -> None:
     cluster = Cluster(
         find=MADE + record(("yes", "0", "42\n", ""), acknowledged=True),
         active=Output(1, stderr="slurm_load_jobs error"),
@@ -150,7 +150,7 @@ def test_nothing_is_submitted_while_slurm_does_not_tell_whether_the_old_one_runs
     assert cluster.asked == ["find", "active"]
 
 
-def test_a_refusal_is_told_in_sbatchs_words_and_the_next_try_is_a_new_one() -> None:
+def test_a_refusal_is_reported_in_sbatchs_words_and_the_next_try_is_a_new_one() -> None:
     refused = record(("yes", "1", "", REFUSED))
     cluster = Cluster(find=FRESH, start=refused)
     with pytest.raises(

@@ -86,7 +86,7 @@ def test_a_job_that_has_ended_is_believed_at_once() -> None:
     assert death(held(), lease(), told) == "pilot p1 (job 12_0 on n1) has ended: FAILED, signal 9"
 
 
-def test_slurm_does_not_judge_the_pilots_of_others() -> None:
+def test_slurm_does_not_decide_about_the_pilots_of_others() -> None:
     """Other clusters share the pool, and job ids are used again."""
     assert death(held(), lease(submission="picas-y.1"), slurm(state="FAILED")) is None
     assert death(held(), lease(job="13_0"), slurm(state="FAILED")) is None
@@ -103,7 +103,7 @@ def test_what_was_locked_before_its_job_started_again_is_an_orphan(ahead: float)
     assert death(held(NOW - 100), lease(renewed=NOW - 40), restarted) is None, "the database's clock may have stepped"
 
 
-def test_a_job_that_waits_holds_nothing_but_what_it_claimed_since_the_look() -> None:
+def test_a_job_that_waits_holds_nothing_but_what_it_claimed_since_the_query() -> None:
     assert (
         death(held(NOW - 100), lease(), slurm(state="PENDING", started=0)) == "pilot p1 (job 12_0 on n1) was requeued"
     )
@@ -134,7 +134,7 @@ def test_the_picas_clients_pilots_die_with_their_jobs() -> None:
     assert death(client(slurm_job_id=None), told=ended) is None
 
 
-def test_pilots_without_leases_are_judged_by_age_if_that_is_wanted() -> None:
+def test_pilots_without_leases_are_evaluated_by_age_if_that_is_wanted() -> None:
     assert death(client()) is None
     assert death(client(), max_lock_age=100) is None
     assert death(client(), max_lock_age=99) == "it was locked for 100 s"

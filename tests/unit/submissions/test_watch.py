@@ -82,7 +82,7 @@ LOCKED = {"_id": "b:1", "_rev": "2-a", "type": "token", "lock": 1000, "done": 0,
 OURS = {**LOCKED, "pilot": "p1", "claim": "abc-1000"}
 
 
-def test_a_token_is_given_back_with_its_attempt() -> None:
+def test_a_token_is_released_with_its_attempt() -> None:
     back = watch._released(OURS, "its pilot is dead", 3, 1100)
     assert state_of(back) is State.TODO
     assert back["scrub_count"] == 1

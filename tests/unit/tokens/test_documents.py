@@ -55,7 +55,7 @@ def test_owned_fields_are_refused(field: str) -> None:
         new(**{field: "x"})
 
 
-def test_a_field_that_is_no_text_is_refused() -> None:
+def test_a_field_that_is_not_a_string_is_refused() -> None:
     with pytest.raises(BadTokenError, match="not a string: 5"):
         new_token({5: "x"}, batch="b", push="p", ordinal=7)  # type: ignore[dict-item]
 
@@ -74,24 +74,24 @@ def test_a_field_that_is_no_text_is_refused() -> None:
         (complex(1, 2), "type complex"),
     ],
 )
-def test_what_is_no_json_is_named_by_its_path(value: Any, fault: str) -> None:
+def test_what_is_not_json_is_named_by_its_path(value: Any, fault: str) -> None:
     with pytest.raises(BadTokenError, match=f"Token 7 is not JSON: .*{fault}"):
         encode(new(input=value))
 
 
-def test_a_value_that_holds_itself_is_no_json() -> None:
+def test_a_value_that_holds_itself_is_not_json() -> None:
     loop: list[Any] = []
     loop.append(loop)
     with pytest.raises(BadTokenError, match="Token 7 is not JSON"):
         encode(new(input=loop))
 
 
-def test_a_key_that_is_a_lone_surrogate_is_no_json() -> None:
+def test_a_key_that_is_a_lone_surrogate_is_not_json() -> None:
     with pytest.raises(BadTokenError, match="Token 7 is not JSON"):
         encode(new(input={"\ud800": 1}))
 
 
-def test_nesting_that_python_cannot_write_is_no_json() -> None:
+def test_nesting_that_python_cannot_write_is_not_json() -> None:
     deep: Any = 0
     for _ in range(100_000):
         deep = [deep]
@@ -167,7 +167,7 @@ def test_a_field_that_is_not_there_is_not_null() -> None:
 
 
 @pytest.mark.parametrize("priority", ["5", None, True, [5]])
-def test_a_priority_that_is_no_number_is_refused(priority: Any) -> None:
+def test_a_priority_that_is_not_a_number_is_refused(priority: Any) -> None:
     with pytest.raises(BadTokenError, match=r"Token 7 has the priority .* not a number"):
         new(priority=priority)
     with pytest.raises(BadTokenError, match=r"The priority .* cannot be set: it is not a number"):
@@ -206,7 +206,7 @@ def test_what_an_earlier_attempt_left_is_not_taken_for_this_ones() -> None:
     assert not {"pilot", "claim", "seconds"} & set(again)
 
 
-def test_a_token_given_back_unstarted_is_not_counted() -> None:
+def test_a_token_released_unstarted_is_not_counted() -> None:
     claimed = {**new(), "_id": "b:1", "lock": 5, "pilot": "pl", "claim": "c-5", "scrub_count": 2}
     again = release(Token(claimed)).apply()
     assert (state_of(again), again["scrub_count"], "attempts" in again) == (State.TODO, 2, False)

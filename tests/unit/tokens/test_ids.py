@@ -95,7 +95,7 @@ def test_different_keys_stay_different(keys: list[str]) -> None:
 
 
 @pytest.mark.parametrize("key", [None, True, "", 1.5, ["a"], {}])
-def test_what_is_no_key_is_refused(key: object) -> None:
+def test_what_is_not_a_key_is_refused(key: object) -> None:
     with pytest.raises(ValueError, match="non-empty string or a whole number"):
         ids.token_key(key)
 

@@ -94,7 +94,7 @@ def test_invalid_csv_rows_are_named(content: bytes, good: int, line: int, words:
 
 
 @pytest.mark.parametrize("cut", [5, 15, -20, -9, -1])
-def test_a_compressed_file_that_was_cut_off_is_told(cut: int) -> None:
+def test_a_compressed_file_that_was_cut_off_is_reported(cut: int) -> None:
     packed = gzip.compress(b'{"a": 1}\n' * 1_000)[:cut]
     with gzip.GzipFile(fileobj=io.BytesIO(packed)) as file, pytest.raises(BadTokenError, match="truncated"):
         list(inputs.json_lines(Lines(file)))

@@ -162,7 +162,7 @@ class TestWhen:
             "Last tokens running",
         ]
 
-    def test_what_was_so_from_the_start_is_no_event(self) -> None:
+    def test_what_was_so_from_the_start_is_not_an_event(self) -> None:
         assert ProgressLines().next(some(300, 10, 2), pilots(jobs("RUNNING")), 0.0) == (
             "300 of 500 done, 2 in error, 10 running, 188 to do; 1 pilot running"
         )

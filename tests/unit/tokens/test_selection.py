@@ -71,7 +71,7 @@ def test_states_are_parsed(states: Any) -> None:
 
 
 @pytest.mark.parametrize("nothing", [None, ""])
-def test_what_a_template_rendered_to_nothing_is_no_condition(nothing: Any) -> None:
+def test_what_a_template_rendered_to_nothing_is_not_a_condition(nothing: Any) -> None:
     names = ("states", "keys", "error_pattern", "older_than", "min_scrubs", "max_scrubs")
     assert Selection.parse("b", **dict.fromkeys(names, nothing)) == Selection("b")
 

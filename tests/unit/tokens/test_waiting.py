@@ -33,7 +33,9 @@ from airflow_provider_picas.tokens.waiting import Outcome, Progress, Threshold, 
         (Counts(), None, 0, Outcome.COMPLETE, False),
     ],
 )
-def test_judge(found: Counts, expected: int | None, limit: float, outcome: Outcome, settling: bool) -> None:
+def test_outcomes_are_evaluated(
+    found: Counts, expected: int | None, limit: float, outcome: Outcome, settling: bool
+) -> None:
     verdict = judge(Completeness(found, expected), ErrorBudget(limit))
     assert (verdict.outcome, verdict.settling) == (outcome, settling)
     assert verdict.over == (outcome is not Outcome.WAITING)
@@ -112,7 +114,7 @@ def test_progress_is_a_token_that_finishes() -> None:
     assert Progress(None).left(1e12) == float("inf")
 
 
-def test_progress_is_not_judged_before_the_first_counts() -> None:
+def test_progress_is_not_evaluated_before_the_first_counts() -> None:
     progress = Progress(60)
     assert progress.left(1e6) == float("inf")
     progress.note(Counts(todo=10), 1e6)

@@ -213,7 +213,7 @@ def test_where_nothing_was_submitted_nothing_is_stopped() -> None:
     assert PicasCancelPilotsOperator(task_id="t", pilots=nothing).execute(context("t")) == 0
 
 
-def test_a_batch_of_the_picas_client_is_given_back_by_its_jobs(pool: Pool, tmp_path: Path) -> None:
+def test_a_batch_of_the_picas_client_is_released_by_its_jobs(pool: Pool, tmp_path: Path) -> None:
     """Pilots of a script have no leases: what they hold is told by the ids of their jobs."""
     script = tmp_path / "pilot.sh"
     script.write_text("#!/bin/bash\n#SBATCH --time=5\nexec sleep 300\n")

@@ -166,7 +166,7 @@ class TestScript:
         [(None, r"The script '.*' cannot be read at .*No such file.*beside the DAG file"),
          ("echo hi\n", "does not begin with '#!'"), ("", "is empty"), (b"#!/bin/bash\n\0", "NUL byte")],
     )  # fmt: skip
-    def test_a_script_that_cannot_be_sent_is_told(
+    def test_a_script_that_cannot_be_sent_is_reported(
         self,
         submit: Callable[..., dict[str, Any]],
         script: Callable[..., str],
@@ -448,7 +448,7 @@ class TestSend:
             assert remote.perform(Send(files)).code == 0
         assert remote.run("cd sent && stat -c '%a %s' \"a b'c\" x && ls -A | wc -l").stdout == "600 300000\n700 0\n2\n"
 
-    def test_what_the_server_says_of_a_file_is_told(self, remote: SlurmHook) -> None:
+    def test_what_the_server_says_of_a_file_is_reported(self, remote: SlurmHook) -> None:
         from airflow_provider_picas.slurm.remote import RemoteFile, Send
 
         output = remote.perform(Send([RemoteFile("/no/such/folder/file", b"x")]))

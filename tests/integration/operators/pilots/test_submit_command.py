@@ -167,7 +167,7 @@ def test_the_trigger_shows_the_pilots_logs_as_they_run(
     assert re.search(r"0 of 1 done, 1 (running|to do); 1 pilot (running|pending)", said), said
 
 
-def test_a_wait_that_remembers_no_earlier_look_measures_since_the_pilots_started(
+def test_a_wait_that_remembers_no_earlier_check_measures_since_the_pilots_started(
     tasks: Tasks, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tasks.push([{"input": number} for number in range(3)])
@@ -179,7 +179,7 @@ def test_a_wait_that_remembers_no_earlier_look_measures_since_the_pilots_started
     assert re.search(r" 3 of 3 done; [0-9.]+/(s|min); (1 pilot completing|the pilot has ended)", said), said
 
 
-def test_a_list_of_arguments_is_no_shell_text(tasks: Tasks) -> None:
+def test_a_list_of_arguments_is_not_shell_text(tasks: Tasks) -> None:
     tasks.push([{"input": "$(id)"}])
     program = "import os,sys,json; json.dump([os.environ['PICAS_INPUT'], *sys.argv[1:]], open('output.json', 'w'))"
     tasks.submit(["python3", "-c", program, "$HOME", "a b", "{{ x }}"], pilot={"lease": 10})
@@ -197,7 +197,7 @@ def test_a_list_of_arguments_is_no_shell_text(tasks: Tasks) -> None:
         ("PATH=/nowhere", "Python 3.6 or newer was not found on"),
     ],
 )
-def test_a_node_that_is_not_ready_is_said_once_and_takes_no_token(tasks: Tasks, setup: str, words: str) -> None:
+def test_a_node_that_is_not_ready_is_reported_once_and_takes_no_token(tasks: Tasks, setup: str, words: str) -> None:
     tasks.push([{"input": n} for n in range(5)])
     tasks.submit("true", setup=setup, pilots=1)
     with pytest.raises(AirflowFailException, match="5 tokens wait, and no pilot is left to take them"):
@@ -313,7 +313,7 @@ def test_tokens_that_no_pilot_can_be_asked_for_fail_the_task(tasks: Tasks) -> No
         tasks.submit("true", resource_classes=True, pilots=1)
 
 
-def test_classes_that_there_is_no_room_for_are_named(tasks: Tasks, capsys: pytest.CaptureFixture[str]) -> None:
+def test_classes_beyond_the_limits_are_named(tasks: Tasks, capsys: pytest.CaptureFixture[str]) -> None:
     tasks.push([{"input": n, "cores": n} for n in (1, 1, 2)])
     waiting, running = tasks.remote.count_pilots()
     tasks.submit(
@@ -406,7 +406,7 @@ def test_a_dry_run_shows_the_pilots_script(tasks: Tasks, capsys: pytest.CaptureF
     assert tasks.states() == {State.TODO: 1}
 
 
-def test_the_logs_end_is_told_when_no_pilot_is_left(tasks: Tasks, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_logs_end_is_reported_when_no_pilot_is_left(tasks: Tasks, capsys: pytest.CaptureFixture[str]) -> None:
     tasks.push([{"input": 1}])
     tasks.submit("true", setup="echo this is why >&2; exit 3")
     with pytest.raises(AirflowFailException, match="no pilot is left"):
@@ -482,7 +482,7 @@ def test_a_wait_that_is_for_no_pilots_or_cannot_know_which(tasks: Tasks, capsys:
     assert tasks.remote.run(f"ls -A {tasks.pilots['folder']}/credentials").stdout == "picasconfig.py\n"
 
 
-def test_pilots_that_somebody_else_names_are_not_looked_after(tasks: Tasks, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pilots_that_somebody_else_names_are_not_watched(tasks: Tasks, capsys: pytest.CaptureFixture[str]) -> None:
     """The wait would send the password to their folder, and submit what is in it."""
     tasks.push([{"input": 5}])
     tasks.submit("true", pilots=1)

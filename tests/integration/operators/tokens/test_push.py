@@ -154,7 +154,9 @@ class TestTwice:
 
     @pytest.mark.usefixtures("no_pauses")
     @pytest.mark.parametrize("fault", [429, 500, 503, Fault.DROP, Fault.LOSE, Fault.CUT])
-    def test_a_fault_on_the_way_is_no_fault_of_the_push(self, pool: Pool, connect: Connect, fault: Fault | int) -> None:
+    def test_a_fault_on_the_way_is_not_a_fault_of_the_push(
+        self, pool: Pool, connect: Connect, fault: Fault | int
+    ) -> None:
         inputs = [f"x{number}" for number in range(3_500)]
         with Proxy(pool.url) as proxy:
             connect(host=proxy.url)

@@ -37,7 +37,7 @@ def nothing_left(tokens: Sequence[dict[str, Any]]) -> list[str | None]:
     return [None] * len(tokens)
 
 
-def test_tokens_in_error_are_given_back_with_what_they_were(hook: PicasHook) -> None:
+def test_tokens_in_error_are_released_with_what_they_were(hook: PicasHook) -> None:
     ids = lives.fill(hook, MIXED)
     failed = ids[-5:]
     lives.attach(hook, failed[0], result=b"kept")

@@ -147,12 +147,12 @@ class TestFiles:
             ("t.csv.j2", b"a\n", "t.csv.j2' is taken as the path of a file of inputs, but does not end in"),
         ],
     )
-    def test_a_file_of_another_kind_is_told(self, tmp_path: Path, name: str, content: bytes, words: str) -> None:
+    def test_a_file_of_another_kind_is_reported(self, tmp_path: Path, name: str, content: bytes, words: str) -> None:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(AirflowFailException, match=re.escape(words)):
             run(inputs=str(tmp_path / name))
 
-    def test_a_bad_token_is_told_with_its_line(self, tmp_path: Path) -> None:
+    def test_a_bad_token_is_reported_with_its_line(self, tmp_path: Path) -> None:
         path = tmp_path / "t.jsonl"
         path.write_text('{"input": 1}\n\n{"_rev": "1-a"}\n')
         with pytest.raises(AirflowFailException, match=rf"{path}, line 3: Token 1 has the field '_rev'"):
@@ -279,7 +279,7 @@ class TestExisting:
         assert "1 tokens were not changed although their input differs: b:b" in capsys.readouterr().out
 
     @pytest.mark.parametrize("on_existing", ["keep", "reset", "replace", "fail"])
-    def test_inputs_in_another_order_are_no_duplicates(self, pool: Pool, on_existing: str) -> None:
+    def test_inputs_in_another_order_are_not_duplicates(self, pool: Pool, on_existing: str) -> None:
         inputs = [f"x{number}" for number in range(2_500)]
         first = run(inputs=inputs, key="input")
         more = ["new", *reversed(inputs)]
@@ -361,7 +361,7 @@ class TestAttachments:
 
 
 class TestProgress:
-    def test_the_log_tells_how_far_it_is_and_how_fast_it_was(
+    def test_the_log_shows_how_far_it_is_and_how_fast_it_was(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         monkeypatch.setattr(push, "PROGRESS_SECONDS", 0.0)

@@ -153,7 +153,7 @@ def test_a_login_that_may_only_read_is_refused(
         (PicasDeleteTokensOperator, {}, "deleted"),
     ],
 )
-def test_what_was_done_before_an_error_is_told(
+def test_what_was_done_before_an_error_is_reported(
     hook: PicasHook,
     capsys: pytest.CaptureFixture[str],
     operator: type[SelectingOperator],
