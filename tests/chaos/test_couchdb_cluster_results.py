@@ -15,7 +15,7 @@ from airflow_provider_picas.tokens.states import State, state_of
 from stack import couchdb
 from tests.chaos.couchdb_nodes import CouchDBNode, CouchDBNodes, cluster_or_skip, until
 from tests.chaos.run import tell
-from tests.integration.test_pilot import PASSWORD, Pool, Submission
+from tests.integration.pilots import PASSWORD, Pool, Submission
 
 RUN = (
     'run=$(cat /proc/sys/kernel/random/uuid); echo "begin $PICAS_TOKEN_ID $(date +%s.%N) $run" >> "$RUNS"; sleep {seconds};'

@@ -19,15 +19,15 @@ from airflow_provider_picas.submissions import watch
 from airflow_provider_picas.tokens.states import State, state_of
 from stack import couchdb
 from tests.conftest import set_connection
-from tests.integration import test_pilot
+from tests.integration import pilots
 from tests.integration.faults import Proxy
 from tests.integration.lives import LIVES
+from tests.integration.pilot.test_odd_tokens import HUGE, LARGE, LIMIT, rewrite
+from tests.integration.pilots import COUNT, Pool, Submission, held, put_lease
 from tests.integration.tasks import context
-from tests.integration.test_odd_tokens_pilot import HUGE, LARGE, LIMIT, rewrite
-from tests.integration.test_pilot import COUNT, Pool, Submission, held, put_lease
 from tests.odd_tokens import EXIT_CODES, TIMES, token
 
-server, member, pool = test_pilot.server, test_pilot.member, test_pilot.pool
+server, member, pool = pilots.server, pilots.member, pilots.pool
 
 GOOD = [f"good:{place}" for place in range(5)]
 (LOCKED,) = held("dead", 1)
@@ -102,7 +102,7 @@ def test_good_tokens_run_beside_odd_ones(
     assert submission.pilots[0].returncode == 0, submission.log()
 
     host, _, port = between.url.rpartition(":")
-    login = {"schema": pool.name, "login": pool.member, "password": test_pilot.PASSWORD}
+    login = {"schema": pool.name, "login": pool.member, "password": pilots.PASSWORD}
     set_connection(monkeypatch, "picas_default", {"conn_type": "picas", "host": host, "port": int(port), **login})
     hook = PicasHook()
     set_good(pool, {**LOCKED, "done": 0})

@@ -13,10 +13,10 @@ from airflow_provider_picas.lifecycle.states import state_of
 from airflow_provider_picas.lifecycle.transitions import for_display, held_by_pilot
 from airflow_provider_picas.submissions.deaths import Lease
 from airflow_provider_picas.tokens.states import State
-from tests.integration import test_pilot
-from tests.integration.test_pilot import Pool, Submission
+from tests.integration import pilots
+from tests.integration.pilots import Pool, Submission
 
-server, member, pool, submission = test_pilot.server, test_pilot.member, test_pilot.pool, test_pilot.submission
+server, member, pool, submission = pilots.server, pilots.member, pilots.pool, pilots.submission
 
 RECORDED = Path(__file__).parent.with_name("recorded") / "pilot-0.1.0.json"
 """Made by the pilot while it was one file: a token that is done, one in error, one that is done at its second attempt, and one

@@ -21,12 +21,12 @@ from airflow_provider_picas.submissions import watch
 from airflow_provider_picas.tokens.states import State, state_of
 from stack import install, paths
 from tests.conftest import set_connection
-from tests.integration import test_pilot
+from tests.integration import pilots
+from tests.integration.pilots import COUNT, GATE, PASSWORD, Pool, Submission, put_lease, until
 from tests.integration.scenarios.test_picas_client import EXAMPLES
 from tests.integration.tasks import context
-from tests.integration.test_pilot import COUNT, GATE, PASSWORD, Pool, Submission, put_lease, until
 
-server, member, pool, submission = test_pilot.server, test_pilot.member, test_pilot.pool, test_pilot.submission
+server, member, pool, submission = pilots.server, pilots.member, pilots.pool, pilots.submission
 
 TOKEN = "b:0000"
 FAIL = "echo oops >&2; sleep 0.2; exit 3"

@@ -31,7 +31,7 @@ from airflow_provider_picas.tokens.states import State
 from stack.couchdb import CouchDBAdmin
 from tests.conftest import set_connection
 from tests.integration.faults import Fault, Proxy
-from tests.integration.test_pilot import COUNT, GATE, PASSWORD, Pool, Submission, until
+from tests.integration.pilots import COUNT, GATE, PASSWORD, Pool, Submission, until
 
 LEASE = 8  # seconds; renewed every 2.7 s
 RENEWAL = "PUT /{name}/_local/picas-pilot-"

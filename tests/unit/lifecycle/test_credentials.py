@@ -121,3 +121,19 @@ def test_a_password_that_is_encrypted_in_picasconfig_itself(home: Path, prefix: 
 def test_other_code_is_refused(home: Path, code: str) -> None:
     with pytest.raises(ValueError, match="PICAS_HOST_URL is neither a string literal"):
         parse_picasconfig(f"PICAS_HOST_URL = {code}\n")
+
+
+def test_picasconfig_is_read_and_never_executed() -> None:
+    text = "import os\nPICAS_HOST_URL=\"https://h:6984\"\nPICAS_PASSWORD = 'a\"b'\nOTHER = 1\nPICAS_DATABASE = ''\nos.abort()\n"
+    values, secret = parse_picasconfig(text, "/x/picasconfig.py")
+    assert secret == "/x/picasconfig.py"
+    assert values == {"PICAS_HOST_URL": "https://h:6984", "PICAS_PASSWORD": 'a"b', "PICAS_DATABASE": ""}
+
+
+@pytest.mark.parametrize("text", ["PICAS_PASSWORD = get('hunter2')", "PICAS_PASSWORD = 'hunter2"])
+def test_an_unreadable_picasconfig_is_told_without_its_text(text: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"PICAS_PASSWORD is neither a string literal|line 1 is not valid Python"
+    ) as caught:
+        parse_picasconfig(text)
+    assert "hunter2" not in str(caught.value)

@@ -15,12 +15,8 @@ from airflow_provider_picas.pilot.conflicts import Conflicts
 from airflow_provider_picas.pilot.errors import Unreachable
 from airflow_provider_picas.tokens.states import State
 from stack import couchdb
-from tests.integration import test_pilot
 from tests.integration.faults import Proxy
-from tests.integration.test_pilot import COUNT, Pool, Submission, session_of_a_pilot, unpack, until
-
-server, member, pool = test_pilot.server, test_pilot.member, test_pilot.pool
-behind_proxy, submission = test_pilot.behind_proxy, test_pilot.submission
+from tests.integration.pilots import COUNT, Pool, Submission, session_of_a_pilot, unpack, until
 
 FORBID = """function (doc, old, user) {
   if (doc.pilot && doc.input == "forbidden") { throw({forbidden: "tokens like this are not for pilots"}); }

@@ -24,13 +24,9 @@ from airflow_provider_picas.pilot.session import Session
 from airflow_provider_picas.pilot.work import Work
 from airflow_provider_picas.tokens.states import State
 from stack import couchdb
-from tests.integration import test_pilot
 from tests.integration.couchdb.test_pool_odd_answers import Mutation
 from tests.integration.faults import Fault, Proxy
-from tests.integration.test_pilot import COUNT, Pool, Submission, held, put_lease, session_of_a_pilot
-
-server, member, pool = test_pilot.server, test_pilot.member, test_pilot.pool
-submission = test_pilot.submission
+from tests.integration.pilots import COUNT, Pool, Submission, held, put_lease, session_of_a_pilot
 
 TRIES = 3
 

@@ -20,11 +20,7 @@ from airflow_provider_picas.pilot.outbox import Outbox
 from airflow_provider_picas.pilot.reaper import Reaper
 from airflow_provider_picas.pilot.session import Session
 from airflow_provider_picas.tokens.states import State, state_of
-from tests.integration import test_pilot
-from tests.integration.test_pilot import COUNT, GATE, Pool, Proxy, Submission, put_lease, session_of_a_pilot, until
-
-server, member, pool = test_pilot.server, test_pilot.member, test_pilot.pool
-proxy, behind_proxy, submission = test_pilot.proxy, test_pilot.behind_proxy, test_pilot.submission
+from tests.integration.pilots import COUNT, GATE, Pool, Proxy, Submission, put_lease, session_of_a_pilot, until
 
 A_CLAIM, B_CLAIM = {"claim": "aaaaaaaaaaaaaaaa-1000", "lock": 1000}, {"claim": "bbbbbbbbbbbbbbbb-1001", "lock": 1001}
 RESULT = {"done": 1010, "exit_code": 0, "output": "of A", "seconds": 1.5}

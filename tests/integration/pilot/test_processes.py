@@ -27,10 +27,8 @@ from airflow_provider_picas.pilot.scratch import remove_stale_scratch
 from airflow_provider_picas.pilot.work import GO, STOP
 from airflow_provider_picas.tokens.states import State, state_of
 from stack import couchdb
-from tests.integration import faults, test_pilot
-from tests.integration.test_pilot import COUNT, GATE, Pool, Submission, until
-
-server, member, pool, submission = test_pilot.server, test_pilot.member, test_pilot.pool, test_pilot.submission
+from tests.integration import faults
+from tests.integration.pilots import COUNT, GATE, PASSWORD, Pool, Submission, held, session_of_a_pilot, until
 
 
 @pytest.fixture(autouse=True)
@@ -368,7 +366,7 @@ def change_password(server: couchdb.CouchDBAdmin, member: str) -> Iterator[Calla
         server.create_user(member, password)
 
     yield change
-    change(test_pilot.PASSWORD)
+    change(PASSWORD)
 
 
 def test_a_pilot_takes_new_credentials_when_its_own_are_refused(
@@ -405,7 +403,7 @@ def test_a_pilot_takes_new_credentials_when_its_own_are_refused(
 
 def test_a_token_that_was_never_started_is_no_refused_result(pool: Pool, submission: Submission) -> None:
     """Its pilot could not give it back, and somebody else has it by now."""
-    pool.push(test_pilot.held("other", 2))
+    pool.push(held("other", 2))
     outbox = Outbox(str(submission.folder), pool.name)
     for name, done in (("b:0000", None), ("b:0001", 1010)):
         doc = {**pool.get(name), "claim": "earlier-900", "lock": 900}
@@ -423,9 +421,9 @@ def test_a_folder_that_hangs_holds_up_no_result(
     """Where refused results are kept, the home, may hang: the results of other tokens are written meanwhile."""
     hangs = threading.Event()
     monkeypatch.setattr(Outbox, "keep", lambda *args: hangs.wait(60))
-    pool.push(test_pilot.held("me", 2))
+    pool.push(held("me", 2))
     settled: list[tuple[str, str]] = []
-    with test_pilot.session_of_a_pilot(pool, server.url) as session:
+    with session_of_a_pilot(pool, server.url) as session:
         conflicts = Conflicts(session)
         outbox = Outbox(str(tmp_path), pool.name)
         reporter = Reporter(

@@ -13,9 +13,8 @@ from airflow_provider_picas.pilot.conflicts import Conflicts
 from airflow_provider_picas.tokens import views
 from airflow_provider_picas.tokens.states import State
 from stack import couchdb
-from tests.integration import test_pilot
 from tests.integration.faults import Proxy
-from tests.integration.test_pilot import (
+from tests.integration.pilots import (
     COUNT,
     Pool,
     Submission,
@@ -25,9 +24,6 @@ from tests.integration.test_pilot import (
     session_of_a_pilot,
     until,
 )
-
-server, member, pool = test_pilot.server, test_pilot.member, test_pilot.pool
-submission = test_pilot.submission
 
 LARGE, HUGE = "integer of 401 digits", "integer of 4301 digits"  # what the fixture big_integers replaces
 LIMIT = 20_000  # bytes

@@ -1,0 +1,107 @@
+"""Results that could not be sent are kept in files, and sent later."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+
+from airflow_provider_picas.tokens.states import State, state_of
+from stack import couchdb
+from tests.integration.pilots import COUNT, GATE, Pool, Proxy, Submission, held, keep_unsent, put_lease, until
+
+
+def test_what_cannot_be_sent_is_kept_and_sent_by_a_later_pilot(
+    pool: Pool, proxy: Proxy, behind_proxy: Submission
+) -> None:
+    pool.push([{}, {}])
+    process = behind_proxy.start(f"{COUNT}; echo 5 > output.json; echo log; {GATE}")
+    until(lambda: behind_proxy.runs().total() == 1)
+    proxy.fault = lambda request: "refuse"
+    behind_proxy.open_gate()
+    until(lambda: "1 results are waiting" in behind_proxy.log())
+    process.terminate()
+    started = time.monotonic()
+    assert process.wait(20) == 75
+    assert time.monotonic() - started < 10
+    (kept,) = behind_proxy.files("unsent")
+    assert kept.stat().st_mode & 0o077 == 0
+    ((first, _),) = behind_proxy.runs().items()
+    assert state_of(pool.get(first)) is State.LOCKED
+    proxy.fault = lambda request: ""
+    assert behind_proxy.run(COUNT) == 0, behind_proxy.log()
+    assert pool.states() == {State.DONE: 2}
+    assert pool.get(first)["output"] == 5
+    assert pool.attachment(first, "attempt-1.out") == b"log\n"
+    assert set(behind_proxy.runs().values()) == {1}
+    assert behind_proxy.files("unsent") == []
+
+
+def test_a_pilot_sends_what_another_could_not_before_it_reaps(
+    pool: Pool, proxy: Proxy, behind_proxy: Submission, server: couchdb.CouchDBAdmin
+) -> None:
+    direct = behind_proxy.folder / "direct"
+    shutil.copytree(behind_proxy.folder / "credentials", direct)
+    config = direct / "picasconfig.py"
+    config.write_text(config.read_text().replace(proxy.url, server.url))
+    pool.push([{}])
+    victim = behind_proxy.start(f"{COUNT}; echo 5 > output.json; {GATE}", lease=20)
+    until(lambda: behind_proxy.runs().total() == 1)
+    other = behind_proxy.start(COUNT, lease=20, credentials="direct")
+    until(lambda: "Pilot " in behind_proxy.log())
+    proxy.fault = lambda request: "refuse"
+    behind_proxy.open_gate()
+    until(lambda: "1 results are waiting" in behind_proxy.log(0))
+    victim.terminate()
+    assert victim.wait(20) == 75
+    assert other.wait(40) == 0
+    assert state_of(pool.get("b:0000")) is State.DONE
+    assert pool.get("b:0000")["output"] == 5
+    assert behind_proxy.runs() == {"b:0000": 1}
+
+
+def test_a_result_that_the_database_never_takes_blocks_no_pilot(
+    pool: Pool, proxy: Proxy, behind_proxy: Submission
+) -> None:
+    """Nor is its token run again, while the result is there."""
+    put_lease(pool, "dead", ended=True)
+    pool.push([*held("dead", 3), {}])
+    for place, output in enumerate(["never", "sent"]):
+        keep_unsent(behind_proxy.folder, pool, pool.get(f"b:000{place}"), output)
+    proxy.fault = lambda request: "503" if b'"never"' in request else ""
+    assert behind_proxy.run(COUNT) == 0, behind_proxy.log()
+    assert behind_proxy.runs() == {"b:0002": 1, "b:0003": 1}
+    assert state_of(pool.get("b:0000")) is State.LOCKED
+    assert pool.get("b:0001")["output"] == "sent"
+    assert len(behind_proxy.files("unsent")) == 1
+    assert behind_proxy.log().count("will be sent later: ") == 1
+    proxy.fault = lambda request: ""
+    assert behind_proxy.run(COUNT) == 0
+    assert pool.get("b:0000")["output"] == "never"
+
+
+def test_files_that_hold_no_result_stay_and_end_no_pilot(pool: Pool, submission: Submission) -> None:
+    pool.push([{}])
+    (submission.folder / "unsent").mkdir()
+    deep = "[" * 100_000 + "]" * 100_000
+    contents = ["[]", "no JSON", '{"change": []}', '{"change": {"token": "b:0000"}}', f'{{"change": {deep}}}']
+    for place, content in enumerate(contents):
+        (submission.folder / "unsent" / f"{place}.json").write_text(content)
+    assert submission.run(COUNT, wait_for_work=2) == 0, submission.log()
+    assert pool.states() == {State.DONE: 1}
+    assert len(submission.files("unsent")) == submission.log().count("does not contain a result") == len(contents)
+
+
+def test_results_of_an_earlier_submission_of_the_task_are_sent(tmp_path: Path, pool: Pool) -> None:
+    put_lease(pool, "dead", ended=True)
+    pool.push(held("dead", 3))
+    for place, name in enumerate(["picas-x.1", "picas-y.1", "picas-x.1.bak"]):
+        keep_unsent(tmp_path / name, pool, pool.get(f"b:000{place}"), name)
+    later = Submission(tmp_path / "picas-x.2", pool)
+    try:
+        assert later.run(COUNT) == 0, later.log()
+    finally:
+        later.close()
+    assert pool.get("b:0000")["output"] == "picas-x.1"
+    assert later.runs() == {"b:0001": 1, "b:0002": 1}
+    assert not list((tmp_path / "picas-x.1" / "unsent").iterdir())
