@@ -13,8 +13,8 @@ from airflow_provider_picas.couchdb.settings import EXTRAS, Settings, from_conne
 def no_connection(conn_id: str) -> errors.SettingsError:
     """The error for a connection that does not exist."""
     return errors.SettingsError(
-        f"There is no connection {conn_id!r}. Make one of type PiCaS, in the UI or by `airflow connections add`; or name another"
-        " as picas_conn_id."
+        f"Connection {conn_id!r} does not exist. Create one of type PiCaS in the UI or with `airflow connections add`, or set"
+        " `picas_conn_id` to another one."
     )
 
 
@@ -69,7 +69,7 @@ def ssl_context(settings: Settings, conn_id: str) -> Any:
         return ssl.create_default_context(cafile=settings.verify)
     except OSError as error:
         raise errors.SettingsError(
-            f"Connection {conn_id!r}: its 'ca_file' {settings.verify!r} is no file of certificates ({error})."
+            f"Connection {conn_id!r}: 'ca_file' {settings.verify!r} is not a file of certificates ({error})."
         ) from None
 
 

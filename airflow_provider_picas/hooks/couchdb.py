@@ -29,7 +29,7 @@ CHUNK = 1 << 16
 """Bytes of a response that are read at once."""
 
 SAY_AGAIN = 60.0
-"""Seconds between two lines in the log about an index that is being built."""
+"""Seconds between two log lines about an index that is being built."""
 
 USER_AGENT = f"airflow-provider-picas/{__version__}"
 
@@ -112,7 +112,10 @@ class CouchDBHook(HttpHook):
         try:
             version = self.do(self.pool.server_version())
             if not self.settings.database:
-                return True, f"CouchDB {version} answers. The connection names no database: operators must."
+                return (
+                    True,
+                    f"CouchDB {version} is reachable. The connection has no database, so operators must set one.",
+                )
             info = self.do(self.pool.info())
             return True, f"CouchDB {version}, {self.settings.place}: {info['doc_count']:,} documents."
         except (errors.CouchDBError, ValueError) as error:
@@ -152,7 +155,7 @@ class CouchDBHook(HttpHook):
             return False
         if building is not None and time.monotonic() - self._noticed_index >= SAY_AGAIN:
             self._noticed_index = time.monotonic()
-            self.log.info("CouchDB is building the index of %s. The task goes on when it is done.", building)
+            self.log.info("CouchDB is building the index of %s. The task continues when it is done.", building)
         return building is not None
 
     def _send_once(self, request: Request) -> Response:

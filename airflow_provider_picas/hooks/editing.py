@@ -71,7 +71,7 @@ class TokenEditor:
 
         def judge(tokens: Sequence[Document]) -> list[str | None]:
             objections = zip(tokens, of_selection(tokens), strict=True)
-            return [why or ("has these values already" if documents.has(t, fields) else None) for t, why in objections]
+            return [why or ("already has these values" if documents.has(t, fields) else None) for t, why in objections]
 
         return self._edit(
             selection, judge, lambda tokens: edits.update(self._hook.pool, tokens, judge, fields), dry_run
@@ -156,7 +156,7 @@ class TokenEditor:
                 pass
         except Exception:
             if report.changed:
-                self._hook.log.warning("It failed half-way. Before that: %s", " ".join(report.lines(done)))
+                self._hook.log.warning("The operation failed midway. Before that: %s", " ".join(report.lines(done)))
             raise
         return report
 

@@ -230,7 +230,7 @@ class PicasHook(CouchDBHook):
                 if size == expected:
                     return size
                 raise errors.UnavailableError(
-                    f"Attachment {name!r:.80} of {token['_id']!r:.200} has {expected:,} bytes, and {size:,} came."
+                    f"Attachment {name!r:.80} of {token['_id']!r:.200} has {expected:,} bytes, but {size:,} were received."
                 )
             except errors.UnavailableError as error:
                 if (pause := retries.after(error)) is None:
@@ -272,8 +272,8 @@ class PicasHook(CouchDBHook):
         counts = self.count(batch)
         if batch is not None and not counts.total:
             raise UnknownBatchError(
-                f"There is no token of batch {batch!r} in {self.settings.place}. Check the name of the batch and the database;"
-                " or its tokens were deleted."
+                f"Batch {batch!r} has no tokens in {self.settings.place}. Check the batch name and the database; the tokens"
+                " may also have been deleted."
             )
         return counts
 
@@ -286,7 +286,7 @@ class PicasHook(CouchDBHook):
         for token in _flat(self.token_pages(batch)):
             news = last_activity(token)
             if news is None:
-                return f"token {one_line(token['_id'])} does not say when it ended"
+                return f"token {one_line(token['_id'])} has no time at which it ended"
             if now - news < seconds:
                 return f"token {one_line(token['_id'])} ended {now - news:.0f} s ago, less than {seconds:g} s"
         return None

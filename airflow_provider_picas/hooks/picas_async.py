@@ -80,7 +80,7 @@ class PicasAsyncHook:
             raise no_connection(self.picas_conn_id) from None
         except Exception as error:  # Airflow's API is unavailable: treat it like an unavailable database
             raise errors.UnavailableError(
-                f"Airflow does not tell the connection {self.picas_conn_id!r} ({type(error).__name__}: {error!s:.300})."
+                f"Airflow did not provide connection {self.picas_conn_id!r} ({type(error).__name__}: {error!s:.300})."
             ) from error
         return settings_of(connection, self.picas_conn_id, self.database, extra)
 
@@ -106,14 +106,14 @@ class PicasAsyncHook:
             self._look_up_due = time.monotonic() + self._look_ups.pause()
             if found == used:
                 return False
-            log.info("Connection %r has changed. Requests go on with what it says now.", self.picas_conn_id)
+            log.info("Connection %r has changed. Requests now use the new values.", self.picas_conn_id)
             return True
 
     @property
     def settings(self) -> Settings:
         """The connection's fields. Available once the hook was entered."""
         if self._settings is None:
-            raise RuntimeError("PicasAsyncHook is used outside of its `async with`.")
+            raise RuntimeError("PicasAsyncHook must be used inside its `async with` block.")
         return self._settings
 
     @property
@@ -159,7 +159,7 @@ class PicasAsyncHook:
 
         settings = self.settings
         if self._session is None:
-            raise RuntimeError("PicasAsyncHook is used outside of its `async with`.")
+            raise RuntimeError("PicasAsyncHook must be used inside its `async with` block.")
         longest = http.longest(settings, request)
         started = time.monotonic()
         headers = dict(request.headers)

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 SECONDS = 10.0
-"""How long matching the texts of one page of tokens may take."""
+"""Seconds that matching the texts of one page of tokens may take."""
 
 _LONGEST = 1_000  # characters of a pattern
 # A match cannot be interrupted, but a process can.
@@ -28,15 +28,15 @@ class PatternError(ValueError):
 def check(pattern: str) -> None:
     """Raise PatternError for a pattern that is not a regular expression."""
     if not isinstance(pattern, str):
-        raise PatternError(f"The error pattern is a regular expression, so a text, not {pattern!r:.80}.")
+        raise PatternError(f"The error pattern must be a string (a regular expression), not {pattern!r:.80}.")
     if len(pattern) > _LONGEST:
-        raise PatternError(f"The error pattern has {len(pattern):,} characters; {_LONGEST:,} are taken.")
+        raise PatternError(f"The error pattern has {len(pattern):,} characters; the limit is {_LONGEST:,}.")
     try:
         re.compile(pattern, re.MULTILINE)
     except (re.error, RecursionError, OverflowError) as error:
         raise PatternError(
-            f"The error pattern {pattern!r:.200} is no regular expression of Python: {error}."
-            " To search for it as it is, put a backslash before each special character."
+            f"The error pattern {pattern!r:.200} is not a valid Python regular expression: {error}."
+            " To search for literal text, put a backslash before each special character."
         ) from None
 
 
@@ -53,12 +53,12 @@ def search(pattern: str, texts: Sequence[str], seconds: float = SECONDS) -> list
         )
     except subprocess.TimeoutExpired:
         raise PatternError(
-            f"The error pattern {pattern!r:.200} takes more than {seconds:g} s for {len(texts):,} tokens."
-            " Make it simpler: no repetition within a repetition, such as (a+)+."
+            f"The error pattern {pattern!r:.200} took more than {seconds:g} s for {len(texts):,} tokens."
+            " Simplify it: avoid nested repetition, such as (a+)+."
         ) from None
     except subprocess.CalledProcessError as error:
         raise PatternError(
-            f"The error pattern {pattern!r:.200} cannot be searched for: {error.stderr.decode(errors='replace')[-300:]}."
+            f"The error pattern {pattern!r:.200} could not be searched for: {error.stderr.decode(errors='replace')[-300:]}."
         ) from None
     found: list[bool] = json.loads(done.stdout)
     return found

@@ -173,20 +173,20 @@ class SlurmHook(BaseHook):
                 stdout, stderr = _read(channel)
         except paramiko.ChannelException as error:
             raise NoSessionError(
-                f"{self.place} opens no session ({one_line(str(error))}). Its sshd may allow too few of them (MaxSessions);"
+                f"{self.place} did not open a session ({one_line(str(error))}). Its sshd may allow too few (MaxSessions);"
                 " ask the site."
             ) from None
         except (paramiko.SSHException, OSError, EOFError) as error:
             self._drop(client)
             raise UnreachableError(
-                f"The connection to {self.place} broke: {one_line(str(error)) or type(error).__name__}."
+                f"The connection to {self.place} was lost: {one_line(str(error)) or type(error).__name__}."
             ) from None
         _check_size(self.place, stdout, stderr)
         try:
             return remote.unwrap(stdout.decode("utf-8", "replace"), stderr.decode("utf-8", "replace"), marker)
         except RemoteError as error:
             if not _active(client):
-                raise UnreachableError(f"The connection to {self.place} broke.") from None
+                raise UnreachableError(f"The connection to {self.place} was lost.") from None
             raise type(error)(f"{self.place}: {error}") from None
 
     def _session(self, client: paramiko.SSHClient, timeout: float) -> paramiko.Channel:
@@ -232,8 +232,8 @@ class SlurmHook(BaseHook):
         if expired.is_set():
             self._drop(client)
             raise UnreachableError(
-                f"{limit.what} on {self.place} did not end within {limit.seconds:g} s."
-                " The login node or Slurm hangs; try later."
+                f"{limit.what} on {self.place} did not finish within {limit.seconds:g} s."
+                " The login node or Slurm may hang; try again later."
             )
 
 
@@ -312,7 +312,7 @@ class SlurmAsyncHook:
             raise
         except Exception as error:  # Airflow's API is away
             raise UnreachableError(
-                f"Airflow does not tell the connection {self.ssh_conn_id!r} ({type(error).__name__}: {error!s:.300})."
+                f"Airflow did not provide connection {self.ssh_conn_id!r} ({type(error).__name__}: {error!s:.300})."
             ) from error
         chatty = logging.getLogger("paramiko")
         if chatty.level == logging.NOTSET:
@@ -333,7 +333,7 @@ def _active(client: paramiko.SSHClient) -> bool:
 def _check_size(place: str, stdout: bytes, stderr: bytes) -> None:
     if max(len(stdout), len(stderr)) > _LARGEST_OUTPUT:
         raise RemoteError(
-            f"A command on {place} was stopped: it wrote more than {_LARGEST_OUTPUT:,} bytes, no answer of Slurm."
+            f"A command on {place} was stopped: it wrote more than {_LARGEST_OUTPUT:,} bytes, more than any Slurm command."
             " Check what the login profile prints."
         )
 

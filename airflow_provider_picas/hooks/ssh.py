@@ -13,7 +13,7 @@ private_key_passphrase      of ``private_key``                     of ``private_
 key_file                    ``~`` is the home of the process;      ``~`` is not expanded
                             the password is its passphrase
 look_for_keys               as it stands; also keys of an agent    ignored: always looks
-host_key                    for host and port                      for the host, whatever the port
+host_key                    for host and port                      for the host, on any port
 known_hosts                 ignored: ``~/.ssh/known_hosts``        a path, or ``none``
 no_host_key_check           as it stands                           as it stands
 allow_host_key_change       as it stands                           ignored: the key is checked
@@ -57,8 +57,8 @@ def read(ssh_conn_id: str) -> SSHHook:
         hook = SSHHook(ssh_conn_id=ssh_conn_id)
     except AirflowNotFoundException:
         raise LoginError(
-            f"There is no connection {ssh_conn_id!r}. Make one of type SSH to the cluster's login node, in the UI or by"
-            " `airflow connections add`; or name another as ssh_conn_id."
+            f"Connection {ssh_conn_id!r} does not exist. Create one of type SSH to the cluster's login node, in the UI or with"
+            " `airflow connections add`, or set `ssh_conn_id` to another one."
         ) from None
     except (ValueError, AirflowException, paramiko.SSHException) as error:  # such as a malformed host key
         raise LoginError(f"Connection {ssh_conn_id!r} cannot be used: {error}") from None
@@ -90,19 +90,19 @@ def connect(hook: SSHHook) -> paramiko.SSHClient:
     except paramiko.BadHostKeyException as error:
         raise LoginError(
             f"The SSH host key of {where} is not the expected one ({error}). If the site has changed it, put the new one in"
-            " the connection's extra 'host_key'; else somebody is in between."
+            " the connection's extra 'host_key'; otherwise somebody may be intercepting it."
         ) from None
     except paramiko.AuthenticationException as error:
         if "timeout" in str(error) or "shut down" in str(error):
             raise UnreachableError(f"{where} cannot be reached: {one_line(str(error))}") from None
         raise LoginError(
-            f"{where} refuses the login ({one_line(str(error))}). Check the user name and the key in the connection."
+            f"{where} refused the login ({one_line(str(error))}). Check the user name and the key in the connection."
         ) from None
     except paramiko.SSHException as error:
         if "not found in known_hosts" in str(error):
             raise LoginError(
                 f"The SSH host key of {where} is unknown ({error}). Put it in the connection's extra 'host_key' as"
-                " '<type> <base64>', as `ssh-keyscan` prints it, after comparing it with what the site tells."
+                " '<type> <base64>', as `ssh-keyscan` prints it, after comparing it with the key that the site publishes."
             ) from None
         raise UnreachableError(f"{where} cannot be reached: {one_line(str(error))}.") from None
     except (TypeError, ValueError) as error:  # an extra of the wrong type, or a cipher that paramiko does not know

@@ -104,18 +104,20 @@ class PilotActions:
                 again = resubmit(*self._scope, most=most, finished=finished, credentials=files)
                 why_not = hooks.do(again)
             except (UnreachableError, UnavailableError) as error:
-                self._log.warning("%s The wait goes on.", error)
+                self._log.warning("%s The wait continues.", error)
                 return True
             except SubmissionRefusedError as error:
                 if error.for_now:
                     self._wait.no_pilots_before = time.monotonic() + error.retry_in
-                    self._log.warning("%s They are submitted again in %.0f s. The wait goes on.", error, error.retry_in)
+                    self._log.warning(
+                        "%s They will be submitted again in %.0f s. The wait continues.", error, error.retry_in
+                    )
                     return True
                 why_not = str(error)
             except RemoteError as error:
                 why_not = str(error)
         if why_not:
-            self._log.warning("No more pilots are submitted. %s", why_not)
+            self._log.warning("Not submitting more pilots. %s", why_not)
         return why_not is None
 
     def log_tails(self) -> str:
@@ -124,11 +126,11 @@ class PilotActions:
             try:
                 if foreign := hooks.do(unknown_holders(*self._scope)):
                     self._log.warning(
-                        "Held without a lease, by no job of this submission: %s. Whether anybody works on them cannot be known;"
-                        " `max_lock_age` has them given back.", sample(foreign),
+                        "Locked without a lease, and not by a job of this submission: %s. Whether anything works on them is"
+                        " unknown; set `max_lock_age` to release them.", sample(foreign),
                     )  # fmt: skip
             except CouchDBError as error:
-                self._log.warning("Who holds tokens cannot be told: %s", error)
+                self._log.warning("Could not find out who holds tokens: %s", error)
             return hooks.do(log_tails(self.submission))
 
     def end(self, context: Context, counts: Counts | None, *, cancel_pending: bool) -> None:

@@ -30,11 +30,11 @@ def counts_lag(outcome: Outcome, completeness: Completeness, hook: PicasHook, te
     try:
         lags = not hook.missing(terms.batch, completeness.expected, limit=1)
     except CouchDBError as error:
-        log.warning("Whether tokens are missing is not known. %s", error)
+        log.warning("Could not check whether tokens are missing. %s", error)
         return isinstance(error, UnavailableError)
     if lags:
         log.warning(
-            "%d tokens of %s are not counted, and they are there: a copy of the database lags. The wait goes on.",
+            "%d tokens of %s exist but are not counted: a copy of the database lags. The wait continues.",
             completeness.missing, terms.where,
         )  # fmt: skip
     return lags
@@ -53,7 +53,7 @@ def explain_failure(outcome: Outcome, completeness: Completeness, hook: PicasHoo
             if terms.batch is not None and completeness.missing and completeness.expected is not None:
                 samples["missing"] = hook.missing(terms.batch, completeness.expected)
     except CouchDBError as error:
-        log.warning("Which tokens these are is not known: %s", error)
+        log.warning("Could not find out which tokens these are: %s", error)
     return terms.explain(outcome, completeness, place=hook.settings.place, **samples)
 
 

@@ -18,10 +18,10 @@ from airflow_provider_picas.submissions.submission import Submission
 from airflow_provider_picas.tokens.text import one_line
 
 PATIENCE = 600.0
-"""Seconds in which a cluster that cannot be reached may say whose the pilots are."""
+"""Seconds to try to reach the cluster, to check whose the pilots are."""
 
 PAUSE = 30.0
-"""Seconds between two questions."""
+"""Seconds between two tries."""
 
 
 def find_pilots(hook: PicasHook, batch: str, log: Any, patience: float = PATIENCE) -> dict[str, Any] | None:
@@ -29,22 +29,22 @@ def find_pilots(hook: PicasHook, batch: str, log: Any, patience: float = PATIENC
     try:
         named = hook.do(batch_pilots.find(hook.pool, batch))
     except CouchDBError as error:
-        log.warning("Which pilots were submitted for batch %s is not known. %s", batch, error)
+        log.warning("Could not find out which pilots were submitted for batch %s. %s", batch, error)
         return None
     found = []
     for pilots in named:
         if why := _objection(pilots, hook, batch, log, patience):
-            log.warning("Pilots that the pool names for batch %s are not looked after. %s", batch, one_line(why, 500))
+            log.warning("Not watching pilots that the pool lists for batch %s. %s", batch, one_line(why, 500))
         else:
             found.append(pilots)
     if len(found) > 1:
         log.info(
-            "%d tasks have submitted pilots for batch %s. Give the output of one as `pilots` to have them looked after.",
+            "%d tasks have submitted pilots for batch %s. Pass the output of one as `pilots` to watch its pilots.",
             len(found), batch,
         )  # fmt: skip
     if len(found) != 1:
         return None
-    log.info("The pilots of batch %s are those of %s.", batch, found[0]["submission"])
+    log.info("Watching the pilots of batch %s: submission %s.", batch, found[0]["submission"])
     return found[0]
 
 
@@ -53,7 +53,7 @@ def forget_pilots(hook: PicasHook, batch: str, pilots: Mapping[str, Any], log: A
     try:
         hook.do(batch_pilots.note(hook.pool, batch, pilots, ended=True))
     except CouchDBError as error:
-        log.info("That the pilots of batch %s are not waited for any more could not be noted. %s", batch, error)
+        log.info("Could not record that the wait for the pilots of batch %s is over. %s", batch, error)
 
 
 def _objection(pilots: Mapping[str, Any], hook: PicasHook, batch: str, log: Any, patience: float) -> str | None:
@@ -72,7 +72,7 @@ def _objection(pilots: Mapping[str, Any], hook: PicasHook, batch: str, log: Any,
         except UnreachableError as error:
             if time.monotonic() + PAUSE > deadline:
                 return str(error)
-            log.warning("%s Asking again in %.0f s.", error, PAUSE)
+            log.warning("%s Trying again in %.0f s.", error, PAUSE)
             time.sleep(PAUSE)
         except (RemoteError, ValueError, AirflowException) as error:
             return str(error)

@@ -154,7 +154,7 @@ class PicasTokenStateSensor(TakesOptions, BaseSensorOperator):
         try:
             result = self._poke(context)
         except UnavailableError as error:
-            self.log.warning("%s The wait goes on.", error)  # the trigger waits for the outage to end
+            self.log.warning("%s The wait continues.", error)  # the trigger waits for the outage to end
         else:
             if result:
                 return result.xcom_value
@@ -218,7 +218,7 @@ class PicasTokenStateSensor(TakesOptions, BaseSensorOperator):
             try:  # the trigger's counts may be older than its check of the pilots
                 completeness = self._count()
             except CouchDBError as error:
-                self.log.warning("%s The wait goes on.", error)
+                self.log.warning("%s The wait continues.", error)
                 self._defer(deadline)
             over = self._wait.terms.judge(completeness).over
             if over or not completeness.counts.todo or self._submit_again(completeness):
@@ -230,8 +230,8 @@ class PicasTokenStateSensor(TakesOptions, BaseSensorOperator):
     def _go_on_here(self, context: Context, reason: str, deadline: float) -> dict[str, int]:
         """Continue as a wait that pokes. The trigger cannot watch the pilots; a worker, which submitted them, can."""
         self.log.warning(
-            "The triggerer cannot log in to the cluster. %s The wait goes on in this worker, which looks every %g s and takes a"
-            " slot until the end. Mend the triggerer's login and clear this task to have it wait there again.",
+            "The triggerer cannot log in to the cluster. %s The wait continues in this worker, which checks every %g s and"
+            " occupies a slot until the end. Fix the triggerer's login and clear this task to wait there again.",
             reason, self.poke_interval,
         )  # fmt: skip
         self.deferrable, self.mode = False, "poke"
@@ -263,7 +263,7 @@ class PicasTokenStateSensor(TakesOptions, BaseSensorOperator):
                 raise
             return PokeReturnValue(False)
         if self._wait.endurance.answered():
-            self.log.info("The database answers again.")
+            self.log.info("The database is reachable again.")
         return result
 
     def _fails_by(self, error: CouchDBError, context: Context) -> bool:
@@ -363,7 +363,7 @@ class PicasTokenStateSensor(TakesOptions, BaseSensorOperator):
         try:
             idle = hook.do(changes.idle(hook.pool, name, counts.finished))
         except ForbiddenError as error:
-            self.log.warning("Whether there is progress is not known between pokes. %s", error)
+            self.log.warning("Could not store the progress between pokes. %s", error)
             return False
         return idle >= self.no_progress
 

@@ -55,7 +55,7 @@ def log_tails(submission: Submission) -> Operation[str]:
     try:
         found = yield from logs.updates(submission.folder, {})
     except RemoteError as error:
-        return f"They cannot be read. {error}"
+        return f"The logs cannot be read. {error}"
     return "\n".join(f"{item.name}:\n  " + "\n  ".join(item.lines) for item in found[:5])
 
 
@@ -71,7 +71,7 @@ def remove_credentials(submission: Submission, wait: float = 0.0) -> Operation[b
     """Remove the credentials from the cluster if the pilots end within ``wait`` seconds. True if they have ended."""
     ended = yield from stop.remove_credentials(submission, wait)
     if not ended:
-        log.warning("Pilots are left, so their credentials stay in %s. Cancel or drain them.", submission.folder)
+        log.warning("Pilots remain, so their credentials stay in %s. Cancel or drain them.", submission.folder)
     return ended
 
 
@@ -89,7 +89,7 @@ def end(pool: Pool, submission: Submission, tokens: int, *, cancel_pending: bool
         yield from _tidy(pool, submission.key if ended else None)
         result = yield from figures(submission, tokens)
     except RemoteError as error:
-        log.warning("The pilots' figures cannot be had: %s", error)
+        log.warning("Could not get the pilots' figures: %s", error)
         return None
     log.info("The pilots of %s:\n%s", submission.key, result.table())
     return result
@@ -114,14 +114,14 @@ def _cancel_pending(pool: Pool, submission: Submission) -> Operation[None]:
     try:
         number = yield from tidy.cancel_pending(pool, submission)
     except CouchDBError as error:
-        log.info("Pilots that have not started may be left: %s", error)
+        log.info("Pilots that have not started may remain: %s", error)
         return
     if number:
-        log.info("No token is left for %d pilots that have not started: they were cancelled.", number)
+        log.info("Cancelled %d pilots that had not started: no tokens remain for them.", number)
 
 
 def _tidy(pool: Pool, key: str | None) -> Operation[None]:
     try:
         yield from tidy.local_documents(pool, key)
     except CouchDBError as error:  # a later wait removes them
-        log.info("Leases of pilots that have ended may be left: %s", error)
+        log.info("Leases of pilots that have ended may remain: %s", error)

@@ -17,7 +17,7 @@ from airflow_provider_picas.submissions.watch import PilotStatus
 def is_for_pilots(state: str | None, submission: Submission, how: StopMode, log: Any) -> bool:
     """True if the pilots are stopped: a person failed the task, whose ``state`` this is. Otherwise they continue."""
     if state != "failed":
-        log.info("The task is %s, not failed: the pilots of %s are left alone.", state, submission.key)
+        log.info("The task is %s, not failed: the pilots of %s continue.", state, submission.key)
         return False
     log.info("The task was marked failed: %s the pilots of %s.", how, submission.key)
     return True
@@ -34,8 +34,8 @@ def end_pilots(
         PilotsLog(log).report_cancelled(news)
     # squeue shows cancelled pilots until they have ended.
     if not (yield from _patient(stop.remove_credentials(submission, wait))):
-        log.warning("Some have not ended yet; their credentials stay in %s.", submission.folder)
-    log.info("The pilots of %s: %s is done.", submission.key, how)
+        log.warning("Some pilots have not ended yet; their credentials stay in %s.", submission.folder)
+    log.info("The pilots of %s: %s has finished.", submission.key, how)
 
 
 def stop_for_good(

@@ -35,22 +35,22 @@ def resubmit(
     folder, key, count = submission.folder, submission.key, submission.calls
     scope = batch or ""
     if (yield from drained(pool, key)):
-        return "Somebody has drained or cancelled them."
+        return "They were drained or cancelled."
     done, before = yield from submission_folder.rounds(folder, scope)
     record = yield from sbatch_record.read(folder, done * count)
     if record.settled:
         found = yield from jobs.query(key, folder, submission.since)
         if any(job.phase is not Phase.ENDED for job in found.jobs.values()):
-            log.info("Pilots of %s wait or run: somebody else has submitted them again.", key)
+            log.info("Pilots of %s are pending or running: another wait has submitted them again.", key)
             return None
         if done and record.refused_for_now:
             if record.retry_in:
                 raise sbatch_calls.refusal(record)
             yield from sbatch_record.give_up(folder, record)
         elif done >= most:
-            return f"They were submitted again {done} times, as often as `resubmit` allows."
+            return f"They were submitted again {done} times, the limit set by `resubmit`."
         elif finished <= before:
-            return "The pilots that were submitted again have finished no token."
+            return "The pilots that were submitted again have not finished any token."
         else:
             done += 1
             yield from submission_folder.prepare_round(folder, key, count, done, finished, scope)
@@ -59,5 +59,5 @@ def resubmit(
         yield from ok(Send(tuple(files)), "The credentials could not be sent")
     record = yield from sbatch_calls.settle(folder, key, done * count)
     job_ids = ", ".join(str(call.job_id) for call in record.of_round)
-    log.info("No pilot was left, so the same ones were submitted again: job %s.", job_ids)
+    log.info("No pilots remained, so the same ones were submitted again: job %s.", job_ids)
     return None

@@ -47,5 +47,5 @@ class Submission:
             return cls(str(value["submission"]), str(value["folder"]), since, str(value["ssh_conn_id"]), calls)
         except (KeyError, TypeError, ValueError):
             raise ValueError(
-                f"`pilots` is the output of the operator that submits pilots, not {value!r:.200}."
+                f"`pilots` must be the output of the operator that submits pilots, not {value!r:.200}."
             ) from None

@@ -199,7 +199,7 @@ def check_twice(
     status: PilotStatus = yield from check_pilots(pool, batch, submission, **limits)
     if status.outage is not None or (patience := status.holders.patience) <= 0:
         return status
-    log.info("Pilots were not heard in time. They are looked at again in %.0f s.", patience)
+    log.info("Some pilots did not renew their leases in time. Checking them again in %.0f s.", patience)
     yield Pause(patience + 0.1)
     later: PilotStatus = yield from check_pilots(pool, batch, submission, **limits)
     later.add_earlier(status)

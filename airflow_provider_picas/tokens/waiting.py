@@ -13,11 +13,11 @@ from airflow_provider_picas.tokens.counts import Completeness, Counts, ErrorBudg
 from airflow_provider_picas.tokens.text import sample
 
 SETTLE_SECONDS = 10.0
-"""An error counts once it has stood for so long: the PiCaS client's pilots save a failed token and scrub it a moment later."""
+"""Seconds until an error counts: the PiCaS client's pilots save a failed token and scrub it a moment later."""
 
 
 REFUSED_SECONDS = 900.0
-"""A wait fails when the database has refused it for so long: deleted, or closed to its login. Pilots go on for as long."""
+"""Seconds of refused requests until a wait fails: the database was deleted, or rejects the login. Pilots continue for as long."""
 
 
 class Outcome(StrEnum):
@@ -54,7 +54,7 @@ class Threshold:
         whole = number and math.isfinite(self.limit) and self.limit == int(self.limit) and self.limit >= 1
         if not whole and not (number and 0 < self.limit <= 1):
             raise ValueError(
-                f"success_threshold is a number of tokens from 1 or a fraction up to 1.0, not {self.limit!r:.80}."
+                f"success_threshold must be a number of tokens from 1 or a fraction up to 1.0, not {self.limit!r:.80}."
             )
 
     @classmethod
@@ -144,8 +144,8 @@ class Endurance:
         """The sentence for the log that says how long the wait continues."""
         limit = REFUSED_SECONDS if self.limit is None and refused else self.limit
         if limit is None:
-            return "The wait goes on until its deadline."
-        return "The wait goes on." if math.isinf(limit) else f"The wait goes on, for {limit / 60:g} minutes at most."
+            return "The wait continues until its deadline."
+        return "The wait continues." if math.isinf(limit) else f"The wait continues for at most {limit / 60:g} minutes."
 
 
 @dataclass(frozen=True)
@@ -223,11 +223,11 @@ def _failure(completeness: Completeness, budget: ErrorBudget, threshold: Thresho
 _ADVICE = {
     Outcome.TOO_MANY_ERRORS: "Clear the push task to run the failed tokens again; the others keep their results.",
     Outcome.TOO_FEW_DONE: "Clear the push task to run the failed tokens again; the others keep their results.",
-    Outcome.NO_PROGRESS: "See in squeue whether the pilots pend or hang, and in their logs what they do.",
+    Outcome.NO_PROGRESS: "Check in squeue whether the pilots are pending, and in their logs what they are doing.",
     Outcome.NO_PILOTS: (
-        "See in the pilots' logs why they ended; then clear the task that submits them, or set `resubmit` to have more submitted."
+        "Check the pilots' logs for why they ended; then clear the task that submits them, or set `resubmit` to submit more."
     ),
-    Outcome.TIMED_OUT: "Clear this task to wait again, with a longer `timeout` if the pilots still work.",
+    Outcome.TIMED_OUT: "Clear this task to wait again, with a longer `timeout` if the pilots are still working.",
 }
 
 
@@ -255,7 +255,7 @@ def explain(
         allowed = budget.allowed(completeness.total)
         return f"{counts.error:,} of {completeness.total:,} tokens failed ({allowed:,} allowed) in {where}."
     if outcome is Outcome.ENOUGH:
-        return f"{counts.done:,} tokens of {where} are done, which is enough to go on ({counts})."
+        return f"{counts.done:,} tokens of {where} are done, which is enough to continue ({counts})."
     if outcome is Outcome.TOO_FEW_DONE:
         needed = threshold.needed(completeness.total) if threshold else completeness.total
         return f"{counts.done:,} of {completeness.total:,} tokens are done ({needed:,} needed) in {where}: {counts}."
@@ -264,12 +264,12 @@ def explain(
     if outcome in (Outcome.LOST, Outcome.UNKNOWN):
         return _explain_lost(outcome, completeness, where, stateless, missing)
     if outcome is Outcome.NO_PILOTS:
-        return f"{counts.todo:,} tokens wait, and no pilot is left to take them, in {where} ({counts})."
+        return f"{counts.todo:,} tokens are waiting and no pilots remain to run them, in {where} ({counts})."
     if outcome is Outcome.TIMED_OUT:
         return f"The tokens of {where} did not finish in time: {counts} of {completeness.total:,}."
     others = {
         Outcome.AWAY: f"The tokens of {where} could not be counted.",
-        Outcome.UNWATCHED: f"The triggerer cannot look after the pilots of {where}: {counts} of {completeness.total:,}.",
+        Outcome.UNWATCHED: f"The triggerer cannot watch the pilots of {where}: {counts} of {completeness.total:,}.",
     }
     return others.get(outcome, f"{where}: {counts} of {completeness.total:,}.")
 
@@ -279,19 +279,17 @@ def _explain_lost(
 ) -> str:
     counts = completeness.counts
     if outcome is Outcome.UNKNOWN:
-        return (
-            f"There is no token of {where}. Check the name of the batch and the database; or its tokens were deleted."
-        )
+        return f"There are no tokens in {where}. Check the batch name and the database; the tokens may also have been deleted."
     parts = []
     if completeness.missing:
         named = f" ({sample(missing, total=completeness.missing)})" if missing else ""
-        parts.append(f"{completeness.missing:,} tokens that were pushed are gone{named}")
+        parts.append(f"{completeness.missing:,} pushed tokens are missing{named}")
     if counts.stateless:
         named = f" ({sample(stateless, total=counts.stateless)})" if stateless else ""
         parts.append(f"{counts.stateless:,} tokens are in no state{named}")
     return (
         f"{' and '.join(parts)} in {where}, so it will never be complete ({counts})."
-        " Push them again by clearing the push task, or mend them in the database."
+        " Push them again by clearing the push task, or repair them in the database."
     )
 
 

@@ -68,7 +68,7 @@ class PicasTokenEventTrigger(BaseEventTrigger):
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         if event not in list(TokenEvent):
-            raise ValueError(f"event is {event!r:.80}; it is one of {', '.join(TokenEvent)}.")
+            raise ValueError(f"`event` must be one of {', '.join(TokenEvent)}, not {event!r:.80}.")
         self.event = TokenEvent(event)
         self.batch = batch
         self.picas_conn_id = picas_conn_id
@@ -157,7 +157,7 @@ class PicasTokenEventTrigger(BaseEventTrigger):
                     return payloads
             except (errors.CouchDBError, AirflowNotFoundException) as error:
                 if not said:
-                    self.log.warning("%s The watcher goes on.", error)
+                    self.log.warning("%s The watcher continues.", error)
                 said = True
                 await asyncio.sleep(TRY_AGAIN * random.uniform(0.5, 1.0))
 
@@ -176,7 +176,7 @@ class PicasTokenEventTrigger(BaseEventTrigger):
         return position, found
 
     async def _count_all(self, hook: PicasAsyncHook) -> Mapping[str, Counts]:
-        """The counts of all batches that may be submission."""
+        """The counts of all batches that may be reported."""
         if self.batch is not None and "*" not in self.batch:
             return await hook.do(changes.counts_of(hook.pool, [self.batch]))
         try:
@@ -208,7 +208,7 @@ class PicasTokenEventTrigger(BaseEventTrigger):
         try:
             return _Memory(await store.aget(self._key) if store is not None else None)
         except ValueError as error:  # several assets share this trigger
-            self.log.warning("After a restart the present state comes first: %s", error)
+            self.log.warning("After a restart the current state is reported first: %s", error)
             return _Memory(None)
 
     async def _keep(self, memory: _Memory) -> None:

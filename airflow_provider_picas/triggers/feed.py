@@ -193,7 +193,7 @@ class Feed:
             self._answers_since = time.monotonic()
             for subscription in list(self._subscriptions()):
                 subscription.endurance.answered()
-            self._notify("The database answers again.")
+            self._notify("The database is reachable again.")
 
     async def _follow_pool(self, hook: PicasAsyncHook) -> None:
         """Poll and query until one of them fails."""
@@ -219,7 +219,7 @@ class Feed:
         since = self._since
         standing = await hook.do(changes.feed_position(hook.pool))
         if self._birth is not None and standing.birth != self._birth:
-            self._notify("The database was deleted and made anew. Its tokens are counted from the start.")
+            self._notify("The database was deleted and created again. All tokens are counted again.")
         elif since is not None and changes.is_older(standing.sequence, since):
             self._notice_older()
         else:
@@ -235,7 +235,7 @@ class Feed:
         if time.monotonic() - self._noticed_older >= SAY_AGAIN:
             self._noticed_older = time.monotonic()
             self._notify(
-                "The database is at an earlier state than before, as after a backup was restored. All tokens are counted again."
+                "The database is in an earlier state than before, as after a backup was restored. All tokens are counted again."
             )
 
     def _begin(self) -> None:
@@ -395,7 +395,7 @@ class Feed:
         building = await hook.do(changes.index_progress(hook.pool))
         if building is not None and time.monotonic() - self._noticed_index >= SAY_AGAIN:
             self._noticed_index = time.monotonic()
-            self._notify(f"CouchDB is building the index of {building}. Counts come when it is done.")
+            self._notify(f"CouchDB is building the index of {building}. Counts follow when it is done.")
         return building is not None
 
 

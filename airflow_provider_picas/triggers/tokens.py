@@ -190,7 +190,7 @@ class PicasTokenStateTrigger(BaseTrigger):
             try:
                 await self._watch_pilots(submission)
             except Exception:  # a bug in here must not end the watch
-                self.log.exception("The watch over the pilots broke off. It begins anew.")
+                self.log.exception("Watching the pilots failed. It is restarted.")
             await asyncio.sleep(waits.LONGEST_INTERVAL)
 
     async def _watch_pilots(self, submission: Submission) -> None:
@@ -232,8 +232,8 @@ class PicasTokenStateTrigger(BaseTrigger):
             self._answers_since = None
             return PilotStatus(outage=str(error))
         except Exception as error:  # a bug in here must not end the watch
-            self.log.exception("The pilots could not be looked after.")
-            return PilotStatus(outage=f"The pilots could not be looked after ({type(error).__name__}: {error}).")
+            self.log.exception("The pilots could not be checked.")
+            return PilotStatus(outage=f"The pilots could not be checked ({type(error).__name__}: {error}).")
         if self._answers_since is None:
             self._answers_since = time.monotonic()
         return news

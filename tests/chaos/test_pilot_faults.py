@@ -222,7 +222,7 @@ def test_the_cause_is_what_slurm_reports(run: Run, tmp_path: Path) -> None:
     run.wait()
     run.until(lambda: run.states()[State.LOCKED] == 2, "The lock of both tokens")
     run.cluster.run("scancel", run.job())
-    with pytest.raises(AirflowException, match="no pilot is left"):
+    with pytest.raises(AirflowException, match="no pilots remain"):
         run.result(200)
     reasons = {attempt["reason"] for token in run.pool.tokens() for attempt in token["attempts"]}
     tell(f"tokens without a lease were given back: {reasons}")

@@ -139,7 +139,7 @@ def test_a_ca_file_that_is_missing_and_a_server_without_tls(
     set_connection(monkeypatch, "picas_default", {**fields, "extra": {"ca_file": "/nowhere/ca.pem"}})
     found = check()
     assert failures(found) == {"database", "login node, database"}
-    assert "its 'ca_file' '/nowhere/ca.pem' is no file of certificates" in found["database"].text
+    assert "'ca_file' '/nowhere/ca.pem' is not a file of certificates" in found["database"].text
     set_connection(monkeypatch, "picas_default", {**fields, "extra": {"verify": False}})
     found = check()
     assert "The TLS connection to" in found["database"].text
@@ -150,8 +150,8 @@ def test_a_ca_file_that_is_missing_and_a_server_without_tls(
 def test_missing_connections_are_named() -> None:
     found = check(picas_conn_id="nope", ssh_conn_id="nix")
     assert failures(found) == {"database", "ssh"}
-    assert "There is no connection 'nope'" in found["database"].text
-    assert "There is no connection 'nix'" in found["ssh"].text
+    assert "Connection 'nope' does not exist" in found["database"].text
+    assert "Connection 'nix' does not exist" in found["ssh"].text
 
 
 def test_a_missing_sacct_is_a_warning(site: Cluster, picas_default: str, spider: str, tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def test_status_counts_batches_and_pilots(pool: Pool, say: Say) -> None:
     assert say("status", "--batch", "new")[1].startswith(f"new in {pool.database} on {pool.url}: 1 todo, 0 locked")
     code, _, err = say("status", "--batch", "none")
     assert code == 1
-    assert "There is no token of batch 'none'" in err
+    assert "Batch 'none' has no tokens" in err
 
 
 def test_status_without_our_views_and_with_slurm(pool: Pool, spider: str, say: Say) -> None:
@@ -166,5 +166,5 @@ def test_faults_are_reported_in_one_line(say: Say, monkeypatch: pytest.MonkeyPat
     for command in (["status"], ["errors"], ["logs", "x"]):
         code, out, err = say(*command, "--picas-conn-id", "nope")
         assert (code, out) == (1, "")
-        assert err.startswith("airflow-picas: There is no connection 'nope'.")
+        assert err.startswith("airflow-picas: Connection 'nope' does not exist.")
         assert "There is no database nowhere" in say(*command, "--database", "nowhere")[2]

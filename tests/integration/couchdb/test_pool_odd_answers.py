@@ -247,5 +247,5 @@ def test_what_was_asked_stands_in_the_error(proxy: Proxy) -> None:
 
 
 def test_a_submission_that_is_none_names_the_argument() -> None:
-    with pytest.raises(ValueError, match="`pilots` is the output"):
+    with pytest.raises(ValueError, match="`pilots` must be the output"):
         Submission.parse({"submission": 1})

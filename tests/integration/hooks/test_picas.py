@@ -625,7 +625,7 @@ class TestTLS:
             file.write_text(content)
         connect(host=pool.url.replace("http://", "https://"), extra={"ca_file": str(file)})
         for ask in ASKS:
-            with pytest.raises(errors.SettingsError, match=r"'picas_default': its 'ca_file'.*ca.pem"):
+            with pytest.raises(errors.SettingsError, match=r"'picas_default': 'ca_file'.*ca.pem"):
                 ask()
 
 

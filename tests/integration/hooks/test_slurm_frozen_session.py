@@ -42,7 +42,7 @@ def test_a_command_ends_in_time_and_the_next_reconnects(freeze: Callable[[], Non
         hook.run("true")
         freeze()
         begin = time.monotonic()
-        with pytest.raises(UnreachableError, match=r"A command on .* did not end within 2 s"):
+        with pytest.raises(UnreachableError, match=r"A command on .* did not finish within 2 s"):
             hook.run("true", TIMEOUT)
         assert time.monotonic() - begin < BOUND
         assert hook.run("echo $((6*7))").stdout == "42\n"
@@ -52,7 +52,7 @@ def test_a_command_that_takes_too_long_is_ended(spider: str) -> None:
     """Its connection is closed, too: nobody knows why it takes so long."""
     with SlurmHook(spider) as hook:
         before = hook.run("echo $SSH_CONNECTION").stdout
-        with pytest.raises(UnreachableError, match="did not end within 2 s"):
+        with pytest.raises(UnreachableError, match="did not finish within 2 s"):
             hook.run("sleep 60", TIMEOUT)
         assert hook.run("echo $SSH_CONNECTION").stdout != before
 
@@ -70,7 +70,7 @@ def test_sending_files_ends_in_time(
             hook.perform(step)
         freeze()
         begin = time.monotonic()
-        with pytest.raises(UnreachableError, match=r"Sending files on .* did not end within 2 s"):
+        with pytest.raises(UnreachableError, match=r"Sending files on .* did not finish within 2 s"):
             hook.perform(step)
         assert time.monotonic() - begin < BOUND
         assert hook.perform(step).code == 0
@@ -83,7 +83,7 @@ def test_a_triggers_command_ends_in_time(freeze: Callable[[], None], spider: str
             await hook.perform(Command("true"))
             freeze()
             async with asyncio.timeout(BOUND):
-                with pytest.raises(UnreachableError, match="did not end within 2 s"):
+                with pytest.raises(UnreachableError, match="did not finish within 2 s"):
                     await hook.perform(Command("true", TIMEOUT))
             assert (await hook.perform(Command("echo $((6*7))"))).stdout == "42\n"
 
@@ -102,7 +102,7 @@ def test_queries_of_jobs_go_on(freeze: Callable[[], None], spider: str, monkeypa
             with monkeypatch.context() as short:
                 short.setattr(jobs, "QUERY_TIMEOUT", TIMEOUT)
                 async with asyncio.timeout(BOUND):
-                    with pytest.raises(UnreachableError, match="did not end within 2 s"):
+                    with pytest.raises(UnreachableError, match="did not finish within 2 s"):
                         await shared.do(jobs.query("none", "none", 0))
             async with asyncio.timeout(BOUND):
                 while True:

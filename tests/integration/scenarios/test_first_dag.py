@@ -111,7 +111,7 @@ def test_compute_nodes_that_cannot_reach_the_database(
         pilots = submit(run_id, batch, "behind", hold=True)
     for job in pilots["job_ids"]:
         site.run("scontrol", "release", job)
-    with pytest.raises(AirflowException, match="2 tokens wait, and no pilot is left to take them"):
+    with pytest.raises(AirflowException, match="2 tokens are waiting and no pilots remain to run them"):
         wait(run_id, batch)
     said = capsys.readouterr().out
     assert "clear the task that submits them" in said

@@ -80,7 +80,7 @@ def test_a_poke_does_not_wait_for_the_index(slow: str, capsys: pytest.CaptureFix
         pokes += 1
         assert pokes < 1000, said
     assert pokes > 1
-    assert said.count("The wait goes on until its deadline") == 1
+    assert said.count("The wait continues until its deadline") == 1
 
 
 def test_a_watcher_does_not_wait_for_the_index(
@@ -97,7 +97,7 @@ def test_a_watcher_does_not_wait_for_the_index(
 
     found = asyncio.run(first())
     assert found["counts"]["todo"] == NUMBER
-    assert capsys.readouterr().out.count("The watcher goes on") == 1
+    assert capsys.readouterr().out.count("The watcher continues") == 1
 
 
 def test_what_is_not_an_index_fails_as_before(pool: Pool, picas_default: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -164,7 +164,7 @@ def test_its_delete_works_on_our_tokens_and_the_wait_names_them(client: Client, 
     client("actor.py")
     client("deleteTokens.py", "Monitor/error")
     assert hook.count(batch["batch"]) == Counts(done=1)
-    with pytest.raises(AirflowFailException, match=r"2 tokens that were pushed are gone \(.*:00000001, .*:00000002\)"):
+    with pytest.raises(AirflowFailException, match=r"2 pushed tokens are missing \(.*:00000001, .*:00000002\)"):
         wait(batch)
     assert push([0, 3, 4])["tokens"] == 3  # which the message advises
     assert hook.count(batch["batch"]) == Counts(todo=2, done=1)

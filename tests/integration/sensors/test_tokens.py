@@ -173,9 +173,7 @@ class TestOutcome:
     ) -> None:
         remove([2, 5])
         waits = sensor(batch, deferrable=deferrable)
-        with pytest.raises(
-            AirflowFailException, match=r"2 tokens that were pushed are gone \(b:00000002, b:00000005\)"
-        ):
+        with pytest.raises(AirflowFailException, match=r"2 pushed tokens are missing \(b:00000002, b:00000005\)"):
             run(waits, lambda: put([0, 1, 3, 4, 6, 7, 8, 9], DONE))
 
     def test_tokens_in_no_state_are_named(
@@ -272,7 +270,7 @@ class TestPoke:
     @pytest.mark.parametrize("deferrable", [False, True])
     @pytest.mark.parametrize("mode", ["poke", "reschedule"])
     def test_a_name_that_no_batch_has_is_reported(self, batch: dict[str, Any], deferrable: bool, mode: str) -> None:
-        words = rf"There is no token of batch typo in .*{batch['database']}.* Check the name of the batch"
+        words = rf"There are no tokens in batch typo in .*{batch['database']}.* Check the batch name"
         with pytest.raises(AirflowFailException, match=words):
             sensor("typo", deferrable=deferrable, mode=mode, success_threshold=0.5).execute(context("wait"))
 

@@ -97,7 +97,10 @@ def test_a_trigger_works_with_one_session_at_a_time(sshd: Callable[..., str]) ->
 
 
 def test_a_node_without_sessions_is_reported(sshd: Callable[..., str]) -> None:
-    with SlurmHook(sshd(max_sessions=0)) as slurm, pytest.raises(Exception, match=r"opens no session .*MaxSessions"):
+    with (
+        SlurmHook(sshd(max_sessions=0)) as slurm,
+        pytest.raises(Exception, match=r"did not open a session .*MaxSessions"),
+    ):
         slurm.run("true")
 
     async def run() -> list[Any]:
@@ -105,7 +108,7 @@ def test_a_node_without_sessions_is_reported(sshd: Callable[..., str]) -> None:
             steps = [cluster.perform(Command("true")) for _ in range(2)]
             return await asyncio.gather(*steps, return_exceptions=True)
 
-    assert all("opens no session" in str(error) for error in asyncio.run(run()))
+    assert all("did not open a session" in str(error) for error in asyncio.run(run()))
 
 
 def test_a_full_home_leaves_no_part_of_a_submission(site: Cluster, tmp_path: Path) -> None:

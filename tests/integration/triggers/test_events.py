@@ -281,5 +281,5 @@ def test_watchers_of_a_pool_share_a_stream() -> None:
 
 
 def test_unrelated_changes_are_not_events() -> None:
-    with pytest.raises(ValueError, match="event is 'done'"):
+    with pytest.raises(ValueError, match=r"`event` must be one of .*, not 'done'"):
         PicasTokenEventTrigger(event="done")

@@ -239,7 +239,7 @@ def test_a_pool_that_is_deleted_and_made_anew(hook: PicasHook, pool: Pool, couch
         async with waiting() as news:
             await news.until(Counts(todo=3))
             couchdb.delete_database(pool.database)
-            assert "no database" in await news.noticed("The wait goes on")
+            assert "no database" in await news.noticed("The wait continues")
             await asyncio.sleep(1.1)  # CouchDB tells the time of birth in seconds
             couchdb.create_database(pool.database, members=[pool.user], admins=[pool.user])
             hook.deploy_views()
@@ -385,7 +385,7 @@ def test_an_outage_loses_nothing(hook: PicasHook, through_tunnel: Any) -> None:
         async with waiting(conn_id="tunnel") as news:
             await news.until(Counts(todo=2))
             await tunnel.stop()
-            assert "does not answer" in await news.noticed("The wait goes on")
+            assert "does not answer" in await news.noticed("The wait continues")
             await asyncio.to_thread(finish, hook, "a", 2)
             await tunnel.start()
             await news.until(Counts(done=2))
@@ -406,7 +406,7 @@ def test_the_end_of_an_outage_is_reported_to_who_only_follows(hook: PicasHook, t
         async with feed_for("tunnel").follow() as news:
             assert (await anext(news)).begins
             await tunnel.stop()
-            await noticed("The wait goes on")
+            await noticed("The wait continues")
             await tunnel.start()
             await noticed("answers again")
 
@@ -442,7 +442,7 @@ def test_a_response_that_breaks_off_is_an_outage(hook: PicasHook, through_tunnel
             await news.until(Counts(todo=1))
             tunnel.cut_answers_at = 300  # behind the headers
             await asyncio.to_thread(finish, hook, "a")
-            await news.noticed("The wait goes on")
+            await news.noticed("The wait continues")
             tunnel.cut_answers_at = None
             await news.until(Counts(done=1))
 

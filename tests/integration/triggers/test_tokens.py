@@ -349,7 +349,7 @@ def test_pilots_are_missed_by_fresh_counts(hook: PicasHook, monkeypatch: pytest.
     unreachable(monkeypatch)
     old = {"outcome": "no_pilots", "counts": {"todo": 4, "locked": 0, "done": 0, "error": 0}, "expected": 4}
     finish(hook, 2)
-    with pytest.raises(AirflowFailException, match="2 tokens wait, and no pilot is left to take them, in batch a"):
+    with pytest.raises(AirflowFailException, match="2 tokens are waiting and no pilots remain to run them, in batch a"):
         sensor(deferrable=True, pilots=PILOTS).execute_complete(CONTEXT, old, time.time() + 30)
 
 
@@ -372,7 +372,7 @@ def test_slurm_knows_of_no_pilot(hook: PicasHook, cluster: Cluster, monkeypatch:
     assert not one.poke(CONTEXT)
     assert not one.poke(CONTEXT)
     monkeypatch.setattr(decisions, "GONE_AFTER", 0.0)
-    with pytest.raises(AirflowFailException, match="no pilot is left"):
+    with pytest.raises(AirflowFailException, match="no pilots remain"):
         one.poke(CONTEXT)
 
 
@@ -382,7 +382,7 @@ def test_slurm_knows_of_no_pilot_between_pokes(
     set_connection(monkeypatch, "away", native.ssh_connection(cluster))
     just_now = {**PILOTS, "submitted": datetime.now(UTC).isoformat()}
     assert not sensor(pilots=just_now, mode="reschedule").poke(CONTEXT)
-    with pytest.raises(AirflowFailException, match="no pilot is left"):
+    with pytest.raises(AirflowFailException, match="no pilots remain"):
         sensor(pilots=PILOTS, mode="reschedule").poke(CONTEXT)
 
 
@@ -410,9 +410,11 @@ def test_a_client_that_is_gone_does_not_count_as_somebody_who_works(
     if max_lock_age:
         assert not one.poke(CONTEXT)
     else:
-        with pytest.raises(AirflowFailException, match="3 tokens wait, and no pilot is left to take them, in batch a"):
+        with pytest.raises(
+            AirflowFailException, match="3 tokens are waiting and no pilots remain to run them, in batch a"
+        ):
             one.poke(CONTEXT)
-        assert f"Held without a lease, by no job of this submission: {token}" in capsys.readouterr().out
+        assert f"Locked without a lease, and not by a job of this submission: {token}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("heard", [True, False])

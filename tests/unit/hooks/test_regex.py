@@ -25,6 +25,6 @@ def test_an_invalid_pattern_is_refused(bad: str) -> None:
 
 def test_a_pattern_that_takes_for_ever_ends() -> None:
     begun = time.monotonic()
-    with pytest.raises(PatternError, match=r"takes more than 0\.5 s for 2 tokens"):
+    with pytest.raises(PatternError, match=r"took more than 0\.5 s for 2 tokens"):
         regex.search(r"(a+)+$", ["short", "a" * 64 + "b"], seconds=0.5)
     assert time.monotonic() - begun < 10

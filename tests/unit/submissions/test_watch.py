@@ -46,7 +46,7 @@ def test_a_submission_is_parsed_from_its_output() -> None:
     "value", ["picas-x.1", 5, {}, {**SUBMITTED, "submitted": "yesterday"}, {**SUBMITTED, "job_ids": None}]
 )
 def test_an_invalid_submission_is_refused(value: Any) -> None:
-    with pytest.raises(ValueError, match="`pilots` is the output of the operator that submits pilots"):
+    with pytest.raises(ValueError, match="`pilots` must be the output of the operator that submits pilots"):
         Submission.parse(value)
 
 

@@ -136,7 +136,7 @@ def test_explanations_begin_with_the_numbers() -> None:
         threshold=Threshold(0.5),
     )
     assert few.startswith("2 of 10 tokens are done (5 needed) in batch b: ")
-    assert said(Outcome.NO_PILOTS, Counts(todo=8)).startswith("8 tokens wait, and no pilot is left")
+    assert said(Outcome.NO_PILOTS, Counts(todo=8)).startswith("8 tokens are waiting and no pilots remain")
 
 
 def test_explanations_say_what_to_do() -> None:
@@ -148,7 +148,7 @@ def test_explanations_say_what_to_do() -> None:
 
 def test_lost_tokens_are_named_by_kind() -> None:
     text = said(Outcome.LOST, Counts(done=7, stateless=1), missing=["b:3", "b:4"], stateless=["b:5"])
-    assert "2 tokens that were pushed are gone (b:3, b:4) and 1 tokens are in no state (b:5) in batch b" in text
+    assert "2 pushed tokens are missing (b:3, b:4) and 1 tokens are in no state (b:5) in batch b" in text
 
 
 def test_foreign_ids_stay_on_one_line() -> None:
@@ -162,5 +162,5 @@ def test_every_outcome_is_explained() -> None:
     texts = {said(outcome, Counts(done=1, todo=9)) for outcome in Outcome}
     assert len(texts) == len(Outcome)
     assert "did not finish in time" in said(Outcome.TIMED_OUT, Counts(done=1, todo=9))
-    assert "There is no token of batch b. Check the name" in said(Outcome.UNKNOWN, Counts(), None)
+    assert "There are no tokens in batch b. Check the batch name" in said(Outcome.UNKNOWN, Counts(), None)
     assert "All 10 tokens of batch b have finished" in said(Outcome.COMPLETE, Counts(done=10))

@@ -142,9 +142,9 @@ def test_what_was_stopped_is_not_submitted_again(pool: Pool, how: str, capsys: p
     run.stop(how=how)
     run.until(lambda: not left(run), "The pilots' end")
     wait = PicasTokenStateSensor(task_id="wait", batch=run.batch, pilots=run.pilots, resubmit=1, deferrable=False)
-    with pytest.raises(AirflowFailException, match="no pilot is left"):
+    with pytest.raises(AirflowFailException, match="no pilots remain"):
         wait.execute(context("wait", run_id=pool.database))
-    assert "No more pilots are submitted. Somebody has drained or cancelled them." in capsys.readouterr().out
+    assert "Not submitting more pilots. They were drained or cancelled." in capsys.readouterr().out
     with SlurmHook("spider") as slurm:
         assert slurm.run(f"cd {run.pilots['folder']} && ls command.*").stdout.split() == ["command.0"]
 
@@ -200,7 +200,7 @@ def test_a_pool_that_is_gone_when_it_is_asked_keeps_no_credentials(pool: Pool, m
     ("arguments", "words"),
     [
         ({"how": "kill"}, "'kill' is not a way to stop pilots"),
-        ({"pilots": {"x": 1}}, "`pilots` is the output of the operator"),
+        ({"pilots": {"x": 1}}, "`pilots` must be the output of the operator"),
     ],
 )
 def test_invalid_arguments_are_refused(arguments: dict[str, Any], words: str) -> None:

@@ -432,7 +432,9 @@ class TestLogin:
 
     def test_a_missing_connection_is_named(self, script: Callable[..., str]) -> None:
         task = PicasSubmitPilotsOperator(task_id="t", script=script(), ssh_conn_id="no_such_cluster")
-        with pytest.raises(AirflowException, match=r"There is no connection 'no_such_cluster'\. Make one of type SSH"):
+        with pytest.raises(
+            AirflowException, match=r"Connection 'no_such_cluster' does not exist\. Create one of type SSH"
+        ):
             task.execute(context("t"))
 
 
@@ -471,7 +473,7 @@ class TestSend:
         assert remote.run("cat again").stdout == "x"
 
     def test_a_command_that_hangs_is_given_up(self, remote: SlurmHook) -> None:
-        with pytest.raises(UnreachableError, match=r"did not end within 0\.5 s"):
+        with pytest.raises(UnreachableError, match=r"did not finish within 0\.5 s"):
             remote.run("sleep 100", timeout=0.5)
         with pytest.raises(RemoteError, match="broke before the command ended"):
             remote.run("kill -9 $$")

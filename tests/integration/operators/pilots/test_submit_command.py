@@ -200,7 +200,7 @@ def test_a_list_of_arguments_is_not_shell_text(tasks: Tasks) -> None:
 def test_a_node_that_is_not_ready_is_reported_once_and_takes_no_token(tasks: Tasks, setup: str, words: str) -> None:
     tasks.push([{"input": n} for n in range(5)])
     tasks.submit("true", setup=setup, pilots=1)
-    with pytest.raises(AirflowFailException, match="5 tokens wait, and no pilot is left to take them"):
+    with pytest.raises(AirflowFailException, match="5 tokens are waiting and no pilots remain to run them"):
         tasks.wait()
     assert tasks.logs().count(words) == 1
     assert tasks.states() == {State.TODO: 5}
@@ -212,9 +212,9 @@ def test_pilots_that_finish_nothing_are_not_submitted_for_ever(
 ) -> None:
     tasks.push([{"input": n} for n in range(5)])
     tasks.submit("true", setup="false", pilots=2)
-    with pytest.raises(AirflowFailException, match="no pilot is left"):
+    with pytest.raises(AirflowFailException, match="no pilots remain"):
         tasks.wait(resubmit=10)
-    assert "have finished no token" in capsys.readouterr().out
+    assert "have not finished any token" in capsys.readouterr().out
     jobs = tasks.remote.run(f"ls {tasks.pilots['folder']} | grep -c '^command'").stdout.strip()
     assert jobs == "2", "once more, and then no more"
 
@@ -409,7 +409,7 @@ def test_a_dry_run_shows_the_pilots_script(tasks: Tasks, capsys: pytest.CaptureF
 def test_the_logs_end_is_reported_when_no_pilot_is_left(tasks: Tasks, capsys: pytest.CaptureFixture[str]) -> None:
     tasks.push([{"input": 1}])
     tasks.submit("true", setup="echo this is why >&2; exit 3")
-    with pytest.raises(AirflowFailException, match="no pilot is left"):
+    with pytest.raises(AirflowFailException, match="no pilots remain"):
         tasks.wait()
     assert "this is why" in capsys.readouterr().out
     assert tasks.wait_context["ti"].xcoms["figures"]["jobs"] == {"FAILED, exit code 3": 1}
@@ -451,7 +451,7 @@ def test_a_wait_knows_the_pilots_of_its_batch(tasks: Tasks, capsys: pytest.Captu
         tasks.submit("true", pilots=1)
         assert tasks.wait(pilots=None)["done"] == 1
         assert (
-            f"The pilots of batch {tasks.batch['batch']} are those of {tasks.pilots['submission']}"
+            f"Watching the pilots of batch {tasks.batch['batch']}: submission {tasks.pilots['submission']}"
             in capsys.readouterr().out
         )
         assert tasks.remote.run(f"ls -A {tasks.pilots['folder']}/credentials").stdout == ""
@@ -462,7 +462,7 @@ def test_a_wait_knows_the_pilots_of_its_batch(tasks: Tasks, capsys: pytest.Captu
 def test_a_wait_notices_that_the_pilots_of_its_batch_are_gone(tasks: Tasks) -> None:
     tasks.push([{"input": 5}])
     tasks.submit("true", setup="false", pilots=1)
-    with pytest.raises(AirflowFailException, match="1 tokens wait, and no pilot is left to take them"):
+    with pytest.raises(AirflowFailException, match="1 tokens are waiting and no pilots remain to run them"):
         tasks.wait(pilots=None)
 
 
@@ -504,5 +504,5 @@ def test_pilots_that_somebody_else_names_are_not_watched(tasks: Tasks, capsys: p
         hook.do(batch_pilots.note(hook.pool, tasks.batch["batch"], {**tasks.pilots, **pilots}))
     assert tasks.wait(pilots=None)["done"] == 1
     said = capsys.readouterr().out
-    assert f"The pilots of batch {tasks.batch['batch']} are those of {tasks.pilots['submission']}" in said
+    assert f"Watching the pilots of batch {tasks.batch['batch']}: submission {tasks.pilots['submission']}" in said
     assert [words for words in objections if words not in said] == []

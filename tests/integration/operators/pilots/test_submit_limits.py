@@ -145,7 +145,7 @@ def test_a_round_that_is_refused_for_now_is_submitted_later(wait: Wait, monkeypa
     assert wait.resubmit() is None
     assert wait.names() == [f"{wait.watched.key}-1"]
     wait.until_no_job_is_left()
-    assert wait.resubmit() == "They were submitted again 1 times, as often as `resubmit` allows."
+    assert wait.resubmit() == "They were submitted again 1 times, the limit set by `resubmit`."
 
 
 def test_a_wait_in_a_task_goes_on_until_its_pilots_are_accepted(wait: Wait, monkeypatch: pytest.MonkeyPatch) -> None:

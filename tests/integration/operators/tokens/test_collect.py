@@ -195,7 +195,7 @@ def test_nothing_is_left_under_the_name_when_reading_fails(
 ) -> None:
     monkeypatch.setattr("airflow_provider_picas.hooks.regex.search.__defaults__", (0.5,))
     lives.fill(hook, {State.ERROR: 2}, error=[{"message": "a" * 64 + "b"}])
-    with pytest.raises(AirflowFailException, match="takes more than"):
+    with pytest.raises(AirflowFailException, match="took more than"):
         collect(path=str(tmp_path / "r.csv"), error_pattern="(a+)+$")
     assert files_below(tmp_path) == {}
 
@@ -336,7 +336,7 @@ def test_errors_within_the_budget_do_not_fail_it(hook: PicasHook) -> None:
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"batch": "nothing"}, "no token of batch 'nothing'"),
+        ({"batch": "nothing"}, "Batch 'nothing' has no tokens"),
         ({"batch": None}, "`batch` is empty"),
         ({"fields": ["state"]}, "`fields` names 'state'"),
         ({"path": "results.xls"}, "The format of 'results.xls'"),

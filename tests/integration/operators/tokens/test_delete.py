@@ -302,7 +302,7 @@ def test_a_pool_that_is_deleted_meanwhile_is_named(hook: PicasHook, couchdb: Cou
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"batch": "nothing"}, "no token of batch 'nothing'"),
+        ({"batch": "nothing"}, "Batch 'nothing' has no tokens"),
         ({"batch": ""}, "`batch` is empty"),
         ({"batch": "", "whole_pool": "None"}, "`batch` is empty"),
         ({"batch": "", "whole_pool": "{{ nothing }}"}, "`whole_pool` is '{{ nothing }}'; it takes true or false"),

@@ -260,7 +260,7 @@ class TestBadInput:
 
 class TestConnection:
     def test_a_missing_connection_is_named(self) -> None:
-        words = "There is no connection 'no_such_pool'. Make one of type PiCaS"
+        words = "Connection 'no_such_pool' does not exist. Create one of type PiCaS"
         with pytest.raises(errors.SettingsError, match=words):
             push(inputs=["x"], picas_conn_id="no_such_pool")
         with pytest.raises(AirflowFailException, match=words):

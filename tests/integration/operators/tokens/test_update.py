@@ -55,7 +55,7 @@ def test_what_is_set_already_is_not_written_again(hook: PicasHook) -> None:
     ids = lives.fill(hook, {State.TODO: 2})
     lives.change(hook, ids[0], priority=5)
     revisions = [hook.get(token_id)["_rev"] for token_id in ids]
-    assert update(fields={"priority": 5})["left"] == {"has these values already": {"tokens": 1, "ids": [ids[0]]}}
+    assert update(fields={"priority": 5})["left"] == {"already has these values": {"tokens": 1, "ids": [ids[0]]}}
     assert [hook.get(token_id)["_rev"] == rev for token_id, rev in zip(ids, revisions, strict=True)] == [True, False]
 
 
@@ -169,7 +169,7 @@ def test_what_was_done_before_an_error_is_reported(
     after = {token["_id"]: token["_rev"] for token in hook.batch_documents("b")}
     changed = len(before.items() - after.items())
     assert changed
-    assert f"It failed half-way. Before that: {changed:,} tokens {said} (b:0" in capsys.readouterr().out
+    assert f"The operation failed midway. Before that: {changed:,} tokens {said} (b:0" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("field", sorted(OWNED_FIELDS | {"_id", "_rev", "_attachments", "_deleted", ""}))
