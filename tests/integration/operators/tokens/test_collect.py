@@ -275,7 +275,7 @@ def test_an_attachment_of_another_size_is_not_taken(hook: PicasHook, monkeypatch
     lives.attach(hook, token_id, data=b"12345")
     token = hook.get(token_id)
     token["_attachments"]["data"]["length"] = 6
-    with pytest.raises(errors.UnavailableError, match="has 6 bytes, and 5 came"):
+    with pytest.raises(errors.UnavailableError, match="has 6 bytes, but 5 were received"):
         hook.download(token, "data", io.BytesIO())
 
 
