@@ -18,7 +18,7 @@ from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.slurm import SlurmHook
 from airflow_provider_picas.operators.pilots import resubmit
 from airflow_provider_picas.parameters import flag
-from airflow_provider_picas.slurm import resubmission
+from airflow_provider_picas.slurm import earlier_submission
 from airflow_provider_picas.slurm.remote import RemoteError
 from airflow_provider_picas.submissions.submission import Submission
 from airflow_provider_picas.tokens.batch import Batch
@@ -230,7 +230,7 @@ def _pilots(batch: str | None, pilots: Mapping[str, Any] | None, asked: Mapping[
         text = "**Pilots:** none are submitted. The tokens wait for running pilots, or for pilots that you submit."
         return "none", [text]
     with SlurmHook(submission.ssh_conn_id) as slurm:
-        origin = slurm.do(resubmission.read(submission.key, submission.folder, submission.calls, batch))
+        origin = slurm.do(earlier_submission.read(submission.key, submission.folder, submission.calls, batch))
     most = (
         f"at most {asked['pilots']:,} for each sbatch call"
         if asked["pilots"]

@@ -12,7 +12,7 @@ from airflow_provider_picas.couchdb import batch_pilots
 from airflow_provider_picas.couchdb.errors import CouchDBError
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.pilots import PilotsHook
-from airflow_provider_picas.slurm import resubmission
+from airflow_provider_picas.slurm import earlier_submission
 from airflow_provider_picas.slurm.remote import RemoteError, UnreachableError
 from airflow_provider_picas.submissions.submission import Submission
 from airflow_provider_picas.tokens.text import one_line
@@ -68,7 +68,7 @@ def _objection(pilots: Mapping[str, Any], hook: PicasHook, batch: str, log: Any,
             if submission is None:
                 return "Nothing was submitted."
             with PilotsHook(hook, submission.ssh_conn_id) as hooks:
-                return hooks.do(resubmission.objection(submission.key, submission.folder, batch))
+                return hooks.do(earlier_submission.objection(submission.key, submission.folder, batch))
         except UnreachableError as error:
             if time.monotonic() + PAUSE > deadline:
                 return str(error)

@@ -9,10 +9,10 @@ from typing import Any
 from airflow_provider_picas.lifecycle.exit_codes import Failed
 from airflow_provider_picas.lifecycle.pilot_config import parse_config
 from airflow_provider_picas.pilot import archive
-from airflow_provider_picas.slurm import credentials, pilot_job, resubmission, submission_folder
+from airflow_provider_picas.slurm import credentials, earlier_submission, pilot_job, submission_folder
 from airflow_provider_picas.slurm.arrays import Array
+from airflow_provider_picas.slurm.earlier_submission import SCRIPT_FILE
 from airflow_provider_picas.slurm.remote import RemoteFile
-from airflow_provider_picas.slurm.resubmission import SCRIPT_FILE
 
 
 class PilotJob:
@@ -99,10 +99,10 @@ class CommandJob(PilotJob):
             raise ValueError(f"`pilot` has a value that is not JSON-serializable: {error}.") from None
 
     def script_name(self, number: int) -> str:
-        return resubmission.script_name(number)
+        return earlier_submission.script_name(number)
 
     def script(self, folder: str, number: int) -> bytes:
-        return pilot_job.batch_script(folder, resubmission.config_name(number), self._setup)
+        return pilot_job.batch_script(folder, earlier_submission.config_name(number), self._setup)
 
     def options(self, given: Mapping[str, Any], folder: str) -> Mapping[str, Any]:
         names = {str(name).replace("_", "-") for name in given}
@@ -113,7 +113,9 @@ class CommandJob(PilotJob):
         own = [RemoteFile(f"{folder}/{archive.FILE}", archive.build(), 0o600)]
         for number, array in enumerate(wanted):
             own.append(RemoteFile(f"{folder}/{self.script_name(number)}", self.script(folder, number), 0o700))
-            own.append(RemoteFile(f"{folder}/{resubmission.config_name(number)}", self._config(folder, key, array)))
+            own.append(
+                RemoteFile(f"{folder}/{earlier_submission.config_name(number)}", self._config(folder, key, array))
+            )
         for name, content in self._files.items():
             own.append(RemoteFile(f"{folder}/{name}", content, 0o700 if name in self._executable else 0o600))
         return [*super().all_files(folder, key, wanted), *own]

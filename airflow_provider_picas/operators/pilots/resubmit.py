@@ -16,7 +16,7 @@ from airflow_provider_picas.links import PicasMonitoringLink, PicasPoolLink, pus
 from airflow_provider_picas.operators.instance import submission_key, submission_keys
 from airflow_provider_picas.operators.pilots.submit import output_of
 from airflow_provider_picas.parameters import optional_positive_number
-from airflow_provider_picas.slurm import resubmission, submission_folder
+from airflow_provider_picas.slurm import earlier_submission, submission_folder
 from airflow_provider_picas.slurm.remote import RemoteError, RemoteFile
 from airflow_provider_picas.slurm.submission_folder import SubmissionRefusedError
 from airflow_provider_picas.submissions.submission import Submission
@@ -88,7 +88,9 @@ class PicasResubmitPilotsOperator(BaseOperator):
             found = (slurm.adopt(key, remote_folder) for key in submission_keys(context))
             done = next((existing for existing in found if existing), None)
             if done is None:
-                origin = slurm.do(resubmission.read(submission.key, submission.folder, submission.calls, batch.id))
+                origin = slurm.do(
+                    earlier_submission.read(submission.key, submission.folder, submission.calls, batch.id)
+                )
                 for what, text in describe(origin, submission.ssh_conn_id):
                     self.log.info("%s: %s", what, text)
                 finished = picas.count(batch.id).finished
@@ -101,7 +103,7 @@ class PicasResubmitPilotsOperator(BaseOperator):
         return output_of(submission.ssh_conn_id, done)
 
     def _plan(
-        self, context: Context, picas: PicasHook, origin: resubmission.Origin, remote_folder: str, finished: int
+        self, context: Context, picas: PicasHook, origin: earlier_submission.Origin, remote_folder: str, finished: int
     ) -> submission_folder.Plan:
         most = optional_positive_number("max_pilots", self.max_pilots)
 
@@ -117,7 +119,7 @@ class PicasResubmitPilotsOperator(BaseOperator):
             files=files,
             commands=lambda folder, key: (),
             folder=remote_folder,
-            copied=lambda key, aside: resubmission.copy(origin, key, aside, most),
+            copied=lambda key, aside: earlier_submission.copy(origin, key, aside, most),
         )
 
 
@@ -129,7 +131,7 @@ def latest(picas: PicasHook, batch: str) -> Submission | None:
     return None
 
 
-def describe(origin: resubmission.Origin, ssh_conn_id: str) -> list[tuple[str, str]]:
+def describe(origin: earlier_submission.Origin, ssh_conn_id: str) -> list[tuple[str, str]]:
     """What would be submitted, for people: pairs of a title and a string."""
     command, files = origin.config.get("command"), origin.config.get("files")
     command = command if isinstance(command, str | None) else " ".join(map(str, command))

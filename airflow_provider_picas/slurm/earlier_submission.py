@@ -1,4 +1,4 @@
-"""Submits the same pilots again: script, files, options and environment are copied from an earlier submission.
+"""Copies an earlier submission to submit the same pilots again: script, files, options and environment.
 
 The copy is made on the cluster, from the folder of the earlier submission into that of the new one. Credentials are not
 copied: they come from the connection, as always.
