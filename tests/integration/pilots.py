@@ -12,6 +12,7 @@ import json
 import os
 import random
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -187,6 +188,11 @@ class Submission:
         return sorted((self.folder / kind).glob("*.json"))
 
     def close(self) -> None:
+        """End all that a test that fails would leave running: commands write their pids into files."""
+        for name in ("hidden", "beside", "pids"):
+            for pid in pids_in(self.folder / f"runs.{name}"):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         self.open_gate()
         for process in self.pilots:
             if process.poll() is None:
@@ -348,3 +354,28 @@ def left_behind(submission: Submission) -> list[str]:
         except OSError:
             continue
     return found
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; a zombie does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def pids_in(path: Path) -> list[int]:
+    """The pids that commands have written into a file, one a line."""
+    return [int(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
+
+
+def guard_of(process: subprocess.Popen[bytes]) -> int:
+    """The pid of the process that ends a pilot's commands when that was killed."""
+    for folder in Path(f"/proc/{process.pid}/task").iterdir():
+        for pid in (folder / "children").read_text().split():
+            if b"guard.py" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                return int(pid)
+    raise AssertionError("there is no guard")
+
+
+RUNNING = f"{COUNT}; echo $$ >> $RUNS.pids; sleep 1000 & echo $! >> $RUNS.pids; setsid sleep 1000 & echo $! >> $RUNS.pids; wait"

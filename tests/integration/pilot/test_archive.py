@@ -30,7 +30,7 @@ def interpreters() -> list[tuple[tuple[int, int], str]]:
     return sorted(found.items())
 
 
-def test_oldest_and_newest_interpreter(pool: Pool, submission: Submission) -> None:
+def test_the_oldest_and_the_newest_python_run_the_pilot(pool: Pool, submission: Submission) -> None:
     found = interpreters()
     chosen = [found[0], found[-1]]
     for version, program in chosen:

@@ -43,7 +43,7 @@ def test_a_token_is_run_and_its_result_written(pool: Pool, submission: Submissio
     assert (lease["job"], lease["submission"], lease["counts"]) == ("15_2", "sub-1", {"done": 1})
 
 
-def test_output_of_any_kind(pool: Pool, submission: Submission) -> None:
+def test_output_of_any_kind_is_kept(pool: Pool, submission: Submission) -> None:
     """Bytes that are no UTF-8, more than is kept, a folder that is gone or read-only, children that stay."""
     commands = [
         "printf '\\377\\376\\000x'; printf '\\200' >&2",
@@ -127,7 +127,7 @@ def test_limits_hold_for_attempts_that_are_not_kept_any_more(pool: Pool, submiss
     assert pool.states() == {State.ERROR: 1, State.DONE: 1}
 
 
-def test_time_limit(pool: Pool, submission: Submission) -> None:
+def test_a_command_that_exceeds_its_time_limit_is_stopped(pool: Pool, submission: Submission) -> None:
     pool.push([{"input": "sleep 60"}, {"input": "trap '' TERM; sleep 60", "time_limit": 1}])
     started = time.monotonic()
     assert submission.run('eval "$PICAS_INPUT"', time_limit=0.7, kill_after=1, slots=2) == 0

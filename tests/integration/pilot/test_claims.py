@@ -45,7 +45,7 @@ def test_a_row_of_the_view_is_no_proof(pool: Pool, submission: Submission) -> No
     assert submission.runs() == {"b:0001": 1}
 
 
-def test_beside_other_batches_and_classes(pool: Pool, submission: Submission) -> None:
+def test_tokens_of_other_batches_and_classes_are_not_run(pool: Pool, submission: Submission) -> None:
     pool.push([{"cores": 4}, {"cores": 4, "priority": 2}, {}, {"priority": 1}, {"priority": 5}])
     pool.push([{}], batch="other")
     assert submission.run(COUNT, classes=["4//"], max_claim=1) == 0
@@ -62,7 +62,7 @@ def test_the_best_priority_of_all_classes_goes_first(pool: Pool, submission: Sub
     assert list(submission.runs()) == ["b:0001", "b:0003", "b:0000", "b:0002"]
 
 
-def test_a_pool_with_picas_own_views(pool: Pool, submission: Submission) -> None:
+def test_a_pool_with_picas_own_views_is_enough(pool: Pool, submission: Submission) -> None:
     design = pool.request("GET", "_design/airflow-picas-1")[1]
     assert pool.request("DELETE", f"_design/airflow-picas-1?rev={design['_rev']}")[0] == 200
     pool.push([{"priority": place, "cores": place % 2} for place in range(6)])

@@ -94,7 +94,7 @@ def test_a_bad_connection_loses_nothing_and_runs_nothing_twice(
     assert behind_proxy.files("unsent") == behind_proxy.files("refused") == []
 
 
-def test_tls(pool: Pool, submission: Submission, tmp_path: Path) -> None:
+def test_the_certificate_of_the_database_is_verified(pool: Pool, submission: Submission, tmp_path: Path) -> None:
     pool.push([{}])
     context, ca_file = faults.self_signed(tmp_path)
     with faults.Proxy(pool.server.url, context) as proxy:

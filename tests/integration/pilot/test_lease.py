@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from airflow_provider_picas.lifecycle.pilot_config import Config
+from airflow_provider_picas.pilot.main import Pilot
+from airflow_provider_picas.pilot.work import GO, STOP
 from airflow_provider_picas.tokens.states import State, state_of
+from stack import couchdb
+from tests.integration import faults
 from tests.integration.pilots import COUNT, GATE, Pool, Proxy, Submission, left_behind, until
 
 
@@ -14,7 +29,7 @@ def test_progress_is_in_the_lease(pool: Pool, submission: Submission) -> None:
     )
 
 
-def test_drain(pool: Pool, submission: Submission) -> None:
+def test_a_drained_pilot_finishes_its_token_and_stops(pool: Pool, submission: Submission) -> None:
     pool.push([{}] * 4)
     process = submission.start(f"{COUNT}; {GATE}", lease=12)
     until(lambda: submission.runs().total() == 1)
@@ -60,3 +75,110 @@ def test_a_lost_lease_stops_the_work(
     for process in (cut_off, other):
         process.terminate()
         assert process.wait(20) == 0
+
+
+@contextlib.contextmanager
+def frozen(process: subprocess.Popen[bytes], pool: Pool) -> Iterator[None]:
+    """Stop a pilot, but not its commands, until its lease is over."""
+    process.send_signal(signal.SIGSTOP)
+    yield
+    (lease,) = pool.leases()
+    until(lambda: time.time() > lease["renewed"] + lease["lease"] + 1)
+    process.send_signal(signal.SIGCONT)
+
+
+def commands(process: subprocess.Popen[bytes]) -> dict[int, str]:
+    """The running commands of a pilot that were started for a token, by pid: the token's id."""
+    found = {}
+    for folder in Path(f"/proc/{process.pid}/task").iterdir():
+        for pid in (folder / "children").read_text().split():
+            with contextlib.suppress(OSError):
+                variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+                found |= {int(pid): value[15:].decode() for value in variables if value.startswith(b"PICAS_TOKEN_ID=")}
+    return found
+
+
+WAIT_FOR_ITS_FILE = f'{COUNT}; echo 5 > output.json; until [ -e "$RUNS.$PICAS_INPUT" ]; do sleep 0.05; done'
+
+
+def start_two_commands(pool: Pool, submission: Submission, **keys: object) -> tuple[subprocess.Popen[bytes], int]:
+    """A pilot with a command for b:0000, which ends when the file ``runs.first`` is there, and one for b:0001, the pid of which
+    is returned, too."""
+    pool.push([{"input": "first"}, {"input": "second"}])
+    process = submission.start(WAIT_FOR_ITS_FILE, slots=2, **keys)
+    until(lambda: submission.runs().total() == 2)
+    (second,) = [pid for pid, token in commands(process).items() if token == "b:0001"]
+    return process, second
+
+
+def test_a_pilot_that_was_frozen_past_its_lease_keeps_what_nobody_took(pool: Pool, submission: Submission) -> None:
+    """The result of a command that ended meanwhile counts, and one that runs yet goes on."""
+    process, second = start_two_commands(pool, submission, lease=8)
+    revision = pool.get("b:0001")["_rev"]
+    with frozen(process, pool):
+        (submission.folder / "runs.first").touch()
+        until(lambda: set(commands(process).values()) == {"b:0001"})
+    until(lambda: state_of(pool.get("b:0000")) is State.DONE or "has expired" in submission.log())
+    until(lambda: pool.get("b:0001")["_rev"] != revision)
+    assert commands(process) == {second: "b:0001"}, submission.log()
+    (submission.folder / "runs.second").touch()
+    assert process.wait(30) == 0
+    assert pool.states() == {State.DONE: 2}
+    assert submission.runs() == {"b:0000": 1, "b:0001": 1}
+    assert not any(doc["scrub_count"] for doc in pool.docs().values())
+
+
+def test_a_pilot_that_was_frozen_past_its_lease_gives_up_what_others_took(pool: Pool, submission: Submission) -> None:
+    process, second = start_two_commands(pool, submission, lease=3)
+    with frozen(process, pool):
+        (submission.folder / "runs.first").touch()
+        until(lambda: set(commands(process).values()) == {"b:0001"})
+        taken = {
+            name: {**doc, "claim": f"other-{doc['lock'] + 1}", "pilot": "other", "lock": doc["lock"] + 1}
+            for name, doc in pool.docs().items()
+        }
+        for doc in taken.values():
+            pool.put(doc)
+    until(lambda: not Path(f"/proc/{second}").exists())
+    until(lambda: submission.files("refused"))
+    (kept,) = submission.files("refused")
+    assert json.loads(kept.read_text())["change"]["set"]["output"] == 5
+    process.terminate()
+    assert process.wait(30) == 0
+    assert {name: {**doc, "_rev": ""} for name, doc in pool.docs().items()} == {
+        name: {**doc, "_rev": ""} for name, doc in taken.items()
+    }
+
+
+def test_a_frozen_pilot_that_cannot_make_sure_of_its_tokens_stops_work(
+    pool: Pool, submission: Submission, server: couchdb.CouchDBAdmin
+) -> None:
+    with faults.Proxy(server.url) as proxy:
+        submission.write_credentials(proxy.url)
+        process, second = start_two_commands(pool, submission, lease=3)
+        with frozen(process, pool):
+            proxy.break_after(0)
+        until(lambda: not Path(f"/proc/{second}").exists())
+        proxy.break_after(None)
+        until(lambda: pool.states()[State.LOCKED] == 0 or submission.runs().total() > 2)
+        for name in ("b:0000", "b:0001"):
+            assert pool.get(name)["attempts"][0]["reason"] == "given back: the pilot lost its lease"
+
+
+@pytest.mark.parametrize("frozen_before", [True, False])
+def test_time_that_a_pilot_was_frozen_is_no_silence_and_no_time_of_its_job(
+    pool: Pool, submission: Submission, frozen_before: bool
+) -> None:
+    """A job that is suspended does not use up its wall-clock: Slurm is asked again before that stops the pilot."""
+    config = Config(command="true", submission="s", batch="b")
+    for place in range(2):
+        made = Pilot(str(submission.folder), config)
+        if frozen_before:
+            made._watched -= 5000
+        if place:
+            made.clock._last_answer -= 5000
+        else:
+            made.wall_clock._end = time.monotonic() - 4000
+        made._watch()
+        assert made.work.level == (GO if frozen_before else STOP)
+        assert made.wall_clock._again.is_set() == frozen_before

@@ -107,7 +107,7 @@ def test_a_result_that_cannot_be_kept_loses_no_other(pool: Pool, submission: Sub
     assert kept == ["b:0000", "b:0002"]
 
 
-def test_wrong_password_and_missing_database(pool: Pool, submission: Submission) -> None:
+def test_a_wrong_password_or_configuration_ends_the_pilot(pool: Pool, submission: Submission) -> None:
     submission.write_credentials(pool.server.url, password="wrong-one")
     assert submission.run("true") == 77
     assert "wrong-one" not in submission.log()
@@ -116,12 +116,12 @@ def test_wrong_password_and_missing_database(pool: Pool, submission: Submission)
     assert "'slots' must be a whole number, at least 1" in submission.log()
 
 
-def test_a_database_that_never_answers(pool: Pool, submission: Submission) -> None:
+def test_a_database_that_never_answers_ends_the_pilot(pool: Pool, submission: Submission) -> None:
     submission.write_credentials(f"http://127.0.0.1:{processes.free_port()}")
     assert submission.run("true", outage=1) == 69
 
 
-def test_a_database_that_takes_no_writes(pool: Pool, proxy: Proxy, behind_proxy: Submission) -> None:
+def test_a_database_that_takes_no_writes_ends_the_pilot(pool: Pool, proxy: Proxy, behind_proxy: Submission) -> None:
     """That it answers reads is no reason to wait for ever."""
     proxy.fault = lambda request: "503" if request.startswith(b"PUT") else ""
     assert behind_proxy.run("true", outage=2) == 69

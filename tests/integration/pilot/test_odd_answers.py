@@ -49,7 +49,7 @@ def behind(tmp_path: Path, pool: Pool, proxy: Proxy) -> Iterator[Submission]:
 
 
 @pytest.mark.parametrize("fault", [Fault.BOMB, Fault.ENDLESS])
-def test_an_answer_that_is_not_to_be_read_to_its_end(pool: Pool, proxy: Proxy, fault: Fault) -> None:
+def test_an_answer_that_is_too_large_is_not_read_to_its_end(pool: Pool, proxy: Proxy, fault: Fault) -> None:
     proxy.hurt(*[fault] * 3, on="/x")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with session_of_a_pilot(pool, proxy.url) as session:
@@ -171,7 +171,7 @@ def test_answers_of_another_shape_are_typed_errors(pool: Pool, proxy: Proxy) -> 
 
 
 @pytest.mark.parametrize("answer", [b"[]", b'{"couchdb":"Welcome"}', b"1", b'"x"', b"null", b"NaN"])
-def test_a_server_that_is_no_couchdb(behind: Submission, proxy: Proxy, answer: bytes) -> None:
+def test_a_server_that_is_not_a_couchdb_ends_the_pilot(behind: Submission, proxy: Proxy, answer: bytes) -> None:
     proxy.rewrite = lambda request, status, content: (status, answer)
     code = behind.run(COUNT, outage=1)
     assert code == os.EX_CONFIG, behind.log()
@@ -179,7 +179,7 @@ def test_a_server_that_is_no_couchdb(behind: Submission, proxy: Proxy, answer: b
 
 
 @pytest.mark.parametrize("date", ["+9999999999999999", "Sat, 28 Nov 2026 20:00:00 +9999999999999999", "\u00b2"])
-def test_a_date_that_is_none(pool: Pool, behind: Submission, proxy: Proxy, date: str) -> None:
+def test_an_invalid_date_does_not_matter(pool: Pool, behind: Submission, proxy: Proxy, date: str) -> None:
     pool.push([{}] * 2)
     proxy.date = date
     assert behind.run(COUNT) == 0, behind.log()
@@ -193,7 +193,7 @@ def test_a_date_that_is_none(pool: Pool, behind: Submission, proxy: Proxy, date:
         "ftp://host:21", "http://host:\u00b2", "http://ho st:1", "http://host:-1", "//host:1",
     ],
 )  # fmt: skip
-def test_an_url_that_is_none(submission: Submission, url: str) -> None:
+def test_an_invalid_url_ends_the_pilot(submission: Submission, url: str) -> None:
     submission.write_credentials(url)
     assert submission.run(COUNT) == os.EX_CONFIG, submission.log()
     assert "PICAS_HOST_URL must be http(s)://host:port" in submission.log()
@@ -201,7 +201,7 @@ def test_an_url_that_is_none(submission: Submission, url: str) -> None:
     assert "Traceback" not in submission.log()
 
 
-def test_a_ca_file_that_is_none(submission: Submission, tmp_path: Path) -> None:
+def test_an_invalid_ca_file_ends_the_pilot(submission: Submission, tmp_path: Path) -> None:
     submission.write_credentials("https://127.0.0.1:1")
     (tmp_path / "ca.pem").write_text("no certificate")
     for name in ("ca.pem", "missing.pem"):
@@ -234,7 +234,7 @@ def test_numbers_that_couchdb_stores_are_results(pool: Pool, submission: Submiss
 # --- classes on a pool with PiCaS's own views ----------------------------------------------------------------------------
 
 
-def test_tokens_of_a_class_behind_many_others(pool: Pool, submission: Submission) -> None:
+def test_tokens_of_a_class_are_found_behind_many_others(pool: Pool, submission: Submission) -> None:
     design = pool.request("GET", "_design/airflow-picas-1")[1]
     assert pool.request("DELETE", f"_design/airflow-picas-1?rev={design['_rev']}")[0] == 200
     pool.push([{"cores": 1}] * 450 + [{"cores": 2}] * 3 + [{"cores": 1}] * 150)

@@ -111,7 +111,7 @@ def test_a_priority_without_a_finite_value_goes_last(pool: Pool, submission: Sub
     assert submission.log().count("a priority that is not a finite number") == 2
 
 
-def test_leases_beside_one_that_python_does_not_read(pool: Pool, big_integers: Submission) -> None:
+def test_leases_are_read_beside_one_that_python_cannot_read(pool: Pool, big_integers: Submission) -> None:
     assert pool.request("PUT", "_local/picas-pilot-odd", {"lease": HUGE})[0] == 201
     for name in "abc":
         put_lease(pool, name)
@@ -168,7 +168,7 @@ def test_tokens_that_are_too_large_to_be_written_are_left_alone(pool: Pool, smal
     assert "no tokens remain, except 2 that were skipped" in log
 
 
-def test_a_pool_of_which_every_token_is_too_large(pool: Pool, small_requests: Submission) -> None:
+def test_a_pilot_ends_when_every_token_is_too_large(pool: Pool, small_requests: Submission) -> None:
     pool.push([{"input": "x" * LIMIT}] * 3)
     assert small_requests.run(COUNT) == 0, small_requests.log()
     assert "no tokens remain, except 3 that were skipped" in small_requests.log()

@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 import shutil
+import threading
 import time
 from pathlib import Path
 
+import pytest
+
+from airflow_provider_picas.lifecycle.transitions import Change, Token, release
+from airflow_provider_picas.pilot.conflicts import Conflicts
+from airflow_provider_picas.pilot.outbox import Outbox
+from airflow_provider_picas.pilot.reporter import Reporter
 from airflow_provider_picas.tokens.states import State, state_of
 from stack import couchdb
-from tests.integration.pilots import COUNT, GATE, Pool, Proxy, Submission, held, keep_unsent, put_lease, until
+from tests.integration.pilots import (
+    COUNT,
+    GATE,
+    Pool,
+    Proxy,
+    Submission,
+    held,
+    keep_unsent,
+    put_lease,
+    session_of_a_pilot,
+    until,
+)
 
 
 def test_what_cannot_be_sent_is_kept_and_sent_by_a_later_pilot(
@@ -105,3 +123,44 @@ def test_results_of_an_earlier_submission_of_the_task_are_sent(tmp_path: Path, p
     assert pool.get("b:0000")["output"] == "picas-x.1"
     assert later.runs() == {"b:0001": 1, "b:0002": 1}
     assert not list((tmp_path / "picas-x.1" / "unsent").iterdir())
+
+
+def test_a_token_that_was_never_started_is_no_refused_result(pool: Pool, submission: Submission) -> None:
+    """Its pilot could not give it back, and somebody else has it by now."""
+    pool.push(held("other", 2))
+    outbox = Outbox(str(submission.folder), pool.name)
+    for name, done in (("b:0000", None), ("b:0001", 1010)):
+        doc = {**pool.get(name), "claim": "earlier-900", "lock": 900}
+        token = Token(doc)
+        result = Change.of("done", doc, set={"done": done, "exit_code": 0})
+        outbox.keep(result if done else release(token))
+    assert submission.run("true") == 0, submission.log()
+    assert submission.files("unsent") == []
+    assert [path.name for path in submission.files("refused")] == ["b%3A0001-earlier-900.json"]
+
+
+def test_a_folder_that_hangs_holds_up_no_result(
+    pool: Pool, server: couchdb.CouchDBAdmin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where refused results are kept, the home, may hang: the results of other tokens are written meanwhile."""
+    hangs = threading.Event()
+    monkeypatch.setattr(Outbox, "keep", lambda *args: hangs.wait(60))
+    pool.push(held("me", 2))
+    settled: list[tuple[str, str]] = []
+    with session_of_a_pilot(pool, server.url) as session:
+        conflicts = Conflicts(session)
+        outbox = Outbox(str(tmp_path), pool.name)
+        reporter = Reporter(
+            session.database, outbox, lambda change, how: settled.append((change.token, how)), conflicts
+        )
+        reporter.start()
+        for name, claim in (("b:0000", "earlier-900"), ("b:0001", None)):
+            doc = pool.get(name)
+            doc.update({"claim": claim, "lock": 900, "_rev": "1-0"} if claim else {})
+            reporter.put(Change.of("done", doc, set={"done": 1010, "exit_code": 0}, unset=("pilot",)))
+        until(lambda: len(settled) == 2)
+        reporter.close()
+        reporter.join(30)
+        assert sorted(settled) == [("b:0000", "refused"), ("b:0001", "landed")]
+        hangs.set()
+        outbox.flush(30)

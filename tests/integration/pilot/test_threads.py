@@ -58,7 +58,7 @@ def test_unstarted_tokens_do_not_wait_behind_a_long_one(pool: Pool, submission: 
     assert {(doc["scrub_count"], "attempts" in doc, "pilot" in doc) for doc in given_back()} == {(0, False, False)}
 
 
-def test_waits_for_work(pool: Pool, submission: Submission) -> None:
+def test_a_pilot_waits_for_work(pool: Pool, submission: Submission) -> None:
     process = submission.start(COUNT, wait_for_work=20)
     time.sleep(2)
     pool.push([{}] * 2)

@@ -81,7 +81,7 @@ def test_pilots_that_die_are_counted_beyond_ten_and_anew_after_a_reset() -> None
     assert attempts_by_kind(transitions.scrubbed(doc, "reset: by hand")) == {}
 
 
-def test_at_most_ten_attempts_and_their_logs() -> None:
+def test_at_most_ten_attempts_and_their_logs_are_kept() -> None:
     stubs = {f"attempt-{n}.out": {"stub": True} for n in range(1, 16)} | {"data.bin": {"stub": True}}
     doc = claimed(attempts=[{"reason": "pushed again", "n": n} for n in range(10)], _attachments=stubs)
     config = CONFIG._replace(max_retries=1)

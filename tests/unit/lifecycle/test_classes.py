@@ -18,5 +18,5 @@ from airflow_provider_picas.lifecycle.classes import class_name
         ({"cores": True, "gpu": None, "time": 0.5}, "//0.5"),
     ],
 )
-def test_resource_class(fields: dict[str, Any], name: str) -> None:
+def test_resource_classes_are_named_as_in_the_view(fields: dict[str, Any], name: str) -> None:
     assert class_name(fields) == name

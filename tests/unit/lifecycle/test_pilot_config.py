@@ -42,13 +42,13 @@ def test_defaults_are_valid_and_every_key_is_checked() -> None:
         {"no_such_key": 1},
     ],
 )
-def test_bad_configuration_names_the_key(keys: dict[str, Any]) -> None:
+def test_an_error_in_the_configuration_names_the_key(keys: dict[str, Any]) -> None:
     with pytest.raises(Failed, match=next(iter(keys))) as caught:
         parse_config(json.dumps({"command": "a", "submission": "s", **keys}))
     assert caught.value.code == EX_CONFIG
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"command": "a"}', '{"submission": "a"}'])
-def test_configuration_that_is_none(text: str) -> None:
+def test_a_file_that_is_not_a_configuration_is_refused(text: str) -> None:
     with pytest.raises(Failed):
         parse_config(text)

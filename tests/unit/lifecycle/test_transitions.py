@@ -89,7 +89,7 @@ def test_a_lock_of_somebody_else_is_recognised() -> None:
     assert not held_by_pilot({"lock": 1000})
 
 
-def test_success() -> None:
+def test_a_success_is_written() -> None:
     doc = claimed(_attachments={"x": {"stub": True}}, error=[])
     change = conclude(Token(doc), Ended("exit", 0, 1.25, b"out", b"", {"a": 1}, True), CONFIG, 1010)
     new = change.apply()
@@ -119,7 +119,7 @@ def test_the_output_of_an_earlier_attempt_does_not_stay() -> None:
     assert "output" not in kept.apply()
 
 
-def test_failure_for_good() -> None:
+def test_a_failure_for_good_is_an_error() -> None:
     ended = failed(3, err=b"first\nlast \xff line\n", output=5, has_output=True)
     new = conclude(Token(claimed(error="odd")), ended, CONFIG, 1010).apply()
     assert state_of(new) is State.ERROR
@@ -140,7 +140,7 @@ def test_failure_for_good() -> None:
         (0, "nonsense", [], True),
     ],
 )
-def test_retries(earlier: int, own: Any, codes: list[int], retried: bool) -> None:
+def test_a_failure_is_retried_as_often_as_allowed(earlier: int, own: Any, codes: list[int], retried: bool) -> None:
     doc = claimed(attempts=[{"reason": "failed: x"}] * earlier, scrub_count=earlier, error=[{"message": "old"}])
     if own is not None:
         doc["max_retries"] = own
@@ -156,7 +156,7 @@ def test_retries(earlier: int, own: Any, codes: list[int], retried: bool) -> Non
         assert not {"pilot", "claim", "slurm_job_id"} & set(new)
 
 
-def test_stopped_by_the_pilot_is_no_failure() -> None:
+def test_a_token_stopped_by_its_pilot_has_not_failed() -> None:
     change = conclude(Token(claimed()), failed(143, "received SIGTERM"), CONFIG, 1010)
     new = change.apply()
     assert state_of(new) is State.TODO
@@ -180,7 +180,7 @@ def test_a_stop_exit_code_gives_back_until_it_is_the_tokens_fault() -> None:
         (Ended("exit", 2, 5.0, fault="output.json is not valid JSON"), 2),
     ],
 )
-def test_exit_codes(ended: Ended, code: int) -> None:
+def test_bad_output_and_time_limits_have_exit_codes(ended: Ended, code: int) -> None:
     new = conclude(Token(claimed()), ended, CONFIG, 1010).apply()
     assert new["exit_code"] == code
     assert state_of(new) is State.ERROR
@@ -193,7 +193,7 @@ def test_unstarted_tokens_go_back_as_they_were() -> None:
     assert release(token).apply() == before
 
 
-def test_reaping() -> None:
+def test_a_reaped_token_goes_back_or_into_error() -> None:
     doc = claimed(attempts=[{"reason": "failed: x"}, {"reason": "reaped: y"}])
     new = reap(doc, "pilot p fell silent", 2, 1010).apply()
     assert state_of(new) is State.TODO
@@ -257,7 +257,7 @@ def test_a_change_fits_a_later_revision() -> None:
     "content",
     [[], {}, {"kind": "done"}, *({**DONE.to_json(), name: 7.5} for name in [*vars(DONE), "x"] if name != "lock")],
 )
-def test_a_file_that_holds_no_change(content: Any) -> None:
+def test_a_file_without_a_change_is_refused(content: Any) -> None:
     with pytest.raises((ValueError, TypeError)):
         Change.from_json(content)
 

@@ -12,7 +12,7 @@ from airflow_provider_picas.pilot.access import Access, read_access
 from tests.unit.lifecycle.claimed import CONFIG
 
 
-def test_credentials_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_credentials_are_found_in_their_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Failed, match=r"no picasconfig\.py in"):
         read_access(str(tmp_path), CONFIG)
     folder = tmp_path / "elsewhere"

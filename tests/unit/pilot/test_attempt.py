@@ -9,7 +9,7 @@ from airflow_provider_picas.pilot.attempt import Tail
 
 @pytest.mark.parametrize("most", [0, 1, 10, 1000])
 @pytest.mark.parametrize("chunk", [1, 7, 4096])
-def test_the_tail_of_a_stream(most: int, chunk: int) -> None:
+def test_the_tail_of_a_stream_is_kept(most: int, chunk: int) -> None:
     data = bytes(range(256)) * 2
     tail = Tail(most)
     for start in range(0, len(data), chunk):

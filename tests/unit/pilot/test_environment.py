@@ -12,7 +12,7 @@ import pytest
 from airflow_provider_picas.pilot.environment import job_environment, read_json, token_environment
 
 
-def test_the_tokens_environment() -> None:
+def test_the_fields_of_a_token_become_variables() -> None:
     doc = {"_id": "a b", "_rev": "1-x", "input": [1, "x"], "n": 2, "f": 0.5, "yes": False, "none": None, "list": [1]}
     doc |= {"Same": 1, "same": 2, "with space": 1, "ümlaut": 1, "nul": "a\0b", "big": "x" * 65537, "path": "p"}
     doc["n\n"] = 1
@@ -35,7 +35,7 @@ def test_all_fields_together_are_bounded() -> None:
     assert len(env["PICAS_OMITTED"].split()) == 13
 
 
-def test_the_jobs_environment_without_credentials(tmp_path: Path) -> None:
+def test_the_jobs_environment_is_passed_on_without_credentials(tmp_path: Path) -> None:
     base = {"HOME": "/h", "PICAS_PASSWORD": "x", "PICAS_FIELD_A": "x", "PICAS_INPUT": "x", "PICAS_MINE": "kept"}
     path = f"/a{os.pathsep}{tmp_path}/.{os.pathsep}/b"
     env = job_environment({**base, "PYTHONPATH": path}, str(tmp_path))
@@ -60,7 +60,7 @@ def test_the_jobs_environment_without_credentials(tmp_path: Path) -> None:
         (b'"' + b"x" * 9999 + b'"', None, "more than 10,000 bytes"),
     ],
 )
-def test_what_a_command_writes(tmp_path: Path, content: bytes, value: Any, fault: str | None) -> None:
+def test_what_a_command_writes_is_read_or_named(tmp_path: Path, content: bytes, value: Any, fault: str | None) -> None:
     (tmp_path / "out.json").write_bytes(content)
     got = read_json(str(tmp_path / "out.json"), 10_000)
     assert got[:2] == (value, value is not None)
@@ -68,7 +68,7 @@ def test_what_a_command_writes(tmp_path: Path, content: bytes, value: Any, fault
     assert (got[2] is None) is (fault is None)
 
 
-def test_what_a_command_leaves_instead_of_a_file(tmp_path: Path) -> None:
+def test_what_a_command_leaves_instead_of_a_file_is_refused(tmp_path: Path) -> None:
     assert read_json(str(tmp_path / "none"), 10) == (None, False, None)
     os.mkfifo(tmp_path / "pipe")
     for name in ("pipe", "."):

@@ -7,7 +7,7 @@ import pytest
 from airflow_provider_picas.pilot.identity import Identity
 
 
-def test_identity_of_an_array_task(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_array_task_is_named_as_by_the_picas_client(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
         monkeypatch.delenv(name, raising=False)
     assert Identity.here().job is None
@@ -31,7 +31,7 @@ def test_identity_of_an_array_task(monkeypatch: pytest.MonkeyPatch) -> None:
         ("x", "y", "0", (0, 1)),
     ],
 )
-def test_share_of_an_array_task(
+def test_each_array_task_has_a_share(
     monkeypatch: pytest.MonkeyPatch, task: str, least: str, count: str, share: tuple[int, int]
 ) -> None:
     for name, value in (("ID", task), ("MIN", least), ("COUNT", count)):

@@ -9,7 +9,7 @@ from airflow_provider_picas.pilot.processes import Processes
 from airflow_provider_picas.pilot.wall_clock import WallClock, parse_time_left
 
 
-def test_time_left() -> None:
+def test_the_time_left_is_read_from_slurms_output() -> None:
     shown = "   RunTime=00:01:05 TimeLimit=1-02:00:00 TimeMin=N/A\n   StartTime=2026-01-01T00:00:00 EndTime=2026-01-02T02:00:00\n"
     assert parse_time_left(shown) == 26 * 3600 - 65
     assert parse_time_left("TimeLeft=4:59\n") == 299

@@ -7,7 +7,7 @@ from airflow_provider_picas.pilot.work import DRAIN, STOP, Work
 from tests.unit.lifecycle.claimed import CONFIG, claimed
 
 
-def test_as_many_as_can_start_until_tokens_are_known_to_be_short() -> None:
+def test_as_many_are_claimed_as_can_start_until_tokens_are_known_to_be_short() -> None:
     work = Work(CONFIG._replace(slots=2, max_claim=50))
     assert work.wanted() == 2
     work.add([Token(claimed())])
