@@ -64,6 +64,10 @@ diagrams: python
 	@$(PYTHON) -m stack.install airflow
 	$(VENV)/python docs/draw_states.py
 
+# Takes the pictures of the page in docs/images, of a run on the demo's stack.
+screenshots: install
+	$(VENV)/python -m stack.screenshots
+
 # Pins newer versions for the stack. Afterwards run the tests and compat, and commit the files.
 pins:
 	@$(PYTHON) -m stack.install --pins

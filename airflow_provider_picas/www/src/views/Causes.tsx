@@ -29,6 +29,9 @@ const when = ({ first, last }: Cause): string => {
   return first === last ? clock(first) : `${clock(first)} – ${clock(last)}`;
 };
 
+/** The id without its batch. */
+const keyOfId = (id: string): string => id.slice(id.indexOf(":") + 1) || id;
+
 /** Tokens of a cause: some at once, the others in the table. */
 const Opened = ({ cause }: { cause: Cause }) => {
   const [, set] = useAddress();
@@ -36,7 +39,7 @@ const Opened = ({ cause }: { cause: Cause }) => {
     <div className="row small">
       {cause.sample.map((id) => (
         <button className="link mono" key={id} onClick={() => set({ token: id })} type="button">
-          <Foreign text={id} />
+          <Foreign text={keyOfId(id)} />
         </button>
       ))}
       <button className="link" onClick={() => set({ tab: "tokens", cause: cause.id, state: "error" })} type="button">

@@ -20,9 +20,11 @@ const Progress = ({ overview }: { overview: Overview }) => {
       <div>
         {number(ended)} of {many(all, "token")} ended
       </div>
-      <div className="muted">
-        {speed ? `${rate(speed.per_second)}, over the last ${many(speed.tokens, "token")}` : "no rate yet"}
-      </div>
+      {ended < all && (
+        <div className="muted">
+          {speed ? `${rate(speed.per_second)}, over the last ${many(speed.tokens, "token")}` : "no rate yet"}
+        </div>
+      )}
       {left && <div>{range(left.low, left.high)} left</div>}
     </div>
   );

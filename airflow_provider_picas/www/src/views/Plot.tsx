@@ -8,6 +8,9 @@ import { State } from "./parts";
 
 type History = NonNullable<Overview["history"]>;
 
+// Seconds between two times on the axis.
+const STEPS = [1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 21_600, 43_200, 86_400, 172_800, 604_800, 2_592_000];
+
 const options = (colour: (name: string) => string, width: number, onOver: (index: number | undefined) => void): uPlot.Options => {
   const axis = {
     font: "11px sans-serif",
@@ -24,7 +27,7 @@ const options = (colour: (name: string) => string, width: number, onOver: (index
   });
   return {
     axes: [
-      { ...axis, space: 90, values: (_, times) => times.map((time) => clock(time).replace(/:00$/, "")) },
+      { ...axis, space: 90, incrs: STEPS, values: (_, times) => times.map((time) => clock(time).replace(/:00$/, "")) },
       { ...axis, size: 56, values: (_, values) => values.map((value) => (Number.isInteger(value) ? number(value) : "")) },
     ],
     cursor: { y: false },

@@ -8,7 +8,10 @@ import { Batch } from "./Batch";
 import { useAddress } from "./hooks";
 import { Bar, Foreign, Loading, Trouble } from "./parts";
 
-const runPage = (dag: string, run: string): string => `/dags/${encodeURIComponent(dag)}/runs/${encodeURIComponent(run)}/plugin/picas-run`;
+// Only what would end the path: Airflow marks the tab of an address that reads as its own links do.
+const inPath = (name: string): string => name.replace(/[%?#/]/g, encodeURIComponent);
+
+const runPage = (dag: string, run: string): string => `/dags/${inPath(dag)}/runs/${inPath(run)}/plugin/picas-run`;
 
 const CountCells = ({ counts }: { counts: Counts }) => (
   <>

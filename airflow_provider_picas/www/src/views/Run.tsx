@@ -30,8 +30,8 @@ const scopeOf = ({ conn_id, database, batch, dag_id, run_id }: RunBatch): Scope 
 
 /** The batch on the page of the navigation: Airflow's page of a run leaves little room on a phone. */
 const widePage = ({ conn_id, database, batch, dag_id, run_id }: RunBatch): string => {
-  const query = new URLSearchParams({ conn: conn_id, db: database, dag: dag_id, run: run_id });
-  query.set(batch === null ? "whole" : "batch", batch ?? "yes");
+  const query = new URLSearchParams({ picas_conn: conn_id, picas_db: database, picas_dag: dag_id, picas_run: run_id });
+  query.set(batch === null ? "picas_whole" : "picas_batch", batch ?? "yes");
   return `/plugin/picas?${query.toString()}`;
 };
 

@@ -93,7 +93,7 @@ const facts = (attempt: Attempt): [string, string | null | undefined][] => [
   ["Ended", attempt.ended == null ? null : clock(attempt.ended)],
   ["Took", attempt.seconds == null ? null : duration(attempt.seconds)],
   ["Exit code", attempt.exit_code],
-  ["Given back", attempt.reason],
+  ["Reason", attempt.reason],
   ["Error", attempt.error],
 ];
 

@@ -5,19 +5,22 @@ import { useSearchParams } from "react-router-dom";
 import { address, client, data, type Overview, type Scope } from "../api/client";
 import { AGAIN, atMostEach, type Feed, PATIENCE, pollEvery } from "../lib/live";
 
-/** What the address of the page says, so that a link shows the same. */
+// Airflow's own pages have names in the address too, such as `state`.
+const PREFIX = "picas_";
+
+/** What the address of the page says, so that a link shows the same. The names have a prefix there. */
 export const useAddress = (): [(name: string) => string | undefined, (values: Record<string, string | undefined>) => void] => {
   const [params, setParams] = useSearchParams();
-  const get = useCallback((name: string) => params.get(name) ?? undefined, [params]);
+  const get = useCallback((name: string) => params.get(PREFIX + name) ?? undefined, [params]);
   const set = useCallback(
     (values: Record<string, string | undefined>) => {
       setParams((old) => {
         const changed = new URLSearchParams(old);
         for (const [name, value] of Object.entries(values)) {
           if (value === undefined || value === "") {
-            changed.delete(name);
+            changed.delete(PREFIX + name);
           } else {
-            changed.set(name, value);
+            changed.set(PREFIX + name, value);
           }
         }
         return changed;

@@ -119,7 +119,7 @@ it("says why an action may not be used, and does not ask for it", async () => {
 });
 
 it("reruns a cause after it has said what will happen, with the header of this page", async () => {
-  show(batch, "/?tab=causes");
+  show(batch, "/?picas_tab=causes");
   fireEvent.click(await screen.findByRole("button", { name: "Rerun" }));
   await screen.findByText("4 tokens wait again.");
   expect(requests("/picas/api/batch/actions/rerun")).toHaveLength(0);
@@ -131,14 +131,14 @@ it("reruns a cause after it has said what will happen, with the header of this p
 });
 
 it("shows foreign text as text", async () => {
-  const { container } = show(batch, "/?tab=tokens");
+  const { container } = show(batch, "/?picas_tab=tokens");
   await screen.findAllByText(/onerror/);
   expect(container.querySelectorAll("img, script, a[href^='javascript']")).toHaveLength(0);
   expect(container.textContent).toContain("⟨U+202E⟩ javascript");
 });
 
 it("filters and pages on the server", async () => {
-  show(batch, "/?tab=tokens&state=error&node=n1");
+  show(batch, "/?picas_tab=tokens&picas_state=error&picas_node=n1&state=done");
   fireEvent.click(await screen.findByRole("button", { name: "Next" }));
   await waitFor(() => expect(requests("/picas/api/batch/tokens")).toHaveLength(2));
   const query = requests("/picas/api/batch/tokens").at(-1)?.url.searchParams;
@@ -162,5 +162,5 @@ it("lists pools and the batches of one", async () => {
   show(<Pools />);
   fireEvent.click(await screen.findByRole("button", { name: "pool" }));
   expect(await screen.findByRole("button", { name: "b1" })).toBeTruthy();
-  expect(screen.getByRole("link", { name: "DAG run" }).getAttribute("href")).toBe("/dags/d/runs/r%2B1/plugin/picas-run");
+  expect(screen.getByRole("link", { name: "DAG run" }).getAttribute("href")).toBe("/dags/d/runs/r+1/plugin/picas-run");
 });

@@ -1,0 +1,34 @@
+"""The run that is in the pictures of docs/images: most of its tokens are done, some fail, and pilots still work."""
+
+from airflow.sdk import dag
+
+from airflow_provider_picas.task_groups import picas_run
+
+COMMAND = """
+number=$(expr "${PICAS_INPUT##*SB}" + 0)
+echo "$(date +%T) calibrate: reading $PICAS_INPUT"
+case $((number % 20)) in
+  7)  echo "FileNotFoundError: no file /data/$PICAS_INPUT/observation.ms" >&2; exit 3 ;;
+  13) if [ "$number" -gt 120 ]; then echo "solver: no solution after 500 iterations, residual 0.31" >&2; exit 4; fi ;;
+esac
+sleep $((1 + number % 3))
+echo "$(date +%T) calibrate: converged after $((20 + number % 17)) iterations"
+[ "$number" -lt 280 ] || sleep 600
+echo "{\\"flux\\": $((1000 + number * 7))}" > "$PICAS_OUTPUT_FILE"
+"""
+
+
+@dag(schedule=None)
+def sky_survey() -> None:
+    picas_run(
+        inputs=[f"L812041-SB{number:03d}" for number in range(300)],
+        command=COMMAND,
+        pilots=4,
+        pilot={"slots": 2},
+        sbatch={"time": "00:30:00"},
+        max_errors=40,
+        ssh_conn_id="spider",
+    )
+
+
+sky_survey()
