@@ -53,6 +53,30 @@ def history(pool: Pool, batch: str) -> Operation[list[dict[str, Any]]]:
     return [document["pilots"] for document in sorted(documents, key=_since, reverse=True)]
 
 
+def records(pool: Pool, batch: str) -> Operation[list[dict[str, Any]]]:
+    """The records of the batch's submissions as they are, the latest first, at most ``_MOST``."""
+    documents, _ = yield from pool.local_documents(f"{PREFIX}{batch}:", limit=_MOST)
+    return [document for document in sorted(documents, key=_since, reverse=True) if _is_record(document)]
+
+
+def note_slurm(pool: Pool, batch: str, submission: str, seen: Mapping[str, Any]) -> Operation[None]:
+    """Add what Slurm says of a submission to its record, for the page. Nothing happens if there is no record."""
+    for _ in range(3):
+        try:
+            present = yield from pool.get(f"{PREFIX}{batch}:{submission}")
+            yield Request("PUT", pool.document_path(present["_id"]), body=json_body({**present, "slurm": dict(seen)}))
+            return
+        except errors.ConflictError:
+            continue
+        except errors.NotFoundError:
+            return
+
+
+def _is_record(document: Mapping[str, Any]) -> bool:
+    pilots = document.get("pilots")
+    return isinstance(pilots, dict) and isinstance(pilots.get("submission"), str)
+
+
 def batches(pool: Pool) -> Operation[list[str]]:
     """The batches for which pilots were submitted, the latest first."""
     documents, _ = yield from pool.local_documents(PREFIX, limit=_MOST)

@@ -66,7 +66,7 @@ def design_document(pool: Pool, name: str) -> Operation[Document | None]:
 def _design_to_write(name: str, present: Document | None, wanted: Mapping[str, Any]) -> Document | None:
     if present is None:
         return {"_id": f"_design/{name}", **wanted}
-    if name == views.PROVIDER:
+    if name in (views.PROVIDER, views.PAGE):
         return {**present, **wanted} if views.differs(present, wanted) else None
     missing = views.missing_views(present, wanted)
     if not missing:

@@ -27,6 +27,7 @@ FIRST_PAGE = 100
 TOO_LARGE = "too_large"
 """The error of a document that CouchDB, or a proxy in front of it, refuses because of its size."""
 
+_BARE = frozenset({"update", "startkey_docid"})  # query values of a view that CouchDB expects bare
 _WHOLE = {"include_docs": True, "buffer_response": True}  # else CouchDB sends a chunk for every document or two
 
 Document = dict[str, Any]
@@ -74,7 +75,7 @@ class Pool:
         """A query of a view. Query values are encoded as JSON, except those that CouchDB expects bare."""
         design = design_document or self.settings.design_document
         params = {
-            name: value if name == "update" else json.dumps(value) for name, value in query.items() if value is not None
+            name: value if name in _BARE else json.dumps(value) for name, value in query.items() if value is not None
         }
         return Request("GET", self.path("_design", design, "_view", view), params)
 

@@ -7,6 +7,7 @@ import base64
 import logging
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.connection import get_async_connection, get_async_extra_dejson
@@ -35,6 +36,8 @@ _refusals = Refusals()
 
 FIRST_LOOK_UP, LONGEST_LOOK_UP = 5.0, 300.0
 """Seconds until the connection is looked up again for a request that was refused; longer each time that it has not changed."""
+
+_LONGEST_ERROR = 100_000  # bytes of an error's body that are read
 
 
 class PicasAsyncHook:
@@ -154,6 +157,26 @@ class PicasAsyncHook:
 
     async def send_once(self, request: Request) -> Response:
         """Send one request and read the whole response, with any status."""
+        settings = self.settings
+        async with self._open(request) as response:
+            body = bytearray()
+            async for piece in response.content.iter_any():
+                body += piece
+                http.check_size(settings, request, len(body))
+            return Response(response.status, _headers(response), bytes(body))
+
+    @asynccontextmanager
+    async def stream(self, request: Request) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Send one request, and read its response piece by piece. Raises CouchDBError, also while it is read."""
+        async with self._open(request) as response:
+            if response.status >= 300:
+                error = Response(response.status, _headers(response), await response.content.read(_LONGEST_ERROR))
+                http.check(self.settings, self.picas_conn_id, request, error)
+            yield response.content.iter_chunked(1 << 16)
+
+    @asynccontextmanager
+    async def _open(self, request: Request) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Send one request, and read the head of its response."""
         import aiohttp
         from yarl import URL
 
@@ -181,12 +204,7 @@ class PicasAsyncHook:
                 timeout=timeout,
                 allow_redirects=False,
             ) as response:
-                body = bytearray()
-                async for piece in response.content.iter_any():
-                    body += piece
-                    http.check_size(settings, request, len(body))
-                told = {name.lower(): value for name, value in response.headers.items()}
-                return Response(response.status, told, bytes(body))
+                yield response
         except (aiohttp.ClientSSLError, aiohttp.ClientConnectorCertificateError) as error:
             raise http.tls_failed(settings, self.picas_conn_id, str(error)) from None
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -215,3 +233,7 @@ class PicasAsyncHook:
     async def deploy_views(self) -> deployment.Deployment:
         """Write missing design documents, if the login is allowed to."""
         return await self.do(deployment.deploy(self.pool))
+
+
+def _headers(response: aiohttp.ClientResponse) -> dict[str, str]:
+    return {name.lower(): value for name, value in response.headers.items()}

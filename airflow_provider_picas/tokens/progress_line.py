@@ -119,16 +119,20 @@ def rate_text(per_second: float) -> str:
 
 
 def time_left(counts: Counts, per_second: float, number: int) -> str | None:
-    """The time remaining at a rate that was measured over ``number`` tokens; None if unknown.
+    """The time remaining at a rate that was measured over ``number`` tokens; None if unknown."""
+    seconds = seconds_left(counts, per_second, number)
+    return f"about {_span(*seconds)} left" if seconds else None
 
-    It is a range if it is uncertain: a count of n events has an error of the square root of n.
+
+def seconds_left(counts: Counts, per_second: float, number: int) -> tuple[float, float] | None:
+    """The least and the most seconds remaining at a rate that was measured over ``number`` tokens; None if unknown.
+
+    They differ if it is uncertain: a count of n events has an error of the square root of n.
     """
     if not counts.todo or not counts.locked:
         return None
     seconds, error = (counts.todo + counts.locked) / per_second, 1 / math.sqrt(number)
-    if error <= 0.2:
-        return f"about {_span(seconds, seconds)} left"
-    return f"about {_span(seconds / (1 + error), seconds / (1 - error))} left"
+    return (seconds, seconds) if error <= 0.2 else (seconds / (1 + error), seconds / (1 - error))
 
 
 def _span(low: float, high: float) -> str:

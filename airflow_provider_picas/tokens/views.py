@@ -14,6 +14,9 @@ MONITOR = ids.MONITOR
 PROVIDER = ids.PROVIDER
 """Name of the provider's design document; the number is its version."""
 
+PAGE = "airflow-picas-page-1"
+"""Name of the design document of the page in Airflow's UI: another one, so that its index is built beside the others."""
+
 OVERVIEW = "overview_total"
 """Name of the view of ``Monitor`` that counts the pool by state."""
 
@@ -39,15 +42,12 @@ def provider() -> dict[str, Any]:
 
     A token is in the batch that its field names only if its id agrees: others may use a field of that name.
     """
-    find_batch = """
-        var prefix = doc._id.split(":")[0];
-        var batch = prefix && prefix != doc._id && doc.batch === prefix ? prefix : null;"""
     find_state = " : ".join(f"({javascript_condition(state)}) ? '{state}'" for state in State)
-    counts = f"""{find_batch}
+    counts = f"""{_FIND_BATCH}
         emit([batch, {find_state} : null], null);"""
     any_state = " || ".join(f"({javascript_condition(state)})" for state in State)
     todo = f"""
-        if ({javascript_condition(State.TODO)}) {{{find_batch}
+        if ({javascript_condition(State.TODO)}) {{{_FIND_BATCH}
           var part = function (value) {{
             return (typeof value == "number" || typeof value == "string") ? String(value).replace(/\\//g, "") : "";
           }};
@@ -70,9 +70,45 @@ def provider() -> dict[str, Any]:
     }
 
 
+def page() -> dict[str, Any]:
+    """The design document of the page: when and where tokens ended.
+
+    ``ended`` has the time as day, hour, minute and second, so that a group level is a step of a plot. A token in error
+    of the PiCaS client has the time of its last error.
+    """
+    ended = f"""
+        var state = ({javascript_condition(State.DONE)}) ? 'done' : ({javascript_condition(State.ERROR)}) ? 'error' : null;
+        if (state) {{{_FIND_BATCH}
+          var at = doc.done, errors = doc.error;
+          if (!(at > 1000000000) && errors && errors.length) {{ at = errors[errors.length - 1].time; }}
+          at = typeof at == "number" && at > 1000000000 ? Math.floor(at) : 0;
+          var text = function (value) {{
+            return typeof value == "string" || typeof value == "number" ? String(value).substring(0, 100) : null;
+          }};
+          var lock = typeof doc.lock == "number" && doc.lock > 1000000000 ? doc.lock : null;
+          emit([batch, state, Math.floor(at / 86400), Math.floor(at / 3600) % 24, Math.floor(at / 60) % 60, at % 60],
+            [text(doc.slurm_job_id), text(doc.hostname), lock]);
+        }}"""
+    nodes = f"""
+        var state = ({javascript_condition(State.DONE)}) ? 'done' : ({javascript_condition(State.ERROR)}) ? 'error' : null;
+        if (state) {{{_FIND_BATCH}
+          emit([batch, typeof doc.hostname == "string" ? doc.hostname.substring(0, 100) : "", state], null);
+        }}"""
+    maps = {"ended": ended, "nodes": nodes}
+    return {
+        "language": "javascript",
+        "views": {name: {"map": _map(text), "reduce": "_count"} for name, text in maps.items()},
+    }
+
+
 def design_documents() -> dict[str, dict[str, Any]]:
     """All design documents that the provider deploys, by name."""
-    return {MONITOR: monitor(), PROVIDER: provider()}
+    return {MONITOR: monitor(), PROVIDER: provider(), PAGE: page()}
+
+
+_FIND_BATCH = """
+        var prefix = doc._id.split(":")[0];
+        var batch = prefix && prefix != doc._id && doc.batch === prefix ? prefix : null;"""
 
 
 def missing_views(present: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> list[str]:

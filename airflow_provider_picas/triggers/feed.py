@@ -80,10 +80,13 @@ class Feed:
     # -- subscribers --------------------------------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def subscribe(self, batch: str | None, *, outage: float | None = None) -> AsyncIterator[CountsSubscription]:
+    async def subscribe(
+        self, batch: str | None, *, outage: float | None = None, least_patience: float = 0.0
+    ) -> AsyncIterator[CountsSubscription]:
         """The counts of a batch, or with None of the whole pool. The iterator raises CouchDBError when the pool is
-        unavailable for longer than ``outage`` allows (as for ``Endurance``)."""
-        subscription = CountsSubscription(batch, outage)
+        unavailable for longer than ``outage`` allows (as for ``Endurance``). ``least_patience``: seconds that may always
+        pass between two updates."""
+        subscription = CountsSubscription(batch, outage, least_patience)
         self._waits.setdefault(batch, set()).add(subscription)
         if self._outage:
             subscription.note_outage(self._outage)

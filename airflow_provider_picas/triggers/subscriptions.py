@@ -94,11 +94,15 @@ class Subscription(Generic[Item]):
 
 
 class CountsSubscription(Subscription[News]):
-    """The counts of one batch, or of the whole pool: first the current ones, then each time that they change."""
+    """The counts of one batch, or of the whole pool: first the current ones, then each time that they change.
 
-    def __init__(self, batch: str | None, outage: float | None) -> None:
+    ``least_patience``: seconds that an update may always wait.
+    """
+
+    def __init__(self, batch: str | None, outage: float | None, least_patience: float = 0.0) -> None:
         super().__init__(outage)
         self.batch = batch
+        self._least_patience = least_patience
         self._known: Counts | None = None
         self._new: Counts | None = None
         self._put_at = 0.0
@@ -118,8 +122,9 @@ class CountsSubscription(Subscription[News]):
     def patience(self) -> float:
         """Seconds that an update of this batch may wait: a fraction of the least time that it needs at its current rate."""
         if self._known is None or (left := self._known.todo + self._known.locked) <= FEW:
-            return 0.0
-        return WHILE_MANY if self._rate <= 0 else min(WHILE_MANY, left / self._rate / 5)
+            return self._least_patience
+        patience = WHILE_MANY if self._rate <= 0 else min(WHILE_MANY, left / self._rate / 5)
+        return max(self._least_patience, patience)
 
     def _take(self, notices: tuple[str, ...]) -> News:
         counts, self._new = self._new, None

@@ -1,4 +1,4 @@
-"""Arguments that a template may have rendered."""
+"""What templates make of arguments."""
 
 from __future__ import annotations
 

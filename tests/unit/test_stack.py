@@ -1,4 +1,4 @@
-"""Rules of the stack that the other tests run on."""
+"""The stack that the other tests run on, where it has rules of its own."""
 
 from __future__ import annotations
 

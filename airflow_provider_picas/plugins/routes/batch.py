@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, HTTPException, Query
 
+from airflow_provider_picas.plugins import overview as at_a_glance
+from airflow_provider_picas.plugins import reading
 from airflow_provider_picas.plugins.access import ViewerDep
 from airflow_provider_picas.plugins.models import (
     CausesAnswer,
@@ -16,6 +18,7 @@ from airflow_provider_picas.plugins.models import (
     TokensAnswer,
     WhyAnswer,
 )
+from airflow_provider_picas.tokens.table import Filter
 
 router = APIRouter(tags=["batch"])
 
@@ -25,13 +28,13 @@ Text = Annotated[str | None, Query(max_length=250)]
 @router.get("/batch", operation_id="overview")
 async def overview(viewer: ViewerDep) -> Overview:
     """The batch at a glance."""
-    raise HTTPException(501, "Not there yet.")
+    return await at_a_glance.overview(viewer)
 
 
 @router.get("/batch/causes", operation_id="causes")
 async def causes(viewer: ViewerDep) -> CausesAnswer:
     """The tokens in error, by cause."""
-    raise HTTPException(501, "Not there yet.")
+    return await reading.causes(viewer.scope)
 
 
 @router.get("/batch/tokens", operation_id="tokens")
@@ -48,20 +51,26 @@ async def tokens(
     cursor: Annotated[str | None, Query(max_length=2_000)] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> TokensAnswer:
-    """A page of tokens. ``key``: the beginning of the key. ``cause``: the id of a cause."""
-    raise HTTPException(501, "Not there yet.")
+    """A page of tokens. ``key``: the beginning of the key. ``cause``: the id of a cause. In the order of the times at
+    which they ended, there are tokens that have ended only, and no other filter than ``state``."""
+    chosen = Filter(viewer.scope.batch, key or None, cause or None, node or None, pilot or None, min_attempts)
+    if sort == "id":
+        return await reading.tokens(viewer.scope, state, chosen, cursor, limit, descending)
+    if chosen.reads or chosen.key:
+        raise HTTPException(422, "Filter, or sort by the end; not both.")
+    return await reading.latest(viewer.scope, state, cursor, limit, descending)
 
 
 @router.get("/batch/pilots", operation_id="pilots")
 async def pilots(viewer: ViewerDep) -> PilotsAnswer:
     """The pilots of the batch, and the runs of its tokens for a timeline."""
-    raise HTTPException(501, "Not there yet.")
+    return await reading.pilots(viewer.scope)
 
 
 @router.get("/batch/nodes", operation_id="nodes")
 async def nodes(viewer: ViewerDep) -> NodesAnswer:
     """The nodes on which tokens of the batch ended."""
-    raise HTTPException(501, "Not there yet.")
+    return await reading.nodes(viewer.scope)
 
 
 @router.get("/batch/why", operation_id="why")

@@ -7,6 +7,7 @@ from typing import Annotated
 from airflow.api_fastapi.core_api.security import GetUserDep
 from fastapi import APIRouter, HTTPException, Query
 
+from airflow_provider_picas.plugins import reading
 from airflow_provider_picas.plugins.access import ViewerDep
 from airflow_provider_picas.plugins.models import BatchesAnswer, PoolsAnswer
 
@@ -16,10 +17,12 @@ router = APIRouter(tags=["pools"])
 @router.get("/pools", operation_id="pools")
 async def pools(user: GetUserDep) -> PoolsAnswer:
     """The pools of all connections of type ``picas`` that the user may read."""
-    raise HTTPException(501, "Not there yet.")
+    return await reading.pools(user)
 
 
 @router.get("/pools/batches", operation_id="batches")
 async def batches(viewer: ViewerDep, cursor: Annotated[str | None, Query(max_length=2_000)] = None) -> BatchesAnswer:
     """The batches of a pool, those that changed last first."""
-    raise HTTPException(501, "Not there yet.")
+    if viewer.scope.batch is not None:
+        raise HTTPException(422, "The list of batches is that of a pool: leave `batch` out.")
+    return await reading.batches(viewer.scope, cursor)

@@ -1,4 +1,4 @@
-"""A pool without views, and a login that may not create them: nothing is pushed or submitted that could not run."""
+"""A pool without views, and a login that may not create them: nothing is pushed or submitted that could not be run."""
 
 from __future__ import annotations
 
@@ -84,7 +84,9 @@ def test_nothing_is_pushed_and_the_command_that_the_error_names_helps(
     assert f"Login {pool.user!r} may not create them, since it is not an admin of the database." in told
     run_command(told, couchdb, monkeypatch)
     said = capsys.readouterr()
-    assert f"Wrote the design documents Monitor, airflow-picas-1 to {pool.database} on" in said.out
+    assert (
+        f"Wrote the design documents Monitor, airflow-picas-1, airflow-picas-page-1 to {pool.database} on" in said.out
+    )
     assert couchdb.password not in said.out + said.err
     batch = push()
     assert PicasHook().count(batch["batch"]) == Counts(todo=2)
@@ -96,7 +98,8 @@ def test_the_command_with_a_login_that_is_not_an_admin(
 ) -> None:
     monkeypatch.setenv("_AIRFLOW_PROCESS_CONTEXT", "server")
     assert cli.main(["deploy-views"]) == 1
-    assert f"Login {pool.user!r} may not write the design documents Monitor, airflow-picas-1" in capsys.readouterr().err
+    refused = "Monitor, airflow-picas-1, airflow-picas-page-1"
+    assert f"Login {pool.user!r} may not write the design documents {refused}" in capsys.readouterr().err
     assert cli.main(["deploy-views", "--design-document", "SingleCore"]) == 1
     assert "takes NAME=CONDITION" in capsys.readouterr().err
     monkeypatch.setattr("sys.stdin", io.StringIO("wrong password\n"))

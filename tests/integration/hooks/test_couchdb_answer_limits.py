@@ -1,4 +1,4 @@
-"""Responses that never end or are far too large: both hooks abort them at a limit and name it."""
+"""Answers without an end, or with far too much in them: both hooks give up at a limit, and say which."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The hooks on a real database, through proxies and faults."""
+"""The hooks on a real database, and on what stands between."""
 
 from __future__ import annotations
 
@@ -325,10 +325,10 @@ class TestPool:
 
 class TestViews:
     def test_deploying_twice_writes_once(self, hook: PicasHook) -> None:
-        assert hook.deploy_views().written == ["Monitor", "airflow-picas-1"]
+        assert hook.deploy_views().written == ["Monitor", "airflow-picas-1", "airflow-picas-page-1"]
         again = hook.deploy_views()
-        assert (again.written, again.unchanged) == ([], ["Monitor", "airflow-picas-1"])
-        assert run(lambda hook: hook.deploy_views()).unchanged == ["Monitor", "airflow-picas-1"]
+        assert (again.written, again.unchanged) == ([], ["Monitor", "airflow-picas-1", "airflow-picas-page-1"])
+        assert run(lambda hook: hook.deploy_views()).unchanged == ["Monitor", "airflow-picas-1", "airflow-picas-page-1"]
 
     def test_a_login_without_rights_is_refused_with_the_reason(
         self, hook: PicasHook, couchdb: CouchDBAdmin, pool: Pool
@@ -337,7 +337,7 @@ class TestViews:
         status, _ = couchdb.request("PUT", f"/{pool.database}/_security", everybody)
         assert status == 200
         deployed = hook.deploy_views()
-        assert (deployed.written, deployed.refused) == ([], ["Monitor", "airflow-picas-1"])
+        assert (deployed.written, deployed.refused) == ([], ["Monitor", "airflow-picas-1", "airflow-picas-page-1"])
 
     def test_a_complete_monitor_is_left_as_it_is(self, hook: PicasHook, couchdb: CouchDBAdmin, pool: Pool) -> None:
         mine = {name: {"map": f"function(doc) {{ /* mine */ if (doc.type == 'token') emit(doc._id, '{name}'); }}"}
@@ -373,6 +373,7 @@ class TestViews:
         assert Counter(name for deployment in done for name in deployment.written) == {
             "Monitor": 1,
             "airflow-picas-1": 1,
+            "airflow-picas-page-1": 1,
         }
 
 

@@ -134,7 +134,8 @@ class ApiServer:
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
             with opener.open(request, timeout=60) as answer:
-                return Reply(answer.status, answer.headers, answer.read())
+                endless = answer.headers.get_content_type() == "text/event-stream"
+                return Reply(answer.status, answer.headers, answer.readline() if endless else answer.read())
         except urllib.error.HTTPError as error:
             return Reply(error.code, error.headers, error.read())
 

@@ -1,4 +1,4 @@
-"""Jobs that slurmdbd lists as running although the controller has forgotten them ("runaway jobs") do not block a wait."""
+"""Jobs that slurmdbd holds for running and the controller has forgotten ("runaway jobs") keep no wait standing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tokens of dead pilots that cannot be released are named, by the wait and by a cancel."""
+"""Tokens of dead pilots that cannot be given back are named, whoever looks."""
 
 from __future__ import annotations
 

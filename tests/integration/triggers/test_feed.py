@@ -1,4 +1,4 @@
-"""One feed for each pool: which wait gets which update, and which faults the feed survives."""
+"""One feed a pool: who gets which news, and what it goes through."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Random rounds can be replayed: the seed alone determines a round."""
+"""Random rounds can be replayed: the seed alone says what a round does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a response becomes a typed error, and which requests are repeated."""
+"""How an answer becomes a typed error, and what is sent again."""
 
 from __future__ import annotations
 

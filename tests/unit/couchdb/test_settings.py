@@ -1,4 +1,4 @@
-"""How the fields of a connection become settings."""
+"""What a connection's fields become."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many pilots of which class are submitted."""
+"""How many pilots of which kind."""
 
 from __future__ import annotations
 

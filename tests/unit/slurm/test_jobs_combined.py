@@ -1,4 +1,4 @@
-"""Several queries in one command, and its output split between them."""
+"""Several looks in one command, and its output divided among them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""New lines of the pilots' logs, read by a real shell."""
+"""The news of the pilots' logs, from a real shell."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lines of an archive, and invalid archives."""
+"""Lines of an archive, and what is no archive."""
 
 from __future__ import annotations
 

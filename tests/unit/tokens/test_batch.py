@@ -1,4 +1,4 @@
-"""Batches, as operators get them."""
+"""A batch as operators are given it."""
 
 from __future__ import annotations
 

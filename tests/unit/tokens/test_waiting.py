@@ -1,4 +1,4 @@
-"""When a wait ends, and the message it ends with."""
+"""When a wait is over, and what it says then."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cancelling and draining pilots on a real Slurm: tokens are released and credentials removed."""
+"""Pilots are cancelled or drained on a real Slurm, their tokens come back, and the credentials go."""
 
 from __future__ import annotations
 

@@ -1,0 +1,201 @@
+"""What the page in Airflow's UI reads: pages of a table, when and where tokens ended. Operations, as in ``pool``.
+
+Each reads a bounded number of documents. The views of ``views.PAGE`` may be missing: then ``ended_pages``, ``history``
+and ``nodes`` raise NotFoundError.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from airflow_provider_picas.couchdb import errors
+from airflow_provider_picas.couchdb.http import Operation, Request, Response
+from airflow_provider_picas.couchdb.pool import Document, Pool
+from airflow_provider_picas.lifecycle.ids import END_OF_PREFIX
+from airflow_provider_picas.tokens import ids, views
+from airflow_provider_picas.tokens.documents import is_token
+from airflow_provider_picas.tokens.states import State
+
+MOST_POINTS = 600  # rows of a plot, at most
+MOST_NODES = 2_000
+STEPS = {3: 86_400, 4: 3_600, 5: 60, 6: 1}
+"""Seconds of a step of the history, by group level of the view ``ended``."""
+MINUTES = 5
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a pool's tokens in the order of their ids: those of a ``batch``, in a ``state`` (None: any), whose keys
+    begin with ``prefix``; after the id ``after``, or before it if ``descending``."""
+
+    batch: str | None
+    state: str | None = None
+    prefix: str = ""
+    after: str | None = None
+    descending: bool = False
+
+    @property
+    def keys(self) -> tuple[str | None, str | None]:
+        """The first and the last id."""
+        begin = f"{self.batch}:{self.prefix}" if self.batch is not None else self.prefix
+        return (begin, f"{begin}{END_OF_PREFIX}") if begin else (None, None)
+
+    def holds(self, document_id: str) -> bool:
+        """True if the id is in this part: the order of a view's keys ignores case first."""
+        begin, _ = self.keys
+        return document_id.startswith(begin or "") and not document_id.startswith("_")
+
+
+def page(pool: Pool, part: Part, limit: int) -> Operation[tuple[list[Document], str | None]]:
+    """At most ``limit`` tokens of a part, and the id after which it continues; None at the end."""
+    size = limit
+    while True:
+        try:
+            response = yield _page_request(pool, part, size + (part.after is not None))
+            break
+        except errors.LargeResponseError:
+            if size == 1:
+                raise
+            size = max(1, size // 8)
+    rows = response.rows(id=str, doc=(dict, type(None)))
+    last = rows[-1]["id"] if len(rows) >= size + (part.after is not None) else None
+    found = [
+        response.document(row["doc"])
+        for row in rows
+        if row.get("doc") and row["id"] != part.after and part.holds(row["id"]) and is_token(row["doc"])
+    ]
+    return found, last if last != part.after else None
+
+
+def _page_request(pool: Pool, part: Part, limit: int) -> Request:
+    first, last = part.keys
+    begin, end = (last, first) if part.descending else (first, last)
+    query: dict[str, Any] = {"startkey": part.after or begin, "endkey": end, "limit": limit, "include_docs": True}
+    query |= {"descending": True} if part.descending else {}
+    if part.state == "stateless":
+        return pool.view_request("stateless", views.PROVIDER, reduce=False, **query)
+    if part.state is not None:
+        return pool.view_request(part.state, reduce=False, **query)
+    params = {name: json.dumps(value) for name, value in query.items() if value is not None}
+    return Request("GET", pool.path("_all_docs"), params)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A row of the view ``ended``: a token and its ``key``, when it began and ended, and where."""
+
+    id: str
+    key: list[Any]
+    state: str
+    job: str | None
+    node: str | None
+    began: float | None
+    ended: int | None
+
+
+def ended_page(
+    pool: Pool,
+    batch: str | None,
+    state: State,
+    limit: int,
+    *,
+    after: tuple[list[Any], str] | None = None,
+    descending: bool = True,
+) -> Operation[list[Ended]]:
+    """The tokens in a state by the time when they ended, by default the latest first; from a key and an id on."""
+    keys: list[list[Any]] = [[batch, state], [batch, state, {}]]
+    begin, end = reversed(keys) if descending else keys
+    query: dict[str, Any] = {"startkey": begin, "endkey": end, "limit": limit, "reduce": False}
+    query |= {"descending": True} if descending else {}
+    if after is not None:
+        query |= {"startkey": after[0], "startkey_docid": after[1], "limit": limit + 1}
+    response = yield pool.view_request("ended", views.PAGE, **query)
+    rows = (_ended(response, row) for row in response.rows(id=str, key=list, value=list))
+    return [row for row in rows if after is None or row.id != after[1]][:limit]
+
+
+def _ended(response: Response, row: Mapping[str, Any]) -> Ended:
+    key, value = row["key"], row["value"]
+    if len(key) != 6 or len(value) != 3 or not all(isinstance(part, int | float) for part in key[2:]):
+        raise response.unexpected("a row of the view ended has another form")
+    job, node, lock = value
+    at = _seconds(key[2:])
+    return Ended(
+        row["id"],
+        key,
+        str(key[1]),
+        job if isinstance(job, str) else None,
+        node if isinstance(node, str) else None,
+        float(lock) if isinstance(lock, int | float) else None,
+        at or None,
+    )
+
+
+def _seconds(parts: list[Any]) -> int:
+    """Seconds since 1970 from day, hour, minute and second, as far as they are given."""
+    return int(sum(number * step for number, step in zip(parts, (86_400, 3_600, 60, 1), strict=False)))
+
+
+@dataclass(frozen=True)
+class History:
+    """How many tokens ended in each step: begin of the step, done, error. ``level``: of the step, for the next query."""
+
+    level: int
+    points: list[tuple[int, int, int]]
+
+    @property
+    def step(self) -> int:
+        """Seconds of a step."""
+        return STEPS[self.level]
+
+
+def history(pool: Pool, batch: str | None, level: int = MINUTES) -> Operation[History]:
+    """When tokens ended, in the finest steps that give at most ``MOST_POINTS`` rows. ``level``: to begin with."""
+    coarser = False
+    while True:
+        points, complete = yield from _points(pool, batch, level)
+        if not complete and level > min(STEPS):
+            level, coarser = level - 1, True
+            continue
+        dated = [at for at, _, _ in points if at > 0]
+        finer = STEPS.get(level + 1)
+        if coarser or finer is None or not dated:
+            return History(level, points)
+        if 2 * (dated[-1] - dated[0] + STEPS[level]) // finer > MOST_POINTS:
+            return History(level, points)
+        level += 1
+
+
+def _points(pool: Pool, batch: str | None, level: int) -> Operation[tuple[list[tuple[int, int, int]], bool]]:
+    query = {"startkey": [batch, State.DONE], "endkey": [batch, State.ERROR, {}], "group_level": level}
+    response = yield pool.view_request("ended", views.PAGE, **query, limit=MOST_POINTS + 1)
+    rows = response.rows(key=list, value=int)
+    points: dict[int, list[int]] = {}
+    for row in rows[:MOST_POINTS]:
+        if len(row["key"]) != level or not all(isinstance(part, int | float) for part in row["key"][2:]):
+            raise response.unexpected("a row of the view ended has another form")
+        points.setdefault(_seconds(row["key"][2:]), [0, 0])[row["key"][1] == State.ERROR] += row["value"]
+    return [(at, done, error) for at, (done, error) in sorted(points.items())], len(rows) <= MOST_POINTS
+
+
+def nodes(pool: Pool, batch: str | None) -> Operation[tuple[dict[str, tuple[int, int]], bool]]:
+    """How many tokens were done and in error on each node, and whether these are all nodes."""
+    query = {"startkey": [batch], "endkey": [batch, {}], "group_level": 3, "limit": 2 * MOST_NODES}
+    response = yield pool.view_request("nodes", views.PAGE, **query)
+    rows = response.rows(key=list, value=int)
+    found: dict[str, tuple[int, int]] = {}
+    for row in rows:
+        if len(row["key"]) != 3 or not isinstance(row["key"][1], str):
+            raise response.unexpected("a row of the view nodes has another form")
+        done, error = found.get(row["key"][1], (0, 0))
+        is_error = row["key"][2] == State.ERROR
+        found[row["key"][1]] = (done + row["value"] * (not is_error), error + row["value"] * is_error)
+    return found, len(rows) < 2 * MOST_NODES
+
+
+def in_scope(token_id: str, batch: str | None) -> bool:
+    """True if a token of this id may be shown as one of the batch, or of the pool."""
+    return ids.in_batch(token_id, batch) if batch is not None else not token_id.startswith("_")
