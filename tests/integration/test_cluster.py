@@ -1,4 +1,4 @@
-"""The stack's own cluster: it looks like a site, can be hurt, and leaves nothing behind."""
+"""The stack's own cluster: it behaves like a site, faults can be injected, and it leaves nothing behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The project's DAGs, as Airflow's DAG processor reads and keeps them."""
+"""The project's DAGs, as Airflow's DAG processor reads and serializes them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the images are built from, as their ``.dockerignore`` files let it through. No Docker engine is needed."""
+"""The build contexts of the images, as their ``.dockerignore`` files define them. No Docker engine is needed."""
 
 from __future__ import annotations
 

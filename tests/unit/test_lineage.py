@@ -1,4 +1,4 @@
-"""What OpenLineage is told, where its client is installed."""
+"""What operators report to OpenLineage, if its client is installed."""
 
 from __future__ import annotations
 

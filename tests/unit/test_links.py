@@ -1,4 +1,4 @@
-"""Where the links of a task lead. That Airflow shows them is tested in a running one."""
+"""The targets of a task's links. The end-to-end tests check that Airflow shows them."""
 
 from __future__ import annotations
 

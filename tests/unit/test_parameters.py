@@ -1,4 +1,4 @@
-"""What templates make of arguments."""
+"""Arguments that a template may have rendered."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The project's own pages and settings name commands, files and versions that exist."""
+"""The project's pages and settings name commands, files and versions that exist."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stack that the other tests run on, where it has rules of its own."""
+"""Rules of the stack that the other tests run on."""
 
 from __future__ import annotations
 

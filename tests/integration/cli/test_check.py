@@ -1,4 +1,4 @@
-"""``airflow-picas check`` as a new user runs it: on a site that is as it must be, and on sites where one thing is not."""
+"""``airflow-picas check`` as a new user runs it: on a healthy site, and on sites with one fault each."""
 
 from __future__ import annotations
 

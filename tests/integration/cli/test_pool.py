@@ -1,4 +1,4 @@
-"""``airflow-picas status``, ``errors`` and ``logs`` on a pool, as somebody at a terminal sees them."""
+"""``airflow-picas status``, ``errors`` and ``logs`` on a pool, as printed in a terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A pool without views, and a login that may not create them: nothing is pushed or submitted that could not be run."""
+"""A pool without views, and a login that may not create them: nothing is pushed or submitted that could not run."""
 
 from __future__ import annotations
 

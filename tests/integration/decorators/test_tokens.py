@@ -1,4 +1,4 @@
-"""``@task.picas_tokens``: what a function yields is pushed."""
+"""``@task.picas_tokens`` pushes what a function yields."""
 
 from __future__ import annotations
 

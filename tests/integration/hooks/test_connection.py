@@ -1,4 +1,4 @@
-"""What Airflow knows of the provider: its metadata, the form of its connection, and the Test button."""
+"""What Airflow knows about the provider: its metadata, the form of its connection, and the Test button."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers without an end, or with far too much in them: both hooks give up at a limit, and say which."""
+"""Responses that never end or are far too large: both hooks abort them at a limit and name it."""
 
 from __future__ import annotations
 

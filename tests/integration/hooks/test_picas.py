@@ -1,4 +1,4 @@
-"""The hooks on a real database, and on what stands between."""
+"""The hooks on a real database, through proxies and faults."""
 
 from __future__ import annotations
 

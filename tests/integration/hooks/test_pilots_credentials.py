@@ -1,4 +1,4 @@
-"""A password that changes on the server and in the connection, while a wait and its pilots run."""
+"""A password that changes on the server and in the connection while a wait and its pilots run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A login node whose sshd hangs in the middle of a session: each step ends in time, and the next one has a new connection."""
+"""A login node whose sshd hangs during a session: each step ends in time, and the next one uses a new connection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands on the cluster that write without end: both hooks stop them at a limit, and hold no more than that in memory."""
+"""Commands on the cluster that write without end: both hooks stop them at a limit, with bounded memory."""
 
 from __future__ import annotations
 

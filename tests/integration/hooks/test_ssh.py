@@ -1,4 +1,4 @@
-"""A task and a trigger read one SSH connection in the same way, and a trigger that cannot log in hands the wait to a task."""
+"""Tasks and triggers read an SSH connection in the same way, and a trigger that cannot log in hands the wait to a task."""
 
 from __future__ import annotations
 

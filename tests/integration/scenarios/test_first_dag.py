@@ -1,4 +1,4 @@
-"""The README's first DAG on sites where one thing is not as it must be: what its tasks say, and what is left on the cluster."""
+"""The README's first DAG on sites with one fault each: what its tasks report, and what remains on the cluster."""
 
 from __future__ import annotations
 

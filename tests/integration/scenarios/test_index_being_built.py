@@ -1,4 +1,4 @@
-"""Counts and waits while CouchDB builds an index, which takes longer than it, or the client, holds a request."""
+"""Counts and waits while CouchDB builds an index, which takes longer than a request may take."""
 
 from __future__ import annotations
 

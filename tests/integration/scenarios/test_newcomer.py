@@ -1,4 +1,4 @@
-"""A new user's first commands, each in a process of its own, with connections that Airflow's database holds."""
+"""A new user's first commands, each in its own process, with connections stored in Airflow's database."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tokens whose ids mean something else in a URL or on a disk: they are read, reset, deleted and restored like all others."""
+"""Tokens whose ids have a meaning in a URL or on a disk are read, reset, deleted and restored like all others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tasks on pools that hold an odd token beside good ones: it may be left, with the reason, and the good ones are changed."""
+"""Tasks on pools with one odd token among good ones: it may be skipped, with the reason, and the good ones are changed."""
 
 from __future__ import annotations
 

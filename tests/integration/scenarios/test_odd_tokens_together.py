@@ -1,4 +1,4 @@
-"""Odd tokens of all kinds beside good ones, in any order: the good ones are run, given back, reset, collected and deleted."""
+"""Odd tokens of all kinds among good ones, in any order: the good ones run and are released, reset, collected and deleted."""
 
 from __future__ import annotations
 

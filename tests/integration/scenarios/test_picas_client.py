@@ -1,4 +1,4 @@
-"""The real PiCaS client and its examples on our pools, and we on theirs."""
+"""The real PiCaS client and its examples on our pools, and the provider on theirs."""
 
 from __future__ import annotations
 

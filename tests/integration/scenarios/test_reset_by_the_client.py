@@ -1,4 +1,4 @@
-"""Tokens that the PiCaS client resets or takes behind our pilots' backs: nothing of ours in them says what is not true."""
+"""Tokens that the PiCaS client resets or claims while our pilots hold them: our fields in them never show anything untrue."""
 
 from __future__ import annotations
 

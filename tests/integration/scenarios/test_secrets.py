@@ -1,4 +1,4 @@
-"""The pool's password is in the file of credentials, and nowhere else."""
+"""The pool's password is in the credentials file, and nowhere else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A proxy that takes no request above 1 MB, which is nginx's default: what is larger goes in parts, or is named."""
+"""A proxy that refuses requests above 1 MB, nginx's default: larger writes are split, or the token is named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sensor on a real pool: poked, rescheduled and deferred."""
+"""The sensor on a real pool, in the modes poke and reschedule, and deferred."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A wait in a cluster of CouchDB nodes, where the copy of the database that counts the tokens lags. A proxy plays that copy."""
+"""A wait in a cluster of CouchDB nodes whose copy of the database lags when it counts. A proxy plays that copy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Waits while the database is away, refuses them, or comes back as an older copy of itself. On servers of their own."""
+"""Waits while the database is unavailable, refuses them, or returns as an older copy. Each test has a server of its own."""
 
 from __future__ import annotations
 

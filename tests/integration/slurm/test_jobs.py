@@ -1,4 +1,4 @@
-"""Jobs that slurmdbd holds for running and the controller has forgotten ("runaway jobs") keep no wait standing."""
+"""Jobs that slurmdbd lists as running although the controller has forgotten them ("runaway jobs") do not block a wait."""
 
 from __future__ import annotations
 

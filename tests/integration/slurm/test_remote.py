@@ -1,4 +1,4 @@
-"""Login profiles and sites that would change what Slurm's commands answer, or what our shell text does."""
+"""Login profiles and sites that could change the output of Slurm's commands, or the meaning of our shell code."""
 
 from __future__ import annotations
 

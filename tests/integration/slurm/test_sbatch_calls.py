@@ -1,4 +1,4 @@
-"""Sites that put a script around sbatch: what it prints beside sbatch's answer must not be taken for the job's id."""
+"""Sites that wrap sbatch in a script: its own output is not taken for the job id."""
 
 from __future__ import annotations
 

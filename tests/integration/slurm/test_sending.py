@@ -1,4 +1,4 @@
-"""Files reach the cluster over the command channel, whatever the account's start-up files and sshd's settings are."""
+"""Files reach the cluster over the command channel, with any start-up files of the account and any settings of sshd."""
 
 from __future__ import annotations
 

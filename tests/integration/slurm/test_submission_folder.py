@@ -1,4 +1,4 @@
-"""Workers that submit the same task at once, or die in it: in any order of their steps, one set of jobs, reported by all."""
+"""Workers that submit the same task at once, or die meanwhile: in any order of their steps, one set of jobs, reported by all."""
 
 from __future__ import annotations
 

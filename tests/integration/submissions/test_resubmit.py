@@ -1,4 +1,4 @@
-"""Waits of the same pilots submit them again once for each round, whoever asks and whenever a worker dies."""
+"""Waits for the same pilots resubmit them once in each round, even if a worker dies."""
 
 from __future__ import annotations
 

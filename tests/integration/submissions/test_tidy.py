@@ -1,4 +1,4 @@
-"""What pilots leave behind is removed when it is safe: leases, credentials, pilots that have not started, old folders."""
+"""Leases, credentials, pilots that have not started and old folders are removed when it is safe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The wait sends what dead pilots could not, all of it, before it gives their tokens back; on a real pool and cluster."""
+"""The wait sends all results that dead pilots could not send before it releases their tokens; on a real pool and cluster."""
 
 from __future__ import annotations
 

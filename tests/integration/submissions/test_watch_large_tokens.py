@@ -1,4 +1,4 @@
-"""Locked tokens that are large: a wait reads them once, page by page, and gives those of the dead back in portions."""
+"""Large locked tokens: a wait reads them once, page by page, and releases those of dead pilots in portions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tokens of dead pilots that cannot be given back are named, whoever looks."""
+"""Tokens of dead pilots that cannot be released are named, by the wait and by a cancel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One connection and one look at Slurm for all waits on a cluster."""
+"""One connection and one query of Slurm for all waits on a cluster."""
 
 from __future__ import annotations
 

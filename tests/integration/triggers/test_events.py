@@ -1,4 +1,4 @@
-"""The trigger that starts DAGs, against a real pool: which events come, and which come after a restart."""
+"""The trigger that starts DAGs, against a real pool: which events it fires, also after a restart."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One feed a pool: who gets which news, and what it goes through."""
+"""One feed for each pool: which wait gets which update, and which faults the feed survives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The trigger and the sensor that wait for tokens, against a real pool: how each wait ends, and what its event says."""
+"""The trigger and the sensor that wait for tokens, against a real pool: how each wait ends, and the contents of its event."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The checker of the random rounds finds faults that were planted in a history."""
+"""The checker of the random rounds finds faults planted in a history."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Random rounds can be replayed: the seed alone says what a round does."""
+"""Random rounds can be replayed: the seed alone determines a round."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is sent to a node to look around there, and what its report means."""
+"""What is sent to a node to check it, and how its report is read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command that imports credentials: from the PiCaS client's own files, which its own program has written."""
+"""The command that imports credentials, from files that the PiCaS client's own program has written."""
 
 from __future__ import annotations
 

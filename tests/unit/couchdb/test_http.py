@@ -1,4 +1,4 @@
-"""How an answer becomes a typed error, and what is sent again."""
+"""How a response becomes a typed error, and which requests are repeated."""
 
 from __future__ import annotations
 

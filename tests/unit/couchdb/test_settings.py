@@ -1,4 +1,4 @@
-"""What a connection's fields become."""
+"""How the fields of a connection become settings."""
 
 from __future__ import annotations
 

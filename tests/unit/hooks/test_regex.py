@@ -1,4 +1,4 @@
-"""Patterns of authors: what is no regular expression, and what takes for ever."""
+"""Patterns of authors: invalid regular expressions, and those that run for ever."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many pilots of which kind."""
+"""How many pilots of which class are submitted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What squeue and sacct say (recorded from Slurm 22.05, unless said otherwise), and what is made of it."""
+"""Output of squeue and sacct (recorded from Slurm 22.05, unless noted otherwise), and what is read from it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several looks in one command, and its output divided among them."""
+"""Several queries in one command, and its output split between them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The news of the pilots' logs, from a real shell."""
+"""New lines of the pilots' logs, read by a real shell."""
 
 from __future__ import annotations
 

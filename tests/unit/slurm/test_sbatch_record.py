@@ -1,4 +1,4 @@
-"""The files of a submission in a real shell: each command runs once, and the folder tells what came of it."""
+"""The files of a submission in a real shell: each command runs once, and the folder records the result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that a shell writes from its standard input, for each login shell that is here."""
+"""Files that a shell writes from its standard input, for each login shell that is installed."""
 
 from __future__ import annotations
 

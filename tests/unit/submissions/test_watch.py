@@ -1,4 +1,4 @@
-"""What a look at pilots makes of what it finds. The looks themselves are in the chaos tests, on real parts."""
+"""What a check of pilots makes of what it finds. The queries themselves are in the chaos tests, on real parts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lines of an archive, and what is no archive."""
+"""Lines of an archive, and invalid archives."""
 
 from __future__ import annotations
 

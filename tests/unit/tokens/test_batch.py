@@ -1,4 +1,4 @@
-"""A batch as operators are given it."""
+"""Batches, as operators get them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of inputs: what a line must be, and which line is told when it is not."""
+"""Files of inputs: what a line must contain, and which line an error names."""
 
 from __future__ import annotations
 

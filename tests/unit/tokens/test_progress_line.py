@@ -1,4 +1,4 @@
-"""The lines of a wait's log: what they say, and when they come."""
+"""The lines in a wait's log: their content and when they are logged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is done with a token that is in the pool already."""
+"""What a push does with a token that exists in the pool."""
 
 from __future__ import annotations
 

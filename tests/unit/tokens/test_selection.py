@@ -1,4 +1,4 @@
-"""Which tokens are selected, why others are left, and what a report says of them."""
+"""Which tokens are selected, why others are skipped, and what the report says about them."""
 
 from __future__ import annotations
 

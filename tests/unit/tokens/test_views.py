@@ -1,4 +1,4 @@
-"""The design documents: what is missing, what differs, and that they are PiCaS's."""
+"""The design documents: missing views, differences, and that they match PiCaS's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When a wait is over, and what it says then."""
+"""When a wait ends, and the message it ends with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One connection a cluster: who has to wait for whom."""
+"""One connection for each cluster: who waits for whom."""
 
 from __future__ import annotations
 

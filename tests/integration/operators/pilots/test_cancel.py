@@ -1,4 +1,4 @@
-"""Pilots are cancelled or drained on a real Slurm, their tokens come back, and the credentials go."""
+"""Cancelling and draining pilots on a real Slurm: tokens are released and credentials removed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The same pilots once more, copied from the folder of an earlier submission on a real cluster."""
+"""Submitting the same pilots again from the folder of an earlier submission on a real cluster."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Our own pilots, submitted by command to a real Slurm: what reaches them, how many come, and what they leave."""
+"""Our own pilots, submitted by command to a real Slurm: what they get, how many are submitted, and what remains of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A site that refuses jobs for now: submit limits of Slurm's accounting, a partition that is closed. Nothing fails for good."""
+"""A site that refuses jobs for now: submit limits in Slurm's accounting, a closed partition. Nothing fails for good."""
 
 from __future__ import annotations
 

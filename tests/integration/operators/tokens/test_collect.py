@@ -1,4 +1,4 @@
-"""Collecting from a real pool: rows, files that are whole or not there, attachments that stay in their folder, and causes."""
+"""Collecting from a real pool: rows, files that appear only when complete, attachments inside their folder, and causes."""
 
 from __future__ import annotations
 

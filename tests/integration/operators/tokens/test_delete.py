@@ -1,4 +1,4 @@
-"""Deleting tokens of a real pool, the archive that comes first, and bringing them back."""
+"""Deleting tokens of a real pool, the archive that is written first, and restoring them."""
 
 from __future__ import annotations
 

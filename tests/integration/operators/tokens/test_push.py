@@ -1,4 +1,4 @@
-"""The push operator on a real pool: every token once, whatever happens on the way, and bad input told before it does harm."""
+"""The push operator on a real pool: each token once, whatever fails, and invalid input is refused before it does harm."""
 
 from __future__ import annotations
 

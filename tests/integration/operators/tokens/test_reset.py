@@ -1,4 +1,4 @@
-"""Reset on a real pool: the right tokens, nothing lost of what they were, and never against a pilot."""
+"""Resetting tokens on a real pool: the right tokens, with their history, and never against a pilot."""
 
 from __future__ import annotations
 

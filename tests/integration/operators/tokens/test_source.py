@@ -1,4 +1,4 @@
-"""Pushing what is given as a file, a function or another task's output; in pools of other shapes; and what it tells."""
+"""Pushing from a file, a function or another task's output, in pools of other kinds, and the progress that is logged."""
 
 from __future__ import annotations
 
