@@ -27,7 +27,7 @@ from tests.integration.pilots import COUNT, Pool, Submission, held, put_lease
 from tests.integration.tasks import context
 from tests.odd_tokens import EXIT_CODES, TIMES, token
 
-server, member, pool = pilots.server, pilots.member, pilots.pool
+pool = pilots.pool
 
 GOOD = [f"good:{place}" for place in range(5)]
 (LOCKED,) = held("dead", 1)

@@ -16,7 +16,7 @@ from airflow_provider_picas.tokens.states import State
 from tests.integration import pilots
 from tests.integration.pilots import Pool, Submission
 
-server, member, pool, submission = pilots.server, pilots.member, pilots.pool, pilots.submission
+pool, submission = pilots.pool, pilots.submission
 
 RECORDED = Path(__file__).parent.with_name("recorded") / "pilot-0.1.0.json"
 """Made by the pilot while it was one file: a token that is done, one in error, one that is done at its second attempt, and one

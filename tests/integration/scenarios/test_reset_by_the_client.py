@@ -26,7 +26,7 @@ from tests.integration.pilots import COUNT, GATE, PASSWORD, Pool, Submission, pu
 from tests.integration.scenarios.test_picas_client import EXAMPLES
 from tests.integration.tasks import context
 
-server, member, pool, submission = pilots.server, pilots.member, pilots.pool, pilots.submission
+pool, submission = pilots.pool, pilots.submission
 
 TOKEN = "b:0000"
 FAIL = "echo oops >&2; sleep 0.2; exit 3"
