@@ -247,11 +247,6 @@ def reason_of_reaping(doc: Doc, claim: str) -> str:
     return next((reason for reason in reasons if reason.startswith("reaped:")), "")
 
 
-def given_up_by_slurm(reason: str) -> bool:
-    """True if a token was reaped because Slurm reported the pilot's job as ended or requeued: see submissions/deaths.py."""
-    return " has ended: " in reason or reason.endswith(" was requeued")
-
-
 def release(token: Token) -> Change:
     """Release a token that was never started: this does not count as an attempt."""
     back = {"lock": 0, "done": 0, "hostname": ""}

@@ -8,9 +8,10 @@ from typing import Optional
 from urllib.parse import quote
 
 from airflow_provider_picas.lifecycle.backoff import Backoff
+from airflow_provider_picas.lifecycle.causes_of_death import is_from_slurm
 from airflow_provider_picas.lifecycle.ids import lease_id
 from airflow_provider_picas.lifecycle.pilot_config import Config
-from airflow_provider_picas.lifecycle.transitions import given_up_by_slurm, reason_of_reaping
+from airflow_provider_picas.lifecycle.transitions import reason_of_reaping
 from airflow_provider_picas.pilot.clock import Clock
 from airflow_provider_picas.pilot.database import Database
 from airflow_provider_picas.pilot.errors import Unreachable
@@ -135,7 +136,7 @@ class Lease(threading.Thread):
                 reason = reason_of_reaping(doc or {}, token.claim)
                 given = f"was released ({reason})" if reason else "was taken by another pilot or reset"
                 self._work.lose(token, given if doc else "was deleted")
-                if given_up_by_slurm(reason):  # all tokens that it claims would be reaped
+                if is_from_slurm(reason):  # all tokens that it claims would be reaped
                     self._work.stop(STOP, "Slurm reported this job as ended or requeued")
 
     def end(self, clean: bool) -> None:

@@ -3,6 +3,7 @@
 import time
 from typing import Dict, Mapping, NamedTuple, Optional, Sequence
 
+from airflow_provider_picas.lifecycle import causes_of_death
 from airflow_provider_picas.lifecycle.json_values import Doc
 from airflow_provider_picas.lifecycle.leases import Reading, Silence
 from airflow_provider_picas.pilot.session import Session
@@ -36,9 +37,9 @@ class Observer:
     def _evaluate(self, pilot: str, lock: float, lease: Optional[Doc], asked: float, answered: float) -> Finding:
         """``asked`` and ``answered``: when the lease was queried, and when it was received (monotonic)."""
         known, default = lease or {}, self._session.config.lease
-        who = f"pilot {pilot} (job {known.get('job')} on {known.get('hostname')})"
+        holder = causes_of_death.holder(pilot, known.get("job"), known.get("hostname"))
         if known.get("ended"):
-            return Finding(f"{who} has ended")
+            return Finding(causes_of_death.ended(holder))
         reading = Reading.of(known, default) if lease else None
         self._silence.note(pilot, reading, answered)
         now = self._session.clock.at(asked)
@@ -48,5 +49,6 @@ class Observer:
             return Finding(read_again=answered + (reading.lease if reading else default) / 6)
         if missing > 0:
             return Finding()
-        silent = now - self._silence.last_renewal(pilot)
-        return Finding(f"{who} was not heard for {silent:.0f} s" if lease else f"pilot {pilot} has no lease")
+        if not lease:
+            return Finding(causes_of_death.no_lease(pilot))
+        return Finding(causes_of_death.silent(holder, now - self._silence.last_renewal(pilot)))

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from airflow_provider_picas.lifecycle import causes_of_death
 from airflow_provider_picas.lifecycle.json_values import number
 from airflow_provider_picas.lifecycle.leases import Reading, Silence
 from airflow_provider_picas.lifecycle.transitions import held_by_pilot
@@ -131,17 +132,17 @@ class Evaluation:
         dead = self.silent.get(pilot, 1.0) <= 0
         lease, pilot = self.leases.get(pilot), one_line(pilot)
         if lease is None:
-            return f"pilot {pilot} has no lease" if dead else None
-        where = f"pilot {pilot} (job {one_line(str(lease.job), 80)} on {one_line(lease.hostname, 80)})"
+            return causes_of_death.no_lease(pilot) if dead else None
+        holder = causes_of_death.holder(pilot, one_line(str(lease.job), 80), one_line(lease.hostname, 80))
         if lease.ended:
-            return f"{where} has ended"
+            return causes_of_death.ended(holder)
         job = self._job(lease.job)
         if job is not None and lease.submission == self.key:
             if job.phase is Phase.ENDED and job.state != FORGOTTEN:  # a live pilot's lease overrides a forgotten job
-                return f"{where} has ended: {job.cause}"
+                return causes_of_death.job_ended(holder, job.cause)
             if lock + ROUNDING < self._latest_start(job, lease):
-                return f"{where} was requeued"
-        return f"{where} was not heard for {self.now - lease.shown.renewed:.0f} s" if dead else None
+                return causes_of_death.requeued(holder)
+        return causes_of_death.silent(holder, self.now - lease.shown.renewed) if dead else None
 
     def _job(self, identifier: Any) -> Job | None:
         return self.slurm.jobs.get(str(identifier)) if self.slurm else None

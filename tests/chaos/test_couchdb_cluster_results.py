@@ -143,7 +143,9 @@ def test_a_node_is_cut_off_for_longer_than_a_lease(site: Site, nodes: CouchDBNod
     until(begun(site, 30), "the first tokens")
     nodes.cut(nodes[2])
     until(
-        lambda: any("was not heard" in log for log in site.logs().splitlines()), "the death of a pilot by its lease", 60
+        lambda: any("did not renew its lease" in log for log in site.logs().splitlines()),
+        "the death of a pilot by its lease",
+        60,
     )
     accepted = site.results(nodes[0])
     nodes.heal()

@@ -144,7 +144,7 @@ def test_a_node_unplugged(run: Run, cluster: Cluster) -> None:
     run.check_done_once([fault.token])
     assert seconds < LEASE + BUSY
     # Slurm and the lease's end tell it at about the same time.
-    assert "NODE_FAIL" in reason(run, fault) or "was not heard" in reason(run, fault)
+    assert "NODE_FAIL" in reason(run, fault) or "did not renew its lease" in reason(run, fault)
 
 
 def test_a_node_set_down(run: Run, cluster: Cluster) -> None:

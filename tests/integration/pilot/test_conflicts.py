@@ -70,7 +70,7 @@ def test_a_result_that_lost_is_adopted_and_its_token_not_run_again(pool: Pool) -
     log = {"attempt-1.out": {"content_type": "text/plain", "data": base64.b64encode(b"log of A").decode()}}
     claimed = {**A_CLAIM, "pilot": "a"}
     branch(pool, "b:0000", ("1", claimed), ("2", {**RESULT, "pilot": None, "_attachments": log}))
-    attempt = {"reason": "reaped: pilot a was not heard for 5 s", "claim": A_CLAIM["claim"]}
+    attempt = {"reason": "reaped: pilot a did not renew its lease for 5 s", "claim": A_CLAIM["claim"]}
     branch(
         pool,
         "b:0000",

@@ -34,7 +34,7 @@ def test_another_pilot_takes_the_tokens_of_a_killed_one(pool: Pool, submission: 
     assert set(submission.runs().values()) == {2}
     doc = pool.get("b:0000")
     assert doc["scrub_count"] == 1
-    assert re.match(r"reaped: pilot \S+ \(job None on .*\) was not heard for", doc["attempts"][0]["reason"])
+    assert re.match(r"reaped: pilot \S+ \(job None on .*\) did not renew its lease for", doc["attempts"][0]["reason"])
 
 
 def test_a_token_that_kills_its_pilots_ends_in_error_and_spares_the_others(pool: Pool, submission: Submission) -> None:

@@ -236,7 +236,7 @@ def test_who_is_killed_is_dead_for_both(site: Site) -> None:
     assert time.monotonic() - killed < LEASE + 5
     until(lambda: site.pool.states() == {State.DONE: 1})
     (attempt,) = site.pool.get("b:0000")["attempts"]
-    assert "was not heard for" in attempt["reason"]
+    assert "did not renew its lease for" in attempt["reason"]
 
 
 def test_whose_writes_reach_too_few_nodes_takes_nobody_for_dead(site: Site) -> None:
@@ -258,7 +258,7 @@ def test_whose_writes_reach_too_few_nodes_takes_nobody_for_dead(site: Site) -> N
 @pytest.mark.parametrize(
     ("cause", "stops"),
     [
-        ("pilot p (job 1 on n) was not heard for 9 s", False),
+        ("pilot p (job 1 on n) did not renew its lease for 9 s", False),
         ("pilot p (job 1 on n) has ended: NODE_FAIL", True),
         ("pilot p (job 1 on n) was requeued", True),
     ],

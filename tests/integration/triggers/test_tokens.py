@@ -435,7 +435,7 @@ def test_a_silent_pilot_has_half_a_lease_to_be_heard_in_a_poke(
     if heard:
         renew.start()
     assert not sensor(pilots=PILOTS).poke(CONTEXT)
-    given_back = f"Released: {token} (pilot p1 (job 5 on n1) was not heard for" in capsys.readouterr().out
+    given_back = f"Released: {token} (pilot p1 (job 5 on n1) did not renew its lease for" in capsys.readouterr().out
     assert (hook.get(token)["lock"] == 0, given_back) == (not heard, not heard)
 
 

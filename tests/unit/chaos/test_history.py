@@ -17,7 +17,7 @@ def healthy() -> History:
     """Two tokens: one is done at once; the other failed, was reaped, and is then done."""
     attempts = [
         {"claim": "b1", "exit_code": 3, "reason": "failed: exit code 3"},
-        {"claim": "b2", "reason": "reaped: pilot x was not heard"},
+        {"claim": "b2", "reason": "reaped: pilot x did not renew its lease"},
     ]
     return History(
         tokens=["a", "b"],

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from airflow_provider_picas.lifecycle.causes_of_death import is_from_slurm
 from airflow_provider_picas.lifecycle.leases import Reading, Silence
-from airflow_provider_picas.lifecycle.transitions import given_up_by_slurm, reason_of_reaping
+from airflow_provider_picas.lifecycle.transitions import reason_of_reaping
 from airflow_provider_picas.pilot.clock import Clock
 
 LEASE = 60.0
@@ -163,7 +164,7 @@ def test_many_dates_tell_the_time_better_than_one() -> None:
 @pytest.mark.parametrize(
     ("reason", "slurms"),
     [
-        ("reaped: pilot p (job 1 on n) was not heard for 70 s", False),
+        ("reaped: pilot p (job 1 on n) did not renew its lease for 70 s", False),
         ("reaped: pilot p has no lease", False),
         ("reaped: pilot p (job 1 on n) has ended", False),
         ("reaped: pilot p (job 1 on n) has ended: NODE_FAIL", True),
@@ -176,4 +177,4 @@ def test_whose_word_a_token_was_reaped_by(reason: str, slurms: bool) -> None:
     assert reason_of_reaping({"attempts": attempts}, "b-2") == reason
     assert reason_of_reaping({"attempts": attempts}, "a-1") == ""
     assert reason_of_reaping({}, "b-2") == ""
-    assert given_up_by_slurm(reason) is slurms
+    assert is_from_slurm(reason) is slurms

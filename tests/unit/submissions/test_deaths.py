@@ -65,13 +65,13 @@ def test_a_pilot_that_renews_its_lease_lives() -> None:
 @pytest.mark.parametrize("told", [None, slurm()])
 def test_a_silent_pilot_is_dead_when_its_lease_is_over(told: SlurmStatus | None) -> None:
     cause = death(held(), lease(renewed=NOW - 62), told)
-    assert cause == "pilot p1 (job 12_0 on n1) was not heard for 62 s"
+    assert cause == "pilot p1 (job 12_0 on n1) did not renew its lease for 62 s"
 
 
 def test_a_lease_that_is_over_is_read_for_half_a_lease_before_its_pilot_is_dead() -> None:
     silent = lease(renewed=NOW - 100)
     assert death(held(), silent, slurm(), seen=29) is None
-    assert death(held(), silent, slurm(), seen=30) == "pilot p1 (job 12_0 on n1) was not heard for 100 s"
+    assert death(held(), silent, slurm(), seen=30) == "pilot p1 (job 12_0 on n1) did not renew its lease for 100 s"
     assert death(held(), lease(renewed=NOW - 100, ended=True), seen=0) == "pilot p1 (job 12_0 on n1) has ended"
     assert death(held(), silent, slurm(state="NODE_FAIL"), seen=0) == "pilot p1 (job 12_0 on n1) has ended: NODE_FAIL"
 
@@ -170,4 +170,4 @@ def test_holders_of_tokens_are_found() -> None:
 
 def test_a_broken_lease_is_an_old_one() -> None:
     broken = Lease.parse({"pilot": "p1", "renewed": "x", "lease": None})
-    assert death(held(), broken) == "pilot p1 (job None on ) was not heard for 10000 s"
+    assert death(held(), broken) == "pilot p1 (job None on ) did not renew its lease for 10000 s"
