@@ -29,8 +29,8 @@ def test_a_new_users_first_commands_work(pool: Pool, cluster: Cluster | DockerSt
     assert migrated.returncode == 0, migrated.stderr[-2000:]
     missing = run("airflow_provider_picas", "check")
     assert missing.returncode == 1
-    assert "FAIL  database: There is no connection 'picas_default'." in missing.stdout
-    assert "FAIL  ssh: There is no connection 'ssh_default'." in missing.stdout
+    assert "FAIL  database: Connection 'picas_default' does not exist." in missing.stdout
+    assert "FAIL  ssh: Connection 'ssh_default' does not exist." in missing.stdout
 
     config = tmp_path / "picasconfig.py"
     values = {"HOST_URL": pool.url, "DATABASE": pool.database, "USERNAME": pool.user, "PASSWORD": pool.password}

@@ -267,7 +267,7 @@ class TestConnection:
             PicasResetTokensOperator(task_id="reset", batch="b", picas_conn_id="no_such_pool").execute(context("reset"))
 
     def test_a_missing_connection_is_named_in_a_trigger(self) -> None:
-        with pytest.raises(errors.SettingsError, match="There is no connection 'no_such_pool'"):
+        with pytest.raises(errors.SettingsError, match="Connection 'no_such_pool' does not exist"):
             asyncio.run(PicasAsyncHook("no_such_pool").__aenter__())
 
     @pytest.mark.parametrize(
