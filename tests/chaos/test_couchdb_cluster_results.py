@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from airflow_provider_picas.tokens import views
 from airflow_provider_picas.tokens.states import State, state_of
 from stack import couchdb
 from tests.chaos.couchdb_nodes import CouchDBNode, CouchDBNodes, cluster_or_skip, until
 from tests.chaos.run import tell
-from tests.integration.pilots import PASSWORD, Pool, Submission
+from tests.integration.pilots import Pool, Submission, new_pool
 
 RUN = (
     'run=$(cat /proc/sys/kernel/random/uuid); echo "begin $PICAS_TOKEN_ID $(date +%s.%N) $run" >> "$RUNS"; sleep {seconds};'
@@ -32,17 +29,9 @@ def nodes() -> Iterator[CouchDBNodes]:
 @pytest.fixture
 def pool(nodes: CouchDBNodes) -> Iterator[Pool]:
     """An empty pool with the views."""
-    server = couchdb.CouchDBAdmin.from_url(nodes[0].url)
-    name = f"results-{os.getpid()}-{random.randrange(10**9)}"
-    server.create_user(name, PASSWORD)
-    server.create_database(name, members=[name])
-    made = Pool(server, name, name)
-    for design, doc in views.design_documents().items():
-        assert made.request("PUT", f"_design/{design}", doc)[0] == 201
-    yield made
-    nodes.mend()
-    server.delete_database(name)
-    server.delete_user(name)
+    with new_pool(couchdb.CouchDBAdmin.from_url(nodes[0].url)) as made:
+        yield made
+        nodes.mend()
 
 
 class Site:

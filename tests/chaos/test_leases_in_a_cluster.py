@@ -22,8 +22,8 @@ from airflow_provider_picas.submissions.watch import PilotStatus
 from airflow_provider_picas.tokens.states import State
 from stack.couchdb import CouchDBAdmin
 from tests.chaos.couchdb_nodes import CouchDBNodes, cluster_or_skip
-from tests.integration.pilots import PASSWORD, Pool, until
-from tests.integration.submissions.test_deaths import Site, new_pool, new_site
+from tests.integration.pilots import PASSWORD, Pool, new_pool, until
+from tests.integration.submissions.test_deaths import Site, new_site
 
 
 @pytest.fixture

@@ -115,16 +115,25 @@ class Pool:
         return [row["doc"] for row in rows if row["id"].startswith("_local/picas-pilot-")]
 
 
+@contextlib.contextmanager
+def new_pool(server: couchdb.CouchDBAdmin, member: str | None = None) -> Iterator[Pool]:
+    """An empty pool with the design documents, and a member: this user, or one of its own."""
+    with contextlib.ExitStack() as users:
+        user = member or users.enter_context(contextlib.contextmanager(make_member)(server))
+        name = f"pilot-{os.getpid()}-{random.randrange(10**9)}"
+        server.create_database(name, members=[user])
+        made = Pool(server, name, user)
+        for design, doc in views.design_documents().items():
+            assert made.request("PUT", f"_design/{design}", doc)[0] == 201
+        yield made
+        server.delete_database(name)
+
+
 @pytest.fixture
 def pool(server: couchdb.CouchDBAdmin, member: str) -> Iterator[Pool]:
     """An empty pool with the design documents, of which the pilots' user is a member."""
-    name = f"pilot-{os.getpid()}-{random.randrange(10**9)}"
-    server.create_database(name, members=[member])
-    pool = Pool(server, name, member)
-    for design, doc in views.design_documents().items():
-        assert pool.request("PUT", f"_design/{design}", doc)[0] == 201
-    yield pool
-    server.delete_database(name)
+    with new_pool(server, member) as made:
+        yield made
 
 
 class Submission:

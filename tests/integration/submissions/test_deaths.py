@@ -6,7 +6,6 @@ between them and the database, or into the database.
 
 from __future__ import annotations
 
-import random
 import subprocess
 import threading
 import time
@@ -26,30 +25,15 @@ from airflow_provider_picas.pilot.database import Database
 from airflow_provider_picas.submissions import watch
 from airflow_provider_picas.submissions.deaths import Observer
 from airflow_provider_picas.submissions.watch import PilotStatus
-from airflow_provider_picas.tokens import views
 from airflow_provider_picas.tokens.states import State
 from stack.couchdb import CouchDBAdmin
 from tests.conftest import set_connection
 from tests.integration.faults import Fault, Proxy
-from tests.integration.pilots import COUNT, GATE, PASSWORD, Pool, Submission, until
+from tests.integration.pilots import COUNT, GATE, PASSWORD, Pool, Submission, new_pool, until
 
 LEASE = 8  # seconds; renewed every 2.7 s
 RENEWAL = "PUT /{name}/_local/picas-pilot-"
 READING = "_local_docs"  # of leases, by another pilot or the wait
-
-
-@contextmanager
-def new_pool(server: CouchDBAdmin) -> Iterator[Pool]:
-    """An empty pool with the design documents, and a user of its own."""
-    name = f"living-{random.randrange(10**9)}"
-    server.create_user(name, PASSWORD)
-    server.create_database(name, members=[name])
-    made = Pool(server, name, name)
-    for design, doc in views.design_documents().items():
-        assert made.request("PUT", f"_design/{design}", doc)[0] == 201
-    yield made
-    server.delete_database(name)
-    server.delete_user(name)
 
 
 @pytest.fixture
