@@ -126,7 +126,7 @@ class TestConnection:
         connect(schema="")
         ok, text = PicasHook().test_connection()
         assert ok
-        assert "names no database" in text
+        assert "has no database" in text
 
     @pytest.mark.parametrize(
         ("fields", "words"),

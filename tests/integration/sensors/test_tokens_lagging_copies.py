@@ -61,6 +61,6 @@ def test_what_the_trigger_counted_does_not_fail_it_either(lagging: list[str], ba
 
 def test_tokens_that_are_gone_fail_it_all_the_same(lagging: list[str], batch: dict[str, Any]) -> None:
     remove([7, 8])
-    with pytest.raises(AirflowFailException, match=r"are gone \(b:00000007, b:00000008"):
+    with pytest.raises(AirflowFailException, match=r"are missing \(b:00000007, b:00000008"):
         run_poked(sensor(batch, picas_conn_id="lagging"))
     assert lagging

@@ -245,7 +245,7 @@ def test_a_pool_that_is_deleted_and_made_anew(hook: PicasHook, pool: Pool, couch
             hook.deploy_views()
             push(hook, "a", 1)
             await news.until(Counts(todo=1))
-            await news.noticed("made anew")
+            await news.noticed("created again")
             finish(hook, "a")  # and the feed goes on
             await news.until(Counts(done=1))
 
@@ -389,7 +389,7 @@ def test_an_outage_loses_nothing(hook: PicasHook, through_tunnel: Any) -> None:
             await asyncio.to_thread(finish, hook, "a", 2)
             await tunnel.start()
             await news.until(Counts(done=2))
-            await news.noticed("answers again")
+            await news.noticed("is reachable again")
 
     through_tunnel(wait)
 
@@ -408,7 +408,7 @@ def test_the_end_of_an_outage_is_reported_to_who_only_follows(hook: PicasHook, t
             await tunnel.stop()
             await noticed("The wait continues")
             await tunnel.start()
-            await noticed("answers again")
+            await noticed("is reachable again")
 
     through_tunnel(wait)
 
