@@ -24,6 +24,8 @@ def old_batches(params=None):
     hook = PicasHook(params["picas_conn_id"], database=params["database"])
     old = []
     for batch, counts in hook.batches().items():
+        if params["batch"] and batch != params["batch"]:
+            continue
         if counts.finished < counts.total or len(old) == MOST_BATCHES:
             continue
         if batch != batch_id(batch):
@@ -48,6 +50,7 @@ def old_batches(params=None):
         ),
         "picas_conn_id": Param("picas_default", type="string", description="Connection to the pool."),
         "database": Param(None, type=["null", "string"], description="Another database than the connection's."),
+        "batch": Param(None, type=["null", "string"], description="Only this batch."),
     },
     tags=["picas"],
     doc_md=__doc__,

@@ -76,6 +76,7 @@ class Viewer:
     scope: Scope
     user: BaseUser
     why_not: str | None
+    by_run: bool = False  #: by the rights on the DAG of a run that uses the scope
 
     @property
     def name(self) -> str:
@@ -90,8 +91,8 @@ def may_see(scope: Annotated[Scope, Depends(asked_scope)], user: GetUserDep) -> 
         by_run = named and may_read_run(user, str(scope.dag_id))
         if not (by_run or _may_connection("GET", user, scope.conn_id)):
             raise HTTPException(403, NOT_SEEN)
-        if named and _may_dag("PUT", user, str(scope.dag_id), DagAccessEntity.TASK_INSTANCE):
-            return Viewer(scope, user, None)
+        if by_run and _may_dag("PUT", user, str(scope.dag_id), DagAccessEntity.TASK_INSTANCE):
+            return Viewer(scope, user, None, by_run=True)
     if _may_connection("PUT", user, scope.conn_id):
         return Viewer(scope, user, None)
     return Viewer(
@@ -139,6 +140,11 @@ def readable_connections(user: BaseUser) -> set[str]:
     """The ids of all connections that the user may read."""
     found: set[str] = get_auth_manager().get_authorized_connections(user=user, method="GET")
     return found
+
+
+def may_use_connection(user: BaseUser, conn_id: str) -> bool:
+    """True if the user may read the connection."""
+    return _may_connection("GET", user, conn_id)
 
 
 def _may_dag(method: Any, user: BaseUser, dag_id: str, entity: DagAccessEntity) -> bool:

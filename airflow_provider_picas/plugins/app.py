@@ -46,4 +46,6 @@ def create_app() -> FastAPI:
 async def _couchdb_error(_: Request, error: Exception) -> JSONResponse:
     """An error of the database as a sentence for the user; it names no secrets."""
     status = 404 if isinstance(error, errors.NotFoundError) else 502
+    if isinstance(error, errors.UnauthorizedError | errors.ForbiddenError):
+        status = 409  # of the connection's login, not of the user
     return JSONResponse({"detail": one_line(str(error), _LONGEST_ERROR)}, status_code=status)

@@ -88,6 +88,7 @@ class PoolReader:
         self.conn_id = conn_id
         self.database = database
         self.readings = Readings()
+        self.read_only: str | None = None  #: what the database said when it refused a change
         self._hook: PicasAsyncHook | None = None
         self._opening = asyncio.Lock()
         self._used = time.monotonic()

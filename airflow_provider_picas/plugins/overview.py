@@ -54,7 +54,7 @@ async def overview(viewer: Viewer) -> models.Overview:
         budget=None if allowed is None else models.Budget(allowed=allowed, failed=counts.error),
         views="partial" if history is None else "page",
         trouble=watch.trouble,
-        actions=actions_of(viewer),
+        actions=actions_of(viewer, reader),
     )
 
 
@@ -133,7 +133,8 @@ def _wait_of(scope: Scope) -> tuple[float | None, int | None]:
     return None, None
 
 
-def actions_of(viewer: Viewer) -> models.Actions:
-    """What the user may do."""
-    answer = models.Allowed(allowed=viewer.why_not is None, why_not=viewer.why_not)
+def actions_of(viewer: Viewer, reader: PoolReader) -> models.Actions:
+    """What the user may do, and the connection's login, as far as the database has refused it a change."""
+    why_not = viewer.why_not or reader.read_only
+    answer = models.Allowed(allowed=why_not is None, why_not=why_not)
     return models.Actions(**dict.fromkeys(models.Actions.model_fields, answer))

@@ -25,7 +25,8 @@ def server(run_folder: Path) -> Iterator[ApiServer]:
     dags = run_folder / "paged-dags"
     dags.mkdir(exist_ok=True)
     (dags / "tests").symlink_to(Path(__file__).parent / "dags")
-    (dags / "picas_rerun_failed.py").symlink_to(paths.PROJECT / "dags" / "picas_rerun_failed.py")
+    for name in ("picas_rerun_failed.py", "picas_archive_batches.py"):
+        (dags / name).symlink_to(paths.PROJECT / "dags" / name)
     started = ApiServer(run_folder / "paged", Path(sys.prefix), dags)
     started.start()
     yield started
