@@ -61,9 +61,10 @@ const Tabs = ({ overview, tab, onTab }: { overview: Overview; tab: Tab; onTab: (
     <div
       aria-label="Views of the batch"
       className="tabs"
-      onKeyDown={({ key }) => {
-        if (key === "ArrowRight" || key === "ArrowLeft") {
-          move(key === "ArrowRight" ? 1 : -1);
+      onKeyDown={(event) => {
+        if (event.key === "ArrowRight" || event.key === "ArrowLeft") {
+          event.stopPropagation(); // Airflow's grid moves with these keys, too
+          move(event.key === "ArrowRight" ? 1 : -1);
         }
       }}
       role="tablist"
