@@ -111,7 +111,7 @@ class TestScript:
         name, comment = (
             remote.run(f"squeue --noheader --states=all --jobs={job}_1 --format='%j|%k'").stdout.strip().split("|")
         )
-        task = "test_it_runs_and_finds_the_credentials"
+        task = "test_the_script_runs_and_finds_the_credentials"
         assert re.fullmatch(r"picas-dag-\w+-run1-[0-9a-f]{10}\.1", name)
         assert comment == f"airflow-provider-picas dag=dag task={task} run=run1"
 

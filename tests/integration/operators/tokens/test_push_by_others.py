@@ -11,6 +11,7 @@ from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.operators import instance
 from airflow_provider_picas.operators.instance import deployment, submission_keys
 from airflow_provider_picas.operators.tokens import PicasPushTokensOperator
+from airflow_provider_picas.tokens.states import State
 from stack.pool import Pool
 from tests.integration import lives
 from tests.integration.tasks import context
@@ -69,7 +70,7 @@ def test_another_run_with_other_inputs_is_refused(pool: Pool) -> None:
 def test_another_run_whose_tokens_are_to_be_run_otherwise(pool: Pool) -> None:
     """Priorities and limits may have been changed in the pool since."""
     push(tokens=[{"input": "a", "priority": 1}], batch="shared", key="input")
-    lives.change(PicasHook(), "shared:a", priority=9, **lives.LIVES[lives.State.DONE])
+    lives.change(PicasHook(), "shared:a", priority=9, **lives.LIVES[State.DONE])
     again = push(tokens=[{"input": "a", "priority": 1, "time_limit": 60}], batch="shared", key="input", run_id="run2")
     assert (again["tokens"], again["done_before"]) == (1, 1)
 
