@@ -24,6 +24,7 @@ from stack.pool import Pool
 USERS = ("admin", "op", "user", "viewer")
 START_SECONDS = 480.0
 DAG = "paged"
+BASE_PATH = "/airflow"  # as behind a proxy that shows Airflow below a path
 
 
 @dataclass
@@ -44,17 +45,20 @@ class ApiServer:
 
     def __init__(self, folder: Path, venv: Path, dags: Path) -> None:
         self.folder = folder
+        port = processes.free_port()
         self.airflow = Airflow(
             folder,
+            port=port,
             dags=dags,
             venv=venv,
             env={
                 "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": ",".join(f"{user}:{user}" for user in USERS),
+                "AIRFLOW__API__BASE_URL": f"http://127.0.0.1:{port}{BASE_PATH}",
                 "AIRFLOW__SECRETS__BACKEND": "",
                 "AIRFLOW__SECRETS__BACKEND_KWARGS": "",
             },
         )
-        self.url = self.airflow.url
+        self.url = self.airflow.url + BASE_PATH
         self.passwords = {user: secrets.token_urlsafe(12) for user in USERS}
         self.process: subprocess.Popen[bytes] | None = None
         self._tokens: dict[str, str] = {}
