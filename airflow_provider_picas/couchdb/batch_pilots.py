@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from airflow_provider_picas.couchdb import errors
@@ -15,6 +16,8 @@ from airflow_provider_picas.couchdb.http import Operation, Request, json_body
 from airflow_provider_picas.couchdb.pool import Pool
 
 PREFIX = "_local/picas-pilots-"
+SLURM = "slurm"
+"""The field of a record with Slurm's answer, as a wait has seen it: ``submissions.seen.record_of``."""
 _MOST = 1_000  # limit on the submissions of a batch that are read
 
 
@@ -23,6 +26,10 @@ def note(pool: Pool, batch: str, pilots: Mapping[str, Any], *, ended: bool = Fal
     is over."""
     document_id = _document_id(batch, pilots)
     document = {"pilots": dict(pilots), "since": int(time.time()), "ended": ended}
+    if ended:
+        with suppress(errors.NotFoundError):
+            present = yield from pool.get(document_id)
+            document |= {SLURM: present[SLURM]} if SLURM in present else {}
     for _ in range(3):
         try:
             yield Request("PUT", pool.document_path(document_id), body=json_body(document))
@@ -59,17 +66,19 @@ def records(pool: Pool, batch: str) -> Operation[list[dict[str, Any]]]:
     return [document for document in sorted(documents, key=_since, reverse=True) if _is_record(document)]
 
 
-def note_slurm(pool: Pool, batch: str, submission: str, seen: Mapping[str, Any]) -> Operation[None]:
-    """Add what Slurm says of a submission to its record, for the page. Nothing happens if there is no record."""
+def note_slurm(pool: Pool, batch: str, submission: str, seen: Mapping[str, Any]) -> Operation[bool]:
+    """Add what Slurm says of a submission to its record, for the page. False if there is no record."""
     for _ in range(3):
         try:
             present = yield from pool.get(f"{PREFIX}{batch}:{submission}")
-            yield Request("PUT", pool.document_path(present["_id"]), body=json_body({**present, "slurm": dict(seen)}))
-            return
+            document = {**present, SLURM: dict(seen)}
+            yield Request("PUT", pool.document_path(present["_id"]), body=json_body(document))
+            return True
         except errors.ConflictError:
             continue
         except errors.NotFoundError:
-            return
+            return False
+    return True
 
 
 def _is_record(document: Mapping[str, Any]) -> bool:

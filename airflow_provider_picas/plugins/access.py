@@ -136,14 +136,8 @@ def may_read_run(user: BaseUser, dag_id: str) -> bool:
     return all(_may_dag("GET", user, dag_id, what) for what in (DagAccessEntity.TASK_INSTANCE, DagAccessEntity.XCOM))
 
 
-def readable_connections(user: BaseUser) -> set[str]:
-    """The ids of all connections that the user may read."""
-    found: set[str] = get_auth_manager().get_authorized_connections(user=user, method="GET")
-    return found
-
-
 def may_use_connection(user: BaseUser, conn_id: str) -> bool:
-    """True if the user may read the connection."""
+    """True if the user may read the connection. Airflow 3.1 cannot tell which of many a user may read."""
     return _may_connection("GET", user, conn_id)
 
 

@@ -67,10 +67,9 @@ async def pools(user: BaseUser) -> models.PoolsAnswer:
 
 
 def _connections(user: BaseUser) -> list[str]:
-    readable = access.readable_connections(user)
     with create_session() as session:
-        rows = session.scalars(select(Connection.conn_id).where(Connection.conn_type == "picas"))
-        return sorted(conn_id for conn_id in rows if conn_id in readable)
+        found = sorted(session.scalars(select(Connection.conn_id).where(Connection.conn_type == "picas")))
+    return [conn_id for conn_id in found if access.may_use_connection(user, conn_id)]
 
 
 async def _pool(conn_id: str) -> models.PoolInfo:
@@ -321,6 +320,7 @@ async def pilots(scope: access.Scope) -> models.PilotsAnswer:
     keys = [record["pilots"]["submission"] for record in records]
     shown = [seen.pilot_of(lease, now, scope.batch) for lease in seen.of_batch(leases, scope.batch, keys)]
     names = {pilot["job"]: pilot["pilot"] for pilot in shown if pilot["job"]}
+    _add_claimed(shown, running)
     bars = [*_running_bars(running, names), *_ended_bars(ended, names, scope.batch)]
     known = {pilot["pilot"] for pilot in shown}
     shown += _without_lease(running, bars, known)
@@ -350,6 +350,16 @@ def _runs(pool: Pool, batch: str | None) -> Operation[tuple[list[dict[str, Any]]
             raise
         return running, [], False
     return running, [*done, *error], more is None and len(done) < BARS and len(error) < BARS
+
+
+def _add_claimed(pilots: Iterable[dict[str, Any]], running: Iterable[Mapping[str, Any]]) -> None:
+    """Add the tokens that pilots have claimed since they renewed their leases, up to 20 s ago."""
+    by_name = {pilot["pilot"]: pilot for pilot in pilots if pilot["state"] != "ended"}
+    for row in running:
+        pilot = by_name.get(row["pilot"])
+        if pilot is not None and row["id"] not in {run["token"] for run in pilot["now"]}:
+            pilot["now"].append({"token": row["id"], "since": row["started"]})
+            pilot["state"] = "working" if pilot["state"] == "idle" else pilot["state"]
 
 
 def _running_bars(rows: Iterable[Mapping[str, Any]], names: Mapping[str, str]) -> list[dict[str, Any]]:

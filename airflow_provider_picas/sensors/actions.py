@@ -65,6 +65,9 @@ class PilotActions:
                 now = time.monotonic()
                 absent_since = now - (time.time() - self.submission.since) if reschedule else None
                 certain_in = wait.note_pilots(news, now, absent_since=absent_since)
+                self._hook.do(
+                    wait.slurm_record.write(self._hook.pool, wait.terms.batch, self.submission.key, news.slurm)
+                )
                 if not reschedule and shown.logs_are_due():  # `reschedule` does not remember what was logged
                     shown.report_logs(hooks.do(log_updates(self.submission, shown.sizes)))
                 if reschedule and wait.terms.batch is not None:

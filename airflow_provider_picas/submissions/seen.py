@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
+from airflow_provider_picas.couchdb import batch_pilots, errors
+from airflow_provider_picas.couchdb.http import Operation
 from airflow_provider_picas.couchdb.page import in_scope
+from airflow_provider_picas.couchdb.pool import Pool
 from airflow_provider_picas.lifecycle.json_values import number
 from airflow_provider_picas.lifecycle.leases import Silence
-from airflow_provider_picas.slurm.jobs import Job, Phase
+from airflow_provider_picas.slurm.jobs import Job, Phase, SlurmStatus
 from airflow_provider_picas.slurm.reasons import meaning
 from airflow_provider_picas.submissions.deaths import Lease
 from airflow_provider_picas.tokens.table import printable, short
 from airflow_provider_picas.tokens.text import one_line
 
+RECORD_EVERY, RECORD_AGAIN = 15.0, 60.0
+"""Seconds between two records of a wait: while Slurm's answer changes, and while only the pilots' hours grow."""
 MOST_REASONS = 10
 MOST_RUNNING = 200  # tokens of a pilot that are shown
 TAIL = 4_000  # characters of the end of a running token's output
@@ -35,6 +42,32 @@ def record_of(jobs: Collection[Job], at: int) -> dict[str, Any]:
         "reasons": [[one_line(reason, 100), jobs_] for reason, jobs_ in reasons.most_common(MOST_REASONS)],
         "core_hours": round(sum(job.elapsed * job.cpus for job in jobs) / 3600, 4),
     }
+
+
+class SlurmRecord:
+    """Writes what a wait sees of Slurm into the record of its submission, when it changes: the page asks no cluster."""
+
+    def __init__(self) -> None:
+        self._written: dict[str, Any] = {}
+        self._at = -math.inf
+        self._is_there = True
+
+    def write(self, pool: Pool, batch: str | None, submission: str, slurm: SlurmStatus | None) -> Operation[None]:
+        """Write it, if it is due. Whatever the database answers, the wait continues."""
+        if batch is None or slurm is None or not self._is_there:
+            return
+        seen, now = record_of(slurm.jobs.values(), slurm.at), time.monotonic()
+        if now - self._at < (RECORD_EVERY if self._differs(seen) else RECORD_AGAIN):
+            return
+        self._at = now
+        try:
+            self._is_there = yield from batch_pilots.note_slurm(pool, batch, submission, seen)
+            self._written = seen
+        except errors.CouchDBError:
+            return
+
+    def _differs(self, seen: Mapping[str, Any]) -> bool:
+        return any(self._written.get(name) != seen[name] for name in ("waiting", "running", "ended", "reasons"))
 
 
 def of_batch(leases: Iterable[Mapping[str, Any]], batch: str | None, submissions: Collection[str]) -> list[Any]:

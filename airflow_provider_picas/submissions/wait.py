@@ -19,6 +19,7 @@ from airflow_provider_picas.slurm import jobs
 from airflow_provider_picas.slurm.remote import Pause, UnreachableError
 from airflow_provider_picas.submissions.deaths import Observer
 from airflow_provider_picas.submissions.report import PilotsLog
+from airflow_provider_picas.submissions.seen import SlurmRecord
 from airflow_provider_picas.submissions.submission import Operation, Submission
 from airflow_provider_picas.submissions.watch import PilotStatus, check_pilots
 from airflow_provider_picas.tokens.counts import Completeness, Counts
@@ -61,6 +62,7 @@ class Wait:
         self.pilots_log = PilotsLog(log)
         self.credentials = SentCredentials(log)
         self.lines = ProgressLines()
+        self.slurm_record = SlurmRecord()
         self._log = log
         self._progress = Progress(terms.no_progress)
         self._settling = Settling()

@@ -204,6 +204,7 @@ class PicasTokenStateTrigger(BaseTrigger):
                 news = await self._look(picas, slurm, submission)
                 wait.note_pilots(news, time.monotonic())
                 wait.log_progress(time.monotonic())
+                await picas.do(wait.slurm_record.write(picas.pool, self.batch, submission.key, news.slurm))
                 # If this process cannot log in, a task watches the pilots: a worker can, as the submit task has shown.
                 wait.refusal = slurm.refusal
                 if self._news is not None and (wait.no_pilots or wait.refusal is not None):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
+from importlib.metadata import version
 from typing import Any
 
 import pytest
 
 from airflow_provider_picas.plugins.openapi import FILE
+from stack.install import AIRFLOW_PINS
 from tests.integration.plugins.conftest import CONN, Page
 from tests.integration.plugins.server import BASE_PATH, DAG
 
@@ -85,7 +86,11 @@ def test_a_page_of_another_origin_cannot_act_with_a_users_cookie(page: Page, hea
         path = f"/picas/api/batch/actions/drain{end}"
         reply = page.server.send("POST", path, {}, user="admin", headers=headers, **page.of_run)
         assert (reply.status, "X-PiCaS-Request" in reply.json["detail"]) == (403, True)
-    allowed = {"X-PiCaS-Request": "1", "Origin": page.server.url.removesuffix(BASE_PATH), "Sec-Fetch-Site": "same-origin"}
+    allowed = {
+        "X-PiCaS-Request": "1",
+        "Origin": page.server.url.removesuffix(BASE_PATH),
+        "Sec-Fetch-Site": "same-origin",
+    }
     path = "/picas/api/batch/actions/drain/plan"
     assert page.server.send("POST", path, {}, user="admin", headers=allowed, **page.of_run).status != 403
 
@@ -107,11 +112,13 @@ def test_the_run_names_its_batches_once(page: Page) -> None:
     assert [(found["batch"], found["role"]) for found in of_task] == [("b", "wait")]
 
 
+@pytest.mark.skipif(
+    f"apache-airflow-core=={version('apache-airflow-core')} " not in AIRFLOW_PINS.read_text(),
+    reason="FastAPI's versions describe the same routes differently: compared with the pinned one",
+)
 def test_the_description_of_the_routes_is_the_committed_one() -> None:
     from airflow_provider_picas.plugins.openapi import description
 
-    if not re.search(r'"openapi": "3', FILE.read_text()):
-        pytest.fail("www/openapi.json is no description")
     assert json.loads(description()) == json.loads(FILE.read_text()), (
         "run `python -m airflow_provider_picas.plugins.openapi` and commit the file"
     )

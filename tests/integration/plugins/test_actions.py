@@ -8,12 +8,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from airflow_provider_picas.couchdb import batch_pilots
+from airflow_provider_picas.operators.pilots import PicasSubmitPilotsOperator
+from airflow_provider_picas.operators.tokens import PicasPushTokensOperator
+from airflow_provider_picas.sensors.tokens import PicasTokenStateSensor
 from airflow_provider_picas.tokens.states import State, state_of
+from stack import native, processes
+from stack.cluster import Cluster
 from stack.couchdb import CouchDBAdmin
+from stack.docker import DockerStack
 from tests.integration.lives import NOW, change, fill
 from tests.integration.plugins.conftest import CONN, Page
 from tests.integration.plugins.server import DAG
 from tests.integration.plugins.test_batch import lease
+from tests.integration.tasks import context
 
 PILOTS = {"submission": "s.1", "folder": "/h/s.1", "submitted": "2026-01-01T00:00:00+00:00", "job_ids": ["12"]}
 
@@ -213,3 +220,26 @@ def test_a_finished_batch_is_archived_by_the_providers_dag(page: Page) -> None:
     assert "picas_archive_batches" in done["links"][0]["href"]
     run = max(page.server.api().runs("picas_archive_batches"), key=lambda run: run["run_after"])
     assert (run["conf"]["batch"], run["conf"]["days"]) == ("b", 0)
+
+
+def test_pilots_that_a_wait_has_seen_are_cancelled_on_the_cluster(
+    page: Page, spider: str, cluster: Cluster | DockerStack
+) -> None:
+    page.server.send("DELETE", f"/api/v2/connections/{spider}")
+    page.server.api().add_connection(spider, **native.ssh_connection(cluster))
+    push = PicasPushTokensOperator(task_id="push", inputs=[1, 2], batch="b")
+    batch: Any = push.execute(context(run_id=page.pool.database))
+    submit = PicasSubmitPilotsOperator(task_id="pilots", command="sleep 600", pilots=2, batch=batch, ssh_conn_id=spider)
+    submitted = submit.execute(context("pilots", run_id=page.pool.database))
+    processes.wait_for(lambda: page.hook.count("b").locked == 2, what="The start of two tokens", seconds=120)
+    PicasTokenStateSensor(task_id="wait", batch=batch, pilots=submitted).poke(context("wait"))
+    processes.wait_for(
+        lambda: page.ask("batch")["pilots"]["source"] == "slurm", what="Slurm's answer on the page", seconds=60
+    )
+    summary = page.ask("batch")["pilots"]
+    assert (summary["running"], summary["waiting"], summary["ended"]) == (2, 0, 0)
+    pilots = page.ask("batch/pilots")["pilots"]
+    assert [(pilot["state"], len(pilot["now"])) for pilot in pilots] == [("working", 1)] * 2
+    plan, _ = act(page, "cancel", {}, user="op", dag_id=None, run_id=None)
+    assert plan["lines"][1] == "2 tokens are interrupted and wait again. This is no failed attempt."
+    processes.wait_for(lambda: page.hook.count("b").todo == 2, what="The release of two tokens", seconds=120)
