@@ -196,6 +196,14 @@ def nodes(pool: Pool, batch: str | None) -> Operation[tuple[dict[str, tuple[int,
     return found, len(rows) < 2 * MOST_NODES
 
 
+def ahead(pool: Pool, batch: str | None, name: str, priority: float) -> Operation[int]:
+    """How many waiting tokens of a class have a higher priority. Needs the provider's views."""
+    key = [batch if batch is not None else "", name]
+    query = {"startkey": key, "endkey": [*key, 0 - priority], "inclusive_end": False, "group_level": 2}
+    response = yield pool.view_request("todo", views.PROVIDER, **query)
+    return sum(row["value"] for row in response.rows(value=int))
+
+
 def in_scope(token_id: str, batch: str | None) -> bool:
     """True if a token of this id may be shown as one of the batch, or of the pool."""
     return ids.in_batch(token_id, batch) if batch is not None else not token_id.startswith("_")

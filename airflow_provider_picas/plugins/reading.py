@@ -6,7 +6,7 @@ import asyncio
 import base64
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from airflow.api_fastapi.auth.managers.models.base_user import BaseUser
@@ -20,11 +20,13 @@ from airflow_provider_picas.couchdb.http import Operation
 from airflow_provider_picas.couchdb.overview import changed_last
 from airflow_provider_picas.couchdb.page import Ended, Part
 from airflow_provider_picas.couchdb.pool import Document, Pool
+from airflow_provider_picas.lifecycle.classes import class_name
 from airflow_provider_picas.lifecycle.ids import END_OF_PREFIX
+from airflow_provider_picas.lifecycle.json_values import number
 from airflow_provider_picas.plugins import access, models
 from airflow_provider_picas.plugins.live import PoolReader, reader_for
-from airflow_provider_picas.plugins.overview import leases_of, submissions_of
-from airflow_provider_picas.submissions import seen
+from airflow_provider_picas.plugins.overview import leases_of, submissions_of, summary_of
+from airflow_provider_picas.submissions import seen, stop, why
 from airflow_provider_picas.tokens import table
 from airflow_provider_picas.tokens.counts import Counts
 from airflow_provider_picas.tokens.states import State
@@ -49,6 +51,7 @@ BARS = 400  # finished runs in each state on the timeline
 MOST_LOCKED = 500
 MOST_PILOTS = 500
 MOST_NODES = 500
+MOST_FLAGS = 5
 
 NO_VIEWS = (
     "This needs the page's views, which the pool does not have. An admin of the database creates them with"
@@ -418,6 +421,63 @@ async def nodes(scope: access.Scope) -> models.NodesAnswer:
     rows = [models.Node(node=one_line(node), done=done, error=error) for node, (done, error) in found.items()]
     rows.sort(key=lambda node: (-node.error, -node.done, node.node))
     return models.NodesAnswer(nodes=rows[:MOST_NODES], partial=not whole or len(rows) > MOST_NODES)
+
+
+# -- why --------------------------------------------------------------------------------------------------------------
+
+
+async def why_not(scope: access.Scope, token_id: str | None) -> models.WhyAnswer:
+    """Why a token, or with None the batch, does not run."""
+    reader = reader_for(scope.conn_id, scope.database)
+    token = None if token_id is None else await document(scope, token_id)
+    watch = await reader.batch(scope.batch)
+    (leases, now), records, summary = await asyncio.gather(
+        leases_of(reader), submissions_of(reader, scope.batch), summary_of(reader, scope.batch)
+    )
+    keys = [record["pilots"]["submission"] for record in records]
+    mine = seen.of_batch(leases, scope.batch, keys)
+    known = why.Known(
+        watch.counts or Counts(),
+        mine,
+        now,
+        summary,
+        keys,
+        await reader.shared(("drained", scope.batch), RUNS_KEPT, lambda hook: _drained(hook.pool, keys)),
+        await reader.shared(("classes", scope.batch), RUNS_KEPT, lambda hook: _classes(hook.pool, scope.batch)),
+    )
+    if token is None:
+        return models.WhyAnswer(sentences=why.of_batch(known))
+    priority = number(token.get("priority"))
+    ahead = await reader.do(lambda hook: _ahead(hook.pool, scope.batch, class_name(token), priority))
+    return models.WhyAnswer(sentences=why.of_token(token, known, ahead))
+
+
+def _drained(pool: Pool, keys: Sequence[str]) -> Operation[list[str]]:
+    """The submissions whose pilots are to stop, of the latest ones."""
+    flags, found = {stop.drain_flag(key): key for key in keys[:MOST_FLAGS]}, []
+    for flag, key in flags.items():
+        try:
+            document = yield from pool.get(flag)
+        except errors.NotFoundError as error:
+            if error.database_missing:
+                raise
+            continue
+        found += [key] if document.get("drain") else []
+    return found
+
+
+def _classes(pool: Pool, batch: str | None) -> Operation[dict[str, int]]:
+    try:
+        return (yield from counting.todo_by_class(pool, batch))
+    except errors.NotFoundError:
+        return {}
+
+
+def _ahead(pool: Pool, batch: str | None, name: str, priority: float) -> Operation[int | None]:
+    try:
+        return (yield from page.ahead(pool, batch, name, priority))
+    except errors.NotFoundError:
+        return None
 
 
 async def document(scope: access.Scope, token_id: str) -> Document:

@@ -76,4 +76,4 @@ async def nodes(viewer: ViewerDep) -> NodesAnswer:
 @router.get("/batch/why", operation_id="why")
 async def why(viewer: ViewerDep, id: Text = None) -> WhyAnswer:
     """Why a token, or with none the batch, does not run."""
-    raise HTTPException(501, "Not there yet.")
+    return await reading.why_not(viewer.scope, id or None)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import base64
+import json
 import time
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,6 +17,7 @@ from airflow_provider_picas.couchdb.http import Request, json_body
 from airflow_provider_picas.lifecycle.ids import lease_id
 from airflow_provider_picas.tokens.documents import new_token
 from airflow_provider_picas.tokens.states import State
+from stack.couchdb import CouchDBAdmin
 from tests.integration.lives import LIVES, NOW, attach, change, fill, write
 from tests.integration.plugins.conftest import CONN, Page
 
@@ -360,3 +365,55 @@ def test_pilots_and_their_runs(page: Page) -> None:
         ("p1", "locked", NOW, None),
     ]
     assert page.ask("batch/nodes")["nodes"] == [{"node": "n1", "done": 2, "error": 1}]
+
+
+def test_why_a_token_waits(page: Page) -> None:
+    tokens = fill(page.hook, {State.TODO: 4, State.DONE: 1})
+    for token in tokens[:2]:
+        change(page.hook, token, priority=5)
+    none = "No pilots are known to have been submitted for this batch by the provider."
+    assert page.ask("batch/why")["sentences"] == [none]
+    ahead = "2 waiting tokens that ask for the same resources have a higher priority."
+    assert page.ask("batch/why", id=tokens[3])["sentences"] == [ahead, none]
+    assert page.ask("batch/why", id=tokens[0])["sentences"] == [none]
+    assert page.ask("batch/why", id=tokens[4])["sentences"] == ["It has ended: it is done."]
+
+
+# -- what changes is pushed -------------------------------------------------------------------------------------------
+
+
+def events(page: Page, seconds: float = 60) -> Iterator[tuple[str, Any]]:
+    """The events of the batch as a browser gets them."""
+    url = f"{page.server.url}/picas/api/batch/events?{urllib.parse.urlencode(page.scope)}"
+    request = urllib.request.Request(url, headers={"Cookie": f"_token={page.server.token('admin')}"})
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=seconds) as stream:
+        assert stream.headers["content-type"].startswith("text/event-stream")
+        event = ""
+        for line in stream:
+            name, _, value = line.decode().rstrip("\n").partition(": ")
+            if name == "event":
+                event = value
+            elif name == "data":
+                yield event, json.loads(value) if event == "overview" else value
+
+
+def test_a_change_is_pushed(page: Page) -> None:
+    tokens = fill(page.hook, {State.TODO: 3})
+    stream = events(page)
+    assert next(stream)[1]["counts"]["todo"] == 3
+    change(page.hook, tokens[0], **LIVES[State.DONE])
+    while (found := next(stream))[1]["counts"]["done"] == 0:
+        assert found[0] == "overview"
+    assert found[1]["counts"] == {"todo": 2, "locked": 0, "done": 1, "error": 0, "stateless": 0}
+
+
+def test_a_database_that_refuses_is_told_and_the_stream_goes_on(page: Page, couchdb: CouchDBAdmin) -> None:
+    couchdb.delete_database(page.pool.database)
+    stream = events(page)
+    event, text = next(stream)
+    assert (event, "There is no database" in text) == ("trouble", True)
+    couchdb.create_database(page.pool.database, members=[page.pool.user], admins=[page.pool.user])
+    fill(page.hook, {State.TODO: 1})
+    while (found := next(stream))[0] != "overview":
+        pass
+    assert found[1]["counts"]["todo"] == 1
