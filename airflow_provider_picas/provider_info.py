@@ -49,6 +49,26 @@ CONN_FIELDS: dict[str, dict[str, Any]] = {
 }
 
 
+CONFIG: dict[str, Any] = {
+    "picas": {
+        "description": "Options of airflow-provider-picas.",
+        "options": {
+            "deployment": {
+                "description": (
+                    "Name of this Airflow, part of the ids of batches: deployments that share a pool need"
+                    " different names. Default: the host and path of [api] base_url; if that has no host, or"
+                    " localhost, a name that is generated once and stored in the Variable picas_deployment."
+                ),
+                "type": "string",
+                "version_added": "0.1.0",
+                "example": "production",
+                "default": None,
+            },
+        },
+    }
+}
+
+
 def get_provider_info() -> dict[str, Any]:
     """The provider's metadata, in the form of Airflow's ``provider_info.schema.json``."""
     name = "PiCaS"
@@ -95,22 +115,5 @@ def get_provider_info() -> dict[str, Any]:
                 "conn-fields": CONN_FIELDS,
             }
         ],
-        "config": {
-            "picas": {
-                "description": "Options of airflow-provider-picas.",
-                "options": {
-                    "deployment": {
-                        "description": (
-                            "Name of this Airflow, part of the ids of batches: deployments that share a pool need"
-                            " different names. Default: the host and path of [api] base_url; if that has no host, or"
-                            " localhost, a name that is generated once and stored in the Variable picas_deployment."
-                        ),
-                        "type": "string",
-                        "version_added": "0.1.0",
-                        "example": "production",
-                        "default": None,
-                    },
-                },
-            }
-        },
+        "config": CONFIG,
     }

@@ -56,53 +56,45 @@ def picas_run(
     teardown: it cancels the pilots that remain, also when the run is marked failed.
     """
     picas: dict[str, Any] = {"picas_conn_id": picas_conn_id, "database": database}
-    push = PicasPushTokensOperator(
-        task_id="push",
-        inputs=inputs,
-        tokens=tokens,
-        key=key,
-        batch=batch,
-        on_existing=on_existing,
-        map_index_template=_PUSH_SHOWN_AS,
-        **picas,
-    )
+    what = {"inputs": inputs, "tokens": tokens, "key": key, "batch": batch, "on_existing": on_existing}
+    push = PicasPushTokensOperator(task_id="push", map_index_template=_PUSH_SHOWN_AS, **what, **picas)
     picas["map_index_template"] = _SHOWN_AS
     pushed: Any = push.output
+    runs: dict[str, Any] = {"command": command, "setup": setup, "files": files, "script": script}
+    runs |= {"pilot": pilot, "sbatch": sbatch, "env": env}
     submit = PicasSubmitPilotsOperator(
         task_id="pilots",
         batch=pushed,
-        command=command,
-        setup=setup,
-        files=files,
-        pilot=pilot,
-        script=script,
-        sbatch=sbatch,
-        env=env,
         ssh_conn_id=ssh_conn_id,
+        **runs,
         **_given(scaling=scaling, pilots=pilots),
         **picas,
     )
-    submitted: Any = submit.output
-    wait = PicasTokenStateSensor(
-        task_id="wait",
-        batch=pushed,
-        pilots=submitted,
-        deferrable=True,
-        **_given(policy=policy, max_errors=max_errors, watch=watch),
-        **picas,
+    push >> submit
+    return _wait_and_collect(
+        pushed,
+        submit.output,
+        _given(policy=policy, max_errors=max_errors, watch=watch),
+        {"fields": fields, "path": path, "attachments": attachments},
+        picas,
     )
+
+
+def _wait_and_collect(
+    pushed: Any, submitted: Any, wait_for: dict[str, Any], results: dict[str, Any], picas: dict[str, Any]
+) -> Any:
+    """The tasks after the submission of pilots; returns the output of ``collect``."""
+    wait = PicasTokenStateSensor(task_id="wait", batch=pushed, pilots=submitted, deferrable=True, **wait_for, **picas)
     collect = PicasCollectTokensOperator(
         task_id="collect",
         batch=pushed,
-        fields=fields,
-        path=path,
-        attachments=attachments,
         max_errors=wait.max_errors,
         trigger_rule=TriggerRule.NONE_SKIPPED,
+        **results,
         **picas,
     )
     stop = PicasCancelPilotsOperator(task_id="stop", pilots=submitted, batch=pushed, **picas).as_teardown()
-    push >> submit >> wait >> collect >> stop
+    wait >> collect >> stop
     return collect.output
 
 

@@ -108,11 +108,11 @@ class PicasCollectTokensOperator(SelectingOperator):
             if self.path:
                 collected, size = write_rows(rows, self.path, file_format, fields)
                 result: dict[str, Any] = {"collected": collected, "path": self.path}
-                self._log_collected(selection, collected, size, f"are written to {self.path}")
+                self._log_collected(selection, collected, size, f"written to {self.path}")
             else:
                 found, size = self._for_xcom(rows, selection, xcom_bytes)
                 result = {"collected": len(found), "rows": found}
-                self._log_collected(selection, len(found), size, "are pushed to XCom")
+                self._log_collected(selection, len(found), size, "pushed to XCom")
             if selection.states is not None and State.ERROR not in selection.states and counts.error:
                 failed.add(hook.tokens(State.ERROR, selection.batch))
             result["errors"] = failed.summary()
@@ -170,7 +170,7 @@ class PicasCollectTokensOperator(SelectingOperator):
         for saved in hook.side_by_side(save, hook.editor.select(selection)):
             total.add(saved)
         if total.files:
-            self.log.info("%d attachments (%d bytes) are in %s.", total.files, total.bytes, folder)
+            self.log.info("%d attachments (%d bytes) written to %s.", total.files, total.bytes, folder)
         elif not total.too_large:
             self.log.info("No attachments were written to %s: the tokens have none that match %s.", folder, pattern)
         if total.too_large:

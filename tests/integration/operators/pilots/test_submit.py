@@ -385,7 +385,7 @@ class TestLogin:
         ssh(extra={"private_key": text.getvalue(), "look_for_keys": "false"})
         pauses: list[float] = []
         monkeypatch.setattr("airflow_provider_picas.hooks.slurm.time.sleep", pauses.append)
-        with pytest.raises(AirflowException, match=r"refuses the login .*Check the user name and the key"):
+        with pytest.raises(AirflowException, match=r"refused the login .*Check the user name and the key"):
             submit(script())
         assert pauses == []  # not tried again
 
@@ -393,7 +393,7 @@ class TestLogin:
         self, submit: Callable[..., dict[str, Any]], script: Callable[..., str], ssh: Callable[..., None]
     ) -> None:
         ssh(login="nobody-here")
-        with pytest.raises(AirflowException, match=r"nobody-here@.* refuses the login"):
+        with pytest.raises(AirflowException, match=r"nobody-here@.* refused the login"):
             submit(script())
 
     @pytest.mark.parametrize("accepts", [True, False])
