@@ -102,6 +102,7 @@ def get_provider_info() -> dict[str, Any]:
         "extra-links": [
             "airflow_provider_picas.links.PicasPoolLink",
             "airflow_provider_picas.links.PicasMonitoringLink",
+            "airflow_provider_picas.links.PicasRerunLink",
         ],
         "task-decorators": [
             {"name": "picas_tokens", "class-name": "airflow_provider_picas.decorators.tokens.picas_tokens_task"}

@@ -39,6 +39,7 @@ from airflow_provider_picas.plugins.models import RunBatch
 HEADER = "X-PiCaS-Request"
 """A page of another origin cannot send this header with a user's cookie."""
 
+MOST_RUNS = 2_000  # XComs that are read to find the runs of batches
 MOST_NAMED = 1_000  # task instances of a run whose XComs are read
 
 NOT_SEEN = (
@@ -187,6 +188,27 @@ def batches_of_run(
         named = _named(value)
         if named is not None and named["conn_id"] in used(task, index):
             yield RunBatch(**named, dag_id=dag_id, run_id=run_id, task_id=task, map_index=index)
+
+
+def runs_of_batches(user: BaseUser, conn_id: str, database: str) -> dict[str, RunBatch]:
+    """The runs that pushed the batches of a pool, by batch, as far as the user may read them; of the latest ones."""
+    columns = (XComModel.dag_id, XComModel.run_id, XComModel.task_id, XComModel.map_index, XComModel.value)
+    rows = select(*columns).where(XComModel.key == PAGE_KEY).order_by(XComModel.timestamp.desc()).limit(MOST_RUNS)
+    found: dict[str, RunBatch] = {}
+    may: dict[str, bool] = {}
+    with create_session() as session:
+        for dag_id, run_id, task_id, index, value in session.execute(rows):
+            named = _named(value)
+            if named is None or (named["conn_id"], named["database"]) != (conn_id, database) or not named["batch"]:
+                continue
+            if named["role"] != "push" or named["batch"] in found:
+                continue
+            if dag_id not in may:
+                may[dag_id] = may_read_run(user, dag_id)
+            if may[dag_id]:
+                where = {"dag_id": dag_id, "run_id": run_id, "task_id": task_id, "map_index": index}
+                found[named["batch"]] = RunBatch(**named, **where)
+    return found
 
 
 def _named(value: Any) -> dict[str, Any] | None:

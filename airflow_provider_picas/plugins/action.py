@@ -107,4 +107,4 @@ async def need_dag(action: Action, dag_id: str) -> None:
 async def trigger(action: Action, dag_id: str, conf: dict[str, Any]) -> Link:
     """Start a run of a DAG, as the user."""
     run = await action.host.call("POST", f"dags/{dag_id}/dagRuns", {"logical_date": None, "conf": conf})
-    return Link(label=f"The run of {dag_id}", href=f"/dags/{dag_id}/runs/{quote(run['dag_run_id'], safe='')}")
+    return Link(label=f"The run of {dag_id}", href=f"/dags/{dag_id}/runs/{quote(run['dag_run_id'], safe=':+')}")

@@ -10,9 +10,10 @@ import threading
 from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from airflow.providers.common.compat.sdk import AirflowPlugin, conf
+from airflow.providers.common.compat.sdk import AirflowPlugin
+
+from airflow_provider_picas import links
 
 PREFIX = "/picas"
 BUNDLE = Path(__file__).parents[1] / "www" / "dist" / "picas.js"
@@ -43,22 +44,21 @@ class LazyApp:
             return self._app
 
 
-def base_path() -> str:
-    """The path below which a proxy shows Airflow; empty if there is none."""
-    return urlsplit(conf.get("api", "base_url", fallback="") or "").path.rstrip("/")
-
-
 def _react_apps() -> list[dict[str, Any]]:
     """The page in the navigation and as a tab; none if the bundle was not built."""
     try:
         bundle = BUNDLE.stat()
     except OSError:
         return []
-    static = f"{base_path()}{PREFIX}/static"
+    static = f"{links.base_path()}{PREFIX}/static"
     version = f"{bundle.st_size:x}-{bundle.st_mtime_ns:x}"  # browsers keep the bundle until this changes
-    page = {"bundle_url": f"{static}/{BUNDLE.name}?v={version}", "icon": f"{static}/icon.svg"}
-    places = (("PiCaS", "nav", "picas"), ("Tokens", "dag_run", "picas-run"), ("Tokens", "task_instance", "picas-task"))
-    return [{**page, "name": name, "destination": where, "url_route": route} for name, where, route in places]
+    icons = {"icon": f"{static}/icon.svg", "icon_dark_mode": f"{static}/icon-dark.svg"}
+    page = {"bundle_url": f"{static}/{BUNDLE.name}?v={version}", **icons}
+    return [
+        {**page, "name": "PiCaS", "destination": "nav", "url_route": "picas", "category": "browse"},
+        {**page, "name": "Tokens", "destination": "dag_run", "url_route": links.RUN_TAB},
+        {**page, "name": "Tokens", "destination": "task_instance", "url_route": "picas-task"},
+    ]
 
 
 class PicasPlugin(AirflowPlugin):

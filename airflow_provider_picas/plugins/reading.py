@@ -89,8 +89,9 @@ async def _pool(conn_id: str) -> models.PoolInfo:
     return models.PoolInfo(conn_id=conn_id, database=database, host=host, counts=models.Counts(**counts.as_dict()))
 
 
-async def batches(scope: access.Scope, cursor: str | None) -> models.BatchesAnswer:
+async def batches(viewer: access.Viewer, cursor: str | None) -> models.BatchesAnswer:
     """A page of the batches of a pool: those that changed last first, then the others by name."""
+    scope = viewer.scope
     reader = reader_for(scope.conn_id, scope.database)
     try:
         found, recent = await reader.shared(("batches",), BATCHES_KEPT, lambda hook: _batches(hook.pool))
@@ -104,11 +105,15 @@ async def batches(scope: access.Scope, cursor: str | None) -> models.BatchesAnsw
     begin = _whole(cursor)
     some = names[begin : begin + BATCHES_OF_A_PAGE]
     end = begin + len(some)
-    rows = [
-        models.BatchInfo(batch=name, counts=models.Counts(**found[name].as_dict()), changed=name in known)
-        for name in some
-    ]
+    database = (await reader.hook()).settings.database
+    runs = await asyncio.to_thread(access.runs_of_batches, viewer.user, scope.conn_id, database)
+    rows = [_batch(name, found[name], runs.get(name), changed=name in known) for name in some]
     return models.BatchesAnswer(batches=rows, next=str(end) if end < len(names) else None)
+
+
+def _batch(name: str, counts: Counts, run: models.RunBatch | None, *, changed: bool) -> models.BatchInfo:
+    of_run = {"label": run.label, "dag_id": run.dag_id, "run_id": run.run_id} if run else {}
+    return models.BatchInfo(batch=name, counts=models.Counts(**counts.as_dict()), changed=changed, **of_run)
 
 
 def _batches(pool: Pool) -> Operation[tuple[dict[str, Counts], list[str]]]:

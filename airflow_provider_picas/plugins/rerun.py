@@ -59,7 +59,7 @@ async def rerun(action: Action) -> Done:
             await _clear(action, again.task_ids, dry_run=False)
         except HTTPException as error:
             raise HTTPException(error.status_code, f"{text} But no task was cleared. {error.detail}") from None
-    run = f"/dags/{quote(scope.dag_id, safe='')}/runs/{quote(scope.run_id, safe='')}"
+    run = f"/dags/{quote(scope.dag_id, safe='')}/runs/{quote(scope.run_id, safe=':+')}"
     return Done(text=text, tokens=report.changed, links=[Link(label="The run", href=run)])
 
 

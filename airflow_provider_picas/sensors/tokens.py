@@ -23,7 +23,14 @@ from airflow_provider_picas import assets
 from airflow_provider_picas.couchdb import changes
 from airflow_provider_picas.couchdb.errors import CouchDBError, ForbiddenError, UnavailableError, is_refusal
 from airflow_provider_picas.hooks.picas import PicasHook
-from airflow_provider_picas.links import PicasMonitoringLink, PicasPoolLink, push_links, push_page
+from airflow_provider_picas.links import (
+    PicasMonitoringLink,
+    PicasPoolLink,
+    PicasRerunLink,
+    push_links,
+    push_page,
+    push_rerun,
+)
 from airflow_provider_picas.operators.instance import push_id
 from airflow_provider_picas.options import MAX_SCRUBS, PilotWatch, TakesOptions, WaitPolicy, unpacks_options
 from airflow_provider_picas.parameters import optional_seconds, whole_number
@@ -98,7 +105,7 @@ class PicasTokenStateSensor(TakesOptions, BaseSensorOperator):
         "batch", "max_errors", "success_threshold", "pilots", "resubmit", "max_scrubs", "max_lock_age", "outage",
         "picas_conn_id", "database",
     )  # fmt: skip
-    operator_extra_links = (PicasPoolLink(), PicasMonitoringLink())
+    operator_extra_links = (PicasRerunLink(), PicasPoolLink(), PicasMonitoringLink())
     ui_color = "#d7ecf5"
 
     @unpacks_options
@@ -320,6 +327,8 @@ class PicasTokenStateSensor(TakesOptions, BaseSensorOperator):
         pilots = self._pilots(hook) if outcome is Outcome.NO_PILOTS else None
         tails = pilots.log_tails() if pilots else ""
         counts = completeness.counts.as_dict()
+        if completeness.counts.error:
+            push_rerun(context)
         assets.add_to_events(context, self.outlets, {"batch": terms.batch, "outcome": str(outcome), "counts": counts})
         if not outcome.success:
             self._fail(outcome, explain_failure(outcome, completeness, hook, terms, self.log), tails)

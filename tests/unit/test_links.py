@@ -27,3 +27,11 @@ def test_addresses_are_stored_without_credentials(fields: dict[str, Any], xcoms:
     of_task = context()
     links.push_links(of_task, Settings(URL, "a/b+c", "me", "s3cret", **fields))
     assert of_task["ti"].xcoms == xcoms
+
+
+def test_the_rerun_of_a_run_is_a_tab_of_its_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW__API__BASE_URL", "https://airflow.example.org/prod/")
+    of_task = context(dag_id="my dag", run_id="manual__2026-01-01T00:00:00+00:00")
+    links.push_rerun(of_task)
+    tab = "/prod/dags/my%20dag/runs/manual__2026-01-01T00:00:00+00:00/plugin/picas-run"
+    assert of_task["ti"].xcoms == {"picas_rerun_url": f"{tab}?picas_do=rerun"}

@@ -25,4 +25,4 @@ async def batches(viewer: ViewerDep, cursor: Annotated[str | None, Query(max_len
     """The batches of a pool, those that changed last first."""
     if viewer.scope.batch is not None:
         raise HTTPException(422, "The list of batches is that of a pool: leave `batch` out.")
-    return await reading.batches(viewer.scope, cursor)
+    return await reading.batches(viewer, cursor)

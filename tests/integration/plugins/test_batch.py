@@ -20,6 +20,7 @@ from airflow_provider_picas.tokens.states import State
 from stack.couchdb import CouchDBAdmin
 from tests.integration.lives import LIVES, NOW, attach, change, fill, write
 from tests.integration.plugins.conftest import CONN, Page
+from tests.integration.plugins.server import DAG
 
 EVIL = "<script>alert(1)</script>\x1b[31m\u202eevil\u2066 javascript:alert(1)"
 ESCAPED = "<script>alert(1)</script>\\x1b[31m\\u202eevil\\u2066 javascript:alert(1)"
@@ -129,6 +130,7 @@ def test_pools_and_batches(page: Page) -> None:
     assert found["counts"] == {"todo": 1, "locked": 0, "done": 1, "error": 1, "stateless": 0}
     batches = page.ask("pools/batches", batch=None)["batches"]
     assert [(batch["batch"], batch["counts"]["todo"]) for batch in batches] == [("b", 0), ("older", 1)]
+    assert [(batch["dag_id"], batch["run_id"]) for batch in batches] == [(DAG, page.run_id), (None, None)]
     assert page.server.get("pools", user="viewer").json["pools"] == []
 
 

@@ -113,6 +113,7 @@ print(f"{(time.perf_counter() - begin) * 1000:.1f} ms", *sorted(set(sys.modules)
     print(*told[:2], *ours)
     assert set(ours) <= {
         "airflow_provider_picas",
+        "airflow_provider_picas.links",
         "airflow_provider_picas.plugins",
         "airflow_provider_picas.plugins.picas_plugin",
     }

@@ -397,3 +397,20 @@ def test_a_database_that_is_killed_and_started_meanwhile(tmp_path: Path, monkeyp
                 put(range(5, 10), DONE, hook)
 
             assert run_deferred(waits, restart)["done"] == 10
+
+
+@pytest.mark.parametrize(("errors", "link"), [(0, False), (1, True)])
+def test_a_wait_leads_to_the_rerun_of_what_failed(batch: dict[str, Any], errors: int, link: bool) -> None:
+    put(range(10 - errors), DONE)
+    put(range(10 - errors, 10), ERROR)
+    of_task = context("wait")
+    sensor(batch, max_errors=1).execute(of_task)
+    assert ("picas_rerun_url" in of_task["ti"].xcoms) == link
+    assert of_task["ti"].xcoms["picas_page"] == {
+        "picas_conn_id": "picas_default",
+        "database": batch["database"],
+        "batch": "b",
+        "role": "wait",
+        "max_errors": 1,
+        "expected": 10,
+    }
