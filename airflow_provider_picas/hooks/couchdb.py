@@ -28,7 +28,7 @@ Result = TypeVar("Result")
 CHUNK = 1 << 16
 """Bytes of a response that are read at once."""
 
-SAY_AGAIN = 60.0
+NOTICE_INTERVAL = 60.0
 """Seconds between two log lines about an index that is being built."""
 
 USER_AGENT = f"airflow-provider-picas/{__version__}"
@@ -51,7 +51,7 @@ class CouchDBHook(HttpHook):
     ) -> None:
         super().__init__(method=method, http_conn_id=picas_conn_id)
         self.wait_for_index = wait_for_index
-        self._noticed_index = -SAY_AGAIN
+        self._noticed_index = -NOTICE_INTERVAL
         self.picas_conn_id = picas_conn_id
         self.database = database
         self.design_document = design_document
@@ -153,7 +153,7 @@ class CouchDBHook(HttpHook):
             building = self.do(changes.index_progress(self.pool))
         except errors.CouchDBError:
             return False
-        if building is not None and time.monotonic() - self._noticed_index >= SAY_AGAIN:
+        if building is not None and time.monotonic() - self._noticed_index >= NOTICE_INTERVAL:
             self._noticed_index = time.monotonic()
             self.log.info("CouchDB is building the index of %s. The task continues when it is done.", building)
         return building is not None

@@ -33,9 +33,11 @@ class TokenEditor:
 
     def select(self, selection: Selection) -> Iterator[Document]:
         """The selected tokens, read page by page. Raises PatternError."""
-        judge = self._judge(selection)
+        find_objections = self._find_objections(selection)
         for tokens in self._candidates(selection):
-            yield from (token for token, objection in zip(tokens, judge(tokens), strict=True) if objection is None)
+            yield from (
+                token for token, objection in zip(tokens, find_objections(tokens), strict=True) if objection is None
+            )
 
     def reset(
         self, selection: Selection, *, reason: str = "reset", keep_logs: bool = False, dry_run: bool = False
@@ -48,9 +50,9 @@ class TokenEditor:
         """
         if not reason.startswith("reset"):
             reason = f"reset: {reason}"  # the pilot counts attempts from the last reset
-        of_selection = self._judge(selection)
+        of_selection = self._find_objections(selection)
 
-        def judge(tokens: Sequence[Document]) -> Sequence[str | None]:
+        def find_objections(tokens: Sequence[Document]) -> Sequence[str | None]:
             objections = of_selection(tokens)
             if not keep_logs:
                 return objections
@@ -60,21 +62,24 @@ class TokenEditor:
             ]
 
         def change(tokens: Sequence[Document]) -> Operation[EditReport]:
-            return edits.reset(self._hook.pool, tokens, judge, reason=reason, keep_logs=keep_logs)
+            return edits.reset(self._hook.pool, tokens, find_objections, reason=reason, keep_logs=keep_logs)
 
-        return self._edit(selection, judge, change, dry_run)
+        return self._edit(selection, find_objections, change, dry_run)
 
     def update(self, selection: Selection, fields: Mapping[str, Any], *, dry_run: bool = False) -> EditReport:
         """Set fields of the selected tokens. Raises BadTokenError for fields of PiCaS or the provider, and PatternError."""
         documents.check_update(fields)
-        of_selection = self._judge(selection)
+        of_selection = self._find_objections(selection)
 
-        def judge(tokens: Sequence[Document]) -> list[str | None]:
+        def find_objections(tokens: Sequence[Document]) -> list[str | None]:
             objections = zip(tokens, of_selection(tokens), strict=True)
             return [why or ("already has these values" if documents.has(t, fields) else None) for t, why in objections]
 
         return self._edit(
-            selection, judge, lambda tokens: edits.update(self._hook.pool, tokens, judge, fields), dry_run
+            selection,
+            find_objections,
+            lambda tokens: edits.update(self._hook.pool, tokens, find_objections, fields),
+            dry_run,
         )
 
     def delete(self, tokens: Iterable[tuple[str, str]]) -> EditReport:
@@ -91,18 +96,18 @@ class TokenEditor:
             lambda request: self._hook.do(edits.restore(self._hook.pool, request)), requests, "restored"
         )
 
-    def _judge(self, selection: Selection) -> edits.FindObjections:
+    def _find_objections(self, selection: Selection) -> edits.FindObjections:
         now = self._hook.now()
         if selection.error_pattern:
             regex.check(selection.error_pattern)
 
-        def judge(tokens: Sequence[Document]) -> list[str | None]:
+        def find_objections(tokens: Sequence[Document]) -> list[str | None]:
             matches = [True] * len(tokens)
             if selection.error_pattern and tokens:
                 matches = regex.search(selection.error_pattern, [error_text(token) for token in tokens])
             return [selection.objection(token, now, match) for token, match in zip(tokens, matches, strict=True)]
 
-        return judge
+        return find_objections
 
     def _candidates(self, selection: Selection) -> Iterator[list[Document]]:
         """The tokens that may be selected, page by page."""
@@ -118,12 +123,12 @@ class TokenEditor:
     def _edit(
         self,
         selection: Selection,
-        judge: edits.FindObjections,
+        find_objections: edits.FindObjections,
         change: Callable[[Sequence[Document]], Operation[EditReport]],
         dry_run: bool,
     ) -> EditReport:
         def edit(tokens: Sequence[Document]) -> EditReport:
-            return edits.preview(tokens, judge) if dry_run else self._hook.do(change(tokens))
+            return edits.preview(tokens, find_objections) if dry_run else self._hook.do(change(tokens))
 
         def fetch_and_edit(ids: Sequence[str]) -> EditReport:
             tokens = self._hook.do(self._hook.pool.fetch(ids))

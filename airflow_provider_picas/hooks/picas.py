@@ -284,11 +284,11 @@ class PicasHook(CouchDBHook):
             return f"it has not finished ({counts})"
         now = self.now()
         for token in _flat(self.token_pages(batch)):
-            news = last_activity(token)
-            if news is None:
+            active_at = last_activity(token)
+            if active_at is None:
                 return f"token {one_line(token['_id'])} has no time at which it ended"
-            if now - news < seconds:
-                return f"token {one_line(token['_id'])} ended {now - news:.0f} s ago, less than {seconds:g} s"
+            if now - active_at < seconds:
+                return f"token {one_line(token['_id'])} ended {now - active_at:.0f} s ago, less than {seconds:g} s"
         return None
 
     def now(self) -> int:

@@ -61,20 +61,20 @@ class PilotActions:
         with self._connect() as hooks:
             while True:
                 limits: Any = {"max_scrubs": max_scrubs, "max_lock_age": wait.max_lock_age}
-                news = hooks.do(check_twice(*self._scope, **limits))
+                status = hooks.do(check_twice(*self._scope, **limits))
                 now = time.monotonic()
                 absent_since = now - (time.time() - self.submission.since) if reschedule else None
-                certain_in = wait.note_pilots(news, now, absent_since=absent_since)
+                certain_in = wait.note_pilots(status, now, absent_since=absent_since)
                 self._hook.do(
-                    wait.slurm_record.write(self._hook.pool, wait.terms.batch, self.submission.key, news.slurm)
+                    wait.slurm_record.write(self._hook.pool, wait.terms.batch, self.submission.key, status.slurm)
                 )
                 if not reschedule and shown.logs_are_due():  # `reschedule` does not remember what was logged
                     shown.report_logs(hooks.do(log_updates(self.submission, shown.sizes)))
                 if reschedule and wait.terms.batch is not None:
-                    self._begin_rate(hooks, news, now)
-                if news.pilots_remain:
+                    self._begin_rate(hooks, status, now)
+                if status.pilots_remain:
                     self._renew_credentials(hooks)
-                if wait.no_pilots or math.isinf(certain_in) or not news.jobs:
+                if wait.no_pilots or math.isinf(certain_in) or not status.jobs:
                     return
                 time.sleep(certain_in)
 

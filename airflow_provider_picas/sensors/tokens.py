@@ -157,7 +157,7 @@ class PicasTokenStateSensor(TakesOptions, BaseSensorOperator):
         self._instance = context["ti"]
         self._find_pilots()
         if not self.deferrable:
-            return self._poke_on(context)
+            return self._poke_until_over(context)
         try:
             result = self._poke(context)
         except UnavailableError as error:
@@ -167,7 +167,7 @@ class PicasTokenStateSensor(TakesOptions, BaseSensorOperator):
                 return result.xcom_value
         self._defer(time.time() + self.timeout)
 
-    def _poke_on(self, context: Context) -> Any:
+    def _poke_until_over(self, context: Context) -> Any:
         """Poke as every sensor does. A timeout, or a pool that is unavailable, ends the wait without ``_conclude``."""
         try:
             return super().execute(context)
@@ -217,7 +217,7 @@ class PicasTokenStateSensor(TakesOptions, BaseSensorOperator):
                 raise AirflowSkipException(event["reason"])
             raise CouchDBError(event["reason"])
         if outcome is Outcome.UNWATCHED:
-            return self._go_on_here(context, event["reason"], deadline)
+            return self._continue_in_task(context, event["reason"], deadline)
         if event.get("reason"):
             self.log.warning("The counts are from before an outage. %s", event["reason"])
         completeness = Completeness(Counts(**event["counts"]), event["expected"])
@@ -227,14 +227,14 @@ class PicasTokenStateSensor(TakesOptions, BaseSensorOperator):
             except CouchDBError as error:
                 self.log.warning("%s The wait continues.", error)
                 self._defer(deadline)
-            over = self._wait.terms.judge(completeness).over
+            over = self._wait.terms.evaluate(completeness).over
             if over or not completeness.counts.todo or self._submit_again(completeness):
                 self._defer(deadline)
         if counts_lag(outcome, completeness, self._hook(), self._wait.terms, self.log):
             self._defer(deadline)
         return self._conclude(context, outcome, completeness)
 
-    def _go_on_here(self, context: Context, reason: str, deadline: float) -> dict[str, int]:
+    def _continue_in_task(self, context: Context, reason: str, deadline: float) -> dict[str, int]:
         """Continue as a wait that pokes. The trigger cannot watch the pilots; a worker, which submitted them, can."""
         self.log.warning(
             "The triggerer cannot log in to the cluster. %s The wait continues in this worker, which checks every %g s and"
@@ -243,7 +243,7 @@ class PicasTokenStateSensor(TakesOptions, BaseSensorOperator):
         )  # fmt: skip
         self.deferrable, self.mode = False, "poke"
         self.timeout = max(0.0, deadline - time.time())
-        counts: dict[str, int] = self._poke_on(context)
+        counts: dict[str, int] = self._poke_until_over(context)
         return counts
 
     def on_kill(self) -> None:

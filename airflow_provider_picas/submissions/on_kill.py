@@ -30,8 +30,8 @@ def end_pilots(
 
     ``wait``: seconds for them to end; after that the credentials stay. Raises CouchDBError or RemoteError.
     """
-    if news := (yield from stop_for_good(pool, batch, submission, how, log)):
-        PilotsLog(log).report_cancelled(news)
+    if status := (yield from stop_for_good(pool, batch, submission, how, log)):
+        PilotsLog(log).report_cancelled(status)
     # squeue shows cancelled pilots until they have ended.
     if not (yield from _patient(stop.remove_credentials(submission, wait))):
         log.warning("Some pilots have not ended yet; their credentials stay in %s.", submission.folder)

@@ -24,7 +24,7 @@ from airflow_provider_picas.submissions.submission import Operation, Submission
 from airflow_provider_picas.submissions.watch import PilotStatus, check_pilots
 from airflow_provider_picas.tokens.counts import Completeness, Counts
 from airflow_provider_picas.tokens.progress_line import Pilots, ProgressLines
-from airflow_provider_picas.tokens.waiting import Endurance, Outcome, Progress, Settling, Terms, Verdict
+from airflow_provider_picas.tokens.waiting import Decision, Endurance, Outcome, Progress, Settling, Terms
 
 log = logging.getLogger(__name__)
 
@@ -88,21 +88,21 @@ class Wait:
 
     # -- pilots -------------------------------------------------------------------------------------------------------
 
-    def note_pilots(self, news: PilotStatus, now: float, *, absent_since: float | None = None) -> float:
+    def note_pilots(self, status: PilotStatus, now: float, *, absent_since: float | None = None) -> float:
         """Record and log a check of the pilots. Returns the seconds until ``no_pilots`` can be certain; infinity while
         pilots remain, or may remain.
 
         ``absent_since``: for an owner that remembers no earlier check: since when Slurm may have known no job.
         """
-        self.pilots_log.report(news)
-        self._pilots = None if news.jobs is None else jobs.pilots(news.jobs.values())
-        remain = news.pilots_remain is not False or news.worked_on(self.max_lock_age)
+        self.pilots_log.report(status)
+        self._pilots = None if status.jobs is None else jobs.pilots(status.jobs.values())
+        remain = status.pilots_remain is not False or status.worked_on(self.max_lock_age)
         if remain or now < self.no_pilots_before:
             self.forget_absence()
             return math.inf
         if self._no_pilots_since is None:
-            self._no_pilots_since = now if news.jobs or absent_since is None else absent_since
-        certain_at = self._no_pilots_since + (ENDED_AFTER if news.jobs else GONE_AFTER)
+            self._no_pilots_since = now if status.jobs or absent_since is None else absent_since
+        certain_at = self._no_pilots_since + (ENDED_AFTER if status.jobs else GONE_AFTER)
         self.no_pilots = self.no_pilots or now >= certain_at
         return max(0.0, certain_at - now)
 
@@ -119,32 +119,32 @@ class Wait:
 
     def decide(self, now: float) -> Outcome:
         """The outcome at ``now``; ``WAITING`` if the wait continues."""
-        verdict = self._judge()
-        if self._settling.over(verdict, now) or (verdict.over and now >= self.deadline):
-            return verdict.outcome
-        if not verdict.over and self._progress.left(now) <= 0:
+        decision = self._evaluate()
+        if self._settling.over(decision, now) or (decision.over and now >= self.deadline):
+            return decision.outcome
+        if not decision.over and self._progress.remaining(now) <= 0:
             return Outcome.NO_PROGRESS
-        if not verdict.over and self.refusal is not None:
+        if not decision.over and self.refusal is not None:
             return Outcome.UNWATCHED
         return Outcome.TIMED_OUT if now >= self.deadline else Outcome.WAITING
 
-    def _judge(self) -> Verdict:
+    def _evaluate(self) -> Decision:
         if self.completeness is None:
-            return Verdict(Outcome.WAITING)
-        verdict = self.terms.judge(self.completeness)
-        if not verdict.over and self.no_pilots and self.completeness.counts.todo:
-            return Verdict(Outcome.NO_PILOTS)
-        return verdict
+            return Decision(Outcome.WAITING)
+        decision = self.terms.evaluate(self.completeness)
+        if not decision.over and self.no_pilots and self.completeness.counts.todo:
+            return Decision(Outcome.NO_PILOTS)
+        return decision
 
     def settled_in(self, now: float) -> float:
         """Seconds until a decision that is not final yet becomes final, if the counts stay; infinity without one."""
-        return self._settling.left(now)
+        return self._settling.remaining(now)
 
     def decide_again_in(self, now: float) -> float:
         """Seconds until ``decide`` may decide otherwise, or a line is due, without new counts."""
-        settled_in = self._settling.left(now)
-        decided_in = self._progress.left(now) if math.isinf(settled_in) else settled_in
-        return min(self.deadline - now, decided_in, self.lines.left(now))
+        settled_in = self._settling.remaining(now)
+        decided_in = self._progress.remaining(now) if math.isinf(settled_in) else settled_in
+        return min(self.deadline - now, decided_in, self.lines.remaining(now))
 
 
 class CheckInterval:
@@ -158,15 +158,15 @@ class CheckInterval:
         self._interval = fixed or FIRST_INTERVAL
         self._states: object = None
 
-    def after(self, news: PilotStatus, *, absent: bool) -> float:
+    def after(self, status: PilotStatus, *, absent: bool) -> float:
         """Seconds to pause after a check, with jitter. ``absent``: no pilots were found."""
-        states = {name: job.state for name, job in (news.jobs or {}).items()}
-        quiet = states == self._states and not news.reaped and not absent
+        states = {name: job.state for name, job in (status.jobs or {}).items()}
+        quiet = states == self._states and not status.reaped and not absent
         self._states = states
         self._interval = min(LONGEST_INTERVAL, self._interval * 1.5) if quiet else FIRST_INTERVAL
         pause = (self._fixed or self._interval) * random.uniform(0.9, 1.0)
-        if news.holders.patience > 0:  # check silent pilots again as soon as they may count as dead
-            pause = min(pause, max(FIRST_INTERVAL, news.holders.patience + 0.1))
+        if status.holders.patience > 0:  # check silent pilots again as soon as they may count as dead
+            pause = min(pause, max(FIRST_INTERVAL, status.holders.patience + 0.1))
         return pause
 
 

@@ -194,9 +194,9 @@ class ProgressLines:
         self._pilots_known = pilots is not None
         age = now - self._began
         self._due = now + (OFTEN if age < OFTEN_FOR else min(age, LONGEST))
-        said = line(completeness, self.rate, pilots)
-        return f"{', '.join(fresh).capitalize()}: {said}" if fresh else said
+        text = line(completeness, self.rate, pilots)
+        return f"{', '.join(fresh).capitalize()}: {text}" if fresh else text
 
-    def left(self, now: float) -> float:
+    def remaining(self, now: float) -> float:
         """Seconds until the next line is due; infinity before the first, which comes with the first counts."""
         return math.inf if self._began == -math.inf else max(0.0, self._due - now)

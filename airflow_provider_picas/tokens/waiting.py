@@ -95,7 +95,7 @@ class Progress:
         if counts.finished != self._finished:
             self._finished, self._since = counts.finished, now
 
-    def left(self, now: float) -> float:
+    def remaining(self, now: float) -> float:
         """Seconds until the limit; infinity before the first counts."""
         return math.inf if self.limit is None else self._since + self.limit - now
 
@@ -149,7 +149,7 @@ class Endurance:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Decision:
     """The decision on a wait. ``settling``: based on errors or gaps, so it is final only if it still holds after
     ``SETTLE_SECONDS``."""
 
@@ -169,27 +169,27 @@ class Settling:
         self._outcome = Outcome.WAITING
         self._since = 0.0
 
-    def over(self, verdict: Verdict, now: float) -> bool:
+    def over(self, decision: Decision, now: float) -> bool:
         """True if the decision is final."""
-        if verdict.outcome is not self._outcome:
-            self._outcome, self._since = verdict.outcome, now
-        if not verdict.over:
+        if decision.outcome is not self._outcome:
+            self._outcome, self._since = decision.outcome, now
+        if not decision.over:
             return False
-        return not verdict.settling or now - self._since >= SETTLE_SECONDS
+        return not decision.settling or now - self._since >= SETTLE_SECONDS
 
-    def left(self, now: float) -> float:
+    def remaining(self, now: float) -> float:
         """Seconds until the decision is final; infinity while there is none."""
         return math.inf if self._outcome is Outcome.WAITING else self._since + SETTLE_SECONDS - now
 
 
-def judge(
+def evaluate(
     completeness: Completeness,
     budget: ErrorBudget,
     *,
     named: bool = False,
     fail_fast: bool = False,
     threshold: Threshold | None = None,
-) -> Verdict:
+) -> Decision:
     """Decide on a wait from the counts alone.
 
     ``named``: the wait is for a batch, not for the whole pool. If it has no tokens, and no number is expected, the name
@@ -199,18 +199,18 @@ def judge(
     """
     counts = completeness.counts
     if named and completeness.expected is None and not counts.total:
-        return Verdict(Outcome.UNKNOWN, settling=True)
+        return Decision(Outcome.UNKNOWN, settling=True)
     if threshold is not None and threshold.reached(completeness):
-        return Verdict(Outcome.COMPLETE if completeness.complete and not counts.stateless else Outcome.ENOUGH)
+        return Decision(Outcome.COMPLETE if completeness.complete and not counts.stateless else Outcome.ENOUGH)
     failure = _failure(completeness, budget, threshold)
     if fail_fast and failure is not None and counts.error:
-        return Verdict(failure, settling=True)
+        return Decision(failure, settling=True)
     if completeness.complete and not counts.stateless:
-        return Verdict(failure or Outcome.COMPLETE, settling=counts.error > 0)
+        return Decision(failure or Outcome.COMPLETE, settling=counts.error > 0)
     if completeness.stuck or completeness.complete:  # complete, except for tokens in no state
         # A token may be invisible for a moment: in a cluster's copy that lags, or while it is deleted and pushed again.
-        return Verdict(Outcome.LOST, settling=True)
-    return Verdict(Outcome.WAITING)
+        return Decision(Outcome.LOST, settling=True)
+    return Decision(Outcome.WAITING)
 
 
 def _failure(completeness: Completeness, budget: ErrorBudget, threshold: Threshold | None) -> Outcome | None:
@@ -317,10 +317,10 @@ class Terms:
         """The counts against the number that is expected."""
         return Completeness(counts, self.expected)
 
-    def judge(self, completeness: Completeness) -> Verdict:
+    def evaluate(self, completeness: Completeness) -> Decision:
         """Decide on the wait from the counts alone."""
         named = self.batch is not None
-        return judge(completeness, self.budget, named=named, fail_fast=self.fail_fast, threshold=self.threshold)
+        return evaluate(completeness, self.budget, named=named, fail_fast=self.fail_fast, threshold=self.threshold)
 
     def explain(
         self,

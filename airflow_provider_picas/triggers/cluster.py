@@ -47,7 +47,7 @@ class Cluster:
 
     def __init__(self, ssh_conn_id: str) -> None:
         self.ssh_conn_id = ssh_conn_id
-        self.looks = 0  #: number of queries of Slurm, for measurements
+        self.queries = 0  #: number of queries of Slurm, for measurements
         self._hook = SlurmAsyncHook(ssh_conn_id)
         self._users = 0
         self._most = SESSIONS  #: concurrent sessions: one fewer whenever sshd refuses one
@@ -68,7 +68,7 @@ class Cluster:
         """Use the connection. It is closed when its last user has left."""
         self._users += 1
         if self._task is None:
-            self._task = asyncio.create_task(self._keep_looking(), context=contextvars.Context())
+            self._task = asyncio.create_task(self._keep_querying(), context=contextvars.Context())
         try:
             yield self
         finally:
@@ -155,26 +155,26 @@ class Cluster:
         if self._failure is not None and time.monotonic() < self._retry_at:
             raise self._failure
 
-    async def _keep_looking(self) -> None:
+    async def _keep_querying(self) -> None:
         while True:
             await self._wake.wait()
             await asyncio.sleep(GATHER)
             self._wake.clear()
             asked, self._asked = self._asked, {}
             begin = time.monotonic()
-            await self._look(asked)
+            await self._query(asked)
             took = time.monotonic() - begin
             pause = min(max(SHORTEST_PAUSE, LOAD * took), LONGEST_PAUSE)
             await asyncio.sleep(pause * random.uniform(0.9, 1.0))
 
-    async def _look(self, asked: dict[JobsQuery, list[asyncio.Future[Output]]]) -> None:
+    async def _query(self, asked: dict[JobsQuery, list[asyncio.Future[Output]]]) -> None:
         for start in range(0, len(asked), TOGETHER):
-            await self._look_together(dict(list(asked.items())[start : start + TOGETHER]))
+            await self._query_together(dict(list(asked.items())[start : start + TOGETHER]))
 
-    async def _look_together(self, asked: dict[JobsQuery, list[asyncio.Future[Output]]]) -> None:
+    async def _query_together(self, asked: dict[JobsQuery, list[asyncio.Future[Output]]]) -> None:
         steps = list(asked)
         try:
-            self.looks += 1
+            self.queries += 1
             outputs = jobs.split_output(await self._carry_out(jobs.combine(steps)), steps)
         except Exception as error:
             for answer in (answer for answers in asked.values() for answer in answers if not answer.done()):

@@ -101,8 +101,8 @@ class PicasTokenEventTrigger(BaseEventTrigger):
         """Yield changes in the pool, without end. Continues through outages of any length."""
         while True:
             try:
-                async with feed_for(kwargs["picas_conn_id"], kwargs["database"]).follow() as news:
-                    async for touched in news:
+                async with feed_for(kwargs["picas_conn_id"], kwargs["database"]).follow() as updates:
+                    async for touched in updates:
                         yield touched
             except (errors.CouchDBError, AirflowNotFoundException):
                 await asyncio.sleep(TRY_AGAIN * random.uniform(0.5, 1.0))  # the feed has logged the reason
@@ -135,8 +135,8 @@ class PicasTokenEventTrigger(BaseEventTrigger):
             self.log.warning("%s", notice)
         missed = await self._catch_up(memory) if touched.begins else []
         # Changes that Airflow buffered during the catch-up may be older than the known state.
-        news = {b: counts for b, counts in touched.counts.items() if touched.asked_at[b] >= memory.counted_at}
-        return missed + (memory.note(self, touched.position, news) if news else [])
+        fresh = {b: counts for b, counts in touched.counts.items() if touched.asked_at[b] >= memory.counted_at}
+        return missed + (memory.note(self, touched.position, fresh) if fresh else [])
 
     def wanted(self, batch: str) -> bool:
         """True if this batch is submission."""
@@ -188,10 +188,10 @@ class PicasTokenEventTrigger(BaseEventTrigger):
     async def _touched_since(self, hook: PicasAsyncHook, position: str) -> tuple[str, list[str]]:
         batches: set[str] = set()
         while True:
-            news = await hook.do(changes.changes(hook.pool, position))
-            position = news.since
-            batches |= news.batches
-            if not news.more:
+            found = await hook.do(changes.changes(hook.pool, position))
+            position = found.since
+            batches |= found.batches
+            if not found.more:
                 break
         # Ids of tokens without a batch may have the form of a batch's.
         return position, sorted(batches | {NO_BATCH}) if batches else []

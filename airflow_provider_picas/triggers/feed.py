@@ -31,7 +31,7 @@ from airflow_provider_picas.metrics import PoolGauges
 from airflow_provider_picas.tokens.counts import Counts
 from airflow_provider_picas.triggers.subscriptions import (
     CountsSubscription,
-    News,
+    CountsUpdate,
     Subscription,
     Touched,
     TouchedSubscription,
@@ -48,7 +48,7 @@ SHORTEST_PAUSE = 0.1  # seconds between two queries
 LONGEST_PAUSE = 30.0
 LOAD = 3.0  # the pause after a query is this many times as long as the query took
 PATIENCE = 5.0  # seconds that a query may take before the feed checks whether an index is being built
-SAY_AGAIN = 60.0  # seconds between two notices of an index build, or of an earlier state
+NOTICE_INTERVAL = 60.0  # seconds between two notices of an index build, or of an earlier state
 SHORTEST_POLL = 5.0  # seconds: a poll that lasted longer before it broke was cut by something in between
 BROKEN_POLLS = 3  # consecutive polls that may break sooner, while the server answers other requests
 FIRST_RECONNECT, LONGEST_RECONNECT = 1.0, 30.0  # seconds, with jitter
@@ -61,7 +61,7 @@ class Feed:
     def __init__(self, picas_conn_id: str, database: str | None) -> None:
         self.picas_conn_id = picas_conn_id
         self.database = database
-        self.looks = 0  #: number of queries of the counts, for measurements
+        self.queries = 0  #: number of queries of the counts, for measurements
         self._gauges = PoolGauges()
         self._waits: dict[str | None, set[CountsSubscription]] = {}
         self._followers: set[TouchedSubscription] = set()
@@ -75,7 +75,7 @@ class Feed:
         self._away_since: float | None = None
         self._answers_since = time.monotonic()
         self._outage: errors.CouchDBError | None = None  #: the error that was logged
-        self._noticed_index = self._noticed_older = -SAY_AGAIN
+        self._noticed_index = self._noticed_older = -NOTICE_INTERVAL
 
     # -- subscribers --------------------------------------------------------------------------------------------------
 
@@ -133,7 +133,7 @@ class Feed:
             del feeds[self.picas_conn_id, self.database]
         self._gauges.end()
 
-    def _subscriptions(self) -> Iterable[Subscription[News] | Subscription[Touched]]:
+    def _subscriptions(self) -> Iterable[Subscription[CountsUpdate] | Subscription[Touched]]:
         for waits in list(self._waits.values()):
             yield from waits
         yield from list(self._followers)
@@ -207,7 +207,7 @@ class Feed:
         self._begin()
         if not self._waits:
             self._note_answer()  # followers query nothing until something changes
-        tasks = {asyncio.create_task(self._listen(hook)), asyncio.create_task(self._keep_looking(hook))}
+        tasks = {asyncio.create_task(self._listen(hook)), asyncio.create_task(self._keep_querying(hook))}
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             done.pop().result()
@@ -235,7 +235,7 @@ class Feed:
 
     def _notice_older(self) -> None:
         """Log an earlier state, but not every time: in a cluster, nodes that lag behind are also at an earlier state."""
-        if time.monotonic() - self._noticed_older >= SAY_AGAIN:
+        if time.monotonic() - self._noticed_older >= NOTICE_INTERVAL:
             self._noticed_older = time.monotonic()
             self._notify(
                 "The database is in an earlier state than before, as after a backup was restored. All tokens are counted again."
@@ -251,17 +251,17 @@ class Feed:
 
     async def _listen(self, hook: PicasAsyncHook) -> None:
         while True:
-            news = await self._poll(hook)
-            if news is None:
+            changed = await self._poll(hook)
+            if changed is None:
                 await asyncio.sleep(SHORTEST_PAUSE)
                 continue
-            self._since = news.since
-            if news.design:
+            self._since = changed.since
+            if changed.design:
                 self._touch(self._waits)
-            batches = news.batches
+            batches = changed.batches
             if batches:
                 self._touch({*batches, None})
-            if not news.more:
+            if not changed.more:
                 await asyncio.sleep(max(GATHER, self._patience()))
 
     async def _poll(self, hook: PicasAsyncHook) -> Changes | None:
@@ -285,7 +285,7 @@ class Feed:
     async def _read(self, hook: PicasAsyncHook, poll: asyncio.Task[Changes], lasted: float) -> Changes | None:
         """The changes from a poll that ended after ``lasted`` seconds."""
         try:
-            news = poll.result()
+            changed = poll.result()
         except errors.UnavailableError:
             await self._check_pool(hook)  # raises if the server or the pool is gone
             if lasted >= SHORTEST_POLL:
@@ -296,10 +296,10 @@ class Feed:
             self._broken_polls += 1
             return None
         self._broken_polls = 0
-        if not news.ids:
+        if not changed.ids:
             await self._check_pool(hook)
             return None
-        return news
+        return changed
 
     def _touch(self, batches: Iterable[str | None]) -> None:
         """Have the batches queried that have subscribers."""
@@ -310,7 +310,7 @@ class Feed:
 
     # -- queries ------------------------------------------------------------------------------------------------------
 
-    async def _keep_looking(self, hook: PicasAsyncHook) -> None:
+    async def _keep_querying(self, hook: PicasAsyncHook) -> None:
         again = _next_reading()
         while True:
             if not await self._woken(again):
@@ -319,7 +319,7 @@ class Feed:
             await asyncio.sleep(GATHER)
             self._wake.clear()
             begin = time.monotonic()
-            await self._look(hook)
+            await self._query(hook)
             self._note_answer()
             self._gauges.send()
             took = time.monotonic() - begin
@@ -343,7 +343,7 @@ class Feed:
                 return True
         return False
 
-    async def _look(self, hook: PicasAsyncHook) -> None:
+    async def _query(self, hook: PicasAsyncHook) -> None:
         """Query the counts of changed batches, and pass them to the subscribers."""
         position, asked_at = self._since or "", time.monotonic()
         touched, self._touched = self._touched, set()
@@ -351,7 +351,7 @@ class Feed:
         found: dict[str, Counts] = {}
         whole: Counts | None = None
         try:
-            self.looks += 1
+            self.queries += 1
             if batches:
                 found = await self._ask(hook, lambda: changes.counts_of(hook.pool, batches))
             if self._followers and NO_BATCH not in found and not all(counts.total for counts in found.values()):
@@ -363,13 +363,13 @@ class Feed:
             self._touched |= touched
             self._wake.set()
             raise
-        self._hand_out(position, found, whole, asked_at)
+        self._distribute(position, found, whole, asked_at)
 
-    def _hand_out(self, position: str, found: Mapping[str, Counts], whole: Counts | None, asked_at: float) -> None:
-        told: dict[str | None, Counts] = dict(found.items())
+    def _distribute(self, position: str, found: Mapping[str, Counts], whole: Counts | None, asked_at: float) -> None:
+        counted: dict[str | None, Counts] = dict(found.items())
         if whole is not None:
-            told[None] = whole
-        for batch, counts in told.items():
+            counted[None] = whole
+        for batch, counts in counted.items():
             if batch in self._waits:
                 self._gauges.note(batch, counts)
             for wait in self._waits.get(batch, ()):
@@ -396,7 +396,7 @@ class Feed:
     async def _note_index(self, hook: PicasAsyncHook) -> bool:
         """Log that an index is being built, if one is, and its progress."""
         building = await hook.do(changes.index_progress(hook.pool))
-        if building is not None and time.monotonic() - self._noticed_index >= SAY_AGAIN:
+        if building is not None and time.monotonic() - self._noticed_index >= NOTICE_INTERVAL:
             self._noticed_index = time.monotonic()
             self._notify(f"CouchDB is building the index of {building}. Counts follow when it is done.")
         return building is not None

@@ -20,7 +20,7 @@ WHILE_MANY = 1.0  # seconds: longest extra pause between two queries because no 
 
 
 @dataclass(frozen=True)
-class News:
+class CountsUpdate:
     """The newest counts of a subscription, or None if they have not changed; and notices for the log."""
 
     counts: Counts | None
@@ -93,7 +93,7 @@ class Subscription(Generic[Item]):
         self._ready.set()
 
 
-class CountsSubscription(Subscription[News]):
+class CountsSubscription(Subscription[CountsUpdate]):
     """The counts of one batch, or of the whole pool: first the current ones, then each time that they change.
 
     ``least_patience``: seconds that an update may always wait.
@@ -126,9 +126,9 @@ class CountsSubscription(Subscription[News]):
         patience = WHILE_MANY if self._rate <= 0 else min(WHILE_MANY, left / self._rate / 5)
         return max(self._least_patience, patience)
 
-    def _take(self, notices: tuple[str, ...]) -> News:
+    def _take(self, notices: tuple[str, ...]) -> CountsUpdate:
         counts, self._new = self._new, None
-        return News(counts, notices)
+        return CountsUpdate(counts, notices)
 
 
 class TouchedSubscription(Subscription[Touched]):

@@ -33,8 +33,7 @@ from airflow_provider_picas.tokens.counts import Completeness, Counts, ErrorBudg
 from airflow_provider_picas.tokens.waiting import Outcome, Terms, Threshold
 from airflow_provider_picas.triggers.cluster import Cluster, cluster_for
 from airflow_provider_picas.triggers.feed import Feed, feed_for
-from airflow_provider_picas.triggers.subscriptions import CountsSubscription
-from airflow_provider_picas.triggers.subscriptions import News as FeedNews
+from airflow_provider_picas.triggers.subscriptions import CountsSubscription, CountsUpdate
 
 STOP_TRIES = 5  # attempts to stop the pilots, with growing pauses
 CANCEL_WAIT = 60.0  # seconds for cancelled pilots to end; after that their credentials are left in place
@@ -112,7 +111,7 @@ class PicasTokenStateTrigger(BaseTrigger):
         self.no_progress = no_progress
         self.outage = outage
         self.no_pilots_before = no_pilots_before
-        self._news: CountsSubscription | None = None
+        self._updates: CountsSubscription | None = None
         self._feed: Feed | None = None
         self._answers_since: float | None = None  #: time of the first successful check, or of the first after an outage
         self._observer = Observer()
@@ -141,11 +140,11 @@ class PicasTokenStateTrigger(BaseTrigger):
         submission = Submission.parse(self.pilots)
         may_fire_at = time.monotonic() + _lingering()
         self._feed = feed_for(self.picas_conn_id, self.database)
-        async with self._feed.subscribe(self.batch, outage=self.outage) as news:
-            self._news = news
-            looks = asyncio.create_task(self._keep_watching(submission)) if submission else None
+        async with self._feed.subscribe(self.batch, outage=self.outage) as updates:
+            self._updates = updates
+            checks = asyncio.create_task(self._keep_watching(submission)) if submission else None
             try:
-                event = await self._wait(news)
+                event = await self._wait(updates)
             except errors.CouchDBError as error:
                 event = self._event(Outcome.AWAY, Completeness(Counts(), self.expected), str(error))
             except asyncio.CancelledError:
@@ -155,23 +154,23 @@ class PicasTokenStateTrigger(BaseTrigger):
                     self._begin_to_stop_pilots()
                 raise
             finally:
-                if looks is not None:
-                    looks.cancel()
-                    await asyncio.gather(looks, return_exceptions=True)
+                if checks is not None:
+                    checks.cancel()
+                    await asyncio.gather(checks, return_exceptions=True)
         await asyncio.sleep(may_fire_at - time.monotonic())
         yield event
 
-    async def _wait(self, news: CountsSubscription) -> TriggerEvent:
+    async def _wait(self, updates: CountsSubscription) -> TriggerEvent:
         """Read updates until the wait is over."""
         wait = self._state
         while (outcome := wait.decide(time.monotonic())) is Outcome.WAITING:
-            self._note_update(await _next(news, wait.decide_again_in(time.monotonic())))
+            self._note_update(await _next(updates, wait.decide_again_in(time.monotonic())))
         reason = wait.refusal if outcome is Outcome.UNWATCHED else None
         if outcome is Outcome.TIMED_OUT and self._feed:
             reason = self._feed.trouble
         return self._event(outcome, wait.last, reason)
 
-    def _note_update(self, item: FeedNews) -> None:
+    def _note_update(self, item: CountsUpdate) -> None:
         if item.counts is not None:
             self._state.note_counts(item.counts, time.monotonic())
         for notice in item.notices:
@@ -201,23 +200,23 @@ class PicasTokenStateTrigger(BaseTrigger):
             picas = await stack.enter_async_context(PicasAsyncHook(self.picas_conn_id, database=self.database))
             slurm = await stack.enter_async_context(cluster_for(submission.ssh_conn_id).use())
             while True:
-                news = await self._look(picas, slurm, submission)
-                wait.note_pilots(news, time.monotonic())
+                status = await self._check(picas, slurm, submission)
+                wait.note_pilots(status, time.monotonic())
                 wait.log_progress(time.monotonic())
-                await picas.do(wait.slurm_record.write(picas.pool, self.batch, submission.key, news.slurm))
+                await picas.do(wait.slurm_record.write(picas.pool, self.batch, submission.key, status.slurm))
                 # If this process cannot log in, a task watches the pilots: a worker can, as the submit task has shown.
                 wait.refusal = slurm.refusal
-                if self._news is not None and (wait.no_pilots or wait.refusal is not None):
-                    self._news.wake()
-                if news.pilots_remain:
+                if self._updates is not None and (wait.no_pilots or wait.refusal is not None):
+                    self._updates.wake()
+                if status.pilots_remain:
                     await self._renew_credentials(picas, slurm, submission)
                 if wait.pilots_log.logs_are_due():
                     await self._show_logs(slurm, submission)
-                await asyncio.sleep(interval.after(news, absent=wait.pilots_absent))
+                await asyncio.sleep(interval.after(status, absent=wait.pilots_absent))
 
-    async def _look(self, picas: PicasAsyncHook, slurm: Cluster, submission: Submission) -> PilotStatus:
+    async def _check(self, picas: PicasAsyncHook, slurm: Cluster, submission: Submission) -> PilotStatus:
         try:
-            news = await drive_async(
+            status = await drive_async(
                 check_pilots(
                     picas.pool,
                     self.batch,
@@ -237,7 +236,7 @@ class PicasTokenStateTrigger(BaseTrigger):
             return PilotStatus(outage=f"The pilots could not be checked ({type(error).__name__}: {error}).")
         if self._answers_since is None:
             self._answers_since = time.monotonic()
-        return news
+        return status
 
     async def _renew_credentials(self, picas: PicasAsyncHook, slurm: Cluster, submission: Submission) -> None:
         """Send pending and running pilots the connection's login, if it has changed since they were submitted."""
@@ -325,10 +324,10 @@ def _lingering() -> float:
     return interval + 3 if interval > 0 else 0.0
 
 
-async def _next(news: CountsSubscription, seconds: float) -> FeedNews:
+async def _next(updates: CountsSubscription, seconds: float) -> CountsUpdate:
     """The next update; an empty one after ``seconds``."""
     try:
         async with asyncio.timeout(max(0.0, seconds)):
-            return await anext(news)
+            return await anext(updates)
     except TimeoutError:
-        return FeedNews(None)
+        return CountsUpdate(None)

@@ -189,7 +189,7 @@ class PicasCollectTokensOperator(SelectingOperator):
         self, context: Context, output: dict[str, Any], counts: Counts, batch: Batch | None, budget: ErrorBudget
     ) -> None:
         completeness = Completeness(counts, batch.tokens if batch else None)
-        outcome = waiting.judge(completeness, budget).outcome
+        outcome = waiting.evaluate(completeness, budget).outcome
         if outcome is Outcome.COMPLETE:
             return
         context["ti"].xcom_push(key="return_value", value=output)  # also if the task fails next

@@ -38,7 +38,7 @@ def test_queries_at_the_same_time_are_one_command(keys: list[str]) -> None:
         async with cluster_for("spider").use() as shared:
             since = int(time.time()) - 60
             found = await asyncio.gather(*(shared.do(jobs.query(key, key, since)) for key in keys for _ in range(3)))
-            assert shared.looks == 1
+            assert shared.queries == 1
             numbers = [len(item.jobs) for item in found]
             assert numbers == [1] * 3 * (NUMBER - 1) + [2] * 3
             assert {job.phase for item in found for job in item.jobs.values()} == {Phase.WAITING}
@@ -60,7 +60,7 @@ def test_more_queries_than_one_command_takes_are_split(keys: list[str]) -> None:
             found = await asyncio.gather(
                 *(shared.do(jobs.query(key, places.get(key, key), since)) for key in [*none, *keys])
             )
-            return shared.looks, list(found)
+            return shared.queries, list(found)
 
     looks, found = asyncio.run(look())
     assert looks == 5

@@ -88,19 +88,19 @@ def test_few_queries_while_many_tokens_are_left(hook: PicasHook) -> None:
         one = feed_for("picas_default")
         async with waiting() as news:
             await news.until(Counts(todo=80))
-            before, begin = one.looks, time.monotonic()
+            before, begin = one.queries, time.monotonic()
             for _ in range(50):
                 await asyncio.to_thread(finish, hook, "a")
                 await asyncio.sleep(0.05)
-            many, took = one.looks - before, time.monotonic() - begin
+            many, took = one.queries - before, time.monotonic() - begin
             await news.until(Counts(todo=30, done=50))
             await asyncio.to_thread(finish, hook, "a", 27)
             await news.until(Counts(todo=3, done=77))
-            before = one.looks
+            before = one.queries
             for done in (78, 79, 80):
                 await asyncio.to_thread(finish, hook, "a")
                 await news.until(Counts(todo=80 - done, done=done))
-            return many, took, one.looks - before
+            return many, took, one.queries - before
 
     many, took, last = asyncio.run(wait())
     assert many <= 2 + took / 0.6, f"{many} looks for 50 tokens, in {took:.1f} s"

@@ -92,7 +92,7 @@ def event(made: PicasTokenStateTrigger, meanwhile: Callable[[], None] = lambda: 
     SEEN.clear()
     inform = made._note_update
 
-    def note(item: subscriptions.News) -> None:
+    def note(item: subscriptions.CountsUpdate) -> None:
         inform(item)
         if item.counts is not None:
             SEEN.append(item.counts)
@@ -268,7 +268,7 @@ def test_pilots_that_come_back_are_not_missed(hook: PicasHook, monkeypatch: pyte
         return PilotStatus(SlurmStatus({"1": Job("1", next(states, "PENDING"))}, at=0))
 
     made = trigger(pilots=PILOTS, pilots_interval=0.2)
-    monkeypatch.setattr(made, "_look", look)
+    monkeypatch.setattr(made, "_check", look)
     finish(hook, 3)
     (token,) = hook.tokens("todo", BATCH)
     hook.do(hook.pool.put({**token, "lock": int(time.time())}))

@@ -142,10 +142,10 @@ class TestWhen:
 
     def test_it_says_when_the_next_one_is_due(self) -> None:
         lines = ProgressLines()
-        assert lines.left(0.0) == float("inf")
+        assert lines.remaining(0.0) == float("inf")
         lines.next(some(), None, 0.0)
-        assert lines.left(4.0) == 6.0
-        assert lines.left(14.0) == 0.0
+        assert lines.remaining(4.0) == 6.0
+        assert lines.remaining(14.0) == 0.0
 
     def test_at_once_when_something_happens_for_the_first_time(self) -> None:
         lines, now, said = ProgressLines(), 1000.0, []

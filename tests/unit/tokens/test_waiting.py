@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_picas.tokens.counts import Completeness, Counts, ErrorBudget
-from airflow_provider_picas.tokens.waiting import Outcome, Progress, Threshold, advice, explain, judge
+from airflow_provider_picas.tokens.waiting import Outcome, Progress, Threshold, advice, evaluate, explain
 
 
 @pytest.mark.parametrize(
@@ -36,9 +36,9 @@ from airflow_provider_picas.tokens.waiting import Outcome, Progress, Threshold, 
 def test_outcomes_are_evaluated(
     found: Counts, expected: int | None, limit: float, outcome: Outcome, settling: bool
 ) -> None:
-    verdict = judge(Completeness(found, expected), ErrorBudget(limit))
-    assert (verdict.outcome, verdict.settling) == (outcome, settling)
-    assert verdict.over == (outcome is not Outcome.WAITING)
+    decision = evaluate(Completeness(found, expected), ErrorBudget(limit))
+    assert (decision.outcome, decision.settling) == (outcome, settling)
+    assert decision.over == (outcome is not Outcome.WAITING)
 
 
 @pytest.mark.parametrize(
@@ -52,8 +52,8 @@ def test_outcomes_are_evaluated(
     ],
 )
 def test_fail_fast_fails_at_the_first_excess(found: Counts, limit: float, outcome: Outcome, settling: bool) -> None:
-    verdict = judge(Completeness(found, 10), ErrorBudget(limit), fail_fast=True)
-    assert (verdict.outcome, verdict.settling) == (outcome, settling)
+    decision = evaluate(Completeness(found, 10), ErrorBudget(limit), fail_fast=True)
+    assert (decision.outcome, decision.settling) == (outcome, settling)
 
 
 @pytest.mark.parametrize(
@@ -75,20 +75,20 @@ def test_fail_fast_fails_at_the_first_excess(found: Counts, limit: float, outcom
     ],
 )
 def test_a_success_threshold_is_enough(found: Counts, limit: float, fast: bool, outcome: Outcome) -> None:
-    verdict = judge(Completeness(found, 10), ErrorBudget(0), fail_fast=fast, threshold=Threshold(limit))
-    assert verdict.outcome is outcome
+    decision = evaluate(Completeness(found, 10), ErrorBudget(0), fail_fast=fast, threshold=Threshold(limit))
+    assert decision.outcome is outcome
 
 
 @pytest.mark.parametrize("threshold", [None, Threshold(0.5), Threshold(1)])
 @pytest.mark.parametrize("fast", [False, True])
 def test_a_named_batch_without_tokens_is_unknown(threshold: Threshold | None, fast: bool) -> None:
     options: dict[str, Any] = {"named": True, "threshold": threshold, "fail_fast": fast}
-    verdict = judge(Completeness(Counts()), ErrorBudget(0), **options)
-    assert (verdict.outcome, verdict.settling) == (Outcome.UNKNOWN, True)
-    assert judge(Completeness(Counts(stateless=1)), ErrorBudget(0), **options).outcome is not Outcome.UNKNOWN
-    assert judge(Completeness(Counts(), 1), ErrorBudget(0), **options).outcome is not Outcome.UNKNOWN
+    decision = evaluate(Completeness(Counts()), ErrorBudget(0), **options)
+    assert (decision.outcome, decision.settling) == (Outcome.UNKNOWN, True)
+    assert evaluate(Completeness(Counts(stateless=1)), ErrorBudget(0), **options).outcome is not Outcome.UNKNOWN
+    assert evaluate(Completeness(Counts(), 1), ErrorBudget(0), **options).outcome is not Outcome.UNKNOWN
     if threshold is None:
-        assert judge(Completeness(Counts(), 0), ErrorBudget(0), **options).outcome is Outcome.COMPLETE
+        assert evaluate(Completeness(Counts(), 0), ErrorBudget(0), **options).outcome is Outcome.COMPLETE
 
 
 @pytest.mark.parametrize("limit", [0, -1, 0.0, 1.5, 2.5, True, "3", float("nan"), float("inf")])
@@ -108,17 +108,17 @@ def test_progress_is_a_token_that_finishes() -> None:
     progress = Progress(60)
     progress.note(Counts(todo=10), 1_000)
     progress.note(Counts(todo=9, locked=1), 1_050)  # a claim is none
-    assert progress.left(1_050) == 10
+    assert progress.remaining(1_050) == 10
     progress.note(Counts(todo=9, error=1), 1_055)
-    assert progress.left(1_055) == 60
-    assert Progress(None).left(1e12) == float("inf")
+    assert progress.remaining(1_055) == 60
+    assert Progress(None).remaining(1e12) == float("inf")
 
 
 def test_progress_is_not_evaluated_before_the_first_counts() -> None:
     progress = Progress(60)
-    assert progress.left(1e6) == float("inf")
+    assert progress.remaining(1e6) == float("inf")
     progress.note(Counts(todo=10), 1e6)
-    assert progress.left(1e6) == 60
+    assert progress.remaining(1e6) == 60
 
 
 def said(outcome: Outcome, found: Counts, expected: int | None = 10, **samples: list[str]) -> str:
