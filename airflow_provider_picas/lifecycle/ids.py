@@ -20,6 +20,16 @@ def lease_id(pilot: str) -> str:
     return f"_local/picas-pilot-{pilot}"
 
 
+def drain_flag(submission: str) -> str:
+    """The id of a submission's drain flag."""
+    return f"_local/picas-submission-{submission}"
+
+
+def watched_flag(submission: str) -> str:
+    """The id of the document that says until when somebody watches a submission's pilots."""
+    return f"_local/picas-watched-{submission}"
+
+
 def id_range(batch: str) -> Tuple[str, str]:
     """First and last key of a batch's tokens in ``_all_docs`` and in the views of ``Monitor``."""
     return f"{batch}:", f"{batch}:{END_OF_PREFIX}"

@@ -8,7 +8,7 @@ import select
 import signal
 import subprocess
 import time
-from typing import Any, Deque, Dict, Optional, Tuple
+from typing import Any, Deque, Dict, List, Optional, Tuple
 
 from airflow_provider_picas.lifecycle.json_values import Doc, number
 from airflow_provider_picas.lifecycle.pilot_config import Config
@@ -48,6 +48,15 @@ class Tail:
             self.add(data)
         return True
 
+    def end(self, most: int) -> bytes:
+        """The last bytes, for another thread than the one that adds them."""
+        parts: List[bytes] = []
+        for chunk in reversed(list(self._chunks)):
+            parts.insert(0, chunk)
+            if sum(map(len, parts)) >= most:
+                break
+        return b"".join(parts)[-most:]
+
     def value(self) -> bytes:
         """The bytes that are kept, after a line that says how many were dropped."""
         data = b"".join(self._chunks)
@@ -69,6 +78,7 @@ class Run:
         self._token_file = os.path.join(folder, "token.json")
         self._output_file = os.path.join(folder, "output.json")
         self._progress_file = os.path.join(folder, "progress.json")
+        self._streams: Tuple[Tail, ...] = ()  # stdout and stderr, once the command runs
         self._stop: Optional[Tuple[str, float]] = None  # the reason, and the seconds until SIGKILL
 
     def prepare(self) -> None:
@@ -93,6 +103,11 @@ class Run:
         """The progress that the command reports, or None."""
         return read_json(self._progress_file, PROGRESS_BYTES)[0]
 
+    def tail(self, most: int) -> str:
+        """The end of the command's output so far: half of ``most`` bytes of stdout, and of stderr."""
+        ends = [stream.end(most // 2).decode("utf-8", "replace") for stream in self._streams]
+        return "\n".join(text for text in ends if text)
+
     def execute(self, env: Dict[str, str]) -> Ended:
         """Run the command to its end, then end all processes that it left behind. Raises OSError if no process can be
         created."""
@@ -104,7 +119,7 @@ class Run:
                 raise
             code = 127 if error.errno in (errno.ENOENT, errno.ENOTDIR) else 126
             return Ended("exit", code, 0.0, err=f"{error}\n".encode("utf-8", "replace"))
-        out, err = Tail(self._config.log_bytes), Tail(self._config.log_bytes)
+        out, err = self._streams = Tail(self._config.log_bytes), Tail(self._config.log_bytes)
         with process:
             pipes = (process.stdout, out), (process.stderr, err)
             how = self._watch(process.pid, {pipe.fileno(): tail for pipe, tail in pipes if pipe is not None})

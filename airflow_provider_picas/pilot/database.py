@@ -198,6 +198,11 @@ class Database:
             return dict(self.leases(pilots[:half]), **self.leases(pilots[half:])) if half else {}
         return {names[row["key"]]: row["doc"] for row in rows if row.get("doc") and row["key"] in names}
 
+    def local(self, ids: Sequence[str]) -> Dict[str, Doc]:
+        """Local documents by id; missing ones are omitted."""
+        rows = self._rows_of(ids, "_local_docs", update_seq=False, include_docs=True)
+        return {row["key"]: row["doc"] for row in rows if row.get("doc")}
+
     def _rows_of(self, ids: Sequence[str], path: str = "_all_docs", **query: Any) -> List[Doc]:
         status, answer = self.request("POST", path, {"keys": list(ids)}, query)
         if status != 200:

@@ -9,7 +9,8 @@ from urllib.parse import quote
 
 from airflow_provider_picas.lifecycle.backoff import Backoff
 from airflow_provider_picas.lifecycle.causes_of_death import is_from_slurm
-from airflow_provider_picas.lifecycle.ids import lease_id
+from airflow_provider_picas.lifecycle.ids import drain_flag, lease_id, watched_flag
+from airflow_provider_picas.lifecycle.json_values import number
 from airflow_provider_picas.lifecycle.pilot_config import Config
 from airflow_provider_picas.lifecycle.transitions import reason_of_reaping
 from airflow_provider_picas.pilot.clock import Clock
@@ -34,6 +35,7 @@ class Lease(threading.Thread):
         self._clock = clock
         self._work = work
         self._renewals = 0  # number of attempts to renew
+        self._watched = False  # somebody watches this submission's pilots
         self._renewed_at: Optional[float] = None
         self._secured = True  # False after a late renewal, until the pilot has verified that it still holds its tokens
         self._in_time_since = 0.0  # since when no renewal was late
@@ -68,12 +70,13 @@ class Lease(threading.Thread):
             "renewed": int(self._clock.now()),
             "renewals": self._renewals,  # reveals a delayed write of an older lease
             "lease": self._config.lease,
+            "classes": self._config.classes,
             "ended": ended,
             # Nodes of a cluster compare revisions to find the newest lease. They are compared as strings, so the length must
             # not change.
             "_rev": f"0-{FIRST_REVISION + self._renewals}",
         }
-        self._database.put_local(lease_id(self._me.pilot), dict(lease, **self._work.activity()))
+        self._database.put_local(lease_id(self._me.pilot), dict(lease, **self._work.activity(self._watched)))
         if self._renewed_at is not None and not self.valid():
             self._secured = False
         if self._renewed_at is None or not self._in_time(started, self._renewed_at):
@@ -121,10 +124,20 @@ class Lease(threading.Thread):
         if mine:
             log(f"The lease was renewed late. This pilot still holds {len(mine)} tokens.")
 
-    def _check_tokens(self) -> None:
-        flag = self._database.get("_local/" + quote(f"picas-submission-{self._config.submission}", safe=""))
-        if flag and flag.get("drain"):
+    def _check_flags(self) -> None:
+        """Stop if the submission is drained. Notice whether somebody watches, who wants to see the commands' output."""
+        drain, watched = drain_flag(self._config.submission), watched_flag(self._config.submission)
+        try:
+            flags = self._database.local([drain, watched])
+        except Unreachable:
+            prefix, _, name = drain.partition("/")
+            flags = {drain: self._database.get(prefix + "/" + quote(name, safe="")) or {}}
+        self._watched = number(flags.get(watched, {}).get("until")) > self._clock.now()
+        if flags.get(drain, {}).get("drain"):
             self._work.stop(DRAIN, "its submission is being drained")
+
+    def _check_tokens(self) -> None:
+        self._check_flags()
         tokens = {token.id: token for token in self._work.held()}
         revisions = self._database.revisions(list(tokens)) if tokens else {}
         changed = [name for name, revision in revisions.items() if revision != tokens[name].doc["_rev"]]

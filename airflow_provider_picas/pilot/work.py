@@ -16,6 +16,8 @@ from airflow_provider_picas.pilot.reporter import Reporter
 
 WORK_A_CLAIM = 2.0  # seconds of work that one claim aims at
 STALE = 10.0  # seconds after which a claimed token that has not been started is released
+TAIL_BYTES = 2_048  # of a running command's output, in the lease while somebody watches
+MOST_TAILS = 32  # running commands whose output is in the lease
 GO, DRAIN, STOP = 0, 1, 2  # claim and run; finish what runs; kill what runs
 
 
@@ -158,8 +160,8 @@ class Work:
                 log(f"The result of {change.token} is refused: the token was released, reset or deleted.")
             self.changed.notify_all()
 
-    def activity(self) -> Doc:
-        """The pilot's current activity, for its lease."""
+    def activity(self, watched: bool = False) -> Doc:
+        """The pilot's current activity, for its lease. ``watched``: with the ends of the running commands' output."""
         with self.changed:
             runs = list(self.runs.values())
             state = ("working" if runs else "idle", "draining", "stopping")[self.level]
@@ -171,4 +173,6 @@ class Work:
             progress = run.progress()
             if progress is not None:
                 running[run.token.id]["progress"] = progress
+            if watched and len(running) <= MOST_TAILS:
+                running[run.token.id]["tail"] = run.tail(TAIL_BYTES)
         return {"state": state, "running": running, "waiting": waiting, "counts": counts}

@@ -7,6 +7,7 @@ import base64
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from airflow.api_fastapi.auth.managers.models.base_user import BaseUser
@@ -21,12 +22,12 @@ from airflow_provider_picas.couchdb.overview import changed_last
 from airflow_provider_picas.couchdb.page import Ended, Part
 from airflow_provider_picas.couchdb.pool import Document, Pool
 from airflow_provider_picas.lifecycle.classes import class_name
-from airflow_provider_picas.lifecycle.ids import END_OF_PREFIX
+from airflow_provider_picas.lifecycle.ids import END_OF_PREFIX, drain_flag, watched_flag
 from airflow_provider_picas.lifecycle.json_values import number
 from airflow_provider_picas.plugins import access, models
 from airflow_provider_picas.plugins.live import PoolReader, reader_for
 from airflow_provider_picas.plugins.overview import leases_of, submissions_of, summary_of
-from airflow_provider_picas.submissions import seen, stop, why
+from airflow_provider_picas.submissions import seen, why
 from airflow_provider_picas.tokens import table
 from airflow_provider_picas.tokens.counts import Counts
 from airflow_provider_picas.tokens.states import State
@@ -52,6 +53,7 @@ MOST_LOCKED = 500
 MOST_PILOTS = 500
 MOST_NODES = 500
 MOST_FLAGS = 5
+WATCHED, WATCH_AGAIN = 150.0, 60.0  # seconds that pilots show output after a look, and until that is told again
 
 NO_VIEWS = (
     "This needs the page's views, which the pool does not have. An admin of the database creates them with"
@@ -326,6 +328,7 @@ async def pilots(scope: access.Scope) -> models.PilotsAnswer:
         reader.shared(("runs", scope.batch), RUNS_KEPT, lambda hook: _runs(hook.pool, scope.batch)),
     )
     keys = [record["pilots"]["submission"] for record in records]
+    await _watch(reader, scope.batch, [record for record in records if not record.get("ended")], now)
     shown = [seen.pilot_of(lease, now, scope.batch) for lease in seen.of_batch(leases, scope.batch, keys)]
     names = {pilot["job"]: pilot["pilot"] for pilot in shown if pilot["job"]}
     _add_claimed(shown, running)
@@ -344,6 +347,25 @@ async def pilots(scope: access.Scope) -> models.PilotsAnswer:
         bars=[models.Bar(**bar) for bar in bars],
         partial=not whole or len(shown) > MOST_PILOTS,
     )
+
+
+async def _watch(reader: PoolReader, batch: str | None, records: Sequence[Mapping[str, Any]], now: float) -> None:
+    """Tell the pilots that somebody watches them, so that they show the output of their commands; for two minutes."""
+    keys = [record["pilots"]["submission"] for record in records[:MOST_FLAGS]]
+    if not keys:
+        return
+    with suppress(errors.CouchDBError):  # the login may only read
+        await reader.shared(("watch", batch), WATCH_AGAIN, lambda hook: _write_watched(hook.pool, keys, now + WATCHED))
+
+
+def _write_watched(pool: Pool, keys: Sequence[str], until: float) -> Operation[None]:
+    for key in keys:
+        document: Document = {"_id": watched_flag(key), "until": int(until), "since": int(until)}
+        try:
+            yield from pool.put(document)
+        except errors.ConflictError:  # CouchDB overwrites a local document, other servers require the revision
+            present = yield from pool.get(document["_id"])
+            yield from pool.put({**document, "_rev": present["_rev"]})
 
 
 def _runs(pool: Pool, batch: str | None) -> Operation[tuple[list[dict[str, Any]], list[Ended], bool]]:
@@ -459,7 +481,7 @@ async def why_not(scope: access.Scope, token_id: str | None) -> models.WhyAnswer
 
 def _drained(pool: Pool, keys: Sequence[str]) -> Operation[list[str]]:
     """The submissions whose pilots are to stop, of the latest ones."""
-    flags, found = {stop.drain_flag(key): key for key in keys[:MOST_FLAGS]}, []
+    flags, found = {drain_flag(key): key for key in keys[:MOST_FLAGS]}, []
     for flag, key in flags.items():
         try:
             document = yield from pool.get(flag)

@@ -11,6 +11,7 @@ from enum import StrEnum
 from airflow_provider_picas.couchdb import errors
 from airflow_provider_picas.couchdb.http import Request, json_body
 from airflow_provider_picas.couchdb.pool import Pool
+from airflow_provider_picas.lifecycle.ids import drain_flag
 from airflow_provider_picas.slurm import sbatch_calls, sbatch_record
 from airflow_provider_picas.slurm.remote import OURS, Command, Output, Pause, ok, quote
 from airflow_provider_picas.slurm.submission_folder import CREDENTIALS
@@ -44,11 +45,6 @@ def stop(
     if how is StopMode.CANCEL:
         return (yield from cancel(pool, batch, submission, wait=wait))
     return None
-
-
-def drain_flag(key: str) -> str:
-    """The id of a submission's drain flag."""
-    return f"_local/picas-submission-{key}"
 
 
 def drain(pool: Pool, key: str) -> Operation[None]:

@@ -7,16 +7,16 @@ import json
 from airflow_provider_picas.couchdb import batch_pilots, counting
 from airflow_provider_picas.couchdb.http import json_body
 from airflow_provider_picas.couchdb.pool import Document, Pool
-from airflow_provider_picas.lifecycle.ids import lease_id
+from airflow_provider_picas.lifecycle.ids import drain_flag, lease_id, watched_flag
 from airflow_provider_picas.lifecycle.json_values import number
 from airflow_provider_picas.slurm import sbatch_record
 from airflow_provider_picas.slurm.pilot_job import CONFIG_FILE
 from airflow_provider_picas.slurm.remote import OURS, Command, Output, ok, quote, whole
-from airflow_provider_picas.submissions.stop import MOST_CALLS, drain_flag
+from airflow_provider_picas.submissions.stop import MOST_CALLS
 from airflow_provider_picas.submissions.submission import Operation, Submission
 
 KEEP_LEASES = 7 * 86_400  # seconds to keep the lease of a pilot after its last sign of life
-# Seconds to keep drain flags, the records of batches' pilots, and the memory of rescheduled sensors.
+# Seconds to keep flags, the records of batches' pilots, and the memory of rescheduled sensors.
 KEEP_OTHERS = 90 * 86_400
 PAGE = 1_000  # local documents read by one request
 MOST_PAGES = 20
@@ -59,7 +59,7 @@ def local_documents(pool: Pool, key: str | None) -> Operation[int]:
     ``key``: a submission that has ended; None: delete only what is too old.
     """
     removed = 0
-    for prefix in (lease_id(""), drain_flag(""), "_local/picas-wait-", batch_pilots.PREFIX):
+    for prefix in (lease_id(""), drain_flag(""), watched_flag(""), "_local/picas-wait-", batch_pilots.PREFIX):
         start = prefix
         for _ in range(MOST_PAGES):
             found, now = yield from pool.local_documents(prefix, start=start, limit=PAGE)

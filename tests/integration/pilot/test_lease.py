@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,6 +28,24 @@ def test_progress_is_in_the_lease(pool: Pool, submission: Submission) -> None:
     until(
         lambda: [lease.get("running", {}).get("b:0000", {}).get("progress") for lease in pool.leases()] == [{"step": 3}]
     )
+
+
+def test_the_output_of_a_command_is_in_the_lease_while_somebody_watches(pool: Pool, submission: Submission) -> None:
+    pool.push([{"input": ""}])
+    submission.start("seq 1000; echo problem >&2; sleep 60", lease=3)
+
+    def tails() -> list[Any]:
+        return [lease.get("running", {}).get("b:0000", {}).get("tail") for lease in pool.leases()]
+
+    until(lambda: pool.states() == {State.LOCKED: 1} and tails() == [None])
+    soon = int(time.time()) + 600
+    assert pool.request("PUT", "_local/picas-watched-sub-1", {"until": soon})[0] == 201
+    until(lambda: tails() != [None])
+    (tail,) = tails()
+    assert (tail.endswith("999\n1000\n\nproblem\n"), len(tail) <= 2_048) == (True, True)
+    flag = pool.request("GET", "_local/picas-watched-sub-1")[1]
+    assert pool.request("PUT", "_local/picas-watched-sub-1", {**flag, "until": 1})[0] == 201
+    until(lambda: tails() == [None])
 
 
 def test_a_drained_pilot_finishes_its_token_and_stops(pool: Pool, submission: Submission) -> None:

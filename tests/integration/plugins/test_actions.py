@@ -229,7 +229,10 @@ def test_pilots_that_a_wait_has_seen_are_cancelled_on_the_cluster(
     page.server.api().add_connection(spider, **native.ssh_connection(cluster))
     push = PicasPushTokensOperator(task_id="push", inputs=[1, 2], batch="b")
     batch: Any = push.execute(context(run_id=page.pool.database))
-    submit = PicasSubmitPilotsOperator(task_id="pilots", command="sleep 600", pilots=2, batch=batch, ssh_conn_id=spider)
+    command, pilot = "echo hello; sleep 600", {"lease": 9}
+    submit = PicasSubmitPilotsOperator(
+        task_id="pilots", command=command, pilot=pilot, pilots=2, batch=batch, ssh_conn_id=spider
+    )
     submitted = submit.execute(context("pilots", run_id=page.pool.database))
     processes.wait_for(lambda: page.hook.count("b").locked == 2, what="The start of two tokens", seconds=120)
     PicasTokenStateSensor(task_id="wait", batch=batch, pilots=submitted).poke(context("wait"))
@@ -240,6 +243,11 @@ def test_pilots_that_a_wait_has_seen_are_cancelled_on_the_cluster(
     assert (summary["running"], summary["waiting"], summary["ended"]) == (2, 0, 0)
     pilots = page.ask("batch/pilots")["pilots"]
     assert [(pilot["state"], len(pilot["now"])) for pilot in pilots] == [("working", 1)] * 2
+
+    def tails() -> list[Any]:
+        return [run["tail"] for pilot in page.ask("batch/pilots")["pilots"] for run in pilot["now"]]
+
+    processes.wait_for(lambda: tails() == ["hello\n"] * 2, what="The output of the commands", seconds=120)
     plan, _ = act(page, "cancel", {}, user="op", dag_id=None, run_id=None)
     assert plan["lines"][1] == "2 tokens are interrupted and wait again. This is no failed attempt."
     processes.wait_for(lambda: page.hook.count("b").todo == 2, what="The release of two tokens", seconds=120)

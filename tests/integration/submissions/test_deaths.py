@@ -33,7 +33,7 @@ from tests.integration.pilots import COUNT, GATE, PASSWORD, Pool, Submission, ne
 
 LEASE = 8  # seconds; renewed every 2.7 s
 RENEWAL = "PUT /{name}/_local/picas-pilot-"
-READING = "_local_docs"  # of leases, by another pilot or the wait
+READING = "_local_docs?include_docs"  # of leases, by another pilot or the wait
 
 
 @pytest.fixture
