@@ -95,13 +95,7 @@ async def batches(viewer: access.Viewer, cursor: str | None) -> models.BatchesAn
     """A page of the batches of a pool: those that changed last first, then the others by name."""
     scope = viewer.scope
     reader = reader_for(scope.conn_id, scope.database)
-    try:
-        found, recent = await reader.shared(("batches",), BATCHES_KEPT, lambda hook: _batches(hook.pool))
-    except errors.NotFoundError as error:
-        if error.database_missing:
-            raise
-        raise HTTPException(409, "The batches of this pool cannot be told: it lacks the provider's views.") from None
-    recent = [batch for batch in recent if batch in found]
+    found, recent = await all_batches(reader)
     known = set(recent)
     names = [*recent, *sorted(batch for batch in found if batch not in known)]
     begin = _whole(cursor)
@@ -111,6 +105,17 @@ async def batches(viewer: access.Viewer, cursor: str | None) -> models.BatchesAn
     runs = await asyncio.to_thread(access.runs_of_batches, viewer.user, scope.conn_id, database)
     rows = [_batch(name, found[name], runs.get(name), changed=name in known) for name in some]
     return models.BatchesAnswer(batches=rows, next=str(end) if end < len(names) else None)
+
+
+async def all_batches(reader: PoolReader) -> tuple[dict[str, Counts], list[str]]:
+    """The batches of a pool, and which of them changed last, the latest first. Raises HTTPException without views."""
+    try:
+        found, recent = await reader.shared(("batches",), BATCHES_KEPT, lambda hook: _batches(hook.pool))
+    except errors.NotFoundError as error:
+        if error.database_missing:
+            raise
+        raise HTTPException(409, "The batches of this pool cannot be told: it lacks the provider's views.") from None
+    return found, [batch for batch in recent if batch in found]
 
 
 def _batch(name: str, counts: Counts, run: models.RunBatch | None, *, changed: bool) -> models.BatchInfo:
