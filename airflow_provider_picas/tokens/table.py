@@ -20,7 +20,9 @@ from airflow_provider_picas.tokens.states import State, state_of, to_number, to_
 from airflow_provider_picas.tokens.text import one_line
 
 LONGEST_TEXT = 65_536  # characters of a value that are shown
+LONGEST_FIELD = 8_192  # characters of one of the other fields
 MOST_FIELDS = 100  # of a token
+MOST_ATTEMPTS = 50  # of a token, the latest; pilots keep ten
 MOST_ATTACHMENTS = 500
 _FIRST_TIME, _LAST_TIME = 1_000_000_000, 100_000_000_000  # other numbers are not times
 _SHOWN = frozenset({
@@ -120,7 +122,7 @@ def details_of(token: Mapping[str, Any], batch: str | None) -> dict[str, Any]:
         "scrubs": scrubs_of(token),
         **{name: text_of(shown[name]) if name in shown else None for name in ("input", "output")},
         "error": text_of(shown["error"]) if shown.get("error") else None,
-        "fields": {one_line(name): text_of(shown[name]) for name in others},
+        "fields": {one_line(name): text_of(shown[name], LONGEST_FIELD) for name in others},
         "attempts": _attempts(shown, row),
         "earlier": _dropped(kept),
         "attachments": attachments_of(token),
@@ -129,12 +131,12 @@ def details_of(token: Mapping[str, Any], batch: str | None) -> dict[str, Any]:
 
 def _attempts(token: Mapping[str, Any], row: Mapping[str, Any]) -> list[dict[str, Any]]:
     kept = [each for each in list_or_empty(token.get("attempts")) if isinstance(each, Mapping)]
-    names = [one_line(name, 1_000) for name in attachments.log_names(token)]
+    names = attachments.log_names(token)[:MOST_ATTACHMENTS]
     logs: dict[int, list[str]] = {}
     for name in names:
         logs.setdefault(log_number(name), []).append(name)
     found = []
-    for place, attempt in enumerate(kept, start=1):
+    for place, attempt in list(enumerate(kept, start=1))[-MOST_ATTEMPTS:]:
         ended = _time(attempt.get("done"))
         found.append({
             "number": place,
@@ -193,11 +195,11 @@ def how_to_show(name: str, stub: Mapping[str, Any]) -> str:
 # -- values -----------------------------------------------------------------------------------------------------------
 
 
-def text_of(value: Any) -> dict[str, Any]:
+def text_of(value: Any, longest: int = LONGEST_TEXT) -> dict[str, Any]:
     """A value as text: strings as they are, others as JSON; with its whole size and the first part of it."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=2, default=str)
     size = len(text.encode("utf-8", "replace"))
-    return {"text": printable(text[:LONGEST_TEXT]), "bytes": size, "cut": len(text) > LONGEST_TEXT}
+    return {"text": printable(text[:longest]), "bytes": size, "cut": len(text) > longest}
 
 
 def printable(text: str) -> str:
