@@ -85,8 +85,9 @@ def skipped(report: EditReport) -> list[str]:
 
 
 async def pilots_alive(action: Action) -> int:
-    """How many pilots of the batch live and take tokens."""
+    """How many pilots of the batch live and take tokens now."""
     batch = action.viewer.scope.batch
+    action.reader.readings.drop("leases")
     (leases, now), records = await asyncio.gather(leases_of(action.reader), submissions_of(action.reader, batch))
     keys = [record["pilots"]["submission"] for record in records]
     return sum(seen.state_of(lease, now) in _ALIVE for lease in seen.of_batch(leases, batch, keys))

@@ -33,6 +33,8 @@ class _Again:
     task_ids: Sequence[Any]
     cleared: Sequence[str]
     text: str
+    alive: bool = False  #: pilots live that would take the tokens
+    without_pilots: Sequence[Any] = ()  #: task instances to clear if these have ended meanwhile
 
 
 async def plan_rerun(action: Action) -> Plan:
@@ -53,10 +55,12 @@ async def rerun(action: Action) -> Done:
     if scope.dag_id is None or scope.run_id is None:
         return await _rerun_by_dag(action, again)
     report = await action.edit(lambda hook: hook.editor.reset(again.selection, reason=action.reason, keep_logs=True))
-    text = f"{tokens(report.changed)} will run again."
-    if again.task_ids:
+    text, task_ids = f"{tokens(report.changed)} will run again.", again.task_ids
+    if again.alive and not await pilots_alive(action):
+        task_ids = again.without_pilots  # the last pilot found no token just before
+    if task_ids:
         try:
-            await _clear(action, again.task_ids, dry_run=False)
+            await _clear(action, task_ids, dry_run=False)
         except HTTPException as error:
             raise HTTPException(error.status_code, f"{text} But no task was cleared. {error.detail}") from None
     run = f"/dags/{quote(scope.dag_id, safe='')}/runs/{quote(scope.run_id, safe=':+')}"
@@ -75,8 +79,9 @@ async def _again(action: Action) -> _Again:
     named = await asyncio.to_thread(_tasks_of, action.viewer)
     alive, waits = await pilots_alive(action), await _waits(action, named)
     chosen, text = _to_clear(named, alive, waits, whole=action.body.all)
+    without_pilots, _ = _to_clear(named, 0, waits, whole=action.body.all)
     cleared = await _clear(action, chosen, dry_run=True) if chosen else []
-    return _Again(selection, report, chosen, cleared, text)
+    return _Again(selection, report, chosen, cleared, text, bool(alive), without_pilots)
 
 
 def _preview(hook: PicasHook, selection: Selection) -> EditReport:

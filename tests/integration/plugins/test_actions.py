@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 from airflow_provider_picas.couchdb import batch_pilots
@@ -16,6 +18,7 @@ from stack import native, processes
 from stack.cluster import Cluster
 from stack.couchdb import CouchDBAdmin
 from stack.docker import DockerStack
+from tests.integration.faults import Fault, Proxy
 from tests.integration.lives import NOW, change, fill
 from tests.integration.plugins.conftest import CONN, Page
 from tests.integration.plugins.server import DAG
@@ -251,3 +254,24 @@ def test_pilots_that_a_wait_has_seen_are_cancelled_on_the_cluster(
     plan, _ = act(page, "cancel", {}, user="op", dag_id=None, run_id=None)
     assert plan["lines"][1] == "2 tokens are interrupted and wait again. This is no failed attempt."
     processes.wait_for(lambda: page.hook.count("b").todo == 2, what="The release of two tokens", seconds=120)
+
+
+def test_a_pilot_that_ends_while_tokens_are_reset_is_replaced(page: Page) -> None:
+    """The last pilot of the run finds no token a moment before they wait again."""
+    fill(page.hook, {State.ERROR: 1})
+    name_all(page)
+    end_tasks(page)
+    lease(page, "p1", running={"b:00000000": {}})
+    page.server.rows("update task_instance set state = 'deferred' where run_id = ? and task_id = 'wait'", page.run_id)
+    with Proxy(page.pool.url) as proxy:
+        page.server.connect(CONN, replace(page.pool, url=proxy.url))
+        proxy.hurt(Fault.HOLD, on="_bulk_docs")
+        with ThreadPoolExecutor(1) as threads:
+            rerun = threads.submit(page.server.post, "batch/actions/rerun", {"all": True}, **page.of_run)
+            processes.wait_for(lambda: proxy.held, what="The reset", seconds=60)
+            lease(page, "p1", ended=True)
+            proxy.let_go.set()
+            reply = rerun.result()
+    page.server.connect(CONN, page.pool)
+    assert (reply.status, reply.json["tokens"]) == (200, 1)
+    assert task_states(page) == {"push": None, "pilots": None, "wait": None}
