@@ -203,17 +203,18 @@ class Run:
         return self.cluster.run("squeue", "--noheader", "--array", f"--jobs={job}", "--format=%N").stdout.strip()
 
     def pids(self, job: str) -> list[int]:
-        """The processes of a job's pilots: one, but for requeued jobs."""
+        """The processes of a job's pilots: one, but for requeued jobs. Without their children: before a child executes its
+        command, it has its pilot's command line."""
         array, _, task = job.partition("_")
         wanted = {f"SLURM_ARRAY_JOB_ID={array}".encode(), f"SLURM_ARRAY_TASK_ID={task}".encode()}
-        found = []
+        found: dict[int, int] = {}  # with their parents
         for entry in Path("/proc").iterdir():
             with suppress(OSError):
                 words = (entry / "cmdline").read_bytes().split(b"\0") if entry.name.isdigit() else []
                 pilot = len(words) > 2 and words[2].endswith(f"/{archive.FILE}".encode())
                 if pilot and wanted <= set((entry / "environ").read_bytes().split(b"\0")):
-                    found.append(int(entry.name))
-        return found
+                    found[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+        return [pid for pid, parent in found.items() if parent not in found]
 
     def kill_pilot(self, job: str) -> None:
         """SIGKILL for the job's pilot."""
