@@ -7,6 +7,7 @@ from pathlib import Path
 
 from playwright.sync_api import Page
 
+from airflow_provider_picas.tokens.states import State, state_of
 from stack import install, paths, processes
 from stack.airflow import ADMIN
 from stack.native import NativeStack
@@ -32,7 +33,9 @@ def main() -> int:
         pool = stack.connect("sky")
         run_id = stack.api.trigger(DAG)
         processes.wait_for(
-            lambda: sum("exit_code" in token for token in pool.tokens()) >= ENDED, what="Most tokens", seconds=SECONDS
+            lambda: sum(state_of(token) in (State.DONE, State.ERROR) for token in pool.tokens()) >= ENDED,
+            what="The end of most tokens",
+            seconds=SECONDS,
         )
         take(stack, run_id)
     except KeyboardInterrupt:

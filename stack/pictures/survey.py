@@ -5,10 +5,11 @@ from airflow.sdk import dag
 from airflow_provider_picas.task_groups import picas_run
 
 COMMAND = """
-number=$(expr "${PICAS_INPUT##*SB}" + 0)
-echo "$(date +%T) calibrate: reading $PICAS_INPUT"
+number=${PICAS_INPUT##*SB}; number=$(expr "${number%%[!0-9]*}" + 0)
+name=${PICAS_TOKEN_ID##*:}
+echo "$(date +%T) calibrate: reading $name"
 case $((number % 20)) in
-  7)  echo "FileNotFoundError: no file /data/$PICAS_INPUT/observation.ms" >&2; exit 3 ;;
+  7)  echo "FileNotFoundError: no file /data/$name/observation.ms" >&2; exit 3 ;;
   13) if [ "$number" -gt 120 ]; then echo "solver: no solution after 500 iterations, residual 0.31" >&2; exit 4; fi ;;
 esac
 sleep $((1 + number % 3))
@@ -21,7 +22,8 @@ echo "{\\"flux\\": $((1000 + number * 7))}" > "$PICAS_OUTPUT_FILE"
 @dag(schedule=None)
 def sky_survey() -> None:
     picas_run(
-        inputs=[f"L812041-SB{number:03d}" for number in range(300)],
+        inputs=[{"subband": f"L812041-SB{number:03d}"} for number in range(300)],
+        key="subband",
         command=COMMAND,
         pilots=4,
         pilot={"slots": 2},

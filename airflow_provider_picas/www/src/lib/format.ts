@@ -93,6 +93,9 @@ export const progress = (value: unknown): string => {
     .join(", ");
 };
 
+/** A token's id without its batch. */
+export const keyOfId = (id: string): string => id.slice(id.indexOf(":") + 1) || id;
+
 export interface Share {
   state: StateName;
   count: number;

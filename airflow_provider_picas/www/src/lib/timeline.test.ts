@@ -27,6 +27,14 @@ describe("the timeline", () => {
     expect(Math.min(...boxes.map(({ width }) => width))).toBeGreaterThanOrEqual(1.5);
   });
 
+  it("puts bars of one pilot that run at the same time below each other", () => {
+    const slots = [bar("a", "t1", 0, 10), bar("a", "t2", 5, 12), bar("a", "t3", 10, 20), bar("b", "t4", 0, 20)];
+    const [one, two, three, alone] = layout(slots, ["a", "b"], { from: 0, to: 20 }, 200, 20);
+    expect(two?.y).toBe((one?.y ?? 0) + (one?.height ?? 0));
+    expect(three?.y).toBe(one?.y);
+    expect(alone?.height).toBe(2 * (one?.height ?? 0));
+  });
+
   it("has ticks at round times", () => {
     expect(ticks({ from: 3, to: 125 }, 4)).toEqual([60, 120]);
     expect(ticks({ from: 0, to: 40_000_000 }, 5).length).toBeLessThan(8);

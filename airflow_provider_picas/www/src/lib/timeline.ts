@@ -4,12 +4,14 @@ import type { Bar, Pilot } from "../api/client";
 export const ROW = 22;
 export const BAR = 14;
 export const AXIS = 24;
+const MOST_LANES = 7; // thinner bars could not be seen
 
 export interface Box {
   bar: Bar;
   x: number;
   y: number;
   width: number;
+  height: number;
 }
 
 export interface Span {
@@ -42,17 +44,37 @@ export const span = (bars: Bar[], now: number): Span => {
   return { from: from - margin, to: to + margin };
 };
 
+/** For each bar the lane of its row: bars that run at the same time lie below each other. And the lanes of each pilot. */
+const lanes = (bars: Bar[], now: number): { lane: number[]; of: Map<string, number> } => {
+  const order = bars.map((_, i) => i).sort((a, b) => (bars[a]?.start ?? 0) - (bars[b]?.start ?? 0));
+  const ends = new Map<string, number[]>();
+  const lane: number[] = [];
+  for (const i of order) {
+    const bar = bars[i];
+    if (bar) {
+      const taken = ends.get(bar.pilot) ?? [];
+      const free = taken.findIndex((end) => end <= bar.start);
+      lane[i] = free >= 0 ? free : Math.min(taken.length, MOST_LANES - 1);
+      taken[lane[i]] = bar.end ?? now;
+      ends.set(bar.pilot, taken);
+    }
+  }
+  return { lane, of: new Map([...ends].map(([pilot, taken]) => [pilot, taken.length])) };
+};
+
 export const layout = (bars: Bar[], names: string[], { from, to }: Span, width: number, now: number): Box[] => {
   const row = new Map(names.map((name, i) => [name, i]));
   const scale = width / (to - from);
-  return bars.flatMap((bar) => {
-    const i = row.get(bar.pilot);
-    if (i === undefined) {
+  const { lane, of } = lanes(bars, now);
+  return bars.flatMap((bar, i) => {
+    const at = row.get(bar.pilot);
+    if (at === undefined) {
       return [];
     }
     const x = (bar.start - from) * scale;
     const end = ((bar.end ?? now) - from) * scale;
-    return [{ bar, x, y: AXIS + i * ROW + (ROW - BAR) / 2, width: Math.max(1.5, end - x) }];
+    const height = BAR / (of.get(bar.pilot) ?? 1);
+    return [{ bar, x, y: AXIS + at * ROW + (ROW - BAR) / 2 + (lane[i] ?? 0) * height, width: Math.max(1.5, end - x), height }];
   });
 };
 
@@ -60,7 +82,7 @@ export const layout = (bars: Bar[], names: string[], { from, to }: Span, width: 
 export const hit = (boxes: Box[], x: number, y: number): Bar | undefined => {
   for (let i = boxes.length - 1; i >= 0; i -= 1) {
     const box = boxes[i];
-    if (box && y >= box.y - 2 && y <= box.y + BAR + 2 && x >= box.x - 1 && x <= box.x + box.width + 1) {
+    if (box && y >= box.y && y <= box.y + box.height && x >= box.x - 1 && x <= box.x + box.width + 1) {
       return box.bar;
     }
   }

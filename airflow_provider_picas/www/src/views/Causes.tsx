@@ -2,7 +2,7 @@ import { useQuery } from "@tanstack/react-query";
 import { useState } from "react";
 
 import { type Cause, client, data, type Scope } from "../api/client";
-import { clock, many, number } from "../lib/format";
+import { clock, keyOfId, many, number } from "../lib/format";
 import { shown } from "../lib/text";
 import { ActionButton } from "./Actions";
 import type { BatchProps } from "./Batch";
@@ -29,9 +29,6 @@ const when = ({ first, last }: Cause): string => {
   return first === last ? clock(first) : `${clock(first)} – ${clock(last)}`;
 };
 
-/** The id without its batch. */
-const keyOfId = (id: string): string => id.slice(id.indexOf(":") + 1) || id;
-
 /** Tokens of a cause: some at once, the others in the table. */
 const Opened = ({ cause }: { cause: Cause }) => {
   const [, set] = useAddress();
@@ -43,7 +40,7 @@ const Opened = ({ cause }: { cause: Cause }) => {
         </button>
       ))}
       <button className="link" onClick={() => set({ tab: "tokens", cause: cause.id, state: "error" })} type="button">
-        All {many(cause.tokens, "token")} in the table
+        {cause.tokens > cause.sample.length ? `All ${number(cause.tokens)} in the table` : "In the table"}
       </button>
     </div>
   );

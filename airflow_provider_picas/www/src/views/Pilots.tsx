@@ -1,7 +1,7 @@
 import { useQuery } from "@tanstack/react-query";
 
 import { client, data, type Pilot, type Scope } from "../api/client";
-import { ago, number, progress } from "../lib/format";
+import { ago, duration, keyOfId, number, progress } from "../lib/format";
 import { shown } from "../lib/text";
 import { ActionButton } from "./Actions";
 import type { BatchProps } from "./Batch";
@@ -26,9 +26,9 @@ const Now = ({ now, at }: { now: Running; at: number }) => {
   return (
     <div>
       <button className="link mono" onClick={() => set({ token: now.token })} type="button">
-        <Foreign text={now.token} />
+        <Foreign text={keyOfId(now.token)} />
       </button>{" "}
-      {now.since != null && <span className="muted">since {ago(now.since, at)}</span>}{" "}
+      {now.since != null && <span className="muted">for {duration(Math.max(0, at - now.since))}</span>}{" "}
       {now.progress != null && <Foreign text={progress(now.progress)} />}
       {now.tail != null && now.tail !== "" && <Lines label={`Last lines of ${shown(now.token)}`} text={now.tail} />}
     </div>

@@ -1,9 +1,9 @@
 import { useEffect, useMemo, useRef, useState } from "react";
 
 import type { Bar, Pilot } from "../api/client";
-import { clock, duration, many } from "../lib/format";
+import { clock, duration, keyOfId, many } from "../lib/format";
 import { shown } from "../lib/text";
-import { AXIS, BAR, hit, layout, ROW, rows, span, ticks } from "../lib/timeline";
+import { AXIS, hit, layout, ROW, rows, span, ticks } from "../lib/timeline";
 import { useColours, useWidth } from "./canvas";
 import { useAddress } from "./hooks";
 
@@ -42,9 +42,9 @@ const draw = (context: CanvasRenderingContext2D, { names, bars, at, width }: Dra
   }
   names.forEach((name, i) => context.fillText(shorten(shown(name)), 0, AXIS + (i + 0.5) * ROW, NAMES - 8));
   const known = new Map(Object.values(COLOURS).map((name) => [name, colour(name)]));
-  for (const { bar, x, y, width: wide } of layout(bars, names, time, plot, at)) {
+  for (const { bar, x, y, width: wide, height } of layout(bars, names, time, plot, at)) {
     context.fillStyle = known.get(COLOURS[bar.state]) ?? "gray";
-    context.fillRect(NAMES + x, y, Math.max(1, wide - 1), BAR);
+    context.fillRect(NAMES + x, y, Math.max(1, wide - 1), height > 4 ? height - 0.5 : height);
   }
 };
 
@@ -76,7 +76,7 @@ export const Timeline = ({ pilots, bars, at }: { pilots: Pilot[]; bars: Bar[]; a
   const under = ({ nativeEvent: { offsetX, offsetY } }: React.MouseEvent) =>
     hit(layout(bars, names, span(bars, at), width - NAMES, at), offsetX - NAMES, offsetY);
   const words = over
-    ? `${shown(over.token)}: ${over.state === "locked" ? "running" : over.state}, ${clock(over.start)}, ${duration((over.end ?? at) - over.start)}`
+    ? `${shown(keyOfId(over.token))}: ${over.state === "locked" ? "running" : over.state}, ${clock(over.start)}, ${duration((over.end ?? at) - over.start)}`
     : `${many(names.length, "pilot")}, ${many(bars.length, "run")} of tokens`;
   return (
     <div>
