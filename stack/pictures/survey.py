@@ -12,9 +12,9 @@ case $((number % 20)) in
   7)  echo "FileNotFoundError: no file /data/$name/observation.ms" >&2; exit 3 ;;
   13) if [ "$number" -gt 120 ]; then echo "solver: no solution after 500 iterations, residual 0.31" >&2; exit 4; fi ;;
 esac
-sleep $((1 + number % 3))
+sleep 0.$((3 + number % 7))
 echo "$(date +%T) calibrate: converged after $((20 + number % 17)) iterations"
-[ "$number" -lt 280 ] || sleep 600
+[ $((number % 75)) -lt 74 ] || sleep 600
 echo "{\\"flux\\": $((1000 + number * 7))}" > "$PICAS_OUTPUT_FILE"
 """
 
