@@ -52,10 +52,9 @@ def _react_apps() -> list[dict[str, Any]]:
         return []
     static = f"{links.base_path()}{PREFIX}/static"
     version = f"{bundle.st_size:x}-{bundle.st_mtime_ns:x}"  # browsers keep the bundle until this changes
-    icons = {"icon": f"{static}/icon.svg", "icon_dark_mode": f"{static}/icon-dark.svg"}
-    page = {"bundle_url": f"{static}/{BUNDLE.name}?v={version}", **icons}
+    page = {"bundle_url": f"{static}/{BUNDLE.name}?v={version}", "icon": f"{static}/icon.svg"}
     return [
-        {**page, "name": "PiCaS", "destination": "nav", "url_route": "picas", "category": "browse"},
+        {**page, "name": "PiCaS", "destination": "nav", "url_route": "picas"},
         {**page, "name": "Tokens", "destination": "dag_run", "url_route": links.RUN_TAB},
         {**page, "name": "Tokens", "destination": "task_instance", "url_route": "picas-task"},
     ]

@@ -44,7 +44,10 @@ export const span = (bars: Bar[], now: number): Span => {
   return { from: from - margin, to: to + margin };
 };
 
-/** For each bar the lane of its row: bars that run at the same time lie below each other. And the lanes of each pilot. */
+/**
+ * For each bar the lane of its row: bars that run at the same time lie below each other. And the lanes of each pilot. Times
+ * may be whole seconds, so an overlap of one is none.
+ */
 const lanes = (bars: Bar[], now: number): { lane: number[]; of: Map<string, number> } => {
   const order = bars.map((_, i) => i).sort((a, b) => (bars[a]?.start ?? 0) - (bars[b]?.start ?? 0));
   const ends = new Map<string, number[]>();
@@ -53,7 +56,7 @@ const lanes = (bars: Bar[], now: number): { lane: number[]; of: Map<string, numb
     const bar = bars[i];
     if (bar) {
       const taken = ends.get(bar.pilot) ?? [];
-      const free = taken.findIndex((end) => end <= bar.start);
+      const free = taken.findIndex((end) => end - 1 <= bar.start);
       lane[i] = free >= 0 ? free : Math.min(taken.length, MOST_LANES - 1);
       taken[lane[i]] = bar.end ?? now;
       ends.set(bar.pilot, taken);

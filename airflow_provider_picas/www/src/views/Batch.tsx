@@ -104,7 +104,7 @@ const useQuestion = () => {
 
 /** A batch: its state, what may be done with it, and its tokens, failures and pilots. `wide` leads to a page of its own. */
 export const Batch = ({ scope, title, wide }: { scope: Scope; title: string; wide?: string }) => {
-  const { data: overview, error, live } = useOverview(scope);
+  const { data: overview, error, live, trouble } = useOverview(scope);
   const [get, set] = useAddress();
   const { asked, choose, close } = useQuestion();
   const [refused, refuse] = useState("");
@@ -138,7 +138,11 @@ export const Batch = ({ scope, title, wide }: { scope: Scope; title: string; wid
           </p>
         )}
       </div>
-      {overview.trouble != null && <p className="note warn">{shown(overview.trouble)}</p>}
+      {trouble != null && (
+        <p className="note warn" role="status">
+          {shown(trouble)}
+        </p>
+      )}
       <Tabs onTab={(name) => set({ tab: name === "overview" ? undefined : name })} overview={overview} tab={tab} />
       <div aria-labelledby={`picas-tab-${tab}`} id="picas-view" role="tabpanel">
         {tab === "overview" && <Glance {...props} />}

@@ -1,7 +1,7 @@
 import { keepPreviousData, useQuery } from "@tanstack/react-query";
 import { type Dispatch, type SetStateAction, useState } from "react";
 
-import { client, data, type Scope, type StateName, type TokenFilter, type TokenRow, type TokensAnswer } from "../api/client";
+import { client, data, type Overview, type Scope, type StateName, type TokenFilter, type TokenRow, type TokensAnswer } from "../api/client";
 import { clock, duration, LABELS, many, number, STATES } from "../lib/format";
 import { shown } from "../lib/text";
 import { ActionButton } from "./Actions";
@@ -99,10 +99,17 @@ const Filters = ({ scope }: { scope: Scope }) => {
   );
 };
 
+/** The database has the tokens in the order of their ends for a state only, and only with the page's views. */
+const useSortsByEnd = (overview: Overview): boolean => {
+  const [get] = useAddress();
+  return overview.views === "page" && FIELDS.every((name) => name === "state" || get(name) === undefined);
+};
+
 /** The filter that the page's address holds. */
-const useFilter = (scope: Scope): TokenFilter => {
+const useFilter = ({ scope, overview }: BatchProps): TokenFilter => {
   const [get] = useAddress();
   const attempts = Number(get("attempts"));
+  const byEnd = useSortsByEnd(overview) && get("sort") === "ended";
   return {
     ...scope,
     state: get("state") as StateName | undefined,
@@ -111,7 +118,7 @@ const useFilter = (scope: Scope): TokenFilter => {
     node: get("node"),
     pilot: get("pilot"),
     min_attempts: attempts > 0 ? attempts : undefined,
-    sort: get("sort") === "ended" ? "ended" : "id",
+    sort: byEnd ? "ended" : "id",
     descending: get("descending") === "yes",
     limit: SIZE,
   };
@@ -162,7 +169,7 @@ const Row = ({ token, chosen, onChoose }: { token: TokenRow; chosen: boolean; on
   );
 };
 
-const Table = ({ tokens, chosen, setChosen }: { tokens: TokenRow[]; chosen: ReadonlySet<string>; setChosen: Dispatch<SetStateAction<ReadonlySet<string>>> }) => {
+const Table = ({ tokens, chosen, setChosen, byEnd }: { tokens: TokenRow[]; byEnd: boolean; chosen: ReadonlySet<string>; setChosen: Dispatch<SetStateAction<ReadonlySet<string>>> }) => {
   const all = tokens.length > 0 && tokens.every(({ id }) => chosen.has(id));
   const turn = (ids: string[], on: boolean) =>
     setChosen((old) => {
@@ -191,7 +198,7 @@ const Table = ({ tokens, chosen, setChosen }: { tokens: TokenRow[]; chosen: Read
             <th className="number">Attempts</th>
             <th className="narrow-off number">Exit code</th>
             <th className="narrow-off number">Time</th>
-            <Sort by="ended">Ended</Sort>
+            {byEnd ? <Sort by="ended">Ended</Sort> : <th>Ended</th>}
           </tr>
         </thead>
         <tbody>
@@ -228,7 +235,8 @@ const Chosen = ({ chosen, onClear, ...props }: BatchProps & { chosen: ReadonlySe
 
 /** The tokens of a batch, filtered, sorted and paged by the server. */
 export const Tokens = (props: BatchProps) => {
-  const filter = useFilter(props.scope);
+  const filter = useFilter(props);
+  const byEnd = useSortsByEnd(props.overview);
   const [chosen, setChosen] = useState<ReadonlySet<string>>(new Set());
   const asked = JSON.stringify(filter);
   const [pages, setPages] = useState<{ asked: string; cursors: string[] }>({ asked, cursors: [] });
@@ -248,7 +256,7 @@ export const Tokens = (props: BatchProps) => {
       {answer && (
         <>
           <div aria-busy={isPlaceholderData} style={{ opacity: isPlaceholderData ? 0.6 : 1 }}>
-            <Table chosen={chosen} setChosen={setChosen} tokens={answer.tokens} />
+            <Table byEnd={byEnd} chosen={chosen} setChosen={setChosen} tokens={answer.tokens} />
           </div>
           <Pager answer={answer} cursors={cursors} onCursors={(changed) => setPages({ asked, cursors: changed })} />
         </>

@@ -47,10 +47,11 @@ export const keyOf = (scope: Scope, ...more: unknown[]): QueryKey => ["picas", s
 interface Listener {
   onFeed: (feed: Feed) => void;
   onOverview: (overview: Overview) => void;
+  onTrouble: (sentence: string) => void;
 }
 
 /** Listen to the overviews that the server pushes, until the returned function is called. */
-const listen = (events: string, { onFeed, onOverview }: Listener): (() => void) => {
+const listen = (events: string, { onFeed, onOverview, onTrouble }: Listener): (() => void) => {
   let source: EventSource;
   let timer: ReturnType<typeof setTimeout> | undefined;
   const open = () => {
@@ -62,6 +63,7 @@ const listen = (events: string, { onFeed, onOverview }: Listener): (() => void) 
       onFeed("open");
       onOverview(JSON.parse(event.data) as Overview);
     });
+    source.addEventListener("trouble", (event: MessageEvent<string>) => onTrouble(event.data));
     source.onerror = () => {
       clearTimeout(timer);
       onFeed("closed");
@@ -92,6 +94,7 @@ const useVisible = (): boolean => {
 export const useOverview = (scope: Scope) => {
   const queries = useQueryClient();
   const [feed, setFeed] = useState<Feed>("opening");
+  const [trouble, setTrouble] = useState("");
   const visible = useVisible();
   const events = address("/batch/events", scope);
   const key = JSON.stringify(scope);
@@ -105,6 +108,7 @@ export const useOverview = (scope: Scope) => {
     const lists = atMostEach(5_000, () => void queries.invalidateQueries({ queryKey: keyOf(known, "list") }));
     let last = "";
     const onOverview = (overview: Overview) => {
+      setTrouble("");
       queries.setQueryData(keyOf(known, "overview"), overview);
       const counts = JSON.stringify(overview.counts);
       if (last !== "" && counts !== last) {
@@ -112,7 +116,7 @@ export const useOverview = (scope: Scope) => {
       }
       last = counts;
     };
-    const close = listen(events, { onFeed: setFeed, onOverview });
+    const close = listen(events, { onFeed: setFeed, onOverview, onTrouble: setTrouble });
     return () => {
       close();
       lists.stop();
@@ -124,5 +128,5 @@ export const useOverview = (scope: Scope) => {
     queryFn: () => data(client().GET("/api/batch", { params: { query: scope } })),
     refetchInterval: pollEvery(feed),
   });
-  return { ...query, live: feed === "open" };
+  return { ...query, live: feed === "open" && trouble === "", trouble: trouble || query.data?.trouble };
 };

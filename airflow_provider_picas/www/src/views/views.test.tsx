@@ -37,18 +37,18 @@ class Source {
   static last: Source | undefined;
   onerror: (() => void) | undefined;
   readyState = 1;
-  readonly heard: ((event: { data: string }) => void)[] = [];
+  readonly heard = new Map<string, (event: { data: string }) => void>();
 
   constructor(readonly url: string) {
     Source.last = this;
   }
 
-  addEventListener(_: string, listener: (event: { data: string }) => void) {
-    this.heard.push(listener);
+  addEventListener(name: string, listener: (event: { data: string }) => void) {
+    this.heard.set(name, listener);
   }
 
-  send(said: Overview) {
-    this.heard.forEach((listener) => listener({ data: JSON.stringify(said) }));
+  send(name: string, data: string) {
+    this.heard.get(name)?.({ data });
   }
 
   close() {
@@ -95,9 +95,12 @@ const requests = (path: string) => asked.filter(({ url }) => url.pathname === pa
 it("follows what the server pushes, and asks for it once", async () => {
   show(batch);
   await screen.findByText("30");
-  Source.last?.send({ ...overview, counts: { ...overview.counts, done: 31 } });
+  Source.last?.send("overview", JSON.stringify({ ...overview, counts: { ...overview.counts, done: 31 } }));
   await screen.findByText("31");
   expect(screen.getByText("live")).toBeTruthy();
+  Source.last?.send("trouble", "The database does not answer.");
+  await screen.findByText("The database does not answer.");
+  expect(screen.queryByText("live")).toBeNull();
   expect(requests("/picas/api/batch")).toHaveLength(1);
 });
 
