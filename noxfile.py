@@ -39,7 +39,7 @@ OLDEST = (next(iter(FOUND), PYTHONS[0]), AIRFLOWS[0])
 NEWEST = (next(reversed(FOUND), PYTHONS[-1]), AIRFLOWS[-1])
 TAGS = {OLDEST: ["oldest"], NEWEST: ["newest"]}
 
-# The tests that involve Airflow: its hooks, operators, sensor and triggers. The other tests involve databases, clusters and
+# The tests that involve Airflow: its hooks, operators, sensor, triggers and page. The other tests involve databases, clusters and
 # pilots, which are the same for all versions.
 TESTS = (
     "tests/unit",
@@ -56,6 +56,7 @@ TESTS = (
             "operators/tokens/test_push.py",
             "operators/tokens/test_reset.py",
             "operators/tokens/test_update.py",
+            "plugins",
             "sensors/test_tokens.py",
             "test_dags.py",
             "triggers",

@@ -60,6 +60,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
+            if nodeid.startswith("tests/integration/plugins/"):
+                return "one API server"
             return "one Airflow" if shares_airflow(nodeid) else super()._split_scope(nodeid)
 
     config.option.loadscopereorder = False
