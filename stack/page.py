@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from stack import couchdb, paths
 from stack.processes import StackError
 
 SOURCE = paths.PROJECT / "airflow_provider_picas" / "www"
-BUNDLE = SOURCE / "dist" / "picas.js"
+BUNDLES = SOURCE / "dist"
 PACKAGES = paths.HOME / "page"
 LINK = SOURCE / "node_modules"
 
@@ -34,7 +35,7 @@ def install() -> None:
 def _install_packages() -> None:
     stamp = PACKAGES / "installed"
     wanted = hashlib.sha256((SOURCE / "package-lock.json").read_bytes()).hexdigest()
-    if not (stamp.exists() and stamp.read_text() == wanted):
+    if not (stamp.exists() and stamp.read_text() == wanted and (PACKAGES / "node_modules" / "vite").exists()):
         for name in ("package.json", "package-lock.json"):
             shutil.copy(SOURCE / name, PACKAGES / name)
         npm("ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error", folder=PACKAGES)
@@ -49,23 +50,10 @@ def _install_packages() -> None:
 
 
 def _build() -> None:
-    stamp = PACKAGES / "built"
-    wanted = fingerprint()
-    if BUNDLE.exists() and stamp.exists() and stamp.read_text() == wanted:
-        return
-    npm("run", "build", "--loglevel=error")
-    stamp.write_text(wanted)
-
-
-def fingerprint() -> str:
-    """Changes with the sources of the bundle."""
-    digest = hashlib.sha256()
-    sources = [path for folder in ("src", "public") for path in (SOURCE / folder).rglob("*") if path.is_file()]
-    sources = [path for path in sources if path.name != "types.ts"]  # made from openapi.json
-    others = ("openapi.json", "package-lock.json", "package.json", "vite.config.ts")
-    for path in sorted([*sources, *(SOURCE / name for name in others)]):
-        digest.update(f"{path.relative_to(SOURCE)}\n".encode() + path.read_bytes())
-    return digest.hexdigest()
+    bundle = runpy.run_path(str(SOURCE / "fingerprint.py"))
+    if not bundle["built"]():
+        npm("run", "build", "--loglevel=error")
+        bundle["mark"]()
 
 
 def npm(*arguments: str, folder: Path = SOURCE, show: bool = False) -> None:
@@ -83,7 +71,7 @@ def remove() -> None:
     """Remove what ``install`` made beside the sources."""
     if LINK.is_symlink():
         LINK.unlink()
-    shutil.rmtree(BUNDLE.parent, ignore_errors=True)
+    shutil.rmtree(BUNDLES, ignore_errors=True)
 
 
 def main(words: list[str]) -> int:

@@ -14,7 +14,7 @@ case $((number % 20)) in
 esac
 sleep 0.$((3 + number % 7))
 echo "$(date +%T) calibrate: converged after $((20 + number % 17)) iterations"
-[ $((number % 75)) -lt 74 ] || sleep 600
+[ $((number % 100)) -lt 99 ] || sleep 60
 echo "{\\"flux\\": $((1000 + number * 7))}" > "$PICAS_OUTPUT_FILE"
 """
 
@@ -26,7 +26,6 @@ def sky_survey() -> None:
         key="subband",
         command=COMMAND,
         pilots=4,
-        pilot={"slots": 2},
         sbatch={"time": "00:30:00"},
         max_errors=40,
         ssh_conn_id="spider",
