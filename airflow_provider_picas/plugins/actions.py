@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from airflow.models.log import Log
 from airflow.utils.session import create_session
 from fastapi import HTTPException
+from sqlalchemy.exc import SQLAlchemyError
 
 from airflow_provider_picas.couchdb import errors
 from airflow_provider_picas.hooks.picas import PicasHook
@@ -30,6 +32,8 @@ from airflow_provider_picas.submissions.submission import Submission
 from airflow_provider_picas.tokens.selection import EditReport, Selection
 from airflow_provider_picas.tokens.states import State
 from airflow_provider_picas.tokens.text import one_line
+
+log = logging.getLogger(__name__)
 
 ARCHIVE_DAG = "picas_archive_batches"
 
@@ -259,9 +263,13 @@ def _record(action: Action) -> int:
 
 
 def _record_result(entry: int, action: Action, result: str) -> None:
-    with create_session() as session:
-        if (found := session.get(Log, entry)) is not None:
-            found.extra = _extra(action, result)
+    """Add how an action ended to its entry. What was done stays done if Airflow's database fails now."""
+    try:
+        with create_session() as session:
+            if (found := session.get(Log, entry)) is not None:
+                found.extra = _extra(action, result)
+    except SQLAlchemyError as error:
+        log.warning("The audit log lacks how picas.%s ended (%s): %s", action.name, result, error)
 
 
 def _extra(action: Action, result: str | None) -> str:

@@ -6,9 +6,9 @@ text.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 StateName = Literal["todo", "locked", "done", "error", "stateless"]
 
@@ -366,7 +366,7 @@ class ActionBody(Model):
     """Which tokens: ``ids``, those in error with the ``cause`` of this id, or ``all``. Pilots: ``pilot`` names one whose
     tokens are released. ``priority``: the new one."""
 
-    ids: list[str] | None = Field(None, max_length=10_000)
+    ids: list[Annotated[str, StringConstraints(max_length=1_000)]] | None = Field(None, max_length=10_000)
     cause: str | None = Field(None, max_length=200)
     all: bool = False
     pilot: str | None = Field(None, max_length=200)
