@@ -176,7 +176,7 @@ def _check_classes(name: str, value: Any) -> None:
     if not isinstance(value, Mapping):
         flag(name, value)
     elif wrong := [key for key, options in value.items() if not isinstance(options, Mapping)]:
-        raise ValueError(f"`{name}` must map a class to sbatch options, and {wrong[0]!r:.80} has none.")
+        raise ValueError(f"`{name}` must map a class to sbatch options, but {wrong[0]!r:.80} has none.")
 
 
 def _check_switch(name: str, value: Any) -> None:

@@ -29,7 +29,7 @@ def old_batches(params=None):
         if counts.finished < counts.total or len(old) == MOST_BATCHES:
             continue
         if batch != batch_id(batch):
-            print(f"{batch!r} is skipped: its name is not that of a batch of this provider.")
+            print(f"{batch!r} is skipped: its name does not have the form of this provider's batches.")
             continue
         objection = hook.unfinished(batch, params["days"] * DAY)
         print(f"{batch}: {objection or 'is archived'}")

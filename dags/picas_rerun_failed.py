@@ -29,7 +29,7 @@ PARAMS = {
         None,
         **OPTIONAL_TEXT,
         title="Batch",
-        description="Instead of a run: the name of its batch, as the push task logs it. With neither, you are asked.",
+        description="Instead of a run: the name of its batch, as the push task logs it. If you give neither, you are asked.",
     ),
     "whole_pool": Param(
         False, type="boolean", title="Whole pool", description="Without a batch: all tokens of the pool."
@@ -108,7 +108,7 @@ PARAMS = {
         minimum=1,
         section="Pilots",
         title="Pilots",
-        description="Maximum number. Default: as many as before, but no more than tokens; 1 for a new command.",
+        description="Maximum number. Default: as many as before, but no more than there are tokens; 1 for a new command.",
     ),
     "sbatch": Param(
         {},

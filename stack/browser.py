@@ -21,7 +21,7 @@ def program() -> Path:
             return Path(found)
     if (unpacked := FOLDER / "chromium").exists():
         return unpacked
-    raise StackError("There is no Chromium for the page's tests: run `make install`.")
+    raise StackError("Chromium, which the page's tests need, is not installed: run `make install`.")
 
 
 def install() -> None:
@@ -38,7 +38,7 @@ def install() -> None:
 def unpack() -> None:
     """Unpack Debian's Chromium into ``FOLDER``."""
     if not shutil.which("apt-get"):
-        raise StackError("There is no Chromium, and no apt-get to fetch Debian's. Install a Chromium.")
+        raise StackError("Chromium was not found, and neither was apt-get to fetch Debian's. Install Chromium.")
     new = FOLDER.with_name("browser.new")
     shutil.rmtree(new, ignore_errors=True)
     for package in debian.download(WANTED, new / "apt", without=SYSTEM_LIBRARIES):

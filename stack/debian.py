@@ -18,7 +18,7 @@ def call(argv: list[str], cwd: Path | None = None) -> str:
     if ended.returncode:
         said = "\n".join((ended.stderr or ended.stdout).splitlines()[-15:])
         raise StackError(
-            f"Unpacking Debian's packages: {argv[0]} failed with code {ended.returncode}. It said:\n{said}"
+            f"Unpacking Debian's packages: {argv[0]} failed with code {ended.returncode}. Its output:\n{said}"
         )
     return ended.stdout
 

@@ -196,7 +196,7 @@ def follow(api: AirflowApi, run_id: str, watch: Watch, progress: Progress, trigg
         for _ in range(POLLS):
             progress.update(watch.counts())
             time.sleep(POLL_SECONDS)
-    raise StackError(f"The run was not over after {RUN_SECONDS:g} s; its tasks: {shown}.")
+    raise StackError(f"The run had not finished after {RUN_SECONDS:g} s; its tasks: {shown}.")
 
 
 def print_failure(api: AirflowApi, run_id: str) -> None:

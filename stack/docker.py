@@ -200,7 +200,9 @@ def _make_key(key: Path, comment: str) -> None:
     try:
         subprocess.run(argv, check=True, stdin=subprocess.DEVNULL)
     except OSError as error:
-        raise StackError("No ssh-keygen to make the cluster's keys: install openssh-client.") from error
+        raise StackError(
+            "ssh-keygen, which creates the cluster's keys, was not found: install openssh-client."
+        ) from error
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -330,7 +330,7 @@ def interrupt_on_sigterm() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python3 -m stack.install", description=__doc__)
-    parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(PARTS)}; all when none is named")
+    parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(PARTS)}; default: all")
     parser.add_argument("--pins", action="store_true", help="resolve the pinned versions anew")
     parser.add_argument("--clean", action="store_true", help="remove everything that was installed")
     arguments = parser.parse_args(argv)

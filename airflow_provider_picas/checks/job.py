@@ -129,4 +129,5 @@ def _log(slurm: SlurmHook, made: submission_folder.SubmitResult) -> str:
     output = slurm.run(f"[ -e {log} ] && tail -n 5 -- {log} | tail -c 1000")
     if output.code != 0:
         return f"There is no log in {made.folder} either: compute nodes and login nodes must share the home."
-    return f"Its log ends: {one_line(' '.join(output.stdout.split()) or 'it is empty', 500)}"
+    end = one_line(" ".join(output.stdout.split()), 500)
+    return f"Its log ends: {end}" if end else "Its log is empty."

@@ -103,7 +103,7 @@ def _batches(hook: PicasHook, limit: int) -> Iterator[str]:
     try:
         counts = hook.batches()
     except NotFoundError:
-        yield "\nBatches cannot be listed: the views of airflow-picas-1 are missing. A push creates them, if its login may."
+        yield "\nBatches cannot be listed: the views of airflow-picas-1 are missing. A push creates them if its login may."
         return
     latest = [name for name in hook.do(overview.changed_last(hook.pool)) if name in counts]
     names = [*latest, *sorted(counts.keys() - set(latest), reverse=True)]

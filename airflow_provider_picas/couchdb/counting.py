@@ -40,7 +40,7 @@ def todo_by_class(pool: Pool, batch: str | None = None) -> Operation[dict[str, i
     response = yield pool.view_request("todo", views.PROVIDER, **query)
     rows = response.rows(key=list, value=int)
     if not all(len(row["key"]) == 2 and isinstance(row["key"][1], str) for row in rows):
-        raise response.unexpected("a key is not a batch and a resource class")
+        raise response.unexpected("a key is not a [batch, resource class] pair")
     return {row["key"][1]: row["value"] for row in rows}
 
 
@@ -114,6 +114,6 @@ def parse_rows(response: Response, rows: Iterable[Any] | None = None) -> list[tu
         row = response.checked(each, {"key": list, "value": int})
         key = row["key"]
         if len(key) != 2 or not isinstance(key[0], str | None) or key[1] not in (None, *State):
-            raise response.unexpected("a key is not a batch and a state")
+            raise response.unexpected("a key is not a [batch, state] pair")
         found.append((key[0], key[1], row["value"]))
     return found

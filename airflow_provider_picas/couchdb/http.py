@@ -238,7 +238,9 @@ def _error(
             message = f"Not found in {settings.place} {detail}."
         return errors.NotFoundError(message, **details)
     if status == 409:
-        return errors.ConflictError(f"The document in {settings.place} has changed meanwhile {detail}.", **details)
+        return errors.ConflictError(
+            f"The document in {settings.place} has been changed in the meantime {detail}.", **details
+        )
     if status == 413:
         return _too_large(settings, request, detail, **details)
     if status in RETRY_STATUSES:

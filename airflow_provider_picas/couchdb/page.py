@@ -120,7 +120,7 @@ def ended_page(
 def _ended(response: Response, row: Mapping[str, Any]) -> Ended:
     key, value = row["key"], row["value"]
     if len(key) != 6 or len(value) != 3 or not all(isinstance(part, int | float) for part in key[2:]):
-        raise response.unexpected("a row of the view ended has another form")
+        raise response.unexpected("a row of the view 'ended' does not have the expected form")
     job, node, lock = value
     at = _seconds(key[2:])
     return Ended(
@@ -176,7 +176,7 @@ def _points(pool: Pool, batch: str | None, level: int) -> Operation[tuple[list[t
     points: dict[int, list[int]] = {}
     for row in rows[:MOST_POINTS]:
         if len(row["key"]) != level or not all(isinstance(part, int | float) for part in row["key"][2:]):
-            raise response.unexpected("a row of the view ended has another form")
+            raise response.unexpected("a row of the view 'ended' does not have the expected form")
         points.setdefault(_seconds(row["key"][2:]), [0, 0])[row["key"][1] == State.ERROR] += row["value"]
     return [(at, done, error) for at, (done, error) in sorted(points.items())], len(rows) <= MOST_POINTS
 
@@ -189,7 +189,7 @@ def nodes(pool: Pool, batch: str | None) -> Operation[tuple[dict[str, tuple[int,
     found: dict[str, tuple[int, int]] = {}
     for row in rows:
         if len(row["key"]) != 3 or not isinstance(row["key"][1], str):
-            raise response.unexpected("a row of the view nodes has another form")
+            raise response.unexpected("a row of the view 'nodes' does not have the expected form")
         done, error = found.get(row["key"][1], (0, 0))
         is_error = row["key"][2] == State.ERROR
         found[row["key"][1]] = (done + row["value"] * (not is_error), error + row["value"] * is_error)

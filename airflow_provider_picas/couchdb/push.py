@@ -82,7 +82,7 @@ def push(
         if not waiting:
             return report
     raise errors.ConflictError(
-        f"{len(waiting)} tokens of {pool.settings.place} keep changing, {next(iter(waiting))!r} among them."
+        f"{len(waiting)} tokens of {pool.settings.place} keep changing, including {next(iter(waiting))!r}."
     )
 
 
@@ -120,7 +120,7 @@ def _settle(
         action = action_for(found, wanted, on_existing)
         if action is Action.REFUSE:
             raise TokenExistsError(
-                f"Token {token_id!r} is in {pool.settings.place} already, pushed by {pushed_by(found) or 'others'!r:.200}."
+                f"Token {token_id!r} is already in {pool.settings.place}, pushed by {pushed_by(found) or 'others'!r:.200}."
                 " Give the batch another name, or set on_existing to keep, reset or replace."
             )
         if action is Action.WRITTEN:
@@ -142,7 +142,7 @@ def _settle(
 def _another_input(pool: Pool, found: Document, wanted: Document) -> TokenExistsError:
     """The error for an existing token with another input: its result would be mistaken for this one's."""
     token_id = found["_id"]
-    exists = f"Token {token_id!r} is in {pool.settings.place} already, with a different input from this task's"
+    exists = f"Token {token_id!r} is already in {pool.settings.place}, with a different input from this task's"
     if (pushed := pushed_by(found)) != pushed_by(wanted):
         return TokenExistsError(
             f"{exists}, pushed by {pushed or 'others'!r:.200}. Give the batch another name, or each input its own `key`;"

@@ -102,11 +102,12 @@ def from_connection(
     name = f"[{address.hostname}]" if ":" in address.hostname else address.hostname
     unknown = sorted(set(extra) - set(EXTRAS))
     if unknown:
-        raise wrong(f"unknown extra field {', '.join(map(repr, unknown))}. Known are {', '.join(EXTRAS)}.")
+        raise wrong(f"unknown extra field {', '.join(map(repr, unknown))}. Known fields: {', '.join(EXTRAS)}.")
     chosen = database or schema or ""
     if chosen and not re.fullmatch(r"[a-z][a-z0-9_$()+/-]*", chosen):
         raise wrong(
-            f"{chosen!r:.80} is not a name for a CouchDB database (a lower-case letter, then those, digits and _$()+-/)."
+            f"{chosen!r:.80} is not a valid CouchDB database name: a lower-case letter, then lower-case letters, digits"
+            " and _$()+-/."
         )
     return Settings(
         url=f"{address.scheme}://{name}{f':{port}' if port else ''}{address.path.rstrip('/')}",

@@ -137,7 +137,7 @@ class PicasChooseBatchOperator(HITLOperator):
         if not failed:
             raise AirflowSkipException(f"No batch of {where} has failed tokens.")
         raise AirflowFailException(
-            f"{len(failed)} batches of {where} have failed tokens: {sample([b.id for b in failed])}. Specify one of them, too."
+            f"{len(failed)} batches of {where} have failed tokens: {sample([b.id for b in failed])}. Also specify one of them."
         )
 
     def _answer(self, context: Context, batch: Batch, pilots: Mapping[str, Any] | None = None) -> None:
@@ -200,7 +200,7 @@ def plan(preview: Mapping[str, Any], pilots: Mapping[str, Any] | None, asked: Ma
     number = preview["reset"]
     if not number:
         raise AirflowSkipException(
-            "No tokens were selected, so nothing is done. The log of `preview` says why they were skipped."
+            "No tokens were selected, so there is nothing to do. The log of `preview` shows why they were skipped."
         )
     where = f"batch {code(preview['batch'])}" if preview["batch"] else "the pool"
     tokens = "1 token" if number == 1 else f"{number:,} tokens"

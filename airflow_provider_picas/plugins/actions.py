@@ -150,7 +150,7 @@ async def _plan_cancel(action: Action) -> Plan:
     held = (await (await action.reader.hook()).count(action.viewer.scope.batch)).locked
     lines = [
         f"All Slurm jobs of {_keys(found)} are cancelled; {alive:,} pilots run now.",
-        f"{tokens(held)} are interrupted and wait again. This is no failed attempt.",
+        f"{tokens(held)} are interrupted and wait again. This does not count as a failed attempt.",
         "No wait submits these pilots again.",
     ]
     return Plan(title="Cancel the pilots", lines=lines, tokens=held)
@@ -167,8 +167,8 @@ async def _cancel(action: Action) -> Done:
         for submission in found:
             await asyncio.to_thread(_cancel_one, hook, batch, submission)
     except RemoteError as error:
-        raise HTTPException(502, f"The cluster does not do it. {one_line(str(error), 500)}") from None
-    return Done(text=f"The pilots of {_keys(found)} are cancelled. They give their tokens back within a minute.")
+        raise HTTPException(502, f"The jobs could not be cancelled. {one_line(str(error), 500)}") from None
+    return Done(text=f"The pilots of {_keys(found)} are cancelled. Their tokens are released within a minute.")
 
 
 def _cancel_one(hook: PicasHook, batch: str | None, submission: Submission) -> None:

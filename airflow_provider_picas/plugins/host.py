@@ -40,7 +40,7 @@ class Host:
             answer = None
         if status >= 400:
             detail = answer.get("detail") if isinstance(answer, dict) else None
-            raise HTTPException(status, f"Airflow refuses: {one_line(str(detail or status), 500)}")
+            raise HTTPException(status, f"Airflow refused the request: {one_line(str(detail or status), 500)}")
         return answer
 
     async def _send(self, method: str, path: str, body: bytes) -> tuple[int, bytes]:

@@ -114,7 +114,7 @@ async def all_batches(reader: PoolReader) -> tuple[dict[str, Counts], list[str]]
     except errors.NotFoundError as error:
         if error.database_missing:
             raise
-        raise HTTPException(409, "The batches of this pool cannot be told: it lacks the provider's views.") from None
+        raise HTTPException(409, "The batches of this pool cannot be listed: it lacks the provider's views.") from None
     return found, [batch for batch in recent if batch in found]
 
 
@@ -133,7 +133,7 @@ def _whole(cursor: str | None) -> int:
     if cursor is None:
         return 0
     if not (cursor.isascii() and cursor.isdigit() and len(cursor) < 10):
-        raise HTTPException(422, "This is no cursor of the list.")
+        raise HTTPException(422, "Invalid cursor.")
     return int(cursor)
 
 
@@ -301,7 +301,7 @@ def _place_of(cursor: str | None) -> tuple[list[int], str, str] | None:
             return time, str(state), token
     except (ValueError, TypeError):
         pass
-    raise HTTPException(422, "This is no cursor of the list.")
+    raise HTTPException(422, "Invalid cursor.")
 
 
 def _or_no_views(error: errors.NotFoundError) -> Exception:
@@ -318,7 +318,7 @@ def _text_of(cursor: str | None) -> str | None:
     try:
         return base64.urlsafe_b64decode(cursor.encode()).decode("utf-8", "surrogatepass")
     except ValueError:
-        raise HTTPException(422, "This is no cursor of the list.") from None
+        raise HTTPException(422, "Invalid cursor.") from None
 
 
 # -- pilots and nodes -------------------------------------------------------------------------------------------------

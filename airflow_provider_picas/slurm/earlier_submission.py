@@ -84,14 +84,14 @@ for file in . {sbatch_record.SUBMIT_SCRIPT}; do [ -O "$file" ] || exit 6; done
     try:
         return _for_another_batch(key, json.loads(output.stdout or "{}"), batch)
     except (ValueError, AttributeError):
-        return f"{folder}/{pilot_job.CONFIG_FILE} on the cluster is not a configuration of pilots."
+        return f"{folder}/{pilot_job.CONFIG_FILE} on the cluster is not a pilot configuration."
 
 
 def _wrong_folder(key: str, folder: str) -> str | None:
     """Why the folder cannot be that of the submission; None if it can."""
     if _KEY.fullmatch(key) and folder.rpartition("/")[2] == key:
         return None
-    return f"{folder!r:.200} is not the folder of a submission {key!r:.100}."
+    return f"{folder!r:.200} is not the folder of submission {key!r:.100}."
 
 
 def _for_another_batch(key: str, config: Mapping[str, Any], batch: str) -> str | None:

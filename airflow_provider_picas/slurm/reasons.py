@@ -9,34 +9,34 @@ _EXACT = {
     "BeginTime": "Its start time has not come yet.",
     "JobHeldUser": "Its owner has put it on hold: `scontrol release` lets it run.",
     "JobHeldAdmin": "An administrator of the cluster has put it on hold.",
-    "JobArrayTaskLimit": "As many tasks of its array run as its own limit allows.",
+    "JobArrayTaskLimit": "Its job array already runs as many tasks as the array's own limit allows.",
     "PartitionDown": "Its partition is down.",
-    "PartitionInactive": "Its partition does not start jobs at present.",
+    "PartitionInactive": "Its partition is inactive and starts no jobs.",
     "PartitionNodeLimit": "It asks for more nodes than its partition allows, or its partition is down.",
     "PartitionTimeLimit": "It asks for more time than its partition allows: it will never start. Ask for less.",
     "TimeLimit": "It asks for more time than allowed: it will never start. Ask for less.",
-    "ReqNodeNotAvail": "Nodes that it needs are down, drained or reserved, often before a maintenance.",
+    "ReqNodeNotAvail": "Nodes that it needs are down, drained or reserved, often before maintenance.",
     "Reservation": "It waits for its reservation to begin.",
     "ReservationDeleted": "Its reservation was deleted.",
     "NodeDown": "A node that it needs is down.",
     "Licenses": "It waits for a licence.",
-    "BadConstraints": "No node has all that it asks for: it will never start.",
+    "BadConstraints": "No node meets its constraints: it will never start.",
     "InvalidAccount": "Its account is not valid.",
     "InvalidQOS": "Its quality of service is not valid.",
     "SystemFailure": "Slurm, a node or the file system has failed.",
     "launch failed requeued held": "It could not be launched, and is held: ask the site.",
     "JobLaunchFailure": "It could not be launched.",
     "Cleaning": "It ran before, and is being cleaned up.",
-    "Prolog": "The site prepares its node.",
+    "Prolog": "Its node is being prepared.",
     "MaxMemPerLimit": "It asks for more memory than allowed: it will never start. Ask for less.",
 }
 _BEGINS = (
-    ("ReqNodeNotAvail", "Nodes that it needs are down, drained or reserved, often before a maintenance."),
+    ("ReqNodeNotAvail", "Nodes that it needs are down, drained or reserved, often before maintenance."),
     ("AssocGrp", "The account, or its group, has reached its limit ({name})."),
     ("AssocMax", "The account has reached its limit ({name})."),
     ("QOSGrp", "The quality of service has reached its limit ({name})."),
     ("QOSMax", "You have reached a limit of the quality of service ({name})."),
-    ("QOSMin", "It asks for less than the quality of service demands ({name})."),
+    ("QOSMin", "It asks for less than the quality of service requires ({name})."),
     ("QOS", "A rule of the quality of service holds it ({name})."),
     ("MaxJobs", "The account has reached its limit ({name})."),
     ("Nodes required for job are DOWN", "Nodes that it needs are down, drained or reserved."),
@@ -50,4 +50,4 @@ def meaning(reason: str) -> str:
     if name in _EXACT:
         return _EXACT[name]
     found = next((text for begin, text in _BEGINS if name.startswith(begin)), None)
-    return found.format(name=name) if found else f"Slurm says: {word or 'nothing'}."
+    return found.format(name=name) if found else f"Slurm's reason: {word or 'none'}."

@@ -23,7 +23,7 @@ OWNED = {
 
 _NOT_IN_SCRIPTS = {
     "clusters": f"remove it: {OWNED['clusters']}",
-    "test-only": "remove it: no job would be made. Use dry_run=True",
+    "test-only": "remove it: no job would be created. Use dry_run=True",
     "hetjob": "a heterogeneous job has no single id. Submit each part from a separate task",
     "packjob": "a heterogeneous job has no single id. Submit each part from a separate task",
 }
@@ -65,7 +65,7 @@ def options_to_arguments(options: Mapping[str, Any]) -> list[str]:
         text = str(value)
         if not text or not text.isprintable():
             raise OptionError(
-                f"The sbatch option {name!r} is {text!r:.80}: it must not be empty or have non-printable characters."
+                f"The sbatch option {name!r} is {text!r:.80}: it must not be empty or contain non-printable characters."
             )
         arguments.append(f"--{name}={text}")
     return arguments

@@ -77,7 +77,7 @@ def settle(folder: str, key: str, first: int = 0) -> Operation[Record]:
         if waited >= SETTLE_WAIT:
             raise UnreachableError(
                 f"sbatch gave no clear result for {key}, and Slurm's controller has not answered since. The next try checks"
-                " if the jobs exist; nothing is submitted twice."
+                " whether the jobs exist; nothing is submitted twice."
             )
         yield Pause(POLL_INTERVAL)
         waited += POLL_INTERVAL
@@ -96,7 +96,9 @@ def active(key: str, calls: int) -> Operation[bool]:
         f"squeue --noheader --all {OURS} --name={quote(','.join(job_names(key, calls)))} --format='%F|%T'"
     )
     if output.code != 0:
-        raise UnreachableError(f"squeue does not report if the pilots of {key} are still running: {output.message}")
+        raise UnreachableError(
+            f"squeue does not report whether the pilots of {key} are still running: {output.message}"
+        )
     return bool(output.stdout.strip())
 
 

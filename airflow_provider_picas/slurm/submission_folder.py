@@ -318,7 +318,7 @@ def _make(plan: Plan, latest: _Latest) -> Operation[tuple[_Latest, bool]]:
         others = f"{quote(wanted.base)}/{quote(f'.{wanted.key}.')}*"
         yield from ok(
             Command(f"mv -T -- {quote(staging, wanted.folder)} && rm -rf -- {others}"),
-            f"The submission's folder {wanted.folder} could not be made",
+            f"The submission's folder {wanted.folder} could not be created",
         )
     except UnreachableError:
         raise
@@ -338,11 +338,11 @@ def _send(plan: Plan, wanted: _Latest, staging: str) -> Operation[None]:
     files = list(plan.files(folder, key))
     if plan.copied:
         files.append(RemoteFile(f"{folder}/made", b""))
-        yield from ok(made, "The submission's folder could not be made")
+        yield from ok(made, "The submission's folder could not be created")
         yield from ok(plan.copied(key, staging), "The earlier submission could not be copied")
     else:
         files += yield from _calls(plan, folder, key)
-        yield from ok(made, "The submission's folder could not be made")
+        yield from ok(made, "The submission's folder could not be created")
     moved = [replace(file, path=staging + file.path.removeprefix(folder)) for file in files]
     yield from ok(Send(moved), "The submission's files could not be sent")
 

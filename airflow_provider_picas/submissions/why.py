@@ -45,8 +45,8 @@ def of_batch(known: Known) -> list[str]:
     counts = known.counts
     if not counts.todo:
         if not counts.total:
-            return ["There is no token."]
-        return [f"No token waits: {counts.locked:,} run, {counts.done:,} are done, {counts.error:,} are in error."]
+            return ["There are no tokens."]
+        return [f"No tokens are waiting: {counts.locked:,} running, {counts.done:,} done, {counts.error:,} in error."]
     return [*_pilots(known), *_unserved(known), *_drained(known)]
 
 
@@ -58,18 +58,20 @@ def of_token(token: Mapping[str, Any], known: Known, ahead: int | None) -> list[
     found, name = [], class_name(dict(token))
     served = _served(known)
     if known.takers and served is not None and name not in served:
-        found.append(f"No pilot serves its resources ({_class(name)}). The pilots serve {_classes(served)}.")
+        found.append(
+            f"No running pilot offers the resources it requests ({_class(name)}). They offer {_classes(served)}."
+        )
     if ahead:
-        found.append(f"{ahead:,} waiting tokens that ask for the same resources have a higher priority.")
+        found.append(f"{ahead:,} waiting tokens that request the same resources have a higher priority.")
     deaths = attempts_by_kind(dict(token))["reaped"]
     if deaths:
         beside = "beside others" if deaths == 1 else "alone"
         found.append(
-            f"{deaths:,} pilots died or fell silent with it, so it is claimed later, to run {beside} on a pilot."
+            f"{deaths:,} pilots died or fell silent while running it, so it is claimed later, to run {beside} on a pilot."
         )
     if known.takers and token.get("time"):
         minutes = one_line(str(token["time"]), 20)
-        found.append(f"It asks for {minutes} minutes: a pilot takes it only if its job has so much time left.")
+        found.append(f"It requests {minutes} minutes: a pilot takes it only if its job has that much time left.")
     return [*found, *_pilots(known), *_drained(known)]
 
 
@@ -78,18 +80,18 @@ def _not_waiting(token: Mapping[str, Any], state: State | None) -> str:
         holder = token.get("pilot") or token.get("slurm_job_id") or token.get("hostname") or "a pilot"
         return f"It is held by {one_line(str(holder))}."
     if state is None:
-        return "It is in no state that pilots know: its lock and done contradict each other. Reset it."
-    return f"It has ended: it is {'done' if state is State.DONE else 'in error'}."
+        return "It is in no valid state: its lock and done contradict each other. Reset it."
+    return f"It has finished: it is {'done' if state is State.DONE else 'in error'}."
 
 
 def _pilots(known: Known) -> list[str]:
     summary, takers = known.summary, len(known.takers)
     found = []
     if takers:
-        found.append(f"{takers:,} pilots take tokens; each takes the next when it has finished one.")
+        found.append(f"{takers:,} pilots are taking tokens: each takes the next when it has finished one.")
     if summary["waiting"]:
         jobs = summary["waiting"]
-        found.append(f"{jobs:,} pilots wait in Slurm.")
+        found.append(f"{jobs:,} pilots are pending in Slurm.")
         found += [f"{reason['jobs']:,} of them: {reason['text']}" for reason in summary["reasons"]]
     if summary["silent"]:
         found.append(
@@ -98,12 +100,10 @@ def _pilots(known: Known) -> list[str]:
     if found:
         return found
     if summary["source"] == "leases" and known.submissions:
-        return [
-            "No pilot has begun to work. Whether some wait in Slurm is known while a wait of a DAG run watches them."
-        ]
+        return ["No pilot has started yet. Pilots pending in Slurm are shown only while a DAG run's wait watches them."]
     if known.submissions:
-        return ["No pilot waits or runs: all that were submitted have ended. Submit more."]
-    return ["No pilots are known to have been submitted for this batch by the provider."]
+        return ["No pilots are pending or running: all that were submitted have ended. Submit more."]
+    return ["The provider has no record of pilots submitted for this batch."]
 
 
 def _served(known: Known) -> set[str] | None:
@@ -123,7 +123,8 @@ def _unserved(known: Known) -> list[str]:
         return []
     left = {name: number for name, number in known.classes.items() if name not in served}
     return [
-        f"{number:,} tokens ask for {_class(name)}, which no pilot serves." for name, number in list(left.items())[:5]
+        f"{number:,} tokens request {_class(name)}, which no running pilot offers."
+        for name, number in list(left.items())[:5]
     ]
 
 

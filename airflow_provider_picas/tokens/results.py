@@ -22,7 +22,7 @@ def parse_fields(value: Any) -> list[str]:
         raise ValueError(f"`fields` is {value!r:.200}; it takes a list of field names.")
     taken = [name for name in names if name in COLUMNS]
     if taken:
-        raise ValueError(f"`fields` names {taken[0]!r}, which each row has already ({', '.join(COLUMNS)}).")
+        raise ValueError(f"`fields` names {taken[0]!r}, which every row already has ({', '.join(COLUMNS)}).")
     return list(dict.fromkeys(names))
 
 

@@ -215,11 +215,11 @@ def _states(value: Any) -> frozenset[State] | None:
         return None
     names = value.replace(",", " ").split() if isinstance(value, str) else value
     if not isinstance(names, Iterable) or not names:
-        raise ValueError(f"`states` is {value!r:.80}; it takes some of {', '.join(State)}.")
+        raise ValueError(f"`states` is {value!r:.80}; it takes one or more of {', '.join(State)}.")
     try:
         return frozenset(State(name) for name in names)
     except ValueError:
-        raise ValueError(f"`states` is {value!r:.200}; it takes some of {', '.join(State)}.") from None
+        raise ValueError(f"`states` is {value!r:.200}; it takes one or more of {', '.join(State)}.") from None
 
 
 def _ids(keys: Any, batch: str | None) -> tuple[str, ...] | None:

@@ -238,7 +238,7 @@ class Feed:
         if time.monotonic() - self._noticed_older >= NOTICE_INTERVAL:
             self._noticed_older = time.monotonic()
             self._notify(
-                "The database is in an earlier state than before, as after a backup was restored. All tokens are counted again."
+                "The database has returned to an earlier state, as after restoring a backup. All tokens are counted again."
             )
 
     def _begin(self) -> None:

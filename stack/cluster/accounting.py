@@ -29,7 +29,9 @@ def make_template() -> None:
     command = [*mariadbd(new), "--bootstrap", "--skip-log-error"]
     ended = subprocess.run(command, input=statements, text=True, capture_output=True, check=False)
     if ended.returncode:
-        raise StackError(f"MariaDB could not make its system tables, code {ended.returncode}:\n{ended.stderr[-2000:]}")
+        raise StackError(
+            f"MariaDB could not create its system tables, code {ended.returncode}:\n{ended.stderr[-2000:]}"
+        )
     new.rename(TEMPLATE)
 
 

@@ -43,7 +43,7 @@ def libraries(usr: Path = USR) -> Path:
     """The folder of the unpacked shared libraries, ``usr/lib/<triplet>``."""
     found = [path.parent.parent for path in usr.glob("lib/*/slurm-wlm/auth_munge.so")]
     if not found:
-        raise StackError(f"There is no Slurm below {usr}: install it with stack.cluster.install().")
+        raise StackError(f"Slurm was not found below {usr}: install it with stack.cluster.install().")
     return found[0]
 
 
@@ -68,7 +68,7 @@ def unpack() -> None:
             return
         if not shutil.which("apt-get"):
             raise StackError(
-                "Slurm comes from Debian's packages, and there is no apt-get here. Use Debian 12, or Docker."
+                "Slurm is installed from Debian's packages, but apt-get was not found. Use Debian 12, or Docker."
             )
         work = prefix.with_name("cluster.new")
         shutil.rmtree(work, ignore_errors=True)

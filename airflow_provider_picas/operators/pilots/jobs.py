@@ -82,12 +82,12 @@ class CommandJob(PilotJob):
         taken = {SCRIPT_FILE, pilot_job.CONFIG_FILE, archive.FILE, submission_folder.CREDENTIALS, "submit.sh"}
         if clash := taken & set(self._files):
             raise ValueError(
-                f"{', '.join(sorted(clash))} in `files` is a name that the submission uses itself. Rename it."
+                f"`files` contains {', '.join(sorted(clash))}, a name that is reserved for the submission. Rename it."
             )
 
     def _config(self, folder: str, key: str, array: Array | None) -> bytes:
         if "submission" in self._options:
-            raise ValueError("`pilot` cannot set `submission`: the operator names it.")
+            raise ValueError("`pilot` cannot set `submission`: the operator sets it.")
         config = {**self._options, "submission": key}
         if array and array.classes:
             config["classes"] = list(array.classes)

@@ -261,7 +261,7 @@ class PicasSubmitPilotsOperator(TakesOptions, BaseOperator):
         files = {Path(name.removesuffix(".j2")).name: self._read(name, context, "The file") for name in self.files}
         if sum(map(len, files.values())) > MAX_FILE_BYTES:
             raise ValueError(
-                f"`files` hold more than {MAX_FILE_BYTES:,} bytes. Put large data on the cluster's own storage."
+                f"`files` has more than {MAX_FILE_BYTES:,} bytes in total. Put large data on the cluster's own storage."
             )
         executable = {Path(name).name for name in self.files if _is_executable(self._path(name))}
         options: dict[str, Any] = {
@@ -288,7 +288,7 @@ class PicasSubmitPilotsOperator(TakesOptions, BaseOperator):
         except OSError as error:
             raise ValueError(
                 f"{what} {name!r:.200} cannot be read at {path} ({error.strerror})."
-                " Relative paths start beside the DAG file."
+                " Relative paths are resolved from the DAG file's folder."
             ) from None
         return self.render_template(content.decode(), context).encode() if path.suffix == ".j2" else content
 

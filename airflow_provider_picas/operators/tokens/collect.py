@@ -141,8 +141,8 @@ class PicasCollectTokensOperator(SelectingOperator):
             size += len(json_line(row).encode("utf-8", "surrogatepass"))
             if size > limit:
                 raise AirflowFailException(
-                    f"The results of {selection.where} have more than {limit:,} bytes (reached at row {len(found) + 1}), too many"
-                    " for XCom. Set `path`, such as path='/data/results.jsonl', collect fewer `fields`, or raise"
+                    f"The results of {selection.where} have more than {limit:,} bytes (reached at row {len(found) + 1}), which is"
+                    " too large for XCom. Set `path`, such as path='/data/results.jsonl', collect fewer `fields`, or raise"
                     " max_xcom_bytes."
                 )
             found.append(for_xcom(row))

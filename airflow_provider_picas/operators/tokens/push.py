@@ -135,7 +135,7 @@ class PicasPushTokensOperator(BaseOperator):
                 f"`on_existing` is {self.on_existing!r}; it takes one of {', '.join(OnExisting)}."
             )
         if not isinstance(self.batch, str | None):
-            raise AirflowFailException(f"`batch` is {self.batch!r:.200}; it takes a name, which is a string.")
+            raise AirflowFailException(f"`batch` is {self.batch!r:.200}; it takes the name of a batch, a string.")
         hook = PicasHook(self.picas_conn_id, database=self.database)
         push = self._push_id(context, hook)
         self._settings = hook.settings

@@ -136,9 +136,9 @@ def _path(given: Any) -> Any:
         if _reader(path):
             return path
     except (FileError, ValueError) as error:  # ObjectStoragePath raises ValueError for an unknown protocol
-        raise BadTokenError(f"{str(given)!r:.200} is not a path of a file of inputs: {error}") from None
+        raise BadTokenError(f"{str(given)!r:.200} is not the path of an input file: {error}") from None
     raise BadTokenError(
-        f"{str(given)!r:.200} is taken as the path of a file of inputs, but does not end in {', '.join(READERS)}, or one of"
+        f"{str(given)!r:.200} is interpreted as the path of an input file, but does not end in {', '.join(READERS)}, or one of"
         " these and .gz. Pass a list from another task as `inputs=task.output`, not as a template in a string."
     )
 
@@ -155,7 +155,7 @@ def _content(file: Any) -> bytes:
     try:
         size = path.stat().st_size
         if size > MAX_BYTES:
-            raise BadTokenError(f"The attachment {path} has {size:,} bytes, and a token holds {MAX_BYTES:,} in all.")
+            raise BadTokenError(f"The attachment {path} has {size:,} bytes, but a token can hold {MAX_BYTES:,} in all.")
         content: bytes = path.read_bytes()
         return content
     except FileNotFoundError:

@@ -252,7 +252,7 @@ def test_pilots_that_a_wait_has_seen_are_cancelled_on_the_cluster(
 
     processes.wait_for(lambda: tails() == ["hello\n"] * 2, what="The output of the commands", seconds=120)
     plan, _ = act(page, "cancel", {}, user="op", dag_id=None, run_id=None)
-    assert plan["lines"][1] == "2 tokens are interrupted and wait again. This is no failed attempt."
+    assert plan["lines"][1] == "2 tokens are interrupted and wait again. This does not count as a failed attempt."
     processes.wait_for(lambda: page.hook.count("b").todo == 2, what="The release of two tokens", seconds=120)
 
 

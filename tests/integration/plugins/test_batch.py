@@ -373,12 +373,12 @@ def test_why_a_token_waits(page: Page) -> None:
     tokens = fill(page.hook, {State.TODO: 4, State.DONE: 1})
     for token in tokens[:2]:
         change(page.hook, token, priority=5)
-    none = "No pilots are known to have been submitted for this batch by the provider."
+    none = "The provider has no record of pilots submitted for this batch."
     assert page.ask("batch/why")["sentences"] == [none]
-    ahead = "2 waiting tokens that ask for the same resources have a higher priority."
+    ahead = "2 waiting tokens that request the same resources have a higher priority."
     assert page.ask("batch/why", id=tokens[3])["sentences"] == [ahead, none]
     assert page.ask("batch/why", id=tokens[0])["sentences"] == [none]
-    assert page.ask("batch/why", id=tokens[4])["sentences"] == ["It has ended: it is done."]
+    assert page.ask("batch/why", id=tokens[4])["sentences"] == ["It has finished: it is done."]
 
 
 # -- what changes is pushed -------------------------------------------------------------------------------------------

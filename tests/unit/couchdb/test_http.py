@@ -31,7 +31,7 @@ def check(told: Response, request: Request = GET) -> Response:
         (403, "forbidden", "no", errors.ForbiddenError, "Login 'me' is not allowed to do this in pool on https://couch.example.org:6984"),
         (404, "not_found", "Database does not exist.", errors.NotFoundError, "Check the database of connection 'my_pool'"),
         (404, "not_found", "missing", errors.NotFoundError, "Not found in pool"),
-        (409, "conflict", "Document update conflict.", errors.ConflictError, "has changed meanwhile"),
+        (409, "conflict", "Document update conflict.", errors.ConflictError, "has been changed in the meantime"),
         (429, "too_many_requests", "slow down", errors.UnavailableError, "Try again later"),
         (500, "internal_server_error", "boom", errors.UnavailableError, "Try again later"),
         (503, "service_unavailable", "x", errors.UnavailableError, "Try again later"),

@@ -242,7 +242,7 @@ def test_a_controller_that_stays_away_ends_the_try_but_not_the_submission() -> N
     [
         ({"find": Output(3, stderr="cd: runs: No")}, {"folder": "runs"}, "The remote folder 'runs' cannot be entered"),
         ({"find": Output(4, stderr="x")}, {}, "submission's folder cannot be read"),
-        ({"find": NOTHING, "make": Output(1, stderr="quota")}, {}, "could not be made on the cluster: quota"),
+        ({"find": NOTHING, "make": Output(1, stderr="quota")}, {}, "could not be created on the cluster: quota"),
         ({"find": NOTHING, "workdir": Output(1, stderr="no")}, {"workdir": "w"}, r"The folder 'w' \(workdir\)"),
         ({"find": FRESH, "start": Output(3, stderr="gone")}, {}, "could not be started on the cluster: gone"),
     ],

@@ -24,24 +24,24 @@ def known(*leases: Any, todo: int = 2, records: Any = (), submissions: Any = ("s
 @pytest.mark.parametrize(
     ("of", "sentences"),
     [
-        (known(todo=0), ["No token waits: 0 run, 1 are done, 0 are in error."]),
-        (known(submissions=()), ["No pilots are known to have been submitted for this batch by the provider."]),
+        (known(todo=0), ["No tokens are waiting: 0 running, 1 done, 0 in error."]),
+        (known(submissions=()), ["The provider has no record of pilots submitted for this batch."]),
         (
             known(),
-            ["No pilot has begun to work. Whether some wait in Slurm is known while a wait of a DAG run watches them."],
+            ["No pilot has started yet. Pilots pending in Slurm are shown only while a DAG run's wait watches them."],
         ),
         (
             known(records=[{**RECORD, "waiting": 0, "reasons": []}]),
-            ["No pilot waits or runs: all that were submitted have ended. Submit more."],
+            ["No pilots are pending or running: all that were submitted have ended. Submit more."],
         ),
         (
             known(records=[RECORD]),
             [
-                "3 pilots wait in Slurm.",
-                "3 of them: Nodes that it needs are down, drained or reserved, often before a maintenance.",
+                "3 pilots are pending in Slurm.",
+                "3 of them: Nodes that it needs are down, drained or reserved, often before maintenance.",
             ],
         ),
-        (known(ALIVE), ["1 pilots take tokens; each takes the next when it has finished one."]),
+        (known(ALIVE), ["1 pilots are taking tokens: each takes the next when it has finished one."]),
         (
             known(SILENT),
             ["1 pilots have not renewed their leases. If they are dead, a wait releases their tokens."],
@@ -49,14 +49,14 @@ def known(*leases: Any, todo: int = 2, records: Any = (), submissions: Any = ("s
         (
             known({**ALIVE, "classes": ["//"]}, classes={"8//": 4, "//": 1}),
             [
-                "1 pilots take tokens; each takes the next when it has finished one.",
-                "4 tokens ask for 8 cores, which no pilot serves.",
+                "1 pilots are taking tokens: each takes the next when it has finished one.",
+                "4 tokens request 8 cores, which no running pilot offers.",
             ],
         ),
         (
             known({**ALIVE}, drained=["s.1"], records=[{**RECORD, "waiting": 0, "reasons": []}]),
             [
-                "No pilot waits or runs: all that were submitted have ended. Submit more.",
+                "No pilots are pending or running: all that were submitted have ended. Submit more.",
                 "The pilots of s.1 are drained or cancelled, and take no more tokens.",
             ],
         ),
@@ -70,27 +70,32 @@ def test_a_batch(of: Known, sentences: list[str]) -> None:
     ("fields", "ahead", "leases", "first"),
     [
         ({"lock": NOW, "pilot": "p7"}, 0, (), "It is held by p7."),
-        ({"lock": NOW, "done": NOW, "exit_code": 0}, 0, (), "It has ended: it is done."),
+        ({"lock": NOW, "done": NOW, "exit_code": 0}, 0, (), "It has finished: it is done."),
         (
             {"done": NOW},
             0,
             (),
-            "It is in no state that pilots know: its lock and done contradict each other. Reset it.",
+            "It is in no valid state: its lock and done contradict each other. Reset it.",
         ),
-        ({}, 12, (ALIVE,), "12 waiting tokens that ask for the same resources have a higher priority."),
+        ({}, 12, (ALIVE,), "12 waiting tokens that request the same resources have a higher priority."),
         (
             {"cores": 8},
             0,
             ({**ALIVE, "classes": ["//", "1//"]},),
-            "No pilot serves its resources (8 cores). The pilots serve no resources, 1 cores.",
+            "No running pilot offers the resources it requests (8 cores). They offer no resources, 1 cores.",
         ),
         (
             {"attempts": [{"reason": "reaped: x"}, {"reason": "reaped: x"}]},
             0,
             (ALIVE,),
-            "2 pilots died or fell silent with it, so it is claimed later, to run alone on a pilot.",
+            "2 pilots died or fell silent while running it, so it is claimed later, to run alone on a pilot.",
         ),
-        ({"time": 90}, 0, (ALIVE,), "It asks for 90 minutes: a pilot takes it only if its job has so much time left."),
+        (
+            {"time": 90},
+            0,
+            (ALIVE,),
+            "It requests 90 minutes: a pilot takes it only if its job has that much time left.",
+        ),
     ],
 )
 def test_a_token(fields: dict[str, Any], ahead: int, leases: tuple[Any, ...], first: str) -> None:

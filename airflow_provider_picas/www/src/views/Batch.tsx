@@ -28,7 +28,7 @@ export interface BatchProps {
 const Live = ({ live, at }: { live: boolean; at: number }) => {
   const now = useNow();
   return (
-    <span className={live ? "live on" : "live off"} title={live ? "Changes are shown as they happen." : "Asked for every 5 s."}>
+    <span className={live ? "live on" : "live off"} title={live ? "Changes are shown as they happen." : "Polled every 5 s."}>
       <i /> {live ? "live" : `read ${ago(at, now)}`}
     </span>
   );

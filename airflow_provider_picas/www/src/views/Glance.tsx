@@ -77,7 +77,7 @@ const Budget = ({ overview }: { overview: Overview }) => {
         </div>
       )}
       <div className="muted">
-        {budget ? (over ? "more failed than the wait allows" : `${Math.round(spent)} % spent`) : "the wait names no limit of failed tokens"}
+        {budget ? (over ? "more failed than the wait allows" : `${Math.round(spent)} % spent`) : "the wait sets no limit on failed tokens"}
       </div>
     </div>
   );

@@ -69,7 +69,7 @@ export const Run = (props: RunProps) => {
       <p className="muted">
         {props.taskId === undefined
           ? "No task of this run has named a batch of tokens yet."
-          : "This task has named no batch of tokens, or has not begun yet."}
+          : "This task has not named a batch of tokens, or has not started yet."}
       </p>
     );
   }

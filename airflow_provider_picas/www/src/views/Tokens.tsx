@@ -269,7 +269,7 @@ const Pager = ({ answer, cursors, onCursors }: { answer: TokensAnswer; cursors: 
   <div className="row">
     <span className="muted grow">
       {answer.partial
-        ? "The search ended before it had read all tokens; Next goes on with it."
+        ? "The search stopped before it had read all tokens; Next continues it."
         : `Page ${cursors.length + 1}, ${many(answer.tokens.length, "token")}`}
     </span>
     <button className="button" disabled={cursors.length === 0} onClick={() => onCursors(cursors.slice(0, -1))} type="button">

@@ -139,7 +139,7 @@ def test_what_cannot_be_repeated_says_why(run: Run) -> None:
     with pytest.raises(AirflowException, match=r"for batch .*, not for another"):
         run.again(batch="another")
     elsewhere = {**first, "folder": "/tmp/picas-evil-0.1"}
-    with pytest.raises(AirflowException, match="is not the folder of a submission"):
+    with pytest.raises(AirflowException, match="is not the folder of submission"):
         run.again(pilots=elsewhere)
     if os.geteuid() == 0:  # only then can a file belong to somebody else
         run.remote.run(f"chown nobody {first['folder']}/pilot.sh")

@@ -163,7 +163,7 @@ class TestScript:
 
     @pytest.mark.parametrize(
         ("content", "words"),
-        [(None, r"The script '.*' cannot be read at .*No such file.*beside the DAG file"),
+        [(None, r"The script '.*' cannot be read at .*No such file.*from the DAG file's folder"),
          ("echo hi\n", "does not begin with '#!'"), ("", "is empty"), (b"#!/bin/bash\n\0", "NUL byte")],
     )  # fmt: skip
     def test_a_script_that_cannot_be_sent_is_reported(
@@ -235,7 +235,7 @@ class TestOptions:
             ({"remote_folder": "no where"}, "The remote folder 'no where' cannot be entered on the cluster .*Create it there"),
             ({"env": {"PATH": "/usr/bin:/bin"}}, "sbatch refused the pilots: .*failed to run command .sbatch.*No such file"),
             ({"batch": 5}, "A batch is the output of the push operator"),
-            ({"database": "Upper"}, "not a name for a CouchDB database"),
+            ({"database": "Upper"}, "not a valid CouchDB database name"),
         ],
     )  # fmt: skip
     def test_invalid_arguments_are_refused(

@@ -321,7 +321,7 @@ def test_a_reset_that_was_not_written_is_not_taken_for_an_earlier_one(
         ({"batch": "nothing"}, "Batch 'nothing' has no tokens"),
         ({"batch": {"no": "batch"}}, "A batch is the output of the push operator"),
         ({"older_than": "long"}, "`older_than`"),
-        ({"picas_conn_id": "picas_default", "database": "No-Database"}, "not a name for a CouchDB database"),
+        ({"picas_conn_id": "picas_default", "database": "No-Database"}, "not a valid CouchDB database name"),
     ],
 )
 def test_what_makes_no_sense_fails_at_once(hook: PicasHook, asked: dict[str, Any], message: str) -> None:

@@ -144,7 +144,7 @@ class TestFiles:
             ("t.jsonl", '"a"\n"é"\n'.encode("latin-1"), "t.jsonl, line 2: The line is not valid UTF-8"),
             ("t.csv", "a\nb\n".encode("utf-16"), "t.csv, line 1: The line is not valid UTF-8"),
             ("t.jsonl.gz", b'"a"\n', "t.jsonl.gz, line 1: The compressed file is damaged"),
-            ("t.csv.j2", b"a\n", "t.csv.j2' is taken as the path of a file of inputs, but does not end in"),
+            ("t.csv.j2", b"a\n", "t.csv.j2' is interpreted as the path of an input file, but does not end in"),
         ],
     )
     def test_a_file_of_another_kind_is_reported(self, tmp_path: Path, name: str, content: bytes, words: str) -> None:
@@ -172,7 +172,7 @@ class TestFiles:
             ("nowhere.jsonl", r"File .*nowhere\.jsonl does not exist"),
             ("inputs.txt", r"does not end in \.jsonl, \.ndjson, \.csv"),
             ("['a', 'b']", r"inputs=task\.output"),
-            ("nosuch://bucket/t.csv", "not a path of a file of inputs: .*nosuch"),
+            ("nosuch://bucket/t.csv", "not the path of an input file: .*nosuch"),
             ({"a": 1}, "not from {'a': 1}"),
             (b"bytes", "not from b'bytes'"),
             (5, "not from 5"),
