@@ -110,7 +110,10 @@ async def batches(viewer: access.Viewer, cursor: str | None) -> models.BatchesAn
 async def all_batches(reader: PoolReader) -> tuple[dict[str, Counts], list[str]]:
     """The batches of a pool, and which of them changed last, the latest first. Raises HTTPException without views."""
     try:
-        found, recent = await reader.shared(("batches",), BATCHES_KEPT, lambda hook: _batches(hook.pool))
+        found, recent = await asyncio.gather(
+            reader.shared(("batches",), BATCHES_KEPT, lambda hook: edits.batches(hook.pool)),
+            reader.shared(("changed last",), BATCHES_KEPT, lambda hook: changed_last(hook.pool)),
+        )
     except errors.NotFoundError as error:
         if error.database_missing:
             raise
@@ -121,12 +124,6 @@ async def all_batches(reader: PoolReader) -> tuple[dict[str, Counts], list[str]]
 def _batch(name: str, counts: Counts, run: models.RunBatch | None, *, changed: bool) -> models.BatchInfo:
     of_run = {"label": run.label, "dag_id": run.dag_id, "run_id": run.run_id} if run else {}
     return models.BatchInfo(batch=name, counts=models.Counts(**counts.as_dict()), changed=changed, **of_run)
-
-
-def _batches(pool: Pool) -> Operation[tuple[dict[str, Counts], list[str]]]:
-    found = yield from edits.batches(pool)
-    recent = yield from changed_last(pool)
-    return found, recent
 
 
 def _whole(cursor: str | None) -> int:
