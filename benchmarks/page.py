@@ -18,7 +18,7 @@ from typing import Any
 
 from airflow_provider_picas.couchdb.http import json_body
 from airflow_provider_picas.hooks.picas import PicasHook
-from airflow_provider_picas.plugins import overview, reading
+from airflow_provider_picas.plugins import answers, overview
 from airflow_provider_picas.plugins.access import Scope, Viewer
 from airflow_provider_picas.plugins.live import reader_for
 from airflow_provider_picas.tokens import documents
@@ -72,9 +72,9 @@ async def _answers(pool: Pool, size: int, pairs: int) -> list[Result]:
     nobody = Filter()
 
     async def next_page(turn: int) -> None:
-        page = await reading.tokens(scope(turn), None, nobody, None, ROWS, False)
+        page = await answers.tokens.tokens(scope(turn), None, nobody, None, ROWS, False)
         with clock() as time:
-            await reading.tokens(scope(turn), None, nobody, page.next, ROWS, False)
+            await answers.tokens.tokens(scope(turn), None, nobody, page.next, ROWS, False)
         seconds.append(time.seconds)
 
     seconds: list[float] = []
@@ -82,9 +82,9 @@ async def _answers(pool: Pool, size: int, pairs: int) -> list[Result]:
     ours = sorted(seconds)[len(seconds) // 2]
     theirs = await timed(lambda turn: asyncio.to_thread(_fauxton, pool, turn * size + ROWS))
     found.append(_result(f"the next page of a batch's table, {ROWS} tokens", ours, 0.3, theirs))
-    latest = await timed(lambda turn: reading.latest(scope(turn), None, None, ROWS, True))
+    latest = await timed(lambda turn: answers.tokens.latest(scope(turn), None, None, ROWS, True))
     found.append(_result("the tokens of a batch that ended last", latest, 0.3))
-    causes = await timed(lambda turn: reading.causes(scope(turn)))
+    causes = await timed(lambda turn: answers.causes.causes(scope(turn)))
     found.append(_result("the causes of a batch's failures", causes, 1.0))
     return found
 
@@ -92,7 +92,7 @@ async def _answers(pool: Pool, size: int, pairs: int) -> list[Result]:
 async def _batches(pool: Pool) -> None:
     reader = reader_for(CONN_ID, pool.database)
     reader.readings.drop()
-    await reading.all_batches(reader)
+    await answers.pools.all_batches(reader)
 
 
 def _result(name: str, seconds: float, goal: float, fauxton: float | None = None) -> Result:

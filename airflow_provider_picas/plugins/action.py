@@ -12,7 +12,7 @@ from fastapi import HTTPException
 
 from airflow_provider_picas.couchdb import page
 from airflow_provider_picas.hooks.picas import PicasHook
-from airflow_provider_picas.plugins import reading
+from airflow_provider_picas.plugins import answers
 from airflow_provider_picas.plugins.access import Viewer
 from airflow_provider_picas.plugins.host import Host
 from airflow_provider_picas.plugins.live import PoolReader, reader_for
@@ -66,7 +66,7 @@ class Action:
             return Selection(scope.batch, states)
         ids = chosen.ids
         if ids is None and chosen.cause:
-            ids = await reading.ids_of_cause(scope, chosen.cause)
+            ids = await answers.causes.ids_of_cause(scope, chosen.cause)
         if not ids:
             raise HTTPException(422, "No token was chosen.")
         if not all(page.in_scope(token, scope.batch) for token in ids):

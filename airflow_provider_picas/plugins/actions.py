@@ -20,7 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from airflow_provider_picas.couchdb import errors
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.pilots import PilotsHook
-from airflow_provider_picas.plugins import access, reading
+from airflow_provider_picas.plugins import access, answers
 from airflow_provider_picas.plugins.action import Action, need_dag, pilots_alive, skipped, tokens, trigger
 from airflow_provider_picas.plugins.models import ActionName, Done, Plan
 from airflow_provider_picas.plugins.overview import submissions_of
@@ -45,7 +45,7 @@ async def _held(action: Action) -> tuple[Selection, str]:
     scope, name = action.viewer.scope, action.body.pilot
     if not name:
         raise HTTPException(422, "Name the pilot whose tokens are released.")
-    shown = await reading.pilots(scope)
+    shown = await answers.pilots.pilots(scope)
     pilot = next((pilot for pilot in shown.pilots if pilot.pilot == name), None)
     if pilot is None:
         raise HTTPException(404, "No such pilot works for this batch.")

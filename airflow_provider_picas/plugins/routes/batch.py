@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, HTTPException, Query
 
+from airflow_provider_picas.plugins import answers
 from airflow_provider_picas.plugins import overview as at_a_glance
-from airflow_provider_picas.plugins import reading
 from airflow_provider_picas.plugins.access import ViewerDep
 from airflow_provider_picas.plugins.models import (
     CausesAnswer,
@@ -34,7 +34,7 @@ async def overview(viewer: ViewerDep) -> Overview:
 @router.get("/batch/causes", operation_id="causes")
 async def causes(viewer: ViewerDep) -> CausesAnswer:
     """The tokens in error, by cause."""
-    return await reading.causes(viewer.scope)
+    return await answers.causes.causes(viewer.scope)
 
 
 @router.get("/batch/tokens", operation_id="tokens")
@@ -55,25 +55,25 @@ async def tokens(
     which they ended, there are tokens that have ended only, and no other filter than ``state``."""
     chosen = Filter(viewer.scope.batch, key or None, cause or None, node or None, pilot or None, min_attempts)
     if sort == "id":
-        return await reading.tokens(viewer.scope, state, chosen, cursor, limit, descending)
+        return await answers.tokens.tokens(viewer.scope, state, chosen, cursor, limit, descending)
     if chosen.reads or chosen.key:
         raise HTTPException(422, "Filter, or sort by the end; not both.")
-    return await reading.latest(viewer.scope, state, cursor, limit, descending)
+    return await answers.tokens.latest(viewer.scope, state, cursor, limit, descending)
 
 
 @router.get("/batch/pilots", operation_id="pilots")
 async def pilots(viewer: ViewerDep) -> PilotsAnswer:
     """The pilots of the batch, and the runs of its tokens for a timeline."""
-    return await reading.pilots(viewer.scope)
+    return await answers.pilots.pilots(viewer.scope)
 
 
 @router.get("/batch/nodes", operation_id="nodes")
 async def nodes(viewer: ViewerDep) -> NodesAnswer:
     """The nodes on which tokens of the batch ended."""
-    return await reading.nodes(viewer.scope)
+    return await answers.nodes.nodes(viewer.scope)
 
 
 @router.get("/batch/why", operation_id="why")
 async def why(viewer: ViewerDep, id: Text = None) -> WhyAnswer:
     """Why a token, or with none the batch, does not run."""
-    return await reading.why_not(viewer.scope, id or None)
+    return await answers.why.why_not(viewer.scope, id or None)

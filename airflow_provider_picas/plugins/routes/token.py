@@ -12,7 +12,7 @@ from fastapi.responses import StreamingResponse
 
 from airflow_provider_picas.couchdb import edits
 from airflow_provider_picas.lifecycle.ids import has_path
-from airflow_provider_picas.plugins import reading
+from airflow_provider_picas.plugins import answers
 from airflow_provider_picas.plugins.access import ViewerDep
 from airflow_provider_picas.plugins.live import PoolReader, reader_for
 from airflow_provider_picas.plugins.models import TokenAnswer
@@ -35,7 +35,7 @@ SAFE = {
 @router.get("/token", operation_id="token")
 async def token(viewer: ViewerDep, id: TokenId) -> TokenAnswer:
     """Everything of a token; long values are cut."""
-    document = await reading.document(viewer.scope, id)
+    document = await answers.tokens.document(viewer.scope, id)
     return TokenAnswer(**table.details_of(document, viewer.scope.batch))
 
 
@@ -53,7 +53,7 @@ async def attachment(
     download: bool = False,
 ) -> StreamingResponse:
     """An attachment. ``tail``: only this number of bytes at its end. ``download``: to save it, not to show it."""
-    document = await reading.document(viewer.scope, id)
+    document = await answers.tokens.document(viewer.scope, id)
     stub = attachments.stubs_of(document).get(name)
     if stub is None or not (has_path(id) and has_path(name)):
         raise HTTPException(404, NO_ATTACHMENT)
