@@ -121,7 +121,7 @@ def _ended(response: Response, row: Mapping[str, Any]) -> Ended:
     key, value = row["key"], row["value"]
     if len(key) != 6 or len(value) != 3 or not all(isinstance(part, int | float) for part in key[2:]):
         raise response.unexpected("a row of the view 'ended' does not have the expected form")
-    job, node, lock = value
+    job, node, began = value
     at = _seconds(key[2:])
     return Ended(
         row["id"],
@@ -129,7 +129,7 @@ def _ended(response: Response, row: Mapping[str, Any]) -> Ended:
         str(key[1]),
         job if isinstance(job, str) else None,
         node if isinstance(node, str) else None,
-        float(lock) if isinstance(lock, int | float) else None,
+        float(began) if isinstance(began, int | float) else None,
         at or None,
     )
 

@@ -54,7 +54,7 @@ class Silence:
         if pilot not in self._seen or (reading is not None and (newest is None or reading.is_newer(newest))):
             self._seen[pilot] = (reading, answered)
 
-    def missing(self, pilot: str, lock: float, now: float, asked: float, contact: float) -> Optional[float]:
+    def seconds_until_dead(self, pilot: str, lock: float, now: float, asked: float, contact: float) -> Optional[float]:
         """Seconds until a pilot that was noted counts as dead: 0 or less when it does, None while its lease holds.
 
         ``lock``: when its oldest token was locked, and ``now``: when it was ``asked`` for leases, both by the database's

@@ -43,11 +43,11 @@ class Observer:
         reading = Reading.of(known, default) if lease else None
         self._silence.note(pilot, reading, answered)
         now = self._session.clock.at(asked)
-        missing = self._silence.missing(pilot, lock, now, asked, answered - self._session.contact())
-        if missing is None:
+        until_dead = self._silence.seconds_until_dead(pilot, lock, now, asked, answered - self._session.contact())
+        if until_dead is None:
             # Not in each round, but soon enough to read its last lease long before it expires.
             return Finding(read_again=answered + (reading.lease if reading else default) / 6)
-        if missing > 0:
+        if until_dead > 0:
             return Finding()
         if not lease:
             return Finding(causes_of_death.no_lease(pilot))

@@ -99,14 +99,14 @@ def may_see(scope: Annotated[Scope, Depends(asked_scope)], user: GetUserDep) -> 
     return Viewer(
         scope,
         user,
-        "This takes the right to edit the task instances of the DAG that uses this batch, or to edit the connection.",
+        "This requires permission to edit the task instances of the DAG that uses this batch, or to edit the connection.",
     )
 
 
 def may_act(viewer: Annotated[Viewer, Depends(may_see)], request: Request) -> Viewer:
     """The user, if they may change the scope, and if the request comes from the page. Raises HTTPException."""
     if not from_the_page(request):
-        raise HTTPException(403, f"A change needs the header {HEADER}: 1, and comes from Airflow's own page.")
+        raise HTTPException(403, f"Changes require the header {HEADER}: 1, sent by Airflow's own page.")
     if viewer.why_not is not None:
         raise HTTPException(403, viewer.why_not)
     return viewer

@@ -68,9 +68,9 @@ class Action:
         if ids is None and chosen.cause:
             ids = await answers.causes.ids_of_cause(scope, chosen.cause)
         if not ids:
-            raise HTTPException(422, "No token was chosen.")
+            raise HTTPException(422, "No tokens were selected.")
         if not all(page.in_scope(token, scope.batch) for token in ids):
-            raise HTTPException(422, "A token that was chosen is not in this batch.")
+            raise HTTPException(422, "A selected token is not in this batch.")
         return Selection(scope.batch, states, tuple(dict.fromkeys(ids)))
 
 

@@ -44,18 +44,18 @@ async def _held(action: Action) -> tuple[Selection, str]:
     """The tokens that a dead pilot holds. Raises HTTPException if it may live."""
     scope, name = action.viewer.scope, action.body.pilot
     if not name:
-        raise HTTPException(422, "Name the pilot whose tokens are released.")
+        raise HTTPException(422, "Specify the pilot whose tokens to release.")
     shown = await answers.pilots.pilots(scope)
     pilot = next((pilot for pilot in shown.pilots if pilot.pilot == name), None)
     if pilot is None:
-        raise HTTPException(404, "No such pilot works for this batch.")
+        raise HTTPException(404, "This batch has no such pilot.")
     if pilot.state not in ("silent", "ended", "unknown"):
         raise HTTPException(
             409, f"The pilot is {pilot.state}, so it may finish its tokens. Drain or cancel the pilots instead."
         )
     ids = tuple(bar.token for bar in shown.bars if bar.pilot == name and bar.state == "locked")
     if not ids:
-        raise HTTPException(409, "The pilot holds no token.")
+        raise HTTPException(409, "The pilot holds no tokens.")
     return Selection(scope.batch, frozenset({State.LOCKED}), ids), pilot.state
 
 
@@ -64,7 +64,7 @@ async def _plan_release(action: Action) -> Plan:
     number = len(selection.ids or ())
     lines = [f"{tokens(number)} that the pilot holds will wait again, for other pilots."]
     if state == "unknown":
-        lines.append("It has no lease, so the page cannot tell whether it lives. If it does, its results may be lost.")
+        lines.append("It has no lease, so it is unknown whether it is alive. If it does, its results may be lost.")
     return Plan(title=f"Release {tokens(number)}", lines=lines, tokens=number)
 
 
@@ -78,7 +78,7 @@ async def _release(action: Action) -> Done:
 
 def _priority_of(action: Action) -> float:
     if action.body.priority is None:
-        raise HTTPException(422, "Give the new priority.")
+        raise HTTPException(422, "Enter the new priority.")
     return action.body.priority
 
 
@@ -91,7 +91,7 @@ async def _plan_priority(action: Action) -> Plan:
         report = await action.edit(lambda hook: hook.editor.update(selection, {"priority": priority}, dry_run=True))
     number = report.changed
     lines = [
-        f"{tokens(number)} that wait get the priority {priority:g}. Higher ones are claimed first.",
+        f"{tokens(number)} waiting will get priority {priority:g}. Higher ones are claimed first.",
         *skipped(report),
     ]
     return Plan(title=f"Set the priority of {tokens(number)}", lines=lines, tokens=number, possible=number > 0)
@@ -100,7 +100,7 @@ async def _plan_priority(action: Action) -> Plan:
 async def _priority(action: Action) -> Done:
     priority, selection = _priority_of(action), await action.selection(State.TODO)
     report = await action.edit(lambda hook: hook.editor.update(selection, {"priority": priority}))
-    return Done(text=f"{tokens(report.changed)} have the priority {priority:g} now.", tokens=report.changed)
+    return Done(text=f"{tokens(report.changed)} now have priority {priority:g}.", tokens=report.changed)
 
 
 # -- drain, cancel, archive -------------------------------------------------------------------------------------------
@@ -126,8 +126,8 @@ async def _plan_drain(action: Action) -> Plan:
     found, alive = await _submissions(action), await pilots_alive(action)
     held = (await (await action.reader.hook()).count(action.viewer.scope.batch)).locked
     lines = [
-        f"{alive:,} pilots that run finish the tokens in hand and stop; those that wait in Slurm stop when they start.",
-        f"{tokens(held)} run now. No wait submits these pilots again. Pilots of a PiCaS client cannot be drained.",
+        f"{alive:,} running pilots finish their current tokens and stop; pending ones stop when they start.",
+        f"{tokens(held)} are running. No wait submits these pilots again. Pilots of a PiCaS client cannot be drained.",
     ]
     return Plan(title="Drain the pilots", lines=[*lines, f"Submissions: {_keys(found)}."], tokens=held)
 
@@ -149,7 +149,7 @@ async def _plan_cancel(action: Action) -> Plan:
     found, alive = await _submissions(action), await pilots_alive(action)
     held = (await (await action.reader.hook()).count(action.viewer.scope.batch)).locked
     lines = [
-        f"All Slurm jobs of {_keys(found)} are cancelled; {alive:,} pilots run now.",
+        f"All Slurm jobs of {_keys(found)} are cancelled; {alive:,} pilots are running.",
         f"{tokens(held)} are interrupted and wait again. This does not count as a failed attempt.",
         "No wait submits these pilots again.",
     ]
@@ -161,7 +161,7 @@ async def _cancel(action: Action) -> Done:
     if not action.viewer.by_run:
         for submission in found:
             if not access.may_use_connection(action.viewer.user, submission.ssh_conn_id):
-                raise HTTPException(403, "This takes the right to read the connection to the cluster.")
+                raise HTTPException(403, "This requires permission to read the connection to the cluster.")
     batch = action.viewer.scope.batch
     try:
         for submission in found:

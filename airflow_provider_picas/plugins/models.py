@@ -324,7 +324,7 @@ class Bar(Model):
     token: str
     start: float
     end: float | None = None
-    state: Literal["done", "error", "given back", "reaped", "locked", "failed"]
+    state: Literal["done", "error", "locked"]
 
 
 class PilotsAnswer(Model):

@@ -109,8 +109,8 @@ async def summary_of(reader: PoolReader, batch: str | None) -> dict[str, Any]:
     """The batch's pilots by what they do, and their ``core_hours``."""
     (leases, now), records = await asyncio.gather(leases_of(reader), submissions_of(reader, batch))
     keys = [record["pilots"]["submission"] for record in records]
-    told = [record["slurm"] for record in records if isinstance(record.get("slurm"), Mapping)]
-    return seen.summary(seen.of_batch(leases, batch, keys), now, told)
+    reported = [record["slurm"] for record in records if isinstance(record.get("slurm"), Mapping)]
+    return seen.summary(seen.of_batch(leases, batch, keys), now, reported)
 
 
 async def wait_of(reader: PoolReader, scope: Scope) -> tuple[float | None, int | None]:

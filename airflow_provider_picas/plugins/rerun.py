@@ -114,9 +114,11 @@ def _to_clear(named: Sequence[RunBatch], alive: int, waits: bool, *, whole: bool
     """The task instances that are cleared with their downstream, and a sentence about it."""
     roles = {role: [task for task in named if task.role == role] for role in ("push", "pilots", "wait")}
     if alive and waits:
-        return [], f"{alive:,} pilots of the run take them at once; no task is cleared."
+        return [], f"{alive:,} pilots of the run take them immediately; no task is cleared."
     if alive and roles["wait"]:
-        return _marks(roles["wait"]), f"{alive:,} pilots take them at once. The wait is cleared with its downstream."
+        return _marks(
+            roles["wait"]
+        ), f"{alive:,} pilots take them immediately. The wait is cleared with its downstream."
     if whole and roles["push"]:
         return _marks(roles["push"]), "The push is cleared with its downstream: the same pilots are submitted again."
     if roles["pilots"]:
@@ -126,7 +128,7 @@ def _to_clear(named: Sequence[RunBatch], alive: int, waits: bool, *, whole: bool
     if roles["wait"]:
         return _marks(
             roles["wait"]
-        ), "The wait is cleared with its downstream. No task of the run submits pilots: do that yourself."
+        ), "The wait is cleared with its downstream. No task of the run submits pilots: submit pilots yourself."
     return [], "No task is cleared, since none of the run is known to wait for the batch."
 
 

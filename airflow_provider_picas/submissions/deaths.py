@@ -45,18 +45,18 @@ class Lease:
         )
 
 
-class Observer:
+class ObservedLeases:
     """A wait's memory of the leases that it has read, from one check to the next: see ``Silence``."""
 
     def __init__(self) -> None:
         self._silence = Silence(LEASE)
-        self._of_conflicts: Observer | None = None
+        self._of_conflicts: ObservedLeases | None = None
         #: The locked tokens of the last check, by id, without their content.
         self.locked: dict[str, dict[str, Any]] = {}
 
-    def of_conflicts(self) -> Observer:
-        """A second observer, for the pilots that hold revisions that lost against others."""
-        self._of_conflicts = self._of_conflicts or Observer()
+    def of_conflicts(self) -> ObservedLeases:
+        """Leases of the pilots that hold revisions that lost against others."""
+        self._of_conflicts = self._of_conflicts or ObservedLeases()
         return self._of_conflicts
 
     def note(self, pilots: Sequence[str], found: Mapping[str, Lease], answered: float) -> None:
@@ -66,13 +66,15 @@ class Observer:
         self._silence.keep(pilots)
 
     def silent(self, locked: Sequence[Mapping[str, Any]], now: float, asked: float, contact: float) -> dict[str, float]:
-        """The pilots whose leases have expired, each with the seconds until it counts as dead (``Silence.missing``)."""
+        """The pilots whose leases have expired, each with ``Silence.seconds_until_dead``."""
         locks: dict[str, float] = {}
         for token in locked:
             if held_by_pilot(dict(token)):
                 pilot, lock = str(token["pilot"]), number(token.get("lock"))
                 locks[pilot] = min(lock, locks.get(pilot, lock))
-        found = {pilot: self._silence.missing(pilot, lock, now, asked, contact) for pilot, lock in locks.items()}
+        found = {
+            pilot: self._silence.seconds_until_dead(pilot, lock, now, asked, contact) for pilot, lock in locks.items()
+        }
         return {pilot: missing for pilot, missing in found.items() if missing is not None}
 
 
@@ -107,7 +109,7 @@ class Evaluation:
     slurm: SlurmStatus | None = None
     before: float = 0.0
     max_lock_age: float | None = None  #: seconds; applies to pilots without leases
-    silent: Mapping[str, float] = field(default_factory=dict)  #: the result of ``Observer.silent``
+    silent: Mapping[str, float] = field(default_factory=dict)  #: the result of ``ObservedLeases.silent``
 
     def death(self, token: Mapping[str, Any]) -> str | None:
         """Why the pilot that holds a locked token counts as dead, or None if it does not."""
@@ -140,15 +142,15 @@ class Evaluation:
         if job is not None and lease.submission == self.key:
             if job.phase is Phase.ENDED and job.state != FORGOTTEN:  # a live pilot's lease overrides a forgotten job
                 return causes_of_death.job_ended(holder, job.cause)
-            if lock + ROUNDING < self._latest_start(job, lease):
+            if lock + ROUNDING < self._last_start(job, lease):
                 return causes_of_death.requeued(holder)
         return causes_of_death.silent(holder, self.now - lease.shown.renewed) if dead else None
 
     def _job(self, identifier: Any) -> Job | None:
         return self.slurm.jobs.get(str(identifier)) if self.slurm else None
 
-    def _latest_start(self, job: Job, lease: Lease) -> float:
-        """The earliest time, by the database's clock, of the job's last start, past or to come; 0 if unknown.
+    def _last_start(self, job: Job, lease: Lease) -> float:
+        """When the job last started, or at the earliest will start, by the database's clock; 0 if unknown.
 
         A token that was locked before then belongs to an earlier copy of the job.
         """

@@ -15,7 +15,7 @@ from airflow_provider_picas.lifecycle.ids import drain_flag
 from airflow_provider_picas.slurm import sbatch_calls, sbatch_record
 from airflow_provider_picas.slurm.remote import OURS, Command, Output, Pause, ok, quote
 from airflow_provider_picas.slurm.submission_folder import CREDENTIALS
-from airflow_provider_picas.submissions.deaths import Observer
+from airflow_provider_picas.submissions.deaths import ObservedLeases
 from airflow_provider_picas.submissions.submission import Operation, Submission
 from airflow_provider_picas.submissions.watch import PilotStatus, check_pilots
 
@@ -67,7 +67,7 @@ def cancel(
 ) -> Operation[PilotStatus]:
     """Cancel the jobs. Once they have ended, or ``wait`` is over, release the tokens that they did not release themselves."""
     yield from ok(sbatch_calls.cancel(submission.key, MOST_CALLS), "The pilots could not be cancelled")
-    waited, earlier, observer = 0.0, PilotStatus(), Observer()
+    waited, earlier, observer = 0.0, PilotStatus(), ObservedLeases()
     while True:
         # The tokens did not cause the cancel: none becomes an error.
         status: PilotStatus = yield from check_pilots(

@@ -17,7 +17,7 @@ from airflow_provider_picas.couchdb.pool import Pool
 from airflow_provider_picas.couchdb.settings import Settings
 from airflow_provider_picas.slurm import jobs
 from airflow_provider_picas.slurm.remote import Pause, UnreachableError
-from airflow_provider_picas.submissions.deaths import Observer
+from airflow_provider_picas.submissions.deaths import ObservedLeases
 from airflow_provider_picas.submissions.report import PilotsLog
 from airflow_provider_picas.submissions.seen import SlurmRecord
 from airflow_provider_picas.submissions.submission import Operation, Submission
@@ -196,7 +196,7 @@ def check_twice(
     pool: Pool, batch: str | None, submission: Submission, *, max_scrubs: int, max_lock_age: float | None
 ) -> Operation[PilotStatus]:
     """``check_pilots`` for an owner that remembers no earlier check: if a pilot is silent, it waits and checks again."""
-    observer = Observer()
+    observer = ObservedLeases()
     limits: Any = {"max_scrubs": max_scrubs, "max_lock_age": max_lock_age, "observer": observer}
     status: PilotStatus = yield from check_pilots(pool, batch, submission, **limits)
     if status.outage is not None or (patience := status.holders.patience) <= 0:

@@ -22,7 +22,7 @@ from airflow_provider_picas.slurm import jobs as slurm_jobs
 from airflow_provider_picas.slurm.jobs import Job, Phase, SlurmStatus
 from airflow_provider_picas.slurm.remote import RemoteError
 from airflow_provider_picas.submissions import deaths
-from airflow_provider_picas.submissions.deaths import Evaluation, Holders, Lease, Observer
+from airflow_provider_picas.submissions.deaths import Evaluation, Holders, Lease, ObservedLeases
 from airflow_provider_picas.submissions.submission import Operation, Submission
 from airflow_provider_picas.submissions.unsent import send_unsent
 from airflow_provider_picas.tokens import documents
@@ -97,7 +97,7 @@ def check_pilots(
     *,
     max_scrubs: int,
     max_lock_age: float | None,
-    observer: Observer | None = None,
+    observer: ObservedLeases | None = None,
     contact: float = -math.inf,
 ) -> Operation[PilotStatus]:
     """Check the jobs and the locked tokens, send unsent results of pilots, and release the tokens of dead pilots.
@@ -117,7 +117,7 @@ def check_pilots(
             status.outage = str(error)
     key = submission.key if submission else None
     evaluate = partial(Evaluation, key=key, slurm=status.slurm, before=status.before, max_lock_age=max_lock_age)
-    observer = observer or Observer()
+    observer = observer or ObservedLeases()
     read = partial(_locked, pool, batch, evaluate, observer, contact)
     evaluation, locked = yield from read()
     dead = _dead(evaluation, locked)
@@ -147,12 +147,12 @@ def holders(pool: Pool, batch: str | None, submission: Submission) -> Operation[
     """Who holds the locked tokens. Raises RemoteError."""
     slurm = yield from slurm_jobs.query(submission.key, submission.folder, submission.since)
     evaluate = partial(Evaluation, key=submission.key, slurm=slurm)
-    evaluation, locked = yield from _locked(pool, batch, evaluate, Observer(), -math.inf)
+    evaluation, locked = yield from _locked(pool, batch, evaluate, ObservedLeases(), -math.inf)
     return evaluation.holders(locked)
 
 
 def _locked(
-    pool: Pool, batch: str | None, evaluate: Callable[..., Evaluation], observer: Observer, contact: float
+    pool: Pool, batch: str | None, evaluate: Callable[..., Evaluation], observer: ObservedLeases, contact: float
 ) -> Operation[tuple[Evaluation, list[Document]]]:
     """All locked tokens, and the result of ``evaluate`` for the database's time and the leases of their pilots."""
     locked = yield from _read_locked(pool, batch, observer)
@@ -164,7 +164,7 @@ def _locked(
     return evaluate(now, known, silent=observer.silent(locked, now, asked, contact)), locked
 
 
-def _read_locked(pool: Pool, batch: str | None, observer: Observer) -> Operation[list[Document]]:
+def _read_locked(pool: Pool, batch: str | None, observer: ObservedLeases) -> Operation[list[Document]]:
     """The locked tokens, with the fields that are needed to evaluate their pilots.
 
     Tokens may be large. Those whose revision has not changed since the last check are not read again.
@@ -236,7 +236,7 @@ def _release(
     pool: Pool,
     dead: Sequence[tuple[Document, str]],
     evaluate: Callable[..., Evaluation],
-    observer: Observer,
+    observer: ObservedLeases,
     contact: float,
     max_scrubs: int,
     status: PilotStatus,
@@ -262,7 +262,7 @@ def _settle_conflicts(
     pool: Pool,
     found: Mapping[str, list[Document]],
     evaluate: Callable[..., Evaluation],
-    observer: Observer,
+    observer: ObservedLeases,
     contact: float,
 ) -> Operation[None]:
     """Merge conflicting revisions of tokens, for the next check.

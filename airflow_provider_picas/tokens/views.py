@@ -74,7 +74,8 @@ def page() -> dict[str, Any]:
     """The design document of the page: when and where tokens ended.
 
     ``ended`` has the time as day, hour, minute and second, so that a group level is a step of a plot. A token in error
-    of the PiCaS client has the time of its last error.
+    of the PiCaS client has the time of its last error. Pilots claim short tokens in advance, so a token began when its
+    seconds say, not when it was locked.
     """
     ended = f"""
         var state = ({javascript_condition(State.DONE)}) ? 'done' : ({javascript_condition(State.ERROR)}) ? 'error' : null;
@@ -85,9 +86,12 @@ def page() -> dict[str, Any]:
           var text = function (value) {{
             return typeof value == "string" || typeof value == "number" ? String(value).substring(0, 100) : null;
           }};
-          var lock = typeof doc.lock == "number" && doc.lock > 1000000000 ? doc.lock : null;
+          var began = typeof doc.lock == "number" && doc.lock > 1000000000 ? doc.lock : null;
+          if (began && at && typeof doc.seconds == "number" && doc.seconds >= 0) {{
+            began = Math.max(began, at - doc.seconds);
+          }}
           emit([batch, state, Math.floor(at / 86400), Math.floor(at / 3600) % 24, Math.floor(at / 60) % 60, at % 60],
-            [text(doc.slurm_job_id), text(doc.hostname), lock]);
+            [text(doc.slurm_job_id), text(doc.hostname), began]);
         }}"""
     nodes = f"""
         var state = ({javascript_condition(State.DONE)}) ? 'done' : ({javascript_condition(State.ERROR)}) ? 'error' : null;

@@ -22,7 +22,7 @@ from airflow_provider_picas.sansio import drive_async
 from airflow_provider_picas.slurm import logs, submission_folder
 from airflow_provider_picas.slurm.remote import RemoteError
 from airflow_provider_picas.submissions import wait as waits
-from airflow_provider_picas.submissions.deaths import Observer
+from airflow_provider_picas.submissions.deaths import ObservedLeases
 from airflow_provider_picas.submissions.on_kill import end_pilots, is_for_pilots
 from airflow_provider_picas.submissions.stop import StopMode
 from airflow_provider_picas.submissions.submission import Submission, performer
@@ -114,7 +114,7 @@ class PicasTokenStateTrigger(BaseTrigger):
         self._updates: CountsSubscription | None = None
         self._feed: Feed | None = None
         self._answers_since: float | None = None  #: time of the first successful check, or of the first after an outage
-        self._observer = Observer()
+        self._observer = ObservedLeases()
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """The class's path and its arguments."""

@@ -41,7 +41,8 @@ async def pilots(scope: access.Scope) -> models.PilotsAnswer:
     shown = [seen.pilot_of(lease, now, scope.batch) for lease in seen.of_batch(leases, scope.batch, keys)]
     names = {pilot["job"]: pilot["pilot"] for pilot in shown if pilot["job"]}
     _add_claimed(shown, running)
-    bars = [*_running_bars(running, names), *_ended_bars(ended, names, scope.batch)]
+    begun = {run["token"]: run["since"] for pilot in shown for run in pilot["now"]}
+    bars = [*_running_bars(running, names, begun), *_ended_bars(ended, names, scope.batch)]
     known = {pilot["pilot"] for pilot in shown}
     shown += _without_lease(running, bars, known)
     for pilot in shown:
@@ -101,9 +102,18 @@ def _add_claimed(pilots: Iterable[dict[str, Any]], running: Iterable[Mapping[str
             pilot["state"] = "working" if pilot["state"] == "idle" else pilot["state"]
 
 
-def _running_bars(rows: Iterable[Mapping[str, Any]], names: Mapping[str, str]) -> list[dict[str, Any]]:
+def _running_bars(
+    rows: Iterable[Mapping[str, Any]], names: Mapping[str, str], begun: Mapping[str, float | None]
+) -> list[dict[str, Any]]:
+    """Bars from when a token's command began, as far as its pilot's lease says so, else from its claim."""
     return [
-        {"pilot": _holder(row, names), "token": row["id"], "start": row["started"], "end": None, "state": "locked"}
+        {
+            "pilot": _holder(row, names),
+            "token": row["id"],
+            "start": begun.get(row["id"]) or row["started"],
+            "end": None,
+            "state": "locked",
+        }
         for row in rows
         if row["started"]
     ]

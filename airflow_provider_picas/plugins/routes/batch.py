@@ -57,7 +57,7 @@ async def tokens(
     if sort == "id":
         return await answers.tokens.tokens(viewer.scope, state, chosen, cursor, limit, descending)
     if chosen.reads or chosen.key:
-        raise HTTPException(422, "Filter, or sort by the end; not both.")
+        raise HTTPException(422, "Filtering and sorting by end time cannot be combined.")
     return await answers.tokens.latest(viewer.scope, state, cursor, limit, descending)
 
 

@@ -71,6 +71,6 @@ async def _wait(seconds: float, over: Callable[[], bool]) -> None:
 
 
 def _server_ends() -> bool:
-    """True if uvicorn was told to end: it then waits for all answers that are under way."""
+    """True if uvicorn received a signal to stop: it then waits for all responses in progress."""
     server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
     return bool(getattr(server, "should_exit", False))

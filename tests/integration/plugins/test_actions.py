@@ -119,7 +119,7 @@ def test_pilots_that_live_take_them_and_no_task_is_cleared(page: Page) -> None:
     plan, done = act(page, "rerun", {"ids": [tokens[0], tokens[2]]})
     assert (plan["tokens"], plan["tasks"], done["tokens"]) == (1, [], 1)
     assert plan["lines"][1:] == [
-        "1 pilots of the run take them at once; no task is cleared.",
+        "1 pilots of the run take them immediately; no task is cleared.",
         "1 skipped: is done (b:00000002).",
     ]
     assert task_states(page) == {"push": "success", "pilots": "success", "wait": "deferred"}
@@ -139,7 +139,7 @@ def test_without_a_run_the_providers_dag_does_it(page: Page) -> None:
 def test_what_is_not_in_error_or_not_in_the_batch_is_refused(page: Page) -> None:
     fill(page.hook, {State.DONE: 1})
     fill(page.hook, {State.ERROR: 1}, batch="b2")
-    assert refused(page, "rerun", {}) == "No token was chosen."
+    assert refused(page, "rerun", {}) == "No tokens were selected."
     assert "not in this batch" in refused(page, "rerun", {"ids": ["b2:00000000"]})
     assert "not in this batch" in refused(page, "rerun", {"ids": ["_design/Monitor"]})
     scope = page.of_run
@@ -173,7 +173,7 @@ def test_tokens_of_a_silent_pilot_are_released_and_of_a_living_one_not(page: Pag
     lease(page, "dead", renewed=page.hook.now() - 1_000, running=running, job=None)
     lease(page, "alive", running=running, job=None)
     assert "Drain or cancel" in refused(page, "release", {"pilot": "alive"})
-    assert refused(page, "release", {"pilot": "nobody"}) == "No such pilot works for this batch."
+    assert refused(page, "release", {"pilot": "nobody"}) == "This batch has no such pilot."
     plan, done = act(page, "release", {"pilot": "dead"})
     assert (plan["tokens"], done["tokens"]) == (2, 2)
     assert states(page) == {"00000000": "todo", "00000001": "todo", "00000002": "locked"}
@@ -182,7 +182,7 @@ def test_tokens_of_a_silent_pilot_are_released_and_of_a_living_one_not(page: Pag
 
 def test_the_priority_of_waiting_tokens_is_set(page: Page) -> None:
     tokens = fill(page.hook, {State.TODO: 2, State.DONE: 1})
-    assert refused(page, "priority", {"all": True}) == "Give the new priority."
+    assert refused(page, "priority", {"all": True}) == "Enter the new priority."
     plan, done = act(page, "priority", {"ids": tokens[1:], "priority": 5})
     assert (plan["tokens"], plan["lines"][-1], done["tokens"]) == (1, "1 skipped: is done (b:00000002).", 1)
     assert [page.hook.get(token).get("priority") for token in tokens] == [None, 5, None]

@@ -23,7 +23,7 @@ from airflow_provider_picas.pilot.access import Access
 from airflow_provider_picas.pilot.clock import Clock
 from airflow_provider_picas.pilot.database import Database
 from airflow_provider_picas.submissions import watch
-from airflow_provider_picas.submissions.deaths import Observer
+from airflow_provider_picas.submissions.deaths import ObservedLeases
 from airflow_provider_picas.submissions.watch import PilotStatus
 from airflow_provider_picas.tokens.states import State
 from stack.couchdb import CouchDBAdmin
@@ -52,7 +52,7 @@ class Site:
         self.working = Submission(folder / "working", pool, self.worker.url)
         self.looking = Submission(folder / "looking", pool, self.other.url)
         self._hook = hook
-        self._observer = Observer()
+        self._observer = ObservedLeases()
         self.renewal = RENEWAL.format(name=pool.name)
 
     def begin(self, lease: float = LEASE) -> subprocess.Popen[bytes]:

@@ -13,7 +13,7 @@ import pytest
 from airflow_provider_picas.couchdb import errors
 from airflow_provider_picas.couchdb.http import Request, json_body
 from airflow_provider_picas.hooks.picas import PicasHook
-from airflow_provider_picas.submissions.deaths import Observer
+from airflow_provider_picas.submissions.deaths import ObservedLeases
 from airflow_provider_picas.submissions.watch import PilotStatus, check_pilots
 from airflow_provider_picas.tokens.selection import Selection
 from airflow_provider_picas.tokens.states import State, state_of
@@ -66,7 +66,7 @@ def _post(hook: PicasHook, body: bytes) -> Any:
     yield Request("POST", hook.pool.path("_bulk_docs"), body=body)
 
 
-def look(hook: PicasHook, observer: Observer | None = None) -> PilotStatus:
+def look(hook: PicasHook, observer: ObservedLeases | None = None) -> PilotStatus:
     operation = check_pilots(hook.pool, "b", None, max_scrubs=3, max_lock_age=None, observer=observer)
     return hook.do(operation)  # type: ignore[arg-type]
 

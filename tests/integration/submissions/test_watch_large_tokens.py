@@ -10,7 +10,7 @@ import pytest
 from airflow_provider_picas.couchdb import edits
 from airflow_provider_picas.couchdb import pool as pools
 from airflow_provider_picas.hooks.picas import PicasHook
-from airflow_provider_picas.submissions.deaths import Observer
+from airflow_provider_picas.submissions.deaths import ObservedLeases
 from airflow_provider_picas.submissions.watch import PilotStatus, check_pilots
 from airflow_provider_picas.tokens.states import State
 from stack import native
@@ -32,7 +32,7 @@ def proxy(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
         yield proxy
 
 
-def look(hook: PicasHook, observer: Observer, **keys: Any) -> PilotStatus:
+def look(hook: PicasHook, observer: ObservedLeases, **keys: Any) -> PilotStatus:
     options = {"max_scrubs": 3, "max_lock_age": None, "observer": observer, **keys}
     return hook.do(check_pilots(hook.pool, "b", None, **options))  # type: ignore[arg-type]
 
@@ -50,7 +50,7 @@ def answers(proxy: Proxy) -> list[int]:
 
 
 def test_checks_read_large_tokens_once(proxy: Proxy) -> None:
-    hook, observer = PicasHook(), Observer()
+    hook, observer = PicasHook(), ObservedLeases()
     ids = lives.fill(hook, {State.LOCKED: TOKENS}, large="x" * SIZE)
     sizes = answers(proxy)
     first = look(hook, observer)
@@ -75,7 +75,7 @@ def test_large_tokens_of_the_dead_are_released_in_portions(proxy: Proxy) -> None
     ids = lives.fill(hook, {State.LOCKED: TOKENS}, large="x" * SIZE, attempts=[])
     sizes = answers(proxy)
     proxy.largest = 6 * SIZE
-    news = look(hook, Observer(), max_lock_age=10.0)
+    news = look(hook, ObservedLeases(), max_lock_age=10.0)
     assert sorted(name for name, _ in news.reaped) == ids
     assert max(sizes) < 6 * SIZE
     assert hook.count("b").todo == TOKENS
@@ -85,7 +85,7 @@ def test_large_tokens_of_the_dead_are_released_in_portions(proxy: Proxy) -> None
 
 
 def test_a_token_that_changes_after_it_was_evaluated_is_left(proxy: Proxy) -> None:
-    hook, observer = PicasHook(), Observer()
+    hook, observer = PicasHook(), ObservedLeases()
     ids = lives.fill(hook, {State.LOCKED: 3})
     behind = PicasHook()
     _ = behind.settings

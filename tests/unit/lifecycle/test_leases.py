@@ -27,14 +27,14 @@ class Read:
     renewed: float | None
 
 
-def missing(*readings: Read, contact: float = NEVER, lock: float = 0.0) -> float | None:
+def until_dead(*readings: Read, contact: float = NEVER, lock: float = 0.0) -> float | None:
     """What the last reading makes of the pilot."""
     silence = Silence(LEASE)
     found: float | None = None
     for read in readings:
         shown = None if read.renewed is None else Reading(read.renewals, read.renewed, LEASE)
         silence.note("p", shown, read.at)
-        found = silence.missing("p", lock, read.now, read.at, contact)
+        found = silence.seconds_until_dead("p", lock, read.now, read.at, contact)
     return found
 
 
@@ -74,20 +74,20 @@ def missing(*readings: Read, contact: float = NEVER, lock: float = 0.0) -> float
     ],
 )
 def test_who_is_dead(readings: list[Read], dead: bool) -> None:
-    left = missing(*readings)
+    left = until_dead(*readings)
     assert (left is not None and left <= 0) is dead, left
 
 
 def test_a_token_that_was_just_locked_is_no_orphan() -> None:
     readings = [Read(0, 1000, 0, None), Read(60, 1060, 0, None)]
-    assert missing(*readings, lock=1060 - 2 * LEASE) is None
-    assert missing(*readings, lock=1059 - 2 * LEASE) == 0
+    assert until_dead(*readings, lock=1060 - 2 * LEASE) is None
+    assert until_dead(*readings, lock=1059 - 2 * LEASE) == 0
 
 
 def test_silence_counts_only_while_the_observer_was_in_contact() -> None:
     readings = [Read(0, 1000, 1, 900), Read(40, 1040, 1, 900)]
-    assert missing(*readings, contact=15) == 5
-    assert missing(*readings, contact=10) == 0
+    assert until_dead(*readings, contact=15) == 5
+    assert until_dead(*readings, contact=10) == 0
 
 
 def test_what_was_asked_before_a_pause_proves_nothing_after_it() -> None:
@@ -95,14 +95,14 @@ def test_what_was_asked_before_a_pause_proves_nothing_after_it() -> None:
     silence = Silence(LEASE)
     silence.note("p", Reading(1, 900, LEASE), 0)
     silence.note("p", Reading(1, 900, LEASE), 500)
-    assert silence.missing("p", 0, 1001, asked=1, contact=NEVER) == 29
+    assert silence.seconds_until_dead("p", 0, 1001, asked=1, contact=NEVER) == 29
 
 
 def test_a_lease_that_is_missing_is_taken_for_as_long_as_the_longest_one_seen() -> None:
     silence = Silence(LEASE)
     silence.note("other", Reading(1, 900, 600), 0)
     silence.note("p", None, 0)
-    assert silence.missing("p", 0, 10_000, asked=500, contact=NEVER) == 100
+    assert silence.seconds_until_dead("p", 0, 10_000, asked=500, contact=NEVER) == 100
 
 
 def test_who_holds_nothing_any_more_is_forgotten() -> None:
@@ -111,8 +111,8 @@ def test_who_holds_nothing_any_more_is_forgotten() -> None:
         silence.note(pilot, Reading(1, 900, LEASE), 0)
     silence.keep(["q", "r"])
     silence.note("p", Reading(1, 900, LEASE), 100)
-    assert silence.missing("p", 0, 1100, asked=100, contact=NEVER) == 30
-    assert silence.missing("q", 0, 1100, asked=100, contact=NEVER) == -70
+    assert silence.seconds_until_dead("p", 0, 1100, asked=100, contact=NEVER) == 30
+    assert silence.seconds_until_dead("q", 0, 1100, asked=100, contact=NEVER) == -70
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def slurm(ahead: float = 0, **jobs: Any) -> SlurmStatus:
 
 def watched(tokens: list[dict[str, Any]], found: Sequence[Lease], seconds: float) -> Mapping[str, float]:
     """What an observer makes of leases that it has read for so long."""
-    observer = deaths.Observer()
+    observer = deaths.ObservedLeases()
     observer.note(deaths.holders(tokens), {lease.pilot: lease for lease in found}, 0)
     return observer.silent(tokens, NOW, seconds, 0)
 

@@ -117,7 +117,7 @@ export const CauseList = ({ most = Infinity, ...props }: BatchProps & { most?: n
             {answer.causes.length === 0 && (
               <tr>
                 <td className="empty" colSpan={5}>
-                  No token has failed.
+                  No tokens have failed.
                 </td>
               </tr>
             )}

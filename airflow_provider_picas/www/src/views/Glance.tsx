@@ -44,7 +44,7 @@ const PilotCard = ({ overview }: { overview: Overview }) => {
           {many(jobs, "job")}: {shown(text)}
         </div>
       ))}
-      {source === "leases" && <div className="muted small">Known from their leases; pilots that wait in Slurm are not seen.</div>}
+      {source === "leases" && <div className="muted small">Known from leases; pilots pending in Slurm are not shown.</div>}
     </div>
   );
 };

@@ -128,7 +128,7 @@ const Nodes = ({ scope }: { scope: Scope }) => {
             <th>Node</th>
             <th className="number">Done</th>
             <th className="number">Failed</th>
-            <th>Share that failed</th>
+            <th>Failure rate</th>
           </tr>
         </thead>
         <tbody>
@@ -157,7 +157,7 @@ const Nodes = ({ scope }: { scope: Scope }) => {
           {answer.nodes.length === 0 && (
             <tr>
               <td className="empty" colSpan={4}>
-                No token has ended yet.
+                No tokens have finished yet.
               </td>
             </tr>
           )}

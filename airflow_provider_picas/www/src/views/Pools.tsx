@@ -101,7 +101,7 @@ const AllPools = () => {
     return error ? <Trouble error={error} /> : <Loading what="the pools" />;
   }
   if (answer.pools.length === 0) {
-    return <p className="muted">There is no connection of type PiCaS that you may read. Add one under Admin, Connections.</p>;
+    return <p className="muted">You do not have access to a PiCaS connection. Add one under Admin, Connections.</p>;
   }
   return (
     <div className="scroll" tabIndex={-1}>

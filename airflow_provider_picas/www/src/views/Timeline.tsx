@@ -10,10 +10,7 @@ import { useAddress } from "./hooks";
 const COLOURS: Record<Bar["state"], string> = {
   done: "--picas-done",
   error: "--picas-error",
-  failed: "--picas-error",
   locked: "--picas-locked",
-  "given back": "--picas-stateless",
-  reaped: "--picas-stateless",
 };
 
 const NAMES = 130; // pixels for the names of pilots

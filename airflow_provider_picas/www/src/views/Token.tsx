@@ -93,7 +93,7 @@ const facts = (attempt: Attempt): [string, string | null | undefined][] => [
   ["Ended", attempt.ended == null ? null : clock(attempt.ended)],
   ["Took", attempt.seconds == null ? null : duration(attempt.seconds)],
   ["Exit code", attempt.exit_code],
-  ["Reason", attempt.reason],
+  ["Reason", attempt.reason === "error" ? null : attempt.reason],
   ["Error", attempt.error],
 ];
 
@@ -122,7 +122,7 @@ const Content = ({ token, ...props }: BatchProps & { token: TokenAnswer }) => {
     <>
       <div className="row">
         <State state={token.state} />
-        {token.scrubs > 0 && <span className="muted">given back {many(token.scrubs, "time")}</span>}
+        {token.scrubs > 0 && <span className="muted">released {many(token.scrubs, "time")}</span>}
         {token.priority != null && <span className="muted">priority {token.priority}</span>}
         <span className="grow" />
         {token.state === "error" && <ActionButton action="rerun" label="Rerun this token" main {...shared} />}

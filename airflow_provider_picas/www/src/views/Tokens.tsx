@@ -208,7 +208,7 @@ const Table = ({ tokens, chosen, setChosen, byEnd }: { tokens: TokenRow[]; byEnd
           {tokens.length === 0 && (
             <tr>
               <td className="empty" colSpan={9}>
-                No token matches.
+                No matching tokens.
               </td>
             </tr>
           )}
@@ -227,7 +227,7 @@ const Chosen = ({ chosen, onClear, ...props }: BatchProps & { chosen: ReadonlySe
       <ActionButton action="rerun" label="Rerun" main {...shared} />
       <ActionButton action="priority" {...shared} />
       <button className="link" onClick={onClear} type="button">
-        Select none
+        Clear selection
       </button>
     </div>
   );
