@@ -64,7 +64,7 @@ async def _plan_release(action: Action) -> Plan:
     number = len(selection.ids or ())
     lines = [f"{tokens(number)} that the pilot holds will wait again, for other pilots."]
     if state == "unknown":
-        lines.append("It has no lease, so it is unknown whether it is alive. If it does, its results may be lost.")
+        lines.append("It has no lease, so it is unknown whether it is alive. If it is, its results may be lost.")
     return Plan(title=f"Release {tokens(number)}", lines=lines, tokens=number)
 
 
