@@ -348,6 +348,7 @@ def test_pilots_and_their_runs(page: Page) -> None:
     tokens = fill(page.hook, {State.LOCKED: 2, State.DONE: 2, State.ERROR: 1})
     change(page.hook, tokens[0], pilot="p1", claim=f"{'0' * 16}-{NOW}")
     change(page.hook, tokens[1], slurm_job_id="99", hostname="n9")
+    change(page.hook, tokens[2], seconds=10.0)
     running = {tokens[0]: {"seconds": 5, "progress": 0.4, "tail": f"line\n{EVIL}"}}
     lease(page, "p1", running=running, counts={"done": 7, "failed": 2})
     answer = page.ask("batch/pilots")
@@ -362,9 +363,9 @@ def test_pilots_and_their_runs(page: Page) -> None:
     assert bars == [
         ("99", "locked", NOW, None),
         ("p1", "done", NOW, NOW + 60),
-        ("p1", "done", NOW, NOW + 60),
+        ("p1", "done", NOW + 50, NOW + 60),  # claimed in advance, and begun later
         ("p1", "error", NOW, NOW + 60),
-        ("p1", "locked", NOW, None),
+        ("p1", "locked", now["since"], None),
     ]
     assert page.ask("batch/nodes")["nodes"] == [{"node": "n1", "done": 2, "error": 1}]
 

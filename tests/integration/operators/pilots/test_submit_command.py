@@ -255,7 +255,7 @@ def test_invalid_arguments_are_refused(tasks: Tasks, arguments: dict[str, Any], 
 
 def test_files_may_not_take_the_submissions_own_names(tasks: Tasks, tmp_path: Path) -> None:
     (tmp_path / "pilot.json").write_text("{}")
-    with pytest.raises(AirflowFailException, match=r"pilot\.json in `files`"):
+    with pytest.raises(AirflowFailException, match=r"`files` contains pilot\.json"):
         tasks.submit("true", files=[str(tmp_path / "pilot.json")])
 
 
