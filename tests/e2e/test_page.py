@@ -174,7 +174,7 @@ def test_a_viewer_looks_and_reads_why_not_to_act(run: Watched, browser: Browser,
         rerun = viewer.get_by_role("button", name=re.compile("^Rerun"))
         expect(rerun.first).to_have_attribute("aria-disabled", "true")
         rerun.first.click(force=True)
-        expect(viewer.get_by_role("alert")).to_contain_text("right")
+        expect(viewer.get_by_role("alert")).to_contain_text("requires permission")
         expect(viewer.get_by_role("dialog")).to_have_count(0)
 
 

@@ -74,13 +74,21 @@ def test_clearing_the_push_runs_just_what_failed(api: AirflowApi, couchdb: Couch
         return dict(found)
 
     # Airflow answers None for a link that it could not look up at that moment.
-    processes.wait_for(lambda: all(links_of_wait().values()), what="The links of the wait", seconds=60)
+    rerun = "Rerun failed tokens"
+
+    def links_are_there() -> bool:
+        return all(address for name, address in links_of_wait().items() if name != rerun)
+
+    processes.wait_for(links_are_there, what="The links of the wait", seconds=60)
     links = links_of_wait()
+    assert not links[rerun], "no token has failed yet"
     assert links["Token pool"] == f"{pool.url}/_utils/#database/{pool.database}/_all_docs"
     assert links["Monitoring"] == MONITORING
     finish(couchdb, pool, 1, every=4)
     finish(couchdb, pool, 0)
     assert api.wait_for_run(dag_id, run)["state"] == "failed"
+    processes.wait_for(lambda: links_of_wait()[rerun], what="The link to the rerun", seconds=60)
+    assert str(links_of_wait()[rerun]).endswith("/plugin/picas-run?picas_do=rerun")
     before = {token["_id"]: token for token in pool.tokens()}
     failed = {token_id for token_id, token in before.items() if token["exit_code"] == 1}
     assert len(failed) == 5
