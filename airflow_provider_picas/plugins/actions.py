@@ -122,9 +122,15 @@ async def _submissions(action: Action) -> list[Submission]:
     return found
 
 
-async def _plan_drain(action: Action) -> Plan:
+async def _to_stop(action: Action) -> tuple[list[Submission], int, int]:
+    """The submissions whose pilots would stop, the number of live pilots, and the number of running tokens."""
     found, alive = await _submissions(action), await pilots_alive(action)
-    held = (await (await action.reader.hook()).count(action.viewer.scope.batch)).locked
+    counts = await (await action.reader.hook()).count(action.viewer.scope.batch)
+    return found, alive, counts.locked
+
+
+async def _plan_drain(action: Action) -> Plan:
+    found, alive, held = await _to_stop(action)
     lines = [
         f"{alive:,} running pilots finish their current tokens and stop; pending ones stop when they start.",
         f"{tokens(held)} are running. No wait submits these pilots again. Pilots of a PiCaS client cannot be drained.",
@@ -146,8 +152,7 @@ async def _drain(action: Action) -> Done:
 
 
 async def _plan_cancel(action: Action) -> Plan:
-    found, alive = await _submissions(action), await pilots_alive(action)
-    held = (await (await action.reader.hook()).count(action.viewer.scope.batch)).locked
+    found, alive, held = await _to_stop(action)
     lines = [
         f"All Slurm jobs of {_keys(found)} are cancelled; {alive:,} pilots are running.",
         f"{tokens(held)} are interrupted and wait again. This does not count as a failed attempt.",
