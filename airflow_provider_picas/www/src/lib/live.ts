@@ -11,7 +11,7 @@ export const AGAIN = 30_000;
 /** The time between two requests in ms, or false if the feed works. */
 export const pollEvery = (feed: Feed): number | false => (feed === "held" || feed === "closed" ? POLL : false);
 
-/** Runs something at once, and then at most once in so many ms; a call in between is made up for at the end. */
+/** Runs a function immediately, then at most once per interval (in ms). Calls within an interval run once at its end. */
 export const atMostEach = (ms: number, run: () => void) => {
   let timer: ReturnType<typeof setTimeout> | undefined;
   let again = false;

@@ -37,7 +37,7 @@ export const linked = (text: string): Part[] => {
   return parts;
 };
 
-/** The end of a text: at most so many characters, from the beginning of a line. */
+/** The end of a string, from the beginning of a line. `most`: the maximum number of characters. */
 export const tail = (text: string, most: number): string => {
   if (text.length <= most) {
     return text;

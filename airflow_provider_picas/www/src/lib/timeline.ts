@@ -92,7 +92,7 @@ export const hit = (boxes: Box[], x: number, y: number): Bar | undefined => {
   return undefined;
 };
 
-/** Round times for the axis, about so many. */
+/** Round times for the axis. `about`: roughly how many. */
 export const ticks = ({ from, to }: Span, about: number): number[] => {
   const steps = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14_400, 21_600, 43_200, 86_400, 172_800, 604_800];
   const wanted = (to - from) / Math.max(1, about);

@@ -20,7 +20,7 @@ const read = async (url: string): Promise<string> => {
   return response.text();
 };
 
-/** The end of a text. */
+/** The end of an attachment. */
 const TextFile = ({ scope, id, file }: { scope: Scope; id: string; file: AttachmentInfo }) => {
   const { data: text, error } = useQuery({
     queryKey: keyOf(scope, "attachment", id, file.name, file.bytes),
