@@ -76,6 +76,8 @@ def page() -> dict[str, Any]:
     ``ended`` has the time as day, hour, minute and second, so that a group level is a step of a plot. A token in error
     of the PiCaS client has the time of its last error. Pilots claim short tokens in advance, so a token began when its
     seconds say, not when it was locked.
+
+    ``autoupdate``: CouchDB does not bring this index up to date for each change of a token, only when the page reads it.
     """
     ended = f"""
         var state = ({javascript_condition(State.DONE)}) ? 'done' : ({javascript_condition(State.ERROR)}) ? 'error' : null;
@@ -101,6 +103,7 @@ def page() -> dict[str, Any]:
     maps = {"ended": ended, "nodes": nodes}
     return {
         "language": "javascript",
+        "autoupdate": False,
         "views": {name: {"map": _map(text), "reduce": "_count"} for name, text in maps.items()},
     }
 
@@ -122,8 +125,8 @@ def missing_views(present: Mapping[str, Any] | None, wanted: Mapping[str, Any]) 
 
 
 def differs(present: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> bool:
-    """True if the present design document has other views than the wanted one. Changed views are built from scratch."""
-    return present is None or present.get("views") != wanted["views"] or present.get("language") != wanted["language"]
+    """True if the present design document is not as wanted. Changed views are built from scratch."""
+    return present is None or any(present.get(name) != value for name, value in wanted.items())
 
 
 def _map(body: str) -> str:
