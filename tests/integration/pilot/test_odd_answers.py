@@ -166,7 +166,7 @@ def test_answers_of_another_shape_are_typed_errors(pool: Pool, proxy: Proxy) -> 
                     longest = max(longest, len(str(error)))
                 except Exception as error:
                     pytest.fail(f"{error!r} when {mutation.done}")
-    assert errors > requests
+    assert errors > requests / 2, "about every second change is noticed, or the changes do not reach the pilot"
     assert longest < 5000
 
 

@@ -412,7 +412,9 @@ def test_the_logs_end_is_reported_when_no_pilot_is_left(tasks: Tasks, capsys: py
     with pytest.raises(AirflowFailException, match="no pilots remain"):
         tasks.wait()
     assert "this is why" in capsys.readouterr().out
-    assert tasks.wait_context["ti"].xcoms["figures"]["jobs"] == {"FAILED, exit code 3": 1}
+    [(cause, number)] = tasks.wait_context["ti"].xcoms["figures"]["jobs"].items()
+    assert number == 1
+    assert cause in ("FAILED", "FAILED, exit code 3"), "squeue does not show exit codes, and slurmdbd learns them later"
 
 
 def test_credentials_of_the_picas_client_are_used(tasks: Tasks) -> None:
