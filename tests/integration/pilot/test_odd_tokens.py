@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,25 +38,29 @@ def rewrite(_request: str, status: int, content: bytes) -> tuple[int, bytes]:
     return status, content
 
 
+@contextmanager
+def behind_a_proxy(server: couchdb.CouchDBAdmin, folder: Path, pool: Pool) -> Iterator[tuple[Submission, Proxy]]:
+    """A submission whose pilots reach the pool through a proxy."""
+    with Proxy(server.url) as proxy:
+        made = Submission(folder, pool, proxy.url)
+        yield made, proxy
+        made.close()
+
+
 @pytest.fixture
 def big_integers(server: couchdb.CouchDBAdmin, tmp_path: Path, pool: Pool) -> Iterator[Submission]:
     """A submission whose pilots read integers where the pool has LARGE and HUGE: the embedded server does not keep such."""
-
-    with Proxy(server.url) as between:
-        between.rewrite = rewrite
-        made = Submission(tmp_path / "big", pool, between.url)
+    with behind_a_proxy(server, tmp_path / "big", pool) as (made, proxy):
+        proxy.rewrite = rewrite
         yield made
-        made.close()
 
 
 @pytest.fixture
 def small_requests(server: couchdb.CouchDBAdmin, tmp_path: Path, pool: Pool) -> Iterator[Submission]:
     """A submission whose pilots' requests are refused (413) when they have more than LIMIT bytes."""
-    with Proxy(server.url) as between:
-        between.largest = LIMIT
-        made = Submission(tmp_path / "small", pool, between.url)
+    with behind_a_proxy(server, tmp_path / "small", pool) as (made, proxy):
+        proxy.largest = LIMIT
         yield made
-        made.close()
 
 
 def pilots_url(submission: Submission) -> str:
