@@ -6,6 +6,7 @@ from airflow_provider_picas.lifecycle.json_values import Doc
 
 MONITOR = "Monitor"  # the design document of the PiCaS client (its create_views.py)
 PROVIDER = "airflow-picas-1"  # the design document of this package; a change of its views gets a new number
+PAGE = "airflow-picas-page-1"  # that of the page in Airflow's UI: another one, so that its index is built beside the others
 END_OF_PREFIX = "\ufff0"  # sorts after every character of an id, in views (ICU) and in _all_docs (code points)
 
 

@@ -32,7 +32,7 @@ def to_string(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, (int, float)):
-        return _number_to_string(_float(value))
+        return number_to_string(_float(value))
     if isinstance(value, str):
         return value
     if isinstance(value, list):
@@ -87,7 +87,7 @@ def _string_to_number(text: str) -> float:
     return math.nan
 
 
-def _number_to_string(number: float) -> str:
+def number_to_string(number: float) -> str:
     """ECMA-262 Number::toString: plain digits from 1e-6 up to 1e21, else an exponent."""
     if math.isnan(number):
         return "NaN"

@@ -5,6 +5,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, Union
 
 from airflow_provider_picas.lifecycle.attempts import MAX_ATTEMPTS
 from airflow_provider_picas.lifecycle.exit_codes import EX_CONFIG, Failed
+from airflow_provider_picas.lifecycle.profile import Profile, ProfileError, read
 
 
 class Config(NamedTuple):
@@ -14,6 +15,7 @@ class Config(NamedTuple):
     submission: str  # key of the submission
     database: Optional[str] = None  # None: the database in picasconfig.py
     batch: Optional[str] = None  # None: the whole pool
+    profile: Union[str, Dict[str, Any], None] = None  # the shape of the pool: a name, or an object; None: PiCaS's own
     classes: Optional[List[str]] = None  # resource classes "<cores>/<gpu>/<time>"; None: any
     credentials: Optional[str] = None  # folder; None: "credentials"; "existing": PYTHONPATH, or the PiCaS client's
     tls_verify: bool = True
@@ -34,6 +36,10 @@ class Config(NamedTuple):
     outage: float = 900  # how long the pilot waits for a database that does not answer
     margin: float = 30  # time that must remain of the wall-clock limit after a token is expected to end
 
+    def pool_profile(self) -> Profile:
+        """The shape of the pool. Raises ProfileError, unless ``parse_config`` has checked it."""
+        return read(self.profile)
+
 
 def _at_least(least: float, whole: bool = False) -> Callable[[Any], bool]:
     kinds = (int,) if whole else (int, float)
@@ -52,6 +58,13 @@ def _is_small(value: Any) -> bool:
     return _at_least(0, whole=True)(value) and value < MAX_ATTEMPTS
 
 
+def _is_profile(value: Any) -> bool:
+    try:
+        return isinstance(read(value), Profile)
+    except ProfileError:
+        return False
+
+
 _STRING = (_is_string, "a string")
 _SECONDS = (_at_least(0), "a number of seconds")
 _BYTES = (_at_least(0, whole=True), "a number of bytes")
@@ -63,6 +76,7 @@ _CHECKS: Dict[str, Tuple[Callable[[Any], bool], str]] = {
     "submission": _STRING,
     "database": _STRING,
     "batch": _STRING,
+    "profile": (_is_profile, "the name of a profile, or an object that is one"),
     "classes": (lambda v: bool(v) and _list_of(_is_string)(v), "a list of strings"),
     "credentials": (_is_string, "a folder, or 'existing'"),
     "tls_verify": (lambda v: isinstance(v, bool), "true or false"),

@@ -1,26 +1,12 @@
 """The states of a token, from one table of conditions."""
 
-from typing import Any, Callable, Dict, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Mapping, Optional
 
-from airflow_provider_picas.lifecycle.javascript import MISSING, equals_zero, parse_int, to_number
+from airflow_provider_picas.lifecycle.conditions import Condition, Conditions, all_hold
 from airflow_provider_picas.lifecycle.json_values import Doc
 
-
-class Condition(NamedTuple):
-    """One comparison of a field with zero. ``parsed`` compares ``parseInt(field)`` instead of the field."""
-
-    field: str
-    operator: str
-    parsed: bool = False
-
-    def holds(self, doc: Mapping[str, Any]) -> bool:
-        """True if the condition holds for a document, as in JavaScript."""
-        value = doc.get(self.field, MISSING)
-        return _COMPARISONS[self.operator](parse_int(value) if self.parsed else value)
-
-
 # The conditions of the PiCaS client's create_views.py (client 1.1.2). At most one state fits.
-CONDITIONS: Dict[str, Tuple[Condition, ...]] = {
+CONDITIONS: Dict[str, Conditions] = {
     "todo": (Condition("lock", "=="), Condition("done", "==")),
     "locked": (Condition("lock", ">"), Condition("done", "==")),
     "done": (Condition("lock", ">"), Condition("done", ">"), Condition("exit_code", "==", parsed=True)),
@@ -31,10 +17,7 @@ CONDITIONS: Dict[str, Tuple[Condition, ...]] = {
 def state_of(doc: Mapping[str, Any]) -> Optional[str]:
     """The state of a token, or None for one in no state (such as ``lock = 0, done > 0``)."""
     for state, conditions in CONDITIONS.items():
-        for condition in conditions:
-            if not condition.holds(doc):
-                break
-        else:
+        if all_hold(conditions, doc):
             return state
     return None
 
@@ -47,10 +30,3 @@ def is_todo(doc: Doc) -> bool:
 def is_finished(doc: Doc) -> bool:
     """True if a token is done or in error."""
     return state_of(doc) in ("done", "error")
-
-
-_COMPARISONS: Dict[str, Callable[[Any], bool]] = {
-    "==": equals_zero,
-    "!=": lambda value: not equals_zero(value),
-    ">": lambda value: to_number(value) > 0,
-}

@@ -20,15 +20,14 @@ from airflow_provider_picas.lifecycle.exit_codes import EXIT_BAD_OUTPUT, EXIT_TI
 from airflow_provider_picas.lifecycle.javascript import equals_zero
 from airflow_provider_picas.lifecycle.json_values import Doc, list_or_empty, number
 from airflow_provider_picas.lifecycle.pilot_config import Config
-from airflow_provider_picas.lifecycle.states import is_finished, is_todo, state_of
+from airflow_provider_picas.lifecycle.profile import FOREIGN_JOB_FIELDS, JOB_FIELD, PICAS, RESULT, Profile
+from airflow_provider_picas.lifecycle.states import is_finished
 
 # Fields that the PiCaS client writes when it locks a token and removes when it scrubs it (its jobid.py).
-JOB_ID_FIELDS = ("slurm_job_id", "dirac_job_id", "wms_job_id", "cream_job_id", "pbs_job_id")
+JOB_ID_FIELDS = (JOB_FIELD, *FOREIGN_JOB_FIELDS)
 _OR_NONE = (dict, type(None))
 _TODO: Doc = {"lock": 0, "done": 0, "hostname": "", "exit_code": ""}  # a token that is released or reset
-_OF_THE_CLAIM = ("pilot", "claim", *JOB_ID_FIELDS)
 _PILOT_FIELDS = ("pilot", "claim", "seconds")  # of this package's pilots, about one attempt
-_OF_THE_ATTEMPT = frozenset([*JOB_ID_FIELDS, *_PILOT_FIELDS])
 _ERROR_TEXT = 2000  # characters of an error that an attempt keeps
 
 
@@ -74,17 +73,20 @@ def lock_of_claim(doc: Mapping[str, Any]) -> Optional[int]:
     return int(claim.group(1)) if claim else None
 
 
-def claim(doc: Doc, lock: int, pilot: str, hostname: str, job: Optional[str]) -> Doc:
+def claim(doc: Doc, lock: int, pilot: str, hostname: str, job: Optional[str], profile: Profile = PICAS) -> Doc:
     """The token as claimed by a pilot. ``lock``: now, by the database's clock. The claim contains it: see
     ``held_by_pilot``."""
     mark = f"{uuid.uuid4().hex[:16]}-{lock}"
-    claimed = dict(with_earlier_attempt(doc), lock=lock, hostname=hostname, pilot=pilot, claim=mark)
+    claimed = dict(with_earlier_attempt(doc, profile), lock=lock, hostname=hostname, pilot=pilot, claim=mark)
     if job:
-        claimed["slurm_job_id"] = job
+        claimed[profile.job_field] = job
+    if not equals_zero(claimed.get("done")):
+        claimed["done"] = 0  # a pool of another shape may not use it; a result is refused if the token has an end
+    claimed.update(profile.written("claim"))
     return claimed
 
 
-def with_earlier_attempt(doc: Doc) -> Doc:
+def with_earlier_attempt(doc: Doc, profile: Profile = PICAS) -> Doc:
     """A waiting token, with the fields of an earlier attempt by a pilot of this package moved to its attempts.
 
     PiCaS's own tools, and people who edit documents, reset a token and leave our fields in it.
@@ -92,7 +94,7 @@ def with_earlier_attempt(doc: Doc) -> Doc:
     lock = lock_of_claim(doc)
     if lock is None:
         return doc
-    fields = ("pilot", "claim", "seconds", *JOB_ID_FIELDS)
+    fields = (*_PILOT_FIELDS, *job_fields(profile))
     attempt = {name: doc[name] for name in fields if doc.get(name)}
     attempt.update(_last_error(doc))
     new = {name: value for name, value in doc.items() if name not in fields}
@@ -152,10 +154,12 @@ class Change:
         attempt: Optional[Doc] = None,  # appended to the token's list: see ``_changed``
         number: int = 0,  # of the attempt: logs of attempts long before it are dropped
         attachments: Optional[Dict[str, Doc]] = None,
+        failure: Optional[Doc] = None,  # fields to set if the result becomes a failure: those of the pool's profile
     ) -> None:
         self.kind, self.token, self.claim, self.lock = kind, token, claim, lock
         self.set, self.unset, self.error, self.attempt = set, list(unset), error, attempt
         self.number, self.attachments = number, attachments or {}
+        self.failure = failure or {}
         self.doc: Optional[Doc] = None  # latest known revision of the token
 
     @classmethod
@@ -189,7 +193,8 @@ class Change:
             return "landed"
         if doc.get("claim") != self.claim:
             # Already released, by this change or by a reaper: both are fine.
-            released = is_todo(doc) and "claim" not in doc and self.set.get("lock") == 0
+            waits = equals_zero(doc.get("lock")) and equals_zero(doc.get("done"))
+            released = waits and "claim" not in doc and self.set.get("lock") == 0
             return "landed" if released else "refused"
         final = dict({"lock": self.lock}, **self.set)
         # A PiCaS client that locked the token does not remove the claim, and may have ended in the same second.
@@ -219,23 +224,27 @@ class Change:
         if self.attachments:
             self.attachments = {}
             return True
-        if "output" in self.set:
-            del self.set["output"]
-            self.unset.append("output")
+        name = RESULT if RESULT in self.set and "output" in self.failure else "output"
+        if name in self.set:
+            del self.set[name]
+            self.unset.append(name)
             self.kind = "failed"
-            self.set["exit_code"] = EXIT_BAD_OUTPUT
+            self.set.update(self.failure, exit_code=EXIT_BAD_OUTPUT)
             self.error = {"time": self.set.get("done"), "message": "The database refused the token with its output."}
             return True
         return False
 
     def to_json(self) -> Doc:
         """The change as JSON, for a file."""
-        return {name: value for name, value in vars(self).items() if name != "doc"}
+        # Pilots of the version before do not know ``failure``.
+        return {name: value for name, value in vars(self).items() if name != "doc" and (value or name != "failure")}
 
     @classmethod
     def from_json(cls, values: Doc) -> "Change":
         """Read the change in a file. Raises ValueError or TypeError if the file does not contain one."""
         if not isinstance(values, dict) or any(not isinstance(values.get(name), of) for name, of in _CHANGE.items()):
+            raise ValueError("not a change of a token")
+        if not isinstance(values.get("failure"), _OR_NONE):
             raise ValueError("not a change of a token")
         return cls(**values)
 
@@ -247,27 +256,35 @@ def reason_of_reaping(doc: Doc, claim: str) -> str:
     return next((reason for reason in reasons if reason.startswith("reaped:")), "")
 
 
-def release(token: Token) -> Change:
+def job_fields(profile: Profile) -> Tuple[str, ...]:
+    """The fields that name the job of a token's holder."""
+    return JOB_ID_FIELDS if profile.job_field == JOB_FIELD else (profile.job_field, *JOB_ID_FIELDS)
+
+
+def release(token: Token, profile: Profile = PICAS) -> Change:
     """Release a token that was never started: this does not count as an attempt."""
-    back = {"lock": 0, "done": 0, "hostname": ""}
-    return Change.of("released", token.doc, set=back, unset=_OF_THE_CLAIM)
+    back = dict({"lock": 0, "done": 0, "hostname": ""}, **profile.written("release"))
+    return Change.of("released", token.doc, set=back, unset=("pilot", "claim", *job_fields(profile)))
 
 
-def scrub(kind: str, doc: Doc, reason: str, now: int, known: Doc, **parts: Any) -> Change:
+def scrub(kind: str, doc: Doc, reason: str, now: int, known: Doc, profile: Profile = PICAS, **parts: Any) -> Change:
     """Release a token that was started. ``known`` are more fields of the attempt."""
-    fields = ("lock", "hostname", *_OF_THE_CLAIM)
+    of_the_claim = ("pilot", "claim", *job_fields(profile))
+    fields = ("lock", "hostname", *of_the_claim)
     attempt = {name: doc[name] for name in fields if doc.get(name)}
     attempt.update(known, done=now, reason=reason)
-    return Change.of(kind, doc, set=dict(_TODO), unset=_OF_THE_CLAIM, attempt=attempt, **parts)
+    back = dict(_TODO, **profile.written("release"))
+    return Change.of(kind, doc, set=back, unset=of_the_claim, attempt=attempt, **parts)
 
 
-def reap(doc: Doc, cause: str, max_scrubs: int, now: int) -> Change:
+def reap(doc: Doc, cause: str, max_scrubs: int, now: int, profile: Profile = PICAS) -> Change:
     """Release the token of a dead pilot, or put it in error if this has happened too often."""
     deaths = attempts_by_kind(doc)["reaped"]
     if deaths < max_scrubs:
-        return scrub("scrubbed", doc, "reaped: " + cause, now, {"error": cause})
+        return scrub("scrubbed", doc, "reaped: " + cause, now, {"error": cause}, profile)
     message = f"Given up: {deaths + 1} pilots died or fell silent while they held it; the last time: {cause}."
-    final = {"lock": 99, "done": 99, "exit_code": ""}  # as the PiCaS client's Task.error()
+    # As the PiCaS client's Task.error().
+    final = dict({"lock": 99, "done": 99, "exit_code": ""}, **profile.written("failed"))
     return Change.of("failed", doc, set=final, unset=("pilot",), error={"time": now, "message": message})
 
 
@@ -286,26 +303,35 @@ class Ended(NamedTuple):
 
 def conclude(token: Token, ended: Ended, config: Config, now: int) -> Change:
     """What to write into a token whose command has ended."""
-    doc, kinds = token.doc, attempts_by_kind(token.doc)
+    doc, kinds, profile = token.doc, attempts_by_kind(token.doc), config.pool_profile()
     parts: Doc = {"number": token.attempt, "attachments": _logs(token.attempt, ended)}
     known: Doc = {"seconds": round(ended.seconds, 3)}
     if ended.how not in ("exit", "time limit"):
-        return scrub("requeued", doc, f"{RELEASED}: {ended.how}", now, dict(known, error=ended.how), **parts)
+        return scrub("requeued", doc, f"{RELEASED}: {ended.how}", now, dict(known, error=ended.how), profile, **parts)
     code, message = _outcome(ended)
     failed = dict(known, exit_code=code, error=message)
     if code in config.stop_exit_codes and kinds["released"] < max(1, config.max_scrubs):
-        return scrub("requeued", doc, f"{RELEASED}: exit code {code} stops the pilot", now, failed, **parts)
+        return scrub("requeued", doc, f"{RELEASED}: exit code {code} stops the pilot", now, failed, profile, **parts)
     retries = min(number(doc.get("max_retries"), config.max_retries), MAX_ATTEMPTS - 1)
     if code != 0 and code not in config.no_retry_exit_codes and kinds["failed"] < retries:
-        return scrub("retried", doc, f"failed: {message}", now, failed, **parts)
+        return scrub("retried", doc, f"failed: {message}", now, failed, profile, **parts)
+    event = "failed" if code else "done"
+    written, output_field = profile.written(event, code), _output_field(profile)
     final: Doc = dict(known, done=now, exit_code=code)
     if ended.has_output:
-        final["output"] = ended.output
+        final[output_field] = ended.output
+    final.update(written)
     if message:
         parts["error"] = {"time": now, "message": message}
     # A reset leaves an earlier attempt's output in the token. It must not pass for the output of this one.
-    unset = ("pilot",) if ended.has_output else ("pilot", "output")
-    return Change.of("failed" if code else "done", doc, set=final, unset=unset, **parts)
+    unset = ("pilot",) if ended.has_output else ("pilot", output_field)
+    failure = profile.written("failed", EXIT_BAD_OUTPUT)
+    return Change.of(event, doc, set=final, unset=unset, failure=failure, **parts)
+
+
+def _output_field(profile: Profile) -> str:
+    """Where the command's output goes: the profile itself may write ``output``."""
+    return RESULT if any("output" in fields for fields in profile.writes.values()) else "output"
 
 
 def _outcome(ended: Ended) -> Tuple[int, str]:
@@ -326,9 +352,9 @@ def _logs(attempt: int, ended: Ended) -> Dict[str, Doc]:
     }
 
 
-def attempt(document: Mapping[str, Any], reason: str) -> Doc:
+def attempt(document: Mapping[str, Any], reason: str, profile: Profile = PICAS) -> Doc:
     """The record of an attempt that is kept when its token is released, with the ``reason`` of the release."""
-    fields = ["lock", "done", "exit_code", "hostname", *JOB_ID_FIELDS]
+    fields = ["lock", "done", "exit_code", "hostname", *job_fields(profile)]
     if str(document.get("claim")).rpartition("-")[2] == str(document.get("lock")):
         fields += _PILOT_FIELDS  # else they belong to an earlier attempt: PiCaS clients do not remove them
     kept = {field: document[field] for field in fields if document.get(field) not in (None, "")}
@@ -344,7 +370,7 @@ def _last_error(document: Mapping[str, Any]) -> Doc:
     return {"error": text[:_ERROR_TEXT]}
 
 
-def for_display(document: Mapping[str, Any]) -> Doc:
+def for_display(document: Mapping[str, Any], profile: Profile = PICAS) -> Doc:
     """The token, for people: without fields that an earlier attempt by a pilot of this package has left in it, and with
     reasons in the words of this version.
 
@@ -353,8 +379,8 @@ def for_display(document: Mapping[str, Any]) -> Doc:
     left: FrozenSet[str] = frozenset()
     lock = lock_of_claim(document)
     if lock is not None:
-        if state_of(document) == "todo":
-            left = _OF_THE_ATTEMPT | {"error"}
+        if profile.state_of(document) == "todo":
+            left = frozenset([*job_fields(profile), *_PILOT_FIELDS, "error"])
         elif document.get("lock") != lock:
             left = frozenset(_PILOT_FIELDS)
     shown = {field: value for field, value in document.items() if field not in left}
@@ -371,17 +397,19 @@ def _attempt_for_display(attempt: Any) -> Any:
     )
 
 
-def scrubbed(document: Mapping[str, Any], reason: str) -> Doc:
+def scrubbed(document: Mapping[str, Any], reason: str, profile: Profile = PICAS) -> Doc:
     """The token, todo again, with its attempt in ``attempts`` and its attachments (stubs)."""
-    return _changed(document, _TODO, _OF_THE_ATTEMPT, attempt(document, reason))
+    back = dict(_TODO, **profile.written("release"))
+    gone = (*job_fields(profile), *_PILOT_FIELDS)
+    return _changed(document, back, gone, attempt(document, reason, profile))
 
 
-def errored(document: Mapping[str, Any], message: str, now: int) -> Doc:
+def errored(document: Mapping[str, Any], message: str, now: int, profile: Profile = PICAS) -> Doc:
     """The token in state error, as the PiCaS client writes one (``Task.error``), with a message of ours."""
     errors = document.get("error")
     token = {key: value for key, value in document.items() if key not in {"pilot", "claim"}}
-    token.update(lock=99, done=99)
+    token.update(profile.written("failed"), lock=99, done=99)
     token["error"] = [*(errors if isinstance(errors, list) else []), {"time": now, "message": message}]
-    if state_of(token) != "error":
+    if profile.state_of(token) != "error":
         token["exit_code"] = ""  # a remaining 0 would make it done
     return token

@@ -11,15 +11,17 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
 
-from airflow_provider_picas.lifecycle import states
+from airflow_provider_picas.lifecycle import conditions, states
+from airflow_provider_picas.lifecycle.conditions import Condition
 from airflow_provider_picas.lifecycle.javascript import parse_int, to_number, to_string
-from airflow_provider_picas.lifecycle.states import Condition
+from airflow_provider_picas.lifecycle.profile import PICAS, Profile
 
 __all__ = [
     "CONDITIONS",
     "Condition",
     "State",
     "javascript_condition",
+    "javascript_state",
     "parse_int",
     "state_of",
     "to_number",
@@ -42,16 +44,17 @@ CONDITIONS: dict[State, tuple[Condition, ...]] = {State(name): parts for name, p
 _STATES: dict[str | None, State | None] = {None: None, **{str(state): state for state in State}}
 
 
-def state_of(document: Mapping[str, Any]) -> State | None:
+def state_of(document: Mapping[str, Any], profile: Profile = PICAS) -> State | None:
     """The state of a token, or None for one in no state (such as ``lock = 0, done > 0``)."""
-    return _STATES[states.state_of(document)]
+    return _STATES[profile.state_of(document)]
 
 
 def javascript_condition(state: State) -> str:
     """The condition of a state as one JavaScript expression on ``doc``."""
-    return " && ".join(map(_javascript, CONDITIONS[state]))
+    return conditions.javascript(CONDITIONS[state])
 
 
-def _javascript(condition: Condition) -> str:
-    field = f"doc.{condition.field}"
-    return f"{f'parseInt({field})' if condition.parsed else field} {condition.operator} 0"
+def javascript_state(profile: Profile) -> str:
+    """The state of ``doc`` as one JavaScript expression; null for a token in no state."""
+    rows = (f"({conditions.javascript(row.conditions)}) ? '{row.state}'" for row in profile.states)
+    return f"{' : '.join(rows)} : null"

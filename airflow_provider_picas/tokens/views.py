@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from airflow_provider_picas.lifecycle import ids
-from airflow_provider_picas.tokens.states import State, javascript_condition
+from airflow_provider_picas.lifecycle import conditions, ids
+from airflow_provider_picas.lifecycle.conditions import Condition
+from airflow_provider_picas.lifecycle.profile import PICAS, Profile
+from airflow_provider_picas.tokens.states import State, javascript_condition, javascript_state
 
 MONITOR = ids.MONITOR
 """Name of PiCaS's design document."""
@@ -14,7 +16,7 @@ MONITOR = ids.MONITOR
 PROVIDER = ids.PROVIDER
 """Name of the provider's design document; the number is its version."""
 
-PAGE = "airflow-picas-page-1"
+PAGE = ids.PAGE
 """Name of the design document of the page in Airflow's UI: another one, so that its index is built beside the others."""
 
 OVERVIEW = "overview_total"
@@ -42,12 +44,42 @@ def provider() -> dict[str, Any]:
 
     A token is in the batch that its field names only if its id agrees: others may use a field of that name.
     """
-    find_state = " : ".join(f"({javascript_condition(state)}) ? '{state}'" for state in State)
     counts = f"""{_FIND_BATCH}
-        emit([batch, {find_state} : null], null);"""
+        emit([batch, {javascript_state(PICAS)}], null);"""
     any_state = " || ".join(f"({javascript_condition(state)})" for state in State)
-    todo = f"""
-        if ({javascript_condition(State.TODO)}) {{{_FIND_BATCH}
+    return {
+        "language": "javascript",
+        "views": {
+            "counts": {"map": _map(counts), "reduce": "_count"},
+            "stateless": {"map": _map(f"if (!({any_state})) {{ emit(doc._id, null); }}"), "reduce": "_count"},
+            "todo": {"map": _map(_todo(javascript_condition(State.TODO), _FIND_BATCH)), "reduce": "_count"},
+        },
+    }
+
+
+def of_profile(profile: Profile) -> dict[str, Any]:
+    """The design document of a profile. For each token, ``counts`` has the row ``[batch, state, id]`` and the same with
+    ``""`` for the batch, which is the whole pool; ``tokens`` has ``[batch, id]``; ``todo`` is as in ``provider``.
+
+    Ids of these pools do not name the batch, so ``counts`` lists the tokens of a state, too.
+    """
+    counts = f"""
+        var state = {javascript_state(profile)};{_find_batch(profile)}
+        emit([batch, state, doc._id], null);
+        emit(["", state, doc._id], null);"""
+    tokens = f"""{_find_batch(profile)}
+        emit([batch, doc._id], null);"""
+    claimable = f"(({javascript_state(profile)}) === 'todo') && !(doc.lock > 0)"
+    maps = {"counts": counts, "tokens": tokens, "todo": _todo(claimable, _find_batch(profile))}
+    return {
+        "language": "javascript",
+        "views": {name: {"map": _map(text, profile), "reduce": "_count"} for name, text in maps.items()},
+    }
+
+
+def _todo(condition: str, find_batch: str) -> str:
+    return f"""
+        if ({condition}) {{{find_batch}
           var part = function (value) {{
             return (typeof value == "number" || typeof value == "string") ? String(value).replace(/\\//g, "") : "";
           }};
@@ -60,17 +92,9 @@ def provider() -> dict[str, Any]:
           if (batch) {{ emit([batch, name, -priority, number], null); }}
           emit(["", name, -priority, number], null);
         }}"""
-    return {
-        "language": "javascript",
-        "views": {
-            "counts": {"map": _map(counts), "reduce": "_count"},
-            "stateless": {"map": _map(f"if (!({any_state})) {{ emit(doc._id, null); }}"), "reduce": "_count"},
-            "todo": {"map": _map(todo), "reduce": "_count"},
-        },
-    }
 
 
-def page() -> dict[str, Any]:
+def page(profile: Profile = PICAS) -> dict[str, Any]:
     """The design document of the page: when and where tokens ended.
 
     ``ended`` has the time as day, hour, minute and second, so that a group level is a step of a plot. A token in error
@@ -79,9 +103,10 @@ def page() -> dict[str, Any]:
 
     ``autoupdate``: CouchDB does not bring this index up to date for each change of a token, only when the page reads it.
     """
+    find_state, find_batch = _find_end(profile), _find_batch(profile)
     ended = f"""
-        var state = ({javascript_condition(State.DONE)}) ? 'done' : ({javascript_condition(State.ERROR)}) ? 'error' : null;
-        if (state) {{{_FIND_BATCH}
+        var state = {find_state};
+        if (state) {{{find_batch}
           var at = doc.done, errors = doc.error;
           if (!(at > 1000000000) && errors && errors.length) {{ at = errors[errors.length - 1].time; }}
           at = typeof at == "number" && at > 1000000000 ? Math.floor(at) : 0;
@@ -93,29 +118,52 @@ def page() -> dict[str, Any]:
             began = Math.max(began, at - doc.seconds);
           }}
           emit([batch, state, Math.floor(at / 86400), Math.floor(at / 3600) % 24, Math.floor(at / 60) % 60, at % 60],
-            [text(doc.slurm_job_id), text(doc.hostname), began]);
+            [text({_field(profile.job_field)}), text(doc.hostname), began]);
         }}"""
     nodes = f"""
-        var state = ({javascript_condition(State.DONE)}) ? 'done' : ({javascript_condition(State.ERROR)}) ? 'error' : null;
-        if (state) {{{_FIND_BATCH}
+        var state = {find_state};
+        if (state) {{{find_batch}
           emit([batch, typeof doc.hostname == "string" ? doc.hostname.substring(0, 100) : "", state], null);
         }}"""
     maps = {"ended": ended, "nodes": nodes}
     return {
         "language": "javascript",
         "autoupdate": False,
-        "views": {name: {"map": _map(text), "reduce": "_count"} for name, text in maps.items()},
+        "views": {name: {"map": _map(text, profile), "reduce": "_count"} for name, text in maps.items()},
     }
 
 
-def design_documents() -> dict[str, dict[str, Any]]:
+def _find_end(profile: Profile) -> str:
+    """The state of a finished token, or null, as JavaScript."""
+    if profile.is_default:
+        return f"({javascript_condition(State.DONE)}) ? 'done' : ({javascript_condition(State.ERROR)}) ? 'error' : null"
+    ends = ("null" if row.state in ("todo", "locked") else f"'{row.state}'" for row in profile.states)
+    rows = zip(profile.states, ends, strict=True)
+    return "".join(f"({conditions.javascript(row.conditions)}) ? {end} : " for row, end in rows) + "null"
+
+
+def design_documents(profile: Profile = PICAS) -> dict[str, dict[str, Any]]:
     """All design documents that the provider deploys, by name."""
-    return {MONITOR: monitor(), PROVIDER: provider(), PAGE: page()}
+    if profile.is_default:
+        return {MONITOR: monitor(), PROVIDER: provider(), PAGE: page()}
+    return {profile.design: of_profile(profile), profile.page_design: page(profile)}
 
 
 _FIND_BATCH = """
         var prefix = doc._id.split(":")[0];
         var batch = prefix && prefix != doc._id && doc.batch === prefix ? prefix : null;"""
+
+
+def _find_batch(profile: Profile) -> str:
+    if profile.batch_field is None:
+        return _FIND_BATCH
+    field = _field(profile.batch_field)
+    return f"""
+        var batch = typeof {field} == "string" && {field} ? {field} : null;"""
+
+
+def _field(name: str) -> str:
+    return Condition(name, "==").javascript().removesuffix(" == 0")
 
 
 def missing_views(present: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> list[str]:
@@ -129,5 +177,13 @@ def differs(present: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> boo
     return present is None or any(present.get(name) != value for name, value in wanted.items())
 
 
-def _map(body: str) -> str:
-    return f"function (doc) {{\n  if (doc.type == 'token') {{\n    {body.strip()}\n  }}\n}}"
+def _map(body: str, profile: Profile = PICAS) -> str:
+    return f"function (doc) {{\n  if ({_is_token(profile)}) {{\n    {body.strip()}\n  }}\n}}"
+
+
+def _is_token(profile: Profile) -> str:
+    if profile.types is None:
+        return "typeof doc.type == 'string'"
+    if profile.types == PICAS.types:
+        return "doc.type == 'token'"
+    return " || ".join(Condition("type", "==", value=name).javascript() for name in profile.types)
