@@ -41,6 +41,20 @@ def _integer(text: str) -> int:
     return int(text)
 
 
+def parse_value(data: bytes) -> Any:
+    """The JSON value in a file that a command wrote. Raises ValueError, to be read after the file's name."""
+    try:
+        value = json.loads(data.decode("utf-8"))
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")  # NaN and lone surrogates are not JSON
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"is not valid JSON: {error!s:.200}") from None
+    if is_nested_more(value, MOST_NESTED):
+        raise ValueError(f"is nested more than {MOST_NESTED} deep")
+    if LONG_INTEGER.search(data) and holds_large_integer(value):
+        raise ValueError(f"holds {TOO_LARGE_NUMBER}")
+    return value
+
+
 def holds_large_integer(value: Any) -> bool:
     """True if a JSON value holds an integer that CouchDB does not store."""
     waiting = [value]

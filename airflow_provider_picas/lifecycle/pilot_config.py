@@ -5,6 +5,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, Union
 
 from airflow_provider_picas.lifecycle.attempts import MAX_ATTEMPTS
 from airflow_provider_picas.lifecycle.exit_codes import EX_CONFIG, Failed
+from airflow_provider_picas.lifecycle.ids import is_stage
 from airflow_provider_picas.lifecycle.profile import Profile, ProfileError, read
 
 
@@ -20,6 +21,7 @@ class Config(NamedTuple):
     credentials: Optional[str] = None  # folder; None: "credentials"; "existing": PYTHONPATH, or the PiCaS client's
     tls_verify: bool = True
     ca_file: Optional[str] = None
+    stages: Optional[Dict[str, str]] = None  # batch of each stage that commands may make tokens for; None: any stage
     files: List[str] = []  # names of files beside pilot.json that the command finds in its folder
     lease: float = 120  # how long the pilot is believed to live after its last sign of life
     slots: int = 1  # tokens that run at the same time
@@ -54,6 +56,10 @@ def _list_of(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, list) and all(check(item) for item in value)
 
 
+def _is_mapping(value: Any, is_name: Callable[[Any], bool], is_value: Callable[[Any], bool]) -> bool:
+    return isinstance(value, dict) and all(is_name(name) and is_value(item) for name, item in value.items())
+
+
 def _is_small(value: Any) -> bool:
     return _at_least(0, whole=True)(value) and value < MAX_ATTEMPTS
 
@@ -81,6 +87,7 @@ _CHECKS: Dict[str, Tuple[Callable[[Any], bool], str]] = {
     "credentials": (_is_string, "a folder, or 'existing'"),
     "tls_verify": (lambda v: isinstance(v, bool), "true or false"),
     "ca_file": (_is_string, "a file"),
+    "stages": (lambda v: _is_mapping(v, is_stage, _is_string), "an object of stages and their batches"),
     "files": (_list_of(lambda v: _is_string(v) and "/" not in v and v not in (".", "..")), "a list of file names"),
     "lease": (_at_least(2), "a number of seconds, at least 2"),
     "slots": _COUNT,

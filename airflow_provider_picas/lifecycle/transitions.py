@@ -7,6 +7,7 @@ import time
 import uuid
 from typing import Any, Dict, FrozenSet, Iterable, Mapping, NamedTuple, Optional, Sequence, Tuple
 
+from airflow_provider_picas.lifecycle import new_tokens
 from airflow_provider_picas.lifecycle.attempts import (
     MAX_ATTEMPTS,
     RELEASED,
@@ -181,8 +182,9 @@ class Change:
             new["_attachments"] = dict(kept, **self.attachments)
         return new
 
-    @staticmethod
-    def _keeps(name: str, oldest: int) -> bool:
+    def _keeps(self, name: str, oldest: int) -> bool:
+        if name == new_tokens.FILE and new_tokens.FIELD in self.unset:
+            return False  # of an earlier attempt
         return not 0 < log_number(name) < oldest
 
     def decide(self, doc: Optional[Doc]) -> str:
@@ -221,18 +223,26 @@ class Change:
 
     def shrink(self) -> bool:
         """Drop a part of a change that the database refuses; False if there is nothing to drop."""
+        logs = [name for name in self.attachments if name != new_tokens.FILE]
+        if logs:
+            self.attachments = {name: file for name, file in self.attachments.items() if name not in logs}
+            return True
         if self.attachments:
             self.attachments = {}
+            self._fail_without(new_tokens.FIELD, "list of new tokens")
             return True
         name = RESULT if RESULT in self.set and "output" in self.failure else "output"
         if name in self.set:
-            del self.set[name]
-            self.unset.append(name)
-            self.kind = "failed"
-            self.set.update(self.failure, exit_code=EXIT_BAD_OUTPUT)
-            self.error = {"time": self.set.get("done"), "message": "The database refused the token with its output."}
+            self._fail_without(name, "output")
             return True
         return False
+
+    def _fail_without(self, field: str, what: str) -> None:
+        self.set.pop(field, None)
+        self.unset.append(field)
+        self.kind = "failed"
+        self.set.update(self.failure, exit_code=EXIT_BAD_OUTPUT)
+        self.error = {"time": self.set.get("done"), "message": f"The database refused the token with its {what}."}
 
     def to_json(self) -> Doc:
         """The change as JSON, for a file."""
@@ -299,6 +309,7 @@ class Ended(NamedTuple):
     output: Any = None
     has_output: bool = False
     fault: Optional[str] = None  # why the output file is invalid
+    made: new_tokens.Made = new_tokens.Made()
 
 
 def conclude(token: Token, ended: Ended, config: Config, now: int) -> Change:
@@ -324,7 +335,12 @@ def conclude(token: Token, ended: Ended, config: Config, now: int) -> Change:
     if message:
         parts["error"] = {"time": now, "message": message}
     # A reset leaves an earlier attempt's output in the token. It must not pass for the output of this one.
-    unset = ("pilot",) if ended.has_output else ("pilot", output_field)
+    unset = ["pilot"] if ended.has_output else ["pilot", output_field]
+    if new_tokens.is_ours(doc.get(new_tokens.FIELD)):
+        unset.append(new_tokens.FIELD)
+    if code == 0 and ended.made.tokens:
+        final[new_tokens.FIELD] = new_tokens.field(ended.made.tokens, token.claim)
+        parts["attachments"][new_tokens.FILE] = new_tokens.attachment(ended.made.tokens)
     failure = profile.written("failed", EXIT_BAD_OUTPUT)
     return Change.of(event, doc, set=final, unset=unset, failure=failure, **parts)
 
@@ -339,7 +355,8 @@ def _outcome(ended: Ended) -> Tuple[int, str]:
     if ended.how == "time limit":
         return EXIT_TIME_LIMIT, f"stopped at its time limit after {ended.seconds:.1f} s"
     if ended.code == 0:
-        return (EXIT_BAD_OUTPUT, ended.fault) if ended.fault else (0, "")
+        fault = ended.fault or ended.made.fault
+        return (EXIT_BAD_OUTPUT, fault) if fault else (0, "")
     last = ended.err.decode("utf-8", "replace").strip().rpartition("\n")[2][-300:]
     return ended.code, f"exit code {ended.code}" + (f": {last}" if last else "")
 

@@ -10,10 +10,11 @@ import subprocess
 import time
 from typing import Any, Deque, Dict, List, Optional, Tuple
 
+from airflow_provider_picas.lifecycle import new_tokens
 from airflow_provider_picas.lifecycle.json_values import Doc, number
 from airflow_provider_picas.lifecycle.pilot_config import Config
 from airflow_provider_picas.lifecycle.transitions import Ended, Token
-from airflow_provider_picas.pilot.environment import read_json, token_environment
+from airflow_provider_picas.pilot.environment import read_file, read_json, token_environment
 from airflow_provider_picas.pilot.processes import Processes, signal_group
 
 PROGRESS_BYTES = 4096
@@ -77,6 +78,7 @@ class Run:
         self._processes = processes
         self._token_file = os.path.join(folder, "token.json")
         self._output_file = os.path.join(folder, "output.json")
+        self._tokens_file = os.path.join(folder, new_tokens.FILE)
         self._progress_file = os.path.join(folder, "progress.json")
         self._streams: Tuple[Tail, ...] = ()  # stdout and stderr, once the command runs
         self._stop: Optional[Tuple[str, float]] = None  # the reason, and the seconds until SIGKILL
@@ -127,7 +129,16 @@ class Run:
         seconds = time.monotonic() - self.started
         code = process.returncode if process.returncode >= 0 else 128 - process.returncode  # as in a shell
         result = read_json(self._output_file, self._config.output_bytes)
-        return Ended(how, code, seconds, out.value(), err.value(), *result)
+        made = self._made() if how == "exit" and code == 0 else new_tokens.Made()
+        return Ended(how, code, seconds, out.value(), err.value(), *result, made=made)
+
+    def _made(self) -> new_tokens.Made:
+        """The tokens that the command has made."""
+        data, fault = read_file(self._tokens_file, new_tokens.MOST_BYTES, "let several tokens make them")
+        if fault:
+            return new_tokens.Made((), fault)
+        config = self._config
+        return new_tokens.read_list(data, self.token.doc, config.stages, config.pool_profile())
 
     def _start(self, env: Dict[str, str]) -> "subprocess.Popen[bytes]":
         command = self._config.command
@@ -135,6 +146,7 @@ class Run:
         own = {
             "PICAS_TOKEN_FILE": self._token_file,
             "PICAS_OUTPUT_FILE": self._output_file,
+            "PICAS_TOKENS_FILE": self._tokens_file,
             "PICAS_PROGRESS_FILE": self._progress_file,
             "PICAS_ATTEMPT": str(self.token.attempt),
         }

@@ -318,6 +318,24 @@ class Database:
             self.quorum.note(any(written))
         return status, found
 
+    def put_first_revisions(self, docs: Sequence[Doc]) -> Optional[Dict[str, str]]:
+        """Write documents with revisions of their own: one that exists, or is an ancestor of one that exists, changes
+        nothing. Returns those that the database refuses, and why; None if too few nodes of a cluster store them.
+
+        Raises Unreachable.
+        """
+        status, rows = self.request("POST", "_bulk_docs", {"docs": list(docs), "new_edits": False})
+        if status not in (201, 202):  # one of them may be the cause
+            if len(docs) == 1:
+                return {docs[0]["_id"]: f"{self.place} answers {status}"}
+            half = len(docs) // 2
+            parts = [self.put_first_revisions(docs[:half]), self.put_first_revisions(docs[half:])]
+            return None if None in parts else dict(parts[0] or {}, **(parts[1] or {}))
+        self.quorum.note(status == 201)
+        text = (str, type(None))
+        refused = [row for row in self._objects(rows, status, "_bulk_docs", id=str, error=text) if row.get("error")]
+        return {row["id"]: f"{row['error']}: {row.get('reason')}" for row in refused} if status == 201 else None
+
     def put_local(self, doc_id: str, doc: Doc) -> None:
         """Write a ``_local`` document, overwriting any other. Raises Unreachable also if too few nodes of a cluster
         store it."""

@@ -7,14 +7,7 @@ import re
 import stat
 from typing import Any, Dict, List, Optional, Tuple
 
-from airflow_provider_picas.lifecycle.json_values import (
-    LONG_INTEGER,
-    MOST_NESTED,
-    TOO_LARGE_NUMBER,
-    Doc,
-    holds_large_integer,
-    is_nested_more,
-)
+from airflow_provider_picas.lifecycle.json_values import Doc, parse_value
 
 FIELD_BYTES = 64 * 1024  # largest value in the command's environment
 FIELDS_BYTES = 512 * 1024  # limit for all values together
@@ -75,32 +68,32 @@ def _fits_environment(text: str) -> bool:
 
 def read_json(path: str, most: int) -> Tuple[Any, bool, Optional[str]]:
     """The JSON in a command's file: the value, True if there is one, and an error. A missing or empty file has no value."""
+    data, fault = read_file(path, most, "store large results elsewhere")
+    if fault or not data.strip():
+        return None, False, fault
+    try:
+        return parse_value(data), True, None
+    except ValueError as error:
+        return None, False, f"{os.path.basename(path)} {error}"
+
+
+def read_file(path: str, most: int, advice: str) -> Tuple[bytes, Optional[str]]:
+    """The content of a command's file, and an error. A missing file is empty. ``advice``: what to do if it is too large."""
     name = os.path.basename(path)
     try:
         # A command may leave a pipe or a device there, which must not hang the pilot.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                return None, False, f"{name} is not a regular file"
+                return b"", f"{name} is not a regular file"
             with open(descriptor, "rb", closefd=False) as file:
                 data = file.read(most + 1)
         finally:
             os.close(descriptor)
     except FileNotFoundError:
-        return None, False, None
+        return b"", None
     except OSError as error:
-        return None, False, f"{name} cannot be read: {error.strerror}"
+        return b"", f"{name} cannot be read: {error.strerror}"
     if len(data) > most:
-        return None, False, f"{name} has more than {most:,} bytes: store large results elsewhere"
-    if not data.strip():
-        return None, False, None
-    try:
-        value = json.loads(data.decode("utf-8"))
-        json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")  # NaN and lone surrogates are not JSON
-    except (ValueError, RecursionError) as error:
-        return None, False, f"{name} is not valid JSON: {error!s:.200}"
-    if is_nested_more(value, MOST_NESTED):
-        return None, False, f"{name} is nested more than {MOST_NESTED} deep"
-    if LONG_INTEGER.search(data) and holds_large_integer(value):
-        return None, False, f"{name} holds {TOO_LARGE_NUMBER}"
-    return value, True, None
+        return b"", f"{name} has more than {most:,} bytes: {advice}"
+    return data, None

@@ -143,6 +143,7 @@ class Pilot:
                 self.lease.renew()
                 with suppress(Unreachable):  # the claimer tries again before it reaps
                     self._outbox.send(self._database)
+                self.reporter.carry_out(self._outbox.take_parents())
                 return info
             except Unreachable as error:
                 if error.status in (401, 403):

@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import Iterator, List, Optional
 from urllib.parse import quote
 
+from airflow_provider_picas.lifecycle import new_tokens
 from airflow_provider_picas.lifecycle.transitions import Change
 from airflow_provider_picas.pilot.database import Database
 from airflow_provider_picas.pilot.errors import Unreachable
@@ -40,6 +41,7 @@ class Outbox:
         self._earlier = earlier_submissions(folder)
         self._log_once = LogOnce()  # for messages about remaining files
         self._records = Background("records", self._record)
+        self._parents: List[str] = []  # tokens whose results were sent and make new tokens
         self.remaining: List[str] = []  # tokens whose results exist but could not be sent the last time
 
     def keep(self, change: Change, kind: str = "unsent") -> None:
@@ -104,7 +106,14 @@ class Outbox:
                     self.keep(change, "refused")
                 os.unlink(path)
             sent += decision == "landed"
+            if decision == "landed" and new_tokens.FILE in change.attachments:
+                self._parents.append(change.token)
         return sent
+
+    def take_parents(self) -> List[str]:
+        """Tokens whose results were sent since the last call, and whose new tokens are to be made."""
+        parents, self._parents = self._parents, []
+        return parents
 
     def _unsent(self) -> Iterator[str]:
         for folder in [self._folder, *self._earlier]:

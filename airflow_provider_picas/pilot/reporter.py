@@ -3,14 +3,16 @@
 import collections
 import threading
 import traceback
-from typing import Callable, Deque, Dict, List, Set, Tuple
+from typing import Callable, Deque, Dict, Iterable, List, Optional, Set, Tuple
 
+from airflow_provider_picas.lifecycle import new_tokens
 from airflow_provider_picas.lifecycle.backoff import Backoff
 from airflow_provider_picas.lifecycle.transitions import Change
 from airflow_provider_picas.pilot.conflicts import Conflicts
 from airflow_provider_picas.pilot.database import Database
 from airflow_provider_picas.pilot.errors import Unreachable
 from airflow_provider_picas.pilot.log import log
+from airflow_provider_picas.pilot.new_tokens import NewTokens
 from airflow_provider_picas.pilot.outbox import Outbox
 from airflow_provider_picas.pilot.portions import BULK_BYTES, size_of
 
@@ -22,7 +24,11 @@ class Reporter(threading.Thread):
     """Writes changes into tokens, several in one request when they come fast. Never drops one."""
 
     def __init__(
-        self, database: Database, outbox: Outbox, settled: Callable[[Change, str], None], conflicts: Conflicts
+        self,
+        database: Database,
+        outbox: Outbox,
+        settled: Callable[[Change, str], None],
+        conflicts: Conflicts,
     ) -> None:
         super().__init__(name="reporter", daemon=True)
         self._database = database
@@ -35,6 +41,7 @@ class Reporter(threading.Thread):
         self._unsafe: Dict[
             str, Change
         ] = {}  # by claim: stored on too few copies, to be read again when writes are safe
+        self._new_tokens = NewTokens(database, conflicts)
         self._closed = False
         self._more = False
         self.gather = 0.0  # seconds
@@ -47,10 +54,17 @@ class Reporter(threading.Thread):
             if not more or len(self._queue) == 1:  # else it is gathered
                 self._changed.notify_all()
 
-    def pending(self) -> int:
-        """The number of changes that are not known to be written."""
+    def carry_out(self, parents: Iterable[str]) -> None:
+        """Have the new tokens made that are listed in these tokens."""
         with self._changed:
-            return len(self._queue) + len(self._sending) + len(self._unsafe)
+            for parent in parents:
+                self._new_tokens.add(parent)
+            self._changed.notify_all()
+
+    def pending(self) -> int:
+        """The number of changes that are not known to be written, and of tokens whose new tokens are not made."""
+        with self._changed:
+            return len(self._queue) + len(self._sending) + len(self._unsafe) + len(self._new_tokens)
 
     def claims(self) -> Set[str]:
         """The claims whose changes are not known to be written."""
@@ -68,12 +82,19 @@ class Reporter(threading.Thread):
         """Write until closed."""
         while not self._closed:
             with self._changed:
-                self._changed.wait_for(lambda: bool(self._queue) or self._closed, 1.0 if self._unsafe else None)
+                self._changed.wait_for(lambda: bool(self._queue) or self._closed, self._pause())
                 self._changed.wait_for(lambda: not self._more or self._closed, self.gather)
                 if self._unsafe and self._database.quorum.holds():
                     self._sending.update(self._unsafe)
                     self._unsafe.clear()
             self._send()
+            if not self._closed:
+                self._new_tokens.carry_out()
+
+    def _pause(self) -> Optional[float]:
+        """Seconds until there is something to do, without a new change; None if there is nothing."""
+        pause = self._new_tokens.pause()
+        return min(1.0, 1.0 if pause is None else pause) if self._unsafe or pause is not None else None
 
     def _fill(self) -> None:
         size = 0
@@ -176,4 +197,6 @@ class Reporter(threading.Thread):
             self._outbox.record(change)
         with self._changed:
             self._sending.pop(change.claim, None)
+            if decision == "landed" and new_tokens.FILE in change.attachments:
+                self._new_tokens.add(change.token, change.attachments[new_tokens.FILE])
         self._settled(change, decision)

@@ -257,6 +257,7 @@ class Claimer(threading.Thread):
         if now >= self._next_reap:
             # Unsent results go first: a token with a known result must not be run again.
             sent = self._outbox.send(self._database)
+            self._reporter.carry_out(self._outbox.take_parents())
             reaped, self._living = self._reaper.reap(but=self._outbox.remaining)
             if sent or reaped:
                 return

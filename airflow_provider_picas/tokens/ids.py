@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
-from typing import Any
+
+from airflow_provider_picas.lifecycle.ids import BATCH_LENGTH, KEY_LENGTH, digest, readable, token_key
+
+__all__ = ["BATCH_LENGTH", "KEY_LENGTH", "digest", "token_key"]
 
 TOKEN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,179}")
 """The form of every id. PiCaS's examples open files with the name of the token."""
-
-BATCH_LENGTH = 120  # characters
-KEY_LENGTH = 59  # characters: with the colon, 180 for a token id
-_DIGEST_LENGTH = 10  # hexadecimal digits, 40 bits
-
-
-def digest(*parts: str) -> str:
-    """A short digest of some strings. The same strings always give the same digest."""
-    text = "\0".join(f"{len(part)}:{part}" for part in parts)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:_DIGEST_LENGTH]
 
 
 def push_id(deployment: str, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> str:
@@ -27,7 +19,7 @@ def push_id(deployment: str, dag_id: str, run_id: str, task_id: str, map_index: 
     part. ``map_index`` is -1 for a task that is not mapped. At most 120 characters.
     """
     name = f"{dag_id}.{task_id}.{run_id}" + (f".{map_index}" if map_index >= 0 else "")
-    return _readable(name, digest(deployment, dag_id, run_id, task_id, str(map_index)), BATCH_LENGTH)
+    return readable(name, digest(deployment, dag_id, run_id, task_id, str(map_index)), BATCH_LENGTH)
 
 
 def batch_id(name: str) -> str:
@@ -39,20 +31,7 @@ def batch_id(name: str) -> str:
         raise ValueError("The name of a batch is empty.")
     if len(name) <= BATCH_LENGTH and TOKEN_ID.fullmatch(name) and ":" not in name:
         return name
-    return _readable(name, digest(name), BATCH_LENGTH)
-
-
-def token_key(key: Any) -> str:
-    """The part of a token id after the batch: the key itself if it fits, else its readable part and a digest.
-
-    Raises ValueError for a key that is empty or is neither a string nor a whole number.
-    """
-    if isinstance(key, bool) or not isinstance(key, str | int) or key == "":
-        raise ValueError(f"A token key must be a non-empty string or a whole number, not {key!r:.80}.")
-    text = str(key)
-    if len(text) <= KEY_LENGTH and re.fullmatch(r"[A-Za-z0-9._:-]+", text):
-        return text
-    return _readable(text, digest(text), KEY_LENGTH)
+    return readable(name, digest(name), BATCH_LENGTH)
 
 
 def ordinal_key(ordinal: int) -> str:
@@ -69,9 +48,3 @@ def in_batch(document_id: str, batch: str) -> bool:
     """True if a token belongs to a batch. Views use a linguistic order, so their key ranges may hold ids that differ by
     case."""
     return document_id.startswith(f"{batch}:")
-
-
-def _readable(text: str, suffix: str, length: int) -> str:
-    # ':' separates batch from key, so it is replaced; ids begin with a letter or a digit.
-    kept = re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("._-") or "x"
-    return f"{kept[: length - len(suffix) - 1].rstrip('._-')}-{suffix}"

@@ -57,7 +57,17 @@ def test_a_field_takes_a_template_where_the_argument_does(operator: Any, kind: A
 
 
 def test_pilot_options_are_those_of_the_pilot_that_no_other_argument_or_connection_sets() -> None:
-    elsewhere = {"command", "submission", "database", "batch", "credentials", "tls_verify", "files"}
+    elsewhere = {
+        "command",
+        "submission",
+        "database",
+        "batch",
+        "credentials",
+        "tls_verify",
+        "files",
+        "profile",
+        "stages",
+    }
     assert set(values_of(PilotOptions())) == set(Config._fields) - elsewhere
     assert PilotOptions().as_dict() == {}
     given = PilotOptions(lease=60, slots=2, stop_exit_codes=(9,), classes=["1//"], max_scrubs=3)

@@ -1,0 +1,107 @@
+"""Commands make tokens: each exists once, if and only if the accepted attempt of its parent named it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Any
+
+from airflow_provider_picas.tokens.states import State, state_of
+from tests.integration.pilots import COUNT, GATE, Pool, Proxy, Submission, until
+
+# Two tokens whose keys differ in each attempt.
+MAKE = f"""{COUNT}
+for part in a b; do
+  echo '{{"stage": "s", "key": "'$PICAS_INPUT-$part-$$'", "input": "'$part'"}}' >> $PICAS_TOKENS_FILE
+done"""
+
+
+def children(pool: Pool) -> dict[str, dict[str, Any]]:
+    return {name: doc for name, doc in pool.docs().items() if doc.get("stage")}
+
+
+def named(pool: Pool) -> Counter[str]:
+    """The tokens in the lists of accepted results, computed from the attachments."""
+    found = Counter[str]()
+    for name, doc in pool.docs().items():
+        if state_of(doc) is State.DONE and "new_tokens" in doc:
+            lines = pool.attachment(name, "tokens.jsonl").splitlines()
+            assert doc["new_tokens"] == {"pending": False, "tokens": len(lines), "claim": doc["claim"]}
+            found.update(json.loads(line)["_id"] for line in lines)
+    return found
+
+
+def conflicting(pool: Pool) -> list[str]:
+    rows = pool.request("GET", "_all_docs?include_docs=true&conflicts=true")[1]["rows"]
+    return [row["id"] for row in rows if row["doc"].get("_conflicts")]
+
+
+def check(pool: Pool, parents: int) -> None:
+    """Each named token exists, once, and no others do."""
+    wanted = named(pool)
+    assert wanted == Counter(children(pool).keys())
+    assert len(wanted) == 2 * parents
+    assert conflicting(pool) == []
+
+
+def test_the_tokens_that_commands_name_are_made(pool: Pool, submission: Submission) -> None:
+    pool.push([{"input": f"{place}"} for place in range(7)])
+    assert submission.run(MAKE) == 0, submission.log()
+    check(pool, 7)
+    child = next(doc for name, doc in children(pool).items() if name.startswith("b.s:3-a-"))
+    assert (child["batch"], child["parent"], child["input"]) == ("b.s", "b:0003", "a")
+    assert child["parent_claim"] == pool.get("b:0003")["claim"]
+    again = Submission(submission.folder.parent / "again", pool)
+    try:
+        assert again.run(COUNT, batch="b.s") == 0, again.log()
+    finally:
+        again.close()
+    assert Counter(state_of(doc) for doc in children(pool).values()) == {State.DONE: 14}
+
+
+def test_an_invalid_line_fails_the_attempt_with_its_number(pool: Pool, submission: Submission) -> None:
+    pool.push([{"input": "x"}])
+    bad = """echo '{"stage": "s", "key": 1}' > $PICAS_TOKENS_FILE; echo '{"stage": "other", "key": 1}' >> $PICAS_TOKENS_FILE"""
+    assert submission.run(bad, stages={"s": "b.s"}) == 0
+    (parent,) = pool.docs().values()
+    assert state_of(parent) is State.ERROR
+    assert "line 2 of tokens.jsonl has the unknown stage 'other'" in parent["error"][-1]["message"]
+
+
+def test_a_result_that_is_refused_makes_no_tokens(pool: Pool, submission: Submission) -> None:
+    pool.push([{"input": "x"}])
+    submission.start(f"{MAKE}; {GATE}")
+    until(lambda: submission.runs().total() == 1)
+    doc = pool.get("b:0000")
+    pool.put(dict(doc, lock=0, done=0, hostname="", claim="", type="waits"))  # taken away, and not claimed again
+    submission.open_gate()
+    assert submission.pilots[0].wait(60) == 0
+    until(lambda: submission.files("refused"))
+    assert children(pool) == {}
+
+
+def test_a_result_that_was_sent_later_makes_its_tokens(pool: Pool, proxy: Proxy, behind_proxy: Submission) -> None:
+    pool.push([{"input": "x"}])
+    process = behind_proxy.start(f"{MAKE}; {GATE}")
+    until(lambda: behind_proxy.runs().total() == 1)
+    proxy.fault = lambda request: "refuse"
+    behind_proxy.open_gate()
+    until(lambda: "1 results are waiting" in behind_proxy.log())
+    process.terminate()
+    assert process.wait(30) == 75
+    assert children(pool) == {}
+    proxy.fault = lambda request: ""
+    assert behind_proxy.run(MAKE) == 0, behind_proxy.log()
+    assert behind_proxy.runs() == {"b:0000": 1}
+    check(pool, 1)
+
+
+def test_a_token_that_exists_is_not_made_again(pool: Pool, submission: Submission) -> None:
+    pool.push([{"input": "x"}, {"input": "y"}])
+    pool.push([{"_id": "b.s:same"}], batch="b.s")
+    line = """echo '{"stage": "s", "key": "same"}' > $PICAS_TOKENS_FILE"""
+    assert submission.run(line) == 0, submission.log()
+    assert "b.s:same, which b:0000 names, cannot be made: it exists already, from a push." in submission.log()
+    assert pool.get("b:0000")["new_tokens"]["not_made"] == 1
+    assert "parent" not in pool.get("b.s:same")
+    assert conflicting(pool) == []
