@@ -26,6 +26,11 @@ CONN_FIELDS: dict[str, dict[str, Any]] = {
         "description": "With the views todo, locked, done and error. Monitor unless your pool has several token types.",
         "schema": {"type": ["string", "null"]},
     },
+    "profile": {
+        "label": "Profile",
+        "description": "Shape of the pool: picas_cortex, grid_lrt, or a profile as JSON. Empty for PiCaS's own.",
+        "schema": {"type": ["string", "null"]},
+    },
     "connect_timeout": {
         "label": "Connect time-out (s)",
         "description": "Default 10 seconds.",

@@ -16,6 +16,7 @@ from airflow_provider_picas.couchdb import overview
 from airflow_provider_picas.couchdb.errors import CouchDBError, NotFoundError
 from airflow_provider_picas.couchdb.pool import Document
 from airflow_provider_picas.lifecycle.json_values import number
+from airflow_provider_picas.lifecycle.profile import Profile
 from airflow_provider_picas.lifecycle.transitions import for_display
 from airflow_provider_picas.slurm.remote import RemoteError
 from airflow_provider_picas.submissions import deaths
@@ -167,7 +168,7 @@ def _errors(hook: PicasHook, options: argparse.Namespace) -> Iterator[str]:
 
 def _logs(hook: PicasHook, options: argparse.Namespace) -> Iterator[str]:
     token = _token(hook, options.token)
-    yield from _attempts(for_display(token))
+    yield from _attempts(for_display(token, hook.settings.profile), hook.settings.profile)
     names = attachments.log_names(token)
     if not names:
         yield "The token has no logs."
@@ -192,7 +193,7 @@ def _token(hook: PicasHook, token_id: str) -> Document:
         if error.database_missing:
             raise
         found = {}
-    if found.get("type") != "token":
+    if not hook.settings.profile.is_token(found):
         raise CommandError(
             f"There is no token {one_line(token_id)!r} in {hook.settings.place}. Token ids begin with the batch;"
             " `airflow-picas errors` lists those of failed tokens."
@@ -200,9 +201,9 @@ def _token(hook: PicasHook, token_id: str) -> Document:
     return found
 
 
-def _attempts(token: Mapping[str, Any]) -> Iterator[str]:
+def _attempts(token: Mapping[str, Any], profile: Profile) -> Iterator[str]:
     """A line for each known attempt, the last one first."""
-    state = state_of(token)
+    state = state_of(token, profile)
     if state is State.ERROR:  # the cause has the exit code
         now, where = f": {one_line(cause_of(token))}", _where({**token, "exit_code": None})
     else:

@@ -104,7 +104,7 @@ def counts_of(pool: Pool, batches: Collection[str]) -> Operation[dict[str, Count
         return (yield from _count_each(pool, batches))
     found: dict[str, Counts] = {}
     try:
-        if len(batches) > FEW:
+        if len(batches) > FEW and pool.profile.is_default:
             found = yield from _scan(pool, set(batches))
         missing = [batch for batch in batches if batch not in found]
         for start in range(0, len(missing), QUERIES):
@@ -129,8 +129,9 @@ def _key(batch: str) -> str | None:
 
 
 def _query(pool: Pool, batches: Collection[str]) -> Operation[dict[str, Counts]]:
-    queries = [{"group": True, "startkey": [_key(batch)], "endkey": [_key(batch), {}]} for batch in batches]
-    path = pool.path("_design", views.PROVIDER, "_view", "counts", "queries")
+    group: dict[str, Any] = {"group": True} if pool.profile.is_default else {"group_level": 2}
+    queries = [{**group, "startkey": [_key(batch)], "endkey": [_key(batch), {}]} for batch in batches]
+    path = pool.path("_design", pool.profile.design, "_view", "counts", "queries")
     response = yield Request("POST", path, body=json_body({"queries": queries}))
     results = response.rows("results", rows=list)
     if len(results) != len(batches):
@@ -181,7 +182,8 @@ def idle(pool: Pool, wait: str, finished: int) -> Operation[float]:
 
 def index_progress(pool: Pool) -> Operation[str | None]:
     """The index of the pool that is being built, with its progress if the login may read it; None if there is none."""
-    for design in dict.fromkeys((views.PROVIDER, pool.settings.design_document)):
+    of_pool = () if not pool.profile.is_default else (pool.settings.design_document,)
+    for design in dict.fromkeys((pool.profile.design, *of_pool)):
         try:
             response = yield Request("GET", pool.path("_design", design, "_info"), repeatable=False)
         except errors.NotFoundError:

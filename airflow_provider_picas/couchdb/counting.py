@@ -19,6 +19,8 @@ def count(pool: Pool, batch: str | None = None) -> Operation[counts.Counts]:
 
     With another design document than ``Monitor``, only the tokens in its views are counted.
     """
+    if not pool.profile.is_default:
+        return (yield from _count_of_profile(pool, batch or ""))
     if batch is None:
         return (yield from _count_pool(pool))
     if pool.settings.design_document != views.MONITOR:
@@ -33,11 +35,18 @@ def count(pool: Pool, batch: str | None = None) -> Operation[counts.Counts]:
     return counts.from_rows((state, value) for _, state, value in parse_rows(response))
 
 
+def _count_of_profile(pool: Pool, batch: str) -> Operation[counts.Counts]:
+    """Count a batch of a pool of another shape; an empty name is the whole pool."""
+    query = {"group_level": 2, "startkey": [batch], "endkey": [batch, {}]}
+    response = yield pool.view_request("counts", pool.profile.design, **query)
+    return counts.from_rows((state, value) for _, state, value in parse_rows(response))
+
+
 def todo_by_class(pool: Pool, batch: str | None = None) -> Operation[dict[str, int]]:
     """Waiting tokens, by resource class (``"<cores>/<gpu>/<time>"``). Needs the provider's views."""
     name = batch if batch is not None else ""
     query = {"startkey": [name], "endkey": [name, {}], "group_level": 2}
-    response = yield pool.view_request("todo", views.PROVIDER, **query)
+    response = yield pool.view_request("todo", pool.profile.design, **query)
     rows = response.rows(key=list, value=int)
     if not all(len(row["key"]) == 2 and isinstance(row["key"][1], str) for row in rows):
         raise response.unexpected("a key is not a [batch, resource class] pair")

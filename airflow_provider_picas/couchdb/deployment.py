@@ -31,7 +31,7 @@ def deploy(pool: Pool, conditions: Mapping[str, str] | None = None) -> Operation
     """
     result = Deployment()
     further = {name: views.monitor(condition) for name, condition in (conditions or {}).items()}
-    for name, wanted in {**further, **views.design_documents()}.items():
+    for name, wanted in {**further, **views.design_documents(pool.profile)}.items():
         outcome = yield from _deploy_one(pool, name, wanted)
         getattr(result, outcome).append(name)
     return result
@@ -66,7 +66,7 @@ def design_document(pool: Pool, name: str) -> Operation[Document | None]:
 def _design_to_write(name: str, present: Document | None, wanted: Mapping[str, Any]) -> Document | None:
     if present is None:
         return {"_id": f"_design/{name}", **wanted}
-    if name in (views.PROVIDER, views.PAGE):
+    if views.is_own(name):
         return {**present, **wanted} if views.differs(present, wanted) else None
     missing = views.missing_views(present, wanted)
     if not missing:

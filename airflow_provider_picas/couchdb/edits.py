@@ -19,7 +19,7 @@ from airflow_provider_picas.couchdb.pool import PAGE, TOO_LARGE, Document, Pool
 from airflow_provider_picas.lifecycle import transitions
 from airflow_provider_picas.lifecycle.ids import has_path
 from airflow_provider_picas.lifecycle.portions import portions
-from airflow_provider_picas.tokens import attachments, documents, views
+from airflow_provider_picas.tokens import attachments, documents
 from airflow_provider_picas.tokens.counts import Counts, from_rows
 from airflow_provider_picas.tokens.selection import EditReport, scrubs_of
 
@@ -100,7 +100,7 @@ def reset(
     """
 
     def scrub(token: Document) -> Operation[Document]:
-        changed = transitions.scrubbed(token, reason)
+        changed = transitions.scrubbed(token, reason, pool.profile)
         if keep_logs:
             changed = yield from _with_copied_logs(pool, token, changed)
         return changed
@@ -213,10 +213,11 @@ def with_attachments(pool: Pool, token: Document) -> Operation[Document]:
 
 def batches(pool: Pool) -> Operation[dict[str, Counts]]:
     """The batches of a pool, each with its counts. Raises NotFoundError if the provider's views are not deployed."""
-    response = yield pool.view_request("counts", views.PROVIDER, group=True)
+    group: dict[str, Any] = {"group": True} if pool.profile.is_default else {"group_level": 2}
+    response = yield pool.view_request("counts", pool.profile.design, **group)
     rows: dict[str, list[tuple[str | None, int]]] = {}
     for batch, state, number in parse_rows(response):
-        if batch is not None:
+        if batch:  # in the view of a profile, an empty name is the whole pool
             rows.setdefault(batch, []).append((state, number))
     return {batch: from_rows(states) for batch, states in rows.items()}
 

@@ -12,19 +12,25 @@ from airflow_provider_picas.tokens import views
 from airflow_provider_picas.tokens.states import State
 from airflow_provider_picas.tokens.text import one_line
 
+OF_PROFILE = ("counts", "tokens", "todo")
+"""The views of a pool of another shape that are needed."""
+
 
 def lacking(pool: Pool, names: Iterable[str]) -> Operation[dict[str, list[str]]]:
     """The design documents that lack views needed to find tokens, each with the missing ones."""
     found: dict[str, list[str]] = {}
     for name in names:
         present = yield from design_document(pool, name)
-        if missing := _missing(present, list(State)):
+        own = name == pool.profile.design and not pool.profile.is_default
+        if missing := _missing(present, OF_PROFILE if own else list(State)):
             found[name] = missing
     return found
 
 
 def ready_for_our_pilots(pool: Pool) -> Operation[bool]:
     """True if our own pilots can find tokens: in the provider's view, or else in PiCaS's."""
+    if not pool.profile.is_default:
+        return not (yield from lacking(pool, [pool.profile.design]))
     if not _missing((yield from design_document(pool, views.PROVIDER)), [State.TODO]):
         return True
     return not _missing((yield from design_document(pool, views.MONITOR)), [State.TODO])

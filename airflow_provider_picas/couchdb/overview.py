@@ -11,7 +11,10 @@ MOST_LEASES = 2_000  # limit on the leases that are read
 
 
 def changed_last(pool: Pool) -> Operation[list[str]]:
-    """The batches of the last changed tokens, the latest first, without batches that have not changed for long."""
+    """The batches of the last changed tokens, the latest first, without batches that have not changed for long. None
+    where ids do not name the batch."""
+    if pool.profile.batch_field is not None:
+        return []
     response = yield Request("GET", pool.path("_changes"), {"descending": "true", "limit": str(LAST_CHANGES)})
     ids = (str(row["id"]) for row in response.rows("results", id=str))
     return list(dict.fromkeys(batch for batch, colon, _ in (name.partition(":") for name in ids) if colon))

@@ -15,8 +15,8 @@ from airflow_provider_picas.couchdb import errors
 from airflow_provider_picas.couchdb.http import Operation, Request, Response
 from airflow_provider_picas.couchdb.pool import Document, Pool
 from airflow_provider_picas.lifecycle.ids import END_OF_PREFIX
-from airflow_provider_picas.tokens import ids, views
-from airflow_provider_picas.tokens.documents import is_token
+from airflow_provider_picas.lifecycle.profile import PICAS, Profile
+from airflow_provider_picas.tokens import ids
 from airflow_provider_picas.tokens.states import State
 
 MOST_POINTS = 600  # rows of a plot, at most
@@ -43,9 +43,9 @@ class Part:
         begin = f"{self.batch}:{self.prefix}" if self.batch is not None else self.prefix
         return (begin, f"{begin}{END_OF_PREFIX}") if begin else (None, None)
 
-    def holds(self, document_id: str) -> bool:
+    def holds(self, document_id: str, profile: Profile = PICAS) -> bool:
         """True if the id is in this part: the order of a view's keys ignores case first."""
-        begin, _ = self.keys
+        begin = self.keys[0] if profile.is_default else self.prefix
         return document_id.startswith(begin or "") and not document_id.startswith("_")
 
 
@@ -65,7 +65,10 @@ def page(pool: Pool, part: Part, limit: int) -> Operation[tuple[list[Document], 
     found = [
         response.document(row["doc"])
         for row in rows
-        if row.get("doc") and row["id"] != part.after and part.holds(row["id"]) and is_token(row["doc"])
+        if row.get("doc")
+        and row["id"] != part.after
+        and part.holds(row["id"], pool.profile)
+        and pool.profile.is_token(row["doc"])
     ]
     return found, last if last != part.after else None
 
@@ -75,12 +78,25 @@ def _page_request(pool: Pool, part: Part, limit: int) -> Request:
     begin, end = (last, first) if part.descending else (first, last)
     query: dict[str, Any] = {"startkey": part.after or begin, "endkey": end, "limit": limit, "include_docs": True}
     query |= {"descending": True} if part.descending else {}
-    if part.state == "stateless":
-        return pool.view_request("stateless", views.PROVIDER, reduce=False, **query)
+    if not pool.profile.is_default:
+        return _request_of_profile(pool, part, query)
     if part.state is not None:
-        return pool.view_request(part.state, reduce=False, **query)
+        return pool.state_request(None if part.state == "stateless" else State(part.state), query)
     params = {name: json.dumps(value) for name, value in query.items() if value is not None}
     return Request("GET", pool.path("_all_docs"), params)
+
+
+def _request_of_profile(pool: Pool, part: Part, query: dict[str, Any]) -> Request:
+    """A page of a pool whose ids do not name the batch: from the views that list its tokens."""
+    state = [] if part.state is None else [None if part.state == "stateless" else part.state]
+    if part.batch is None and not state:
+        params = {name: json.dumps(value) for name, value in query.items() if value is not None}
+        return Request("GET", pool.path("_all_docs"), params)
+    key = [part.batch or "", *state]
+    first, last = [*key, part.prefix], [*key, f"{part.prefix}{END_OF_PREFIX}"]
+    begin, end = (last, first) if part.descending else (first, last)
+    query |= {"startkey": begin if part.after is None else [*key, part.after], "endkey": end}
+    return pool.view_request("counts" if state else "tokens", pool.profile.design, reduce=False, **query)
 
 
 @dataclass(frozen=True)
@@ -112,7 +128,7 @@ def ended_page(
     query |= {"descending": True} if descending else {}
     if after is not None:
         query |= {"startkey": after[0], "startkey_docid": after[1], "limit": limit + 1}
-    response = yield pool.view_request("ended", views.PAGE, **query)
+    response = yield pool.view_request("ended", pool.profile.page_design, **query)
     rows = (_ended(response, row) for row in response.rows(id=str, key=list, value=list))
     return [row for row in rows if after is None or row.id != after[1]][:limit]
 
@@ -171,7 +187,7 @@ def history(pool: Pool, batch: str | None, level: int = MINUTES) -> Operation[Hi
 
 def _points(pool: Pool, batch: str | None, level: int) -> Operation[tuple[list[tuple[int, int, int]], bool]]:
     query = {"startkey": [batch, State.DONE], "endkey": [batch, State.ERROR, {}], "group_level": level}
-    response = yield pool.view_request("ended", views.PAGE, **query, limit=MOST_POINTS + 1)
+    response = yield pool.view_request("ended", pool.profile.page_design, **query, limit=MOST_POINTS + 1)
     rows = response.rows(key=list, value=int)
     points: dict[int, list[int]] = {}
     for row in rows[:MOST_POINTS]:
@@ -184,7 +200,7 @@ def _points(pool: Pool, batch: str | None, level: int) -> Operation[tuple[list[t
 def nodes(pool: Pool, batch: str | None) -> Operation[tuple[dict[str, tuple[int, int]], bool]]:
     """How many tokens were done and in error on each node, and whether these are all nodes."""
     query = {"startkey": [batch], "endkey": [batch, {}], "group_level": 3, "limit": 2 * MOST_NODES}
-    response = yield pool.view_request("nodes", views.PAGE, **query)
+    response = yield pool.view_request("nodes", pool.profile.page_design, **query)
     rows = response.rows(key=list, value=int)
     found: dict[str, tuple[int, int]] = {}
     for row in rows:
@@ -200,10 +216,13 @@ def ahead(pool: Pool, batch: str | None, name: str, priority: float) -> Operatio
     """How many waiting tokens of a class have a higher priority. Needs the provider's views."""
     key = [batch if batch is not None else "", name]
     query = {"startkey": key, "endkey": [*key, 0 - priority], "inclusive_end": False, "group_level": 2}
-    response = yield pool.view_request("todo", views.PROVIDER, **query)
+    response = yield pool.view_request("todo", pool.profile.design, **query)
     return sum(row["value"] for row in response.rows(value=int))
 
 
-def in_scope(token_id: str, batch: str | None) -> bool:
-    """True if a token of this id may be shown as one of the batch, or of the pool."""
+def in_scope(token_id: str, batch: str | None, profile: Profile = PICAS) -> bool:
+    """True if a token of this id may be one of the batch, or of the pool. Where ids do not name the batch, the token has
+    to be read to know."""
+    if profile.batch_field is not None:
+        return not token_id.startswith("_")
     return ids.in_batch(token_id, batch) if batch is not None else not token_id.startswith("_")

@@ -12,6 +12,7 @@ from airflow_provider_picas.couchdb import errors
 from airflow_provider_picas.couchdb.http import LARGEST_RESPONSE, Operation, Request, Response, json_body
 from airflow_provider_picas.couchdb.settings import Settings
 from airflow_provider_picas.lifecycle.ids import END_OF_PREFIX, has_path, id_range
+from airflow_provider_picas.lifecycle.profile import Profile
 from airflow_provider_picas.tokens import ids, views
 from airflow_provider_picas.tokens.states import State
 
@@ -48,7 +49,7 @@ class Next:
     """The start of the next page, and the number of its rows."""
 
     #: Of the last row of the previous page, which may no longer exist: skipping one row could skip another one.
-    key: str
+    key: Any
     limit: int
 
 
@@ -57,6 +58,11 @@ class Pool:
     """A pool's operations. All of them raise CouchDBError, see ``couchdb.errors``."""
 
     settings: Settings
+
+    @property
+    def profile(self) -> Profile:
+        """The shape of the pool."""
+        return self.settings.profile
 
     # -- requests ----------------------------------------------------------------------------------------------------
 
@@ -206,9 +212,24 @@ class Pool:
 
     # -- pages -------------------------------------------------------------------------------------------------------
 
-    def _range(self, batch: str | None, after: Next | None, limit: int) -> dict[str, Any]:
+    def _span(self, batch: str | None, state: State | None = None, *, listed: bool = True) -> tuple[Any, Any]:
+        """The first and the last key of a batch, or of the pool, in a view. ``listed``: by state, in that of a profile."""
+        if self.profile.is_default:
+            return id_range(batch) if batch is not None else (None, None)
+        key = [batch or "", state] if listed else [batch]
+        return key, [*key, {}]
+
+    def state_request(self, state: State | None, span: Mapping[str, Any]) -> Request:
+        """A query of the tokens in a state; None: in no state. ``span``: keys and limits."""
+        if not self.profile.is_default:
+            return self.view_request("counts", self.profile.design, reduce=False, **span)
+        if state is None:
+            return self.view_request("stateless", views.PROVIDER, reduce=False, **span)
+        return self.view_request(state, reduce=False, **span)
+
+    def _range(self, span: tuple[Any, Any], after: Next | None, limit: int) -> dict[str, Any]:
         """The keys of a page. ``limit``: of the first page."""
-        start, end = id_range(batch) if batch is not None else (None, None)
+        start, end = span
         if after is None:
             return {"startkey": start, "endkey": end, "limit": limit}
         return {"startkey": after.key, "endkey": end, "limit": after.limit + 1}
@@ -220,7 +241,9 @@ class Pool:
         rows = response.rows(id=str, doc=(dict, type(None)))
         full = len(rows) == (limit if after is None else after.limit + 1)
         last = after.key if after else None
-        found = [row for row in rows if row["id"] != last and (batch is None or ids.in_batch(row["id"], batch))]
+        by_id = self.profile.is_default and batch is not None  # views have a linguistic order
+        found = [row for row in rows if last not in (row["id"], row.get("key"))]
+        found = [row for row in found if ids.in_batch(row["id"], str(batch))] if by_id else found
         if not full:
             return found, None
         key = rows[-1].get("key")
@@ -229,14 +252,14 @@ class Pool:
         return found, Next(key, limit)
 
     def _documents(
-        self, batch: str | None, after: Next | None, request: Callable[[dict[str, Any]], Request]
+        self, batch: str | None, span: tuple[Any, Any], after: Next | None, request: Callable[[dict[str, Any]], Request]
     ) -> Operation[tuple[list[Document], Next | None]]:
         """The documents of a page, fewer if they are too large together, and the start of the next page."""
         limit = FIRST_PAGE if after is None else after.limit
         while True:
             begin = after and Next(after.key, limit)
             try:
-                response = yield request({**self._range(batch, begin, limit), **_WHOLE})
+                response = yield request({**self._range(span, begin, limit), **_WHOLE})
             except errors.LargeResponseError:
                 if limit == 1:
                     raise
@@ -253,7 +276,7 @@ class Pool:
         self, state: State, batch: str | None = None, *, after: Next | None = None, limit: int = PAGE
     ) -> Operation[tuple[list[str], Next | None]]:
         """A page of the ids in a state, and the start of the next page (``after``), or None at the end."""
-        response = yield self.view_request(state, reduce=False, **self._range(batch, after, limit))
+        response = yield self.state_request(state, self._range(self._span(batch, state), after, limit))
         rows, following = self._page(response, batch, after, limit)
         return [row["id"] for row in rows], following
 
@@ -271,29 +294,35 @@ class Pool:
         self, state: State, batch: str | None = None, *, after: Next | None = None
     ) -> Operation[tuple[list[Document], Next | None]]:
         """A page of the tokens in a state, and the start of the next page (``after``), or None at the end."""
-        return (yield from self._documents(batch, after, lambda query: self.view_request(state, reduce=False, **query)))
+        span = self._span(batch, state)
+        return (yield from self._documents(batch, span, after, lambda query: self.state_request(state, query)))
 
     def batch_documents(
         self, batch: str | None, *, after: Next | None = None
     ) -> Operation[tuple[list[Document], Next | None]]:
         """A page of all documents of a batch, or of the pool, in any state, and the start of the next page."""
+        by_view = batch is not None and not self.profile.is_default
 
         def request(query: Mapping[str, Any]) -> Request:
+            if by_view:
+                return self.view_request("tokens", self.profile.design, reduce=False, **query)
             params = {name: json.dumps(value) for name, value in query.items() if value is not None}
             return Request("GET", self.path("_all_docs"), params)
 
-        return (yield from self._documents(batch, after, request))
+        span = self._span(batch, listed=False) if by_view or self.profile.is_default else (None, None)
+        return (yield from self._documents(batch, span, after, request))
 
     def stateless(self, batch: str | None = None, *, limit: int = PAGE) -> Operation[list[str]]:
         """Ids of tokens in no state, at most ``limit``; none if the provider's views are not deployed."""
         try:
-            request = self.view_request("stateless", views.PROVIDER, reduce=False, **self._range(batch, None, limit))
-            response = yield request
+            response = yield self.state_request(None, self._range(self._span(batch), None, limit))
         except errors.NotFoundError as error:
             if error.database_missing:
                 raise
             return []
-        return [row["id"] for row in response.rows(id=str) if batch is None or ids.in_batch(row["id"], batch)]
+        found = [str(row["id"]) for row in response.rows(id=str)]
+        by_id = batch is not None and self.profile.is_default
+        return [name for name in found if not by_id or ids.in_batch(name, str(batch))]
 
     # -- changes ------------------------------------------------------------------------------------------------------
 

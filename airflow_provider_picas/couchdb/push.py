@@ -117,7 +117,7 @@ def _settle(
     changes: list[tuple[Action, Document]] = []
     for token_id, found in present.items():
         wanted = json.loads(waiting[token_id])
-        action = action_for(found, wanted, on_existing)
+        action = action_for(found, wanted, on_existing, pool.profile)
         if action is Action.REFUSE:
             raise TokenExistsError(
                 f"Token {token_id!r} is already in {pool.settings.place}, pushed by {pushed_by(found) or 'others'!r:.200}."
@@ -129,10 +129,10 @@ def _settle(
         elif action is Action.KEEP:
             if on_existing is OnExisting.RESET and may_differ.forbids(found, wanted):
                 raise _another_input(pool, found, wanted)
-            report.keep(found, wanted)
+            report.keep(found, wanted, pool.profile)
             del waiting[token_id]
         elif action is Action.RESET:
-            changes.append((action, run_again(found, wanted)))
+            changes.append((action, run_again(found, wanted, pool.profile)))
         else:
             changes.append((action, {**wanted, "_rev": found["_rev"]}))
     if changes:

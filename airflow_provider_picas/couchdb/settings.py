@@ -9,11 +9,15 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from airflow_provider_picas.couchdb.errors import SettingsError
+from airflow_provider_picas.lifecycle import profile as profiles
+from airflow_provider_picas.lifecycle.profile import PICAS, Profile
 from airflow_provider_picas.tokens import views
 
 CONNECT_TIMEOUT = 10.0  # seconds
 READ_TIMEOUT = 60.0  # seconds; building an index of a large pool delays responses
-EXTRAS = ("verify", "ca_file", "design_document", "connect_timeout", "read_timeout", "web_ui", "monitoring_url")
+EXTRAS = (
+    "verify", "ca_file", "design_document", "profile", "connect_timeout", "read_timeout", "web_ui", "monitoring_url",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,7 @@ class Settings:
     password: str = field(default="", repr=False)
     verify: bool | str = True  #: True, False, or the path of a file with certificates of authorities
     design_document: str = views.MONITOR
+    profile: Profile = PICAS  #: the shape of the pool
     connect_timeout: float = CONNECT_TIMEOUT
     read_timeout: float = READ_TIMEOUT
     web_ui: str | None = None  #: page of the pool for people; None: Fauxton on the same server
@@ -116,11 +121,24 @@ def from_connection(
         password=password or "",
         verify=_verify(extra, wrong),
         design_document=str(extra.get("design_document") or views.MONITOR),
+        profile=_profile(extra, wrong),
         connect_timeout=_seconds(extra, "connect_timeout", CONNECT_TIMEOUT, wrong),
         read_timeout=_seconds(extra, "read_timeout", READ_TIMEOUT, wrong),
         web_ui=_web_page(extra, "web_ui", wrong),
         monitoring_url=_web_page(extra, "monitoring_url", wrong),
     )
+
+
+def _profile(extra: Mapping[str, Any], wrong: Any) -> Profile:
+    try:
+        found = profiles.read(extra.get("profile"))
+    except profiles.ProfileError as error:
+        raise wrong(f"its extra 'profile' is invalid: {error}.") from None
+    if not found.is_default and extra.get("design_document"):
+        raise wrong(
+            "it has the extras 'profile' and 'design_document'. Keep one: a profile has its own design document."
+        )
+    return found
 
 
 def _verify(extra: Mapping[str, Any], wrong: Any) -> bool | str:

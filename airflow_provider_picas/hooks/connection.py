@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from airflow_provider_picas.couchdb import errors
 from airflow_provider_picas.couchdb.settings import EXTRAS, Settings, from_connection
+from airflow_provider_picas.lifecycle import profile as profiles
+from airflow_provider_picas.lifecycle.profile import Profile
 
 
 def no_connection(conn_id: str) -> errors.SettingsError:
@@ -42,6 +45,16 @@ def settings_of(
         extra={name: value for name, value in fields.items() if name in EXTRAS or value not in (None, "")},
         database=database,
     )
+
+
+def with_profile(settings: Settings, profile: str | Mapping[str, Any] | Profile | None) -> Settings:
+    """The settings with another profile than the connection's; None: unchanged. Raises SettingsError."""
+    if profile is None or profile == "":
+        return settings
+    try:
+        return replace(settings, profile=profiles.read(profile))
+    except profiles.ProfileError as error:
+        raise errors.SettingsError(f"`profile` is invalid: {error}.") from None
 
 
 def cause_of(error: Exception) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, TypeVar
@@ -20,7 +21,14 @@ from airflow_provider_picas.couchdb.http import Operation, Request, Response
 from airflow_provider_picas.couchdb.pool import Pool
 from airflow_provider_picas.couchdb.retries import Retries
 from airflow_provider_picas.couchdb.settings import Settings
-from airflow_provider_picas.hooks.connection import _this_connection, cause_of, no_connection, settings_of, ssl_context
+from airflow_provider_picas.hooks.connection import (
+    _this_connection,
+    cause_of,
+    no_connection,
+    settings_of,
+    ssl_context,
+    with_profile,
+)
 from airflow_provider_picas.sansio import drive
 
 Result = TypeVar("Result")
@@ -46,6 +54,7 @@ class CouchDBHook(HttpHook):
         *,
         database: str | None = None,
         design_document: str | None = None,
+        profile: str | Mapping[str, Any] | None = None,
         method: str = "GET",
         wait_for_index: bool = True,
     ) -> None:
@@ -55,6 +64,7 @@ class CouchDBHook(HttpHook):
         self.picas_conn_id = picas_conn_id
         self.database = database
         self.design_document = design_document
+        self.profile = profile
         self._sessions = threading.local()
 
     # -- connection ---------------------------------------------------------------------------------------------------
@@ -66,7 +76,7 @@ class CouchDBHook(HttpHook):
             connection = self.get_connection(self.picas_conn_id)
         except AirflowNotFoundException:
             raise no_connection(self.picas_conn_id) from None
-        found = settings_of(connection, self.picas_conn_id, self.database)
+        found = with_profile(settings_of(connection, self.picas_conn_id, self.database), self.profile)
         return replace(found, design_document=self.design_document) if self.design_document else found
 
     @cached_property

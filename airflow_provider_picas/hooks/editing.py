@@ -97,7 +97,7 @@ class TokenEditor:
         )
 
     def _find_objections(self, selection: Selection) -> edits.FindObjections:
-        now = self._hook.now()
+        now, profile = self._hook.now(), self._hook.settings.profile
         if selection.error_pattern:
             regex.check(selection.error_pattern)
 
@@ -105,7 +105,9 @@ class TokenEditor:
             matches = [True] * len(tokens)
             if selection.error_pattern and tokens:
                 matches = regex.search(selection.error_pattern, [error_text(token) for token in tokens])
-            return [selection.objection(token, now, match) for token, match in zip(tokens, matches, strict=True)]
+            return [
+                selection.objection(token, now, match, profile) for token, match in zip(tokens, matches, strict=True)
+            ]
 
         return find_objections
 

@@ -30,7 +30,7 @@ class FailedTokens:
     def watch(self, tokens: Iterator[Document]) -> Iterator[Document]:
         """Add tokens while passing them through."""
         for token in tokens:
-            if state_of(token) is State.ERROR:
+            if state_of(token, self._hook.settings.profile) is State.ERROR:
                 self.tokens += 1
                 if self._groups.add(token):
                     kept = {name: token.get(name) for name in ("_id", "_rev", "_attachments")}

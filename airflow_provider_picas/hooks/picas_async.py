@@ -6,7 +6,7 @@ import asyncio
 import base64
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from airflow_provider_picas.couchdb.pool import Document, Next, Pool
 from airflow_provider_picas.couchdb.refusals import Refusals
 from airflow_provider_picas.couchdb.retries import Retries
 from airflow_provider_picas.couchdb.settings import Settings
-from airflow_provider_picas.hooks.connection import no_connection, settings_of, ssl_context
+from airflow_provider_picas.hooks.connection import no_connection, settings_of, ssl_context, with_profile
 from airflow_provider_picas.hooks.couchdb import USER_AGENT, Result
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.lifecycle.backoff import Backoff
@@ -50,9 +50,16 @@ class PicasAsyncHook:
     hook of the process repeats a refused login at once: ``couchdb.refusals`` explains why.
     """
 
-    def __init__(self, picas_conn_id: str = PicasHook.default_conn_name, *, database: str | None = None) -> None:
+    def __init__(
+        self,
+        picas_conn_id: str = PicasHook.default_conn_name,
+        *,
+        database: str | None = None,
+        profile: str | Mapping[str, Any] | None = None,
+    ) -> None:
         self.picas_conn_id = picas_conn_id
         self.database = database
+        self.profile = profile
         self._session: aiohttp.ClientSession | None = None
         self._settings: Settings | None = None
         self._tls: Any = True
@@ -85,7 +92,7 @@ class PicasAsyncHook:
             raise errors.UnavailableError(
                 f"Airflow did not provide connection {self.picas_conn_id!r} ({type(error).__name__}: {error!s:.300})."
             ) from error
-        return settings_of(connection, self.picas_conn_id, self.database, extra)
+        return with_profile(settings_of(connection, self.picas_conn_id, self.database, extra), self.profile)
 
     async def _apply(self, settings: Settings) -> None:
         self._tls = await asyncio.to_thread(ssl_context, settings, self.picas_conn_id)

@@ -2,7 +2,7 @@
 
 import json
 import re
-from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple, Union
+from typing import Any, Callable, Dict, FrozenSet, List, Mapping, NamedTuple, Optional, Tuple, Union
 
 from airflow_provider_picas.lifecycle import conditions, states
 from airflow_provider_picas.lifecycle.conditions import Condition, Conditions, all_hold
@@ -64,6 +64,11 @@ class Profile(NamedTuple):
     def page_design(self) -> str:
         """The name of the design document of the page in Airflow's UI."""
         return PAGE if self.is_default else f"{PAGE}-{self.name}"
+
+    @property
+    def fields(self) -> FrozenSet[str]:
+        """The fields on which the state of a token depends."""
+        return frozenset(condition.field for row in self.states for condition in row.conditions)
 
     def named_state_of(self, doc: Mapping[str, Any]) -> Optional[NamedState]:
         """The first state that fits a token; None: none does."""

@@ -108,8 +108,9 @@ def with_earlier_attempt(doc: Doc, profile: Profile = PICAS) -> Doc:
 class Token:
     """A token that this pilot has claimed. ``doc`` has the revision of the claim: the fence."""
 
-    def __init__(self, doc: Doc) -> None:
+    def __init__(self, doc: Doc, profile: Profile = PICAS) -> None:
         self.doc = doc
+        self.profile = profile  # the shape of its pool
         self.id: str = doc["_id"]
         self.claim: str = doc["claim"]
         self.attempt = attempt_number(doc)
@@ -271,10 +272,10 @@ def job_fields(profile: Profile) -> Tuple[str, ...]:
     return JOB_ID_FIELDS if profile.job_field == JOB_FIELD else (profile.job_field, *JOB_ID_FIELDS)
 
 
-def release(token: Token, profile: Profile = PICAS) -> Change:
+def release(token: Token) -> Change:
     """Release a token that was never started: this does not count as an attempt."""
-    back = dict({"lock": 0, "done": 0, "hostname": ""}, **profile.written("release"))
-    return Change.of("released", token.doc, set=back, unset=("pilot", "claim", *job_fields(profile)))
+    back = dict({"lock": 0, "done": 0, "hostname": ""}, **token.profile.written("release"))
+    return Change.of("released", token.doc, set=back, unset=("pilot", "claim", *job_fields(token.profile)))
 
 
 def scrub(kind: str, doc: Doc, reason: str, now: int, known: Doc, profile: Profile = PICAS, **parts: Any) -> Change:
@@ -314,7 +315,7 @@ class Ended(NamedTuple):
 
 def conclude(token: Token, ended: Ended, config: Config, now: int) -> Change:
     """What to write into a token whose command has ended."""
-    doc, kinds, profile = token.doc, attempts_by_kind(token.doc), config.pool_profile()
+    doc, kinds, profile = token.doc, attempts_by_kind(token.doc), token.profile
     parts: Doc = {"number": token.attempt, "attachments": _logs(token.attempt, ended)}
     known: Doc = {"seconds": round(ended.seconds, 3)}
     if ended.how not in ("exit", "time limit"):

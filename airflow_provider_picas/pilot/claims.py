@@ -15,7 +15,8 @@ from airflow_provider_picas.lifecycle.classes import class_name
 from airflow_provider_picas.lifecycle.exit_codes import EX_NOPERM, Failed
 from airflow_provider_picas.lifecycle.ids import batch_range
 from airflow_provider_picas.lifecycle.json_values import Doc, number
-from airflow_provider_picas.lifecycle.states import is_finished, is_todo
+from airflow_provider_picas.lifecycle.profile import Profile
+from airflow_provider_picas.lifecycle.states import is_finished
 from airflow_provider_picas.lifecycle.transitions import Token, claim
 from airflow_provider_picas.pilot.conflicts import Conflicts
 from airflow_provider_picas.pilot.errors import Unreachable
@@ -23,13 +24,19 @@ from airflow_provider_picas.pilot.log import LogOnce, log
 from airflow_provider_picas.pilot.portions import portions
 from airflow_provider_picas.pilot.session import Session
 
-DESIGN = f"_design/{ids.PROVIDER}/_view/"
 MONITOR = f"_design/{ids.MONITOR}/_view/"
 NUMBERS = 2**31 - 1  # limit of the random numbers that the view assigns to tokens of a class and priority
 EMPTY_QUERIES, EMPTY_FOR = (
     5,
     15.0,
 )  # in a cluster: empty queries, and seconds, before the pilot concludes that no tokens remain
+
+
+def own_views(profile: Profile) -> str:
+    """The path of the views of this package's design document."""
+    return f"_design/{quote(profile.design)}/_view/"
+
+
 Head = Tuple[Any, str]  # the head of a class: its highest priority, negated (None if not finite), and the class
 
 
@@ -51,6 +58,8 @@ class Claims:
         self._session = session
         self._database = session.database
         self._config = session.config
+        self._profile = session.config.pool_profile()
+        self._design = own_views(self._profile)
         self.cluster = cluster
         self._heads: List[Head] = []
         self._heads_until = 0.0
@@ -93,7 +102,7 @@ class Claims:
         seen: Set[str] = set()
         for docs in self._find(wanted):
             for doc in docs:
-                if not is_todo(doc):
+                if not self._profile.is_claimable(doc):
                     self._step_over(doc)
                     not_todo += 1
                     continue
@@ -141,6 +150,8 @@ class Claims:
                 self._no_views_since = None
                 return
             except Failed as error:
+                if not self._profile.is_default:
+                    raise  # the pool's own views are not known
                 self._log_once(
                     f"{error} Using Monitor/todo instead: priorities apply only among the tokens of one request."
                 )
@@ -213,11 +224,11 @@ class Claims:
         return sorted(heads, key=lambda head: number(head[0], math.inf))
 
     def _first(self, start: List[Any], end: List[Any]) -> List[Doc]:
-        rows = self._database.rows(DESIGN + "todo", reduce=False, startkey=start, endkey=end, limit=1)
+        rows = self._database.rows(self._design + "todo", reduce=False, startkey=start, endkey=end, limit=1)
         for row in rows:
             key = row.get("key")
             if not isinstance(key, list) or len(key) < 3 or not isinstance(key[1], str):
-                raise Unreachable(f"{self._database.place} returned rows that are not those of {DESIGN}todo", 200)
+                raise Unreachable(f"{self._database.place} returned rows that are not those of {self._design}todo", 200)
         return rows
 
     def _find_at(self, head: Head, limit: int) -> Iterator[List[Doc]]:
@@ -241,7 +252,7 @@ class Claims:
         yield found
 
     def _todo(self, limit: int, **limits: Any) -> List[Doc]:
-        return self._database.documents(DESIGN + "todo", reduce=False, limit=limit, **limits)
+        return self._database.documents(self._design + "todo", reduce=False, limit=limit, **limits)
 
     def _find_in_monitor(self, wanted: int) -> Iterator[List[Doc]]:
         """For a pool with only PiCaS's own views: a random choice of the first rows.
@@ -278,8 +289,8 @@ class Claims:
             return []
         lock = int(self._session.clock.now())
         me = self._session.me
-        claimed = [claim(doc, lock, me.pilot, me.hostname, me.job) for doc in docs]
-        self.in_flight = tokens = [Token(doc) for doc in claimed]
+        claimed = [claim(doc, lock, me.pilot, me.hostname, me.job, self._profile) for doc in docs]
+        self.in_flight = tokens = [Token(doc, self._profile) for doc in claimed]
         try:
             status, rows = self._database.bulk([token.doc for token in tokens])
         except Unreachable:
@@ -389,12 +400,14 @@ class Claims:
     def total(self) -> Optional[int]:
         """The number of tokens in a copy of the database, in any state; None if the views do not show it."""
         try:
-            return self._database.sum(DESIGN + "counts", **self._keys())
+            return self._database.sum(self._design + "counts", **self._keys())
         except Failed:
             return None
 
     def _keys(self) -> Doc:
         batch = self._config.batch
+        if not self._profile.is_default:
+            batch = batch or ""  # the whole pool has rows of its own
         return {} if batch is None else {"startkey": [batch], "endkey": [batch, {}]}
 
     def _is_unsettled(self, name: str) -> bool:

@@ -8,7 +8,7 @@ from airflow_provider_picas.lifecycle.exit_codes import Failed
 from airflow_provider_picas.lifecycle.ids import batch_range
 from airflow_provider_picas.lifecycle.json_values import Doc, number
 from airflow_provider_picas.lifecycle.transitions import Change, held_by_pilot, reap
-from airflow_provider_picas.pilot.claims import DESIGN, MONITOR
+from airflow_provider_picas.pilot.claims import MONITOR, own_views
 from airflow_provider_picas.pilot.conflicts import Conflicts
 from airflow_provider_picas.pilot.log import log
 from airflow_provider_picas.pilot.observer import Observer
@@ -26,6 +26,7 @@ class Reaper:
         self._session = session
         self._database = session.database
         self._config = session.config
+        self._profile = session.config.pool_profile()
         self._conflicts = conflicts or Conflicts(session)
         self._observer = Observer(session)
         self._read_next: Dict[str, float] = {}  # when to read the lease of a live pilot again (monotonic)
@@ -70,7 +71,9 @@ class Reaper:
         dead = [(doc, causes.get(doc["pilot"])) for doc in docs]
         alone = self._conflicts.without([doc["_id"] for doc, cause in dead if cause])
         changes = [
-            reap(doc, cause, self._config.max_scrubs, now) for doc, cause in dead if cause and doc["_id"] in alone
+            reap(doc, cause, self._config.max_scrubs, now, self._profile)
+            for doc, cause in dead
+            if cause and doc["_id"] in alone
         ]
         rows = self._write(changes)
         reaped = [change for change in changes if rows.get(change.token, {}).get("rev")]
@@ -99,10 +102,16 @@ class Reaper:
         """A page of locked tokens, and the start of the next one if there are more."""
         # If others release tokens in the meantime, some are missed until the next pass.
         query = {"limit": self.PAGE, "skip": self._skip}
+        if not self._profile.is_default:
+            key = [self._config.batch or "", "locked"]
+            with suppress(Failed):
+                view = own_views(self._profile) + "counts"
+                return self._database.page(view, reduce=False, startkey=key, endkey=[*key, {}], **query)
+            return [], None
         if self._config.batch is not None:
             with suppress(Failed):  # no such view: see Monitor
                 key = [self._config.batch, "locked"]
-                return self._database.page(DESIGN + "counts", reduce=False, key=key, **query)
+                return self._database.page(own_views(self._profile) + "counts", reduce=False, key=key, **query)
         with suppress(Failed):
             return self._database.page(MONITOR + "locked", **batch_range(self._config.batch), **query)
         return [], None

@@ -69,7 +69,8 @@ class Action:
             ids = await answers.causes.ids_of_cause(scope, chosen.cause)
         if not ids:
             raise HTTPException(422, "No tokens were selected.")
-        if not all(page.in_scope(token, scope.batch) for token in ids):
+        profile = await self.reader.profile()
+        if not all(page.in_scope(token, scope.batch, profile) for token in ids):
             raise HTTPException(422, "A selected token is not in this batch.")
         return Selection(scope.batch, states, tuple(dict.fromkeys(ids)))
 

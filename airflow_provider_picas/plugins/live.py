@@ -23,6 +23,7 @@ from airflow_provider_picas.couchdb import errors
 from airflow_provider_picas.couchdb.http import Operation
 from airflow_provider_picas.hooks.connection import no_connection
 from airflow_provider_picas.hooks.picas_async import PicasAsyncHook
+from airflow_provider_picas.lifecycle.profile import Profile
 from airflow_provider_picas.tokens.counts import Counts
 from airflow_provider_picas.tokens.progress_line import Rate
 from airflow_provider_picas.triggers.feed import feed_for
@@ -105,6 +106,10 @@ class PoolReader:
                 self._hook = await PicasAsyncHook(self.conn_id, database=self.database).__aenter__()
                 self._closing = asyncio.create_task(self._close_when_idle(), name=f"page of {self.conn_id}")
         return self._hook
+
+    async def profile(self) -> Profile:
+        """The shape of the pool."""
+        return (await self.hook()).settings.profile
 
     @asynccontextmanager
     async def using(self) -> AsyncIterator[PicasAsyncHook]:

@@ -92,6 +92,7 @@ class PicasTokenStateSensor(TakesOptions, BaseSensorOperator):
         ``timeout`` in both cases. If the database refuses the very first request, the task fails at once.
     :param picas_conn_id: a connection of type ``picas``.
     :param database: another database than the batch's or the connection's.
+    :param profile: the shape of the pool, if it is not the connection's: the name of a profile, or an object.
     :param deferrable: wait in the triggerer. Default: ``[operators] default_deferrable``.
 
     Pools in ``outlets`` (``assets.pool_asset``) get an event with batch, outcome and counts in its extra.
@@ -103,7 +104,7 @@ class PicasTokenStateSensor(TakesOptions, BaseSensorOperator):
 
     template_fields: Sequence[str] = (
         "batch", "max_errors", "success_threshold", "pilots", "resubmit", "max_scrubs", "max_lock_age", "outage",
-        "picas_conn_id", "database",
+        "picas_conn_id", "database", "profile",
     )  # fmt: skip
     operator_extra_links = (PicasRerunLink(), PicasPoolLink(), PicasMonitoringLink())
     ui_color = "#d7ecf5"
@@ -129,6 +130,7 @@ class PicasTokenStateSensor(TakesOptions, BaseSensorOperator):
         outage: float | timedelta | str | None = None,
         picas_conn_id: str = PicasHook.default_conn_name,
         database: str | None = None,
+        profile: str | Mapping[str, Any] | None = None,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         **kwargs: Any,
     ) -> None:
@@ -148,6 +150,7 @@ class PicasTokenStateSensor(TakesOptions, BaseSensorOperator):
         self.outage = outage.total_seconds() if isinstance(outage, timedelta) else outage
         self.picas_conn_id = picas_conn_id
         self.database = database
+        self.profile = profile
         self.deferrable = deferrable
         self._concluded = False
         self._state: Wait | None = None
@@ -198,6 +201,7 @@ class PicasTokenStateSensor(TakesOptions, BaseSensorOperator):
             success_threshold=None if terms.threshold is None else terms.threshold.limit,
             no_progress=self.no_progress,
             outage=self._outage(),
+            profile=self.profile,
             no_pilots_before=max(0.0, wait.no_pilots_before - time.monotonic() + time.time()),
         )
         left = timedelta(seconds=max(1, deadline - time.time()))
@@ -438,4 +442,5 @@ class PicasTokenStateSensor(TakesOptions, BaseSensorOperator):
 
     def _hook(self) -> PicasHook:
         database = self._database(self._batch())
-        return PicasHook(self.picas_conn_id, database=database, wait_for_index=False)  # checks `timeout`
+        # `timeout` is checked between pokes, so a request does not wait for an index.
+        return PicasHook(self.picas_conn_id, database=database, profile=self.profile, wait_for_index=False)

@@ -17,6 +17,7 @@ from airflow_provider_picas.couchdb.http import Request, Response, json_body
 from airflow_provider_picas.couchdb.pool import PAGE, TOO_LARGE, Document, Pool, page_of
 from airflow_provider_picas.lifecycle import transitions
 from airflow_provider_picas.lifecycle.ids import lease_id
+from airflow_provider_picas.lifecycle.profile import JOB_FIELD, PICAS, Profile
 from airflow_provider_picas.lifecycle.transitions import held_by_pilot, reap
 from airflow_provider_picas.slurm import jobs as slurm_jobs
 from airflow_provider_picas.slurm.jobs import Job, Phase, SlurmStatus
@@ -178,16 +179,19 @@ def _read_locked(pool: Pool, batch: str | None, observer: ObservedLeases) -> Ope
         locked |= same
         yield from _read_changed(pool, [name for name in revisions if name not in same], locked)
     observer.locked = {name: locked[name] for name in names if name in locked}
-    return [token for token in observer.locked.values() if state_of(token) is State.LOCKED]
+    return [token for token in observer.locked.values() if state_of(token, pool.profile) is State.LOCKED]
 
 
 def _read_changed(pool: Pool, names: Sequence[str], locked: dict[str, Document]) -> Operation[None]:
     """Read tokens in pages of some megabytes, and keep the fields that are needed."""
-    start, page = 0, FIRST_READ
+    start, page, job_field = 0, FIRST_READ, pool.profile.job_field
+    kept = {*_FIELDS, *pool.profile.fields}
     while start < len(names):
         documents_read, size = yield from pool.fetch_measured(names[start : start + page])
         for name, token in documents_read.items():
-            locked[name] = {field: token[field] for field in _FIELDS if field in token}
+            locked[name] = {field: token[field] for field in kept if field in token}
+            if job_field != JOB_FIELD:
+                locked[name][JOB_FIELD] = token.get(job_field)
         start += page
         page = page_of(size, len(documents_read))
 
@@ -297,7 +301,7 @@ def _reap(pool: Pool, dead: Sequence[tuple[Document, str]], max_scrubs: int, sta
         if documents.holds_huge_integer(token):
             status.stuck[token["_id"]] = documents.HUGE_INTEGER
         else:
-            changed.append(_released(token, cause, max_scrubs, int(now)))
+            changed.append(_released(token, cause, max_scrubs, int(now), pool.profile))
     for some in edits.requests_of(changed):
         rows = yield from pool.write([new.text for new in some])
         for new, row in zip(some, rows, strict=True):
@@ -308,12 +312,13 @@ def _reap(pool: Pool, dead: Sequence[tuple[Document, str]], max_scrubs: int, sta
                 status.stuck[name] = "is too large to be written again"
 
 
-def _released(token: Document, cause: str, max_scrubs: int, now: int) -> Document:
+def _released(token: Document, cause: str, max_scrubs: int, now: int, profile: Profile = PICAS) -> Document:
     if not held_by_pilot(token):
         # A PiCaS client's token: it has no claim, and its revision is a sufficient fence.
         count = token.get("scrub_count")
         if isinstance(count, int) and count >= max_scrubs:
-            return transitions.errored(token, f"Given up after {count} scrubs, the last one because {cause}.", now)
-        return transitions.scrubbed(token, f"reaped: {cause}")
-    changed: Document = reap(token, cause, max_scrubs, now).apply()
+            message = f"Given up after {count} scrubs, the last one because {cause}."
+            return transitions.errored(token, message, now, profile)
+        return transitions.scrubbed(token, f"reaped: {cause}", profile)
+    changed: Document = reap(token, cause, max_scrubs, now, profile).apply()
     return changed

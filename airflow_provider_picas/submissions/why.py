@@ -8,6 +8,7 @@ from typing import Any
 
 from airflow_provider_picas.lifecycle.attempts import attempts_by_kind
 from airflow_provider_picas.lifecycle.classes import class_name
+from airflow_provider_picas.lifecycle.profile import PICAS, Profile
 from airflow_provider_picas.submissions.seen import state_of
 from airflow_provider_picas.tokens.counts import Counts
 from airflow_provider_picas.tokens.states import State
@@ -50,9 +51,9 @@ def of_batch(known: Known) -> list[str]:
     return [*_pilots(known), *_unserved(known), *_drained(known)]
 
 
-def of_token(token: Mapping[str, Any], known: Known, ahead: int | None) -> list[str]:
+def of_token(token: Mapping[str, Any], known: Known, ahead: int | None, profile: Profile = PICAS) -> list[str]:
     """Why a token does not run. ``ahead``: waiting tokens of its class with a higher priority; None: unknown."""
-    state = state_of_token(token)
+    state = state_of_token(token, profile)
     if state is not State.TODO:
         return [_not_waiting(token, state)]
     found, name = [], class_name(dict(token))

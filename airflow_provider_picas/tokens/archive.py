@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from airflow_provider_picas.tokens import documents
+from airflow_provider_picas.lifecycle.profile import PICAS, Profile
 from airflow_provider_picas.tokens.text import one_line
 
 SUFFIX = ".jsonl.gz"
@@ -25,7 +25,7 @@ def line_of(token: Mapping[str, Any]) -> bytes:
     return json.dumps(token, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass") + b"\n"
 
 
-def token_of(line: bytes, number: int, place: str) -> dict[str, Any]:
+def token_of(line: bytes, number: int, place: str, profile: Profile = PICAS) -> dict[str, Any]:
     """The token in a line. ``number`` (from 1) and ``place`` are for the message of BadArchiveError."""
     try:
         if not line.endswith(b"\n"):
@@ -33,8 +33,9 @@ def token_of(line: bytes, number: int, place: str) -> dict[str, Any]:
         token = json.loads(line)
     except ValueError as error:
         raise BadArchiveError(f"Line {number} of {place} is not JSON ({one_line(str(error), 80)}).") from None
-    if not (isinstance(token, dict) and isinstance(token.get("_id"), str) and documents.is_token(token)):
-        raise BadArchiveError(f"Line {number} of {place} is not a token: it needs `_id`, and `type` must be 'token'.")
+    if not (isinstance(token, dict) and isinstance(token.get("_id"), str) and profile.is_token(token)):
+        kinds = "a string" if profile.types is None else " or ".join(map(repr, profile.types))
+        raise BadArchiveError(f"Line {number} of {place} is not a token: it needs `_id`, and `type` must be {kinds}.")
     if token["_id"].startswith("_"):
         raise BadArchiveError(f"Line {number} of {place} has the id {token['_id']!r:.80}, which CouchDB reserves.")
     return token

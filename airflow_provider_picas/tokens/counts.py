@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from airflow_provider_picas.lifecycle.profile import PICAS, Profile
 from airflow_provider_picas.tokens.states import State, state_of
 
 
@@ -52,9 +53,9 @@ def from_rows(rows: Iterable[tuple[str | None, int]]) -> Counts:
     return Counts(**counts)
 
 
-def of_documents(documents: Iterable[Mapping[str, Any]]) -> Counts:
+def of_documents(documents: Iterable[Mapping[str, Any]], profile: Profile = PICAS) -> Counts:
     """Count the given tokens."""
-    return from_rows((state_of(document), 1) for document in documents)
+    return from_rows((state_of(document, profile), 1) for document in documents)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from airflow_provider_picas.lifecycle.json_values import (
     holds_large_integer,
     is_nested_more,
 )
+from airflow_provider_picas.lifecycle.profile import PICAS, Profile
 from airflow_provider_picas.lifecycle.transitions import JOB_ID_FIELDS
 from airflow_provider_picas.tokens import ids
 from airflow_provider_picas.tokens.states import to_string
@@ -91,6 +92,7 @@ def new_token(
     ordinal: int,
     key: str | None = None,
     attachments: Mapping[str, Any] | None = None,
+    profile: Profile = PICAS,
 ) -> dict[str, Any]:
     """A token in state todo. ``fields`` are the author's; ``key`` is the part of the id after the batch.
 
@@ -122,7 +124,25 @@ def new_token(
         "ordinal": ordinal,
         **fields,
     }
+    if not profile.is_default:
+        token |= _of_profile(fields, batch, ordinal, profile)
+        if not profile.is_claimable(token):
+            raise BadTokenError(
+                f"Token {ordinal} would not be a waiting token of the pool: profile {profile.name!r} counts it as"
+                f" {profile.state_of(token) or 'no state'!r}, with type {token['type']!r:.80}."
+            )
     return {**token, "_attachments": attachments} if attachments else token
+
+
+def _of_profile(fields: Mapping[str, Any], batch: str, ordinal: int, profile: Profile) -> dict[str, Any]:
+    """The fields that make a token one of a pool of another shape. Raises BadTokenError if the author's differ."""
+    own = profile.fields_of_new(batch)
+    if wrong := next((name for name in own if name in fields and fields[name] != own[name]), None):
+        raise BadTokenError(
+            f"Token {ordinal} has {fields[wrong]!r:.80} in the field {wrong!r}, which holds the name of the batch in this"
+            f" pool: {batch!r}. Name the batch like that, or remove the field."
+        )
+    return own
 
 
 def check_update(fields: Mapping[str, Any]) -> None:

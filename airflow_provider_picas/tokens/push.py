@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 from airflow_provider_picas.lifecycle import transitions
+from airflow_provider_picas.lifecycle.profile import PICAS, Profile
 from airflow_provider_picas.tokens import attachments, documents
 from airflow_provider_picas.tokens.states import State, state_of
 from airflow_provider_picas.tokens.text import sample
@@ -74,14 +75,16 @@ def pushed_by(token: Mapping[str, Any]) -> str:
     return str(token.get("push", "")).partition("#")[0]
 
 
-def action_for(present: Mapping[str, Any], wanted: Mapping[str, Any], on_existing: OnExisting) -> Action:
+def action_for(
+    present: Mapping[str, Any], wanted: Mapping[str, Any], on_existing: OnExisting, profile: Profile = PICAS
+) -> Action:
     """What to do with ``present``, the existing document with the id of ``wanted``."""
     if all(present.get(name) == wanted[name] for name in ("push", "ordinal")):
         return Action.WRITTEN  # since then pilots may have finished it, or failed
     own = pushed_by(present) == pushed_by(wanted)
     if on_existing is OnExisting.FAIL:
         return Action.KEEP if own else Action.REFUSE
-    state = state_of(present)
+    state = state_of(present, profile)
     if on_existing is OnExisting.RESET and state in (State.ERROR, None):  # older PiCaS clients wrote lock = done = -1
         return Action.RESET
     if on_existing is OnExisting.REPLACE and state is not State.LOCKED:
@@ -100,9 +103,9 @@ def _has_files(present: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     )
 
 
-def run_again(present: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+def run_again(present: Mapping[str, Any], wanted: Mapping[str, Any], profile: Profile = PICAS) -> dict[str, Any]:
     """A token in error, todo again: it now belongs to the push that runs it again, and has the current input."""
-    again = {**transitions.scrubbed(present, "pushed again"), **documents.authors_fields(wanted)}
+    again = {**transitions.scrubbed(present, "pushed again", profile), **documents.authors_fields(wanted)}
     again.update({name: wanted[name] for name in ("batch", "push", "ordinal")})
     if "_attachments" in wanted:
         again["_attachments"] = {**present.get("_attachments", {}), **wanted["_attachments"]}
@@ -141,10 +144,10 @@ class PushReport:
         self.reset += action is Action.RESET
         self.replaced += action is Action.REPLACE
 
-    def keep(self, present: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    def keep(self, present: Mapping[str, Any], wanted: Mapping[str, Any], profile: Profile = PICAS) -> None:
         """Count a token that is kept."""
         token_id = str(present["_id"])
-        done, earlier = state_of(present) is State.DONE, pushed_by(present) != pushed_by(wanted)
+        done, earlier = state_of(present, profile) is State.DONE, pushed_by(present) != pushed_by(wanted)
         self.kept += 1
         self.done += done
         self.earlier += earlier

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from airflow_provider_picas.lifecycle.profile import PICAS, Profile
 from airflow_provider_picas.tokens.states import state_of
 
 COLUMNS = ("id", "state", "exit_code", "lock", "done")
@@ -26,9 +27,9 @@ def parse_fields(value: Any) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def row_of(token: Mapping[str, Any], fields: Sequence[str]) -> Row:
+def row_of(token: Mapping[str, Any], fields: Sequence[str], profile: Profile = PICAS) -> Row:
     """A token's row. A field may be a path, such as ``output.words``. Missing fields are None."""
-    own = {"id": token["_id"], "state": state_of(token)}
+    own = {"id": token["_id"], "state": state_of(token, profile)}
     picas = {name: None if token.get(name) == "" else token.get(name) for name in ("exit_code", "lock", "done")}
     return {**own, **picas, **{name: _at(token, name) for name in fields}}
 

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from airflow_provider_picas.lifecycle.profile import PICAS, Profile
 from airflow_provider_picas.parameters import optional_seconds, optional_whole_number
-from airflow_provider_picas.tokens import documents, ids
+from airflow_provider_picas.tokens import ids
 from airflow_provider_picas.tokens.counts import Counts
 from airflow_provider_picas.tokens.states import State, state_of, to_number
 from airflow_provider_picas.tokens.text import one_line
@@ -95,15 +96,19 @@ class Selection:
                     report.skip(in_state(state), tokens=number)
         return report
 
-    def objection(self, token: Mapping[str, Any], now: float, matches: bool = True) -> str | None:
+    def objection(
+        self, token: Mapping[str, Any], now: float, matches: bool = True, profile: Profile = PICAS
+    ) -> str | None:
         """Why a token is not selected, or None. ``now``: the database's time. ``matches``: True if it matches the pattern."""
-        state = state_of(token)
-        if not documents.is_token(token):
+        state = state_of(token, profile)
+        if not profile.is_token(token):
             return "is not a token"
+        if self.batch is not None and profile.batch_field is not None and profile.batch_of(token) != self.batch:
+            return f"is not in batch {self.batch}"
         if self.states is not None and state not in self.states:
             return in_state(state)
         if self.older_than is not None:
-            locked = _locked(token)
+            locked = None if state is State.TODO else _locked(token)
             if locked is None:
                 return "does not say when it was locked"
             if now - locked < self.older_than:
@@ -138,9 +143,8 @@ def last_activity(token: Mapping[str, Any]) -> float | None:
 
 
 def _locked(token: Mapping[str, Any]) -> float | None:
-    """When a token was locked, or else went into error; None for a waiting one, whose errors belong to earlier attempts."""
-    if state_of(token) is State.TODO:
-        return None
+    """When a token that does not wait was locked, or else went into error. The errors of a waiting one belong to earlier
+    attempts."""
     times = map(to_number, (token.get("lock"), _error_time(token)))
     return next((time for time in times if time >= _FIRST_TIME), None)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from airflow_provider_picas.lifecycle.attempts import log_number
 from airflow_provider_picas.lifecycle.json_values import list_or_empty, number
+from airflow_provider_picas.lifecycle.profile import PICAS, Profile
 from airflow_provider_picas.lifecycle.transitions import JOB_ID_FIELDS, for_display
 from airflow_provider_picas.tokens import attachments, ids
 from airflow_provider_picas.tokens.causes import cause_of
@@ -71,10 +72,10 @@ def cause_id(cause: str) -> str:
     return ids.digest(cause)
 
 
-def row_of(token: Mapping[str, Any], batch: str | None) -> dict[str, Any]:
+def row_of(token: Mapping[str, Any], batch: str | None, profile: Profile = PICAS) -> dict[str, Any]:
     """The row of a token."""
-    shown = for_display(token)
-    state = state_of(token)
+    shown = for_display(token, profile)
+    state = state_of(token, profile)
     ended, cause = ended_at(shown) if state in (State.DONE, State.ERROR) else None, None
     if state is State.ERROR:
         cause = one_line(cause_of(shown), 300)
@@ -86,7 +87,7 @@ def row_of(token: Mapping[str, Any], batch: str | None) -> dict[str, Any]:
         "node": short(shown.get("hostname")) if running else None,
         "pilot": short(shown.get("pilot")) if running else None,
         "job": _job(shown) if running else None,
-        "attempts": attempts_of(shown),
+        "attempts": attempts_of(shown, state),
         "exit_code": short(shown.get("exit_code"), 40) if running else None,
         "seconds": _seconds(shown, ended) if running else None,
         "started": _time(shown.get("lock")) if running else None,
@@ -97,11 +98,11 @@ def row_of(token: Mapping[str, Any], batch: str | None) -> dict[str, Any]:
     }
 
 
-def attempts_of(token: Mapping[str, Any]) -> int:
-    """How often a token was run, the present run included."""
+def attempts_of(token: Mapping[str, Any], state: State | None) -> int:
+    """How often a token in a state was run, the present run included."""
     kept = list_or_empty(token.get("attempts"))
     dropped = _dropped(kept)
-    return max(len(kept) + dropped, scrubs_of(token)) + (state_of(token) is not State.TODO)
+    return max(len(kept) + dropped, scrubs_of(token)) + (state is not State.TODO)
 
 
 def ended_at(token: Mapping[str, Any]) -> float | None:
@@ -111,9 +112,9 @@ def ended_at(token: Mapping[str, Any]) -> float | None:
     return _time(token.get("done")) or _time(last)
 
 
-def details_of(token: Mapping[str, Any], batch: str | None) -> dict[str, Any]:
+def details_of(token: Mapping[str, Any], batch: str | None, profile: Profile = PICAS) -> dict[str, Any]:
     """Everything of a token."""
-    shown, row = for_display(token), row_of(token, batch)
+    shown, row = for_display(token, profile), row_of(token, batch, profile)
     others = [name for name in shown if name not in _SHOWN][:MOST_FIELDS]
     kept = list_or_empty(shown.get("attempts"))
     return {

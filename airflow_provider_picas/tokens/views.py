@@ -166,6 +166,11 @@ def _field(name: str) -> str:
     return Condition(name, "==").javascript().removesuffix(" == 0")
 
 
+def is_own(name: str) -> bool:
+    """True for a design document of this package, which it replaces if it differs."""
+    return any(name == own or name.startswith(f"{own}-") for own in (PROVIDER, PAGE))
+
+
 def missing_views(present: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> list[str]:
     """Names of the views of a wanted design document that the present one (None: there is none) lacks, sorted."""
     have = present.get("views") if present else None

@@ -13,16 +13,17 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import json
 import logging
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from airflow_provider_picas import metrics
-from airflow_provider_picas.couchdb import changes, counting, errors
+from airflow_provider_picas.couchdb import changes, counting, edits, errors
 from airflow_provider_picas.couchdb.changes import NO_BATCH, Changes
 from airflow_provider_picas.couchdb.http import Operation
 from airflow_provider_picas.hooks.picas_async import PicasAsyncHook
@@ -39,6 +40,8 @@ from airflow_provider_picas.triggers.subscriptions import (
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
+Shape = str | Mapping[str, Any] | None
+"""A profile as an author gives it; None: the connection's."""
 
 HEARTBEAT = 20.0  # seconds between the heartbeats of a poll without changes
 READ_AGAIN = 1_800.0  # seconds after which all counts are read, regardless of the changes
@@ -58,9 +61,10 @@ class Feed:
     """The changes of a pool, shared by all subscribers on this event loop. Get it from ``feed_for``; runs while it has
     subscribers."""
 
-    def __init__(self, picas_conn_id: str, database: str | None) -> None:
+    def __init__(self, picas_conn_id: str, database: str | None, profile: Shape = None) -> None:
         self.picas_conn_id = picas_conn_id
         self.database = database
+        self.profile = profile
         self.queries = 0  #: number of queries of the counts, for measurements
         self._gauges = PoolGauges()
         self._waits: dict[str | None, set[CountsSubscription]] = {}
@@ -129,8 +133,9 @@ class Feed:
 
     def _forget(self) -> None:
         feeds = _feeds.get(asyncio.get_running_loop(), {})
-        if feeds.get((self.picas_conn_id, self.database)) is self:
-            del feeds[self.picas_conn_id, self.database]
+        key = _key(self.picas_conn_id, self.database, self.profile)
+        if feeds.get(key) is self:
+            del feeds[key]
         self._gauges.end()
 
     def _subscriptions(self) -> Iterable[Subscription[CountsUpdate] | Subscription[Touched]]:
@@ -154,7 +159,7 @@ class Feed:
             while True:
                 begin = time.monotonic()
                 try:
-                    async with PicasAsyncHook(self.picas_conn_id, database=self.database) as hook:
+                    async with PicasAsyncHook(self.picas_conn_id, database=self.database, profile=self.profile) as hook:
                         await self._follow_pool(hook)
                 except errors.CouchDBError as error:
                     self._note_outage(error)
@@ -258,11 +263,17 @@ class Feed:
             self._since = changed.since
             if changed.design:
                 self._touch(self._waits)
-            batches = changed.batches
-            if batches:
+            if batches := await self._changed_batches(hook, changed):
                 self._touch({*batches, None})
             if not changed.more:
                 await asyncio.sleep(max(GATHER, self._patience()))
+
+    async def _changed_batches(self, hook: PicasAsyncHook, changed: Changes) -> set[str]:
+        """The batches that may have changed: all of them, where ids do not name the batch."""
+        if hook.settings.profile.batch_field is None or not changed.batches:
+            return changed.batches
+        every = await hook.do(edits.batches(hook.pool)) if self._followers else {}
+        return {NO_BATCH, *every, *(batch for batch in self._waits if batch is not None)}
 
     async def _poll(self, hook: PicasAsyncHook) -> Changes | None:
         """The next changes; None if the poll ended without any, as when the pool is deleted. No change is lost."""
@@ -402,16 +413,20 @@ class Feed:
         return building is not None
 
 
-_feeds: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, str | None], Feed]] = WeakKeyDictionary()
+_feeds: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, ...], Feed]] = WeakKeyDictionary()
 
 
-def feed_for(picas_conn_id: str, database: str | None = None) -> Feed:
+def feed_for(picas_conn_id: str, database: str | None = None, profile: Shape = None) -> Feed:
     """The feed of a pool on the running event loop. All callers get the same one while it has subscribers."""
     feeds = _feeds.setdefault(asyncio.get_running_loop(), {})
-    key = (picas_conn_id, database)
+    key = _key(picas_conn_id, database, profile)
     if key not in feeds:
-        feeds[key] = Feed(picas_conn_id, database)
+        feeds[key] = Feed(picas_conn_id, database, profile)
     return feeds[key]
+
+
+def _key(picas_conn_id: str, database: str | None, profile: Shape) -> tuple[str, ...]:
+    return picas_conn_id, json.dumps(database), json.dumps(profile, sort_keys=True)
 
 
 def open_feeds() -> int:

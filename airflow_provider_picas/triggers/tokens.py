@@ -32,7 +32,7 @@ from airflow_provider_picas.task_state import task_state
 from airflow_provider_picas.tokens.counts import Completeness, Counts, ErrorBudget
 from airflow_provider_picas.tokens.waiting import Outcome, Terms, Threshold
 from airflow_provider_picas.triggers.cluster import Cluster, cluster_for
-from airflow_provider_picas.triggers.feed import Feed, feed_for
+from airflow_provider_picas.triggers.feed import Feed, Shape, feed_for
 from airflow_provider_picas.triggers.subscriptions import CountsSubscription, CountsUpdate
 
 STOP_TRIES = 5  # attempts to stop the pilots, with growing pauses
@@ -42,7 +42,7 @@ DRAIN_WAIT = 6 * 3600.0  # the same for drained pilots
 _ARGUMENTS = (
     "picas_conn_id", "database", "batch", "expected", "max_errors", "deadline", "pilots", "max_scrubs", "max_lock_age",
     "pilots_interval", "on_kill_how", "fail_fast", "success_threshold", "no_progress", "outage",
-    "no_pilots_before",
+    "no_pilots_before", "profile",
 )  # fmt: skip
 
 
@@ -66,6 +66,7 @@ class PicasTokenStateTrigger(BaseTrigger):
     :param outage: end the wait after the database was unavailable for this number of seconds; None: as for
         ``Endurance``.
     :param no_pilots_before: seconds since 1970; before that, it is not an error that no pilots remain.
+    :param profile: another shape of the pool than the connection's: the name of a profile, or an object.
 
     The event's payload is ``{"outcome", "counts", "expected"}``, and ``"reason"`` if the pool stayed unavailable, or is
     unavailable at the deadline, or if the cluster refuses the login of this process: then a task has to continue.
@@ -93,6 +94,7 @@ class PicasTokenStateTrigger(BaseTrigger):
         no_progress: float | None = None,
         outage: float | None = None,
         no_pilots_before: float = 0.0,
+        profile: Shape = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.picas_conn_id = picas_conn_id
@@ -111,6 +113,7 @@ class PicasTokenStateTrigger(BaseTrigger):
         self.no_progress = no_progress
         self.outage = outage
         self.no_pilots_before = no_pilots_before
+        self.profile = profile
         self._updates: CountsSubscription | None = None
         self._feed: Feed | None = None
         self._answers_since: float | None = None  #: time of the first successful check, or of the first after an outage
@@ -139,7 +142,7 @@ class PicasTokenStateTrigger(BaseTrigger):
         """Wait; yield the event."""
         submission = Submission.parse(self.pilots)
         may_fire_at = time.monotonic() + _lingering()
-        self._feed = feed_for(self.picas_conn_id, self.database)
+        self._feed = feed_for(self.picas_conn_id, self.database, self.profile)
         async with self._feed.subscribe(self.batch, outage=self.outage) as updates:
             self._updates = updates
             checks = asyncio.create_task(self._keep_watching(submission)) if submission else None
@@ -177,6 +180,9 @@ class PicasTokenStateTrigger(BaseTrigger):
             self.log.warning("%s", notice)
         self._state.log_progress(time.monotonic())
 
+    def _picas(self) -> PicasAsyncHook:
+        return PicasAsyncHook(self.picas_conn_id, database=self.database, profile=self.profile)
+
     def _event(self, outcome: Outcome, completeness: Completeness, reason: str | None = None) -> TriggerEvent:
         payload = {"outcome": str(outcome), "counts": completeness.counts.as_dict(), "expected": completeness.expected}
         return TriggerEvent(payload | ({"reason": reason} if reason else {}))  # type: ignore[no-untyped-call]
@@ -197,7 +203,7 @@ class PicasTokenStateTrigger(BaseTrigger):
         interval = CheckInterval(self.pilots_interval)
         wait = self._state
         async with AsyncExitStack() as stack:
-            picas = await stack.enter_async_context(PicasAsyncHook(self.picas_conn_id, database=self.database))
+            picas = await stack.enter_async_context(self._picas())
             slurm = await stack.enter_async_context(cluster_for(submission.ssh_conn_id).use())
             while True:
                 status = await self._check(picas, slurm, submission)
@@ -303,7 +309,7 @@ class PicasTokenStateTrigger(BaseTrigger):
     async def _stop_once(self, submission: Submission) -> None:
         how = StopMode(self.on_kill_how)
         async with AsyncExitStack() as stack:
-            picas = await stack.enter_async_context(PicasAsyncHook(self.picas_conn_id, database=self.database))
+            picas = await stack.enter_async_context(self._picas())
             slurm = await stack.enter_async_context(cluster_for(submission.ssh_conn_id).use())
             seconds = CANCEL_WAIT if how is StopMode.CANCEL else DRAIN_WAIT
             stopping = end_pilots(picas.pool, self.batch, submission, how, self.log, wait=seconds)

@@ -86,6 +86,7 @@ class PicasSubmitPilotsOperator(TakesOptions, BaseOperator):
     :param ssh_conn_id: a connection of type ``ssh`` to a login node.
     :param picas_conn_id: a connection of type ``picas``.
     :param database: another database than the batch's or the connection's.
+    :param profile: the shape of the pool, if it is not the connection's: the name of a profile, or an object.
 
     Returns ``{"ssh_conn_id", "submission", "folder", "job_ids", "submitted"}``: the submission's key is also the name of
     its jobs. It begins with DAG, task and run.
@@ -95,7 +96,7 @@ class PicasSubmitPilotsOperator(TakesOptions, BaseOperator):
     template_fields: Sequence[str] = (
         "command", "setup", "files", "pilot", "script", "pilots", "tokens_per_pilot", "max_pilots", "max_queued", "max_running",
         "resource_classes", "sbatch", "env", "batch", "workdir", "remote_folder", "keep_days", "credentials", "dry_run",
-        "ssh_conn_id", "picas_conn_id", "database",
+        "ssh_conn_id", "picas_conn_id", "database", "profile",
     )  # fmt: skip
     operator_extra_links = (PicasPoolLink(), PicasMonitoringLink())
     ui_color = "#e6dcf2"
@@ -127,6 +128,7 @@ class PicasSubmitPilotsOperator(TakesOptions, BaseOperator):
         ssh_conn_id: str = "ssh_default",
         picas_conn_id: str = PicasHook.default_conn_name,
         database: str | None = None,
+        profile: str | Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -153,12 +155,14 @@ class PicasSubmitPilotsOperator(TakesOptions, BaseOperator):
         self.ssh_conn_id = ssh_conn_id
         self.picas_conn_id = picas_conn_id
         self.database = database
+        self.profile = profile
 
     def execute(self, context: Context) -> dict[str, Any] | None:
         try:
             self._check()
             batch = Batch.parse(self.batch)
-            picas = PicasHook(self.picas_conn_id, database=self.database or (batch.database if batch else None))
+            database = self.database or (batch.database if batch else None)
+            picas = PicasHook(self.picas_conn_id, database=database, profile=self.profile)
             job = self._job(context, picas, batch)
             push_links(context, picas.settings)
             push_page(context, self.picas_conn_id, picas.settings, batch.id if batch else None, role="pilots")
@@ -269,6 +273,7 @@ class PicasSubmitPilotsOperator(TakesOptions, BaseOperator):
             "database": settings.database,
             "batch": batch.id if batch else None,
             "files": sorted(files),
+            **({} if settings.profile.is_default else {"profile": settings.profile.to_json()}),
             **read_rendered(self.pilot or {}),
         }
         if self.credentials == "existing":

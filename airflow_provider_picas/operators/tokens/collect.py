@@ -104,7 +104,9 @@ class PicasCollectTokensOperator(SelectingOperator):
             links.push_page(context, self.picas_conn_id, hook.settings, batch.id if batch else None, role="collect")
             counts = hook.count_existing(selection.batch)
             failed = FailedTokens(hook)
-            rows = (row_of(for_display(token), fields) for token in failed.watch(hook.editor.select(selection)))
+            profile = hook.settings.profile
+            tokens = failed.watch(hook.editor.select(selection))
+            rows = (row_of(for_display(token, profile), fields, profile) for token in tokens)
             if self.path:
                 collected, size = write_rows(rows, self.path, file_format, fields)
                 result: dict[str, Any] = {"collected": collected, "path": self.path}

@@ -18,6 +18,7 @@ from airflow.providers.common.compat.sdk import (
 
 from airflow_provider_picas.couchdb.pool import Document
 from airflow_provider_picas.hooks.picas import PicasHook
+from airflow_provider_picas.lifecycle.profile import PICAS, Profile
 from airflow_provider_picas.operators.files import FileError, path_of, whole_file
 from airflow_provider_picas.operators.tokens.selecting import SelectingOperator
 from airflow_provider_picas.parameters import optional_seconds
@@ -60,11 +61,11 @@ class PicasDeleteTokensOperator(SelectingOperator):
             self._skip_unfinished(hook, selection)
             report = EditReport()
             chosen = self._chosen(hook, selection, report)
-            path, archived = None, 0
+            path, archived, profile = None, 0, hook.settings.profile
             if self.archive is not None:
                 path, archived = self._write(hook.with_attachments(chosen), hook, selection)
                 self.log.info("%s: %d tokens are in the archive %s.", selection.where.capitalize(), archived, path)
-                revisions = ((token["_id"], token["_rev"]) for token in read(path)) if path else iter(())
+                revisions = ((token["_id"], token["_rev"]) for token in read(path, profile)) if path else iter(())
             else:
                 revisions = ((token["_id"], token["_rev"]) for token in chosen)
             report.add(hook.editor.delete(revisions))
@@ -76,7 +77,7 @@ class PicasDeleteTokensOperator(SelectingOperator):
     def _chosen(self, hook: PicasHook, selection: Selection, report: EditReport) -> Iterator[Document]:
         """The tokens to delete. Locked ones are skipped and reported, unless ``states`` includes ``locked``."""
         for token in hook.editor.select(selection):
-            if selection.states is None and state_of(token) is State.LOCKED:
+            if selection.states is None and state_of(token, hook.settings.profile) is State.LOCKED:
                 report.skip("is locked", token["_id"])
             elif self.archive is not None and holds_huge_integer(token):
                 report.skip(HUGE_INTEGER, token["_id"])
@@ -145,7 +146,7 @@ class PicasRestoreTokensOperator(BaseOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         hook = PicasHook(self.picas_conn_id, database=self.database)
         try:
-            report = hook.editor.restore(archive.restored(token) for token in read(self.archive))
+            report = hook.editor.restore(archive.restored(token) for token in read(self.archive, hook.settings.profile))
         except BadArchiveError as error:
             raise AirflowFailException(f"{error} The tokens before it were restored.") from None
         self.log.info("From %s to %s:", self.archive, hook.settings.place)
@@ -154,14 +155,14 @@ class PicasRestoreTokensOperator(BaseOperator):
         return {"database": hook.settings.database, "restored": report.changed, "left": report.skipped_dict()}
 
 
-def read(path: str) -> Iterator[Document]:
+def read(path: str, profile: Profile = PICAS) -> Iterator[Document]:
     """Yield the tokens of an archive. Raises BadArchiveError, and FileError if it cannot be read."""
     place = path_of(path)
     number = 0
     try:
         with place.open("rb") as file, gzip.open(cast(BinaryIO, file), "rb") as lines:
             for number, line in enumerate(lines, 1):
-                yield archive.token_of(line, number, str(path))
+                yield archive.token_of(line, number, str(path), profile)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise BadArchiveError(f"{path} is not a complete gzip file: it ends after line {number} ({error}).") from None
     except OSError as error:

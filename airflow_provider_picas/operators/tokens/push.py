@@ -21,6 +21,7 @@ from airflow_provider_picas.couchdb.pool import Document
 from airflow_provider_picas.couchdb.push import TokenExistsError
 from airflow_provider_picas.couchdb.settings import Settings
 from airflow_provider_picas.hooks.picas import PicasHook
+from airflow_provider_picas.lifecycle.profile import PICAS
 from airflow_provider_picas.links import PicasMonitoringLink, PicasPoolLink, push_links, push_page
 from airflow_provider_picas.operators.instance import former_push_id, is_first_try, push_id
 from airflow_provider_picas.operators.tokens import source
@@ -71,6 +72,7 @@ class PicasPushTokensOperator(BaseOperator):
         condition holds: ``{"SingleCore": "doc.cores == 1"}``, for example, for the autopilot of the PiCaS client.
     :param picas_conn_id: a connection of type ``picas``.
     :param database: another database than the connection's.
+    :param profile: the shape of the pool, if it is not the connection's: the name of a profile, or an object.
 
     Returns ``{"database", "batch", "tokens", "done_before", "done_before_ids", "label"}``: ``tokens`` is their number,
     and ``done_before`` how many of them were already done by an earlier run, which pushed them to a batch of the same
@@ -83,6 +85,7 @@ class PicasPushTokensOperator(BaseOperator):
 
     template_fields: Sequence[str] = (
         "inputs", "tokens", "key", "attachments", "batch", "on_existing", "on_empty", "picas_conn_id", "database",
+        "profile",
     )  # fmt: skip
     operator_extra_links = (PicasPoolLink(), PicasMonitoringLink())
     ui_color = "#d7ecf5"
@@ -101,6 +104,7 @@ class PicasPushTokensOperator(BaseOperator):
         design_documents: Mapping[str, str] | None = None,
         picas_conn_id: str = PicasHook.default_conn_name,
         database: str | None = None,
+        profile: str | Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -115,6 +119,7 @@ class PicasPushTokensOperator(BaseOperator):
         self.design_documents = design_documents
         self.picas_conn_id = picas_conn_id
         self.database = database
+        self.profile = profile
         self._settings: Settings | None = None
 
     def _do_render_template_fields(
@@ -136,7 +141,7 @@ class PicasPushTokensOperator(BaseOperator):
             )
         if not isinstance(self.batch, str | None):
             raise AirflowFailException(f"`batch` is {self.batch!r:.200}; it takes the name of a batch, a string.")
-        hook = PicasHook(self.picas_conn_id, database=self.database)
+        hook = PicasHook(self.picas_conn_id, database=self.database, profile=self.profile)
         push = self._push_id(context, hook)
         self._settings = hook.settings
         push_links(context, hook.settings)
@@ -207,11 +212,12 @@ class PicasPushTokensOperator(BaseOperator):
     def _documents(self, given: Source, batch: str, push: str) -> Iterator[Document]:
         key = Keys(self.key) if self.key is not None else None
         attach = Attachments(self.attachments) if self.attachments is not None else None
+        profile = self._settings.profile if self._settings else PICAS
         for ordinal, fields in enumerate(given):
             key_of_token = key(fields, ordinal) if key else None
             fields, files = attach(fields, ordinal) if attach else (fields, {})
             yield documents.new_token(
-                fields, batch=batch, push=push, ordinal=ordinal, key=key_of_token, attachments=files
+                fields, batch=batch, push=push, ordinal=ordinal, key=key_of_token, attachments=files, profile=profile
             )
 
     def _pushed_nothing(self) -> None:
@@ -228,7 +234,8 @@ class PicasPushTokensOperator(BaseOperator):
         deployed = hook.deploy_views(conditions)
         if deployed.written:
             self.log.info("Wrote the design documents %s to %s.", ", ".join(deployed.written), settings.place)
-        needed = {settings.design_document, *conditions} - {*deployed.written, *deployed.unchanged}
+        of_pool = settings.design_document if settings.profile.is_default else settings.profile.design
+        needed = {of_pool, *conditions} - {*deployed.written, *deployed.unchanged}
         lacks = hook.do(needed_views.lacking(hook.pool, sorted(needed)))
         if not lacks:
             self._log_refused(deployed.refused, hook)
@@ -237,7 +244,7 @@ class PicasPushTokensOperator(BaseOperator):
             why = f"{settings.who} may not create them, since it is not an admin of the database. Ask an admin"
         else:
             why = "A push does not create them, since it does not know which tokens they are for. Ask an admin of the database"
-        others = {name: conditions.get(name) for name in lacks if name != views.MONITOR}
+        others = {name: conditions.get(name) for name in lacks if name != views.MONITOR and not views.is_own(name)}
         command = needed_views.command(self.picas_conn_id, self.database, others, login=bool(deployed.refused))
         raise AirflowFailException(
             f"Nothing was pushed. {settings.place} lacks {needed_views.describe(lacks)}, so tokens could be neither counted nor"

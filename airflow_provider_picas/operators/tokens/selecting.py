@@ -31,11 +31,12 @@ class SelectingOperator(BaseOperator):
     :param max_scrubs: only tokens that were released fewer times than this.
     :param picas_conn_id: a connection of type ``picas``.
     :param database: another database than the batch's or the connection's.
+    :param profile: the shape of the pool, if it is not the connection's: the name of a profile, or an object.
     """
 
     template_fields: Sequence[str] = (
         "batch", "whole_pool", "states", "keys", "error_pattern", "older_than", "min_scrubs", "max_scrubs", "picas_conn_id",
-        "database",
+        "database", "profile",
     )  # fmt: skip
     ui_color = "#d7ecf5"
 
@@ -52,6 +53,7 @@ class SelectingOperator(BaseOperator):
         max_scrubs: int | str | None = None,
         picas_conn_id: str = PicasHook.default_conn_name,
         database: str | None = None,
+        profile: str | Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -65,6 +67,7 @@ class SelectingOperator(BaseOperator):
         self.max_scrubs = max_scrubs
         self.picas_conn_id = picas_conn_id
         self.database = database
+        self.profile = profile
 
     @contextmanager
     def _author_errors(self) -> Iterator[None]:
@@ -95,7 +98,8 @@ class SelectingOperator(BaseOperator):
         )
 
     def _hook(self, batch: Batch | None) -> PicasHook:
-        return PicasHook(self.picas_conn_id, database=self.database or (batch.database if batch else None))
+        database = self.database or (batch.database if batch else None)
+        return PicasHook(self.picas_conn_id, database=database, profile=self.profile)
 
     def _log_report(self, report: EditReport, what: str, hook: PicasHook, selection: Selection) -> None:
         self.log.info("%s in %s:", selection.where.capitalize(), hook.settings.place)

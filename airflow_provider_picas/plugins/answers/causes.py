@@ -66,7 +66,7 @@ def _read_causes(pool: Pool, batch: str | None) -> Operation[tuple[dict[str, _Ca
     read, after = 0, None
     while read < MOST_READ:
         tokens, after = yield from page.page(pool, Part(batch, State.ERROR, after=after), READ_AT_ONCE)
-        for row in (table.row_of(token, batch) for token in tokens):
+        for row in (table.row_of(token, batch, pool.profile) for token in tokens):
             if not row["cause"]:
                 continue  # the token has changed since the view was read
             cause = found.setdefault(row["cause_id"], _Cause(row["cause"]))

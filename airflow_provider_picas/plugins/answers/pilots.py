@@ -81,7 +81,8 @@ def _write_watched(pool: Pool, keys: Sequence[str], until: float) -> Operation[N
 def _runs(pool: Pool, batch: str | None) -> Operation[tuple[list[dict[str, Any]], list[Ended], bool]]:
     """The rows of running tokens, the latest finished ones, and whether these are all."""
     locked, more = yield from page.page(pool, Part(batch, State.LOCKED), MOST_LOCKED)
-    running = [row for row in (table.row_of(token, batch) for token in locked) if row["state"] == State.LOCKED]
+    rows = (table.row_of(token, batch, pool.profile) for token in locked)
+    running = [row for row in rows if row["state"] == State.LOCKED]
     try:
         done = yield from page.ended_page(pool, batch, State.DONE, BARS)
         error = yield from page.ended_page(pool, batch, State.ERROR, BARS)

@@ -51,7 +51,7 @@ def _search(
         tokens, after = yield from page.page(pool, part, size)
         for token in tokens:
             read += 1
-            row = table.row_of(token, part.batch)
+            row = table.row_of(token, part.batch, pool.profile)
             if not _fits(row, part, chosen):
                 continue
             if len(rows) == limit:
@@ -95,7 +95,8 @@ async def latest(
     found = sorted(found, key=lambda row: (row.key[2:], row.key[1], row.id), reverse=descending)
     some = [row for row in found if begin is None or row.id != begin[2]][:limit]
     documents = await reader.do(lambda hook: hook.pool.fetch([row.id for row in some]))
-    rows = [table.row_of(documents[row.id], scope.batch) for row in some if row.id in documents]
+    profile = await reader.profile()
+    rows = [table.row_of(documents[row.id], scope.batch, profile) for row in some if row.id in documents]
     more = len(found) > len(some)
     following = json.dumps([some[-1].key[2:], some[-1].key[1], some[-1].id]) if some and more else None
     return models.TokensAnswer(tokens=[models.TokenRow(**row) for row in rows], next=cursor_of(following))
@@ -130,15 +131,17 @@ def _place_of(cursor: str | None) -> tuple[list[int], str, str] | None:
 
 async def document(scope: access.Scope, token_id: str) -> Document:
     """A token of the scope. Raises HTTPException if it is not one."""
-    if not page.in_scope(token_id, scope.batch):
-        raise HTTPException(404, "This batch has no such token.")
     reader = reader_for(scope.conn_id, scope.database)
+    profile = await reader.profile()
+    if not page.in_scope(token_id, scope.batch, profile):
+        raise HTTPException(404, "This batch has no such token.")
     try:
         found = await reader.shared(("token", token_id), TOKENS_KEPT, lambda hook: hook.pool.get(token_id))
     except errors.NotFoundError as error:
         if error.database_missing:
             raise
         raise HTTPException(404, "This batch has no such token.") from None
-    if found.get("type") != "token":
+    elsewhere = profile.batch_field is not None and scope.batch is not None and profile.batch_of(found) != scope.batch
+    if not profile.is_token(found) or elsewhere:
         raise HTTPException(404, "This batch has no such token.")
     return found

@@ -45,7 +45,7 @@ async def why_not(scope: access.Scope, token_id: str | None) -> models.WhyAnswer
         return models.WhyAnswer(sentences=why.of_batch(known))
     priority = number(token.get("priority"))
     ahead = await reader.do(lambda hook: _ahead(hook.pool, scope.batch, class_name(token), priority))
-    return models.WhyAnswer(sentences=why.of_token(token, known, ahead))
+    return models.WhyAnswer(sentences=why.of_token(token, known, ahead, await reader.profile()))
 
 
 def _drained(pool: Pool, keys: Sequence[str]) -> Operation[list[str]]:

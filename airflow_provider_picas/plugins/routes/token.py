@@ -36,7 +36,8 @@ SAFE = {
 async def token(viewer: ViewerDep, id: TokenId) -> TokenAnswer:
     """Everything of a token; long values are cut."""
     document = await answers.tokens.document(viewer.scope, id)
-    return TokenAnswer(**table.details_of(document, viewer.scope.batch))
+    profile = await reader_for(viewer.scope.conn_id, viewer.scope.database).profile()
+    return TokenAnswer(**table.details_of(document, viewer.scope.batch, profile))
 
 
 @router.get(
