@@ -44,6 +44,7 @@ def picas_run(
     ssh_conn_id: str = "ssh_default",
     picas_conn_id: str = PicasHook.default_conn_name,
     database: str | None = None,
+    profile: str | Mapping[str, Any] | None = None,
 ) -> Any:
     """Tasks ``push``, ``pilots``, ``wait``, ``collect`` and ``stop``; returns the output of ``collect``.
 
@@ -55,7 +56,7 @@ def picas_run(
     ``collect`` also runs when the wait has failed: it logs why tokens are in error, and then fails too. ``stop`` is a
     teardown: it cancels the pilots that remain, also when the run is marked failed.
     """
-    picas: dict[str, Any] = {"picas_conn_id": picas_conn_id, "database": database}
+    picas: dict[str, Any] = {"picas_conn_id": picas_conn_id, "database": database, "profile": profile}
     what = {"inputs": inputs, "tokens": tokens, "key": key, "batch": batch, "on_existing": on_existing}
     push = PicasPushTokensOperator(task_id="push", map_index_template=_PUSH_SHOWN_AS, **what, **picas)
     picas["map_index_template"] = _SHOWN_AS

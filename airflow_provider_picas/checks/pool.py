@@ -97,6 +97,9 @@ def _write_read_and_delete(pool: Pool) -> Operation[None]:
 
 
 def _views(hook: PicasHook) -> Iterator[Finding]:
+    if not hook.settings.profile.is_default:
+        yield from _views_of_profile(hook, hook.settings.profile.design)
+        return
     of_pool = hook.settings.design_document
     wanted = {of_pool: {"views": dict.fromkeys(State)}, views.PROVIDER: views.provider()}
     present = {name: hook.do(deployment.design_document(hook.pool, name)) for name in wanted}
@@ -121,6 +124,22 @@ def _views(hook: PicasHook) -> Iterator[Finding]:
         )
     else:
         yield _answering(hook)
+
+
+def _views_of_profile(hook: PicasHook, name: str) -> Iterator[Finding]:
+    """The views of a pool of another shape."""
+    present = hook.do(deployment.design_document(hook.pool, name))
+    wanted = views.design_documents(hook.settings.profile)[name]
+    if not views.differs(present, wanted):
+        yield _answering(hook)
+    elif hook.do(_may_write_design(hook.pool)):
+        yield ok("views", f"Design document {name!r} is missing or of another version; the next push writes it.")
+    else:
+        yield failed(
+            "views",
+            f"Design document {name!r} of {hook.settings.place} is missing or of another version, and {_who(hook)} may not"
+            f" write it. {_ASK} to run {needed_views.command(hook.picas_conn_id, hook.database, profile=hook.profile)}.",
+        )
 
 
 def _answering(hook: PicasHook) -> Finding:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from airflow_provider_picas import __version__
-from airflow_provider_picas.cli import check, deploy_views, import_connection, pool
+from airflow_provider_picas.cli import check, deploy_views, import_connection, pool, profile
 from airflow_provider_picas.cli.common import CommandError
 
 
@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"airflow-provider-picas {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
-    for command in (check, pool, deploy_views, import_connection):
+    for command in (check, pool, deploy_views, profile, import_connection):
         command.add(commands)
     options = parser.parse_args(arguments)
     for stream in (sys.stdout, sys.stderr):

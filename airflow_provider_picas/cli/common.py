@@ -19,6 +19,11 @@ def add_connection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--database", help="another database than the connection's")
 
 
+def add_profile(parser: argparse.ArgumentParser) -> None:
+    """Add the option that names the shape of the pool."""
+    parser.add_argument("--profile", help="another profile than the connection's: its name, or a profile as JSON")
+
+
 def use_hooks() -> None:
     """Prepare for hooks: they also find connections in Airflow's database, as `airflow connections` does, and the SSH
     library does not log what the hooks' errors already say. Call this before Airflow is imported."""

@@ -8,7 +8,7 @@ import sys
 from dataclasses import replace
 from typing import Any
 
-from airflow_provider_picas.cli.common import CommandError, add_connection, use_hooks
+from airflow_provider_picas.cli.common import CommandError, add_connection, add_profile, use_hooks
 from airflow_provider_picas.couchdb import needed_views
 from airflow_provider_picas.couchdb.errors import CouchDBError
 
@@ -23,6 +23,7 @@ def add(commands: Any) -> None:
         " same if its login is an admin of the database.",
     )
     add_connection(parser)
+    add_profile(parser)
     parser.add_argument(
         "--login",
         metavar="ADMIN",
@@ -45,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
     from airflow_provider_picas.checks.pool import OneTry
 
     conditions = _conditions(options.design_document)
-    hook = OneTry(options.picas_conn_id, database=options.database)
+    hook = OneTry(options.picas_conn_id, database=options.database, profile=options.profile)
     try:
         if options.login:
             hook.settings = replace(hook.settings, login=options.login, password=_password(options.login))
@@ -58,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
     if deployed.unchanged:
         print(f"The design documents {', '.join(deployed.unchanged)} of {place} already have all views.")
     if deployed.refused:
-        command = needed_views.command(options.picas_conn_id, options.database, conditions)
+        command = needed_views.command(options.picas_conn_id, options.database, conditions, profile=options.profile)
         raise CommandError(
             f"{hook.settings.who} may not write the design documents {', '.join(deployed.refused)} to {place}: it is not an"
             f" admin of the database. Run {command} with the login of an admin."

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
 from airflow_provider_picas.couchdb.deployment import design_document
 from airflow_provider_picas.couchdb.http import Operation
@@ -48,14 +50,21 @@ def describe(lacks: Mapping[str, Collection[str]]) -> str:
 
 
 def command(
-    conn_id: str, database: str | None, conditions: Mapping[str, str | None] | None = None, *, login: bool = True
+    conn_id: str,
+    database: str | None,
+    conditions: Mapping[str, str | None] | None = None,
+    *,
+    login: bool = True,
+    profile: str | Mapping[str, Any] | None = None,
 ) -> str:
-    """The command that creates the views. ``conditions``: more design documents to create, by name.
+    """The command that creates the views. ``conditions``: more design documents to create, by name. ``profile``: if it is
+    not the connection's.
 
     ``login``: the command must use another login than the connection's, and asks for its password.
     """
     words = ["airflow-picas", "deploy-views", "--picas-conn-id", conn_id]
     words += ["--database", database] if database else []
+    words += ["--profile", profile if isinstance(profile, str) else json.dumps(profile)] if profile else []
     for name, condition in (conditions or {}).items():
         words += ["--design-document", f"{name}={condition or 'CONDITION'}"]
     words += ["--login", "ADMIN"] if login else []

@@ -32,12 +32,13 @@ class PicasCancelPilotsOperator(BaseOperator):
     :param batch: the push operator's output, whose tokens are released.
     :param picas_conn_id: a connection of type ``picas``.
     :param database: another database than the batch's or the connection's.
+    :param profile: the shape of the pool, if it is not the connection's: the name of a profile, or an object.
 
     Returns the number of tokens that this task released. Pilots normally release their tokens themselves. The log names
     tokens that cannot be released.
     """
 
-    template_fields: Sequence[str] = ("pilots", "how", "batch", "picas_conn_id", "database")
+    template_fields: Sequence[str] = ("pilots", "how", "batch", "picas_conn_id", "database", "profile")
     ui_color = "#e6dcf2"
 
     def __init__(
@@ -48,6 +49,7 @@ class PicasCancelPilotsOperator(BaseOperator):
         batch: str | Mapping[str, Any] | None = None,
         picas_conn_id: str = PicasHook.default_conn_name,
         database: str | None = None,
+        profile: str | Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -56,6 +58,7 @@ class PicasCancelPilotsOperator(BaseOperator):
         self.batch = batch
         self.picas_conn_id = picas_conn_id
         self.database = database
+        self.profile = profile
 
     def execute(self, context: Context) -> int:
         try:
@@ -65,7 +68,8 @@ class PicasCancelPilotsOperator(BaseOperator):
         if submission is None:
             self.log.info("No pilots were submitted, so there are none to stop.")
             return 0
-        hook = PicasHook(self.picas_conn_id, database=self.database or (batch.database if batch else None))
+        database = self.database or (batch.database if batch else None)
+        hook = PicasHook(self.picas_conn_id, database=database, profile=self.profile)
         try:
             with PilotsHook(hook, submission.ssh_conn_id) as hooks:
                 stopping = stop_for_good(hook.pool, batch.id if batch else None, submission, how, self.log)

@@ -36,11 +36,12 @@ class PicasResubmitPilotsOperator(BaseOperator):
     :param max_pilots: limit on the pilots of each sbatch call. Default: the same number as before.
     :param picas_conn_id: a connection of type ``picas``.
     :param database: another database than the batch's or the connection's.
+    :param profile: the shape of the pool, if it is not the connection's: the name of a profile, or an object.
 
     Returns what ``PicasSubmitPilotsOperator`` returns.
     """
 
-    template_fields: Sequence[str] = ("batch", "pilots", "max_pilots", "picas_conn_id", "database")
+    template_fields: Sequence[str] = ("batch", "pilots", "max_pilots", "picas_conn_id", "database", "profile")
     operator_extra_links = (PicasPoolLink(), PicasMonitoringLink())
     ui_color = "#e6dcf2"
 
@@ -52,6 +53,7 @@ class PicasResubmitPilotsOperator(BaseOperator):
         max_pilots: int | str | None = None,
         picas_conn_id: str = PicasHook.default_conn_name,
         database: str | None = None,
+        profile: str | Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -60,13 +62,14 @@ class PicasResubmitPilotsOperator(BaseOperator):
         self.max_pilots = max_pilots
         self.picas_conn_id = picas_conn_id
         self.database = database
+        self.profile = profile
 
     def execute(self, context: Context) -> dict[str, Any]:
         try:
             batch = Batch.parse(self.batch)
             if batch is None:
                 raise ValueError("`batch` is empty. Give the push operator's output, or the name of a batch.")
-            picas = PicasHook(self.picas_conn_id, database=self.database or batch.database)
+            picas = PicasHook(self.picas_conn_id, database=self.database or batch.database, profile=self.profile)
             push_links(context, picas.settings)
             push_page(context, self.picas_conn_id, picas.settings, batch.id, role="pilots")
             submission = Submission.parse(self.pilots or None) or latest(picas, batch.id)

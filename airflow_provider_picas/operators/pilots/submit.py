@@ -196,10 +196,12 @@ class PicasSubmitPilotsOperator(TakesOptions, BaseOperator):
             or picas.do(needed_views.ready_for_our_pilots(picas.pool))
         ):
             return
+        profile = picas.settings.profile
+        where = f"{views.MONITOR!r} or {views.PROVIDER!r}" if profile.is_default else repr(profile.design)
         raise ValueError(
-            f"Nothing was submitted. {picas.settings.place} has no view 'todo' in design document {views.MONITOR!r} or"
-            f" {views.PROVIDER!r}, so the pilots would find no tokens. Ask an admin of the database to run"
-            f" {needed_views.command(self.picas_conn_id, picas.database)} once."
+            f"Nothing was submitted. {picas.settings.place} has no view 'todo' in design document {where}, so the pilots would"
+            " find no tokens. Ask an admin of the database to run"
+            f" {needed_views.command(self.picas_conn_id, picas.database, profile=self.profile)} once."
         )
 
     def _record(self, picas: PicasHook, batch: Batch, output: Mapping[str, Any]) -> None:

@@ -245,7 +245,9 @@ class PicasPushTokensOperator(BaseOperator):
         else:
             why = "A push does not create them, since it does not know which tokens they are for. Ask an admin of the database"
         others = {name: conditions.get(name) for name in lacks if name != views.MONITOR and not views.is_own(name)}
-        command = needed_views.command(self.picas_conn_id, self.database, others, login=bool(deployed.refused))
+        command = needed_views.command(
+            self.picas_conn_id, self.database, others, login=bool(deployed.refused), profile=self.profile
+        )
         raise AirflowFailException(
             f"Nothing was pushed. {settings.place} lacks {needed_views.describe(lacks)}, so tokens could be neither counted nor"
             f" claimed. {why} to run {command} once, or PiCaS's create_views.py. If your pilots do not need these views, set"
@@ -259,7 +261,7 @@ class PicasPushTokensOperator(BaseOperator):
                 " suffice, but waits and pilots are slower, and pilots='auto' and resource_classes may not work. Ask an admin to"
                 " run %s once.",
                 hook.settings.who, ", ".join(refused), hook.settings.place,
-                needed_views.command(self.picas_conn_id, self.database, self._conditions(refused)),
+                needed_views.command(self.picas_conn_id, self.database, self._conditions(refused), profile=self.profile),
             )  # fmt: skip
 
     def _conditions(self, names: Sequence[str]) -> dict[str, str | None]:
