@@ -92,9 +92,10 @@ def attachment(tokens: Sequence[Doc]) -> Doc:
     return {"content_type": "application/x-ndjson", "data": base64.b64encode(lines.encode("ascii")).decode("ascii")}
 
 
-def field(tokens: Sequence[Doc], claim: str) -> Doc:
-    """The field of the parent that says that the list is to be carried out. ``claim``: of the attempt that named them."""
-    return {"pending": True, "tokens": len(tokens), "claim": claim}
+def field(tokens: Sequence[Doc], claim: str, batch: Optional[str]) -> Doc:
+    """The field of the parent that says that the list is to be carried out. ``claim``: of the attempt that named them.
+    ``batch``: of the parent."""
+    return {"pending": True, "tokens": len(tokens), "claim": claim, "batch": batch}
 
 
 def is_ours(value: Any) -> bool:

@@ -340,7 +340,7 @@ def conclude(token: Token, ended: Ended, config: Config, now: int) -> Change:
     if new_tokens.is_ours(doc.get(new_tokens.FIELD)):
         unset.append(new_tokens.FIELD)
     if code == 0 and ended.made.tokens:
-        final[new_tokens.FIELD] = new_tokens.field(ended.made.tokens, token.claim)
+        final[new_tokens.FIELD] = new_tokens.field(ended.made.tokens, token.claim, profile.batch_of(doc))
         parts["attachments"][new_tokens.FILE] = new_tokens.attachment(ended.made.tokens)
     failure = profile.written("failed", EXIT_BAD_OUTPUT)
     return Change.of(event, doc, set=final, unset=unset, failure=failure, **parts)

@@ -3,10 +3,13 @@
 import threading
 import time
 import traceback
+from contextlib import suppress
 from typing import Dict, List, Mapping, Optional, Sequence, Set, Tuple
 
 from airflow_provider_picas.lifecycle import new_tokens
 from airflow_provider_picas.lifecycle.backoff import Backoff
+from airflow_provider_picas.lifecycle.exit_codes import Failed
+from airflow_provider_picas.lifecycle.ids import STAGES
 from airflow_provider_picas.lifecycle.json_values import Doc, number
 from airflow_provider_picas.lifecycle.portions import portions
 from airflow_provider_picas.pilot.conflicts import Conflicts
@@ -16,6 +19,16 @@ from airflow_provider_picas.pilot.log import log
 from airflow_provider_picas.pilot.portions import BULK_BYTES, size_of
 
 PARENTS = 50  # whose lists are carried out together
+
+_VIEW = f"_design/{STAGES}/_view/lists"
+
+
+def pending_lists(database: Database, batch: Optional[str]) -> List[str]:
+    """Some parents, in a batch or the whole pool, whose lists are to be carried out. Raises Unreachable."""
+    keys = {"key": ["pending", batch]} if batch is not None else {"startkey": ["pending"], "endkey": ["pending", {}]}
+    with suppress(Failed):  # no such view
+        return [row["id"] for row in database.rows(_VIEW, PARENTS, reduce=False, **keys)]
+    return []
 
 
 class NewTokens:
@@ -68,6 +81,7 @@ class NewTokens:
             self._next_try = time.monotonic() + self._backoff.pause()
         else:
             self._backoff.reset()
+            self._next_try = 0.0
 
     def _try(self, due: Mapping[str, Optional[Doc]]) -> Set[str]:
         """The parents whose lists could not be carried out yet. Raises Unreachable."""

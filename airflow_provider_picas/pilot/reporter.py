@@ -82,7 +82,7 @@ class Reporter(threading.Thread):
         """Write until closed."""
         while not self._closed:
             with self._changed:
-                self._changed.wait_for(lambda: bool(self._queue) or self._closed, self._pause())
+                self._changed.wait_for(self._has_work, self._pause())
                 self._changed.wait_for(lambda: not self._more or self._closed, self.gather)
                 if self._unsafe and self._database.quorum.holds():
                     self._sending.update(self._unsafe)
@@ -90,6 +90,9 @@ class Reporter(threading.Thread):
             self._send()
             if not self._closed:
                 self._new_tokens.carry_out()
+
+    def _has_work(self) -> bool:
+        return bool(self._queue) or self._closed or self._new_tokens.pause() == 0
 
     def _pause(self) -> Optional[float]:
         """Seconds until there is something to do, without a new change; None if there is nothing."""

@@ -21,6 +21,7 @@ from airflow_provider_picas.pilot.database import Database
 from airflow_provider_picas.pilot.errors import Unreachable
 from airflow_provider_picas.pilot.lease import Lease
 from airflow_provider_picas.pilot.log import log
+from airflow_provider_picas.pilot.new_tokens import pending_lists
 from airflow_provider_picas.pilot.outbox import Outbox
 from airflow_provider_picas.pilot.processes import Processes
 from airflow_provider_picas.pilot.reaper import Reaper
@@ -258,6 +259,8 @@ class Claimer(threading.Thread):
             # Unsent results go first: a token with a known result must not be run again.
             sent = self._outbox.send(self._database)
             self._reporter.carry_out(self._outbox.take_parents())
+            if self._config.stages is not None:  # a pilot may have died before it made them
+                self._reporter.carry_out(pending_lists(self._database, self._config.batch))
             reaped, self._living = self._reaper.reap(but=self._outbox.remaining)
             if sent or reaped:
                 return

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import signal
+import time
+import urllib.parse
 from collections import Counter
 from typing import Any
 
+import pytest
+
+from airflow_provider_picas.couchdb import new_tokens as operations
+from airflow_provider_picas.hooks.picas import PicasHook
+from airflow_provider_picas.tokens import stage_views
 from airflow_provider_picas.tokens.states import State, state_of
-from tests.integration.pilots import COUNT, GATE, Pool, Proxy, Submission, until
+from tests.conftest import set_connection
+from tests.integration.pilots import COUNT, GATE, PASSWORD, Pool, Proxy, Submission, until
 
 # Two tokens whose keys differ in each attempt.
 MAKE = f"""{COUNT}
@@ -26,7 +36,8 @@ def named(pool: Pool) -> Counter[str]:
     for name, doc in pool.docs().items():
         if state_of(doc) is State.DONE and "new_tokens" in doc:
             lines = pool.attachment(name, "tokens.jsonl").splitlines()
-            assert doc["new_tokens"] == {"pending": False, "tokens": len(lines), "claim": doc["claim"]}
+            wanted = {"pending": False, "tokens": len(lines), "claim": doc["claim"], "batch": "b"}
+            assert doc["new_tokens"] == wanted
             found.update(json.loads(line)["_id"] for line in lines)
     return found
 
@@ -104,4 +115,104 @@ def test_a_token_that_exists_is_not_made_again(pool: Pool, submission: Submissio
     assert "b.s:same, which b:0000 names, cannot be made: it exists already, from a push." in submission.log()
     assert pool.get("b:0000")["new_tokens"]["not_made"] == 1
     assert "parent" not in pool.get("b.s:same")
+    assert conflicting(pool) == []
+
+
+# -- pilots that die, and others that carry on -------------------------------------------------------------------------
+
+CLAIM, RESULT, NEW_TOKENS, CARRIED_OUT = range(4)  # the writes of a pilot that runs one token
+
+
+@pytest.fixture
+def staged(pool: Pool) -> Pool:
+    """The pool, with the view of pending lists."""
+    assert pool.request("PUT", f"_design/{stage_views.STAGES}", stage_views.stages())[0] == 201
+    return pool
+
+
+@pytest.fixture
+def hook(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> PicasHook:
+    """What a wait has: a hook with the pilots' login."""
+    url = urllib.parse.urlsplit(pool.server.url)
+    fields = {"conn_type": "picas", "host": f"http://{url.hostname}", "port": url.port, "schema": pool.name}
+    login = {"login": pool.member, "password": PASSWORD}
+    return PicasHook(set_connection(monkeypatch, "picas_staged", {**fields, **login}))
+
+
+def kill_at(proxy: Proxy, submission: Submission, write: int, *, stored: bool) -> None:
+    """Run a pilot that is killed when it sends this write, which the database stores or does not."""
+    writes = itertools.count()
+
+    def fault(request: bytes) -> str:
+        if b"/_bulk_docs" not in request.partition(b"\r\n")[0] or next(writes) != write:
+            return ""
+        submission.pilots[0].kill()
+        return "drop answer" if stored else "refuse"
+
+    proxy.fault = fault
+    submission.start(MAKE, lease=2, stages={"s": "b.s"})
+    assert submission.pilots[0].wait(60) == -signal.SIGKILL
+    proxy.fault = lambda request: ""
+
+
+def carry_out(hook: PicasHook) -> None:
+    """What a wait does."""
+    assert hook.do(operations.lists_of(hook.pool, ["b"])).pending == 1
+    assert hook.do(operations.carry_out(hook.pool, ["b"])) == 1
+    assert hook.do(operations.lists_of(hook.pool, ["b"])) == operations.Lists()
+
+
+@pytest.mark.parametrize("stored", [False, True])
+@pytest.mark.parametrize("write", [CLAIM, RESULT, NEW_TOKENS, CARRIED_OUT])
+def test_another_pilot_carries_on_whatever_the_first_one_was_writing(
+    staged: Pool, proxy: Proxy, behind_proxy: Submission, write: int, stored: bool
+) -> None:
+    staged.push([{"input": "x"}])
+    kill_at(proxy, behind_proxy, write, stored=stored)
+    assert behind_proxy.run(MAKE, lease=2, stages={"s": "b.s"}) == 0, behind_proxy.log()
+    check(staged, 1)
+    assert behind_proxy.runs().total() == (2 if write == RESULT and not stored else 1)
+
+
+@pytest.mark.parametrize(
+    ("write", "stored"), [(RESULT, True), (NEW_TOKENS, False), (NEW_TOKENS, True), (CARRIED_OUT, False)]
+)
+def test_a_wait_carries_on_whatever_the_pilot_was_writing(
+    staged: Pool, hook: PicasHook, proxy: Proxy, behind_proxy: Submission, write: int, stored: bool
+) -> None:
+    staged.push([{"input": "x"}])
+    kill_at(proxy, behind_proxy, write, stored=stored)
+    carry_out(hook)
+    check(staged, 1)
+
+
+def test_a_token_that_was_deleted_since_is_not_born_again(
+    staged: Pool, hook: PicasHook, proxy: Proxy, behind_proxy: Submission
+) -> None:
+    staged.push([{"input": "x"}])
+    kill_at(proxy, behind_proxy, CARRIED_OUT, stored=False)
+    gone, stays = sorted(children(staged))
+    doc = staged.get(gone)
+    staged.put(dict(doc, lock=1, done=2, exit_code=0))
+    rev = staged.get(gone)["_rev"]
+    assert staged.request("DELETE", f"{urllib.parse.quote(gone, safe='')}?rev={rev}")[0] == 200
+    carry_out(hook)
+    assert set(children(staged)) == {stays}
+    assert conflicting(staged) == []
+
+
+def test_a_parent_that_runs_again_replaces_its_tokens(pool: Pool, submission: Submission) -> None:
+    pool.push([{"input": "x"}])
+    line = """echo '{"stage": "s", "key": "k", "input": "'$PICAS_ATTEMPT'"}' > $PICAS_TOKENS_FILE"""
+    assert submission.run(line) == 0, submission.log()
+    child = pool.get("b.s:k")
+    pool.put(dict(child, lock=1, done=2, exit_code=0, output="old"))
+    parent = pool.get("b:0000")
+    until(lambda: int(time.time()) > parent["lock"])  # claims have whole seconds
+    pool.put(dict(parent, lock=0, done=0))
+    assert submission.run(line) == 0, submission.log()
+    again = pool.get("b.s:k")
+    assert (state_of(again), again["input"]) == (State.TODO, "2")
+    assert "output" not in again
+    assert again["parent_claim"] == pool.get("b:0000")["claim"] != child["parent_claim"]
     assert conflicting(pool) == []

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +16,9 @@ from airflow_provider_picas.lifecycle.exit_codes import EXIT_BAD_OUTPUT
 from airflow_provider_picas.lifecycle.ids import stage_batch
 from airflow_provider_picas.lifecycle.pilot_config import Config
 from airflow_provider_picas.lifecycle.transitions import Change, Ended, Token, conclude
-from airflow_provider_picas.tokens import ids
+from airflow_provider_picas.tokens import ids, stage_views
 from airflow_provider_picas.tokens.states import State, state_of
+from stack import couchdb
 
 CLAIM = "0123456789abcdef-1000"
 PARENT: dict[str, Any] = {
@@ -99,7 +103,7 @@ def concluded(result: Ended, doc: dict[str, Any] = PARENT, **config: Any) -> Cha
 
 def test_the_list_is_part_of_the_result() -> None:
     doc = concluded(ended({"stage": "s", "key": "k"})).apply()
-    assert doc["new_tokens"] == {"pending": True, "tokens": 1, "claim": CLAIM}
+    assert doc["new_tokens"] == {"pending": True, "tokens": 1, "claim": CLAIM, "batch": "b"}
     assert new_tokens.is_pending(doc)
     data = base64.b64decode(doc["_attachments"]["tokens.jsonl"]["data"])
     (token,) = new_tokens.read_attachment(data, doc)
@@ -156,6 +160,26 @@ def test_a_result_in_a_file_keeps_its_list() -> None:
     again = Change.from_json(json.loads(json.dumps(change.to_json())))
     again.doc = change.doc
     assert again.apply() == change.apply()
+
+
+def test_the_view_shows_the_lists_that_are_pending(tmp_path: Path) -> None:
+    doc = concluded(ended({"stage": "s", "key": "k"})).apply()
+    lists: list[Any] = [None, 1, "x", {}, doc["new_tokens"], {**doc["new_tokens"], "pending": False}]
+    lists += [{**doc["new_tokens"], "pending": False, "not_made": 2}, {**doc["new_tokens"], "claim": "x-1000"}]
+    fields = itertools.product(lists, [CLAIM, "x-1000", None], [1000, 0, "1000"], [1010, 0, "1", None])
+    docs = [
+        {**doc, "new_tokens": found, "claim": claim, "lock": lock, "done": done} for found, claim, lock, done in fields
+    ]
+    script = tmp_path / "run.js"
+    maps = stage_views.stages()["views"]["lists"]["map"]
+    script.write_text(
+        f"const rows = []; let row; const emit = (key) => row.push(key);"
+        f"for (const doc of {json.dumps(docs)}) {{ row = []; ({maps})(doc); rows.push(row); }}"
+        "console.log(JSON.stringify(rows));"
+    )
+    rows = json.loads(subprocess.run([couchdb.node(), str(script)], capture_output=True, check=True).stdout)
+    assert [row == [["pending", "b"]] for row in rows] == [new_tokens.is_pending(doc) for doc in docs]
+    assert [["not_made", "b"]] in rows
 
 
 def parent_and_list(claim: str = CLAIM, name: str = "b:1") -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -1,0 +1,134 @@
+"""Makes the tokens that commands have named, where their pilots did not. Operations, as in ``pool``.
+
+The rules are in ``lifecycle.new_tokens``, and the pilot uses the same ones.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from airflow_provider_picas.couchdb import conflicts, errors
+from airflow_provider_picas.couchdb.deployment import design_document
+from airflow_provider_picas.couchdb.http import Operation, Request, json_body
+from airflow_provider_picas.couchdb.pool import Document, Pool
+from airflow_provider_picas.lifecycle import new_tokens
+from airflow_provider_picas.lifecycle.portions import portions
+from airflow_provider_picas.tokens import stage_views, views
+
+PARENTS = 50  # whose lists are carried out at a time
+WRITE_BYTES = 4_000_000  # of new tokens in one request
+
+
+@dataclass(frozen=True)
+class Lists:
+    """The lists of new tokens of some batches."""
+
+    pending: int = 0  #: to be carried out
+    not_made: int = 0  #: with tokens that could not be made
+
+
+def deploy(pool: Pool) -> Operation[bool]:
+    """Write the design document that shows pending lists, if it differs. False: the login may not."""
+    for _ in range(10):
+        present = yield from design_document(pool, stage_views.STAGES)
+        wanted = stage_views.stages()
+        if not views.differs(present, wanted):
+            return True
+        try:
+            yield from pool.put({"_id": f"_design/{stage_views.STAGES}", **(present or {}), **wanted})
+        except errors.ConflictError:
+            continue  # somebody else writes it, too
+        except (errors.ForbiddenError, errors.UnauthorizedError):
+            return False
+        return True
+    return False
+
+
+def lists_of(pool: Pool, batches: Collection[str]) -> Operation[Lists]:
+    """The lists of tokens of these batches. Raises NotFoundError if the pool has no such view."""
+    keys = [[kind, batch] for kind in ("pending", "not_made") for batch in batches]
+    path = pool.path("_design", stage_views.STAGES, "_view", stage_views.LISTS)
+    response = yield Request("POST", path, {"group": "true"}, json_body({"keys": keys}))
+    found = {"pending": 0, "not_made": 0}
+    for row in response.rows(key=list, value=int):
+        if row["key"] and row["key"][0] in found:
+            found[row["key"][0]] += row["value"]
+    return Lists(**found)
+
+
+def carry_out(pool: Pool, batches: Collection[str]) -> Operation[int]:
+    """Carry out pending lists of these batches, some of them if there are many. Returns their number."""
+    carried_out = 0
+    for batch in batches:
+        query = {"reduce": False, "key": ["pending", batch], "limit": PARENTS}
+        response = yield pool.view_request(stage_views.LISTS, stage_views.STAGES, **query)
+        names = [row["id"] for row in response.rows(id=str)]
+        found = (yield from conflicts.branches(pool, names)) if names else {}
+        for revisions in found.values():
+            # Of revisions in conflict another one may win: pilots and the watch of a wait merge them.
+            if len(revisions) == 1 and new_tokens.is_pending(revisions[0]):
+                carried_out += yield from _carry_out_one(pool, revisions[0])
+    return carried_out
+
+
+def _carry_out_one(pool: Pool, parent: Document) -> Operation[bool]:
+    not_made: dict[str, str] = {}
+    try:
+        tokens = yield from _list_of(pool, parent)
+    except (ValueError, errors.NotFoundError) as error:
+        tokens, not_made = [], {parent["_id"]: str(error)}
+    for some in portions(tokens, lambda token: len(json.dumps(token)), WRITE_BYTES):
+        refused = yield from _make(pool, some)
+        if refused is None:
+            return False
+        not_made |= refused
+    (row,) = yield from pool.write([json_body(new_tokens.carried_out(parent, not_made))])
+    return row.error is None
+
+
+def _list_of(pool: Pool, parent: Document) -> Operation[list[Document]]:
+    """Raises ValueError if the list is not one that a pilot wrote."""
+    stub = (parent.get("_attachments") or {}).get(new_tokens.FILE)
+    if stub is None:
+        raise ValueError(f"it has no attachment {new_tokens.FILE}")
+    query = {"rev": parent["_rev"]}
+    response = yield Request("GET", pool.path(parent["_id"], new_tokens.FILE), query, raw=True)
+    return new_tokens.read_attachment(response.body, parent)
+
+
+def _make(pool: Pool, tokens: Sequence[Document]) -> Operation[dict[str, str] | None]:
+    """Make those of these tokens that do not exist. Returns why some cannot be made; None: not now."""
+    present = yield from pool.fetch([token["_id"] for token in tokens])
+    plan = new_tokens.Plan(tokens, present)
+    not_made = {token["_id"]: why for token, why in plan.not_made}
+    if plan.new:
+        not_made |= yield from _put_first_revisions(pool, plan.new)
+    if plan.replaced:
+        rows = yield from pool.write(list(map(json_body, plan.replaced)))
+        if any(row.error is not None for row in rows):
+            return None  # somebody else changed it: the next time shows what exists
+    return not_made
+
+
+def _put_first_revisions(pool: Pool, tokens: Sequence[Document]) -> Operation[dict[str, str]]:
+    """Write new tokens with their first revisions. Returns those that are refused, and why."""
+    body = json_body({"docs": list(tokens), "new_edits": False})
+    try:
+        response = yield Request("POST", pool.path("_bulk_docs"), body=body)
+    except errors.TooLargeError as error:
+        if len(tokens) == 1:
+            return {tokens[0]["_id"]: str(error)}
+        half = len(tokens) // 2
+        first = yield from _put_first_revisions(pool, tokens[:half])
+        return first | (yield from _put_first_revisions(pool, tokens[half:]))
+    if response.status == 202:
+        place = pool.settings.place
+        raise errors.UnavailableError(f"{place} stores new tokens on too few nodes of its cluster (202).", status=202)
+    return dict(_refused(response.rows(None, id=str)))
+
+
+def _refused(rows: Iterable[dict[str, Any]]) -> Iterable[tuple[str, str]]:
+    return ((row["id"], f"{row['error']}: {row.get('reason')}") for row in rows if row.get("error"))

@@ -1,0 +1,29 @@
+"""The design document for tokens that make tokens. It is deployed only where stages are used."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from airflow_provider_picas.lifecycle import new_tokens
+from airflow_provider_picas.lifecycle.ids import STAGES
+
+__all__ = ["LISTS", "STAGES", "stages"]
+
+LISTS = "lists"
+"""Name of its view: ``["pending", batch]`` for each parent whose list is to be carried out, and ``["not_made", batch]``
+for each parent some of whose tokens could not be made."""
+
+# The same condition as ``new_tokens.is_pending``; a test runs both on the same documents.
+_LISTS = f"""function (doc) {{
+  var list = doc.{new_tokens.FIELD};
+  if (!list || typeof list.pending != "boolean" || typeof list.claim != "string" || list.claim !== doc.claim) {{ return; }}
+  if (!(typeof doc.done == "number" && doc.done > 0) || list.claim.split("-").pop() !== String(doc.lock)) {{ return; }}
+  var batch = typeof list.batch == "string" ? list.batch : null;
+  if (list.pending) {{ emit(["pending", batch], null); }}
+  else if (list.not_made > 0) {{ emit(["not_made", batch], null); }}
+}}"""
+
+
+def stages() -> dict[str, Any]:
+    """The design document. CouchDB updates its index only when somebody reads it."""
+    return {"language": "javascript", "autoupdate": False, "views": {LISTS: {"map": _LISTS, "reduce": "_count"}}}
