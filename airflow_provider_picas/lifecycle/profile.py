@@ -48,6 +48,7 @@ class Profile(NamedTuple):
     states: Tuple[NamedState, ...] = _PICAS_STATES  # the first that fits counts
     writes: Mapping[str, Doc] = {}  # further fields that a pilot sets, by event
     job_field: str = JOB_FIELD  # the field with the id of the Slurm job
+    priorities: Tuple[Conditions, ...] = ()  # tokens of the first are claimed first; none: by the field ``priority``
     batch_field: Optional[str] = None  # its value is the token's batch; None: ``batch``, if it agrees with the id
 
     @property
@@ -123,6 +124,7 @@ class Profile(NamedTuple):
         found: Doc = {"name": self.name, "types": list(self.types) if self.types is not None else None, "states": rows}
         found.update({"writes": {event: dict(fields) for event, fields in self.writes.items()}} if self.writes else {})
         found.update({"job_field": self.job_field} if self.job_field != JOB_FIELD else {})
+        found.update({"priorities": list(map(conditions.text_of, self.priorities))} if self.priorities else {})
         found.update({"batch_field": self.batch_field} if self.batch_field is not None else {})
         return found
 
@@ -256,6 +258,21 @@ def _writes(value: Any) -> Dict[str, Doc]:
     return {event: dict(value[event]) for event in EVENTS if value.get(event)}
 
 
+def _priorities(value: Any) -> Tuple[Conditions, ...]:
+    if not isinstance(value, (list, tuple)) or len(value) > _MOST or not all(isinstance(text, str) for text in value):
+        raise ProfileError(f"`priorities` must be a list of conditions, not {value!r:.80}")
+    found: List[Conditions] = []
+    for text in value:
+        try:
+            alternatives = conditions.parse(text)
+        except conditions.UnreadableError as error:
+            raise ProfileError(f"`priorities`: {error}") from None
+        if len(alternatives) > 1:
+            raise ProfileError(f"`priorities`: {text!r:.80} has several alternatives, so list them one by one")
+        found += alternatives
+    return tuple(found)
+
+
 def _job_field(value: Any) -> str:
     if not _is_text(value) or value.startswith("_") or value in (*_KEPT, *FOREIGN_JOB_FIELDS):
         raise ProfileError(f"`job_field` is {value!r:.80}, which cannot hold the id of a Slurm job")
@@ -280,5 +297,6 @@ _READERS: Dict[str, Callable[[Any], Any]] = {
     "states": _states,
     "writes": _writes,
     "job_field": _job_field,
+    "priorities": _priorities,
     "batch_field": _batch_field,
 }

@@ -78,7 +78,8 @@ class PicasTokenStateSensor(TakesOptions, BaseSensorOperator):
         Pilots also release each other's tokens, with their own limit: give the operator that submits them
         ``pilot={"max_scrubs": …}`` too.
     :param max_lock_age: seconds after which the wait releases a token that is locked by a pilot without a lease, such
-        as a PiCaS client's, unless it is one of ``pilots``. Default: never.
+        as a PiCaS client's, unless its job is one of ``pilots`` and runs, or somebody still saves the token: it counts
+        from the last save that the wait has seen, and the wait watches it for a while first. Default: never.
     :param pilots_interval: seconds between two checks of the pilots. Default: 5 to 60, longer while nothing changes.
     :param cancel_pending: when the wait succeeds, cancel those of ``pilots`` that have not started, if no token of
         their batch (of the pool, if they claim any) waits or runs. Pilots with ``wait_for_work`` are not cancelled.

@@ -18,6 +18,7 @@ from airflow_provider_picas.tokens.text import one_line
 
 ROUNDING = 2.0  # seconds: of two times in whole seconds, one counts as later only if they differ by more
 SKEW = 30.0  # seconds by which the clocks of a node and of the cluster may differ
+QUIET = 30.0  # seconds, at most, for which nobody may save a token before it counts as too old
 LEASE = 120.0  # seconds, for a pilot whose lease was never read: pilot.json's default
 
 
@@ -45,10 +46,20 @@ class Lease:
         )
 
 
+@dataclass(frozen=True)
+class Saved:
+    """What a wait has seen of the saves of a locked token. ``quiet``: seconds for which it has seen none. ``last``: when it
+    noticed the last one, by the database's clock; 0 if it has seen none."""
+
+    quiet: float
+    last: float
+
+
 class ObservedLeases:
-    """A wait's memory of the leases that it has read, from one check to the next: see ``Silence``."""
+    """A wait's memory of the leases and tokens that it has read, from one check to the next: see ``Silence``."""
 
     def __init__(self) -> None:
+        self._revisions: dict[str, tuple[str, float, float]] = {}  # by token: its revision, since when, the last save
         self._silence = Silence(LEASE)
         self._of_conflicts: ObservedLeases | None = None
         #: The locked tokens of the last check, by id, without their content.
@@ -58,6 +69,19 @@ class ObservedLeases:
         """Leases of the pilots that hold revisions that lost against others."""
         self._of_conflicts = self._of_conflicts or ObservedLeases()
         return self._of_conflicts
+
+    def note_revisions(self, asked: float, now: float) -> dict[str, Saved]:
+        """Compare the revisions of the locked tokens with those of the last check. ``asked``: when they were read, by the
+        monotonic clock; ``now``: by the database's.
+
+        Some pilots save a token at each line of a log. One that is still being saved has a live holder.
+        """
+        known, self._revisions = self._revisions, {}
+        for name, token in self.locked.items():
+            revision = str(token.get("_rev"))
+            before, since, last = known.get(name, (revision, asked, 0.0))
+            self._revisions[name] = (revision, since, last) if before == revision else (revision, asked, now)
+        return {name: Saved(asked - since, last) for name, (_, since, last) in self._revisions.items()}
 
     def note(self, pilots: Sequence[str], found: Mapping[str, Lease], answered: float) -> None:
         """Record leases that were read. ``pilots``: all that hold tokens. ``answered``: when, by the monotonic clock."""
@@ -90,7 +114,8 @@ class Holders:
     known: int = 0  #: number of tokens held by pilots with a lease, or by jobs of the submission
     foreign: tuple[str, ...] = ()  #: ids of the others: it is unknown whether their pilots are alive
     patience: float = 0.0
-    """Seconds for which silent pilots must stay silent until they count as dead; 0 if none is silent."""
+    """Seconds for which silent pilots must stay silent, and old tokens unchanged, until they count as dead; 0 if there are
+    none."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +135,7 @@ class Evaluation:
     before: float = 0.0
     max_lock_age: float | None = None  #: seconds; applies to pilots without leases
     silent: Mapping[str, float] = field(default_factory=dict)  #: the result of ``ObservedLeases.silent``
+    saved: Mapping[str, Saved] = field(default_factory=dict)  #: by token: that of ``ObservedLeases.note_revisions``
 
     def death(self, token: Mapping[str, Any]) -> str | None:
         """Why the pilot that holds a locked token counts as dead, or None if it does not."""
@@ -128,7 +154,8 @@ class Evaluation:
         ]
         ended = {pilot for pilot, lease in self.leases.items() if lease.ended}
         silent = [self.silent[pilot] for pilot in holders(locked) if pilot in self.silent and pilot not in ended]
-        return Holders(len(locked) - len(foreign), tuple(foreign), max([0.0, *silent]))
+        old = [self._quiet_for(token) for token in locked if not held_by_pilot(dict(token)) and self._is_old(token)]
+        return Holders(len(locked) - len(foreign), tuple(foreign), max([0.0, *silent, *old]))
 
     def _lost_lease(self, pilot: str, lock: float) -> str | None:
         dead = self.silent.get(pilot, 1.0) <= 0
@@ -167,10 +194,24 @@ class Evaluation:
         """PiCaS client pilots have no lease. One of this submission has ended when its job has. The time of the lock,
         by the node's clock, must fit, since another cluster may use the same job id."""
         job = self._job(token.get("slurm_job_id"))
-        if job and self.slurm and job.phase is Phase.ENDED and job.started:
+        if job and self.slurm and job.started and job.started - SKEW <= lock:
+            if job.phase is not Phase.ENDED:
+                return None
             ended = job.ended or self.slurm.at  # squeue knows that the job has ended before sacct knows when
-            if job.started - SKEW <= lock <= ended + SKEW:
+            if lock <= ended + SKEW:
                 return f"job {job.id} on {job.node or one_line(str(token.get('hostname')), 80)} has ended: {job.cause}"
-        if self.max_lock_age is not None and self.now > lock + self.max_lock_age:
+        if self._is_old(token) and self._quiet_for(token) <= 0:
             return f"it was locked for {self.now - lock:.0f} s"
         return None
+
+    def _is_old(self, token: Mapping[str, Any]) -> bool:
+        """True if nobody has locked or saved the token for ``max_lock_age``, as far as is known."""
+        last = max(number(token.get("lock")), self._saves(token).last)
+        return self.max_lock_age is not None and self.now > last + self.max_lock_age
+
+    def _quiet_for(self, token: Mapping[str, Any]) -> float:
+        """Seconds for which nobody may save an old token until it counts as abandoned: somebody may be at it."""
+        return min(QUIET, (self.max_lock_age or 0.0) / 2) - self._saves(token).quiet
+
+    def _saves(self, token: Mapping[str, Any]) -> Saved:
+        return self.saved.get(str(token.get("_id")), Saved(QUIET, 0.0))

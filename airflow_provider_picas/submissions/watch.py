@@ -156,13 +156,15 @@ def _locked(
     pool: Pool, batch: str | None, evaluate: Callable[..., Evaluation], observer: ObservedLeases, contact: float
 ) -> Operation[tuple[Evaluation, list[Document]]]:
     """All locked tokens, and the result of ``evaluate`` for the database's time and the leases of their pilots."""
+    read = time.monotonic()
     locked = yield from _read_locked(pool, batch, observer)
     # The leases are read after the tokens: a pilot renews before it claims, so an expired lease covers its tokens.
     pilots = deaths.holders(locked)
     asked = time.monotonic()
     known, now = (yield from read_leases(pool, pilots)) if locked else ({}, 0.0)
     observer.note(pilots, known, time.monotonic())
-    return evaluate(now, known, silent=observer.silent(locked, now, asked, contact)), locked
+    saved = observer.note_revisions(read, now) if locked else {}
+    return evaluate(now, known, silent=observer.silent(locked, now, asked, contact), saved=saved), locked
 
 
 def _read_locked(pool: Pool, batch: str | None, observer: ObservedLeases) -> Operation[list[Document]]:

@@ -52,7 +52,7 @@ def provider() -> dict[str, Any]:
         "views": {
             "counts": {"map": _map(counts), "reduce": "_count"},
             "stateless": {"map": _map(f"if (!({any_state})) {{ emit(doc._id, null); }}"), "reduce": "_count"},
-            "todo": {"map": _map(_todo(javascript_condition(State.TODO), _FIND_BATCH)), "reduce": "_count"},
+            "todo": {"map": _map(_todo(javascript_condition(State.TODO), PICAS)), "reduce": "_count"},
         },
     }
 
@@ -70,21 +70,24 @@ def of_profile(profile: Profile) -> dict[str, Any]:
     tokens = f"""{_find_batch(profile)}
         emit([batch, doc._id], null);"""
     claimable = f"(({javascript_state(profile)}) === 'todo') && !(doc.lock > 0)"
-    maps = {"counts": counts, "tokens": tokens, "todo": _todo(claimable, _find_batch(profile))}
+    maps = {"counts": counts, "tokens": tokens, "todo": _todo(claimable, profile)}
     return {
         "language": "javascript",
         "views": {name: {"map": _map(text, profile), "reduce": "_count"} for name, text in maps.items()},
     }
 
 
-def _todo(condition: str, find_batch: str) -> str:
+def _todo(condition: str, profile: Profile) -> str:
+    ranks = enumerate(profile.priorities)
+    rank = "".join(f"({conditions.javascript(parts)}) ? {len(profile.priorities) - n} : " for n, parts in ranks) + "0"
+    priority = rank if profile.priorities else 'typeof doc.priority == "number" ? doc.priority : 0'
     return f"""
-        if ({condition}) {{{find_batch}
+        if ({condition}) {{{_find_batch(profile)}
           var part = function (value) {{
             return (typeof value == "number" || typeof value == "string") ? String(value).replace(/\\//g, "") : "";
           }};
           var name = part(doc.cores) + "/" + part(doc.gpu) + "/" + part(doc.time);
-          var priority = typeof doc.priority == "number" ? doc.priority : 0;
+          var priority = {priority};
           var text = doc._id + "#" + doc.scrub_count, number = 7;
           for (var i = 0; i < text.length; i++) {{
             number = (number * 48271 + text.charCodeAt(i)) % 2147483647;

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import base64
+import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from airflow_provider_picas.couchdb.http import json_body
 from airflow_provider_picas.hooks.picas import PicasHook
+from airflow_provider_picas.submissions.deaths import ObservedLeases
+from airflow_provider_picas.submissions.watch import PilotStatus, check_pilots
 from airflow_provider_picas.tokens.documents import new_token
 from airflow_provider_picas.tokens.states import State
 
@@ -22,6 +25,18 @@ LIVES: dict[State, dict[str, Any]] = {
         "error": [{"time": NOW + 60, "message": "exit code 3: no such file"}],
     },
 }  # fmt: skip
+
+
+def release_old(hook: PicasHook, batch: str | None, **keys: Any) -> PilotStatus:
+    """Check the pilots until nobody has saved the old tokens for long enough."""
+    limits: Any = {"max_scrubs": 3, "max_lock_age": 0.2, "observer": ObservedLeases(), **keys}
+    status: PilotStatus = hook.do(check_pilots(hook.pool, batch, None, **limits))
+    while status.holders.patience > 0:
+        time.sleep(status.holders.patience + 0.05)
+        later: PilotStatus = hook.do(check_pilots(hook.pool, batch, None, **limits))
+        later.add_earlier(status)
+        status = later
+    return status
 
 
 def fill(hook: PicasHook, states: Mapping[State, int], batch: str = "b", **fields: Any) -> list[str]:

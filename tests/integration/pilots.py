@@ -139,11 +139,11 @@ def pool(server: couchdb.CouchDBAdmin, member: str) -> Iterator[Pool]:
 class Submission:
     """A submission's folder, and the pilots that were started in it."""
 
-    def __init__(self, folder: Path, pool: Pool, url: str | None = None) -> None:
+    def __init__(self, folder: Path, pool: Pool, url: str | None = None, password: str = PASSWORD) -> None:
         self.folder, self.pool, self.pilots = folder, pool, list[subprocess.Popen[bytes]]()
         self.scratch = Path(tempfile.mkdtemp(prefix="picas-test-"))
         (folder / "credentials").mkdir(parents=True, mode=0o700)
-        self.write_credentials(url or pool.server.url)
+        self.write_credentials(url or pool.server.url, password)
         (folder / archive.FILE).write_bytes(archive.build())
 
     def write_credentials(self, url: str, password: str = PASSWORD) -> None:

@@ -19,7 +19,6 @@ from airflow_provider_picas.operators.tokens import (
     PicasResetTokensOperator,
     PicasUpdateTokensOperator,
 )
-from airflow_provider_picas.submissions import watch
 from airflow_provider_picas.tokens.counts import Counts
 from airflow_provider_picas.tokens.documents import HUGE_INTEGER
 from airflow_provider_picas.tokens.states import State
@@ -83,7 +82,7 @@ def test_a_token_that_cannot_be_released_keeps_no_other_from_it(proxy: Proxy, va
     hook, ids = fill(State.LOCKED)
     lives.change(hook, ids[1], input=value)
     proxy.largest = LIMIT
-    news = hook.do(watch.check_pilots(hook.pool, "b", None, max_scrubs=3, max_lock_age=1))
+    news = lives.release_old(hook, "b")
     assert sorted(token for token, _ in news.reaped) == [ids[0], ids[2], ids[3]]
     assert news.stuck == {ids[1]: why}
     assert dataclasses.asdict(news.holders) == {"known": 0, "foreign": (ids[1],), "patience": 0.0}

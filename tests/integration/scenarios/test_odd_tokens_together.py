@@ -15,11 +15,10 @@ from airflow_provider_picas.operators.tokens import (
     PicasDeleteTokensOperator,
     PicasResetTokensOperator,
 )
-from airflow_provider_picas.submissions import watch
 from airflow_provider_picas.tokens.states import State, state_of
 from stack import couchdb
 from tests.conftest import set_connection
-from tests.integration import pilots
+from tests.integration import lives, pilots
 from tests.integration.faults import Proxy
 from tests.integration.lives import LIVES
 from tests.integration.pilot.test_odd_tokens import HUGE, LARGE, LIMIT, rewrite
@@ -106,7 +105,7 @@ def test_good_tokens_run_beside_odd_ones(
     set_connection(monkeypatch, "picas_default", {"conn_type": "picas", "host": host, "port": int(port), **login})
     hook = PicasHook()
     set_good(pool, {**LOCKED, "done": 0})
-    news = hook.do(watch.check_pilots(hook.pool, None, None, max_scrubs=3, max_lock_age=1))
+    news = lives.release_old(hook, None)
     assert set(GOOD) <= {token for token, _ in news.reaped}
     set_good(pool, LIVES[State.ERROR])
     PicasResetTokensOperator(task_id="reset", states="error", **WHOLE).execute(context("reset"))

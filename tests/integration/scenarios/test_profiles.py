@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,16 +23,20 @@ from airflow_provider_picas.operators.tokens import (
     PicasResetTokensOperator,
 )
 from airflow_provider_picas.sensors.tokens import PicasTokenStateSensor
-from airflow_provider_picas.submissions.watch import check_pilots
+from airflow_provider_picas.slurm.credentials import picasconfig
 from airflow_provider_picas.tokens import documents, waiting
 from airflow_provider_picas.tokens.counts import Counts, of_documents
 from airflow_provider_picas.tokens.selection import Selection
 from airflow_provider_picas.tokens.states import State
 from airflow_provider_picas.triggers.feed import feed_for
 from airflow_provider_picas.triggers.tokens import PicasTokenStateTrigger
-from stack import native
+from stack import install, native, paths
+from stack.couchdb import CouchDBAdmin
 from stack.pool import Pool
 from tests.conftest import set_connection
+from tests.integration import lives
+from tests.integration.pilots import Pool as PilotsPool
+from tests.integration.pilots import Submission
 from tests.integration.tasks import context
 from tests.unit.tokens.test_profiles import pool_documents
 
@@ -242,14 +248,14 @@ def test_a_wait_releases_silent_tokens_as_the_profile_says(picas_default: str) -
     shape = {"base": "grid_lrt", "name": "jobs", "job_field": "jobid"}
     hook = PicasHook(profile=shape)
     hook.deploy_views()
-    lock = int(time.time()) - 1_000
+    lock = int(time.time()) - 1_000_000
     held = {"type": CAL, "lock": lock, "status": "locked", "output": ""}
     write(hook, [
         token("t_1", **held, jobid="77", hostname="n1"),
         token("t_2", **held, dirac_job_id="77", hostname="n2", scrub_count=5),
-        token("t_3", **{**held, "lock": lock + 990}),
+        token("t_3", **{**held, "lock": lock + 2_000_000}),
     ])  # fmt: skip
-    status = hook.do(check_pilots(hook.pool, CAL, None, max_scrubs=3, max_lock_age=500))  # type: ignore[arg-type]
+    status = lives.release_old(hook, CAL)
     assert [name for name, _ in status.reaped] == ["t_1"]
     assert [name for name, _ in status.given_up] == ["t_2"]
     first, second, third = (hook.get(f"t_{n}") for n in (1, 2, 3))
@@ -257,5 +263,44 @@ def test_a_wait_releases_silent_tokens_as_the_profile_says(picas_default: str) -
     assert "jobid" not in first
     assert first["attempts"][0]["jobid"] == "77"
     assert (second["status"], second["output"], second["dirac_job_id"]) == ("error", -1, "77")
-    assert third["lock"] == lock + 990
+    assert third["lock"] == lock + 2_000_000
     assert hook.count(CAL) == Counts(todo=1, locked=1, error=1)
+
+
+CLAIM_ALL = """
+import picasconfig as c
+from picas.clients import CouchDB
+from picas.iterators import PrioritizedViewIterator
+db = CouchDB(url=c.PICAS_HOST_URL, db=c.PICAS_DATABASE, username=c.PICAS_USERNAME, password=c.PICAS_PASSWORD)
+for task in PrioritizedViewIterator(db, "urgent", "todo", design_doc="tasks"):
+    print(task["task_type"])
+"""
+
+
+def test_our_pilots_and_a_prioritized_view_iterator_agree_on_the_order(
+    pool: Pool, couchdb: CouchDBAdmin, picas_default: str, tmp_path: Path
+) -> None:
+    """The client takes from the view of urgent tokens first. They are among the others, in no order."""
+    install.install(["picas"])
+    hook = PicasHook(profile={"name": "tasks", "priorities": ['task_type == "urgent"']})
+    hook.deploy_views()
+    kinds = ["plain", "urgent", "plain", "urgent", "plain", "urgent"]
+    tokens = [token(f"b:{n}", batch="b", task_type=kind) for n, kind in enumerate(kinds)]
+    write(hook, tokens)
+    submission = Submission(tmp_path / "pilots", PilotsPool(couchdb, pool.database, pool.user), password=pool.password)
+    try:
+        command = 'echo "$PICAS_FIELD_TASK_TYPE" >> "$RUNS"'
+        assert submission.run(command, profile=hook.settings.profile.to_json(), max_claim=1) == 0, submission.log()
+    finally:
+        submission.close()
+    ours = (tmp_path / "pilots" / "runs").read_text().split()
+    hook.editor.reset(Selection("b", frozenset({State.DONE})))
+    condition = "doc.lock == 0 && doc.done == 0"
+    maps = {"todo": condition, "urgent": f'{condition} && doc.task_type == "urgent"'}
+    body = "function(doc) {{ if (doc.type == 'token') {{ if ({}) {{ emit(doc._id, doc._id); }} }} }}"
+    design = {"_id": "_design/tasks", "views": {name: {"map": body.format(text)} for name, text in maps.items()}}
+    hook.do(hook.pool.put(design))
+    (tmp_path / "picasconfig.py").write_bytes(picasconfig(pool.url, pool.database, pool.user, pool.password))
+    argv = [str(paths.PICAS_VENV / "bin" / "python"), "-c", CLAIM_ALL]
+    theirs = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.split()
+    assert ours == theirs == ["urgent"] * 3 + ["plain"] * 3

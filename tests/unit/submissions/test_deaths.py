@@ -141,6 +141,35 @@ def test_pilots_without_leases_are_evaluated_by_age_if_that_is_wanted() -> None:
     assert death(held(), lease(), max_lock_age=5) is None, "its lease counts"
 
 
+def test_a_token_whose_job_runs_is_never_too_old() -> None:
+    """The job id is that of a job of the submission, and the lock fits: another cluster's of the same id may be anything."""
+    runs = slurm(state="RUNNING", started=int(NOW - 200))
+    assert death(client(), told=runs, max_lock_age=5) is None
+    assert death(client(NOW - 500), told=runs, max_lock_age=5) == "it was locked for 500 s"
+    assert death(client(slurm_job_id=None, dirac_job_id="12_0"), told=runs, max_lock_age=5) == "it was locked for 100 s"
+
+
+def test_a_token_that_is_being_saved_is_not_too_old() -> None:
+    """Some scripts save their token at each line of a log. Who has not seen the last save watches for a while first."""
+    observer = deaths.ObservedLeases()
+
+    def looked(rev: str, at: float, **fields: Any) -> Evaluation:
+        observer.locked = {"t": client(_rev=rev, **fields)}
+        return Evaluation(NOW + at, {}, max_lock_age=50, saved=observer.note_revisions(at, NOW + at))
+
+    first = looked("1-a", 0)
+    assert first.death(client()) is None
+    assert first.holders([client()]).patience == 25
+    assert looked("2-a", 20).death(client()) is None
+    assert looked("2-a", 69).death(client()) is None
+    assert looked("2-a", 71).death(client()) == "it was locked for 171 s"
+    assert looked("3-a", 72).death(client()) is None
+    fresh = deaths.ObservedLeases()
+    fresh.locked = {"t": client(_rev="9-a")}
+    assert Evaluation(NOW, {}, max_lock_age=50, saved=fresh.note_revisions(0, NOW)).death(client()) is None
+    assert Evaluation(NOW, {}, max_lock_age=50, saved=fresh.note_revisions(25, NOW)).death(client()) is not None
+
+
 def test_a_token_that_was_reset_by_hand_and_locked_by_a_client_is_the_clients() -> None:
     assert death(held(lock=NOW - 100, claim="abc-5000"), lease(ended=True)) is None
 

@@ -271,12 +271,24 @@ def test_profiles_become_json_and_back(name: str) -> None:
         ({"name": "x", "writes": {"done": {"_rev": 0}}}, "cannot set the field '_rev'"),
         ({"name": "x", "writes": {"done": {"claim": 0}}}, "cannot set the field 'claim'"),
         ({"name": "x", "job_field": "dirac_job_id"}, "cannot hold the id of a Slurm job"),
+        ({"name": "x", "priorities": "a == 1"}, "`priorities` must be a list"),
+        ({"name": "x", "priorities": ["a == 1 || b == 1"]}, "has several alternatives"),
+        ({"name": "x", "priorities": ["urgent"]}, "`priorities`: the condition 'urgent' cannot be read"),
         ({"name": "x", "batch_field": "_id"}, "cannot say which tokens belong together"),
     ],
 )  # fmt: skip
 def test_wrong_profiles_are_refused(given: Any, message: str) -> None:
     with pytest.raises(ProfileError, match=message):
         profile.read(given)
+
+
+def test_priorities_rank_the_rows_that_pilots_claim_from(run_maps: RunMaps) -> None:
+    shape = profile.read({"name": "x", "priorities": ['task_type == "urgent"', "tries > 3"]})
+    assert profile.read(shape.to_json()) == shape
+    waiting = {"_id": "b:1", "type": "token", "lock": 0, "done": 0, "batch": "b", "priority": 9}
+    documents = [{**waiting, "task_type": "urgent"}, {**waiting, "tries": 5}, waiting]
+    maps = {"todo": views.of_profile(shape)["views"]["todo"]["map"]}
+    assert [rows["todo"][0][2] for rows in run_maps(maps, documents)] == [-2, -1, 0]
 
 
 def test_a_profile_changes_the_one_that_it_is_based_on() -> None:
