@@ -58,6 +58,11 @@ class Index {
     return this.#updating;
   }
 
+  /** The number of the database's changes that the index lacks. */
+  async behind(pouch) {
+    return Math.max(0, (await pouch.info()).update_seq - this.#sequence);
+  }
+
   get isUpdating() {
     return this.#updates > 0;
   }
@@ -205,11 +210,14 @@ class Views {
   /** The response to `GET /db/_design/name/_info`. */
   async info(designName) {
     const designDocument = await this.#database.designDocument(designName);
+    const index = this.#index(designDocument);
+    const behind = await index.behind(this.#database.pouch);
     return {
       name: designName,
       view_index: {
         language: designDocument.language || 'javascript',
-        updater_running: this.#index(designDocument).isUpdating,
+        updater_running: index.isUpdating,
+        updates_pending: { minimum: behind, preferred: behind, total: behind },
         compact_running: false,
         waiting_clients: 0,
         sizes: { file: 0, external: 0, active: 0 },

@@ -56,14 +56,17 @@ function checkAttachments(attachments) {
     if (name.startsWith('_')) {
       throw badRequest(`Attachment name '${name}' starts with prohibited character '_'`);
     }
-    if (!attachment?.stub && !isBase64(attachment?.data)) {
+    if (!attachment?.stub && !attachment?.follows && !isBase64(attachment?.data)) {
       throw badRequest(`Invalid attachment data for ${name}`);
     }
   }
 }
 
-/** The document with attachment stubs filled in from the revision that it replaces; throws 412 if that has none. */
+/** The document with attachment stubs filled in from the revision that it replaces; throws 412 if that has none, and 500
+ * for an attachment whose content is not in the request. */
 async function withAttachments(database, { _attachments: given = {}, ...doc }) {
+  // Only a multipart request can contain it; in CouchDB, the process that stores the document fails.
+  if (Object.values(given).some(({ follows }) => follows)) throw new CouchError(500, 'unknown_error', 'function_clause');
   const attachments = {};
   for (const [name, attachment] of Object.entries(given)) {
     attachments[name] = attachment.stub ? attachment : { content_type: 'application/octet-stream', ...attachment };
@@ -118,7 +121,7 @@ async function writeDocuments(database, user, docs, { newEdits = true } = {}) {
   docs.forEach(checkForm);
   const results = new Array(docs.length);
   const ready = []; // [position, document] for PouchDB
-  let missingStub = null;
+  let failure = null;
   for (const [position, given] of docs.entries()) {
     const doc = { ...given, _id: given._id ?? crypto.randomUUID().replaceAll('-', '') };
     try {
@@ -129,7 +132,7 @@ async function writeDocuments(database, user, docs, { newEdits = true } = {}) {
       }
     } catch (error) {
       const refusal = asCouchError(error);
-      if (refusal.error === 'missing_stub') missingStub = refusal;
+      if (refusal.error === 'missing_stub' || refusal.reason === 'function_clause') failure = refusal;
       results[position] = refusal;
     }
   }
@@ -142,7 +145,7 @@ async function writeDocuments(database, user, docs, { newEdits = true } = {}) {
       });
     }
   }
-  if (missingStub) throw missingStub;
+  if (failure) throw failure;
   return results;
 }
 

@@ -241,6 +241,17 @@ class TestSecurity:
         rows = pool.bulk({"_id": "a", "bad": 1}, {"_id": "b"})
         assert (rows[0]["error"], rows[1]["ok"]) == ("forbidden", True)
 
+    def test_validation_functions_see_what_cannot_be_stored(self, pool: Pool) -> None:
+        """An attachment that is announced, and missing in the request."""
+        function = "function (doc, old, user) { if (doc.bad) throw ({forbidden: 'no'}); }"
+        assert pool.admin("PUT", "/_design/guard", {"validate_doc_update": function})[0] == 201
+        rev = pool.put("a", n=1)
+        attachment = {"_attachments": {"x": {"follows": True, "length": 1, "content_type": "text/plain"}}}
+        (row,) = pool.bulk({"_id": "a", "_rev": rev, "bad": 1, **attachment})
+        assert row["error"] == "forbidden"
+        assert pool("POST", "/_bulk_docs", {"docs": [{"_id": "a", "_rev": rev, **attachment}]})[0] == 500
+        assert pool("GET", "/a") == (200, {"_id": "a", "_rev": rev, "n": 1})
+
 
 class TestDocuments:
     def test_revisions_guard_writes(self, pool: Pool) -> None:
@@ -490,6 +501,22 @@ class TestViews:
         status, answer = pool("POST", "/_design/test/_view/counts/queries", {"queries": queries})
         assert status == 200
         assert [sum(row["value"] for row in result["rows"]) for result in answer["results"]] == [10, 0, 10]
+
+    def test_an_index_is_built_while_nobody_waits_for_it(self, pool: Pool) -> None:
+        """With ``update=lazy``; the index says how far behind it is."""
+        lazy = {"views": {"counts": COUNTS}, "autoupdate": False}
+        assert pool.admin("PUT", "/_design/lazy", lazy)[0] == 201
+        pool.bulk(*({"type": "token", "batch": "a", "done": 0} for _ in range(50)))
+
+        def behind() -> int:
+            pending = pool("GET", "/_design/lazy/_info")[1]["view_index"]["updates_pending"]
+            assert set(pending) >= {"minimum", "preferred", "total"}
+            return int(pending["minimum"])
+
+        assert behind() >= 50
+        assert pool("GET", "/_design/lazy/_view/counts?update=lazy")[1]["rows"] == []
+        processes.wait_for(lambda: behind() == 0, what="The index", seconds=60)
+        assert pool("GET", "/_design/lazy/_view/counts?update=false")[1]["rows"] == [{"key": None, "value": 50}]
 
     def test_counts_follow_writes(self, pool: Pool) -> None:
         self.fill(pool, count=1500)  # enough for the rows of a view to lie in several nodes of its tree
