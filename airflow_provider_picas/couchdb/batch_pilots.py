@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -42,7 +42,7 @@ def note(pool: Pool, batch: str, pilots: Mapping[str, Any], *, ended: bool = Fal
 def find(pool: Pool, batch: str) -> Operation[list[dict[str, Any]]]:
     """The pilots that were submitted for a batch and whose wait is not over: for each task the output of its last
     submission."""
-    documents, _ = yield from pool.local_documents(f"{PREFIX}{batch}:", limit=_MOST)
+    documents, _ = yield from pool.local_documents(prefix(batch), limit=_MOST)
     found = [document.get("pilots") for document in documents if not document.get("ended")]
     tasks: dict[str, dict[str, Any]] = {}
     for pilots in found:
@@ -56,13 +56,17 @@ def find(pool: Pool, batch: str) -> Operation[list[dict[str, Any]]]:
 
 def history(pool: Pool, batch: str) -> Operation[list[dict[str, Any]]]:
     """All pilots that are known to have been submitted for the batch, the latest first."""
-    documents, _ = yield from pool.local_documents(f"{PREFIX}{batch}:", limit=_MOST)
+    documents, _ = yield from pool.local_documents(prefix(batch), limit=_MOST)
     return [document["pilots"] for document in sorted(documents, key=_since, reverse=True)]
 
 
-def records(pool: Pool, batch: str) -> Operation[list[dict[str, Any]]]:
-    """The records of the batch's submissions as they are, the latest first, at most ``_MOST``."""
-    documents, _ = yield from pool.local_documents(f"{PREFIX}{batch}:", limit=_MOST)
+def prefix(batch: str) -> str:
+    """What the ids of the records of a batch's submissions begin with."""
+    return f"{PREFIX}{batch}:"
+
+
+def records_in(documents: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The records of submissions among local documents, the latest first."""
     return [document for document in sorted(documents, key=_since, reverse=True) if _is_record(document)]
 
 

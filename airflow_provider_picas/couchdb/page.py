@@ -1,18 +1,18 @@
 """What the page in Airflow's UI reads: pages of a table, when and where tokens ended. Operations, as in ``pool``.
 
-Each reads a bounded number of documents. The views of ``views.PAGE`` may be missing: then ``ended_pages``, ``history``
-and ``nodes`` raise NotFoundError.
+Each reads a bounded number of documents. The page's views may be missing: then ``behind``, ``latest``,
+``ended_page``, ``history`` and ``nodes`` raise NotFoundError.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from airflow_provider_picas.couchdb import errors
-from airflow_provider_picas.couchdb.http import Operation, Request, Response
+from airflow_provider_picas.couchdb.http import Operation, Request, Response, json_body
 from airflow_provider_picas.couchdb.pool import Document, Pool
 from airflow_provider_picas.lifecycle.ids import END_OF_PREFIX
 from airflow_provider_picas.lifecycle.profile import PICAS, Profile
@@ -99,6 +99,23 @@ def _request_of_profile(pool: Pool, part: Part, query: dict[str, Any]) -> Reques
     return pool.view_request("counts" if state else "tokens", pool.profile.design, reduce=False, **query)
 
 
+def behind(pool: Pool, few: int) -> Operation[int]:
+    """The number of changes that the index of the page's views lacks; 0 if at most ``few``, so that a read is quick.
+
+    CouchDB answers a query of a view when the index is up to date. If more changes are missing, this has CouchDB add
+    them, and does not wait for it. 0 also if the server does not say.
+    """
+    response = yield Request("GET", pool.path("_design", pool.profile.page_design, "_info"))
+    index = response.object(view_index=dict)["view_index"]
+    pending = index.get("updates_pending")
+    missing = pending.get("minimum") if isinstance(pending, dict) else None
+    if not isinstance(missing, int) or missing <= few:
+        return 0
+    if not index.get("updater_running"):
+        yield pool.view_request("ended", pool.profile.page_design, update="lazy", limit=1, reduce=False)
+    return missing
+
+
 @dataclass(frozen=True)
 class Ended:
     """A row of the view ``ended``: a token and its ``key``, when it began and ended, and where."""
@@ -122,15 +139,31 @@ def ended_page(
     descending: bool = True,
 ) -> Operation[list[Ended]]:
     """The tokens in a state by the time when they ended, by default the latest first; from a key and an id on."""
-    keys: list[list[Any]] = [[batch, state], [batch, state, {}]]
-    begin, end = reversed(keys) if descending else keys
-    query: dict[str, Any] = {"startkey": begin, "endkey": end, "limit": limit, "reduce": False}
-    query |= {"descending": True} if descending else {}
+    query = _ended_query(batch, state, limit, descending)
     if after is not None:
         query |= {"startkey": after[0], "startkey_docid": after[1], "limit": limit + 1}
     response = yield pool.view_request("ended", pool.profile.page_design, **query)
     rows = (_ended(response, row) for row in response.rows(id=str, key=list, value=list))
     return [row for row in rows if after is None or row.id != after[1]][:limit]
+
+
+def latest(pool: Pool, batch: str | None, limit: int) -> Operation[list[list[Ended]]]:
+    """The tokens that were done last, and those that were in error last, at most ``limit`` of each. One request."""
+    queries = [_ended_query(batch, state, limit, descending=True) for state in (State.DONE, State.ERROR)]
+    path = pool.path("_design", pool.profile.page_design, "_view", "ended", "queries")
+    response = yield Request("POST", path, body=json_body({"queries": queries}))
+    return [_all_ended(response, result["rows"]) for result in response.rows("results", rows=list)]
+
+
+def _ended_query(batch: str | None, state: State, limit: int, descending: bool) -> dict[str, Any]:
+    keys: list[list[Any]] = [[batch, state], [batch, state, {}]]
+    begin, end = reversed(keys) if descending else keys
+    query: dict[str, Any] = {"startkey": begin, "endkey": end, "limit": limit, "reduce": False}
+    return query | ({"descending": True} if descending else {})
+
+
+def _all_ended(response: Response, rows: Iterable[Any]) -> list[Ended]:
+    return [_ended(response, response.checked(row, {"id": str, "key": list, "value": list})) for row in rows]
 
 
 def _ended(response: Response, row: Mapping[str, Any]) -> Ended:

@@ -17,7 +17,7 @@ from airflow_provider_picas.plugins.access import Viewer
 from airflow_provider_picas.plugins.host import Host
 from airflow_provider_picas.plugins.live import PoolReader, reader_for
 from airflow_provider_picas.plugins.models import ActionBody, ActionName, Link
-from airflow_provider_picas.plugins.overview import leases_of, submissions_of
+from airflow_provider_picas.plugins.overview import pilots_of
 from airflow_provider_picas.submissions import seen
 from airflow_provider_picas.tokens.selection import EditReport, Selection, UnknownBatchError
 from airflow_provider_picas.tokens.states import State
@@ -88,10 +88,10 @@ def skipped(report: EditReport) -> list[str]:
 async def pilots_alive(action: Action) -> int:
     """How many pilots of the batch live and take tokens now."""
     batch = action.viewer.scope.batch
-    action.reader.readings.drop("leases")
-    (leases, now), records = await asyncio.gather(leases_of(action.reader), submissions_of(action.reader, batch))
-    keys = [record["pilots"]["submission"] for record in records]
-    return sum(seen.state_of(lease, now) in _ALIVE for lease in seen.of_batch(leases, batch, keys))
+    action.reader.readings.drop("pilots")
+    known = await pilots_of(action.reader, batch)
+    leases = seen.of_batch(known.leases, batch, known.submissions)
+    return sum(seen.state_of(lease, known.now) in _ALIVE for lease in leases)
 
 
 async def need_dag(action: Action, dag_id: str) -> None:

@@ -23,7 +23,7 @@ from airflow_provider_picas.hooks.pilots import PilotsHook
 from airflow_provider_picas.plugins import access, answers
 from airflow_provider_picas.plugins.action import Action, need_dag, pilots_alive, skipped, tokens, trigger
 from airflow_provider_picas.plugins.models import ActionName, Done, Plan
-from airflow_provider_picas.plugins.overview import submissions_of
+from airflow_provider_picas.plugins.overview import pilots_of
 from airflow_provider_picas.plugins.rerun import plan_rerun, rerun
 from airflow_provider_picas.slurm.earlier_submission import objection
 from airflow_provider_picas.slurm.remote import RemoteError
@@ -108,9 +108,9 @@ async def _priority(action: Action) -> Done:
 
 async def _submissions(action: Action) -> list[Submission]:
     """The submissions whose pilots are stopped. Raises HTTPException if there are none."""
-    records = await submissions_of(action.reader, action.viewer.scope.batch)
+    known = await pilots_of(action.reader, action.viewer.scope.batch)
     found = []
-    for record in records:
+    for record in known.records:
         try:
             submission = Submission.parse(record["pilots"])
         except ValueError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -29,10 +30,48 @@ from airflow_provider_picas.tokens.progress_line import Rate
 from airflow_provider_picas.triggers.feed import feed_for
 
 IDLE = 30.0  # seconds after the last look, after which nothing is read any more
-PATIENCE = 5.0  # seconds between two updates of the counts at most often
+OFTEN, SELDOM = 2.0, 10.0  # seconds between two updates of the counts: at first, and when they change all the time
+SLOWER = 1.5  # times as long between two updates as before
+POOL_SLOWER = 2.0  # times as long for a whole pool, whose counts take two requests
+LOOK = 5.0  # seconds between two looks at whether the counts still hold
+SAMPLES = 200  # of the counts that are kept
 MOST_READINGS = 500  # kept for a pool
 
 Result = TypeVar("Result")
+
+
+@dataclass
+class IndexState:
+    """How far the index of the page's views is, as far as is known."""
+
+    read_at: float = -math.inf  #: when the views were last read, by the monotonic clock
+    _behind: int = 0
+    _most: int = 0
+
+    def note(self, behind: int) -> None:
+        """Record how many changes it lacks; 0: too few to matter."""
+        self._behind, self._most = behind, max(behind, self._most) if behind else 0
+
+    @property
+    def percent(self) -> int | None:
+        """The part of the changes that were missing at first and have been added; None if unknown."""
+        return 100 - 100 * self._behind // self._most if self._most else None
+
+
+class Pace:
+    """The seconds until the next update of counts: more the longer they change without a rest. What happens after a
+    rest is shown soon, and a batch that changes for hours costs the database little."""
+
+    def __init__(self, slower: float = 1.0) -> None:
+        self._often, self._seldom = slower * OFTEN, slower * SELDOM
+        self._changed_at = -math.inf
+        self.seconds = self._often
+
+    def note_change(self, now: float) -> None:
+        """Record that the counts changed at ``now``, by any clock."""
+        rested = now - self._changed_at > 2 * self._seldom
+        self.seconds = self._often if rested else min(self._seldom, SLOWER * self.seconds)
+        self._changed_at = now
 
 
 @dataclass
@@ -90,6 +129,8 @@ class PoolReader:
         self.database = database
         self.readings = Readings()
         self.read_only: str | None = None  #: what the database said when it refused a change
+        self.index = IndexState()
+        self.recent: list[str] = []  #: the batches that changed last, as far as they were seen
         self._hook: PicasAsyncHook | None = None
         self._opening = asyncio.Lock()
         self._used = time.monotonic()
@@ -150,6 +191,11 @@ class PoolReader:
         self._used = time.monotonic()
         return await self.readings.get(key, seconds, lambda: self.do(operation))
 
+    def counts_of(self, batch: str | None) -> Counts | None:
+        """The counts of a batch that is followed; None if they are not known."""
+        watch = self._batches.get(batch)
+        return None if watch is None or watch.over else watch.counts
+
     async def batch(self, batch: str | None) -> BatchWatch:
         """The counts of a batch, followed from now on."""
         hook = await self.hook()
@@ -170,7 +216,9 @@ class BatchWatch:
         self.at = 0.0  #: when the counts were read, or known to hold
         self.rate = Rate()
         self.version = 0  #: grows with each change of the counts
-        self.history: tuple[int, Any] | None = None  #: the overview's: finished tokens, and their history
+        self.samples: deque[tuple[float, Counts]] = deque(maxlen=SAMPLES)  #: the counts, when they changed
+        self.history: Any = None  #: the overview's: the history that it read last
+        self._pace = Pace(POOL_SLOWER if batch is None else 1.0)
         self._feed = feed_for(conn_id, database)
         self._first = asyncio.Lock()
         self._watchers = 0
@@ -197,15 +245,16 @@ class BatchWatch:
                 self._task = asyncio.create_task(self._follow(), name=f"page of {self.batch}")
 
     async def _follow(self) -> None:
-        async with self._feed.subscribe(self.batch, outage=math.inf, least_patience=PATIENCE) as news:
+        async with self._feed.subscribe(self.batch, outage=math.inf, least_patience=self._pace.seconds) as news:
             while self._watchers or time.monotonic() - self._used < IDLE:
                 try:
-                    async with asyncio.timeout(PATIENCE):
+                    async with asyncio.timeout(LOOK):
                         counts = (await anext(news)).counts
                 except TimeoutError:
                     counts = None
                 if counts is not None:
                     self._note(counts)
+                    news.least_patience = self._pace.seconds
                 elif self.trouble is None and self.counts is not None:
                     self._note(self.counts)
 
@@ -213,7 +262,10 @@ class BatchWatch:
         self.rate.note(counts, time.monotonic())
         self.at = time.time()
         if counts != self.counts:
+            if self.counts is not None:
+                self._pace.note_change(time.monotonic())
             self.counts = counts
+            self.samples.append((self.at, counts))
             self.version += 1
 
     @asynccontextmanager

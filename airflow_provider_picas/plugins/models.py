@@ -168,8 +168,16 @@ class Actions(Model):
     archive: Allowed
 
 
+class Building(Model):
+    """CouchDB builds the index of the page's views: what comes from them is missing until then. ``percent``: of the
+    changes that the index lacked, if the server says so."""
+
+    percent: int | None = None
+
+
 class Overview(Model):
-    """A batch at a glance. ``at``: when the counts were read. ``trouble``: why the answer may be old."""
+    """A batch at a glance. ``at``: when the counts were read. ``building``: why there is no history yet. ``trouble``: why
+    the answer may be old."""
 
     at: float
     counts: Counts
@@ -181,6 +189,7 @@ class Overview(Model):
     core_hours: CoreHours | None = None
     budget: Budget | None = None
     views: Literal["page", "partial"]
+    building: Building | None = None
     trouble: str | None = None
     actions: Actions
 
@@ -233,11 +242,12 @@ class TokenRow(Model):
 
 class TokensAnswer(Model):
     """A page of tokens. ``partial``: the search ended before it had read all tokens that may match; ``next`` continues
-    it."""
+    it. ``building``: why there are none in the order of their ends yet."""
 
     tokens: list[TokenRow]
     next: str | None = None
     partial: bool = False
+    building: Building | None = None
 
 
 class Attempt(Model):
@@ -328,12 +338,14 @@ class Bar(Model):
 
 
 class PilotsAnswer(Model):
-    """Pilots and bars of a timeline, bounded. ``at``: the database's time."""
+    """Pilots and bars of a timeline, bounded. ``at``: the database's time. ``building``: why there are no bars of finished
+    runs yet."""
 
     at: float
     pilots: list[Pilot]
     bars: list[Bar]
     partial: bool = False
+    building: Building | None = None
 
 
 class Node(Model):
@@ -345,10 +357,11 @@ class Node(Model):
 
 
 class NodesAnswer(Model):
-    """Nodes, those with the most errors first."""
+    """Nodes, those with the most errors first. ``building``: why there are none yet."""
 
     nodes: list[Node]
     partial: bool = False
+    building: Building | None = None
 
 
 class WhyAnswer(Model):

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from airflow.utils.session import create_session
 
-from airflow_provider_picas.couchdb import batch_pilots, errors, page
+from airflow_provider_picas.couchdb import errors, page, write_access
 from airflow_provider_picas.couchdb.http import Operation
-from airflow_provider_picas.couchdb.overview import pilots as read_leases
+from airflow_provider_picas.couchdb.overview import pilots_of as read_pilots
 from airflow_provider_picas.couchdb.pool import Document
 from airflow_provider_picas.hooks.picas_async import PicasAsyncHook
-from airflow_provider_picas.plugins import access, models
+from airflow_provider_picas.plugins import access, models, page_index
 from airflow_provider_picas.plugins.access import Scope, Viewer
 from airflow_provider_picas.plugins.live import BatchWatch, PoolReader, reader_for
 from airflow_provider_picas.submissions import seen
 from airflow_provider_picas.tokens.counts import Counts, ErrorBudget
 from airflow_provider_picas.tokens.progress_line import seconds_left
 
-LEASES_KEPT = 15.0  # seconds; pilots renew them every 20 or so
-SUBMISSIONS_KEPT = 15.0
-HISTORY_KEPT = 15.0
+PILOTS_KEPT = 40.0  # seconds; pilots renew their leases about as often
+PILOTS_KEPT_AT_END = 120.0  # when no token waits or runs
+HISTORY_KEPT = 120.0  # the counts continue it meanwhile
+VIEWS_KEPT = 60.0  # that they are missing
+ACCESS_KEPT = 600.0
 WAIT_KEPT = 60.0
 RECENT = 300.0  # seconds of the history that give a rate, until one was measured
 FEWEST = 3  # tokens that must have ended in that time
@@ -34,8 +37,8 @@ async def overview(viewer: Viewer) -> models.Overview:
     scope = viewer.scope
     reader = reader_for(scope.conn_id, scope.database)
     watch = await reader.batch(scope.batch)
-    history, pilots, wait = await asyncio.gather(
-        history_of(reader, watch), summary_of(reader, scope.batch), wait_of(reader, scope)
+    (history, building), pilots, wait, why_not = await asyncio.gather(
+        history_of(reader, watch), summary_of(reader, scope.batch), wait_of(reader, scope), refusal_of(viewer, reader)
     )
     counts, (limit, expected) = watch.counts or Counts(), wait
     measured = watch.rate.measure() or _recent(history)
@@ -52,9 +55,10 @@ async def overview(viewer: Viewer) -> models.Overview:
         pilots=models.PilotsSummary(**pilots),
         core_hours=models.CoreHours(total=hours, per_token=hours / finished if finished else None) if hours else None,
         budget=None if allowed is None else models.Budget(allowed=allowed, failed=counts.error),
-        views="partial" if history is None else "page",
+        views="partial" if history is None and building is None else "page",
+        building=building,
         trouble=watch.trouble,
-        actions=actions_of(viewer, reader),
+        actions=_actions(why_not),
     )
 
 
@@ -66,51 +70,114 @@ def _recent(history: models.History | None) -> tuple[float, int] | None:
     return (tokens / RECENT, tokens) if tokens >= FEWEST else None
 
 
-async def history_of(reader: PoolReader, watch: BatchWatch) -> models.History | None:
-    """When tokens ended; None without the page's views. It is not read again while no token has finished."""
+@dataclass(frozen=True)
+class _Read:
+    """The history as it was read ``at`` a time, when ``finished`` tokens had ended; None without the page's views."""
 
-    async def read() -> tuple[int, models.History | None]:
-        finished = watch.counts.finished if watch.counts else 0
+    at: float
+    finished: int
+    history: page.History | None
+
+
+async def history_of(reader: PoolReader, watch: BatchWatch) -> tuple[models.History | None, models.Building | None]:
+    """When tokens ended; None without the page's views, or while their index is built. It is read again from time to
+    time, if tokens have ended since; the counts show how many have."""
+    known: _Read | None = watch.history
+    building = None
+    if known is None or watch.counts is None or _is_old(known, watch.counts):
         try:
-            found = await reader.do(lambda hook: page.history(hook.pool, watch.batch))
-        except errors.NotFoundError as error:
-            if error.database_missing:
-                raise
-            return finished, None
-        return finished, models.History(step=found.step, points=found.points)
-
-    if watch.history is None or watch.counts is None or watch.history[0] != watch.counts.finished:
-        watch.history = await reader.readings.get(("history", watch.batch), HISTORY_KEPT, read)
-    history: models.History | None = watch.history[1] if watch.history else None
-    return history
+            known = watch.history = await _read_history(reader, watch, known)
+        except page_index.IndexBuildingError as error:
+            building = error.building
+    if known is None or known.history is None:
+        return None, building
+    points = _continued(known.history, known.at, watch.samples)
+    return models.History(step=known.history.step, points=points), building
 
 
-async def leases_of(reader: PoolReader) -> tuple[list[Document], float]:
-    """The leases of the pool's pilots, and the database's time at which they were read."""
-    found, now = await reader.shared(("leases",), LEASES_KEPT, lambda hook: read_leases(hook.pool))
-    return found, float(now or time.time())
+def _is_old(known: _Read, counts: Counts) -> bool:
+    if known.history is None:
+        return time.time() - known.at > VIEWS_KEPT
+    return known.finished != counts.finished
 
 
-async def submissions_of(reader: PoolReader, batch: str | None) -> list[dict[str, Any]]:
-    """The records of the batch's submissions, the latest first."""
+async def _read_history(reader: PoolReader, watch: BatchWatch, known: _Read | None) -> _Read:
+    level = known.history.level if known and known.history else page.MINUTES
 
-    def read(hook: PicasAsyncHook) -> Operation[list[dict[str, Any]]]:
-        return batch_pilots.records(hook.pool, batch) if batch else _nothing()
+    def read(hook: PicasAsyncHook) -> Operation[_Read]:
+        finished, at = watch.counts.finished if watch.counts else 0, time.time()
+        return _Read(at, finished, (yield from page.history(hook.pool, watch.batch, level)))
 
-    return await reader.shared(("submissions", batch), SUBMISSIONS_KEPT, read)
+    try:
+        return await page_index.read(reader, ("history", watch.batch), HISTORY_KEPT, read)
+    except errors.NotFoundError as error:
+        if error.database_missing:
+            raise
+        return _Read(time.time(), 0, None)
 
 
-def _nothing() -> Operation[list[dict[str, Any]]]:
-    yield from ()
-    return []
+def _continued(
+    history: page.History, read_at: float, samples: Iterable[tuple[float, Counts]]
+) -> list[tuple[int, int, int]]:
+    """The points of a history, and what the counts say of the time since it was read."""
+    points = {at: (done, error) for at, done, error in history.points}
+    done, error = (sum(ended) for ended in zip(*points.values(), strict=True)) if points else (0, 0)
+    for at, counts in samples:
+        more = (max(0, counts.done - done), max(0, counts.error - error))
+        if at < read_at or not any(more):
+            continue
+        step = int(at) - int(at) % history.step
+        before = points.get(step, (0, 0))
+        points[step] = (before[0] + more[0], before[1] + more[1])
+        done, error = done + more[0], error + more[1]
+    return [(at, *ended) for at, ended in sorted(points.items())]
+
+
+@dataclass(frozen=True)
+class Pilots:
+    """The leases of the pool's pilots, the records of the batch's submissions, the latest first, and the database's
+    time at which they were read."""
+
+    leases: list[Document]
+    records: list[Document]
+    now: float
+
+    @property
+    def submissions(self) -> list[str]:
+        """The keys of the batch's submissions, the latest first."""
+        return [record["pilots"]["submission"] for record in self.records]
+
+
+async def pilots_of(reader: PoolReader, batch: str | None) -> Pilots:
+    """What the pool knows of the batch's pilots."""
+    counts = reader.counts_of(batch)
+    works = counts is None or counts.todo or counts.locked
+
+    def read(hook: PicasAsyncHook) -> Operation[Pilots]:
+        leases, records, now = yield from read_pilots(hook.pool, batch)
+        return Pilots(leases, records, float(now or time.time()))
+
+    return await reader.shared(("pilots", batch), PILOTS_KEPT if works else PILOTS_KEPT_AT_END, read)
 
 
 async def summary_of(reader: PoolReader, batch: str | None) -> dict[str, Any]:
     """The batch's pilots by what they do, and their ``core_hours``."""
-    (leases, now), records = await asyncio.gather(leases_of(reader), submissions_of(reader, batch))
-    keys = [record["pilots"]["submission"] for record in records]
-    reported = [record["slurm"] for record in records if isinstance(record.get("slurm"), Mapping)]
-    return seen.summary(seen.of_batch(leases, batch, keys), now, reported)
+    known = await pilots_of(reader, batch)
+    reported = [record["slurm"] for record in known.records if isinstance(record.get("slurm"), Mapping)]
+    return seen.summary(seen.of_batch(known.leases, batch, known.submissions), known.now, reported)
+
+
+async def refusal_of(viewer: Viewer, reader: PoolReader) -> str | None:
+    """Why this user may not act, or why the database would refuse it; None as far as is known."""
+    if viewer.why_not is not None:
+        return viewer.why_not
+    try:
+        found = await reader.shared(
+            ("access",), ACCESS_KEPT, lambda hook: write_access.refusal(hook.pool, viewer.scope.batch)
+        )
+    except errors.CouchDBError:
+        found = None
+    return found or reader.read_only
 
 
 async def wait_of(reader: PoolReader, scope: Scope) -> tuple[float | None, int | None]:
@@ -133,8 +200,6 @@ def _wait_of(scope: Scope) -> tuple[float | None, int | None]:
     return None, None
 
 
-def actions_of(viewer: Viewer, reader: PoolReader) -> models.Actions:
-    """What the user may do, and the connection's login, as far as the database has refused it a change."""
-    why_not = viewer.why_not or reader.read_only
+def _actions(why_not: str | None) -> models.Actions:
     answer = models.Allowed(allowed=why_not is None, why_not=why_not)
     return models.Actions(**dict.fromkeys(models.Actions.model_fields, answer))

@@ -52,6 +52,9 @@ LONGEST_PAUSE = 30.0
 LOAD = 3.0  # the pause after a query is this many times as long as the query took
 PATIENCE = 5.0  # seconds that a query may take before the feed checks whether an index is being built
 NOTICE_INTERVAL = 60.0  # seconds between two notices of an index build, or of an earlier state
+PATIENT = 1.5  # seconds: all subscribers that let updates wait for longer are people, who look on for hours
+UNPOLLED = 5  # queries in a row without a poll between them, while each brings other counts
+SOON = 0.5  # part of the patience: a poll that ends within it shows that changes come all the time
 SHORTEST_POLL = 5.0  # seconds: a poll that lasted longer before it broke was cut by something in between
 BROKEN_POLLS = 3  # consecutive polls that may break sooner, while the server answers other requests
 FIRST_RECONNECT, LONGEST_RECONNECT = 1.0, 30.0  # seconds, with jitter
@@ -70,6 +73,7 @@ class Feed:
         self._waits: dict[str | None, set[CountsSubscription]] = {}
         self._followers: set[TouchedSubscription] = set()
         self._touched: set[str | None] = set()  #: what to query next; None is the whole pool
+        self._changed = False  #: whether the last query brought other counts
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._since: str | None = None
@@ -256,7 +260,9 @@ class Feed:
 
     async def _listen(self, hook: PicasAsyncHook) -> None:
         while True:
+            begin = time.monotonic()
             changed = await self._poll(hook)
+            lasted = time.monotonic() - begin
             if changed is None:
                 await asyncio.sleep(SHORTEST_PAUSE)
                 continue
@@ -265,8 +271,25 @@ class Feed:
                 self._touch(self._waits)
             if batches := await self._changed_batches(hook, changed):
                 self._touch({*batches, None})
-            if not changed.more:
-                await asyncio.sleep(max(GATHER, self._patience()))
+            if changed.more and self._patience() > PATIENT:
+                # The rest of the changes is not needed: all counts are read again.
+                self._since = await hook.do(hook.pool.sequence())
+                self._touch(self._waits)
+            elif changed.more:
+                continue
+            await self._rest(lasted)
+
+    async def _rest(self, lasted: float) -> None:
+        """Wait until the next poll. ``lasted``: seconds of the one before. If it ended soon, patient subscribers need
+        no further polls: their counts are queried anyway, until they do not change any more."""
+        patience = self._patience()
+        await asyncio.sleep(max(GATHER, patience))
+        for _ in range(UNPOLLED if lasted < SOON * patience else 0):
+            patience = self._patience()
+            if patience <= PATIENT or not self._changed:
+                return
+            self._touch(self._waits)
+            await asyncio.sleep(patience)
 
     async def _changed_batches(self, hook: PicasAsyncHook, changed: Changes) -> set[str]:
         """The batches that may have changed: all of them, where ids do not name the batch."""
@@ -380,11 +403,12 @@ class Feed:
         counted: dict[str | None, Counts] = dict(found.items())
         if whole is not None:
             counted[None] = whole
+        self._changed = False
         for batch, counts in counted.items():
             if batch in self._waits:
                 self._gauges.note(batch, counts)
             for wait in self._waits.get(batch, ()):
-                wait.put(counts)
+                self._changed |= wait.put(counts)
         if found:
             for follower in self._followers:
                 follower.put(position, found, asked_at)

@@ -96,35 +96,37 @@ class Subscription(Generic[Item]):
 class CountsSubscription(Subscription[CountsUpdate]):
     """The counts of one batch, or of the whole pool: first the current ones, then each time that they change.
 
-    ``least_patience``: seconds that an update may always wait.
+    ``least_patience``: seconds that an update may always wait; may be changed at any time.
     """
 
     def __init__(self, batch: str | None, outage: float | None, least_patience: float = 0.0) -> None:
         super().__init__(outage)
         self.batch = batch
-        self._least_patience = least_patience
+        self.least_patience = least_patience
         self._known: Counts | None = None
         self._new: Counts | None = None
         self._put_at = 0.0
         self._rate = 0.0  #: finished tokens per second
 
-    def put(self, counts: Counts) -> None:
-        """Deliver the newest counts."""
+    def put(self, counts: Counts) -> bool:
+        """Deliver the newest counts. True if they differ from the ones before."""
         now = time.monotonic()
         if self._known is not None:
             self._rate = (counts.finished - self._known.finished) / max(now - self._put_at, 0.001)
         self._put_at = now
-        if counts != self._known:
-            self._known = self._new = counts
-            self._ready.set()
+        if counts == self._known:
+            return False
+        self._known = self._new = counts
+        self._ready.set()
+        return True
 
     @property
     def patience(self) -> float:
         """Seconds that an update of this batch may wait: a fraction of the least time that it needs at its current rate."""
         if self._known is None or (left := self._known.todo + self._known.locked) <= FEW:
-            return self._least_patience
+            return self.least_patience
         patience = WHILE_MANY if self._rate <= 0 else min(WHILE_MANY, left / self._rate / 5)
-        return max(self._least_patience, patience)
+        return max(self.least_patience, patience)
 
     def _take(self, notices: tuple[str, ...]) -> CountsUpdate:
         counts, self._new = self._new, None

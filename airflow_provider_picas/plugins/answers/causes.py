@@ -13,7 +13,7 @@ from airflow_provider_picas.plugins.live import PoolReader, reader_for
 from airflow_provider_picas.tokens import table
 from airflow_provider_picas.tokens.states import State
 
-CAUSES_KEPT = 15.0
+CAUSES_KEPT = 60.0  # seconds
 MOST_READ = 5_000  # tokens in error that are read for causes
 MOST_CAUSES = 100
 MOST_NODES_OF_CAUSE = 20

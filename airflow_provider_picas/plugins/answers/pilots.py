@@ -12,15 +12,15 @@ from airflow_provider_picas.couchdb.http import Operation
 from airflow_provider_picas.couchdb.page import Ended, Part
 from airflow_provider_picas.couchdb.pool import Document, Pool
 from airflow_provider_picas.lifecycle.ids import watched_flag
-from airflow_provider_picas.plugins import access, models
+from airflow_provider_picas.plugins import access, models, page_index
 from airflow_provider_picas.plugins.live import PoolReader, reader_for
-from airflow_provider_picas.plugins.overview import leases_of, submissions_of
+from airflow_provider_picas.plugins.overview import pilots_of
 from airflow_provider_picas.submissions import seen
 from airflow_provider_picas.tokens import table
 from airflow_provider_picas.tokens.states import State
 from airflow_provider_picas.tokens.text import one_line
 
-RUNS_KEPT = 10.0
+RUNNING_KEPT, ENDED_KEPT = 30.0, 60.0  # seconds
 BARS = 400  # finished runs in each state on the timeline
 MOST_LOCKED = 500
 MOST_PILOTS = 500
@@ -31,20 +31,20 @@ WATCHED, WATCH_AGAIN = 150.0, 60.0  # seconds that pilots show output after a re
 async def pilots(scope: access.Scope) -> models.PilotsAnswer:
     """The batch's pilots, and the latest runs of its tokens."""
     reader = reader_for(scope.conn_id, scope.database)
-    (leases, now), records, (running, ended, whole) = await asyncio.gather(
-        leases_of(reader),
-        submissions_of(reader, scope.batch),
-        reader.shared(("runs", scope.batch), RUNS_KEPT, lambda hook: _runs(hook.pool, scope.batch)),
+    known, (running, all_running), (ended, all_ended, building) = await asyncio.gather(
+        pilots_of(reader, scope.batch),
+        reader.shared(("running", scope.batch), RUNNING_KEPT, lambda hook: _running(hook.pool, scope.batch)),
+        _ended(reader, scope.batch),
     )
-    keys = [record["pilots"]["submission"] for record in records]
-    await _watch(reader, scope.batch, [record for record in records if not record.get("ended")], now)
-    shown = [seen.pilot_of(lease, now, scope.batch) for lease in seen.of_batch(leases, scope.batch, keys)]
+    now = known.now
+    await _watch(reader, scope.batch, [record for record in known.records if not record.get("ended")], now)
+    leases = seen.of_batch(known.leases, scope.batch, known.submissions)
+    shown = [seen.pilot_of(lease, now, scope.batch) for lease in leases]
     names = {pilot["job"]: pilot["pilot"] for pilot in shown if pilot["job"]}
     _add_claimed(shown, running)
     begun = {run["token"]: run["since"] for pilot in shown for run in pilot["now"]}
     bars = [*_running_bars(running, names, begun), *_ended_bars(ended, names, scope.batch)]
-    known = {pilot["pilot"] for pilot in shown}
-    shown += _without_lease(running, bars, known)
+    shown += _without_lease(running, bars, {pilot["pilot"] for pilot in shown})
     for pilot in shown:
         pilot["started"] = pilot["started"] or min(
             (b["start"] for b in bars if b["pilot"] == pilot["pilot"]), default=None
@@ -55,7 +55,8 @@ async def pilots(scope: access.Scope) -> models.PilotsAnswer:
         at=now,
         pilots=[models.Pilot(**pilot) for pilot in shown[:MOST_PILOTS]],
         bars=[models.Bar(**bar) for bar in bars],
-        partial=not whole or len(shown) > MOST_PILOTS,
+        partial=not (all_running and all_ended) or len(shown) > MOST_PILOTS,
+        building=building,
     )
 
 
@@ -78,19 +79,26 @@ def _write_watched(pool: Pool, keys: Sequence[str], until: float) -> Operation[N
             yield from pool.put({**document, "_rev": present["_rev"]})
 
 
-def _runs(pool: Pool, batch: str | None) -> Operation[tuple[list[dict[str, Any]], list[Ended], bool]]:
-    """The rows of running tokens, the latest finished ones, and whether these are all."""
+def _running(pool: Pool, batch: str | None) -> Operation[tuple[list[dict[str, Any]], bool]]:
+    """The rows of running tokens, and whether these are all."""
     locked, more = yield from page.page(pool, Part(batch, State.LOCKED), MOST_LOCKED)
     rows = (table.row_of(token, batch, pool.profile) for token in locked)
-    running = [row for row in rows if row["state"] == State.LOCKED]
+    return [row for row in rows if row["state"] == State.LOCKED], more is None
+
+
+async def _ended(reader: PoolReader, batch: str | None) -> tuple[list[Ended], bool, models.Building | None]:
+    """The runs that ended last, whether these are all, and why they are missing if the index is being built."""
     try:
-        done = yield from page.ended_page(pool, batch, State.DONE, BARS)
-        error = yield from page.ended_page(pool, batch, State.ERROR, BARS)
+        states = await page_index.read(
+            reader, ("ended", batch), ENDED_KEPT, lambda hook: page.latest(hook.pool, batch, BARS)
+        )
+    except page_index.IndexBuildingError as error:
+        return [], False, error.building
     except errors.NotFoundError as problem:
         if problem.database_missing:
             raise
-        return running, [], False
-    return running, [*done, *error], more is None and len(done) < BARS and len(error) < BARS
+        return [], False, None
+    return [row for rows in states for row in rows], all(len(rows) < BARS for rows in states), None
 
 
 def _add_claimed(pilots: Iterable[dict[str, Any]], running: Iterable[Mapping[str, Any]]) -> None:

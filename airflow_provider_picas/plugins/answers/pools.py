@@ -20,6 +20,7 @@ from airflow_provider_picas.tokens.text import one_line
 
 POOLS_KEPT = 10.0  # seconds
 BATCHES_KEPT = 10.0
+LAST_CHANGES = 500
 MOST_POOLS = 100
 SLOWEST_POOL = 10.0  # seconds
 BATCHES_OF_A_PAGE = 50
@@ -73,13 +74,15 @@ async def all_batches(reader: PoolReader) -> tuple[dict[str, Counts], list[str]]
     try:
         found, recent = await asyncio.gather(
             reader.shared(("batches",), BATCHES_KEPT, lambda hook: edits.batches(hook.pool)),
-            reader.shared(("changed last",), BATCHES_KEPT, lambda hook: changed_last(hook.pool)),
+            reader.shared(("changed last",), BATCHES_KEPT, lambda hook: changed_last(hook.pool, LAST_CHANGES)),
         )
     except errors.NotFoundError as error:
         if error.database_missing:
             raise
         raise HTTPException(409, "The batches of this pool cannot be listed: it lacks the provider's views.") from None
-    return found, [batch for batch in recent if batch in found]
+    # Few changes are read, since each costs the database time; what was seen before is still in order.
+    reader.recent = [batch for batch in dict.fromkeys([*recent, *reader.recent]) if batch in found]
+    return found, reader.recent
 
 
 def _batch(name: str, counts: Counts, run: models.RunBatch | None, *, changed: bool) -> models.BatchInfo:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import HTTPException
@@ -13,7 +13,7 @@ from airflow_provider_picas.couchdb.http import Operation
 from airflow_provider_picas.couchdb.page import Part
 from airflow_provider_picas.couchdb.pool import Document, Pool
 from airflow_provider_picas.lifecycle.ids import END_OF_PREFIX
-from airflow_provider_picas.plugins import access, models
+from airflow_provider_picas.plugins import access, models, page_index
 from airflow_provider_picas.plugins.answers.cursors import cursor_of, or_no_views, text_of
 from airflow_provider_picas.plugins.live import reader_for
 from airflow_provider_picas.tokens import table
@@ -72,39 +72,44 @@ async def latest(
     """A page of tokens in the order of the times at which they ended. Raises HTTPException without the page's views."""
     if state not in (None, State.DONE, State.ERROR):
         return models.TokensAnswer(tokens=[])
-    reader = reader_for(scope.conn_id, scope.database)
+    reader, begin = reader_for(scope.conn_id, scope.database), _place_of(cursor)
     states = [State(state)] if state else [State.DONE, State.ERROR]
-    begin = _place_of(cursor)
+    key = ("latest", scope.batch, state, cursor, limit, descending)
     try:
-        found = [
-            row
-            for each in states
-            for row in await reader.do(
-                lambda hook, each=each: page.ended_page(  # type: ignore[misc]
-                    hook.pool,
-                    scope.batch,
-                    each,
-                    limit + 1,
-                    after=_from(begin, scope.batch, each, descending),
-                    descending=descending,
-                )
-            )
-        ]
+        rows, following = await page_index.read(
+            reader,
+            key,
+            TOKENS_KEPT,
+            lambda hook: _latest(hook.pool, scope.batch, states, begin, limit, descending),
+        )
+    except page_index.IndexBuildingError as error:
+        return models.TokensAnswer(tokens=[], building=error.building)
     except errors.NotFoundError as error:
         raise or_no_views(error) from None
-    found = sorted(found, key=lambda row: (row.key[2:], row.key[1], row.id), reverse=descending)
-    some = [row for row in found if begin is None or row.id != begin[2]][:limit]
-    documents = await reader.do(lambda hook: hook.pool.fetch([row.id for row in some]))
-    profile = await reader.profile()
-    rows = [table.row_of(documents[row.id], scope.batch, profile) for row in some if row.id in documents]
-    more = len(found) > len(some)
-    following = json.dumps([some[-1].key[2:], some[-1].key[1], some[-1].id]) if some and more else None
     return models.TokensAnswer(tokens=[models.TokenRow(**row) for row in rows], next=cursor_of(following))
 
 
-def _from(
-    place: tuple[list[int], str, str] | None, batch: str | None, state: State, descending: bool
-) -> tuple[list[Any], str] | None:
+_Place = tuple[list[int], str, str]
+"""A time, a state and an id, after which a list in the order of the ends continues."""
+
+
+def _latest(
+    pool: Pool, batch: str | None, states: Sequence[State], begin: _Place | None, limit: int, descending: bool
+) -> Operation[tuple[list[dict[str, Any]], str | None]]:
+    """The rows of a page, and where the next one begins."""
+    found = []
+    for each in states:
+        after = _from(begin, batch, each, descending)
+        found += yield from page.ended_page(pool, batch, each, limit + 1, after=after, descending=descending)
+    found.sort(key=lambda row: (row.key[2:], row.key[1], row.id), reverse=descending)
+    some = [row for row in found if begin is None or row.id != begin[2]][:limit]
+    documents = yield from pool.fetch([row.id for row in some])
+    rows = [table.row_of(documents[row.id], batch, pool.profile) for row in some if row.id in documents]
+    more = len(found) > len(some)
+    return rows, json.dumps([some[-1].key[2:], some[-1].key[1], some[-1].id]) if some and more else None
+
+
+def _from(place: _Place | None, batch: str | None, state: State, descending: bool) -> tuple[list[Any], str] | None:
     """Where a state's rows continue: the place itself in its own state; in the other one the same time, with or without
     the tokens that ended at this time."""
     if place is None:
@@ -116,7 +121,7 @@ def _from(
     return [batch, str(state), *time], token
 
 
-def _place_of(cursor: str | None) -> tuple[list[int], str, str] | None:
+def _place_of(cursor: str | None) -> _Place | None:
     text = text_of(cursor)
     if text is None:
         return None

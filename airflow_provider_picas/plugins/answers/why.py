@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 
 from airflow_provider_picas.couchdb import counting, errors, page
@@ -14,11 +13,11 @@ from airflow_provider_picas.lifecycle.json_values import number
 from airflow_provider_picas.plugins import access, models
 from airflow_provider_picas.plugins.answers.tokens import document
 from airflow_provider_picas.plugins.live import reader_for
-from airflow_provider_picas.plugins.overview import leases_of, submissions_of, summary_of
+from airflow_provider_picas.plugins.overview import pilots_of, summary_of
 from airflow_provider_picas.submissions import seen, why
 from airflow_provider_picas.tokens.counts import Counts
 
-RUNS_KEPT = 10.0
+RUNS_KEPT = 30.0
 MOST_FLAGS = 5
 
 
@@ -27,16 +26,13 @@ async def why_not(scope: access.Scope, token_id: str | None) -> models.WhyAnswer
     reader = reader_for(scope.conn_id, scope.database)
     token = None if token_id is None else await document(scope, token_id)
     watch = await reader.batch(scope.batch)
-    (leases, now), records, summary = await asyncio.gather(
-        leases_of(reader), submissions_of(reader, scope.batch), summary_of(reader, scope.batch)
-    )
-    keys = [record["pilots"]["submission"] for record in records]
-    mine = seen.of_batch(leases, scope.batch, keys)
+    pilots = await pilots_of(reader, scope.batch)
+    keys = pilots.submissions
     known = why.Known(
         watch.counts or Counts(),
-        mine,
-        now,
-        summary,
+        seen.of_batch(pilots.leases, scope.batch, keys),
+        pilots.now,
+        await summary_of(reader, scope.batch),
         keys,
         await reader.shared(("drained", scope.batch), RUNS_KEPT, lambda hook: _drained(hook.pool, keys)),
         await reader.shared(("classes", scope.batch), RUNS_KEPT, lambda hook: _classes(hook.pool, scope.batch)),

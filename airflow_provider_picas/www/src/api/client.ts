@@ -5,6 +5,7 @@ import type { components, paths } from "./types";
 
 type Schemas = components["schemas"];
 export type ActionName = paths["/api/batch/actions/{action}"]["post"]["parameters"]["path"]["action"];
+export type Building = Schemas["Building"];
 export type Attempt = Schemas["Attempt"];
 export type AttachmentInfo = Schemas["AttachmentInfo"];
 export type Bar = Schemas["Bar"];

@@ -7,16 +7,21 @@ export type Feed = "opening" | "open" | "held" | "closed";
 export const PATIENCE = 5_000;
 export const POLL = 5_000;
 export const AGAIN = 30_000;
+/** Between two readings of the lists: at first, and when the counts change all the time. */
+export const LISTS: [number, number] = [5_000, 30_000];
 
 /** The time between two requests in ms, or false if the feed works. */
 export const pollEvery = (feed: Feed): number | false => (feed === "held" || feed === "closed" ? POLL : false);
 
-/** Runs a function immediately, then at most once per interval (in ms). Calls within an interval run once at its end. */
-export const atMostEach = (ms: number, run: () => void) => {
+/** Runs a function immediately, then at most once per interval (in ms). Calls within an interval run once at its end, and
+ * the next interval is twice as long. */
+export const atMostEach = ([shortest, longest]: [number, number], run: () => void) => {
   let timer: ReturnType<typeof setTimeout> | undefined;
   let again = false;
+  let ms = shortest;
   const ended = () => {
     timer = undefined;
+    ms = again ? Math.min(longest, 2 * ms) : shortest;
     if (again) {
       again = false;
       call();

@@ -6,6 +6,7 @@ import { shown } from "../lib/text";
 import type { BatchProps } from "./Batch";
 import { CauseList } from "./Causes";
 import { keyOf } from "./hooks";
+import { BuildingNote } from "./parts";
 import { Plot } from "./Plot";
 
 const Progress = ({ overview }: { overview: Overview }) => {
@@ -123,6 +124,7 @@ export const Glance = (props: BatchProps) => {
           <Plot at={overview.at} history={overview.history} />
         </div>
       )}
+      {overview.building && !overview.history && <BuildingNote building={overview.building} what="The plot over time appears" />}
       {overview.counts.error > 0 && (
         <div className="stack" style={{ gap: 8 }}>
           <h3>What failed</h3>

@@ -5,8 +5,8 @@ import { ago, duration, keyOfId, number, progress } from "../lib/format";
 import { shown } from "../lib/text";
 import { ActionButton } from "./Actions";
 import type { BatchProps } from "./Batch";
-import { keyOf, useAddress, useNow } from "./hooks";
-import { Foreign, Lines, Loading, Trouble } from "./parts";
+import { againWhileBuilding, keyOf, useAddress, useNow } from "./hooks";
+import { BuildingNote, Foreign, Lines, Loading, Trouble } from "./parts";
 import { Timeline } from "./Timeline";
 
 const STATE_COLOURS: Record<Pilot["state"], string> = {
@@ -115,10 +115,14 @@ const Nodes = ({ scope }: { scope: Scope }) => {
   const { data: answer, error } = useQuery({
     queryKey: keyOf(scope, "list", "nodes"),
     queryFn: () => data(client().GET("/api/batch/nodes", { params: { query: scope } })),
+    refetchInterval: againWhileBuilding,
   });
   const [, set] = useAddress();
   if (!answer) {
     return error ? <Trouble error={error} /> : <Loading what="nodes" />;
+  }
+  if (answer.building) {
+    return <BuildingNote building={answer.building} what="The nodes appear" />;
   }
   return (
     <div className="scroll" tabIndex={-1}>
@@ -173,7 +177,7 @@ export const Pilots = (props: BatchProps) => {
   const { data: answer, error, dataUpdatedAt } = useQuery({
     queryKey: keyOf(props.scope, "list", "pilots"),
     queryFn: () => data(client().GET("/api/batch/pilots", { params: { query: props.scope } })),
-    refetchInterval: props.overview.counts.locked > 0 ? 5_000 : false,
+    refetchInterval: (query) => (props.overview.counts.locked > 0 ? 5_000 : againWhileBuilding(query)),
   });
   if (!answer) {
     return error ? <Trouble error={error} /> : <Loading what="pilots" />;
@@ -182,6 +186,7 @@ export const Pilots = (props: BatchProps) => {
   const at = answer.at + Math.max(0, now - dataUpdatedAt / 1000);
   return (
     <div className="stack">
+      {answer.building && <BuildingNote building={answer.building} what="Runs that have ended appear in the timeline" />}
       {answer.bars.length > 0 && (
         <div className="card">
           <h3>Who ran what</h3>

@@ -7,8 +7,8 @@ import { shown } from "../lib/text";
 import { ActionButton } from "./Actions";
 import type { BatchProps } from "./Batch";
 import { useCauses } from "./Causes";
-import { keyOf, useAddress } from "./hooks";
-import { Foreign, Loading, State, Trouble } from "./parts";
+import { againWhileBuilding, keyOf, useAddress } from "./hooks";
+import { BuildingNote, Foreign, Loading, State, Trouble } from "./parts";
 
 const FIELDS = ["state", "key", "cause", "node", "pilot", "attempts"] as const;
 type Field = (typeof FIELDS)[number];
@@ -246,6 +246,7 @@ export const Tokens = (props: BatchProps) => {
     queryKey: keyOf(props.scope, "list", "tokens", filter, cursor),
     queryFn: () => data(client().GET("/api/batch/tokens", { params: { query: { ...filter, cursor } } })),
     placeholderData: keepPreviousData,
+    refetchInterval: againWhileBuilding,
   });
   return (
     <div className="stack">
@@ -253,7 +254,8 @@ export const Tokens = (props: BatchProps) => {
       {chosen.size > 0 && <Chosen {...props} chosen={chosen} onClear={() => setChosen(new Set())} />}
       {error && <Trouble error={error} />}
       {!answer && !error && <Loading what="tokens" />}
-      {answer && (
+      {answer?.building && <BuildingNote building={answer.building} what="The tokens that ended last appear" />}
+      {answer && !answer.building && (
         <>
           <div aria-busy={isPlaceholderData} style={{ opacity: isPlaceholderData ? 0.6 : 1 }}>
             <Table byEnd={byEnd} chosen={chosen} setChosen={setChosen} tokens={answer.tokens} />

@@ -3,7 +3,7 @@ import { useCallback, useEffect, useState } from "react";
 import { useSearchParams } from "react-router-dom";
 
 import { address, client, data, type Overview, type Scope } from "../api/client";
-import { AGAIN, atMostEach, type Feed, PATIENCE, pollEvery } from "../lib/live";
+import { AGAIN, atMostEach, type Feed, LISTS, PATIENCE, POLL, pollEvery } from "../lib/live";
 
 // Airflow's own pages have names in the address too, such as `state`.
 const PREFIX = "picas_";
@@ -43,6 +43,9 @@ export const useNow = (): number => {
 
 /** The key of everything that a scope's answers are kept under. */
 export const keyOf = (scope: Scope, ...more: unknown[]): QueryKey => ["picas", scope, ...more];
+
+/** The time in ms until an answer is asked for again that lacks what comes from the index of the page's views. */
+export const againWhileBuilding = ({ state }: { state: { data?: { building: unknown } } }): number | false => (state.data?.building ? POLL : false);
 
 interface Listener {
   onFeed: (feed: Feed) => void;
@@ -105,7 +108,7 @@ export const useOverview = (scope: Scope) => {
     }
     const known = JSON.parse(key) as Scope;
     // The lists follow the counts, but not at their pace.
-    const lists = atMostEach(5_000, () => void queries.invalidateQueries({ queryKey: keyOf(known, "list") }));
+    const lists = atMostEach(LISTS, () => void queries.invalidateQueries({ queryKey: keyOf(known, "list") }));
     let last = "";
     const onOverview = (overview: Overview) => {
       setTrouble("");

@@ -1,7 +1,7 @@
 /** Small parts that the views share. */
 import { type ReactNode, useEffect, useRef } from "react";
 
-import { type Counts, Failure, type StateName } from "../api/client";
+import { type Building, type Counts, Failure, type StateName } from "../api/client";
 import { COLOURS, LABELS, number, shares, total } from "../lib/format";
 import { linked, pretty, shown } from "../lib/text";
 
@@ -59,6 +59,13 @@ export const Trouble = ({ error }: { error: unknown }) => (
 export const Loading = ({ what }: { what: string }) => (
   <p className="muted" role="status">
     Reading {what} …
+  </p>
+);
+
+/** Why a part is missing for now: CouchDB indexes the page's views only when somebody looks. */
+export const BuildingNote = ({ building, what }: { building: Building; what: string }) => (
+  <p className="note" role="status">
+    CouchDB is building the index of this page{building.percent != null && `, ${building.percent} % so far`}. {what} when it is done.
   </p>
 );
 

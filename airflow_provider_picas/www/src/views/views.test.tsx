@@ -22,6 +22,7 @@ const overview: Overview = {
   core_hours: null,
   budget: { allowed: 5, failed: 4 },
   views: "page",
+  building: null,
   trouble: null,
   actions: { rerun: may, release: may, drain: mayNot, cancel: may, priority: may, archive: may },
 };
@@ -150,6 +151,23 @@ it("filters and pages on the server", async () => {
   await waitFor(() => expect(requests("/picas/api/batch/tokens")).toHaveLength(3));
   expect(requests("/picas/api/batch/tokens").at(-1)?.url.searchParams.get("cursor")).toBeNull();
 });
+
+it("says that the index is being built, and shows what comes from it when it is there", async () => {
+  const building = { percent: 12 };
+  answers["/picas/api/batch"] = { ...overview, building };
+  show(batch);
+  expect((await screen.findByText(/building the index/)).textContent).toContain("12 % so far. The plot over time appears when it is done.");
+  Source.last?.send("overview", JSON.stringify({ ...overview, building: null }));
+  await waitFor(() => expect(screen.queryByText(/building the index/)).toBeNull());
+  cleanup();
+
+  answers["/picas/api/batch/nodes"] = { nodes: [], partial: false, building };
+  answers["/picas/api/batch/pilots"] = { at: 1, pilots: [], bars: [], partial: false, building };
+  show(batch, "/?picas_tab=pilots");
+  await waitFor(() => expect(screen.getAllByText(/12 % so far/)).toHaveLength(2));
+  answers["/picas/api/batch/nodes"] = { nodes: [{ node: "n7", done: 1, error: 0 }], partial: false, building: null };
+  await screen.findByText("n7", {}, { timeout: 7000 });
+}, 10_000);
 
 it("says what went wrong in the server's words", async () => {
   delete answers["/picas/api/batch"];
