@@ -15,7 +15,17 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_picas.couchdb import batch_pilots, changes, conflicts, edits, errors, http, overview
+from airflow_provider_picas.couchdb import (
+    batch_pilots,
+    changes,
+    conflicts,
+    edits,
+    errors,
+    http,
+    overview,
+    page,
+    write_access,
+)
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.picas_async import PicasAsyncHook
 from airflow_provider_picas.submissions.submission import Submission
@@ -175,6 +185,12 @@ OPERATIONS: dict[str, Callable[[PicasHook], object]] = {
     "pilots of a batch": lambda hook: hook.do(batch_pilots.find(hook.pool, "b")),
     "tidying": lambda hook: hook.do(local_documents(hook.pool, "s.1")),
     "overview": lambda hook: (hook.do(overview.changed_last(hook.pool)), hook.do(overview.pilots(hook.pool))),
+    "page": lambda hook: (
+        hook.do(page.behind(hook.pool, 0)),
+        hook.do(page.latest(hook.pool, "b", 5)),
+        hook.do(overview.pilots_of(hook.pool, "b")),
+        hook.do(write_access.refusal(hook.pool, "b")),
+    ),
     "look after": lambda hook: hook.do(check_pilots(hook.pool, "b", None, max_scrubs=3, max_lock_age=1.0)),  # type: ignore[arg-type]
 }
 
