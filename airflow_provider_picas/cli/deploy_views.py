@@ -9,8 +9,9 @@ from dataclasses import replace
 from typing import Any
 
 from airflow_provider_picas.cli.common import CommandError, add_connection, add_profile, use_hooks
-from airflow_provider_picas.couchdb import needed_views
+from airflow_provider_picas.couchdb import needed_views, new_tokens
 from airflow_provider_picas.couchdb.errors import CouchDBError
+from airflow_provider_picas.lifecycle.ids import STAGES
 
 
 def add(commands: Any) -> None:
@@ -37,6 +38,9 @@ def add(commands: Any) -> None:
         help="another design document with PiCaS's views, for tokens that match a JavaScript condition, such as"
         " 'SingleCore=doc.cores == 1'; can be repeated",
     )
+    parser.add_argument(
+        "--stages", action="store_true", help="also create the view for tokens that make tokens (docs/stages.md)"
+    )
     parser.set_defaults(run=run)
 
 
@@ -51,6 +55,9 @@ def run(options: argparse.Namespace) -> int:
         if options.login:
             hook.settings = replace(hook.settings, login=options.login, password=_password(options.login))
         deployed = hook.deploy_views(conditions)
+        if options.stages:
+            may = hook.do(new_tokens.deploy(hook.pool))
+            (deployed.unchanged if may else deployed.refused).append(STAGES)
     except CouchDBError as error:
         raise CommandError(str(error)) from None
     place = hook.settings.place

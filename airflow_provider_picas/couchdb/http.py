@@ -15,6 +15,7 @@ from airflow_provider_picas.couchdb import errors
 from airflow_provider_picas.couchdb.settings import Settings
 from airflow_provider_picas.lifecycle.backoff import growing_pause
 from airflow_provider_picas.lifecycle.dates import parse_date
+from airflow_provider_picas.lifecycle.ids import STAGES
 from airflow_provider_picas.tokens.documents import integer
 from airflow_provider_picas.tokens.text import one_line
 
@@ -231,7 +232,8 @@ def _error(
         elif view := re.search(r"/_design/([^/]+)/_view/([^/?]+)", request.path):
             message = (
                 f"There is no view {view[2]!r} in design document {view[1]!r} of {settings.place} {detail}."
-                f" An admin of the database creates the views with `airflow-picas deploy-views --picas-conn-id {conn_id}`,"
+                f" An admin of the database creates the views with `airflow-picas deploy-views --picas-conn-id {conn_id}"
+                f"{' --stages' if view[1] == STAGES else ''}`,"
                 " a push, or PiCaS's create_views.py."
             )
         else:

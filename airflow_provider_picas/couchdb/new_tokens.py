@@ -10,16 +10,20 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from airflow_provider_picas.couchdb import conflicts, errors
+from airflow_provider_picas.couchdb import changes, conflicts, errors
 from airflow_provider_picas.couchdb.deployment import design_document
 from airflow_provider_picas.couchdb.http import Operation, Request, json_body
 from airflow_provider_picas.couchdb.pool import Document, Pool
 from airflow_provider_picas.lifecycle import new_tokens
 from airflow_provider_picas.lifecycle.portions import portions
 from airflow_provider_picas.tokens import stage_views, views
+from airflow_provider_picas.tokens.chain import ChainCounts
 
 PARENTS = 50  # whose lists are carried out at a time
 WRITE_BYTES = 4_000_000  # of new tokens in one request
+
+
+ROUNDS = 20  # counts of a chain in a row, while each shows new tokens
 
 
 @dataclass(frozen=True)
@@ -132,3 +136,26 @@ def _put_first_revisions(pool: Pool, tokens: Sequence[Document]) -> Operation[di
 
 def _refused(rows: Iterable[dict[str, Any]]) -> Iterable[tuple[str, str]]:
     return ((row["id"], f"{row['error']}: {row.get('reason')}") for row in rows if row.get("error"))
+
+
+def count_chain(pool: Pool, batches: Collection[str], *, look: bool) -> Operation[ChainCounts]:
+    """Count the tokens of a chain. ``look``: look for lists that nobody has carried out, and do it.
+
+    All tokens of a chain are finished only if this is so before and after a look that finds no list: a token may make
+    others until its list has been carried out.
+    """
+    counts = yield from changes.counts_of(pool, batches)
+    lists = Lists()
+    for _ in range(ROUNDS):
+        unfinished = any(found.todo or found.locked for found in counts.values())
+        if unfinished and not look:
+            return ChainCounts(counts)
+        lists = yield from lists_of(pool, batches)
+        if lists.pending and look:
+            yield from carry_out(pool, batches)
+        again = yield from changes.counts_of(pool, batches)
+        closed = not unfinished and not lists.pending and again == counts
+        if closed or unfinished or lists.pending:
+            return ChainCounts(again, lists.pending, lists.not_made, closed=closed, looked=look)
+        counts = again
+    return ChainCounts(counts, lists.pending, lists.not_made, looked=look)

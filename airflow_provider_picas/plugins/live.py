@@ -252,7 +252,7 @@ class BatchWatch:
                         counts = (await anext(news)).counts
                 except TimeoutError:
                     counts = None
-                if counts is not None:
+                if isinstance(counts, Counts):
                     self._note(counts)
                     news.least_patience = self._pace.seconds
                 elif self.trouble is None and self.counts is not None:

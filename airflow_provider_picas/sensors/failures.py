@@ -28,7 +28,7 @@ def counts_lag(outcome: Outcome, completeness: Completeness, hook: PicasHook, te
     ):
         return False
     try:
-        lags = not hook.missing(terms.batch, completeness.expected, limit=1)
+        lags = not hook.missing(terms.batch, terms.pushed(completeness), limit=1)
     except CouchDBError as error:
         log.warning("Could not check whether tokens are missing. %s", error)
         return isinstance(error, UnavailableError)
@@ -47,11 +47,12 @@ def explain_failure(outcome: Outcome, completeness: Completeness, hook: PicasHoo
         log.error("%s", advice)
     try:
         if outcome in (Outcome.TOO_MANY_ERRORS, Outcome.TOO_FEW_DONE):
-            _log_causes(hook, terms.batch, log)
+            for batch in terms.chain.own if terms.chain else (terms.batch,):
+                _log_causes(hook, batch, log)
         if outcome is Outcome.LOST:
             samples["stateless"] = hook.stateless_ids(terms.batch, _SAMPLE)
             if terms.batch is not None and completeness.missing and completeness.expected is not None:
-                samples["missing"] = hook.missing(terms.batch, completeness.expected)
+                samples["missing"] = hook.missing(terms.batch, terms.pushed(completeness))
     except CouchDBError as error:
         log.warning("Could not find out which tokens these are: %s", error)
     return terms.explain(outcome, completeness, place=hook.settings.place, **samples)

@@ -20,7 +20,7 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_provider_picas import assets
-from airflow_provider_picas.couchdb import changes
+from airflow_provider_picas.couchdb import changes, new_tokens
 from airflow_provider_picas.couchdb.errors import CouchDBError, ForbiddenError, UnavailableError, is_refusal
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.links import (
@@ -42,6 +42,7 @@ from airflow_provider_picas.submissions.submission import Submission
 from airflow_provider_picas.submissions.wait import Wait
 from airflow_provider_picas.tokens import ids
 from airflow_provider_picas.tokens.batch import Batch
+from airflow_provider_picas.tokens.chain import Chain, ChainCounts
 from airflow_provider_picas.tokens.counts import Completeness, Counts, ErrorBudget
 from airflow_provider_picas.tokens.waiting import Outcome, Terms, Threshold
 from airflow_provider_picas.triggers.tokens import PicasTokenStateTrigger
@@ -57,6 +58,11 @@ class PicasTokenStateSensor(TakesOptions, BaseSensorOperator):
     them. It also fails if the named batch has no tokens.
 
     :param batch: the push operator's output, or the name of a batch. None: the whole pool, with the tokens that it has.
+    :param stages: names of the stages whose tokens the batch's tokens make, in order: each is filled by the batch and the
+        stages before it (``docs/stages.md``). The wait is over only when no token can make more. It also makes tokens
+        that a pilot has named, but died before it made them.
+    :param stage: wait for this stage alone. Default: for the batch and all of its stages together.
+    :param least_work: with ``stage``: while more tokens may appear, do not submit pilots again for fewer waiting tokens.
     :param policy: ``max_errors``, ``fail_fast``, ``success_threshold`` and ``no_progress`` as one ``WaitPolicy``.
     :param max_errors: the number of tokens that may end in error, or a fraction below 1. With more, the task fails.
     :param fail_fast: fail as soon as ``max_errors`` is exceeded. Default: when all tokens have finished.
@@ -104,8 +110,8 @@ class PicasTokenStateSensor(TakesOptions, BaseSensorOperator):
     """
 
     template_fields: Sequence[str] = (
-        "batch", "max_errors", "success_threshold", "pilots", "resubmit", "max_scrubs", "max_lock_age", "outage",
-        "picas_conn_id", "database", "profile",
+        "batch", "stages", "stage", "least_work", "max_errors", "success_threshold", "pilots", "resubmit", "max_scrubs",
+        "max_lock_age", "outage", "picas_conn_id", "database", "profile",
     )  # fmt: skip
     operator_extra_links = (PicasRerunLink(), PicasPoolLink(), PicasMonitoringLink())
     ui_color = "#d7ecf5"
@@ -115,6 +121,9 @@ class PicasTokenStateSensor(TakesOptions, BaseSensorOperator):
         self,
         *,
         batch: str | Mapping[str, Any] | None = None,
+        stages: Sequence[str] | Mapping[str, Any] = (),
+        stage: str | None = None,
+        least_work: int | str = 1,
         policy: WaitPolicy | None = None,
         max_errors: float | str = 0,
         fail_fast: bool = False,
@@ -137,6 +146,9 @@ class PicasTokenStateSensor(TakesOptions, BaseSensorOperator):
     ) -> None:
         super().__init__(**kwargs)
         self.batch = batch
+        self.stages = stages
+        self.stage = stage
+        self.least_work = least_work
         self.max_errors = max_errors
         self.fail_fast = fail_fast
         self.success_threshold = success_threshold
@@ -185,11 +197,11 @@ class PicasTokenStateSensor(TakesOptions, BaseSensorOperator):
 
     def _defer(self, deadline: float) -> NoReturn:
         batch, wait = self._batch(), self._wait
-        terms = wait.terms
+        terms, chain = wait.terms, wait.terms.chain
         trigger = PicasTokenStateTrigger(
             picas_conn_id=self.picas_conn_id,
             database=self._database(batch),
-            batch=terms.batch,
+            batch=chain.batch if chain else terms.batch,
             expected=terms.expected,
             max_errors=terms.budget.limit,
             deadline=deadline,
@@ -203,6 +215,10 @@ class PicasTokenStateSensor(TakesOptions, BaseSensorOperator):
             no_progress=self.no_progress,
             outage=self._outage(),
             profile=self.profile,
+            stages=chain.stages if chain else (),
+            stage=chain.stage if chain else None,
+            tokens=chain.tokens if chain else None,
+            least_work=terms.least_work,
             no_pilots_before=max(0.0, wait.no_pilots_before - time.monotonic() + time.time()),
         )
         left = timedelta(seconds=max(1, deadline - time.time()))
@@ -362,7 +378,15 @@ class PicasTokenStateSensor(TakesOptions, BaseSensorOperator):
 
     def _count(self, hook: PicasHook | None = None) -> Completeness:
         wait = self._wait
-        counts = (hook or self._hook()).count(wait.terms.batch)
+        hook = hook or self._hook()
+        chain, now = wait.terms.chain, time.monotonic()
+        counts: Counts | ChainCounts
+        if chain is None:
+            counts = hook.count(wait.terms.batch)
+        else:
+            if wait.completeness is None:
+                hook.do(new_tokens.deploy(hook.pool))  # if it may not, the query below says what to do
+            counts = hook.do(new_tokens.count_chain(hook.pool, list(chain.batches), look=wait.looks.due(now)))
         if wait.completeness is None:
             self.log.info("Waiting for %s.", wait.terms.where)
         wait.note_counts(counts, time.monotonic())
@@ -385,7 +409,7 @@ class PicasTokenStateSensor(TakesOptions, BaseSensorOperator):
     def _wait(self) -> Wait:
         """The state of this wait, made from the rendered arguments."""
         if self._state is None:
-            batch = self._batch()
+            batch, chain = self._batch(), self._chain()
             terms = Terms(
                 batch.id if batch else None,
                 batch.tokens if batch else None,
@@ -393,6 +417,8 @@ class PicasTokenStateSensor(TakesOptions, BaseSensorOperator):
                 self._parsed(Threshold.parse, self.success_threshold),
                 self.fail_fast,
                 self.no_progress,
+                chain,
+                self._checked(lambda name, value: whole_number(name, value, least=1), "least_work"),
             )
             outage = math.inf if self.reschedule else self._outage()  # `reschedule` does not know when it began
             self._state = Wait(
@@ -420,7 +446,19 @@ class PicasTokenStateSensor(TakesOptions, BaseSensorOperator):
         return PilotActions(submission, hook, self._wait, self.log) if submission else None
 
     def _batch(self) -> Batch | None:
-        return self._parsed(Batch.parse, self.batch)
+        """The batch that the wait is for, which may be a stage's."""
+        batch, chain = self._parsed(Batch.parse, self.batch), self._chain()
+        if batch is None or chain is None or chain.stage is None:
+            return batch
+        return Batch(chain.own[0], batch.database)
+
+    def _chain(self) -> Chain | None:
+        batch = self._parsed(Batch.parse, self.batch)
+        if batch is None:
+            if self.stages:
+                raise AirflowFailException("`stages` needs a `batch`: the one that the chain begins with.")
+            return None
+        return self._parsed(lambda stages: Chain.parse(batch.id, stages, self.stage, batch.tokens), self.stages)
 
     def _outage(self) -> float | None:
         return self._checked(optional_seconds, "outage")

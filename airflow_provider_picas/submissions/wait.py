@@ -22,6 +22,7 @@ from airflow_provider_picas.submissions.report import PilotsLog
 from airflow_provider_picas.submissions.seen import SlurmRecord
 from airflow_provider_picas.submissions.submission import Operation, Submission
 from airflow_provider_picas.submissions.watch import PilotStatus, check_pilots
+from airflow_provider_picas.tokens.chain import ChainCounts, Looks
 from airflow_provider_picas.tokens.counts import Completeness, Counts
 from airflow_provider_picas.tokens.progress_line import Pilots, ProgressLines
 from airflow_provider_picas.tokens.waiting import Decision, Endurance, Outcome, Progress, Settling, Terms
@@ -63,6 +64,7 @@ class Wait:
         self.credentials = SentCredentials(log)
         self.lines = ProgressLines()
         self.slurm_record = SlurmRecord()
+        self.looks = Looks()
         self._log = log
         self._progress = Progress(terms.no_progress)
         self._settling = Settling()
@@ -76,10 +78,12 @@ class Wait:
 
     # -- tokens -------------------------------------------------------------------------------------------------------
 
-    def note_counts(self, counts: Counts, now: float) -> None:
+    def note_counts(self, counts: Counts | ChainCounts, now: float) -> None:
         """Record the counts of the tokens."""
         self.completeness = self.terms.completeness(counts)
         self._progress.note(counts, now)
+        if isinstance(counts, ChainCounts):
+            self.looks.note(counts, now)
 
     def log_progress(self, now: float) -> None:
         """Log the progress, if a line is due."""
@@ -132,7 +136,7 @@ class Wait:
         if self.completeness is None:
             return Decision(Outcome.WAITING)
         decision = self.terms.evaluate(self.completeness)
-        if not decision.over and self.no_pilots and self.completeness.counts.todo:
+        if not decision.over and self.no_pilots and self.terms.lacks_pilots(self.completeness):
             return Decision(Outcome.NO_PILOTS)
         return decision
 

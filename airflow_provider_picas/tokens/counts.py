@@ -97,10 +97,15 @@ class ErrorBudget:
 
 @dataclass(frozen=True)
 class Completeness:
-    """The progress of a batch, or a pool. ``expected`` is the number of tokens pushed; None: all that exist."""
+    """The progress of a batch, or a pool. ``expected`` is the number of tokens pushed; None: all that exist.
+
+    ``growing``: other tokens may still make some; None: no others can. ``further``: on these others, for the log.
+    """
 
     counts: Counts
     expected: int | None = None
+    growing: bool | None = None
+    further: str = ""
 
     @property
     def total(self) -> int:
@@ -118,9 +123,9 @@ class Completeness:
 
         A named batch may have done tokens of earlier runs: these must not count in place of waiting ones.
         """
-        return self.counts.finished >= self.total and self.counts.todo == 0 and self.counts.locked == 0
+        return not self.growing and self.counts.finished >= self.total and not self.counts.todo + self.counts.locked
 
     @property
     def stuck(self) -> bool:
         """True if it can never be complete: every token that can still change has finished, and these are too few."""
-        return not self.complete and self.counts.todo == 0 and self.counts.locked == 0
+        return not self.growing and not self.complete and self.counts.todo == 0 and self.counts.locked == 0

@@ -107,6 +107,8 @@ def line(completeness: Completeness, rate: Rate | None = None, pilots: Pilots | 
         parts.append(rate_text(per_second) + (f", {left}" if left else ""))
     if pilots:
         parts.append(pilots.text)
+    if completeness.further:
+        parts.append(f"[{completeness.further}]")
     return "; ".join(parts)
 
 

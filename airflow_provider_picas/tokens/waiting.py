@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from airflow_provider_picas.tokens.chain import Chain, ChainCounts
 from airflow_provider_picas.tokens.counts import Completeness, Counts, ErrorBudget
 from airflow_provider_picas.tokens.text import sample
 
@@ -75,11 +76,15 @@ class Threshold:
 
     def reached(self, completeness: Completeness) -> bool:
         """True if enough tokens are done."""
+        if completeness.growing and isinstance(self.limit, float) and self.limit <= 1:
+            return False  # a fraction of a number that is not known yet
         return completeness.counts.done >= self.needed(completeness.total)
 
     def possible(self, completeness: Completeness) -> bool:
         """True if enough tokens can still become done, without a reset of tokens in error."""
-        return completeness.total - completeness.counts.error >= self.needed(completeness.total)
+        return bool(completeness.growing) or (
+            completeness.total - completeness.counts.error >= self.needed(completeness.total)
+        )
 
 
 class Progress:
@@ -90,7 +95,7 @@ class Progress:
         self._finished = -1
         self._since = math.inf  # nothing was counted yet
 
-    def note(self, counts: Counts, now: float) -> None:
+    def note(self, counts: Counts | ChainCounts, now: float) -> None:
         """Record the counts at ``now`` (seconds). If they are lower than before, as after a reset, the time starts again."""
         if counts.finished != self._finished:
             self._finished, self._since = counts.finished, now
@@ -198,7 +203,7 @@ def evaluate(
     others are still wanted.
     """
     counts = completeness.counts
-    if named and completeness.expected is None and not counts.total:
+    if named and completeness.expected is None and completeness.growing is None and not counts.total:
         return Decision(Outcome.UNKNOWN, settling=True)
     if threshold is not None and threshold.reached(completeness):
         return Decision(Outcome.COMPLETE if completeness.complete and not counts.stateless else Outcome.ENOUGH)
@@ -217,6 +222,8 @@ def _failure(completeness: Completeness, budget: ErrorBudget, threshold: Thresho
     """How the wait will fail, unless tokens in error are reset. With a threshold, errors alone do not matter."""
     if threshold is not None:
         return None if threshold.possible(completeness) else Outcome.TOO_FEW_DONE
+    if completeness.growing and 0 < budget.limit < 1:
+        return None  # a fraction of a number that is not known yet
     return Outcome.TOO_MANY_ERRORS if budget.spent(completeness.counts, completeness.total) else None
 
 
@@ -298,7 +305,9 @@ class Terms:
     """What a wait is for, and when it succeeds or fails.
 
     ``batch``: its id; None is the whole pool. ``expected``: number of tokens that were pushed; None: all that exist.
-    ``no_progress``: seconds without a finished token after which the wait fails; None: no limit.
+    ``no_progress``: seconds without a finished token after which the wait fails; None: no limit. ``chain``: the stages
+    that make the tokens. ``least_work``: as long as more tokens may appear, pilots are missing only for this number of
+    waiting ones.
     """
 
     batch: str | None
@@ -307,15 +316,30 @@ class Terms:
     threshold: Threshold | None = None
     fail_fast: bool = False
     no_progress: float | None = None
+    chain: Chain | None = None
+    least_work: int = 1
 
     @property
     def where(self) -> str:
         """The tokens' place in messages."""
+        if self.chain is not None and self.chain.stage is None:
+            return f"batch {self.batch} and its stages"
         return f"batch {self.batch}" if self.batch is not None else "the pool"
 
-    def completeness(self, counts: Counts) -> Completeness:
+    def completeness(self, counts: Counts | ChainCounts) -> Completeness:
         """The counts against the number that is expected."""
+        if isinstance(counts, ChainCounts):
+            return self.chain.completeness(counts) if self.chain else Completeness(Counts())
         return Completeness(counts, self.expected)
+
+    def pushed(self, completeness: Completeness) -> int:
+        """The number of tokens that were pushed, if known: those that tokens have made are not among them."""
+        known = self.chain.tokens if self.chain else completeness.expected
+        return known or 0
+
+    def lacks_pilots(self, completeness: Completeness) -> bool:
+        """True if tokens wait for which pilots should be there."""
+        return completeness.counts.todo >= (self.least_work if completeness.growing else 1)
 
     def evaluate(self, completeness: Completeness) -> Decision:
         """Decide on the wait from the counts alone."""

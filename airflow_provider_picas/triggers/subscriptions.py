@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from airflow_provider_picas.couchdb import errors
+from airflow_provider_picas.tokens.chain import ChainCounts
 from airflow_provider_picas.tokens.counts import Counts
 from airflow_provider_picas.tokens.waiting import Endurance
 
@@ -23,7 +24,7 @@ WHILE_MANY = 1.0  # seconds: longest extra pause between two queries because no 
 class CountsUpdate:
     """The newest counts of a subscription, or None if they have not changed; and notices for the log."""
 
-    counts: Counts | None
+    counts: Counts | ChainCounts | None
     notices: tuple[str, ...] = ()
 
 

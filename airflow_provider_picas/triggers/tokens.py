@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from functools import cached_property
 from typing import Any
 
@@ -29,8 +29,10 @@ from airflow_provider_picas.submissions.submission import Submission, performer
 from airflow_provider_picas.submissions.wait import CheckInterval, Wait
 from airflow_provider_picas.submissions.watch import PilotStatus, check_pilots
 from airflow_provider_picas.task_state import task_state
+from airflow_provider_picas.tokens.chain import Chain
 from airflow_provider_picas.tokens.counts import Completeness, Counts, ErrorBudget
 from airflow_provider_picas.tokens.waiting import Outcome, Terms, Threshold
+from airflow_provider_picas.triggers.chain import subscribe
 from airflow_provider_picas.triggers.cluster import Cluster, cluster_for
 from airflow_provider_picas.triggers.feed import Feed, Shape, feed_for
 from airflow_provider_picas.triggers.subscriptions import CountsSubscription, CountsUpdate
@@ -42,7 +44,7 @@ DRAIN_WAIT = 6 * 3600.0  # the same for drained pilots
 _ARGUMENTS = (
     "picas_conn_id", "database", "batch", "expected", "max_errors", "deadline", "pilots", "max_scrubs", "max_lock_age",
     "pilots_interval", "on_kill_how", "fail_fast", "success_threshold", "no_progress", "outage",
-    "no_pilots_before", "profile",
+    "no_pilots_before", "profile", "stages", "stage", "tokens", "least_work",
 )  # fmt: skip
 
 
@@ -66,6 +68,10 @@ class PicasTokenStateTrigger(BaseTrigger):
     :param outage: end the wait after the database was unavailable for this number of seconds; None: as for
         ``Endurance``.
     :param no_pilots_before: seconds since 1970; before that, it is not an error that no pilots remain.
+    :param stages: names of the stages that the tokens make, in order; then ``batch`` is the one that the chain begins with.
+    :param stage: the stage that the wait is for; None: the batch and all of its stages together.
+    :param tokens: number of tokens pushed to the batch that the chain begins with.
+    :param least_work: as for ``Terms``.
     :param profile: another shape of the pool than the connection's: the name of a profile, or an object.
 
     The event's payload is ``{"outcome", "counts", "expected"}``, and ``"reason"`` if the pool stayed unavailable, or is
@@ -95,6 +101,10 @@ class PicasTokenStateTrigger(BaseTrigger):
         outage: float | None = None,
         no_pilots_before: float = 0.0,
         profile: Shape = None,
+        stages: Sequence[str] = (),
+        stage: str | None = None,
+        tokens: int | None = None,
+        least_work: int = 1,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.picas_conn_id = picas_conn_id
@@ -114,6 +124,10 @@ class PicasTokenStateTrigger(BaseTrigger):
         self.outage = outage
         self.no_pilots_before = no_pilots_before
         self.profile = profile
+        self.stages = list(stages)
+        self.stage = stage
+        self.tokens = tokens
+        self.least_work = least_work
         self._updates: CountsSubscription | None = None
         self._feed: Feed | None = None
         self._answers_since: float | None = None  #: time of the first successful check, or of the first after an outage
@@ -128,7 +142,9 @@ class PicasTokenStateTrigger(BaseTrigger):
         """The state of this wait. The wall clock is read once, so later clock steps do not matter."""
         threshold = None if self.success_threshold is None else Threshold(self.success_threshold)
         budget = ErrorBudget(self.max_errors)
-        terms = Terms(self.batch, self.expected, budget, threshold, self.fail_fast, self.no_progress)
+        terms = Terms(
+            self._own, self.expected, budget, threshold, self.fail_fast, self.no_progress, self._chain, self.least_work
+        )
         clock = time.monotonic() - time.time()
         return Wait(
             terms,
@@ -143,7 +159,7 @@ class PicasTokenStateTrigger(BaseTrigger):
         submission = Submission.parse(self.pilots)
         may_fire_at = time.monotonic() + _lingering()
         self._feed = feed_for(self.picas_conn_id, self.database, self.profile)
-        async with self._feed.subscribe(self.batch, outage=self.outage) as updates:
+        async with self._subscribe(self._feed) as updates:
             self._updates = updates
             checks = asyncio.create_task(self._keep_watching(submission)) if submission else None
             try:
@@ -162,6 +178,22 @@ class PicasTokenStateTrigger(BaseTrigger):
                     await asyncio.gather(checks, return_exceptions=True)
         await asyncio.sleep(may_fire_at - time.monotonic())
         yield event
+
+    @property
+    def _chain(self) -> Chain | None:
+        return Chain.parse(self.batch or "", self.stages, self.stage, self.tokens)
+
+    @property
+    def _own(self) -> str | None:
+        """The batch whose pilots are watched."""
+        chain = self._chain
+        return chain.own[0] if chain else self.batch
+
+    def _subscribe(self, feed: Feed) -> AbstractAsyncContextManager[CountsSubscription]:
+        chain = self._chain
+        if chain is None:
+            return feed.subscribe(self.batch, outage=self.outage)
+        return subscribe(feed, chain, self._state.looks, self._picas(), self.outage)
 
     async def _wait(self, updates: CountsSubscription) -> TriggerEvent:
         """Read updates until the wait is over."""
@@ -209,7 +241,7 @@ class PicasTokenStateTrigger(BaseTrigger):
                 status = await self._check(picas, slurm, submission)
                 wait.note_pilots(status, time.monotonic())
                 wait.log_progress(time.monotonic())
-                await picas.do(wait.slurm_record.write(picas.pool, self.batch, submission.key, status.slurm))
+                await picas.do(wait.slurm_record.write(picas.pool, self._own, submission.key, status.slurm))
                 # If this process cannot log in, a task watches the pilots: a worker can, as the submit task has shown.
                 wait.refusal = slurm.refusal
                 if self._updates is not None and (wait.no_pilots or wait.refusal is not None):
@@ -225,7 +257,7 @@ class PicasTokenStateTrigger(BaseTrigger):
             status = await drive_async(
                 check_pilots(
                     picas.pool,
-                    self.batch,
+                    self._own,
                     submission,
                     max_scrubs=self.max_scrubs,
                     max_lock_age=self.max_lock_age,
@@ -312,7 +344,7 @@ class PicasTokenStateTrigger(BaseTrigger):
             picas = await stack.enter_async_context(self._picas())
             slurm = await stack.enter_async_context(cluster_for(submission.ssh_conn_id).use())
             seconds = CANCEL_WAIT if how is StopMode.CANCEL else DRAIN_WAIT
-            stopping = end_pilots(picas.pool, self.batch, submission, how, self.log, wait=seconds)
+            stopping = end_pilots(picas.pool, self._own, submission, how, self.log, wait=seconds)
             await drive_async(stopping, performer(picas.send, slurm.perform))
 
 
