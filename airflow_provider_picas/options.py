@@ -154,6 +154,44 @@ class PilotWatch(_Checked):
     on_kill: str = StopMode.CANCEL
 
 
+@dataclass(frozen=True, kw_only=True)
+class PilotStage:
+    """A stage of ``picas_run``: the pilots for the tokens that other tokens make.
+
+    ``command`` to ``scaling`` are those of ``PicasSubmitPilotsOperator``. ``scaling`` says how many pilots are submitted at
+    a time (default: one). They end when no tokens wait, after ``PilotOptions(wait_for_work=…)``; when all have ended, the
+    same number is submitted again for new tokens.
+
+    :param least_work: number of tokens that must wait before pilots are submitted, while more may appear.
+    :param waves: how many times pilots are submitted again when new tokens appear after the earlier ones have ended.
+    :param max_errors: how many tokens may fail, as for ``PicasTokenStateSensor``.
+    :param watch: as for ``PicasTokenStateSensor``; its ``resubmit`` replaces ``waves``.
+    """
+
+    command: str | Sequence[str] | None = None
+    setup: str | None = None
+    files: Sequence[str] = ()
+    pilot: PilotOptions | Mapping[str, Any] | None = None
+    script: str | None = None
+    sbatch: Mapping[str, Any] | None = None
+    env: Mapping[str, str] | None = None
+    scaling: Scaling | None = None
+    least_work: int = 10
+    waves: int = 100
+    max_errors: float = 0
+    watch: PilotWatch | None = None
+
+    def __post_init__(self) -> None:
+        if (self.command is None) == (self.script is None):
+            raise ValueError("PilotStage: give either `command` or `script`.")
+        for name, least in (("least_work", 1), ("waves", 0)):
+            try:
+                whole_number(name, getattr(self, name), least=least)
+            except ValueError as error:
+                raise ValueError(f"PilotStage: {error}") from None
+        ErrorBudget.parse(self.max_errors)
+
+
 def values_of(given: Any) -> dict[str, Any]:
     """The fields of a configuration object, by name."""
     return {field.name: getattr(given, field.name) for field in fields(given)}

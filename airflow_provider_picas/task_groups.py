@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from airflow.providers.common.compat.sdk import TriggerRule, task_group
+from airflow.providers.common.compat.sdk import TaskGroup, TriggerRule, task_group
 
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.operators.pilots import PicasCancelPilotsOperator, PicasSubmitPilotsOperator
 from airflow_provider_picas.operators.tokens import PicasCollectTokensOperator, PicasPushTokensOperator
-from airflow_provider_picas.options import PilotOptions, PilotWatch, Scaling, WaitPolicy
+from airflow_provider_picas.options import PilotOptions, PilotStage, PilotWatch, Scaling, WaitPolicy
 from airflow_provider_picas.sensors.tokens import PicasTokenStateSensor
 
 _PUSH_SHOWN_AS = "{{ task.batch_label }}"
@@ -34,6 +34,7 @@ def picas_run(
     scaling: Scaling | None = None,
     pilots: int | str | None = None,
     sbatch: Mapping[str, Any] | None = None,
+    stages: Mapping[str, PilotStage] | None = None,
     env: Mapping[str, str] | None = None,
     policy: WaitPolicy | None = None,
     max_errors: float | str | None = None,
@@ -55,7 +56,15 @@ def picas_run(
 
     ``collect`` also runs when the wait has failed: it logs why tokens are in error, and then fails too. ``stop`` is a
     teardown: it cancels the pilots that remain, also when the run is marked failed.
+
+    ``stages``: the pilots for the tokens that the command, and those of the stages before, make (``docs/stages.md``):
+    ``{"imaging": PilotStage(command="./image.sh", sbatch={"time": "04:00:00"})}``. Each stage has tasks of its own, in a
+    group of its name: ``ready`` (enough tokens wait for pilots), ``pilots``, ``wait``, ``collect`` and ``stop``. The
+    output is then that of the last stage's ``collect``.
     """
+    names = list(stages or {})
+    if taken := {"push", "pilots", "wait", "collect", "stop"} & set(names):
+        raise ValueError(f"A stage of picas_run cannot have the name of one of its tasks: {', '.join(sorted(taken))}.")
     picas: dict[str, Any] = {"picas_conn_id": picas_conn_id, "database": database, "profile": profile}
     what = {"inputs": inputs, "tokens": tokens, "key": key, "batch": batch, "on_existing": on_existing}
     push = PicasPushTokensOperator(task_id="push", map_index_template=_PUSH_SHOWN_AS, **what, **picas)
@@ -66,35 +75,70 @@ def picas_run(
     submit = PicasSubmitPilotsOperator(
         task_id="pilots",
         batch=pushed,
+        stages=names,
         ssh_conn_id=ssh_conn_id,
         **runs,
         **_given(scaling=scaling, pilots=pilots),
         **picas,
     )
     push >> submit
-    return _wait_and_collect(
-        pushed,
-        submit.output,
-        _given(policy=policy, max_errors=max_errors, watch=watch),
-        {"fields": fields, "path": path, "attachments": attachments},
-        picas,
+    results = {"fields": fields, "path": path, "attachments": attachments}
+    wait_for = _given(policy=policy, max_errors=max_errors, watch=watch)
+    collected = _wait_and_collect(pushed, pushed, submit.output, wait_for, results, picas)
+    for name in names:
+        with TaskGroup(group_id=name):
+            collected = _run_stage(pushed, names, name, (stages or {})[name], results, picas, ssh_conn_id)
+    return collected
+
+
+def _run_stage(
+    pushed: Any,
+    names: list[str],
+    name: str,
+    stage: PilotStage,
+    results: dict[str, Any],
+    picas: dict[str, Any],
+    ssh_conn_id: str,
+) -> Any:
+    """The tasks of a stage; returns the output of ``collect``."""
+    chain: dict[str, Any] = {"batch": pushed, "stages": names, "stage": name}
+    ready = PicasTokenStateSensor(
+        task_id="ready", ready=stage.least_work, pilots=False, deferrable=True, **chain, **picas
     )
+    submit = PicasSubmitPilotsOperator(
+        task_id="pilots",
+        command=stage.command,
+        setup=stage.setup,
+        files=stage.files,
+        pilot=stage.pilot,
+        script=stage.script,
+        sbatch=stage.sbatch,
+        env=stage.env,
+        scaling=stage.scaling,
+        ssh_conn_id=ssh_conn_id,
+        **chain,
+        **picas,
+    )
+    ready >> submit
+    watch = {"watch": stage.watch} if stage.watch else {"resubmit": stage.waves}
+    wait_for = {**chain, "least_work": stage.least_work, "max_errors": stage.max_errors, **watch}
+    return _wait_and_collect(wait_for.pop("batch"), ready.output, submit.output, wait_for, results, picas)
 
 
 def _wait_and_collect(
-    pushed: Any, submitted: Any, wait_for: dict[str, Any], results: dict[str, Any], picas: dict[str, Any]
+    pushed: Any, batch: Any, submitted: Any, wait_for: dict[str, Any], results: dict[str, Any], picas: dict[str, Any]
 ) -> Any:
-    """The tasks after the submission of pilots; returns the output of ``collect``."""
+    """The tasks after the submission of pilots; returns the output of ``collect``. ``batch``: what it collects."""
     wait = PicasTokenStateSensor(task_id="wait", batch=pushed, pilots=submitted, deferrable=True, **wait_for, **picas)
     collect = PicasCollectTokensOperator(
         task_id="collect",
-        batch=pushed,
+        batch=batch,
         max_errors=wait.max_errors,
         trigger_rule=TriggerRule.NONE_SKIPPED,
         **results,
         **picas,
     )
-    stop = PicasCancelPilotsOperator(task_id="stop", pilots=submitted, batch=pushed, **picas).as_teardown()
+    stop = PicasCancelPilotsOperator(task_id="stop", pilots=submitted, batch=batch, **picas).as_teardown()
     wait >> collect >> stop
     return collect.output
 

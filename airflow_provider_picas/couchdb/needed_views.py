@@ -17,6 +17,11 @@ from airflow_provider_picas.tokens.text import one_line
 OF_PROFILE = ("counts", "tokens", "todo")
 """The views of a pool of another shape that are needed."""
 
+NO_STAGES = (
+    "If a pilot dies before it has made new tokens, a wait for them fails. Ask an admin of the database to run"
+    " `airflow-picas deploy-views --stages` once."
+)
+
 
 def lacking(pool: Pool, names: Iterable[str]) -> Operation[dict[str, list[str]]]:
     """The design documents that lack views needed to find tokens, each with the missing ones."""

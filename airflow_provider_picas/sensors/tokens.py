@@ -33,7 +33,7 @@ from airflow_provider_picas.links import (
 )
 from airflow_provider_picas.operators.instance import push_id
 from airflow_provider_picas.options import MAX_SCRUBS, PilotWatch, TakesOptions, WaitPolicy, unpacks_options
-from airflow_provider_picas.parameters import optional_seconds, whole_number
+from airflow_provider_picas.parameters import optional_seconds, optional_whole_number, whole_number
 from airflow_provider_picas.sensors.actions import PilotActions
 from airflow_provider_picas.sensors.failures import counts_lag, explain_failure
 from airflow_provider_picas.sensors.pilots import PATIENCE, find_pilots, forget_pilots
@@ -63,6 +63,8 @@ class PicasTokenStateSensor(TakesOptions, BaseSensorOperator):
         that a pilot has named, but died before it made them.
     :param stage: wait for this stage alone. Default: for the batch and all of its stages together.
     :param least_work: with ``stage``: while more tokens may appear, do not submit pilots again for fewer waiting tokens.
+    :param ready: with ``stage``: succeed as soon as this number of its tokens waits, or no more can appear, and return
+        the batch of the stage. For a task before the one that submits its pilots.
     :param policy: ``max_errors``, ``fail_fast``, ``success_threshold`` and ``no_progress`` as one ``WaitPolicy``.
     :param max_errors: the number of tokens that may end in error, or a fraction below 1. With more, the task fails.
     :param fail_fast: fail as soon as ``max_errors`` is exceeded. Default: when all tokens have finished.
@@ -110,7 +112,7 @@ class PicasTokenStateSensor(TakesOptions, BaseSensorOperator):
     """
 
     template_fields: Sequence[str] = (
-        "batch", "stages", "stage", "least_work", "max_errors", "success_threshold", "pilots", "resubmit", "max_scrubs",
+        "batch", "stages", "stage", "least_work", "ready", "max_errors", "success_threshold", "pilots", "resubmit", "max_scrubs",
         "max_lock_age", "outage", "picas_conn_id", "database", "profile",
     )  # fmt: skip
     operator_extra_links = (PicasRerunLink(), PicasPoolLink(), PicasMonitoringLink())
@@ -124,6 +126,7 @@ class PicasTokenStateSensor(TakesOptions, BaseSensorOperator):
         stages: Sequence[str] | Mapping[str, Any] = (),
         stage: str | None = None,
         least_work: int | str = 1,
+        ready: int | str | None = None,
         policy: WaitPolicy | None = None,
         max_errors: float | str = 0,
         fail_fast: bool = False,
@@ -149,6 +152,7 @@ class PicasTokenStateSensor(TakesOptions, BaseSensorOperator):
         self.stages = stages
         self.stage = stage
         self.least_work = least_work
+        self.ready = ready
         self.max_errors = max_errors
         self.fail_fast = fail_fast
         self.success_threshold = success_threshold
@@ -219,6 +223,7 @@ class PicasTokenStateSensor(TakesOptions, BaseSensorOperator):
             stage=chain.stage if chain else None,
             tokens=chain.tokens if chain else None,
             least_work=terms.least_work,
+            ready=terms.ready,
             no_pilots_before=max(0.0, wait.no_pilots_before - time.monotonic() + time.time()),
         )
         left = timedelta(seconds=max(1, deadline - time.time()))
@@ -227,7 +232,7 @@ class PicasTokenStateSensor(TakesOptions, BaseSensorOperator):
         )
         raise AssertionError("defer raises")
 
-    def execute_complete(self, context: Context, event: Mapping[str, Any], deadline: float) -> dict[str, int]:
+    def execute_complete(self, context: Context, event: Mapping[str, Any], deadline: float) -> dict[str, Any]:
         """Resume with the trigger's event; its counts are the task's result."""
         self._instance = context["ti"]
         self._find_pilots()
@@ -255,7 +260,7 @@ class PicasTokenStateSensor(TakesOptions, BaseSensorOperator):
             self._defer(deadline)
         return self._conclude(context, outcome, completeness)
 
-    def _continue_in_task(self, context: Context, reason: str, deadline: float) -> dict[str, int]:
+    def _continue_in_task(self, context: Context, reason: str, deadline: float) -> dict[str, Any]:
         """Continue as a wait that pokes. The trigger cannot watch the pilots; a worker, which submitted them, can."""
         self.log.warning(
             "The triggerer cannot log in to the cluster. %s The wait continues in this worker, which checks every %g s and"
@@ -264,7 +269,7 @@ class PicasTokenStateSensor(TakesOptions, BaseSensorOperator):
         )  # fmt: skip
         self.deferrable, self.mode = False, "poke"
         self.timeout = max(0.0, deadline - time.time())
-        counts: dict[str, int] = self._poke_until_over(context)
+        counts: dict[str, Any] = self._poke_until_over(context)
         return counts
 
     def on_kill(self) -> None:
@@ -340,7 +345,7 @@ class PicasTokenStateSensor(TakesOptions, BaseSensorOperator):
                 return outcome, completeness
             time.sleep(max(0.0, settled_in))
 
-    def _conclude(self, context: Context, outcome: Outcome, completeness: Completeness) -> dict[str, int]:
+    def _conclude(self, context: Context, outcome: Outcome, completeness: Completeness) -> dict[str, Any]:
         """End the wait: push figures to XCom, remove credentials from the cluster, then succeed or fail."""
         self._concluded = True
         hook, terms = self._hook(), self._wait.terms
@@ -355,6 +360,8 @@ class PicasTokenStateSensor(TakesOptions, BaseSensorOperator):
             self._fail(outcome, explain_failure(outcome, completeness, hook, terms, self.log), tails)
         self._forget_pilots()
         self.log.info("%s", terms.explain(outcome, completeness))
+        if outcome is Outcome.READY and (batch := self._batch()):
+            return batch.as_dict()
         return counts
 
     def _fail(self, outcome: Outcome, message: str, tails: str) -> NoReturn:
@@ -419,6 +426,7 @@ class PicasTokenStateSensor(TakesOptions, BaseSensorOperator):
                 self.no_progress,
                 chain,
                 self._checked(lambda name, value: whole_number(name, value, least=1), "least_work"),
+                self._checked(lambda name, value: optional_whole_number(name, value, least=1), "ready"),
             )
             outage = math.inf if self.reschedule else self._outage()  # `reschedule` does not know when it began
             self._state = Wait(

@@ -27,6 +27,7 @@ class Outcome(StrEnum):
     WAITING = "waiting"
     COMPLETE = "complete"  #: all tokens done, or in error within the budget
     ENOUGH = "enough"  #: the required number of tokens is done; others may not have finished
+    READY = "ready"  #: the required number of tokens waits, or no more can appear
     TOO_MANY_ERRORS = "too_many_errors"  #: more in error than allowed; all have finished, unless ``fail_fast`` is set
     TOO_FEW_DONE = "too_few_done"  #: fewer tokens done than required, and no more to come
     LOST = "lost"  #: tokens are missing or in no state, so the batch can never be complete
@@ -40,7 +41,7 @@ class Outcome(StrEnum):
     @property
     def success(self) -> bool:
         """True if the downstream tasks may run."""
-        return self in (Outcome.COMPLETE, Outcome.ENOUGH)
+        return self in (Outcome.COMPLETE, Outcome.ENOUGH, Outcome.READY)
 
 
 @dataclass(frozen=True)
@@ -263,6 +264,8 @@ def explain(
         return f"{counts.error:,} of {completeness.total:,} tokens failed ({allowed:,} allowed) in {where}."
     if outcome is Outcome.ENOUGH:
         return f"{counts.done:,} tokens of {where} are done, which is enough to continue ({counts})."
+    if outcome is Outcome.READY:
+        return f"{counts.todo:,} tokens of {where} wait{'' if completeness.growing else ', and no more can appear'} ({counts})."
     if outcome is Outcome.TOO_FEW_DONE:
         needed = threshold.needed(completeness.total) if threshold else completeness.total
         return f"{counts.done:,} of {completeness.total:,} tokens are done ({needed:,} needed) in {where}: {counts}."
@@ -307,7 +310,8 @@ class Terms:
     ``batch``: its id; None is the whole pool. ``expected``: number of tokens that were pushed; None: all that exist.
     ``no_progress``: seconds without a finished token after which the wait fails; None: no limit. ``chain``: the stages
     that make the tokens. ``least_work``: as long as more tokens may appear, pilots are missing only for this number of
-    waiting ones.
+    waiting ones. ``ready``: the wait is over when this number of tokens waits, or no more can appear; None: when they
+    have finished.
     """
 
     batch: str | None
@@ -318,6 +322,7 @@ class Terms:
     no_progress: float | None = None
     chain: Chain | None = None
     least_work: int = 1
+    ready: int | None = None
 
     @property
     def where(self) -> str:
@@ -343,6 +348,9 @@ class Terms:
 
     def evaluate(self, completeness: Completeness) -> Decision:
         """Decide on the wait from the counts alone."""
+        if self.ready is not None:
+            over = completeness.counts.todo >= self.ready or not completeness.growing
+            return Decision(Outcome.READY if over else Outcome.WAITING)
         named = self.batch is not None
         return evaluate(completeness, self.budget, named=named, fail_fast=self.fail_fast, threshold=self.threshold)
 

@@ -44,7 +44,7 @@ DRAIN_WAIT = 6 * 3600.0  # the same for drained pilots
 _ARGUMENTS = (
     "picas_conn_id", "database", "batch", "expected", "max_errors", "deadline", "pilots", "max_scrubs", "max_lock_age",
     "pilots_interval", "on_kill_how", "fail_fast", "success_threshold", "no_progress", "outage",
-    "no_pilots_before", "profile", "stages", "stage", "tokens", "least_work",
+    "no_pilots_before", "profile", "stages", "stage", "tokens", "least_work", "ready",
 )  # fmt: skip
 
 
@@ -71,7 +71,7 @@ class PicasTokenStateTrigger(BaseTrigger):
     :param stages: names of the stages that the tokens make, in order; then ``batch`` is the one that the chain begins with.
     :param stage: the stage that the wait is for; None: the batch and all of its stages together.
     :param tokens: number of tokens pushed to the batch that the chain begins with.
-    :param least_work: as for ``Terms``.
+    :param least_work, ready: as for ``Terms``.
     :param profile: another shape of the pool than the connection's: the name of a profile, or an object.
 
     The event's payload is ``{"outcome", "counts", "expected"}``, and ``"reason"`` if the pool stayed unavailable, or is
@@ -105,6 +105,7 @@ class PicasTokenStateTrigger(BaseTrigger):
         stage: str | None = None,
         tokens: int | None = None,
         least_work: int = 1,
+        ready: int | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.picas_conn_id = picas_conn_id
@@ -128,6 +129,7 @@ class PicasTokenStateTrigger(BaseTrigger):
         self.stage = stage
         self.tokens = tokens
         self.least_work = least_work
+        self.ready = ready
         self._updates: CountsSubscription | None = None
         self._feed: Feed | None = None
         self._answers_since: float | None = None  #: time of the first successful check, or of the first after an outage
@@ -143,7 +145,15 @@ class PicasTokenStateTrigger(BaseTrigger):
         threshold = None if self.success_threshold is None else Threshold(self.success_threshold)
         budget = ErrorBudget(self.max_errors)
         terms = Terms(
-            self._own, self.expected, budget, threshold, self.fail_fast, self.no_progress, self._chain, self.least_work
+            self._own,
+            self.expected,
+            budget,
+            threshold,
+            self.fail_fast,
+            self.no_progress,
+            self._chain,
+            self.least_work,
+            self.ready,
         )
         clock = time.monotonic() - time.time()
         return Wait(

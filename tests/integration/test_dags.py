@@ -15,6 +15,7 @@ DAGS = {
     "picas_archive_batches",
     "picas_autopilot",
     "picas_rerun_failed",
+    "picas_stages",
     "picas_word_count",
 }
 

@@ -11,7 +11,7 @@ from typing import Any, cast
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, BaseOperator, Context
 
 from airflow_provider_picas import assets
-from airflow_provider_picas.couchdb import batch_pilots, needed_views
+from airflow_provider_picas.couchdb import batch_pilots, needed_views, new_tokens
 from airflow_provider_picas.couchdb.errors import CouchDBError
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.slurm import SlurmHook
@@ -33,6 +33,7 @@ from airflow_provider_picas.slurm.sbatch import OptionError
 from airflow_provider_picas.slurm.submission_folder import SubmissionRefusedError
 from airflow_provider_picas.tokens import views
 from airflow_provider_picas.tokens.batch import Batch
+from airflow_provider_picas.tokens.chain import Chain
 from airflow_provider_picas.tokens.text import sample
 
 MAX_FILE_BYTES = 100_000_000  # of all files together: larger data belong on the cluster's own storage
@@ -73,6 +74,9 @@ class PicasSubmitPilotsOperator(TakesOptions, BaseOperator):
         environments. Variables that set options of sbatch, such as ``SBATCH_CLUSTERS``, are refused.
     :param batch: the push operator's output. Its database is the pool of the pilots, and our own pilots claim only its
         tokens.
+    :param stages: names of the stages whose tokens the batch's tokens make, in order (``docs/stages.md``): commands may
+        make tokens for these, and pilots make those of others that died.
+    :param stage: submit pilots for this stage. Default: for the batch itself. If no token of it waits, nothing is submitted.
     :param workdir: folder on the cluster where sbatch runs, absolute or below the home. Default: the submission's own
         folder.
     :param remote_folder: folder on the cluster for submissions, absolute or below the home. It must exist. Default:
@@ -95,8 +99,8 @@ class PicasSubmitPilotsOperator(TakesOptions, BaseOperator):
 
     template_fields: Sequence[str] = (
         "command", "setup", "files", "pilot", "script", "pilots", "tokens_per_pilot", "max_pilots", "max_queued", "max_running",
-        "resource_classes", "sbatch", "env", "batch", "workdir", "remote_folder", "keep_days", "credentials", "dry_run",
-        "ssh_conn_id", "picas_conn_id", "database", "profile",
+        "resource_classes", "sbatch", "env", "batch", "stages", "stage", "workdir", "remote_folder", "keep_days",
+        "credentials", "dry_run", "ssh_conn_id", "picas_conn_id", "database", "profile",
     )  # fmt: skip
     operator_extra_links = (PicasPoolLink(), PicasMonitoringLink())
     ui_color = "#e6dcf2"
@@ -120,6 +124,8 @@ class PicasSubmitPilotsOperator(TakesOptions, BaseOperator):
         sbatch: Mapping[str, Any] | None = None,
         env: Mapping[str, str] | None = None,
         batch: str | Mapping[str, Any] | None = None,
+        stages: Sequence[str] = (),
+        stage: str | None = None,
         workdir: str | None = None,
         remote_folder: str | None = None,
         keep_days: float | str = sweep.KEEP_DAYS,
@@ -146,6 +152,8 @@ class PicasSubmitPilotsOperator(TakesOptions, BaseOperator):
         self.sbatch = sbatch
         self.env = env
         self.batch = batch
+        self.stages = stages
+        self.stage = stage
         self.workdir = workdir
         self.remote_folder = remote_folder
         self.keep_days = keep_days
@@ -160,7 +168,7 @@ class PicasSubmitPilotsOperator(TakesOptions, BaseOperator):
     def execute(self, context: Context) -> dict[str, Any] | None:
         try:
             self._check()
-            batch = Batch.parse(self.batch)
+            batch = self._batch_of_pilots()
             database = self.database or (batch.database if batch else None)
             picas = PicasHook(self.picas_conn_id, database=database, profile=self.profile)
             job = self._job(context, picas, batch)
@@ -190,6 +198,8 @@ class PicasSubmitPilotsOperator(TakesOptions, BaseOperator):
 
     def _check_views(self, picas: PicasHook) -> None:
         """Raises ValueError if our own pilots would find no tokens. The pilots of a script use views of their own."""
+        if self.stages and not picas.do(new_tokens.deploy(picas.pool)):
+            self.log.warning("%s lacks the view for stages. %s", picas.settings.place, needed_views.NO_STAGES)
         if (
             self.command is None
             or "database" in (self.pilot or {})
@@ -250,6 +260,19 @@ class PicasSubmitPilotsOperator(TakesOptions, BaseOperator):
                 f"{', '.join(map(repr, ours))} can only be used with `command`: a `script` does this itself."
             )
 
+    def _chain(self) -> Chain | None:
+        batch = Batch.parse(self.batch)
+        if batch is None and self.stages:
+            raise ValueError("`stages` needs a `batch`: the one that the chain begins with.")
+        return Chain.parse(batch.id, self.stages, self.stage, batch.tokens) if batch else None
+
+    def _batch_of_pilots(self) -> Batch | None:
+        """The batch whose tokens the pilots claim: the stage's."""
+        batch, chain = Batch.parse(self.batch), self._chain()
+        if batch is None or chain is None or chain.stage is None:
+            return batch
+        return Batch(chain.own[0], batch.database)
+
     # -- what is sent -------------------------------------------------------------------------------------------------
 
     def _job(self, context: Context, picas: PicasHook, batch: Batch | None) -> PilotJob:
@@ -275,6 +298,7 @@ class PicasSubmitPilotsOperator(TakesOptions, BaseOperator):
             "database": settings.database,
             "batch": batch.id if batch else None,
             "files": sorted(files),
+            **({"stages": chain.by_stage} if (chain := self._chain()) else {}),
             **({} if settings.profile.is_default else {"profile": settings.profile.to_json()}),
             **read_rendered(self.pilot or {}),
         }
@@ -329,6 +353,8 @@ class PicasSubmitPilotsOperator(TakesOptions, BaseOperator):
     def _arrays(self, picas: PicasHook, slurm: SlurmHook, batch: Batch | None) -> list[Array]:
         """The sbatch calls to make. Empty if there is nothing to run or a limit leaves no room."""
         options = dict(self.sbatch or {})
+        if self.stage and not picas.count(batch.id if batch else None).todo:
+            return []
         fixed = None if self.pilots in (None, "", "auto") else positive_number("pilots", self.pilots)
         if fixed is None and self.pilots != "auto" and self.command is not None:
             fixed = 1

@@ -1,0 +1,54 @@
+"""A chain of stages on a cluster: observations make tokens for calibration, and these make tokens for imaging.
+
+Needs a connection ``picas_default`` to a pool that the pilots may write to, and a connection ``spider`` to a login node. The
+work is small, but real: an observation is a noisy signal in several subbands, calibration fits its gain, and imaging
+removes it again. ``stage_work.py`` has it.
+"""
+
+from airflow.sdk import Param, dag, task
+
+from airflow_provider_picas.options import PilotStage, Scaling
+from airflow_provider_picas.task_groups import picas_run
+
+
+@task
+def observations(params=None):
+    """The inputs: the number of each observation."""
+    return list(range(params["observations"]))
+
+
+@task
+def report(images):
+    """Show how far the images are from the true signal."""
+    rows = images["rows"]
+    for row in sorted(rows, key=lambda row: row["id"]):
+        print(f"{row['id']}: rms {row['output.rms']:.3f}")
+    return {"images": len(rows), "worst": max(row["output.rms"] for row in rows)}
+
+
+@dag(
+    schedule=None,
+    catchup=False,
+    params={"observations": Param(4, type="integer", minimum=1, description="Number of observations")},
+    tags=["picas", "example"],
+    doc_md=__doc__,
+)
+def picas_stages():
+    work = {"files": ["stage_work.py"], "sbatch": {"time": "00:30:00", "cpus-per-task": 1}}
+    images = picas_run(
+        inputs=observations(),
+        command="python3 stage_work.py observe",
+        stages={
+            "calibration": PilotStage(
+                command="python3 stage_work.py calibrate", least_work=4, scaling=Scaling(pilots=2), **work
+            ),
+            "imaging": PilotStage(command="python3 stage_work.py image", least_work=4, **work),
+        },
+        fields=["output.rms"],
+        ssh_conn_id="spider",
+        **work,
+    )
+    report(images)
+
+
+picas_stages()
