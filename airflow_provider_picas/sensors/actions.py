@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -57,17 +58,18 @@ class PilotActions:
 
         ``reschedule``: the wait remembers no earlier check.
         """
-        wait, shown = self._wait, self._wait.pilots_log
+        wait, watched = self._wait, self._wait.watched(self.submission.key)
+        shown = watched.pilots_log
         with self._connect() as hooks:
             while True:
                 limits: Any = {"max_scrubs": max_scrubs, "max_lock_age": wait.max_lock_age}
+                limits["others"] = wait.others(self.submission.key)
                 status = hooks.do(check_twice(*self._scope, **limits))
                 now = time.monotonic()
                 absent_since = now - (time.time() - self.submission.since) if reschedule else None
-                certain_in = wait.note_pilots(status, now, absent_since=absent_since)
-                self._hook.do(
-                    wait.slurm_record.write(self._hook.pool, wait.terms.batch, self.submission.key, status.slurm)
-                )
+                key = self.submission.key
+                certain_in = wait.note_pilots(status, now, submission=key, absent_since=absent_since)
+                self._hook.do(watched.slurm_record.write(self._hook.pool, wait.terms.batch, key, status.slurm))
                 if not reschedule and shown.logs_are_due():  # `reschedule` does not remember what was logged
                     shown.report_logs(hooks.do(log_updates(self.submission, shown.sizes)))
                 if reschedule and wait.terms.batch is not None:
@@ -84,7 +86,8 @@ class PilotActions:
 
     def _renew_credentials(self, hooks: PilotsHook) -> None:
         """Send pending and running pilots the connection's login, if it has changed."""
-        settings, conn_id, sent = self._hook.settings, self._hook.picas_conn_id, self._wait.credentials
+        settings, conn_id = self._hook.settings, self._hook.picas_conn_id
+        sent = self._wait.watched(self.submission.key).credentials
         if not sent.differ(settings):
             return
         folder = self.submission.folder
@@ -136,18 +139,68 @@ class PilotActions:
                 self._log.warning("Could not find out who holds tokens: %s", error)
             return hooks.do(log_tails(self.submission))
 
-    def end(self, context: Context, counts: Counts | None, *, cancel_pending: bool) -> None:
-        """Push figures to XCom, unless nothing could be counted, and remove credentials once the pilots have ended."""
+    def end(self, counts: Counts | None, *, cancel_pending: bool) -> dict[str, Any] | None:
+        """Remove credentials once the pilots have ended. Returns the figures, unless nothing could be counted."""
         with self._connect() as hooks:
             if counts is None:
                 hooks.do(end_uncounted(self.submission))
-                return
+                return None
             ending = end(self._hook.pool, self.submission, counts.finished, cancel_pending=cancel_pending)
-            if figures := hooks.do(ending):
-                context["ti"].xcom_push("figures", figures.as_dict())
+            figures = hooks.do(ending)
+            return figures.as_dict() if figures else None
 
     def stop(self, task_instance: Any, how: StopMode) -> None:
         """Stop the pilots if a person failed the task; if it was killed for any other reason, they continue."""
         if is_for_pilots(task_state(task_instance), self.submission, how, self._log):
             with self._connect() as hooks:
                 hooks.do(end_pilots(*self._scope, how, self._log, wait=CANCEL_WAIT))
+
+
+class AllPilots:
+    """The actions on the pilots of all submissions of one wait, which may be on several clusters."""
+
+    def __init__(self, submissions: Sequence[Submission], hook: PicasHook, wait: Wait, log: Any) -> None:
+        self._wait = wait
+        self._each = [PilotActions(submission, hook, wait, log) for submission in submissions]
+        for submission in submissions:
+            wait.watched(submission.key)
+
+    def check(self, max_scrubs: int, *, reschedule: bool) -> None:
+        """Check the pilots of each submission. If a cluster does not answer, another one's check is repeated, which then
+        evaluates the leases of the lost one's pilots."""
+        answering = []
+        for pilots in self._each:
+            pilots.check(max_scrubs, reschedule=reschedule)
+            status = self._wait.watched(pilots.submission.key).status
+            answering += [pilots] if status is not None and status.outage is None else []
+        if answering and len(answering) < len(self._each):
+            answering[0].check(max_scrubs, reschedule=reschedule)
+
+    def resubmit(self, most: int, finished: int) -> bool:
+        """Submit the same pilots again. True if the wait continues."""
+        return any([pilots.resubmit(most, finished) for pilots in self._each])
+
+    def log_tails(self) -> str:
+        """Log the tokens that others hold; return the ends of the pilots' logs."""
+        return "\n".join(tails for pilots in self._each if (tails := pilots.log_tails()))
+
+    def end(self, context: Context, counts: Counts | None, *, cancel_pending: bool) -> None:
+        """Push figures to XCom, unless nothing could be counted, and remove credentials once the pilots have ended.
+
+        The figures of several submissions are a mapping by their keys.
+        """
+        ended = {pilots.submission.key: pilots.end(counts, cancel_pending=cancel_pending) for pilots in self._each}
+        found = {key: figures for key, figures in ended.items() if figures}
+        if found:
+            context["ti"].xcom_push("figures", found if len(self._each) > 1 else next(iter(found.values())))
+
+    def stop(self, task_instance: Any, how: StopMode) -> None:
+        """Stop the pilots if a person failed the task; if it was killed for any other reason, they continue."""
+        problems: list[Exception] = []
+        for pilots in self._each:
+            try:
+                pilots.stop(task_instance, how)
+            except Exception as error:  # from Airflow's API, the pool or the cluster: the others are still stopped
+                problems.append(error)
+        if problems:
+            raise problems[0]

@@ -34,7 +34,7 @@ from airflow_provider_picas.links import (
 from airflow_provider_picas.operators.instance import push_id
 from airflow_provider_picas.options import MAX_SCRUBS, PilotWatch, TakesOptions, WaitPolicy, unpacks_options
 from airflow_provider_picas.parameters import optional_seconds, optional_whole_number, whole_number
-from airflow_provider_picas.sensors.actions import PilotActions
+from airflow_provider_picas.sensors.actions import AllPilots
 from airflow_provider_picas.sensors.failures import counts_lag, explain_failure
 from airflow_provider_picas.sensors.pilots import PATIENCE, find_pilots, forget_pilots
 from airflow_provider_picas.submissions.stop import StopMode
@@ -72,7 +72,9 @@ class PicasTokenStateSensor(TakesOptions, BaseSensorOperator):
         Tokens in error then do not matter, unless too few tokens remain to reach it.
     :param no_progress: fail after this time, in seconds or as a timedelta, in which no token has finished. Default:
         never.
-    :param pilots: the output of the operator that submits pilots. Default: the pilots that one task has submitted for
+    :param pilots: the output of the operator that submits pilots, or a list of such outputs: pilots on several clusters,
+        each judged by its own Slurm. While one cluster does not answer, the others go on, and the tokens of its pilots
+        are released when their leases have expired. Default: the pilots that one task has submitted for
         the batch; if several tasks have, or without a batch, none. False: none. The wait watches them: it releases the
         tokens of dead pilots. If no pilots remain while tokens wait, the task fails and shows the ends of the pilots'
         logs. These are also shown while pilots run, unless the mode is ``reschedule``.
@@ -132,7 +134,7 @@ class PicasTokenStateSensor(TakesOptions, BaseSensorOperator):
         fail_fast: bool = False,
         success_threshold: float | str | None = None,
         no_progress: float | timedelta | None = None,
-        pilots: Mapping[str, Any] | bool | None = None,
+        pilots: Mapping[str, Any] | Sequence[Mapping[str, Any]] | bool | None = None,
         watch: PilotWatch | None = None,
         resubmit: int | str = 0,
         max_scrubs: int | str = 3,
@@ -209,7 +211,7 @@ class PicasTokenStateSensor(TakesOptions, BaseSensorOperator):
             expected=terms.expected,
             max_errors=terms.budget.limit,
             deadline=deadline,
-            pilots=self.pilots if isinstance(self.pilots, Mapping) else None,
+            pilots=self.pilots or None if not isinstance(self.pilots, bool) else None,
             max_scrubs=self._max_scrubs(),
             max_lock_age=wait.max_lock_age,
             pilots_interval=self.pilots_interval,
@@ -445,13 +447,17 @@ class PicasTokenStateSensor(TakesOptions, BaseSensorOperator):
     def _forget_pilots(self) -> None:
         """Record that the wait for these pilots is over: a later wait for a batch of that name is for other pilots."""
         batch = self._batch()
-        if batch is not None and isinstance(self.pilots, Mapping) and self._pilots(hook := self._hook()):
-            forget_pilots(hook, batch.id, self.pilots, self.log)
+        if batch is None or not self._parsed(Submission.parse_all, self.pilots or None):
+            return
+        hook = self._hook()
+        for pilots in [self.pilots] if isinstance(self.pilots, Mapping) else self.pilots or ():  # type: ignore[union-attr]
+            if pilots["submission"]:
+                forget_pilots(hook, batch.id, pilots, self.log)
 
-    def _pilots(self, hook: PicasHook) -> PilotActions | None:
+    def _pilots(self, hook: PicasHook) -> AllPilots | None:
         """The actions on the pilots; None if this wait watches none."""
-        submission = self._parsed(Submission.parse, self.pilots or None)
-        return PilotActions(submission, hook, self._wait, self.log) if submission else None
+        submissions = self._parsed(Submission.parse_all, self.pilots or None)
+        return AllPilots(submissions, hook, self._wait, self.log) if submissions else None
 
     def _batch(self) -> Batch | None:
         """The batch that the wait is for, which may be a stage's."""

@@ -5,7 +5,7 @@ A pilot keeps one ``_local/picas-pilot-<id>`` document; see ``docs/architecture.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -135,6 +135,8 @@ class Evaluation:
     before: float = 0.0
     max_lock_age: float | None = None  #: seconds; applies to pilots without leases
     silent: Mapping[str, float] = field(default_factory=dict)  #: the result of ``ObservedLeases.silent``
+    #: Keys of other submissions whose clusters answer: their own checks evaluate their pilots. None: there are no others.
+    others: Collection[str] | None = None
     saved: Mapping[str, Saved] = field(default_factory=dict)  #: by token: that of ``ObservedLeases.note_revisions``
 
     def death(self, token: Mapping[str, Any]) -> str | None:
@@ -160,6 +162,8 @@ class Evaluation:
     def _lost_lease(self, pilot: str, lock: float) -> str | None:
         dead = self.silent.get(pilot, 1.0) <= 0
         lease, pilot = self.leases.get(pilot), one_line(pilot)
+        if lease is not None and lease.submission in (self.others or ()):
+            return None  # its folder may hold results
         if lease is None:
             return causes_of_death.no_lease(pilot) if dead else None
         holder = causes_of_death.holder(pilot, one_line(str(lease.job), 80), one_line(lease.hostname, 80))
@@ -194,7 +198,7 @@ class Evaluation:
         """PiCaS client pilots have no lease. One of this submission has ended when its job has. The time of the lock,
         by the node's clock, must fit, since another cluster may use the same job id."""
         job = self._job(token.get("slurm_job_id"))
-        if job and self.slurm and job.started and job.started - SKEW <= lock:
+        if job and self.slurm and job.started and job.started - SKEW <= lock and self._may_be_on(job, token):
             if job.phase is not Phase.ENDED:
                 return None
             ended = job.ended or self.slurm.at  # squeue knows that the job has ended before sacct knows when
@@ -203,6 +207,15 @@ class Evaluation:
         if self._is_old(token) and self._quiet_for(token) <= 0:
             return f"it was locked for {self.now - lock:.0f} s"
         return None
+
+    def _may_be_on(self, job: Job, token: Mapping[str, Any]) -> bool:
+        """True if a token of this job id may be held by this job. Several clusters may use the same id: then the host
+        decides."""
+        if self.others is None:
+            return True
+        host, node = str(token.get("hostname")).partition(".")[0], job.node.partition(".")[0]
+        prefix, several, _ = node.partition("[")
+        return bool(prefix) and (host.startswith(prefix) if several else host == node)
 
     def _is_old(self, token: Mapping[str, Any]) -> bool:
         """True if nobody has locked or saved the token for ``max_lock_age``, as far as is known."""

@@ -39,6 +39,8 @@ class Submission:
         """
         if value is None or value == "":
             return None
+        if isinstance(value, list | tuple):
+            raise ValueError(f"This takes the pilots of one submission, not a list of {len(value)}.")
         try:
             if value["submission"] is None:
                 return None
@@ -49,3 +51,11 @@ class Submission:
             raise ValueError(
                 f"`pilots` must be the output of the operator that submits pilots, not {value!r:.200}."
             ) from None
+
+    @classmethod
+    def parse_all(cls, value: Any) -> list[Submission]:
+        """The submissions in the output of one operator that submits pilots, or in a list of such outputs, without those
+        that submitted nothing. Raises ValueError for anything else."""
+        given = value if isinstance(value, list | tuple) else [value]
+        found = {one.key: one for one in map(cls.parse, given) if one is not None}
+        return list(found.values())

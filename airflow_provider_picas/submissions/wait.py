@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import random
+from collections.abc import Collection
 from typing import Any
 
 from airflow_provider_picas.couchdb.pool import Pool
@@ -60,11 +61,9 @@ class Wait:
         self.no_pilots = False  #: it is certain that no pilots remain
         self.refusal: str | None = None  #: why the cluster refuses the login of this process
         self.endurance = Endurance(outage)
-        self.pilots_log = PilotsLog(log)
-        self.credentials = SentCredentials(log)
         self.lines = ProgressLines()
-        self.slurm_record = SlurmRecord()
         self.looks = Looks()
+        self._watched: dict[str, WatchedPilots] = {}  #: by submission
         self._log = log
         self._progress = Progress(terms.no_progress)
         self._settling = Settling()
@@ -92,21 +91,42 @@ class Wait:
 
     # -- pilots -------------------------------------------------------------------------------------------------------
 
-    def note_pilots(self, status: PilotStatus, now: float, *, absent_since: float | None = None) -> float:
+    def watched(self, submission: str) -> WatchedPilots:
+        """What is known of the pilots of a submission. All that are watched have to be named before the first check."""
+        return self._watched.setdefault(submission, WatchedPilots(self._log))
+
+    def others(self, submission: str) -> set[str] | None:
+        """The other submissions that are watched and whose clusters answer, as far as is known; None without others."""
+        known = {key: watched.status for key, watched in self._watched.items() if key != submission}
+        return {key for key, status in known.items() if status is None or status.outage is None} if known else None
+
+    def note_refusal(self, submission: str, refusal: str | None) -> None:
+        """Record why the cluster of a submission refuses the login of this process; None: it does not."""
+        self.watched(submission).refusal = refusal
+        self.refusal = next((each.refusal for each in self._watched.values() if each.refusal is not None), None)
+
+    def note_pilots(
+        self, status: PilotStatus, now: float, *, submission: str = "", absent_since: float | None = None
+    ) -> float:
         """Record and log a check of the pilots. Returns the seconds until ``no_pilots`` can be certain; infinity while
-        pilots remain, or may remain.
+        pilots of any submission remain, or may remain.
 
         ``absent_since``: for an owner that remembers no earlier check: since when Slurm may have known no job.
         """
-        self.pilots_log.report(status)
-        self._pilots = None if status.jobs is None else jobs.pilots(status.jobs.values())
-        remain = status.pilots_remain is not False or status.worked_on(self.max_lock_age)
-        if remain or now < self.no_pilots_before:
+        watched = self.watched(submission)
+        watched.status = status
+        watched.pilots_log.report(status)
+        known = [one.status for one in self._watched.values() if one.status is not None]
+        listed = [one.jobs for one in known if one.jobs is not None]
+        self._pilots = jobs.pilots(job for some in listed for job in some.values()) if listed else None
+        remain = any(one.pilots_remain is not False or one.worked_on(self.max_lock_age) for one in known)
+        if remain or len(known) < len(self._watched) or now < self.no_pilots_before:
             self.forget_absence()
             return math.inf
+        have_jobs = all(listed)
         if self._no_pilots_since is None:
-            self._no_pilots_since = now if status.jobs or absent_since is None else absent_since
-        certain_at = self._no_pilots_since + (ENDED_AFTER if status.jobs else GONE_AFTER)
+            self._no_pilots_since = now if have_jobs or absent_since is None else absent_since
+        certain_at = self._no_pilots_since + (ENDED_AFTER if have_jobs else GONE_AFTER)
         self.no_pilots = self.no_pilots or now >= certain_at
         return max(0.0, certain_at - now)
 
@@ -149,6 +169,18 @@ class Wait:
         settled_in = self._settling.remaining(now)
         decided_in = self._progress.remaining(now) if math.isinf(settled_in) else settled_in
         return min(self.deadline - now, decided_in, self.lines.remaining(now))
+
+
+class WatchedPilots:
+    """What a wait knows of the pilots of one submission, and what it has done for them."""
+
+    def __init__(self, log: Any) -> None:
+        self.status: PilotStatus | None = None  #: the last check
+        self.refusal: str | None = None  #: why the cluster refuses the login of this process
+        self.observer = ObservedLeases()
+        self.pilots_log = PilotsLog(log)
+        self.credentials = SentCredentials(log)
+        self.slurm_record = SlurmRecord()
 
 
 class CheckInterval:
@@ -197,11 +229,17 @@ class SentCredentials:
 
 
 def check_twice(
-    pool: Pool, batch: str | None, submission: Submission, *, max_scrubs: int, max_lock_age: float | None
+    pool: Pool,
+    batch: str | None,
+    submission: Submission,
+    *,
+    max_scrubs: int,
+    max_lock_age: float | None,
+    others: Collection[str] | None = None,
 ) -> Operation[PilotStatus]:
     """``check_pilots`` for an owner that remembers no earlier check: if a pilot is silent, it waits and checks again."""
     observer = ObservedLeases()
-    limits: Any = {"max_scrubs": max_scrubs, "max_lock_age": max_lock_age, "observer": observer}
+    limits: Any = {"max_scrubs": max_scrubs, "max_lock_age": max_lock_age, "observer": observer, "others": others}
     status: PilotStatus = yield from check_pilots(pool, batch, submission, **limits)
     if status.outage is not None or (patience := status.holders.patience) <= 0:
         return status

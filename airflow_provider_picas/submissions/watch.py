@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -100,11 +100,13 @@ def check_pilots(
     max_lock_age: float | None,
     observer: ObservedLeases | None = None,
     contact: float = -math.inf,
+    others: Collection[str] | None = None,
 ) -> Operation[PilotStatus]:
     """Check the jobs and the locked tokens, send unsent results of pilots, and release the tokens of dead pilots.
 
     ``observer``: remembers earlier checks. Without it, no pilot counts as dead by silence alone. ``contact``: monotonic
-    time since which the database has answered without a break, as far as is known.
+    time since which the database has answered without a break, as far as is known. ``others``: keys of other
+    submissions that this wait watches and whose clusters answer; None: it watches this one alone.
 
     The returned status records an outage of the cluster. During an outage leases are not evaluated: a result may be in
     the submission's folder.
@@ -118,6 +120,7 @@ def check_pilots(
             status.outage = str(error)
     key = submission.key if submission else None
     evaluate = partial(Evaluation, key=key, slurm=status.slurm, before=status.before, max_lock_age=max_lock_age)
+    evaluate = partial(evaluate, others=others)
     observer = observer or ObservedLeases()
     read = partial(_locked, pool, batch, evaluate, observer, contact)
     evaluation, locked = yield from read()

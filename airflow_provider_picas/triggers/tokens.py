@@ -22,7 +22,6 @@ from airflow_provider_picas.sansio import drive_async
 from airflow_provider_picas.slurm import logs, submission_folder
 from airflow_provider_picas.slurm.remote import RemoteError
 from airflow_provider_picas.submissions import wait as waits
-from airflow_provider_picas.submissions.deaths import ObservedLeases
 from airflow_provider_picas.submissions.on_kill import end_pilots, is_for_pilots
 from airflow_provider_picas.submissions.stop import StopMode
 from airflow_provider_picas.submissions.submission import Submission, performer
@@ -55,7 +54,8 @@ class PicasTokenStateTrigger(BaseTrigger):
     :param expected: number of tokens that were pushed; None: all that exist.
     :param max_errors: as for ``ErrorBudget``.
     :param deadline: seconds since 1970.
-    :param pilots: output of the operator that submitted the pilots to watch; None: watch no pilots.
+    :param pilots: output of the operator that submitted the pilots to watch, or a list of such outputs; None: watch no
+        pilots.
     :param max_scrubs: how many times the token of a dead pilot is released before it becomes an error.
     :param max_lock_age: seconds after which a token that is held by a pilot without a lease is released; None: never.
     :param pilots_interval: seconds between two checks of the pilots; None: 5 to 60, longer while nothing changes.
@@ -90,7 +90,7 @@ class PicasTokenStateTrigger(BaseTrigger):
         expected: int | None,
         max_errors: float,
         deadline: float,
-        pilots: Mapping[str, Any] | None = None,
+        pilots: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
         max_scrubs: int = 3,
         max_lock_age: float | None = None,
         pilots_interval: float | None = None,
@@ -133,7 +133,6 @@ class PicasTokenStateTrigger(BaseTrigger):
         self._updates: CountsSubscription | None = None
         self._feed: Feed | None = None
         self._answers_since: float | None = None  #: time of the first successful check, or of the first after an outage
-        self._observer = ObservedLeases()
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """The class's path and its arguments."""
@@ -166,12 +165,14 @@ class PicasTokenStateTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait; yield the event."""
-        submission = Submission.parse(self.pilots)
+        submissions = Submission.parse_all(self.pilots)
+        for submission in submissions:
+            self._state.watched(submission.key)
         may_fire_at = time.monotonic() + _lingering()
         self._feed = feed_for(self.picas_conn_id, self.database, self.profile)
         async with self._subscribe(self._feed) as updates:
             self._updates = updates
-            checks = asyncio.create_task(self._keep_watching(submission)) if submission else None
+            checks = [asyncio.create_task(self._keep_watching(submission)) for submission in submissions]
             try:
                 event = await self._wait(updates)
             except errors.CouchDBError as error:
@@ -183,9 +184,9 @@ class PicasTokenStateTrigger(BaseTrigger):
                     self._begin_to_stop_pilots()
                 raise
             finally:
-                if checks is not None:
-                    checks.cancel()
-                    await asyncio.gather(checks, return_exceptions=True)
+                for check in checks:
+                    check.cancel()
+                await asyncio.gather(*checks, return_exceptions=True)
         await asyncio.sleep(may_fire_at - time.monotonic())
         yield event
 
@@ -243,22 +244,23 @@ class PicasTokenStateTrigger(BaseTrigger):
     async def _watch_pilots(self, submission: Submission) -> None:
         """Check the pilots repeatedly. Outages of either side are logged, and the watch continues."""
         interval = CheckInterval(self.pilots_interval)
-        wait = self._state
+        wait, key = self._state, submission.key
+        watched = wait.watched(key)
         async with AsyncExitStack() as stack:
             picas = await stack.enter_async_context(self._picas())
             slurm = await stack.enter_async_context(cluster_for(submission.ssh_conn_id).use())
             while True:
                 status = await self._check(picas, slurm, submission)
-                wait.note_pilots(status, time.monotonic())
+                wait.note_pilots(status, time.monotonic(), submission=key)
                 wait.log_progress(time.monotonic())
-                await picas.do(wait.slurm_record.write(picas.pool, self._own, submission.key, status.slurm))
+                await picas.do(watched.slurm_record.write(picas.pool, self._own, key, status.slurm))
                 # If this process cannot log in, a task watches the pilots: a worker can, as the submit task has shown.
-                wait.refusal = slurm.refusal
+                wait.note_refusal(key, slurm.refusal)
                 if self._updates is not None and (wait.no_pilots or wait.refusal is not None):
                     self._updates.wake()
                 if status.pilots_remain:
                     await self._renew_credentials(picas, slurm, submission)
-                if wait.pilots_log.logs_are_due():
+                if watched.pilots_log.logs_are_due():
                     await self._show_logs(slurm, submission)
                 await asyncio.sleep(interval.after(status, absent=wait.pilots_absent))
 
@@ -271,8 +273,9 @@ class PicasTokenStateTrigger(BaseTrigger):
                     submission,
                     max_scrubs=self.max_scrubs,
                     max_lock_age=self.max_lock_age,
-                    observer=self._observer,
+                    observer=self._state.watched(submission.key).observer,
                     contact=self._contact(),
+                    others=self._state.others(submission.key),
                 ),
                 performer(picas.send, slurm.perform),
             )
@@ -288,7 +291,7 @@ class PicasTokenStateTrigger(BaseTrigger):
 
     async def _renew_credentials(self, picas: PicasAsyncHook, slurm: Cluster, submission: Submission) -> None:
         """Send pending and running pilots the connection's login, if it has changed since they were submitted."""
-        settings, sent = picas.settings, self._state.credentials
+        settings, sent = picas.settings, self._state.watched(submission.key).credentials
         if not sent.differ(settings):
             return
         result: bool | Exception
@@ -306,7 +309,7 @@ class PicasTokenStateTrigger(BaseTrigger):
         return max(self._answers_since, time.monotonic() - self._feed.contact if self._feed else -math.inf)
 
     async def _show_logs(self, slurm: Cluster, submission: Submission) -> None:
-        shown = self._state.pilots_log
+        shown = self._state.watched(submission.key).pilots_log
         try:
             shown.report_logs(await slurm.do(logs.updates(submission.folder, shown.sizes)))
         except RemoteError:
@@ -320,16 +323,16 @@ class PicasTokenStateTrigger(BaseTrigger):
         pilots continue.
         """
         if work := self._begin_to_stop_pilots():
-            await asyncio.shield(work)
+            await asyncio.shield(asyncio.gather(*work))
 
-    def _begin_to_stop_pilots(self) -> asyncio.Task[None] | None:
-        """Stop the pilots in a separate asyncio task: Airflow 3.3.2 cancels ``on_kill`` a second after the call."""
-        submission = Submission.parse(self.pilots)
-        if submission is None or self.on_kill_how == StopMode.LEAVE:
-            return None
-        work = asyncio.create_task(self._stop_pilots(submission))
-        _stopping.add(work)
-        work.add_done_callback(_stopping.discard)
+    def _begin_to_stop_pilots(self) -> list[asyncio.Task[None]]:
+        """Stop the pilots in separate asyncio tasks: Airflow 3.3.2 cancels ``on_kill`` a second after the call."""
+        if self.on_kill_how == StopMode.LEAVE:
+            return []
+        work = [asyncio.create_task(self._stop_pilots(each)) for each in Submission.parse_all(self.pilots)]
+        for task in work:
+            _stopping.add(task)
+            task.add_done_callback(_stopping.discard)
         return work
 
     async def _stop_pilots(self, submission: Submission) -> None:

@@ -236,6 +236,7 @@ class Relay:
 
     def __init__(self, *targets: tuple[str, int]) -> None:
         self.connections = 0
+        self._ends: list[socket.socket] = []
         self._targets = itertools.cycle(targets)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
@@ -248,6 +249,13 @@ class Relay:
                 socket.SHUT_RDWR
             )  # wakes the thread that waits in accept, which keeps the port open
         self._listener.close()
+
+    def cut(self) -> None:
+        """Take no more connections, and end those that are there."""
+        self.close()
+        for end in self._ends:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
 
     def serve(self, client: socket.socket, server: socket.socket) -> None:
         """What becomes of one connection; both ends are closed when it returns."""
@@ -267,6 +275,7 @@ class Relay:
 
     def _connect(self, client: socket.socket, target: tuple[str, int]) -> None:
         with client, contextlib.suppress(OSError), socket.create_connection(target) as server:
+            self._ends += [client, server]
             self.serve(client, server)
 
     @staticmethod

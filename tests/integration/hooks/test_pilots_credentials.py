@@ -178,7 +178,7 @@ def renew(watched: Submission, how: str, conn_id: str = "picas_default", **optio
         actions = PilotActions(watched, hook, wait, logging.getLogger(__name__))
         with actions._connect() as hooks:
             actions._renew_credentials(hooks)
-        assert not wait.credentials.differ(hook.settings)
+        assert not wait.watched(watched.key).credentials.differ(hook.settings)
         return
 
     async def work() -> None:

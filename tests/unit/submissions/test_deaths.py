@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -200,3 +201,29 @@ def test_holders_of_tokens_are_found() -> None:
 def test_a_broken_lease_is_an_old_one() -> None:
     broken = Lease.parse({"pilot": "p1", "renewed": "x", "lease": None})
     assert death(held(), broken) == "pilot p1 (job None on ) did not renew its lease for 10000 s"
+
+
+def test_another_submission_that_answers_judges_its_own_pilots() -> None:
+    """Its folder may hold their results. When its cluster does not answer, their leases decide."""
+    alone = Evaluation(NOW, {"p1": lease(renewed=NOW - 500)}, key="mine.1", silent={"p1": 0.0})
+    assert alone.death(held()) == "pilot p1 (job 12_0 on n1) did not renew its lease for 500 s"
+    of_two = replace(alone, others={"theirs.1"})
+    assert of_two.death(held()) == alone.death(held())
+    assert replace(alone, others={lease().submission}).death(held()) is None
+
+
+@pytest.mark.parametrize(
+    ("node", "host", "dies"),
+    [
+        ("n1", "n1.site", True),
+        ("n1", "n2", False),
+        ("n[1-2]", "n2", True),
+        ("n[1-2]", "tcn7", False),
+        ("", "n1", False),
+    ],
+)
+def test_the_host_decides_between_clusters_with_jobs_of_the_same_id(node: str, host: str, dies: bool) -> None:
+    ended = slurm(state="TIMEOUT", started=int(NOW - 200), ended=int(NOW - 20), node=node)
+    assert death(client(hostname=host), told=ended) is not None
+    of_two = Evaluation(NOW, {}, slurm=ended, others=set())
+    assert (of_two.death(client(hostname=host)) is not None) is dies

@@ -104,3 +104,24 @@ def test_pilots_are_checked_less_often_while_nothing_changes() -> None:
     assert interval.after(check("COMPLETED"), absent=False) <= waits.FIRST_INTERVAL
     assert interval.after(check("COMPLETED"), absent=True) <= waits.FIRST_INTERVAL
     assert CheckInterval(0.2).after(check("RUNNING"), absent=False) <= 0.2
+
+
+def test_pilots_of_several_submissions_are_gone_when_all_are() -> None:
+    """Unknown is not gone: while one cluster does not answer, its pilots may be there."""
+    one = wait()
+    for key in ("a.1", "b.1"):
+        one.watched(key)
+    assert one.others("a.1") == {"b.1"}
+    assert math.isinf(one.note_pilots(check("COMPLETED"), 0.0, submission="a.1")), "nobody has asked the other cluster"
+    lost = PilotStatus(outage="the cluster does not answer")
+    assert math.isinf(one.note_pilots(lost, 1.0, submission="b.1"))
+    assert one.others("a.1") == set()
+    assert math.isinf(one.note_pilots(check("COMPLETED"), 100.0, submission="a.1"))
+    assert one.note_pilots(check("FAILED"), 101.0, submission="b.1") == waits.ENDED_AFTER
+    assert one.note_pilots(check("COMPLETED"), 101.0 + waits.ENDED_AFTER, submission="a.1") == 0
+    assert one.no_pilots
+    one.note_refusal("b.1", "no login")
+    one.note_refusal("a.1", None)
+    assert one.refusal == "no login"
+    one.note_refusal("b.1", None)
+    assert one.refusal is None
