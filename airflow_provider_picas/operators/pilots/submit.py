@@ -26,7 +26,7 @@ from airflow_provider_picas.parameters import (
     optional_positive_number,
     positive_number,
 )
-from airflow_provider_picas.slurm import arrays, credentials, sbatch, submission_folder, sweep
+from airflow_provider_picas.slurm import arrays, client_config, credentials, sbatch, submission_folder, sweep
 from airflow_provider_picas.slurm.arrays import Array
 from airflow_provider_picas.slurm.remote import RemoteError, RemoteFile, quote
 from airflow_provider_picas.slurm.sbatch import OptionError
@@ -84,8 +84,10 @@ class PicasSubmitPilotsOperator(TakesOptions, BaseOperator):
     :param keep_days: days to keep the folder of a submission after its jobs have ended and its last change. A task that
         submits removes older folders from the remote folder, also those of other tasks, but none with unsent results.
     :param credentials: ``"send"``: the connection's credentials are sent to the cluster as a file that only the user
-        can read. ``"existing"``: the pilots find your own ``picasconfig.py`` on PYTHONPATH, which ``setup`` or ``env``
-        may set, or the PiCaS client's ``~/.config/picas/conf.yml``.
+        can read. ``"client"``: they are written to the PiCaS client's own file, ``~/.config/picas/conf.yml``, with the
+        password encrypted, for scripts that read it with ``PicasConfig(load=True)``. It stays there, and a file for another
+        pool or account is not replaced. ``"existing"``: the pilots find your own ``picasconfig.py`` on PYTHONPATH, which
+        ``setup`` or ``env`` may set, or the PiCaS client's ``~/.config/picas/conf.yml``.
     :param dry_run: do not submit; log the script and the command.
     :param ssh_conn_id: a connection of type ``ssh`` to a login node.
     :param picas_conn_id: a connection of type ``picas``.
@@ -182,6 +184,7 @@ class PicasSubmitPilotsOperator(TakesOptions, BaseOperator):
                 done = next((existing for existing in found if existing), None)
                 if done is None and (wanted := self._arrays(picas, slurm, batch)):
                     self._check_views(picas)
+                    self._write_client_config(picas, slurm)
                     done = slurm.submit(self._plan(context, job, wanted, self._finished(picas, batch)))
                     self._sweep(slurm, done)
         except SubmissionRefusedError as error:
@@ -195,6 +198,14 @@ class PicasSubmitPilotsOperator(TakesOptions, BaseOperator):
         if done is not None and batch is not None:
             self._record(picas, batch, output)
         return output
+
+    def _write_client_config(self, picas: PicasHook, slurm: SlurmHook) -> None:
+        """Write the client's own file of credentials, if that is wanted. Raises ValueError if it is another pool's."""
+        settings = picas.settings
+        if self.credentials == "client" and slurm.do(
+            client_config.write(settings.url, settings.database, settings.login, settings.password)
+        ):
+            self.log.info("Wrote the PiCaS client's credentials to ~/%s on the cluster.", client_config.FOLDER)
 
     def _check_views(self, picas: PicasHook) -> None:
         """Raises ValueError if our own pilots would find no tokens. The pilots of a script use views of their own."""
@@ -250,8 +261,8 @@ class PicasSubmitPilotsOperator(TakesOptions, BaseOperator):
             raise ValueError(
                 "Give either `command`, which the provider's pilot runs, or `script`, for a PiCaS client pilot."
             )
-        if self.credentials not in ("send", "existing"):
-            raise ValueError(f"`credentials` is {self.credentials!r:.80}; it takes 'send' or 'existing'.")
+        if self.credentials not in ("send", "client", "existing"):
+            raise ValueError(f"`credentials` is {self.credentials!r:.80}; it takes 'send', 'client' or 'existing'.")
         if not as_number(self.keep_days) >= 1:
             raise ValueError(f"`keep_days` is {self.keep_days!r:.80}; it takes a number of days from 1.")
         ours = [name for name in ("setup", "files", "pilot", "resource_classes") if getattr(self, name)]
@@ -302,7 +313,7 @@ class PicasSubmitPilotsOperator(TakesOptions, BaseOperator):
             **({} if settings.profile.is_default else {"profile": settings.profile.to_json()}),
             **read_rendered(self.pilot or {}),
         }
-        if self.credentials == "existing":
+        if self.credentials != "send":
             options["credentials"] = "existing"
         if settings.verify is False:
             options["tls_verify"] = False
