@@ -31,6 +31,7 @@ from airflow_provider_picas.parameters import (
 )
 from airflow_provider_picas.submissions.stop import StopMode
 from airflow_provider_picas.tokens.counts import ErrorBudget
+from airflow_provider_picas.tokens.groups import Grouping
 from airflow_provider_picas.tokens.waiting import Threshold
 
 MAX_SCRUBS = MAX_ATTEMPTS - 1
@@ -162,6 +163,10 @@ class PilotStage:
     a time (default: one). They end when no tokens wait, after ``PilotOptions(wait_for_work=…)``; when all have ended, the
     same number is submitted again for new tokens.
 
+    :param group_of: the stage has one token for each group of the tokens of this stage, which name their ``group``. An empty
+        string: of the tokens that were pushed.
+    :param at_least: with ``group_of``: the members of a group that must have finished: a fraction up to 1.0, a number, or
+        -2 for all but two.
     :param least_work: number of tokens that must wait before pilots are submitted, while more may appear.
     :param waves: how many times pilots are submitted again when new tokens appear after the earlier ones have ended.
     :param max_errors: how many tokens may fail, as for ``PicasTokenStateSensor``.
@@ -176,6 +181,8 @@ class PilotStage:
     sbatch: Mapping[str, Any] | None = None
     env: Mapping[str, str] | None = None
     scaling: Scaling | None = None
+    group_of: str | None = None
+    at_least: float = 1.0
     least_work: int = 10
     waves: int = 100
     max_errors: float = 0
@@ -190,6 +197,7 @@ class PilotStage:
             except ValueError as error:
                 raise ValueError(f"PilotStage: {error}") from None
         ErrorBudget.parse(self.max_errors)
+        Grouping(self.group_of or "", self.at_least)
 
 
 def values_of(given: Any) -> dict[str, Any]:

@@ -87,23 +87,34 @@ def picas_run(
     collected = _wait_and_collect(pushed, pushed, submit.output, wait_for, results, picas)
     for name in names:
         with TaskGroup(group_id=name):
-            collected = _run_stage(pushed, names, name, (stages or {})[name], results, picas, ssh_conn_id)
+            collected = _run_stage(pushed, stages or {}, name, results, picas, ssh_conn_id)
     return collected
 
 
 def _run_stage(
     pushed: Any,
-    names: list[str],
+    stages: Mapping[str, PilotStage],
     name: str,
-    stage: PilotStage,
     results: dict[str, Any],
     picas: dict[str, Any],
     ssh_conn_id: str,
 ) -> Any:
     """The tasks of a stage; returns the output of ``collect``."""
-    chain: dict[str, Any] = {"batch": pushed, "stages": names, "stage": name}
+    stage = stages[name]
+    chain: dict[str, Any] = {"batch": pushed, "stages": list(stages), "stage": name}
+    groups = {
+        other: {"of": made.group_of, "at_least": made.at_least}
+        for other, made in stages.items()
+        if made.group_of is not None
+    }
     ready = PicasTokenStateSensor(
-        task_id="ready", ready=stage.least_work, pilots=False, deferrable=True, **chain, **picas
+        task_id="ready",
+        ready=stage.least_work,
+        groups=groups,
+        pilots=False,
+        deferrable=True,
+        **chain,
+        **picas,
     )
     submit = PicasSubmitPilotsOperator(
         task_id="pilots",
@@ -121,7 +132,7 @@ def _run_stage(
     )
     ready >> submit
     watch = {"watch": stage.watch} if stage.watch else {"resubmit": stage.waves}
-    wait_for = {**chain, "least_work": stage.least_work, "max_errors": stage.max_errors, **watch}
+    wait_for = {**chain, "groups": groups, "least_work": stage.least_work, "max_errors": stage.max_errors, **watch}
     return _wait_and_collect(wait_for.pop("batch"), ready.output, submit.output, wait_for, results, picas)
 
 

@@ -1,8 +1,8 @@
-"""A chain of stages on a cluster: observations make tokens for calibration, and these make tokens for imaging.
+"""A chain of stages on a cluster: observations make tokens for calibration, and groups of these a token for imaging.
 
 Needs a connection ``picas_default`` to a pool that the pilots may write to, and a connection ``spider`` to a login node. The
-work is small, but real: an observation is a noisy signal in several subbands, calibration fits its gain, and imaging
-removes it again. ``stage_work.py`` has it.
+work is small, but real: an observation is a noisy signal in ten subbands, calibration fits the gain of each and removes it,
+and imaging averages the subbands of an observation, as soon as nine of ten are done. ``stage_work.py`` has it.
 """
 
 from airflow.sdk import Param, dag, task
@@ -21,8 +21,8 @@ def observations(params=None):
 def report(images):
     """Show how far the images are from the true signal."""
     rows = images["rows"]
-    for row in sorted(rows, key=lambda row: row["id"]):
-        print(f"{row['id']}: rms {row['output.rms']:.3f}")
+    for row in sorted(rows, key=lambda row: row["output.observation"]):
+        print(f"{row['output.observation']}: {row['output.subbands']} subbands, rms {row['output.rms']:.3f}")
     return {"images": len(rows), "worst": max(row["output.rms"] for row in rows)}
 
 
@@ -42,9 +42,11 @@ def picas_stages():
             "calibration": PilotStage(
                 command="python3 stage_work.py calibrate", least_work=4, scaling=Scaling(pilots=2), **work
             ),
-            "imaging": PilotStage(command="python3 stage_work.py image", least_work=4, **work),
+            "imaging": PilotStage(
+                command="python3 stage_work.py image", group_of="calibration", at_least=0.9, least_work=4, **work
+            ),
         },
-        fields=["output.rms"],
+        fields=["output.observation", "output.subbands", "output.rms"],
         ssh_conn_id="spider",
         **work,
     )

@@ -6,18 +6,18 @@ The rules are in ``lifecycle.new_tokens``, and the pilot uses the same ones.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from airflow_provider_picas.couchdb import changes, conflicts, errors
+from airflow_provider_picas.couchdb import changes, conflicts, errors, groups
 from airflow_provider_picas.couchdb.deployment import design_document
 from airflow_provider_picas.couchdb.http import Operation, Request, json_body
 from airflow_provider_picas.couchdb.pool import Document, Pool
 from airflow_provider_picas.lifecycle import new_tokens
 from airflow_provider_picas.lifecycle.portions import portions
 from airflow_provider_picas.tokens import stage_views, views
-from airflow_provider_picas.tokens.chain import ChainCounts
+from airflow_provider_picas.tokens.chain import Chain, ChainCounts
 
 PARENTS = 50  # whose lists are carried out at a time
 WRITE_BYTES = 4_000_000  # of new tokens in one request
@@ -30,8 +30,13 @@ ROUNDS = 20  # counts of a chain in a row, while each shows new tokens
 class Lists:
     """The lists of new tokens of some batches."""
 
-    pending: int = 0  #: to be carried out
+    by_batch: Mapping[str, int] = field(default_factory=dict)  #: to be carried out
     not_made: int = 0  #: with tokens that could not be made
+
+    @property
+    def pending(self) -> int:
+        """The number of lists that are to be carried out."""
+        return sum(self.by_batch.values())
 
 
 def deploy(pool: Pool) -> Operation[bool]:
@@ -56,11 +61,9 @@ def lists_of(pool: Pool, batches: Collection[str]) -> Operation[Lists]:
     keys = [[kind, batch] for kind in ("pending", "not_made") for batch in batches]
     path = pool.path("_design", stage_views.STAGES, "_view", stage_views.LISTS)
     response = yield Request("POST", path, {"group": "true"}, json_body({"keys": keys}))
-    found = {"pending": 0, "not_made": 0}
-    for row in response.rows(key=list, value=int):
-        if row["key"] and row["key"][0] in found:
-            found[row["key"][0]] += row["value"]
-    return Lists(**found)
+    rows = [(*row["key"], row["value"]) for row in response.rows(key=list, value=int) if len(row["key"]) == 2]
+    pending = {batch: number for kind, batch, number in rows if kind == "pending"}
+    return Lists(pending, sum(number for kind, _, number in rows if kind == "not_made"))
 
 
 def carry_out(pool: Pool, batches: Collection[str]) -> Operation[int]:
@@ -138,24 +141,31 @@ def _refused(rows: Iterable[dict[str, Any]]) -> Iterable[tuple[str, str]]:
     return ((row["id"], f"{row['error']}: {row.get('reason')}") for row in rows if row.get("error"))
 
 
-def count_chain(pool: Pool, batches: Collection[str], *, look: bool) -> Operation[ChainCounts]:
-    """Count the tokens of a chain. ``look``: look for lists that nobody has carried out, and do it.
+def count_chain(pool: Pool, chain: Chain, *, look: bool) -> Operation[ChainCounts]:
+    """Count the tokens of a chain. ``look``: look for lists that nobody has carried out, and for groups of which enough
+    members have finished, and make their tokens.
 
-    All tokens of a chain are finished only if this is so before and after a look that finds no list: a token may make
-    others until its list has been carried out.
+    No more tokens can appear only if those that make them have finished before and after a look that finds no list of
+    theirs: a token may make others until its list has been carried out.
     """
+    batches, fillers = list(chain.batches), chain.fillers
     counts = yield from changes.counts_of(pool, batches)
     lists = Lists()
     for _ in range(ROUNDS):
-        unfinished = any(found.todo or found.locked for found in counts.values())
+        unfinished = any(counts[batch].todo or counts[batch].locked for batch in fillers)
         if unfinished and not look:
             return ChainCounts(counts)
         lists = yield from lists_of(pool, batches)
         if lists.pending and look:
             yield from carry_out(pool, batches)
         again = yield from changes.counts_of(pool, batches)
-        closed = not unfinished and not lists.pending and again == counts
-        if closed or unfinished or lists.pending:
+        made = yield from groups.make_due(pool, chain, counts, again, lists.by_batch)
+        if chain.groups and not made:
+            again = yield from changes.counts_of(pool, batches)  # another wait may have made the groups that exist now
+        pending = any(lists.by_batch.get(batch) for batch in fillers)
+        same = all(again[batch] == counts[batch] for batch in fillers)
+        closed = same and not (unfinished or pending or made)
+        if closed or unfinished or pending:
             return ChainCounts(again, lists.pending, lists.not_made, closed=closed, looked=look)
         counts = again
     return ChainCounts(counts, lists.pending, lists.not_made, looked=look)

@@ -20,12 +20,13 @@ FIELD = "new_tokens"  # of the parent
 MOST_TOKENS = 10_000  # that one command may make
 MOST_BYTES = 4_000_000  # of its file
 LINE_BYTES = 1_000_000
+GROUP_LENGTH = 200  # characters
 MOST_REASONS = 20  # that the parent keeps of why tokens could not be made
 
-_NEW: Doc = {"lock": 0, "done": 0, "hostname": "", "scrub_count": 0, "exit_code": ""}
+NEW: Doc = {"lock": 0, "done": 0, "hostname": "", "scrub_count": 0, "exit_code": ""}
 _OWNED = frozenset({
-    "type", *_NEW, JOB_FIELD, *FOREIGN_JOB_FIELDS, "batch", "push", "ordinal", "pilot", "claim", "seconds", "attempts", "error",
-    "output", "stage", "parent", "parent_claim", FIELD,
+    "type", *NEW, JOB_FIELD, *FOREIGN_JOB_FIELDS, "batch", "push", "ordinal", "pilot", "claim", "seconds", "attempts", "error",
+    "output", "stage", "parent", "parent_claim", FIELD, "group_of", "group_name", "members_seen", "late_members",
 })  # fmt: skip
 
 
@@ -81,9 +82,17 @@ def _new_token(line: bytes, parent: Doc, stages: Optional[Mapping[str, str]], pr
         raise ValueError(f"has the field {reserved!r:.80}, which CouchDB, PiCaS or this provider fills in")
     if isinstance(fields.get("priority", 0), bool) or not isinstance(fields.get("priority", 0), (int, float)):
         raise ValueError(f"has the priority {fields['priority']!r:.80}, which is not a number")
+    if "group" in fields:
+        fields["group"] = _group(fields["group"])
     batch = stages[stage] if stages is not None else stage_batch(str(batch), stage)
     own = {"batch": batch, "stage": stage, "parent": parent["_id"], "parent_claim": parent["claim"]}
-    return dict(_NEW, **{"_id": f"{batch}:{key}", **own, **fields, **profile.fields_of_new(batch)})
+    return dict(NEW, **{"_id": f"{batch}:{key}", **own, **fields, **profile.fields_of_new(batch)})
+
+
+def _group(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, (str, int)) or not 0 < len(str(value)) <= GROUP_LENGTH:
+        raise ValueError(f"has the group {value!r:.80}: a string of up to {GROUP_LENGTH} characters is needed")
+    return str(value)
 
 
 def attachment(tokens: Sequence[Doc]) -> Doc:
@@ -123,7 +132,7 @@ def read_attachment(data: bytes, parent: Doc) -> List[Doc]:
     """The tokens in the list of a parent. Raises ValueError if a pilot did not write it for the parent's result."""
     tokens = [parse_value(line) for line in data.split(b"\n") if line.strip()]
     for token in tokens:
-        own = {"parent": parent["_id"], "parent_claim": parent["claim"], **_NEW}
+        own = {"parent": parent["_id"], "parent_claim": parent["claim"], **NEW}
         if not isinstance(token, dict) or any(token.get(name) != value for name, value in own.items()):
             raise ValueError(f"{FILE} of {parent['_id']} is not the list of its result")
         if not isinstance(token.get("_id"), str) or PICAS.batch_of(token) is None or "_rev" in token:

@@ -65,6 +65,8 @@ class PicasTokenStateSensor(TakesOptions, BaseSensorOperator):
     :param least_work: with ``stage``: while more tokens may appear, do not submit pilots again for fewer waiting tokens.
     :param ready: with ``stage``: succeed as soon as this number of its tokens waits, or no more can appear, and return
         the batch of the stage. For a task before the one that submits its pilots.
+    :param groups: stages with one token for each group of another stage's tokens: ``{"imaging": {"of": "calibration",
+        "at_least": 0.9}}``. The wait makes the token of a group when enough of its members have finished.
     :param policy: ``max_errors``, ``fail_fast``, ``success_threshold`` and ``no_progress`` as one ``WaitPolicy``.
     :param max_errors: the number of tokens that may end in error, or a fraction below 1. With more, the task fails.
     :param fail_fast: fail as soon as ``max_errors`` is exceeded. Default: when all tokens have finished.
@@ -114,8 +116,8 @@ class PicasTokenStateSensor(TakesOptions, BaseSensorOperator):
     """
 
     template_fields: Sequence[str] = (
-        "batch", "stages", "stage", "least_work", "ready", "max_errors", "success_threshold", "pilots", "resubmit", "max_scrubs",
-        "max_lock_age", "outage", "picas_conn_id", "database", "profile",
+        "batch", "stages", "stage", "least_work", "ready", "groups", "max_errors", "success_threshold", "pilots", "resubmit",
+        "max_scrubs", "max_lock_age", "outage", "picas_conn_id", "database", "profile",
     )  # fmt: skip
     operator_extra_links = (PicasRerunLink(), PicasPoolLink(), PicasMonitoringLink())
     ui_color = "#d7ecf5"
@@ -129,6 +131,7 @@ class PicasTokenStateSensor(TakesOptions, BaseSensorOperator):
         stage: str | None = None,
         least_work: int | str = 1,
         ready: int | str | None = None,
+        groups: Mapping[str, Any] | None = None,
         policy: WaitPolicy | None = None,
         max_errors: float | str = 0,
         fail_fast: bool = False,
@@ -155,6 +158,7 @@ class PicasTokenStateSensor(TakesOptions, BaseSensorOperator):
         self.stage = stage
         self.least_work = least_work
         self.ready = ready
+        self.groups = groups
         self.max_errors = max_errors
         self.fail_fast = fail_fast
         self.success_threshold = success_threshold
@@ -226,6 +230,7 @@ class PicasTokenStateSensor(TakesOptions, BaseSensorOperator):
             tokens=chain.tokens if chain else None,
             least_work=terms.least_work,
             ready=terms.ready,
+            groups={name: grouping.as_dict() for name, grouping in chain.groups.items()} if chain else None,
             no_pilots_before=max(0.0, wait.no_pilots_before - time.monotonic() + time.time()),
         )
         left = timedelta(seconds=max(1, deadline - time.time()))
@@ -395,7 +400,7 @@ class PicasTokenStateSensor(TakesOptions, BaseSensorOperator):
         else:
             if wait.completeness is None:
                 hook.do(new_tokens.deploy(hook.pool))  # if it may not, the query below says what to do
-            counts = hook.do(new_tokens.count_chain(hook.pool, list(chain.batches), look=wait.looks.due(now)))
+            counts = hook.do(new_tokens.count_chain(hook.pool, chain, look=wait.looks.due(now)))
         if wait.completeness is None:
             self.log.info("Waiting for %s.", wait.terms.where)
         wait.note_counts(counts, time.monotonic())
@@ -472,7 +477,9 @@ class PicasTokenStateSensor(TakesOptions, BaseSensorOperator):
             if self.stages:
                 raise AirflowFailException("`stages` needs a `batch`: the one that the chain begins with.")
             return None
-        return self._parsed(lambda stages: Chain.parse(batch.id, stages, self.stage, batch.tokens), self.stages)
+        return self._parsed(
+            lambda stages: Chain.parse(batch.id, stages, self.stage, batch.tokens, self.groups), self.stages
+        )
 
     def _outage(self) -> float | None:
         return self._checked(optional_seconds, "outage")

@@ -10,6 +10,7 @@ from typing import Any
 
 from airflow_provider_picas.lifecycle.ids import is_stage, stage_batch
 from airflow_provider_picas.tokens.counts import Completeness, Counts
+from airflow_provider_picas.tokens.groups import Grouping
 
 LOOK_EVERY = 15.0  # seconds between two looks for lists of new tokens, while tokens are unfinished
 LOOK_AGAIN = 3.0  # seconds after a look that found some: their pilot makes them, unless it is dead
@@ -20,8 +21,9 @@ class ChainCounts:
     """The tokens of a chain, by batch.
 
     ``pending``: lists of new tokens that are to be carried out, as far as was looked. ``not_made``: lists with tokens
-    that could not be made. ``closed``: no token waits or runs, no list is pending, and the tokens that the last lists
-    made are counted; so no more tokens can appear. ``looked``: lists that were pending were carried out.
+    that could not be made. ``closed``: no more tokens can appear in the batches that the wait is for: no token of those
+    that fill them waits or runs, no list of theirs is pending, and the tokens that the last lists made are counted.
+    ``looked``: lists that were pending were carried out.
     """
 
     counts: Mapping[str, Counts]
@@ -42,12 +44,14 @@ class Chain:
 
     ``stages``: their names; each is filled by the batch and the stages before it. ``stage``: the one that a wait is for;
     None: the batch and all of its stages together. ``tokens``: the number of tokens pushed to the batch, if known.
+    ``groups``: the stages whose tokens are made from groups of others.
     """
 
     batch: str
     stages: tuple[str, ...]
     stage: str | None = None
     tokens: int | None = None
+    groups: Mapping[str, Grouping] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in self.stages:
@@ -57,11 +61,19 @@ class Chain:
                 )
         if len(set(self.stages)) < len(self.stages):
             raise ValueError(f"A stage occurs twice in {', '.join(self.stages):.200}.")
+        order = ["", *self.stages]
+        for name, grouping in self.groups.items():
+            if name not in self.stages or grouping.of not in order[: order.index(name)]:
+                raise ValueError(
+                    f"Stage {name!r:.80} cannot have groups of {grouping.of!r:.80}, which is not before it."
+                )
         if self.stage is not None and self.stage not in self.stages:
             raise ValueError(f"{self.stage!r:.80} is not one of the stages ({', '.join(self.stages):.200}).")
 
     @classmethod
-    def parse(cls, batch: str, stages: Any, stage: Any = None, tokens: int | None = None) -> Chain | None:
+    def parse(
+        cls, batch: str, stages: Any, stage: Any = None, tokens: int | None = None, groups: Any = None
+    ) -> Chain | None:
         """A chain from the arguments of an operator; None if there are no stages. Raises ValueError."""
         if stages in (None, "", (), [], {}):
             if stage:
@@ -69,7 +81,14 @@ class Chain:
             return None
         if isinstance(stages, str) or not isinstance(stages, Sequence | Mapping):
             raise ValueError(f"`stages` must be a list of names, not {stages!r:.200}.")
-        return cls(batch, tuple(stages), stage or None, tokens)
+        if groups and not isinstance(groups, Mapping):
+            raise ValueError(f"`groups` must map stages to their groups, not {groups!r:.200}.")
+        grouped = {str(name): Grouping.parse(value) for name, value in (groups or {}).items()}
+        return cls(batch, tuple(stages), stage or None, tokens, grouped)
+
+    def batch_of(self, stage: str) -> str:
+        """The batch of a stage; an empty name is the batch that the chain begins with."""
+        return stage_batch(self.batch, stage) if stage else self.batch
 
     @property
     def by_stage(self) -> dict[str, str]:
@@ -82,6 +101,11 @@ class Chain:
         if self.stage is not None:
             return (stage_batch(self.batch, self.stage),)
         return (self.batch, *self.by_stage.values())
+
+    @property
+    def fillers(self) -> tuple[str, ...]:
+        """The batches whose tokens make those that the wait is for."""
+        return tuple(batch for batch in self.batches if self.stage is None or batch not in self.own)
 
     @property
     def batches(self) -> dict[str, str]:

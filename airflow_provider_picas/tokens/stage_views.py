@@ -6,8 +6,10 @@ from typing import Any
 
 from airflow_provider_picas.lifecycle import new_tokens
 from airflow_provider_picas.lifecycle.ids import STAGES
+from airflow_provider_picas.lifecycle.profile import PICAS
+from airflow_provider_picas.tokens.states import javascript_state
 
-__all__ = ["LISTS", "STAGES", "stages"]
+__all__ = ["GROUPS", "LISTS", "STAGES", "stages"]
 
 LISTS = "lists"
 """Name of its view: ``["pending", batch]`` for each parent whose list is to be carried out, and ``["not_made", batch]``
@@ -24,6 +26,23 @@ _LISTS = f"""function (doc) {{
 }}"""
 
 
+GROUPS = "groups"
+"""Name of its view: ``["member", batch, group, state]`` for each token with a ``group``, and ``["made", batch, group]`` for
+each group's token, with the batch of the members and the number of finished members that it knows of."""
+
+_GROUPS = f"""function (doc) {{
+  if (typeof doc.group_of == "string" && typeof doc.group_name == "string" && typeof doc.members_seen == "number") {{
+    emit(["made", doc.group_of, doc.group_name], doc.members_seen);
+  }}
+  var prefix = doc._id.split(":")[0];
+  if (typeof doc.group == "string" && doc.group && doc.batch === prefix) {{
+    emit(["member", prefix, doc.group, {javascript_state(PICAS)}], null);
+  }}
+}}"""
+
+
 def stages() -> dict[str, Any]:
     """The design document. CouchDB updates its index only when somebody reads it."""
-    return {"language": "javascript", "autoupdate": False, "views": {LISTS: {"map": _LISTS, "reduce": "_count"}}}
+    maps = {LISTS: _LISTS, GROUPS: _GROUPS}
+    views = {name: {"map": text, "reduce": "_count"} for name, text in maps.items()}
+    return {"language": "javascript", "autoupdate": False, "views": views}

@@ -55,8 +55,7 @@ class ChainSubscription(CountsSubscription):
         if self._changed:
             look = self._looks.due(time.monotonic())
             try:
-                batches = list(self._chain.batches)
-                found = await self._hook.do(new_tokens.count_chain(self._hook.pool, batches, look=look))
+                found = await self._hook.do(new_tokens.count_chain(self._hook.pool, self._chain, look=look))
             except errors.CouchDBError as error:
                 await asyncio.sleep(COUNT_AGAIN)
                 self.note_outage(error)

@@ -43,7 +43,7 @@ DRAIN_WAIT = 6 * 3600.0  # the same for drained pilots
 _ARGUMENTS = (
     "picas_conn_id", "database", "batch", "expected", "max_errors", "deadline", "pilots", "max_scrubs", "max_lock_age",
     "pilots_interval", "on_kill_how", "fail_fast", "success_threshold", "no_progress", "outage",
-    "no_pilots_before", "profile", "stages", "stage", "tokens", "least_work", "ready",
+    "no_pilots_before", "profile", "stages", "stage", "tokens", "least_work", "ready", "groups",
 )  # fmt: skip
 
 
@@ -72,6 +72,7 @@ class PicasTokenStateTrigger(BaseTrigger):
     :param stage: the stage that the wait is for; None: the batch and all of its stages together.
     :param tokens: number of tokens pushed to the batch that the chain begins with.
     :param least_work, ready: as for ``Terms``.
+    :param groups: the stages whose tokens are made from groups of others, as for ``Grouping``.
     :param profile: another shape of the pool than the connection's: the name of a profile, or an object.
 
     The event's payload is ``{"outcome", "counts", "expected"}``, and ``"reason"`` if the pool stayed unavailable, or is
@@ -106,6 +107,7 @@ class PicasTokenStateTrigger(BaseTrigger):
         tokens: int | None = None,
         least_work: int = 1,
         ready: int | None = None,
+        groups: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.picas_conn_id = picas_conn_id
@@ -130,6 +132,7 @@ class PicasTokenStateTrigger(BaseTrigger):
         self.tokens = tokens
         self.least_work = least_work
         self.ready = ready
+        self.groups = dict(groups or {})
         self._updates: CountsSubscription | None = None
         self._feed: Feed | None = None
         self._answers_since: float | None = None  #: time of the first successful check, or of the first after an outage
@@ -192,7 +195,7 @@ class PicasTokenStateTrigger(BaseTrigger):
 
     @property
     def _chain(self) -> Chain | None:
-        return Chain.parse(self.batch or "", self.stages, self.stage, self.tokens)
+        return Chain.parse(self.batch or "", self.stages, self.stage, self.tokens, self.groups)
 
     @property
     def _own(self) -> str | None:

@@ -24,13 +24,17 @@ def test_a_chain_of_stages_from_observations_to_images(
     states = {task["task_id"]: task["state"] for task in airflow.api.tasks(DAG, run)}
     assert airflow.api.wait_for_run(DAG, run)["state"] == "success", states
     report = airflow.api.xcom(DAG, run, "report")
-    assert report["images"] == 8
-    assert report["worst"] < 0.2
+    assert report["images"] == 2
+    assert report["worst"] < 0.05
     tokens = {token["_id"]: token for token in pool.tokens()}
-    assert Counter(token.get("stage") for token in tokens.values()) == {None: 2, "calibration": 8, "imaging": 8}
+    assert Counter(token.get("stage") for token in tokens.values()) == {None: 2, "calibration": 20, "imaging": 2}
     assert {state_of(token) for token in tokens.values()} == {State.DONE}
     for token in tokens.values():
-        if token.get("stage"):
+        if token.get("stage") == "calibration":
             assert tokens[token["parent"]]["claim"] == token["parent_claim"]
     lists = [token["new_tokens"] for token in tokens.values() if "new_tokens" in token]
-    assert Counter((found["pending"], found["tokens"]) for found in lists) == {(False, 4): 2, (False, 1): 8}
+    assert Counter((found["pending"], found["tokens"]) for found in lists) == {(False, 10): 2}
+    for group in ("obs000", "obs001"):
+        (token,) = [token for token in tokens.values() if token.get("group_name") == group]
+        assert len(token["input"]["members"]) == 10
+        assert token["output"]["subbands"] >= 9

@@ -27,6 +27,23 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(waiting, "SETTLE_SECONDS", 0.2)
     monkeypatch.setattr(chain, "LOOK_EVERY", 0.5)
     monkeypatch.setattr(chain, "LOOK_AGAIN", 0.2)
+    note = chain.Looks.note
+
+    def count(self: chain.Looks, found: chain.ChainCounts, now: float) -> None:
+        note(self, found, now)
+        LOOKS.append(found.looked)
+
+    monkeypatch.setattr(chain.Looks, "note", count)
+
+
+LOOKS: list[bool] = []
+"""Whether each count of a wait also looked for lists and groups."""
+
+
+def looks(number: int) -> None:
+    """Wait until a wait has looked so often again."""
+    before = sum(LOOKS)
+    wait_for(lambda: sum(LOOKS) >= before + number, what="The looks of a wait", seconds=30)
 
 
 @pytest.fixture
@@ -38,11 +55,12 @@ def batch(picas_default: str) -> dict[str, Any]:
     return {"database": hook.settings.database, "batch": "b", "tokens": 2}
 
 
-def finish(name: str, *keys: str, stage: str = "s", code: int = 0) -> None:
+def finish(name: str, *keys: str, stage: str = "s", code: int = 0, group: str | None = None) -> None:
     """What a pilot writes that runs a token and dies before it makes the tokens that the command named."""
     hook = PicasHook()
     doc = claim(hook.get(name), int(time.time()), "pilot", "node", None)
-    lines = "\n".join(json.dumps({"stage": stage, "key": key}) for key in keys)
+    further = {"group": group} if group else {}
+    lines = "\n".join(json.dumps({"stage": stage, "key": key, **further}) for key in keys)
     made = read_list(lines.encode(), doc, {"s": "b.s", "t": "b.t"})
     result = conclude(Token(doc), Ended("exit", code, 0.1, made=made), Config("true", "s"), int(time.time()))
     hook.do(hook.pool.put(result.apply()))
@@ -121,6 +139,19 @@ def test_a_wait_for_a_stage_ends_when_its_parents_have_finished(batch: dict[str,
     assert none.end() == {"todo": 0, "locked": 0, "done": 0, "error": 0}
 
 
+@pytest.mark.parametrize("deferrable", [False, True])
+def test_a_stage_is_ready_for_pilots_when_its_last_tokens_wait(batch: dict[str, Any], deferrable: bool) -> None:
+    waits = Waiting(batch, deferrable=deferrable, stage="s", ready=3, pilots=False)
+    finish("b:0", "x", "y")
+    exists("b.s:y")
+    looks(2)
+    assert waits.waits, "fewer than three, and more may appear"
+    finish("b:1")
+    assert waits.end() == {"batch": "b.s", "database": batch["database"], "tokens": None}
+    soon = Waiting(batch, deferrable=deferrable, stage="s", ready=2, pilots=False)
+    assert soon.end()["batch"] == "b.s"
+
+
 def test_a_token_in_error_of_any_stage_fails_the_wait_for_all(batch: dict[str, Any]) -> None:
     waits = Waiting(batch, deferrable=False)
     finish("b:0", "x")
@@ -128,3 +159,67 @@ def test_a_token_in_error_of_any_stage_fails_the_wait_for_all(batch: dict[str, A
     exists("b.s:x")
     finish("b.s:x", code=3)
     assert "1 of 3 tokens failed (0 allowed) in batch b and its stages" in str(waits.end())
+
+
+GROUPS = {"t": {"of": "s", "at_least": 0.5}}
+
+
+def ids() -> set[str]:
+    return {token["_id"] for token in PicasHook().batch_documents("b.t")}
+
+
+@pytest.mark.parametrize("deferrable", [False, True])
+def test_a_groups_token_is_made_once_enough_members_have_finished(batch: dict[str, Any], deferrable: bool) -> None:
+    both = [Waiting(batch, deferrable=deferrable, groups=GROUPS, stage=stage) for stage in (None, "t")]
+    finish("b:0", "x1", "x2", "x3", "x4", group="x")
+    exists("b.s:x1")
+    finish("b.s:x1")
+    finish("b.s:x2", code=1)
+    finish("b:1", "y1", "y2", group="y")
+    exists("b.t:x")
+    token = PicasHook().get("b.t:x")
+    states = {member["id"]: member["state"] for member in token["input"]["members"]}
+    assert states == {"b.s:x1": "done", "b.s:x2": "error", "b.s:x3": "todo", "b.s:x4": "todo"}
+    assert (token["stage"], token["group_of"], token["input"]["group"]) == ("t", "b.s", "x")
+    assert ids() == {"b.t:x"}, "not one member of y has finished"
+    finish("b.t:x")
+    for name in ("b.s:x3", "b.s:x4", "b.s:y1", "b.s:y2"):
+        finish(name)
+    exists("b.t:y")
+    wait_for(lambda: len(PicasHook().get("b.t:x").get("late_members", [])) == 2, what="late members", seconds=30)
+    assert PicasHook().get("b.t:x")["late_members"] == [{"id": f"b.s:x{n}", "state": "done"} for n in (3, 4)]
+    assert all(wait.waits for wait in both)
+    finish("b.t:y")
+    assert [wait.end() for wait in both][1] == {"todo": 0, "locked": 0, "done": 2, "error": 0}
+    assert ids() == {"b.t:x", "b.t:y"}
+
+
+def test_a_groups_token_waits_until_no_more_members_can_appear(batch: dict[str, Any]) -> None:
+    waits = Waiting(batch, deferrable=False, groups=GROUPS)
+    finish("b:0", "x1", "x2", group="x")
+    exists("b.s:x1")
+    finish("b.s:x1")
+    finish("b.s:x2")
+    looks(3)
+    assert ids() == set(), "another parent may name more members"
+    finish("b:1", "x3", "x4", "x5", group="x")
+    exists("b.s:x3")
+    looks(3)
+    assert ids() == set(), "two of five have finished"
+    finish("b.s:x3")
+    exists("b.t:x")
+    assert len(PicasHook().get("b.t:x")["input"]["members"]) == 5
+    assert waits.waits
+
+
+def test_the_token_of_a_group_that_was_archived_is_not_made_again(batch: dict[str, Any]) -> None:
+    finish("b:0", "x1", group="x")
+    finish("b:1")
+    waits = Waiting(batch, deferrable=False, groups=GROUPS)
+    exists("b.s:x1")
+    finish("b.s:x1")
+    exists("b.t:x")
+    hook = PicasHook()
+    hook.do(hook.pool.put({**hook.get("b.t:x"), "_deleted": True}))
+    assert waits.end() == {"todo": 0, "locked": 0, "done": 3, "error": 0}
+    assert ids() == set()

@@ -35,6 +35,8 @@ def outcome(of: Terms, seen: ChainCounts) -> Outcome:
 def test_a_wait_counts_the_batches_that_it_is_for_and_those_that_fill_them() -> None:
     assert chain().own == ("b", "b.calibration", "b.imaging")
     assert list(chain().batches) == ["b", "b.calibration", "b.imaging"]
+    assert chain().fillers == chain().own
+    assert chain("imaging").fillers == ("b", "b.calibration")
     assert chain("calibration").own == ("b.calibration",)
     assert list(chain("calibration").batches) == ["b", "b.calibration"]
     assert chain().by_stage == {"calibration": "b.calibration", "imaging": "b.imaging"}
