@@ -108,7 +108,7 @@ def counts_of(pool: Pool, batches: Collection[str]) -> Operation[dict[str, Count
             found = yield from _scan(pool, set(batches))
         missing = [batch for batch in batches if batch not in found]
         for start in range(0, len(missing), QUERIES):
-            found |= yield from _query(pool, missing[start : start + QUERIES])
+            found |= yield from query(pool, missing[start : start + QUERIES])
     except errors.NotFoundError as error:
         if error.database_missing:
             raise
@@ -128,7 +128,8 @@ def _key(batch: str) -> str | None:
     return None if batch == NO_BATCH else batch
 
 
-def _query(pool: Pool, batches: Collection[str]) -> Operation[dict[str, Counts]]:
+def query(pool: Pool, batches: Collection[str]) -> Operation[dict[str, Counts]]:
+    """The counts of some batches, each with a query of its own, in one request. Needs the provider's views."""
     group: dict[str, Any] = {"group": True} if pool.profile.is_default else {"group_level": 2}
     queries = [{**group, "startkey": [_key(batch)], "endkey": [_key(batch), {}]} for batch in batches]
     path = pool.path("_design", pool.profile.design, "_view", "counts", "queries")

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from airflow_provider_picas.couchdb import batch_pilots
+from airflow_provider_picas.couchdb.counting import parse_rows
 from airflow_provider_picas.couchdb.http import Operation, Request, json_body
 from airflow_provider_picas.couchdb.pool import Document, Pool
 from airflow_provider_picas.lifecycle.ids import END_OF_PREFIX, lease_id
+from airflow_provider_picas.tokens.counts import Counts, from_rows
+from airflow_provider_picas.tokens.states import State
 
 LAST_CHANGES = 5_000  # limit on the changes that are read: CouchDB 3.5.0 takes 0.1 ms for each
+ROWS_OF_BATCH = len(State) + 1  # in the view that counts: one for each state, and one for tokens in none
 MOST_LEASES = 2_000  # limit on the leases that are read
 
 
@@ -19,6 +25,24 @@ def changed_last(pool: Pool, limit: int = LAST_CHANGES) -> Operation[list[str]]:
     response = yield Request("GET", pool.path("_changes"), {"descending": "true", "limit": str(limit)})
     ids = (str(row["id"]) for row in response.rows("results", id=str))
     return list(dict.fromkeys(batch for batch, colon, _ in (name.partition(":") for name in ids) if colon))
+
+
+def batches_by_name(pool: Pool, after: str, limit: int) -> Operation[tuple[dict[str, Counts], bool]]:
+    """The batches after a name, at most ``limit``, with their counts, and whether there are more. Reads no others.
+
+    Raises NotFoundError if the provider's views are not deployed.
+    """
+    most = ROWS_OF_BATCH * limit + 1
+    group: dict[str, Any] = {"group": True} if pool.profile.is_default else {"group_level": 2}
+    response = yield pool.view_request("counts", pool.profile.design, **group, startkey=[after, {}], limit=most)
+    rows: dict[str, list[tuple[str | None, int]]] = {}
+    found = parse_rows(response)
+    for batch, state, number in found:
+        rows.setdefault(batch or "", []).append((state, number))
+    names = list(rows)
+    if len(found) == most:
+        names.pop()  # its other states may be in the rows that follow
+    return {name: from_rows(rows[name]) for name in names[:limit]}, len(found) == most or len(names) > limit
 
 
 def pilots(pool: Pool) -> Operation[tuple[list[Document], int | None]]:

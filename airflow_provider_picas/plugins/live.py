@@ -130,7 +130,7 @@ class PoolReader:
         self.readings = Readings()
         self.read_only: str | None = None  #: what the database said when it refused a change
         self.index = IndexState()
-        self.recent: list[str] = []  #: the batches that changed last, as far as they were seen
+        self.recent: list[str] = []  #: the batches that changed last and are on the first page of their list
         self._hook: PicasAsyncHook | None = None
         self._opening = asyncio.Lock()
         self._used = time.monotonic()

@@ -32,12 +32,3 @@ def text_of(cursor: str | None) -> str | None:
         return base64.urlsafe_b64decode(cursor.encode()).decode("utf-8", "surrogatepass")
     except ValueError:
         raise HTTPException(422, "Invalid cursor.") from None
-
-
-def number_of(cursor: str | None) -> int:
-    """The position that a cursor is for, in lists that are numbered. Raises HTTPException."""
-    if cursor is None:
-        return 0
-    if not (cursor.isascii() and cursor.isdigit() and len(cursor) < 10):
-        raise HTTPException(422, "Invalid cursor.")
-    return int(cursor)

@@ -10,10 +10,12 @@ from airflow.utils.session import create_session
 from fastapi import HTTPException
 from sqlalchemy import select
 
-from airflow_provider_picas.couchdb import counting, edits, errors
+from airflow_provider_picas.couchdb import changes, counting, errors, overview
+from airflow_provider_picas.couchdb.http import Operation
 from airflow_provider_picas.couchdb.overview import changed_last
+from airflow_provider_picas.hooks.picas_async import PicasAsyncHook
 from airflow_provider_picas.plugins import access, models
-from airflow_provider_picas.plugins.answers.cursors import number_of
+from airflow_provider_picas.plugins.answers.cursors import cursor_of, text_of
 from airflow_provider_picas.plugins.live import PoolReader, reader_for
 from airflow_provider_picas.tokens.counts import Counts
 from airflow_provider_picas.tokens.text import one_line
@@ -54,35 +56,66 @@ async def _pool(conn_id: str) -> models.PoolInfo:
 
 
 async def batches(viewer: access.Viewer, cursor: str | None) -> models.BatchesAnswer:
-    """A page of the batches of a pool: those that changed last first, then the others by name."""
+    """A page of the batches of a pool: those that changed last first, then the others by name.
+
+    Only the counts of this page are read: each row of them costs the database time.
+    """
     scope = viewer.scope
     reader = reader_for(scope.conn_id, scope.database)
-    found, recent = await all_batches(reader)
-    known = set(recent)
-    names = [*recent, *sorted(batch for batch in found if batch not in known)]
-    begin = number_of(cursor)
-    some = names[begin : begin + BATCHES_OF_A_PAGE]
-    end = begin + len(some)
+    after = _name_of(cursor)
+    recent = await recent_batches(reader) if after is None else {}
+    others, more = await batches_by_name(reader, after or "", BATCHES_OF_A_PAGE - len(recent))
     database = (await reader.hook()).settings.database
     runs = await asyncio.to_thread(access.runs_of_batches, viewer.user, scope.conn_id, database)
-    rows = [_batch(name, found[name], runs.get(name), changed=name in known) for name in some]
-    return models.BatchesAnswer(batches=rows, next=str(end) if end < len(names) else None)
+    rows = [_batch(name, counts, runs.get(name), changed=name in recent) for name, counts in (recent | others).items()]
+    last = next(reversed(others), after or "")
+    return models.BatchesAnswer(batches=rows, next=cursor_of(f":{last}") if more else None)
 
 
-async def all_batches(reader: PoolReader) -> tuple[dict[str, Counts], list[str]]:
-    """The batches of a pool, and which of them changed last, the latest first. Raises HTTPException without views."""
+def _name_of(cursor: str | None) -> str | None:
+    """The name of the batch after which a page begins; None for the first page. Raises HTTPException."""
+    text = text_of(cursor)
+    if text is not None and not text.startswith(":"):
+        raise HTTPException(422, "Invalid cursor.")
+    return None if text is None else text[1:]
+
+
+async def recent_batches(reader: PoolReader) -> dict[str, Counts]:
+    """The batches that changed last, the latest first. Raises HTTPException without the provider's views."""
+    # Few changes are read, since each costs the database time; what was seen before is still in order.
+
+    def read(hook: PicasAsyncHook) -> Operation[dict[str, Counts]]:
+        seen = dict.fromkeys([*(yield from changed_last(hook.pool, LAST_CHANGES)), *reader.recent])
+        names = list(seen)[:BATCHES_OF_A_PAGE]
+        found = (yield from changes.query(hook.pool, names)) if names else {}
+        reader.recent = [name for name in names if found[name].total]
+        return {name: found[name] for name in reader.recent}
+
     try:
-        found, recent = await asyncio.gather(
-            reader.shared(("batches",), BATCHES_KEPT, lambda hook: edits.batches(hook.pool)),
-            reader.shared(("changed last",), BATCHES_KEPT, lambda hook: changed_last(hook.pool, LAST_CHANGES)),
+        return await reader.shared(("changed last",), BATCHES_KEPT, read)
+    except errors.NotFoundError as error:
+        raise _unlisted(error) from None
+
+
+async def batches_by_name(reader: PoolReader, after: str, limit: int) -> tuple[dict[str, Counts], bool]:
+    """The next batches by name, without those that changed last, and whether there are more. Raises HTTPException
+    without the provider's views."""
+    known = set(reader.recent)
+    most = limit + len(known)
+    try:
+        found, more = await reader.shared(
+            ("batches", after, most), BATCHES_KEPT, lambda hook: overview.batches_by_name(hook.pool, after, most)
         )
     except errors.NotFoundError as error:
-        if error.database_missing:
-            raise
-        raise HTTPException(409, "The batches of this pool cannot be listed: it lacks the provider's views.") from None
-    # Few changes are read, since each costs the database time; what was seen before is still in order.
-    reader.recent = [batch for batch in dict.fromkeys([*recent, *reader.recent]) if batch in found]
-    return found, reader.recent
+        raise _unlisted(error) from None
+    others = [name for name in found if name not in known]
+    return {name: found[name] for name in others[:limit]}, more or len(others) > limit
+
+
+def _unlisted(error: errors.NotFoundError) -> Exception:
+    if error.database_missing:
+        return error
+    return HTTPException(409, "The batches of this pool cannot be listed: it lacks the provider's views.")
 
 
 def _batch(name: str, counts: Counts, run: models.RunBatch | None, *, changed: bool) -> models.BatchInfo:

@@ -134,6 +134,32 @@ def test_pools_and_batches(page: Page) -> None:
     assert page.server.get("pools", user="viewer").json["pools"] == []
 
 
+def test_pages_of_the_batches_have_each_once(page: Page) -> None:
+    names = [f"b{n:03}" for n in range(120)]
+    tokens = [
+        {**new_token({"input": n}, batch=name, push=name, ordinal=n), **LIVES[state]}
+        for name in names
+        for n, state in enumerate((State.TODO, State.DONE))
+    ]
+    tokens += [{**new_token({"input": 1}, batch="x", push="x", ordinal=n)} for n in range(600)]
+    write(page.hook, [*tokens, {"_id": "alone", "type": "token", "lock": 0, "done": 0}])
+    change(page.hook, "b117:00000000", exit_code=1)
+    found: list[Any] = []
+    cursor = None
+    while True:
+        answer = page.ask("pools/batches", batch=None, cursor=cursor)
+        assert len(answer["batches"]) <= 50
+        found += answer["batches"]
+        if (cursor := answer["next"]) is None:
+            break
+    assert [batch["batch"] for batch in found[:3]] == ["b117", "x", "b000"]
+    assert sorted(batch["batch"] for batch in found) == [*names, "x"]
+    assert [batch["changed"] for batch in found] == [True, True] + [False] * 119
+    assert {(batch["counts"]["todo"], batch["counts"]["done"]) for batch in found} == {(1, 1), (600, 0)}
+    for odd in ("1", "!", "e30="):
+        assert page.get("pools/batches", batch=None, cursor=odd).status == 422
+
+
 def test_a_broken_connection_is_told_and_hides_no_other(page: Page) -> None:
     page.server.send("DELETE", "/api/v2/connections/broken")
     fields = {"connection_id": "broken", "conn_type": "picas", "host": "http://127.0.0.1:9", "schema": "x"}
