@@ -170,6 +170,7 @@ class PilotStage:
     :param least_work: number of tokens that must wait before pilots are submitted, while more may appear.
     :param waves: how many times pilots are submitted again when new tokens appear after the earlier ones have ended.
     :param max_errors: how many tokens may fail, as for ``PicasTokenStateSensor``.
+    :param outlets: assets that get an event when the tokens of the stage have finished.
     :param watch: as for ``PicasTokenStateSensor``; its ``resubmit`` replaces ``waves``.
     """
 
@@ -186,6 +187,7 @@ class PilotStage:
     least_work: int = 10
     waves: int = 100
     max_errors: float = 0
+    outlets: Sequence[Any] = ()
     watch: PilotWatch | None = None
 
     def __post_init__(self) -> None:

@@ -133,6 +133,7 @@ def _run_stage(
     ready >> submit
     watch = {"watch": stage.watch} if stage.watch else {"resubmit": stage.waves}
     wait_for = {**chain, "groups": groups, "least_work": stage.least_work, "max_errors": stage.max_errors, **watch}
+    wait_for |= {"outlets": list(stage.outlets)} if stage.outlets else {}
     return _wait_and_collect(wait_for.pop("batch"), ready.output, submit.output, wait_for, results, picas)
 
 

@@ -34,12 +34,12 @@ def make_due(
             before.get(name) == after.get(name) and not _unfinished(before[name]) and not pending.get(name)
             for name in fillers
         )
-        totals, finished = yield from _members(pool, of)
+        totals, finished, ended = yield from _members(pool, of)
         seen = yield from _made(pool, of)
         due = [name for name in totals if grouping.due(finished[name], totals[name], known=known)]
         made += yield from _make(pool, [name for name in due if name not in seen][:GROUPS], stage, batch, of)
-        for name in [name for name in seen if finished[name] > seen[name]][:GROUPS]:
-            yield from _note_late(pool, name, batch, of)
+        for name in [name for name in seen if ended[name] != seen[name]][:GROUPS]:
+            made += yield from _update(pool, name, batch, of)
     return made
 
 
@@ -47,37 +47,41 @@ def _unfinished(counts: Counts) -> int:
     return counts.todo + counts.locked
 
 
-def _members(pool: Pool, of: str) -> Operation[tuple[Counter[str], Counter[str]]]:
-    """The number of members of each group, and of those that have finished."""
+def _members(pool: Pool, of: str) -> Operation[tuple[Counter[str], Counter[str], dict[str, float]]]:
+    """The number of members of each group, the number of those that have finished, and the times when they did, added up."""
     query = {"group": True, "startkey": ["member", of], "endkey": ["member", of, {}]}
     response = yield pool.view_request(stage_views.GROUPS, stage_views.STAGES, **query)
     totals, finished = Counter[str](), Counter[str]()
-    for row in response.rows(key=list, value=int):
+    ended: dict[str, float] = {}
+    for row in response.rows(key=list, value=dict):
         _, _, name, state = row["key"]
-        totals[name] += row["value"]
-        finished[name] += row["value"] if state in FINISHED else 0
-    return totals, finished
+        value = response.checked(row["value"], {"count": int, "sum": (int, float)})
+        totals[name] += value["count"]
+        finished[name] += value["count"] if state in FINISHED else 0
+        ended[name] = ended.get(name, 0.0) + (value["sum"] if state in FINISHED else 0)
+    return totals, finished, ended
 
 
-def _made(pool: Pool, of: str) -> Operation[dict[str, int]]:
-    """The groups that have a token, each with the number of finished members that it knows of."""
+def _made(pool: Pool, of: str) -> Operation[dict[str, float]]:
+    """The groups that have a token, each with the times of its members' ends that it knows of, added up."""
     query = {"reduce": False, "startkey": ["made", of], "endkey": ["made", of, {}]}
     response = yield pool.view_request(stage_views.GROUPS, stage_views.STAGES, **query)
-    return {row["key"][2]: row["value"] for row in response.rows(key=list, value=int)}
+    return {row["key"][2]: row["value"] for row in response.rows(key=list, value=(int, float))}
 
 
 def _members_of(pool: Pool, of: str, name: str) -> Operation[list[dict[str, Any]]]:
     """The members of a group, with outcome and output, in the order of their ids."""
     query = {"reduce": False, "startkey": ["member", of, name], "endkey": ["member", of, name, {}]}
     response = yield pool.view_request(stage_views.GROUPS, stage_views.STAGES, **query)
-    states = {row["id"]: row["key"][3] for row in response.rows(id=str, key=list)}
+    rows = response.rows(id=str, key=list, value=(int, float))
+    states = {row["id"]: {"state": row["key"][3], "done": row["value"]} for row in rows}
     members = []
     names = sorted(states)
     for start in range(0, len(names), PAGE):
         documents = yield from pool.fetch(names[start : start + PAGE])
         for member in names[start : start + PAGE]:
             output = {"output": documents[member]["output"]} if "output" in documents.get(member, {}) else {}
-            members.append({"id": member, "state": states[member], **output})
+            members.append({"id": member, **states[member], **output})
     return members
 
 
@@ -103,9 +107,15 @@ def _known_ids(pool: Pool, ids: list[str]) -> Operation[set[str]]:
     return {row["key"] for row in response.rows(key=str) if "error" not in row}
 
 
-def _note_late(pool: Pool, name: str, batch: str, of: str) -> Operation[None]:
+def _update(pool: Pool, name: str, batch: str, of: str) -> Operation[int]:
+    """Tell a group's token of late members, or let it run again because a member has. Returns 1 if it runs again."""
     token_id = groups.group_id(batch, name)
     found = yield from pool.fetch([token_id])
-    if token_id in found:
-        members = yield from _members_of(pool, of, name)
-        yield from pool.write([json_body(groups.with_late_members(found[token_id], members))])
+    if token_id not in found:
+        return 0
+    members = yield from _members_of(pool, of, name)
+    new = groups.updated(found[token_id], members)
+    if new is None:
+        return 0
+    (row,) = yield from pool.write([json_body(new)])
+    return int(row.error is None and "late_members" not in new)

@@ -26,7 +26,7 @@ MOST_REASONS = 20  # that the parent keeps of why tokens could not be made
 NEW: Doc = {"lock": 0, "done": 0, "hostname": "", "scrub_count": 0, "exit_code": ""}
 _OWNED = frozenset({
     "type", *NEW, JOB_FIELD, *FOREIGN_JOB_FIELDS, "batch", "push", "ordinal", "pilot", "claim", "seconds", "attempts", "error",
-    "output", "stage", "parent", "parent_claim", FIELD, "group_of", "group_name", "members_seen", "late_members",
+    "output", "stage", "parent", "parent_claim", FIELD, "group_of", "group_name", "members_ended", "late_members",
 })  # fmt: skip
 
 

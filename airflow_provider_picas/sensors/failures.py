@@ -8,7 +8,6 @@ from typing import Any
 from airflow_provider_picas.couchdb.errors import CouchDBError, UnavailableError
 from airflow_provider_picas.hooks.failures import FailedTokens, report
 from airflow_provider_picas.hooks.picas import PicasHook
-from airflow_provider_picas.tokens import waiting
 from airflow_provider_picas.tokens.counts import Completeness
 from airflow_provider_picas.tokens.states import State
 from airflow_provider_picas.tokens.waiting import Outcome, Terms
@@ -43,7 +42,7 @@ def counts_lag(outcome: Outcome, completeness: Completeness, hook: PicasHook, te
 def explain_failure(outcome: Outcome, completeness: Completeness, hook: PicasHook, terms: Terms, log: Any) -> str:
     """Log what to do and why tokens failed. Returns the message of the task's error."""
     samples: dict[str, list[str]] = {}
-    if advice := waiting.advice(outcome):
+    if advice := terms.advice(outcome):
         log.error("%s", advice)
     try:
         if outcome in (Outcome.TOO_MANY_ERRORS, Outcome.TOO_FEW_DONE):

@@ -10,7 +10,8 @@ from typing import Any
 
 from airflow_provider_picas.lifecycle.ids import token_key
 from airflow_provider_picas.lifecycle.new_tokens import NEW
-from airflow_provider_picas.lifecycle.profile import Profile
+from airflow_provider_picas.lifecycle.profile import PICAS, Profile
+from airflow_provider_picas.lifecycle.transitions import scrubbed
 
 INPUT_BYTES = 1_000_000  # of a group's input; outputs of members are left out if they do not fit
 MOST_LATE = 1_000  # late members that a group's token lists
@@ -68,30 +69,57 @@ def group_id(batch: str, name: str) -> str:
 
 
 def group_token(
-    name: str, members: Sequence[Mapping[str, Any]], *, batch: str, stage: str, of: str, profile: Profile
+    name: str, members: Sequence[Mapping[str, Any]], *, batch: str, stage: str, of: str, profile: Profile = PICAS
 ) -> dict[str, Any]:
-    """The token of a group. ``members``: ``{"id", "state"}`` of each, and ``output``. ``of``: their batch."""
+    """The token of a group. ``members``: ``{"id", "state", "done"}`` of each, and ``output``. ``of``: their batch."""
     given = {"group": name, "members": list(members)}
     if len(json.dumps(given)) > INPUT_BYTES:
-        given["members"] = [{"id": member["id"], "state": member["state"]} for member in members]
-    own = {"batch": batch, "stage": stage, "group_of": of, "group_name": name, "members_seen": finished_of(members)}
+        given["members"] = [_without_output(member) for member in members]
+    own = {"batch": batch, "stage": stage, "group_of": of, "group_name": name, "members_ended": ended(members)}
     return {"_id": group_id(batch, name), **NEW, **own, "input": given, **profile.fields_of_new(batch)}
 
 
-def finished_of(members: Sequence[Mapping[str, Any]]) -> int:
-    """The number of members that have finished."""
-    return sum(member["state"] in ("done", "error") for member in members)
+def _without_output(member: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in member.items() if name != "output"}
 
 
-def with_late_members(token: Mapping[str, Any], members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The token of a group, with the members that have finished since it was made."""
+def _has_finished(member: Mapping[str, Any]) -> bool:
+    return member.get("state") in ("done", "error")
+
+
+def ended(members: Sequence[Mapping[str, Any]]) -> float:
+    """The times when members ended, added up: it differs if a member has ended since, or again."""
+    return float(sum(member["done"] for member in members if _has_finished(member)))
+
+
+def updated(token: Mapping[str, Any], members: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The token of a group as it is to be now; None: unchanged.
+
+    Members that have finished since it was made are listed as late. If one that had finished has finished again, as after a
+    rerun of a failed one, the token runs again, with the current members.
+    """
     given = token.get("input")
     then = given.get("members") if isinstance(given, dict) else None
-    seen = {
-        member.get("id")
-        for member in (then if isinstance(then, list) else ())
-        if isinstance(member, dict) and member.get("state") in ("done", "error")
+    known = {
+        member.get("id"): member for member in (then if isinstance(then, list) else ()) if isinstance(member, dict)
     }
-    late = [{"id": member["id"], "state": member["state"]} for member in members if member["id"] not in seen]
-    late = [member for member in late if member["state"] in ("done", "error")]
-    return {**token, "members_seen": finished_of(members), "late_members": late[:MOST_LATE]}
+    finished = [member for member in members if _has_finished(member)]
+    before = {name for name, member in known.items() if _has_finished(member)}
+    again = [
+        member["id"] for member in finished if member["id"] in before and known[member["id"]] != _as(member, known)
+    ]
+    if again:
+        own = {"batch": token["batch"], "stage": token["stage"], "of": token["group_of"]}
+        new = group_token(token["group_name"], members, **own)
+        back = scrubbed(token, f"reset: member {again[0]} has run again")
+        kept = {name: value for name, value in back.items() if name not in ("late_members", "output")}
+        return {**kept, "input": new["input"], "members_ended": new["members_ended"]}
+    late = [{"id": member["id"], "state": member["state"]} for member in finished if member["id"] not in before]
+    if late[:MOST_LATE] == token.get("late_members", []):
+        return None
+    return {**token, "members_ended": ended(members), "late_members": late[:MOST_LATE]}
+
+
+def _as(member: Mapping[str, Any], known: Mapping[Any, Mapping[str, Any]]) -> Mapping[str, Any]:
+    """A member now, in the form in which it was recorded."""
+    return {name: value for name, value in member.items() if name in known[member["id"]]}

@@ -28,21 +28,21 @@ _LISTS = f"""function (doc) {{
 
 GROUPS = "groups"
 """Name of its view: ``["member", batch, group, state]`` for each token with a ``group``, and ``["made", batch, group]`` for
-each group's token, with the batch of the members and the number of finished members that it knows of."""
+each group's token. The values are the times when members ended: those of a group's token are added up in ``members_ended``,
+so a member that has ended since, or again, makes a difference."""
 
 _GROUPS = f"""function (doc) {{
-  if (typeof doc.group_of == "string" && typeof doc.group_name == "string" && typeof doc.members_seen == "number") {{
-    emit(["made", doc.group_of, doc.group_name], doc.members_seen);
+  if (typeof doc.group_of == "string" && typeof doc.group_name == "string" && typeof doc.members_ended == "number") {{
+    emit(["made", doc.group_of, doc.group_name], doc.members_ended);
   }}
   var prefix = doc._id.split(":")[0];
   if (typeof doc.group == "string" && doc.group && doc.batch === prefix) {{
-    emit(["member", prefix, doc.group, {javascript_state(PICAS)}], null);
+    emit(["member", prefix, doc.group, {javascript_state(PICAS)}], typeof doc.done == "number" ? doc.done : 0);
   }}
 }}"""
 
 
 def stages() -> dict[str, Any]:
     """The design document. CouchDB updates its index only when somebody reads it."""
-    maps = {LISTS: _LISTS, GROUPS: _GROUPS}
-    views = {name: {"map": text, "reduce": "_count"} for name, text in maps.items()}
+    views = {LISTS: {"map": _LISTS, "reduce": "_count"}, GROUPS: {"map": _GROUPS, "reduce": "_stats"}}
     return {"language": "javascript", "autoupdate": False, "views": views}

@@ -337,6 +337,15 @@ class Terms:
             return self.chain.completeness(counts) if self.chain else Completeness(Counts())
         return Completeness(counts, self.expected)
 
+    def advice(self, outcome: Outcome) -> str | None:
+        """What to do after a wait with this outcome; None if ``explain`` says it."""
+        if self.chain is not None and outcome in (Outcome.TOO_MANY_ERRORS, Outcome.TOO_FEW_DONE):
+            return (
+                f"Rerun the failed tokens of {self.where} on the page or with the DAG picas_rerun_failed, then clear this task:"
+                " what depends on them runs again, too."
+            )
+        return advice(outcome)
+
     def pushed(self, completeness: Completeness) -> int:
         """The number of tokens that were pushed, if known: those that tokens have made are not among them."""
         known = self.chain.tokens if self.chain else completeness.expected

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from airflow.sdk import DAG
 
+from airflow_provider_picas.assets import pool_asset
 from airflow_provider_picas.options import PilotOptions, PilotStage, PilotWatch, Scaling
 from airflow_provider_picas.task_groups import picas_run
 from airflow_provider_picas.tokens.chain import Chain, ChainCounts
@@ -17,7 +18,12 @@ from airflow_provider_picas.tokens.waiting import Outcome, Terms
 def test_each_stage_has_tasks_of_its_own() -> None:
     stages = {
         "calibration": PilotStage(
-            command="./calibrate", sbatch={"time": "01:00:00"}, scaling=Scaling(pilots=3), least_work=5, max_errors=2
+            command="./calibrate",
+            sbatch={"time": "01:00:00"},
+            scaling=Scaling(pilots=3),
+            least_work=5,
+            max_errors=2,
+            outlets=[pool_asset("couchdb.example.org", "calibrated")],
         ),
         "imaging": PilotStage(script="image.sh", watch=PilotWatch(resubmit=7)),
     }
@@ -33,6 +39,7 @@ def test_each_stage_has_tasks_of_its_own() -> None:
     }
     assert (ready.ready, ready.pilots, pilots.pilots, pilots.command) == (5, False, 3, "./calibrate")
     assert (wait.least_work, wait.resubmit, wait.max_errors) == (5, 100, 2)
+    assert [asset.uri for asset in wait.outlets] == ["picas://couchdb.example.org/calibrated"]
     assert tasks["imaging.wait"].resubmit == 7
     assert ready.downstream_task_ids >= {"picas_run.calibration.pilots"}
     assert tasks["push"].downstream_task_ids >= {"picas_run.calibration.ready", "picas_run.imaging.ready"}

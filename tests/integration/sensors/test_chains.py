@@ -18,6 +18,7 @@ from airflow_provider_picas.lifecycle.pilot_config import Config
 from airflow_provider_picas.lifecycle.transitions import Ended, Token, claim, conclude
 from airflow_provider_picas.sensors.tokens import PicasTokenStateSensor
 from airflow_provider_picas.tokens import chain, documents, waiting
+from airflow_provider_picas.tokens.selection import Selection
 from stack.processes import wait_for
 from tests.integration.tasks import context
 
@@ -223,3 +224,62 @@ def test_the_token_of_a_group_that_was_archived_is_not_made_again(batch: dict[st
     hook.do(hook.pool.put({**hook.get("b.t:x"), "_deleted": True}))
     assert waits.end() == {"todo": 0, "locked": 0, "done": 3, "error": 0}
     assert ids() == set()
+
+
+def reset(name: str) -> None:
+    """What a rerun of a token does."""
+    hook = PicasHook()
+    since = hook.get(name)["lock"]
+    wait_for(lambda: int(time.time()) > since, what="another second: claims and results have whole ones", seconds=10)
+    report = hook.editor.reset(Selection.parse("b.s", keys=[name.partition(":")[2]], states=["done", "error"]))
+    assert report.changed == 1
+
+
+def test_a_member_that_runs_again_lets_its_group_run_again_and_no_other(batch: dict[str, Any]) -> None:
+    finish("b:0", "x1", "x2", group="x")
+    finish("b:1", "y1", group="y")
+    waits = Waiting(batch, deferrable=False, groups=GROUPS, max_errors=1)
+    exists("b.s:x1")
+    exists("b.s:y1")
+    finish("b.s:x1")
+    finish("b.s:x2", code=1)
+    finish("b.s:y1")
+    exists("b.t:x")
+    exists("b.t:y")
+    finish("b.t:x")
+    finish("b.t:y")
+    assert waits.end() == {"todo": 0, "locked": 0, "done": 6, "error": 1}
+    hook = PicasHook()
+    before = {name: hook.get(name) for name in ("b:0", "b:1", "b.s:x1", "b.s:y1", "b.t:y")}
+
+    reset("b.s:x2")
+    again = Waiting(batch, deferrable=False, groups=GROUPS)
+    looks(2)
+    assert hook.get("b.t:x")["done"] > 0, "its member has not finished"
+    finish("b.s:x2")
+    wait_for(lambda: hook.get("b.t:x")["done"] == 0, what="the group, waiting again", seconds=30)
+    token = hook.get("b.t:x")
+    assert [member["state"] for member in token["input"]["members"]] == ["done", "done"]
+    assert token["attempts"][-1]["reason"] == "reset: member b.s:x2 has run again"
+    assert again.waits
+    finish("b.t:x")
+    assert again.end() == {"todo": 0, "locked": 0, "done": 7, "error": 0}
+    assert {name: hook.get(name) for name in before} == before
+
+
+def test_a_failed_parent_that_runs_again_makes_its_tokens_and_changes_no_others(batch: dict[str, Any]) -> None:
+    finish("b:0", "x")
+    finish("b:1", "lost", code=1)
+    waits = Waiting(batch, deferrable=False, max_errors=1)
+    exists("b.s:x")
+    finish("b.s:x")
+    assert waits.end() == {"todo": 0, "locked": 0, "done": 2, "error": 1}
+    hook = PicasHook()
+    before = {name: hook.get(name) for name in ("b:0", "b.s:x")}
+    hook.editor.reset(Selection.parse("b", states=["error"]))
+    again = Waiting(batch, deferrable=False)
+    finish("b:1", "y")
+    exists("b.s:y")
+    finish("b.s:y")
+    assert again.end() == {"todo": 0, "locked": 0, "done": 4, "error": 0}
+    assert {name: hook.get(name) for name in before} == before

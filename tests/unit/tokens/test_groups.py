@@ -9,7 +9,7 @@ import pytest
 from airflow_provider_picas.lifecycle.profile import PICAS
 from airflow_provider_picas.tokens import groups
 from airflow_provider_picas.tokens.chain import Chain
-from airflow_provider_picas.tokens.groups import Grouping, group_token, with_late_members
+from airflow_provider_picas.tokens.groups import Grouping, group_token, updated
 from airflow_provider_picas.tokens.states import State, state_of
 
 
@@ -45,8 +45,8 @@ def test_groups_are_of_a_stage_before() -> None:
 
 
 MEMBERS: list[dict[str, Any]] = [
-    {"id": "b.s:1", "state": "done", "output": {"path": "/1"}}, {"id": "b.s:2", "state": "error"},
-    {"id": "b.s:3", "state": "locked"},
+    {"id": "b.s:1", "state": "done", "done": 10, "output": {"path": "/1"}}, {"id": "b.s:2", "state": "error", "done": 11},
+    {"id": "b.s:3", "state": "locked", "done": 0},
 ]  # fmt: skip
 
 
@@ -56,15 +56,33 @@ def token() -> dict[str, Any]:
 
 def test_the_input_of_a_group_is_its_members_with_their_outcomes(monkeypatch: pytest.MonkeyPatch) -> None:
     made = token()
-    assert (made["_id"], made["input"], made["members_seen"]) == ("b.t:x", {"group": "x", "members": MEMBERS}, 2)
+    assert (made["_id"], made["input"], made["members_ended"]) == ("b.t:x", {"group": "x", "members": MEMBERS}, 21)
     assert state_of(made) is State.TODO
     monkeypatch.setattr(groups, "INPUT_BYTES", 50)
-    assert token()["input"]["members"][0] == {"id": "b.s:1", "state": "done"}, "outputs that do not fit are left out"
+    assert token()["input"]["members"][0] == {"id": "b.s:1", "state": "done", "done": 10}, (
+        "outputs that do not fit are left out"
+    )
 
 
 def test_members_that_finish_late_are_told() -> None:
-    later = [*MEMBERS[:2], {"id": "b.s:3", "state": "done"}, {"id": "b.s:4", "state": "error"}]
-    told = with_late_members(token(), [*later, {"id": "b.s:5", "state": "todo"}])
+    three, four = {"id": "b.s:3", "state": "done", "done": 12}, {"id": "b.s:4", "state": "error", "done": 13}
+    told = updated(token(), [*MEMBERS[:2], three, four, {"id": "b.s:5", "state": "todo", "done": 0}])
+    assert told is not None
     assert told["late_members"] == [{"id": "b.s:3", "state": "done"}, {"id": "b.s:4", "state": "error"}]
-    assert told["members_seen"] == 4
+    assert told["members_ended"] == 46
     assert told["input"] == token()["input"]
+    assert updated(told, [*MEMBERS[:2], three, four]) is None
+
+
+def test_a_group_runs_again_when_one_of_its_members_has() -> None:
+    made = {**token(), "_rev": "3-x", "lock": 20, "done": 21, "exit_code": 0, "output": "old", "claim": "c-20"}
+    waiting = [MEMBERS[0], {"id": "b.s:2", "state": "todo", "done": 0}, MEMBERS[2]]
+    assert updated(made, waiting) is None, "it was reset, and has not finished"
+    later = [MEMBERS[0], {"id": "b.s:2", "state": "done", "done": 30}, MEMBERS[2]]
+    again = updated(made, later)
+    assert again is not None
+    assert (state_of(again), again["_rev"], again["input"]["members"]) == (State.TODO, "3-x", later)
+    assert "output" not in again
+    assert again["attempts"][-1]["reason"] == "reset: member b.s:2 has run again"
+    assert again["members_ended"] == 40
+    assert updated(again, later) is None
