@@ -20,12 +20,15 @@ from airflow_provider_picas.tokens import table
 from airflow_provider_picas.tokens.states import State
 from airflow_provider_picas.tokens.text import one_line
 
-RUNNING_KEPT, ENDED_KEPT = 30.0, 60.0  # seconds
+RUNNING_KEPT, ENDED_KEPT = 60.0, 90.0  # seconds; leases, which are read more often, say what runs now
 BARS = 400  # finished runs in each state on the timeline
 MOST_LOCKED = 500
 MOST_PILOTS = 500
 MOST_FLAGS = 5
-WATCHED, WATCH_AGAIN = 150.0, 60.0  # seconds that pilots show output after a request, and until that is requested again
+WATCHED, WATCH_AGAIN = (
+    180.0,
+    100.0,
+)  # seconds that pilots show output after a request, and until that is requested again
 
 
 async def pilots(scope: access.Scope) -> models.PilotsAnswer:

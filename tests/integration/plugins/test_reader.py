@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from airflow_provider_picas.couchdb import batch_pilots
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.plugins import answers, live, overview, page_index
 from airflow_provider_picas.plugins.access import Scope, Viewer
@@ -35,8 +36,8 @@ from tests.integration.lives import LIVES, change, fill, write
 SLOW = "var until = Date.now() + 4; while (Date.now() < until) {}"
 """Takes 4 ms for each token in each of the page's two views."""
 
-SHORTER = 20
-"""Part of the page's times that pass in the test."""
+SHORTER = 30
+"""How many times shorter the page's times are here."""
 
 
 @pytest.fixture
@@ -180,7 +181,7 @@ async def ended() -> list[int]:
 
 @pytest.fixture
 def shorter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every time that says how often something is read, a twentieth of itself."""
+    """Every time that says how often something is read."""
     for module, *names in (
         (live, "OFTEN", "SELDOM", "LOOK", "PATIENCE"),
         (
@@ -193,6 +194,8 @@ def shorter(monkeypatch: pytest.MonkeyPatch) -> None:
             "SUBMISSIONS_KEPT",
         ),
         (answers.causes, "CAUSES_KEPT"),
+        (answers.nodes, "NODES_KEPT", "RUNS_KEPT"),
+        (answers.pilots, "RUNNING_KEPT", "ENDED_KEPT", "RUNS_KEPT", "WATCH_AGAIN"),
         (page_index, "FRESH"),
         (events, "PAUSE", "LOOK"),
         (feed, "CHECK_AGAIN", "GATHER", "SHORTEST_PAUSE", "PATIENT"),
@@ -203,16 +206,35 @@ def shorter(monkeypatch: pytest.MonkeyPatch) -> None:
                 monkeypatch.setattr(module, name, getattr(module, name) / SHORTER)
 
 
-async def watch(seconds: float, seen: list[Any]) -> None:
-    """What a browser does that shows a batch: it follows the events, and reads the list of causes now and then."""
-    until = time.monotonic() + seconds
-    with suppress(TimeoutError):
-        async with asyncio.timeout(seconds), aclosing(events._events(viewer())) as stream:
+async def watch(seconds: float, seen: list[Any], tab: str = "overview") -> None:
+    """What a browser does that shows a tab of a batch: it follows the events, and reads the lists again now and then."""
+
+    async def follow() -> None:
+        async with aclosing(events._events(viewer())) as stream:
             async for event in stream:
                 if event.startswith("event: overview"):
                     seen.append(json.loads(event.partition("data: ")[2]))
-                    await answers.causes.causes(viewer().scope)
-    assert time.monotonic() >= until
+
+    async def read_lists() -> None:
+        while True:
+            await LISTS[tab]()
+            await asyncio.sleep((30 if tab == "tokens" else 5) / SHORTER)
+
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await asyncio.gather(follow(), read_lists())
+
+
+async def read_pilots() -> None:
+    await answers.pilots.pilots(viewer().scope)
+    await answers.nodes.nodes(viewer().scope)
+
+
+LISTS: dict[str, Callable[[], Coroutine[Any, Any, Any]]] = {
+    "overview": lambda: answers.causes.causes(viewer().scope),
+    "pilots": read_pilots,
+    "tokens": lambda: answers.tokens.tokens(viewer().scope, None, Filter("b"), None, 50, False),
+}
 
 
 async def work(hook: PicasHook, tokens: list[str]) -> None:
@@ -223,16 +245,19 @@ async def work(hook: PicasHook, tokens: list[str]) -> None:
 
 
 @pytest.mark.usefixtures("shorter")
-def test_a_watcher_costs_less_than_one_request_in_five_seconds(proxy: Proxy, hook: PicasHook) -> None:
+@pytest.mark.parametrize("tab", LISTS)
+def test_a_watcher_costs_less_than_one_request_in_five_seconds(proxy: Proxy, hook: PicasHook, tab: str) -> None:
     tokens = fill(hook, {State.ERROR: 2, State.TODO: 2_000})
-    minutes = 3
+    pilots = {"submission": "s.1", "folder": "/h/s.1", "submitted": "2026-01-01T00:00:00+00:00", "job_ids": ["12"]}
+    hook.do(batch_pilots.note(hook.pool, "b", {**pilots, "ssh_conn_id": "spider"}))
+    minutes = 4
     seen: list[Any] = []
 
     async def look() -> None:
         working = asyncio.create_task(work(hook, tokens[2:]))
-        await watch(60 / SHORTER, [])  # the first minute has the first readings
+        await watch(60 / SHORTER, [], tab)  # the first minute has the first readings
         begin, before = time.monotonic(), len(proxy.requests)
-        await watch(minutes * 60 / SHORTER, seen)
+        await watch(minutes * 60 / SHORTER, seen, tab)
         elapsed = (time.monotonic() - begin) * SHORTER
         working.cancel()
         requests = proxy.requests[before:]
