@@ -21,6 +21,7 @@ logging.getLogger("paramiko").setLevel(logging.WARNING)
 def pytest_addoption(parser: pytest.Parser) -> None:
     """``--rounds=N``: run N random rounds and nothing else; ``--seed=S``: the seed of the first one."""
     parser.addoption("--rounds", type=int, default=0, help="random rounds to run, and nothing else")
+    parser.addoption("--parents", type=int, default=40, help="parents in the test of stages")
     parser.addoption("--seed", type=int, default=None, help="seed of the first random round")
 
 
