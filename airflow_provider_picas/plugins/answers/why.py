@@ -66,6 +66,8 @@ def _classes(pool: Pool, batch: str | None) -> Operation[dict[str, int]]:
 
 
 def _ahead(pool: Pool, batch: str | None, name: str, priority: float) -> Operation[int | None]:
+    if pool.profile.priorities:
+        return None  # the field `priority` does not say which tokens go first
     try:
         return (yield from page.ahead(pool, batch, name, priority))
     except errors.NotFoundError:

@@ -153,9 +153,13 @@ class ApiServer:
 
     # -- what Airflow has ---------------------------------------------------------------------------------------------
 
-    def connect(self, conn_id: str, pool: Pool) -> None:
+    def connect(self, conn_id: str, pool: Pool, **extra: str) -> None:
         """Make a connection to this pool, in Airflow's database."""
-        fields = {**native.picas_connection(pool), "connection_id": conn_id}
+        fields = {
+            **native.picas_connection(pool),
+            "connection_id": conn_id,
+            **({"extra": json.dumps(extra)} if extra else {}),
+        }
         api = self.api()
         self.send("DELETE", f"/api/v2/connections/{conn_id}")
         api.request("POST", "connections", fields)
