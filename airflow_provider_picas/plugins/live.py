@@ -49,8 +49,9 @@ class IndexState:
     _most: int = 0
 
     def note(self, behind: int) -> None:
-        """Record how many changes it lacks; 0: too few to matter."""
-        self._behind, self._most = behind, max(behind, self._most) if behind else 0
+        """Record how many changes it lacks; 0: too few to matter. In a cluster, any of its copies may have answered."""
+        self._behind = min(behind, self._behind or behind)
+        self._most = max(behind, self._most) if behind else 0
 
     @property
     def percent(self) -> int | None:

@@ -36,6 +36,9 @@ from tests.integration.lives import LIVES, change, fill, write
 SLOW = "var until = Date.now() + 4; while (Date.now() < until) {}"
 """Takes 4 ms for each token in each of the page's two views."""
 
+COPIES = 6
+"""Of an index, at most: a cluster of three nodes has three for each of the database's two ranges."""
+
 SHORTER = 30
 """How many times shorter the page's times are here."""
 
@@ -112,7 +115,8 @@ def test_nothing_waits_for_the_index_of_the_pages_views(
                 await asyncio.sleep(0.05)
         assert all(percent is not None for percent in told)
         assert told == sorted(told, key=lambda percent: percent or 0)
-        assert len([request for request in proxy.requests if "update=lazy" in request]) == 1
+        lazy = len([request for request in proxy.requests if "update=lazy" in request])
+        assert 1 <= lazy <= COPIES
         assert await ended() == [tokens, 0]
         assert [(node.node, node.done) for node in (await answers.nodes.nodes(scope)).nodes] == [("n1", tokens)]
         assert len((await answers.pilots.pilots(scope)).bars) == 400
