@@ -65,6 +65,8 @@ def text_of(conditions: Conditions) -> str:
 
 def _equal(value: Any, literal: Any) -> bool:
     """``==``: null equals only null and undefined; otherwise a string and another type are compared as numbers."""
+    if type(value) is int and type(literal) is int:
+        return bool(value == literal)  # fast path: nearly all values are integers, in every token that is read
     if literal is None or value is None or value is MISSING:
         return literal is None and (value is None or value is MISSING)
     if isinstance(literal, str):
@@ -85,9 +87,11 @@ def _relation(compare: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]
     """``<``, ``>``, ``<=`` or ``>=``: two strings are compared by their UTF-16 code units, all else as numbers."""
 
     def holds(value: Any, literal: Any) -> bool:
+        if type(value) is int and type(literal) is int:
+            return compare(value, literal)
         if isinstance(literal, str) and isinstance(value, (str, list, dict)):
             return compare(_units(to_string(value)), _units(literal))
-        return compare(to_number(value), literal if type(literal) is int else to_number(literal))
+        return compare(to_number(value), to_number(literal))
 
     return holds
 

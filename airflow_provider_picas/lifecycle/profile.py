@@ -54,7 +54,7 @@ class Profile(NamedTuple):
     @property
     def is_default(self) -> bool:
         """True for PiCaS's own shape, whose views this package has always had."""
-        return self == PICAS
+        return self is PICAS or self == PICAS
 
     @property
     def design(self) -> str:
@@ -93,7 +93,7 @@ class Profile(NamedTuple):
     def is_claimable(self, doc: Mapping[str, Any]) -> bool:
         """True if a pilot may claim the document: a waiting token that nobody has locked."""
         if self.is_default:
-            return states.is_todo(dict(doc))
+            return states.is_todo(doc)
         return self.is_token(doc) and self.state_of(doc) == "todo" and not to_number(doc.get("lock", MISSING)) > 0
 
     def batch_of(self, doc: Mapping[str, Any]) -> Optional[str]:
@@ -106,8 +106,10 @@ class Profile(NamedTuple):
 
     def written(self, event: str, exit_code: Any = None) -> Doc:
         """The fields that a pilot sets at an event, besides PiCaS's and ours."""
+        fields = self.writes.get(event)
+        if not fields:
+            return {}
         code = exit_code if isinstance(exit_code, int) else _NO_EXIT_CODE
-        fields = self.writes.get(event, {})
         return {name: code if value == EXIT_CODE else value for name, value in fields.items()}
 
     def fields_of_new(self, batch: str) -> Doc:

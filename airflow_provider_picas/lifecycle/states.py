@@ -22,7 +22,7 @@ def state_of(doc: Mapping[str, Any]) -> Optional[str]:
     return None
 
 
-def is_todo(doc: Doc) -> bool:
+def is_todo(doc: Mapping[str, Any]) -> bool:
     """True if a token waits for a pilot, as in the view ``todo``."""
     return doc.get("type") == "token" and state_of(doc) == "todo"
 

@@ -75,7 +75,7 @@ class PicasTokenStateSensor(TakesOptions, BaseSensorOperator):
     :param no_progress: fail after this time, in seconds or as a timedelta, in which no token has finished. Default:
         never.
     :param pilots: the output of the operator that submits pilots, or a list of such outputs: pilots on several clusters,
-        each judged by its own Slurm. While one cluster does not answer, the others go on, and the tokens of its pilots
+        each checked with its own Slurm. While one cluster does not answer, the others go on, and the tokens of its pilots
         are released when their leases have expired. Default: the pilots that one task has submitted for
         the batch; if several tasks have, or without a batch, none. False: none. The wait watches them: it releases the
         tokens of dead pilots. If no pilots remain while tokens wait, the task fails and shows the ends of the pilots'

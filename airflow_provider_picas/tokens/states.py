@@ -46,7 +46,7 @@ _STATES: dict[str | None, State | None] = {None: None, **{str(state): state for 
 
 def state_of(document: Mapping[str, Any], profile: Profile = PICAS) -> State | None:
     """The state of a token, or None for one in no state (such as ``lock = 0, done > 0``)."""
-    return _STATES[profile.state_of(document)]
+    return _STATES[states.state_of(document) if profile is PICAS else profile.state_of(document)]
 
 
 def javascript_condition(state: State) -> str:
