@@ -42,7 +42,7 @@ class Airflow:
 
     ``dags`` is the DAG folder; ``env`` has more settings (``AIRFLOW__SECTION__KEY``). Secrets do not belong there:
     connections are created through ``api``. Users are admin and viewer, with the passwords in ``passwords``. ``venv`` is
-    the environment with Airflow.
+    the environment with Airflow. ``base_path`` is the path below which the server answers, as behind a proxy.
     """
 
     def __init__(
@@ -53,11 +53,12 @@ class Airflow:
         env: Mapping[str, str] | None = None,
         port: int | None = None,
         venv: Path = paths.AIRFLOW_VENV,
+        base_path: str = "",
     ) -> None:
         self.folder = folder
         self.dags = dags
         self.port = port or processes.free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"http://127.0.0.1:{self.port}{base_path}"
         self.passwords = {user: secrets.token_urlsafe(12) for user in (ADMIN, VIEWER)}
         self.api = AirflowApi(self.url, ADMIN, self.passwords[ADMIN])
         self._bin = venv / "bin"

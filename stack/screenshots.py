@@ -49,7 +49,7 @@ def take(stack: NativeStack, run_id: str) -> None:
     with chromium() as browser:
         with person(browser, stack.airflow, ADMIN, viewport={"width": 1360, "height": 980}) as shown:
             for theme in ("light", "dark"):
-                shown.goto("/")
+                shown.goto("./")
                 set_theme(shown, theme)
                 for name, query in VIEWS.items():
                     if theme == "light" or name == "page":

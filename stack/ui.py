@@ -28,14 +28,20 @@ def chromium() -> Iterator[Browser]:
 
 @contextmanager
 def person(started: Browser, airflow: Airflow, user: str, **options: Any) -> Iterator[Page]:
-    """A page of somebody who has logged in; fails at the end if the page had errors of its own."""
-    context = started.new_context(base_url=airflow.url, **{"viewport": {"width": 1440, "height": 1000}, **options})
+    """A page of somebody who has logged in; fails at the end if it, or another page of its context, had errors of its own.
+
+    Loading Airflow's UI takes seconds of CPU: more pages of the same context find it in the browser's cache.
+    """
+    # Airflow may be below a path, so the addresses that tests open are relative to it.
+    context = started.new_context(
+        base_url=f"{airflow.url}/",
+        **{"viewport": {"width": 1440, "height": 1000}, "reduced_motion": "reduce", **options},
+    )
     context.set_default_timeout(SECONDS * 1000)
     log_in(context, airflow, user)
-    shown = context.new_page()
     errors: list[str] = []
-    shown.on("pageerror", lambda error: errors.append(str(error)))
-    yield shown
+    context.on("weberror", lambda error: errors.append(str(error.error)))
+    yield context.new_page()
     context.close()
     assert errors == []
 
@@ -43,7 +49,7 @@ def person(started: Browser, airflow: Airflow, user: str, **options: Any) -> Ite
 def log_in(context: BrowserContext, airflow: Airflow, user: str) -> None:
     """Through the form that a person sees."""
     form = context.new_page()
-    form.goto("/auth/login/")
+    form.goto("auth/login/")
     form.fill("input[name=username]", user)
     form.fill("input[name=password]", airflow.passwords[user])
     form.press("input[name=password]", "Enter")
@@ -51,9 +57,16 @@ def log_in(context: BrowserContext, airflow: Airflow, user: str) -> None:
     form.close()
 
 
+def confirm(shown: Page, button: str) -> None:
+    """Press the button of the question, once it says what will happen."""
+    dialog = shown.get_by_role("dialog")
+    dialog.locator("li").first.wait_for()
+    dialog.get_by_role("button", name=button, exact=True).click()
+
+
 def run_page(dag_id: str, run_id: str, query: str = "") -> str:
-    """The tab of the page on a DAG run."""
-    return f"/dags/{dag_id}/runs/{quote(run_id, safe=':+')}/plugin/picas-run{query}"
+    """The tab of the page on a DAG run, relative to Airflow's address."""
+    return f"dags/{dag_id}/runs/{quote(run_id, safe=':+')}/plugin/picas-run{query}"
 
 
 def serious_findings(shown: Page, within: str = ".picas") -> list[str]:

@@ -75,9 +75,9 @@ class Action:
         return Selection(scope.batch, states, tuple(dict.fromkeys(ids)))
 
 
-def tokens(number: int) -> str:
-    """A number of tokens, for a sentence."""
-    return "1 token" if number == 1 else f"{number:,} tokens"
+def tokens(number: int, one: str = "", more: str = "") -> str:
+    """A number of tokens, for a sentence, with its verb for one or for several."""
+    return f"1 token {one}".rstrip() if number == 1 else f"{number:,} tokens {more}".rstrip()
 
 
 def skipped(report: EditReport) -> list[str]:

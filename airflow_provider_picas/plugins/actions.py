@@ -41,11 +41,17 @@ ARCHIVE_DAG = "picas_archive_batches"
 
 
 async def _held(action: Action) -> tuple[Selection, str]:
-    """The tokens that a dead pilot holds. Raises HTTPException if it may live."""
+    """The tokens that dead pilots hold, and the state of the one that was named. Raises HTTPException if it may live."""
     scope, name = action.viewer.scope, action.body.pilot
-    if not name:
+    if not (name or action.body.all):
         raise HTTPException(422, "Specify the pilot whose tokens to release.")
     shown = await answers.pilots.pilots(scope)
+    locked = [bar for bar in shown.bars if bar.state == "locked"]
+    if not name:
+        dead = {pilot.pilot for pilot in shown.pilots if pilot.state in ("silent", "ended")}
+        return _locked(
+            scope.batch, [bar.token for bar in locked if bar.pilot in dead], "No dead pilot holds tokens."
+        ), ""
     pilot = next((pilot for pilot in shown.pilots if pilot.pilot == name), None)
     if pilot is None:
         raise HTTPException(404, "This batch has no such pilot.")
@@ -53,16 +59,22 @@ async def _held(action: Action) -> tuple[Selection, str]:
         raise HTTPException(
             409, f"The pilot is {pilot.state}, so it may finish its tokens. Drain or cancel the pilots instead."
         )
-    ids = tuple(bar.token for bar in shown.bars if bar.pilot == name and bar.state == "locked")
+    held = [bar.token for bar in locked if bar.pilot == name]
+    return _locked(scope.batch, held, "The pilot holds no tokens."), pilot.state
+
+
+def _locked(batch: str | None, ids: Sequence[str], none: str) -> Selection:
+    """These running tokens. Raises HTTPException with ``none`` if there are none."""
     if not ids:
-        raise HTTPException(409, "The pilot holds no tokens.")
-    return Selection(scope.batch, frozenset({State.LOCKED}), ids), pilot.state
+        raise HTTPException(409, none)
+    return Selection(batch, frozenset({State.LOCKED}), tuple(ids))
 
 
 async def _plan_release(action: Action) -> Plan:
     selection, state = await _held(action)
     number = len(selection.ids or ())
-    lines = [f"{tokens(number)} that the pilot holds will wait again, for other pilots."]
+    of = "the pilot holds" if action.body.pilot else "silent or ended pilots hold"
+    lines = [f"{tokens(number)} that {of} will wait again, for other pilots."]
     if state == "unknown":
         lines.append("It has no lease, so it is unknown whether it is alive. If it is, its results may be lost.")
     return Plan(title=f"Release {tokens(number)}", lines=lines, tokens=number)
@@ -73,7 +85,7 @@ async def _release(action: Action) -> Done:
     report = await action.edit(
         lambda hook: hook.editor.reset(selection, reason=f"released {action.reason}", keep_logs=True)
     )
-    return Done(text=f"{tokens(report.changed)} wait again.", tokens=report.changed)
+    return Done(text=f"{tokens(report.changed, 'waits', 'wait')} again.", tokens=report.changed)
 
 
 def _priority_of(action: Action) -> float:
@@ -100,7 +112,7 @@ async def _plan_priority(action: Action) -> Plan:
 async def _priority(action: Action) -> Done:
     priority, selection = _priority_of(action), await action.selection(State.TODO)
     report = await action.edit(lambda hook: hook.editor.update(selection, {"priority": priority}))
-    return Done(text=f"{tokens(report.changed)} now have priority {priority:g}.", tokens=report.changed)
+    return Done(text=f"{tokens(report.changed, 'has', 'have')} priority {priority:g} now.", tokens=report.changed)
 
 
 # -- drain, cancel, archive -------------------------------------------------------------------------------------------
@@ -132,8 +144,8 @@ async def _to_stop(action: Action) -> tuple[list[Submission], int, int]:
 async def _plan_drain(action: Action) -> Plan:
     found, alive, held = await _to_stop(action)
     lines = [
-        f"{alive:,} running pilots finish their current tokens and stop; pending ones stop when they start.",
-        f"{tokens(held)} are running. No wait submits these pilots again. Pilots of a PiCaS client cannot be drained.",
+        f"Running pilots ({alive:,}) finish their current tokens and stop; pending ones stop when they start.",
+        f"{tokens(held, 'is', 'are')} running. No wait submits these pilots again. Pilots of a PiCaS client cannot be drained.",
     ]
     return Plan(title="Drain the pilots", lines=[*lines, f"Submissions: {_keys(found)}."], tokens=held)
 
@@ -154,8 +166,8 @@ async def _drain(action: Action) -> Done:
 async def _plan_cancel(action: Action) -> Plan:
     found, alive, held = await _to_stop(action)
     lines = [
-        f"All Slurm jobs of {_keys(found)} are cancelled; {alive:,} pilots are running.",
-        f"{tokens(held)} are interrupted and wait again. This does not count as a failed attempt.",
+        f"All Slurm jobs of {_keys(found)} are cancelled. Running pilots: {alive:,}.",
+        f"{tokens(held, 'is interrupted and waits', 'are interrupted and wait')} again. This does not count as a failed attempt.",
         "No wait submits these pilots again.",
     ]
     return Plan(title="Cancel the pilots", lines=lines, tokens=held)
@@ -207,7 +219,7 @@ async def _archive(action: Action) -> Done:
     scope, hook = action.viewer.scope, await action.hook()
     conf = {"picas_conn_id": scope.conn_id, "database": hook.database, "batch": scope.batch, "days": 0}
     return Done(
-        text=f"{tokens(plan.tokens)} are archived.",
+        text=f"{tokens(plan.tokens, 'is', 'are')} being archived.",
         tokens=plan.tokens,
         links=[await trigger(action, ARCHIVE_DAG, conf)],
     )
@@ -241,7 +253,7 @@ async def act(action: Action) -> Done:
         result = f"refused: {error.detail}"
         raise
     except errors.ForbiddenError as error:
-        result = action.reader.read_only = one_line(str(error), 500)
+        result = one_line(str(error), 500)
         raise
     except Exception as error:
         result = f"failed: {one_line(str(error), 500)}"

@@ -129,7 +129,6 @@ class PoolReader:
         self.conn_id = conn_id
         self.database = database
         self.readings = Readings()
-        self.read_only: str | None = None  #: what the database said when it refused a change
         self.index = IndexState()
         self.recent: list[str] = []  #: the batches that changed last and are on the first page of their list
         self._hook: PicasAsyncHook | None = None

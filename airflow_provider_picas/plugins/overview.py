@@ -26,7 +26,7 @@ PILOTS_KEPT = 40.0  # seconds; pilots renew their leases about as often
 PILOTS_KEPT_AT_END = 120.0  # when no token waits or runs
 HISTORY_KEPT = 120.0  # the counts continue it meanwhile
 VIEWS_KEPT = 60.0  # that they are missing
-ACCESS_KEPT = 600.0
+ACCESS_KEPT = 60.0  # what one worker of the API server finds out, the others find out within a minute
 WAIT_KEPT = 60.0
 RECENT = 300.0  # seconds of the history that give a rate, until one was measured
 FEWEST = 3  # tokens that must have ended in that time
@@ -172,12 +172,11 @@ async def refusal_of(viewer: Viewer, reader: PoolReader) -> str | None:
     if viewer.why_not is not None:
         return viewer.why_not
     try:
-        found = await reader.shared(
+        return await reader.shared(
             ("access",), ACCESS_KEPT, lambda hook: write_access.refusal(hook.pool, viewer.scope.batch)
         )
     except errors.CouchDBError:
-        found = None
-    return found or reader.read_only
+        return None
 
 
 async def wait_of(reader: PoolReader, scope: Scope) -> tuple[float | None, int | None]:

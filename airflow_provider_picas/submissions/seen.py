@@ -18,7 +18,7 @@ from airflow_provider_picas.lifecycle.leases import Silence
 from airflow_provider_picas.slurm.jobs import Job, Phase, SlurmStatus
 from airflow_provider_picas.slurm.reasons import meaning
 from airflow_provider_picas.submissions.deaths import Lease
-from airflow_provider_picas.tokens.table import printable, short
+from airflow_provider_picas.tokens.table import short, terminal_output
 from airflow_provider_picas.tokens.text import one_line
 
 RECORD_EVERY, RECORD_AGAIN = 15.0, 60.0
@@ -161,5 +161,5 @@ def _run(token: str, run: Any, renewed: float) -> dict[str, Any]:
         "token": token,
         "since": since,
         "progress": progress,
-        "tail": printable(tail[-TAIL:]) if isinstance(tail, str) else None,
+        "tail": terminal_output(tail[-TAIL:]) if isinstance(tail, str) else None,
     }

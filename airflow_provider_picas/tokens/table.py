@@ -6,6 +6,7 @@ The values are JSON that others wrote, so each is checked, and strings are bound
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,7 @@ LONGEST_FIELD = 8_192  # characters of one of the other fields
 MOST_FIELDS = 100  # of a token
 MOST_ATTEMPTS = 50  # of a token, the latest; pilots keep ten
 MOST_ATTACHMENTS = 500
+_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")  # of terminals
 _FIRST_TIME, _LAST_TIME = 1_000_000_000, 100_000_000_000  # other numbers are not times
 _SHOWN = frozenset({
     "_id", "_rev", "_attachments", "type", "lock", "done", "exit_code", "hostname", "scrub_count", "input", "output",
@@ -206,6 +208,11 @@ def text_of(value: Any, longest: int = LONGEST_TEXT) -> dict[str, Any]:
 def printable(text: str) -> str:
     """Text of several lines without control characters, escape sequences and marks that change its direction."""
     return "".join(char if char in "\n\t" or char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
+def terminal_output(text: str) -> str:
+    """What a command wrote, without colours and cursor movements: each line that it drew over another is a line."""
+    return printable(_ESCAPES.sub("", text.replace("\r\n", "\n").replace("\r", "\n")))
 
 
 def short(value: Any, length: int = 200) -> str | None:

@@ -18,10 +18,14 @@ from stack.airflow import ADMIN, VIEWER, Airflow
 from stack.cluster import Cluster
 from stack.docker import DockerStack
 from stack.pool import Pool
-from stack.ui import SECONDS, chromium, person, run_page, serious_findings, set_theme
+from stack.ui import SECONDS, chromium, confirm, person, run_page, serious_findings, set_theme
 
 DAG = "watched_run"
-GOOD, BAD = 3, 3  # fewer good ones than the pilots have slots, so that one slot is free for the bad ones
+TABS = ("Overview", "Failures", "All tokens", "Pilots")
+GOOD, BAD = (
+    3,
+    3,
+)  # more good ones than one pilot has slots, fewer than both: each stays busy, and a slot is free for the bad ones
 CLAIMED_WITHIN = 5.0  # seconds from the click, where pilots still run
 
 expect.set_options(timeout=SECONDS * 1000)
@@ -74,11 +78,16 @@ def new_run(
 
 
 @pytest.fixture(scope="module")
-def run(new_run: Callable[[str], Watched]) -> Watched:
+def runs(new_run: Callable[[str], Watched]) -> dict[str, Watched]:
+    """Two runs, which start side by side."""
+    return {name: new_run(name) for name in ("watched", "drained")}
+
+
+@pytest.fixture(scope="module")
+def run(runs: dict[str, Watched]) -> Watched:
     """The run that most tests look at; the first test lets it end."""
-    watched = new_run("watched")
-    watched.wait_until_failed()
-    return watched
+    runs["watched"].wait_until_failed()
+    return runs["watched"]
 
 
 @pytest.fixture(scope="module")
@@ -87,10 +96,18 @@ def browser() -> Iterator[Browser]:
         yield started
 
 
-@pytest.fixture
-def admin(browser: Browser, connected: Airflow) -> Iterator[Page]:
+@pytest.fixture(scope="module")
+def logged_in(browser: Browser, connected: Airflow) -> Iterator[Page]:
     with person(browser, connected, ADMIN) as shown:
         yield shown
+
+
+@pytest.fixture
+def admin(logged_in: Page) -> Iterator[Page]:
+    """A new page of an admin."""
+    shown = logged_in.context.new_page()
+    yield shown
+    shown.close()
 
 
 def count(shown: Page, state: str) -> int:
@@ -109,15 +126,12 @@ def text_colour(shown: Page) -> list[int]:
     return found
 
 
-def confirm(shown: Page, button: str) -> None:
-    """Press the button of the question, once it says what will happen."""
-    dialog = shown.get_by_role("dialog")
-    expect(dialog.locator("li").first).to_be_visible()
-    dialog.get_by_role("button", name=button, exact=True).click()
-
-
 def test_a_run_is_watched_and_what_failed_is_rerun(run: Watched, admin: Page) -> None:
-    admin.goto(f"/dags/{DAG}/runs/{run.id}")
+    # Pilots show the output of running tokens from their next renewal on, once somebody looks at them.
+    side = admin.context.new_page()
+    side.goto(run_page(DAG, run.id, "?picas_tab=pilots"))
+
+    admin.goto(f"dags/{DAG}/runs/{run.id}")
     clicks = 1
     admin.get_by_role("link", name="Tokens", exact=True).click()
     expect(admin.locator("[data-state=error]")).to_have_text(str(BAD))
@@ -128,33 +142,51 @@ def test_a_run_is_watched_and_what_failed_is_rerun(run: Watched, admin: Page) ->
     failed = run.tokens(State.ERROR)[0]["_id"]
     clicks += 1
     admin.get_by_role("button", name=re.compile(re.escape(failed.rpartition(":")[2]))).first.click()
-    expect(admin.get_by_role("dialog").get_by_text(f"no file /data/{failed} <b>&amp;")).to_be_visible()
+    log = admin.get_by_role("dialog").get_by_role("region", name="attempt-1.err")
+    expect(log).to_have_text(f"no file /data/{failed} <b>&amp;")
     assert clicks <= 3
     admin.keyboard.press("Escape")
     expect(admin.get_by_role("dialog")).to_have_count(0)
 
+    # A single token, again, by its checkbox.
+    admin.get_by_role("tab", name="All tokens").click()
+    admin.get_by_role("checkbox", name=f"Select {failed.rpartition(':')[2]}").check()
+    admin.get_by_role("group", name="Selection").get_by_role("button", name="Rerun").click()
+    expect(admin.get_by_role("dialog")).to_contain_text("1 token in error will run again")
+    confirm(admin, "Rerun")
+    expect(admin.locator("[data-state=done]")).to_have_text("1")
+    expect(admin.locator("[data-state=error]")).to_have_text(str(BAD - 1))
+    assert [token["_id"] for token in run.tokens(State.DONE)] == [failed]
+    admin.get_by_role("dialog").get_by_role("button", name="Close").click()
+    expect(admin.get_by_role("group", name="Selection")).to_have_count(0)
+
     # The cause, again: the pilots that wait for work take its tokens at once.
+    admin.get_by_role("tab", name="Failures").click()
     admin.get_by_role("button", name="Rerun", exact=True).first.click()
-    expect(admin.get_by_role("dialog")).to_contain_text(f"{BAD} ")
+    expect(admin.get_by_role("dialog")).to_contain_text(f"{BAD - 1} ")
     clicked = time.time()
     confirm(admin, "Rerun")
     processes.wait_for(
-        lambda: run.tokens(State.LOCKED, State.DONE)[GOOD:], what="The claim of a token that is rerun", seconds=60
+        lambda: run.tokens(State.LOCKED, State.DONE)[GOOD + 1 :], what="The claim of a token that is rerun", seconds=60
     )
     assert time.time() - clicked < CLAIMED_WITHIN
 
     # Nothing was reloaded: the numbers move by themselves.
     expect(admin.locator("[data-state=done]")).to_have_text(str(BAD))
     admin.get_by_role("dialog").get_by_role("button", name="Close").click()
+    expect(side.get_by_label(re.compile("^Last lines of ")).first).to_have_text(
+        "waiting <b>&amp;</b> red \\u202etxt.exe"
+    )
+    side.close()
     run.gate.touch()
     expect(admin.locator("[data-state=done]")).to_have_text(str(GOOD + BAD))
     assert run.api.wait_for_run(DAG, run.id)["state"] == "success"
     events = run.api.request("GET", "eventLogs", query={"dag_id": DAG, "run_id": run.id, "limit": 100})["event_logs"]
-    assert [log["owner"] for log in events if log["event"] == "picas.rerun"] == [ADMIN]
+    assert [log["owner"] for log in events if log["event"] == "picas.rerun"] == [ADMIN, ADMIN]
 
 
-def test_pilots_are_drained_and_cancelled(new_run: Callable[[str], Watched], admin: Page) -> None:
-    run = new_run("drained")
+def test_pilots_are_drained_and_cancelled(runs: dict[str, Watched], admin: Page) -> None:
+    run = runs["drained"]
     run.wait_until_failed()
     admin.goto(run_page(DAG, run.id))
     admin.get_by_role("button", name="Drain pilots").click()
@@ -203,14 +235,19 @@ def test_with_the_keyboard_alone(run: Watched, admin: Page) -> None:
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_nothing_keeps_anybody_out(run: Watched, admin: Page, theme: str) -> None:
-    admin.goto("/")
+    admin.goto("./")
     set_theme(admin, theme)
-    token = run.tokens()[0]["_id"]
-    for query in ("", "?picas_tab=causes", "?picas_tab=tokens", "?picas_tab=pilots", f"?picas_token={token}"):
-        admin.goto(run_page(DAG, run.id, query))
-        expect(admin.locator(".picas h2").first).to_be_visible()
+    admin.goto(run_page(DAG, run.id))
+    for tab in TABS:
+        admin.get_by_role("tab", name=tab).click()
+        expect(admin.get_by_role("tabpanel", name=tab)).to_be_visible()
         expect(admin.get_by_text(re.compile("^Reading "))).to_have_count(0)
-        assert serious_findings(admin) == [], query
+        assert serious_findings(admin) == [], tab
+    admin.get_by_role("tab", name="All tokens").click()
+    admin.locator(".picas tbody .link").first.click()
+    expect(admin.get_by_role("dialog").locator("h2")).to_be_visible()
+    expect(admin.get_by_text(re.compile("^Reading "))).to_have_count(0)
+    assert serious_findings(admin) == [], "a token"
     assert (sum(text_colour(admin)) > 3 * 128) == (theme == "dark")
 
 
@@ -219,15 +256,17 @@ def test_on_a_phone(run: Watched, browser: Browser, connected: Airflow) -> None:
         phone.goto(run_page(DAG, run.id))
         wide = phone.get_by_role("link", name="Full page").get_attribute("href")
         assert wide is not None
-        for tab in ("overview", "causes", "tokens", "pilots"):
-            phone.goto(f"{wide}&picas_tab={tab}")
+        phone.goto(wide)
+        for tab in TABS:
+            phone.get_by_role("tab", name=tab).click()
+            expect(phone.get_by_role("tabpanel", name=tab)).to_be_visible()
             expect(phone.locator(".picas .bar").first).to_be_visible()
             expect(phone.get_by_text(re.compile("^Reading "))).to_have_count(0)
             assert phone.evaluate("document.querySelector('.picas').scrollWidth <= innerWidth"), tab
 
 
 def test_pools_and_their_batches(run: Watched, admin: Page) -> None:
-    admin.goto("/")
+    admin.goto("./")
     admin.get_by_role("link", name="PiCaS").click()
     admin.get_by_role("button", name=run.pool.database).click()
     admin.locator(".picas tbody .link").first.click()

@@ -8,7 +8,7 @@ from airflow_provider_picas.task_groups import picas_run
 COMMAND = """
 what=${PICAS_INPUT%%:*} file=${PICAS_INPUT#*:}
 case $what in
-  good) until [ -e "$file" ]; do sleep 0.2; done ;;
+  good) printf 'waiting <b>&amp;</b> \\033[31mred\\033[0m \\342\\200\\256txt.exe\\n'; until [ -e "$file" ]; do sleep 0.2; done ;;
   bad) if [ "$PICAS_ATTEMPT" = 1 ]; then echo "no file /data/$PICAS_TOKEN_ID <b>&amp;" >&2; exit 3; fi ;;
 esac
 echo "{\\"name\\": \\"$what\\"}" > "$PICAS_OUTPUT_FILE"
@@ -25,7 +25,7 @@ def watched_run():
         inputs=inputs(),
         command=COMMAND,
         pilots=2,
-        pilot={"wait_for_work": 300, "slots": 2},
+        pilot={"slots": 2, "lease": 15},  # the good tokens keep both pilots busy: they end once the gate opens
         sbatch={"time": "00:10:00"},
         ssh_conn_id="spider",
     )

@@ -174,6 +174,7 @@ def test_tokens_of_a_silent_pilot_are_released_and_of_a_living_one_not(page: Pag
     lease(page, "alive", running=running, job=None)
     assert "Drain or cancel" in refused(page, "release", {"pilot": "alive"})
     assert refused(page, "release", {"pilot": "nobody"}) == "This batch has no such pilot."
+    assert refused(page, "release", {}) == "Specify the pilot whose tokens to release."
     plan, done = act(page, "release", {"pilot": "dead"})
     assert (plan["tokens"], done["tokens"]) == (2, 2)
     assert states(page) == {"00000000": "todo", "00000001": "todo", "00000002": "locked"}

@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
 
-import { ago, bytes, duration, many, progress, range, rate, shares, sums } from "./format";
+import { ago, bytes, coreTime, duration, many, progress, range, rate, shares, sums, took } from "./format";
 
 const counts = { todo: 0, locked: 0, done: 0, error: 0, stateless: 0 };
 
@@ -12,6 +12,12 @@ describe("numbers and times", () => {
   it("leaves no 60 minutes beside hours", () => {
     expect(duration(7199)).toBe("2 h 00");
   });
+
+  it("does not say that a token took no time", () => expect([took(0), took(0.3), took(61)]).toEqual(["< 1 s", "0.3 s", "61 s"]));
+
+  it.each([[0.000016, "0.058 core-seconds"], [0.0044, "16 core-seconds"], [0.079, "284 core-seconds"], [0.26, "0.26 core-hours"], [1234.5, "1,235 core-hours"]])(
+    "%d core-hours are %s", (hours, text) => expect(coreTime(hours)).toBe(text),
+  );
 
   it("gives one duration where both ends read the same", () => {
     expect(range(700, 710)).toBe("12 min");

@@ -58,6 +58,15 @@ export const duration = (seconds: number): string => {
   return `${Math.floor(hours / 24)} d ${hours % 24} h`;
 };
 
+/** How long something took. Its times may be whole seconds, so that 0 means less than one. */
+export const took = (seconds: number): string => (seconds === 0 ? "< 1 s" : duration(seconds));
+
+/** A few core-seconds or many core-hours, in the unit that gives a readable number. */
+export const coreTime = (hours: number): string => {
+  const [value, unit] = hours < 0.1 ? [hours * 3600, "core-seconds"] : [hours, "core-hours"];
+  return `${value.toLocaleString("en-GB", value < 100 ? { maximumSignificantDigits: 2 } : { maximumFractionDigits: 0 })} ${unit}`;
+};
+
 /** A range of durations; one when both read the same. */
 export const range = (low: number, high: number): string => {
   const [from, to] = [duration(low), duration(high)];

@@ -2,9 +2,10 @@ import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
 import { useState } from "react";
 import { Link } from "react-router-dom";
 
-import { type ActionName, client, data, type Done, type Overview, type Scope, type Selection } from "../api/client";
+import { type ActionName, client, data, type Done, type Plan, type Scope, type Selection } from "../api/client";
 import { many } from "../lib/format";
 import { shown } from "../lib/text";
+import type { BatchProps } from "./Batch";
 import { keyOf } from "./hooks";
 import { Dialog, Loading, Trouble } from "./parts";
 
@@ -12,11 +13,12 @@ import { Dialog, Loading, Trouble } from "./parts";
 export interface Asked {
   action: ActionName;
   selection: Selection;
+  onDone?: () => void;
 }
 
 const NAMES: Record<ActionName, string> = {
   rerun: "Rerun failed",
-  release: "Release tokens of dead pilots",
+  release: "Release tokens",
   drain: "Drain pilots",
   cancel: "Cancel pilots",
   priority: "Set priority",
@@ -32,42 +34,37 @@ const WORDS: Record<ActionName, string> = {
   archive: "Archive",
 };
 
-/** A button that stays readable when it may not be used, and says why. */
+/** A button that stays readable when it may not be used, and says why. `of`: the batch that it is about. */
 export const ActionButton = ({
-  action, overview, selection, label, main = false, onAsk, onRefused,
+  of: { overview, ask, refuse }, label, main = false, ...asked
 }: {
-  action: ActionName;
-  overview: Overview;
-  selection: Selection;
+  of: BatchProps;
   label?: string;
   main?: boolean;
-  onAsk: (asked: Asked) => void;
-  onRefused: (why: string) => void;
-}) => {
-  const { allowed, why_not: whyNot } = overview.actions[action];
+} & Asked) => {
+  const { allowed, why_not: whyNot } = overview.actions[asked.action];
   const why = whyNot ?? "This is not possible now.";
   return (
     <button
       aria-disabled={!allowed}
       className={main ? "button main" : "button"}
-      onClick={() => (allowed ? onAsk({ action, selection }) : onRefused(why))}
+      onClick={() => (allowed ? ask(asked) : refuse(why))}
       title={allowed ? undefined : why}
       type="button"
     >
-      {label ?? NAMES[action]}
+      {label ?? NAMES[asked.action]}
     </button>
   );
 };
 
 /** All actions on a batch. */
-export const Toolbar = ({ overview, onAsk, onRefused }: { overview: Overview; onAsk: (asked: Asked) => void; onRefused: (why: string) => void }) => {
-  const shared = { overview, onAsk, onRefused };
-  const failed = overview.counts.error;
+export const Toolbar = (batch: BatchProps) => {
+  const failed = batch.overview.counts.error;
   return (
     <div aria-label="Actions" className="row" role="group">
-      <ActionButton action="rerun" label={failed > 0 ? `Rerun ${many(failed, "failed token")}` : "Rerun failed"} main selection={{ all: true }} {...shared} />
+      <ActionButton action="rerun" label={failed > 0 ? `Rerun ${many(failed, "failed token")}` : "Rerun failed"} main of={batch} selection={{ all: true }} />
       {(["drain", "cancel", "release", "priority", "archive"] as const).map((action) => (
-        <ActionButton action={action} key={action} selection={{ all: true }} {...shared} />
+        <ActionButton action={action} key={action} of={batch} selection={{ all: true }} />
       ))}
     </div>
   );
@@ -91,11 +88,34 @@ const Result = ({ done, onClose }: { done: Done; onClose: () => void }) => (
   </>
 );
 
+const WhatHappens = ({ plan, error }: { plan: Plan | undefined; error: unknown }) => {
+  if (!plan) {
+    return error ? <Trouble error={error} /> : <Loading what="what this would do" />;
+  }
+  return (
+    <>
+      <ul>
+        {plan.lines.map((line) => (
+          <li className="foreign" key={line}>
+            {shown(line)}
+          </li>
+        ))}
+      </ul>
+      {plan.tasks.length > 0 && (
+        <p>
+          Airflow clears: <span className="mono">{plan.tasks.map(shown).join(", ")}</span>
+        </p>
+      )}
+    </>
+  );
+};
+
 /** Asks before something is done: what will happen, and to how many. */
 export const Confirm = ({ scope, asked, onClose }: { scope: Scope; asked: Asked; onClose: () => void }) => {
   const queries = useQueryClient();
   const [priority, setPriority] = useState("1");
   const body: Selection = { ...asked.selection };
+  const complete = asked.action !== "priority" || priority !== ""; // what is no number is "" here
   if (asked.action === "priority") {
     body.priority = Number(priority);
   }
@@ -104,14 +124,18 @@ export const Confirm = ({ scope, asked, onClose }: { scope: Scope; asked: Asked;
   const plan = useQuery({
     queryKey: keyOf(scope, "plan", asked.action, body),
     queryFn: () => data(client().POST("/api/batch/actions/{action}/plan", { params, body: full })),
+    enabled: complete,
     gcTime: 0,
     staleTime: 0,
   });
   const act = useMutation({
     mutationFn: () => data(client().POST("/api/batch/actions/{action}", { params, body: full })),
-    onSuccess: () => queries.invalidateQueries({ queryKey: keyOf(scope) }),
+    onSuccess: () => {
+      asked.onDone?.();
+      return queries.invalidateQueries({ queryKey: keyOf(scope) });
+    },
   });
-  const ready = plan.data?.possible === true && !act.isPending;
+  const ready = complete && plan.data?.possible === true && !act.isPending;
   return (
     <Dialog label={NAMES[asked.action]} onClose={onClose}>
       <div className="stack">
@@ -126,22 +150,7 @@ export const Confirm = ({ scope, asked, onClose }: { scope: Scope; asked: Asked;
                 <span className="muted">A pilot takes the waiting token with the highest priority first.</span>
               </label>
             )}
-            {plan.isPending && <Loading what="what this would do" />}
-            {plan.error && <Trouble error={plan.error} />}
-            {plan.data && (
-              <ul>
-                {plan.data.lines.map((line) => (
-                  <li className="foreign" key={line}>
-                    {shown(line)}
-                  </li>
-                ))}
-              </ul>
-            )}
-            {plan.data && plan.data.tasks.length > 0 && (
-              <p>
-                Airflow clears: <span className="mono">{plan.data.tasks.map(shown).join(", ")}</span>
-              </p>
-            )}
+            {complete && <WhatHappens error={plan.error} plan={plan.data} />}
             {act.error && <Trouble error={act.error} />}
             <div className="buttons">
               <button className="button" onClick={onClose} type="button">

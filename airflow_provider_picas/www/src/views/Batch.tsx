@@ -112,7 +112,9 @@ export const Batch = ({ scope, title, wide }: { scope: Scope; title: string; wid
   const token = get("token");
 
   if (!overview) {
-    return error ? <Trouble error={error} /> : <Loading what={`batch ${title}`} />;
+    // What the server pushes stays; an error of the query goes while it is tried again.
+    const problem = trouble == null ? error : new Error(trouble);
+    return problem ? <Trouble error={problem} /> : <Loading what={`batch ${title}`} />;
   }
   const props: BatchProps = { scope, overview, ask: choose, refuse };
   return (
@@ -131,7 +133,7 @@ export const Batch = ({ scope, title, wide }: { scope: Scope; title: string; wid
         <Legend overview={overview} />
       </div>
       <div className="stack" style={{ gap: 8 }}>
-        <Toolbar onAsk={choose} onRefused={refuse} overview={overview} />
+        <Toolbar {...props} />
         {refused !== "" && (
           <p className="note warn" role="alert">
             {shown(refused)}

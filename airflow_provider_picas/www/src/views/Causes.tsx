@@ -58,14 +58,7 @@ const Group = ({ cause, open, onToggle, ...props }: BatchProps & { cause: Cause;
       <td className="narrow-off">{when(cause)}</td>
       <td className="narrow-off foreign">{nodes(cause)}</td>
       <td>
-        <ActionButton
-          action="rerun"
-          label="Rerun"
-          onAsk={props.ask}
-          onRefused={props.refuse}
-          overview={props.overview}
-          selection={{ cause: cause.id }}
-        />
+        <ActionButton action="rerun" label="Rerun" of={props} selection={{ cause: cause.id }} />
       </td>
     </tr>
     {open && (

@@ -1,7 +1,7 @@
 import { useQuery } from "@tanstack/react-query";
 
 import { client, data, type Overview, type Scope } from "../api/client";
-import { many, number, range, rate, total } from "../lib/format";
+import { coreTime, many, number, range, rate, total } from "../lib/format";
 import { shown } from "../lib/text";
 import type { BatchProps } from "./Batch";
 import { CauseList } from "./Causes";
@@ -33,13 +33,12 @@ const Progress = ({ overview }: { overview: Overview }) => {
 
 const PilotCard = ({ overview }: { overview: Overview }) => {
   const { running, waiting, silent, ended, reasons, source } = overview.pilots;
+  const others = Object.entries({ waiting, silent, ended }).flatMap(([state, pilots]) => (pilots > 0 ? [`${number(pilots)} ${state}`] : []));
   return (
     <div className="card">
       <h3>Pilots</h3>
       <div className="figure">{number(running)} running</div>
-      <div>
-        {number(waiting)} waiting, {number(silent)} silent, {number(ended)} ended
-      </div>
+      {others.length > 0 && <div>{others.join(", ")}</div>}
       {reasons.map(({ reason, text, jobs }) => (
         <div className="muted foreign" key={reason} title={reason}>
           {many(jobs, "job")}: {shown(text)}
@@ -52,13 +51,12 @@ const PilotCard = ({ overview }: { overview: Overview }) => {
 
 const CoreHours = ({ overview }: { overview: Overview }) => {
   const used = overview.core_hours;
-  const one = (value: number) => value.toLocaleString("en-GB", { maximumSignificantDigits: 3 });
   return (
     <div className="card">
-      <h3>Core-hours</h3>
-      <div className="figure">{used ? one(used.total) : "–"}</div>
+      <h3>Core time</h3>
+      <div className="figure">{used ? coreTime(used.total) : "–"}</div>
       <div className="muted">
-        {used?.per_token != null ? `${one(used.per_token)} per token` : used ? "none per token yet" : "not known for these pilots"}
+        {used?.per_token != null ? `${coreTime(used.per_token)} per token that ended` : used ? "no token has ended yet" : "not known for these pilots"}
       </div>
     </div>
   );

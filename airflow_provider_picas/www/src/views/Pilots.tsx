@@ -19,6 +19,9 @@ const STATE_COLOURS: Record<Pilot["state"], string> = {
   unknown: "var(--picas-todo)",
 };
 
+/** Pilots of PiCaS clients have no lease, so that it is unknown whether they live. */
+const MAY_BE_DEAD: ReadonlySet<Pilot["state"]> = new Set(["silent", "ended", "unknown"]);
+
 type Running = Pilot["now"][number];
 
 const Now = ({ now, at }: { now: Running; at: number }) => {
@@ -35,7 +38,8 @@ const Now = ({ now, at }: { now: Running; at: number }) => {
   );
 };
 
-const Row = ({ pilot, at, ...props }: BatchProps & { pilot: Pilot; at: number }) => (
+/** A pilot. `holds`: tokens of the batch are locked by it. */
+const Row = ({ pilot, at, holds, ...props }: BatchProps & { pilot: Pilot; at: number; holds: boolean }) => (
   <tr>
     <td className="wide">
       <Foreign mono text={pilot.pilot} />
@@ -55,16 +59,7 @@ const Row = ({ pilot, at, ...props }: BatchProps & { pilot: Pilot; at: number })
     <td className="number">{number(pilot.failed)}</td>
     <td className="narrow-off">{pilot.heard == null ? "" : ago(pilot.heard, at)}</td>
     <td>
-      {pilot.state === "silent" && (
-        <ActionButton
-          action="release"
-          label="Release"
-          onAsk={props.ask}
-          onRefused={props.refuse}
-          overview={props.overview}
-          selection={{ pilot: pilot.pilot }}
-        />
-      )}
+      {holds && MAY_BE_DEAD.has(pilot.state) && <ActionButton action="release" label="Release" of={props} selection={{ pilot: pilot.pilot }} />}
     </td>
   </tr>
 );
@@ -76,10 +71,10 @@ const HEADS: [string, string][] = [
   ["Slurm job", "narrow-off"],
   ["Done", "number"],
   ["Failed", "number"],
-  ["Heard", "narrow-off"],
+  ["Last heard", "narrow-off"],
 ];
 
-const PilotTable = ({ pilots, at, ...props }: BatchProps & { pilots: Pilot[]; at: number }) => (
+const PilotTable = ({ pilots, at, holders, ...props }: BatchProps & { pilots: Pilot[]; at: number; holders: ReadonlySet<string> }) => (
   <div className="scroll" tabIndex={-1}>
     <table>
       <thead>
@@ -96,7 +91,7 @@ const PilotTable = ({ pilots, at, ...props }: BatchProps & { pilots: Pilot[]; at
       </thead>
       <tbody>
         {pilots.map((pilot) => (
-          <Row at={at} key={pilot.pilot} pilot={pilot} {...props} />
+          <Row at={at} holds={holders.has(pilot.pilot)} key={pilot.pilot} pilot={pilot} {...props} />
         ))}
         {pilots.length === 0 && (
           <tr>
@@ -184,6 +179,7 @@ export const Pilots = (props: BatchProps) => {
   }
   // The database's time, which may differ from the browser's.
   const at = answer.at + Math.max(0, now - dataUpdatedAt / 1000);
+  const holders = new Set(answer.bars.flatMap(({ pilot, state }) => (state === "locked" ? [pilot] : [])));
   return (
     <div className="stack">
       {answer.building && <BuildingNote building={answer.building} what="Runs that have ended appear in the timeline" />}
@@ -193,7 +189,7 @@ export const Pilots = (props: BatchProps) => {
           <Timeline at={answer.at} bars={answer.bars} pilots={answer.pilots} />
         </div>
       )}
-      <PilotTable {...props} at={at} pilots={answer.pilots} />
+      <PilotTable {...props} at={at} holders={holders} pilots={answer.pilots} />
       {answer.partial && <p className="muted small">There are more pilots or tokens than are shown here.</p>}
       <h3>Nodes</h3>
       <Nodes scope={props.scope} />

@@ -11,6 +11,12 @@ type History = NonNullable<Overview["history"]>;
 // Seconds between two times on the axis.
 const STEPS = [1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 21_600, 43_200, 86_400, 172_800, 604_800, 2_592_000];
 
+/** Times on the axis, with seconds if one of them needs them. */
+const labels = (times: number[]): string[] => {
+  const whole = times.every((time) => time % 60 === 0);
+  return times.map((time) => (whole ? clock(time).replace(/:00$/, "") : clock(time)));
+};
+
 const options = (colour: (name: string) => string, width: number, onOver: (index: number | undefined) => void): uPlot.Options => {
   const axis = {
     font: "11px sans-serif",
@@ -27,11 +33,12 @@ const options = (colour: (name: string) => string, width: number, onOver: (index
   });
   return {
     axes: [
-      { ...axis, space: 90, incrs: STEPS, values: (_, times) => times.map((time) => clock(time).replace(/:00$/, "")) },
+      { ...axis, space: 90, incrs: STEPS, values: (_, times) => labels(times) },
       { ...axis, size: 56, values: (_, values) => values.map((value) => (Number.isInteger(value) ? number(value) : "")) },
     ],
     cursor: { y: false },
     height: 190,
+    padding: [null, 52, null, null], // half of the longest time
     hooks: { setCursor: [({ cursor }) => onOver(cursor.idx ?? undefined)] },
     legend: { show: false },
     scales: { y: { range: (_, __, max) => [0, Math.max(1, max * 1.05)] } },

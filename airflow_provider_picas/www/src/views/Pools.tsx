@@ -49,7 +49,8 @@ const Batches = ({ scope }: { scope: Scope }) => {
   if (!pages) {
     return error ? <Trouble error={error} /> : <Loading what="the batches" />;
   }
-  const found = pages.pages.flatMap(({ batches }) => batches);
+  // Pages count from the batch that changed last, so one may be on two of them.
+  const found = [...new Map(pages.pages.flatMap(({ batches }) => batches.map((batch) => [batch.batch, batch]))).values()];
   return (
     <div className="stack" style={{ gap: 8 }}>
       <div className="scroll" tabIndex={-1}>

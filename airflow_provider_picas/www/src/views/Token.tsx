@@ -2,7 +2,7 @@ import { useQuery } from "@tanstack/react-query";
 import { useState } from "react";
 
 import { address, type Attempt, type AttachmentInfo, client, data, Failure, type Scope, type Text, type TokenAnswer } from "../api/client";
-import { bytes, clock, duration, many, number } from "../lib/format";
+import { bytes, clock, many, number, took } from "../lib/format";
 import { shown } from "../lib/text";
 import { ActionButton } from "./Actions";
 import type { BatchProps } from "./Batch";
@@ -91,7 +91,7 @@ const facts = (attempt: Attempt): [string, string | null | undefined][] => [
   ["Slurm job", attempt.job],
   ["Began", attempt.started == null ? null : clock(attempt.started)],
   ["Ended", attempt.ended == null ? null : clock(attempt.ended)],
-  ["Took", attempt.seconds == null ? null : duration(attempt.seconds)],
+  ["Took", attempt.seconds == null ? null : took(attempt.seconds)],
   ["Exit code", attempt.exit_code],
   ["Reason", attempt.reason === "error" ? null : attempt.reason],
   ["Error", attempt.error],
@@ -100,7 +100,7 @@ const facts = (attempt: Attempt): [string, string | null | undefined][] => [
 /** The logs of the last attempt are open: they are what one looks for. */
 const AttemptCard = ({ attempt, last, scope, token }: { attempt: Attempt; last: boolean; scope: Scope; token: TokenAnswer }) => {
   const files = token.attachments.filter(({ name }) => attempt.logs.includes(name));
-  const full = files.find(({ name, bytes: size }) => size > 0 && /err/.test(name)) ?? files.find(({ bytes: size }) => size > 0);
+  const full = files.find(({ name, bytes: size }) => size > 0 && name.endsWith(".err")) ?? files.find(({ bytes: size }) => size > 0);
   return (
     <div className="card stack" style={{ gap: 8 }}>
       <h3>Attempt {number(attempt.number)}</h3>
@@ -117,7 +117,7 @@ const Content = ({ token, ...props }: BatchProps & { token: TokenAnswer }) => {
   const logs = new Set(token.attempts.flatMap((attempt) => attempt.logs));
   const others = token.attachments.filter(({ name }) => !logs.has(name));
   const newest = [...token.attempts].reverse();
-  const shared = { onAsk: props.ask, onRefused: props.refuse, overview: props.overview, selection: { ids: [token.id] } };
+  const shared = { of: props, selection: { ids: [token.id] } };
   return (
     <>
       <div className="row">

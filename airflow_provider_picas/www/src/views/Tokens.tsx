@@ -2,7 +2,7 @@ import { keepPreviousData, useQuery } from "@tanstack/react-query";
 import { type Dispatch, type SetStateAction, useState } from "react";
 
 import { client, data, type Overview, type Scope, type StateName, type TokenFilter, type TokenRow, type TokensAnswer } from "../api/client";
-import { clock, duration, LABELS, many, number, STATES } from "../lib/format";
+import { clock, LABELS, many, number, STATES, took } from "../lib/format";
 import { shown } from "../lib/text";
 import { ActionButton } from "./Actions";
 import type { BatchProps } from "./Batch";
@@ -125,13 +125,13 @@ const useFilter = ({ scope, overview }: BatchProps): TokenFilter => {
 };
 
 /** Sorting by the server: a click sorts, a second one turns it round. */
-const Sort = ({ by, children }: { by: "id" | "ended"; children: string }) => {
+const Sort = ({ by, className, children }: { by: "id" | "ended"; className?: string; children: string }) => {
   const [get, set] = useAddress();
   const now = (get("sort") === "ended" ? "ended" : "id") === by;
   const down = get("descending") === "yes";
   const click = () => set({ sort: by, descending: now ? (down ? undefined : "yes") : by === "ended" ? "yes" : undefined });
   return (
-    <th aria-sort={now ? (down ? "descending" : "ascending") : "none"}>
+    <th aria-sort={now ? (down ? "descending" : "ascending") : "none"} className={className}>
       <button onClick={click} type="button">
         {children} {now ? (down ? "↓" : "↑") : "↕"}
       </button>
@@ -163,7 +163,7 @@ const Row = ({ token, chosen, onChoose }: { token: TokenRow; chosen: boolean; on
       <td className="narrow-off mono">{token.job != null && <Foreign text={token.job} />}</td>
       <td className="number">{number(token.attempts)}</td>
       <td className="narrow-off number">{token.exit_code != null && <Foreign text={token.exit_code} />}</td>
-      <td className="narrow-off number">{token.seconds != null && duration(token.seconds)}</td>
+      <td className="narrow-off number">{token.seconds != null && took(token.seconds)}</td>
       <td className="narrow-off number">{token.ended != null && clock(token.ended)}</td>
     </tr>
   );
@@ -194,11 +194,17 @@ const Table = ({ tokens, chosen, setChosen, byEnd }: { tokens: TokenRow[]; byEnd
             <Sort by="id">Key</Sort>
             <th>State</th>
             <th className="narrow-off">Node</th>
-            <th className="narrow-off">Job</th>
+            <th className="narrow-off">Slurm job</th>
             <th className="number">Attempts</th>
             <th className="narrow-off number">Exit code</th>
-            <th className="narrow-off number">Time</th>
-            {byEnd ? <Sort by="ended">Ended</Sort> : <th>Ended</th>}
+            <th className="narrow-off number">Took</th>
+            {byEnd ? (
+              <Sort by="ended" className="narrow-off number">
+                Ended
+              </Sort>
+            ) : (
+              <th className="narrow-off number">Ended</th>
+            )}
           </tr>
         </thead>
         <tbody>
@@ -220,9 +226,9 @@ const Table = ({ tokens, chosen, setChosen, byEnd }: { tokens: TokenRow[]; byEnd
 
 /** What can be done with the tokens that are chosen. */
 const Chosen = ({ chosen, onClear, ...props }: BatchProps & { chosen: ReadonlySet<string>; onClear: () => void }) => {
-  const shared = { overview: props.overview, onAsk: props.ask, onRefused: props.refuse, selection: { ids: [...chosen] } };
+  const shared = { of: props, selection: { ids: [...chosen] }, onDone: onClear };
   return (
-    <div className="row note">
+    <div aria-label="Selection" className="row note" role="group">
       <b>{many(chosen.size, "token")} selected</b>
       <ActionButton action="rerun" label="Rerun" main {...shared} />
       <ActionButton action="priority" {...shared} />

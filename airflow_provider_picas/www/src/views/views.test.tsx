@@ -74,7 +74,7 @@ beforeEach(() => {
     const url = new URL(request.url);
     const body: unknown = request.method === "POST" ? await request.json() : undefined;
     asked.push({ method: request.method, url, body, header: request.headers.get("X-PiCaS-Request") });
-    const answer = answers[url.pathname];
+    const answer = await answers[url.pathname];
     return answer === undefined ? Response.json({ detail: "There is no such thing." }, { status: 404 }) : Response.json(answer);
   });
 });
@@ -173,6 +173,41 @@ it("says what went wrong in the server's words", async () => {
   delete answers["/picas/api/batch"];
   show(batch);
   expect((await screen.findByRole("alert")).textContent).toBe("There is no such thing.");
+});
+
+it("says what is wrong while nothing could be read yet", async () => {
+  answers["/picas/api/batch"] = new Promise(() => undefined);
+  show(batch);
+  await screen.findByText("Reading batch b …");
+  Source.last?.send("trouble", "The database does not answer.");
+  expect((await screen.findByRole("alert")).textContent).toBe("The database does not answer.");
+});
+
+it("releases the tokens of pilots that may be dead, and only these", async () => {
+  const pilot = (name: string, state: string) => ({ pilot: name, state, done: 0, failed: 0, now: [] });
+  const bar = (name: string) => ({ pilot: name, token: `t:${name}`, start: 1, end: null, state: "locked" });
+  const pilots = [pilot("p1", "working"), pilot("p2", "silent"), pilot("p3", "ended"), pilot("p4", "unknown"), pilot("p5", "ended")];
+  answers["/picas/api/batch/pilots"] = { at: 9, pilots, bars: ["p1", "p2", "p3", "p4"].map(bar), partial: false };
+  answers["/picas/api/batch/nodes"] = { nodes: [], partial: false };
+  answers["/picas/api/batch/actions/release/plan"] = { title: "Release 1 token", lines: ["It waits."], tokens: 1, tasks: [], possible: true };
+  show(batch, "/?picas_tab=pilots");
+  const buttons = await screen.findAllByRole("button", { name: "Release" });
+  expect(buttons.map((button) => button.closest("tr")?.textContent?.slice(0, 2))).toEqual(["p2", "p3", "p4"]);
+  fireEvent.click(buttons[2] as HTMLElement);
+  await screen.findByText("It waits.");
+  expect(requests("/picas/api/batch/actions/release/plan")[0]?.body).toEqual({ all: false, pilot: "p4" });
+});
+
+it("takes no empty priority", async () => {
+  answers["/picas/api/batch"] = { ...overview, actions: { ...overview.actions, priority: { allowed: true, why_not: null } } };
+  answers["/picas/api/batch/actions/priority/plan"] = { title: "Set it", lines: ["It waits."], tokens: 1, tasks: [], possible: true };
+  show(batch);
+  fireEvent.click(await screen.findByRole("button", { name: "Set priority" }));
+  await screen.findByText("It waits.");
+  fireEvent.change(screen.getByRole("spinbutton"), { target: { value: "" } });
+  expect(screen.queryByText("It waits.")).toBeNull();
+  expect(screen.getAllByRole("button", { name: "Set priority" }).at(-1)).toHaveProperty("disabled", true);
+  expect(requests("/picas/api/batch/actions/priority/plan").map(({ body }) => body)).toEqual([{ all: true, priority: 1 }]);
 });
 
 it("lists pools and the batches of one", async () => {
