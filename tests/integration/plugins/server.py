@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import secrets
 import shutil
@@ -13,7 +14,7 @@ import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from airflow_provider_picas.links import PAGE_KEY
 from stack import native, processes
@@ -45,20 +46,18 @@ class ApiServer:
 
     def __init__(self, folder: Path, venv: Path, dags: Path) -> None:
         self.folder = folder
-        port = processes.free_port()
         self.airflow = Airflow(
             folder,
-            port=port,
             dags=dags,
             venv=venv,
+            base_path=BASE_PATH,
             env={
                 "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": ",".join(f"{user}:{user}" for user in USERS),
-                "AIRFLOW__API__BASE_URL": f"http://127.0.0.1:{port}{BASE_PATH}",
                 "AIRFLOW__SECRETS__BACKEND": "",
                 "AIRFLOW__SECRETS__BACKEND_KWARGS": "",
             },
         )
-        self.url = self.airflow.url + BASE_PATH
+        self.url = self.airflow.url
         self.passwords = {user: secrets.token_urlsafe(12) for user in USERS}
         self.process: subprocess.Popen[bytes] | None = None
         self._tokens: dict[str, str] = {}
@@ -77,20 +76,38 @@ class ApiServer:
                 step = processes.start([self._command, *words], folder=self.folder, name=name, env=env, cwd=self.folder)
                 self.process = step
                 assert step.wait(START_SECONDS) == 0, processes.tail(processes.log_path(self.folder, name), 40)
-            self.process = processes.start(
-                [self._command, "api-server", "--apps", "core"],
-                folder=self.folder, name="api", env=env, cwd=self.folder,
-            )  # fmt: skip
-            processes.wait_for(
-                self._ready,
-                what="The API server",
-                seconds=START_SECONDS,
-                process=self.process,
-                log=processes.log_path(self.folder, "api"),
-            )
+            self._serve(env, 1)
         except BaseException:
             self.stop()
             raise
+
+    def _serve(self, env: Mapping[str, str], workers: int) -> None:
+        name = f"api-{workers}"
+        self.process = processes.start(
+            [self._command, "api-server", "--apps", "core", "--workers", str(workers)],
+            folder=self.folder, name=name, env=env, cwd=self.folder,
+        )  # fmt: skip
+        processes.wait_for(
+            self._ready,
+            what="The API server",
+            seconds=START_SECONDS,
+            process=self.process,
+            log=processes.log_path(self.folder, name),
+        )
+
+    def another(self, *, workers: int) -> ApiServer:
+        """Another API server on the same database, with this number of workers; it is running."""
+        second = copy.copy(self)
+        second.airflow = copy.copy(self.airflow)
+        second.airflow.port = processes.free_port()
+        second.airflow.url = second.url = f"http://127.0.0.1:{second.airflow.port}{BASE_PATH}"
+        second._tokens = {}
+        try:
+            second._serve(second.airflow.environ(), workers)
+        except BaseException:
+            second.stop()
+            raise
+        return second
 
     def stop(self) -> None:
         if self.process is not None:
@@ -128,6 +145,26 @@ class ApiServer:
         **query: Any,
     ) -> Reply:
         """Send one request with the user's cookie, as a browser does. Query parameters that are None are left out."""
+        try:
+            with self._open(method, path, body, user, headers, query) as answer:
+                endless = answer.headers.get_content_type() == "text/event-stream"
+                return Reply(answer.status, answer.headers, answer.readline() if endless else answer.read())
+        except urllib.error.HTTPError as error:
+            return Reply(error.code, cast("Mapping[str, str]", error.headers), error.read())
+
+    def open(self, path: str, *, user: str | None = "admin", **query: Any) -> Any:
+        """The answer to a GET, to be read and closed by the caller."""
+        return self._open("GET", path, None, user, None, query)
+
+    def _open(
+        self,
+        method: str,
+        path: str,
+        body: object,
+        user: str | None,
+        headers: Mapping[str, str] | None,
+        query: Mapping[str, Any],
+    ) -> Any:
         asked = {name: value for name, value in query.items() if value is not None}
         target = self.url + path + ("?" + urllib.parse.urlencode(asked) if asked else "")
         all_headers = {"Accept": "application/json", "Content-Type": "application/json", **(headers or {})}
@@ -135,13 +172,7 @@ class ApiServer:
             all_headers["Cookie"] = f"_token={self.token(user)}"
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(target, data=data, headers=all_headers, method=method)
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        try:
-            with opener.open(request, timeout=60) as answer:
-                endless = answer.headers.get_content_type() == "text/event-stream"
-                return Reply(answer.status, answer.headers, answer.readline() if endless else answer.read())
-        except urllib.error.HTTPError as error:
-            return Reply(error.code, error.headers, error.read())
+        return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60)
 
     def get(self, path: str, *, user: str | None = "admin", **query: Any) -> Reply:
         """GET of a route of the page."""
