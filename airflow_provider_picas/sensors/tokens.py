@@ -137,7 +137,7 @@ class PicasTokenStateSensor(TakesOptions, BaseSensorOperator):
         fail_fast: bool = False,
         success_threshold: float | str | None = None,
         no_progress: float | timedelta | None = None,
-        pilots: Mapping[str, Any] | Sequence[Mapping[str, Any]] | bool | None = None,
+        pilots: Mapping[str, Any] | Sequence[Any] | bool | None = None,
         watch: PilotWatch | None = None,
         resubmit: int | str = 0,
         max_scrubs: int | str = 3,
