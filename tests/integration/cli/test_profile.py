@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_picas import cli
+from airflow_provider_picas.checks import pool as checks
 from airflow_provider_picas.couchdb.http import Request
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.lifecycle import profile
@@ -103,3 +104,19 @@ def test_views_of_a_profile_are_created_and_checked(
     hook = PicasHook(profile="grid_lrt")
     response = hook.send(Request("GET", hook.pool.path("_design", "airflow-picas-1-grid_lrt")))
     assert set(response.json()["views"]) == {"counts", "tokens", "todo"}
+
+
+def test_a_check_looks_at_the_views_of_the_profile(couchdb: CouchDBAdmin, pool: Pool, picas_default: str) -> None:
+    def views_of(profile: Any) -> list[tuple[str, str]]:
+        found = checks.check(checks.OneTry(profile=profile))
+        return [(str(finding.level), finding.text) for finding in found if finding.what == "views"]
+
+    ((_, before),) = views_of("grid_lrt")
+    assert "'airflow-picas-1-grid_lrt' is missing or of another version; the next push writes it" in before
+    PicasHook(profile="grid_lrt").deploy_views()
+    ((_, after),) = views_of("grid_lrt")
+    assert after == "They answer: 0 todo, 0 locked, 0 done, 0 error."
+    couchdb.request("PUT", f"/{pool.database}/_security", {"members": {"names": [pool.user]}})
+    ((_, refused),) = views_of("picas_cortex")
+    assert "'airflow-picas-1-picas_cortex'" in refused
+    assert "deploy-views --picas-conn-id picas_default --profile picas_cortex --login ADMIN" in refused
