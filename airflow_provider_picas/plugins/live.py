@@ -45,6 +45,8 @@ class IndexState:
     """How far the index of the page's views is, as far as is known."""
 
     read_at: float = -math.inf  #: when the views were last read, by the monotonic clock
+    missing: errors.NotFoundError | None = None  #: the error of a pool without the views
+    missing_until: float = -math.inf  #: by the monotonic clock; then the pool is asked again
     _behind: int = 0
     _most: int = 0
 

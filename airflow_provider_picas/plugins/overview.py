@@ -25,8 +25,7 @@ from airflow_provider_picas.tokens.progress_line import seconds_left
 PILOTS_KEPT = 40.0  # seconds; pilots renew their leases about as often
 PILOTS_KEPT_AT_END = 120.0  # when no token waits or runs
 HISTORY_KEPT = 120.0  # the counts continue it meanwhile
-VIEWS_KEPT = 60.0  # that they are missing
-ACCESS_KEPT = 60.0  # what one worker of the API server finds out, the others find out within a minute
+ACCESS_KEPT = 300.0  # what one worker of the API server finds out, the others find out within minutes
 WAIT_KEPT = 60.0
 RECENT = 300.0  # seconds of the history that give a rate, until one was measured
 FEWEST = 3  # tokens that must have ended in that time
@@ -84,7 +83,7 @@ async def history_of(reader: PoolReader, watch: BatchWatch) -> tuple[models.Hist
     time, if tokens have ended since; the counts show how many have."""
     known: _Read | None = watch.history
     building = None
-    if known is None or watch.counts is None or _is_old(known, watch.counts):
+    if known is None or watch.counts is None or known.finished != watch.counts.finished:
         try:
             known = watch.history = await _read_history(reader, watch, known)
         except page_index.IndexBuildingError as error:
@@ -93,12 +92,6 @@ async def history_of(reader: PoolReader, watch: BatchWatch) -> tuple[models.Hist
         return None, building
     points = _continued(known.history, known.at, watch.samples)
     return models.History(step=known.history.step, points=points), building
-
-
-def _is_old(known: _Read, counts: Counts) -> bool:
-    if known.history is None:
-        return time.time() - known.at > VIEWS_KEPT
-    return known.finished != counts.finished
 
 
 async def _read_history(reader: PoolReader, watch: BatchWatch, known: _Read | None) -> _Read:
@@ -113,7 +106,7 @@ async def _read_history(reader: PoolReader, watch: BatchWatch, known: _Read | No
     except errors.NotFoundError as error:
         if error.database_missing:
             raise
-        return _Read(time.time(), 0, None)
+        return _Read(time.time(), -1, None)
 
 
 def _continued(

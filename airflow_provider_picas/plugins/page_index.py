@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from airflow_provider_picas.couchdb import page
+from airflow_provider_picas.couchdb import errors, page
 from airflow_provider_picas.couchdb.http import Operation
 from airflow_provider_picas.hooks.picas_async import PicasAsyncHook
 from airflow_provider_picas.plugins import models
@@ -21,6 +21,7 @@ Result = TypeVar("Result")
 
 FEW = 2_000  # changes that a query may wait for: a second or two
 ASK_AGAIN = 10.0  # seconds, while the index is being built
+MISSING = 60.0  # seconds until the pool is asked again for views that it lacks
 FRESH = 150.0  # seconds after a query, in which the index cannot have fallen far behind
 PATIENCE = 3.0  # seconds that an answer waits for a query; it goes on, and a later answer has its result
 
@@ -44,15 +45,26 @@ async def read(
     Raises IndexBuildingError while it would have to wait, and NotFoundError without the views.
     """
     index = reader.index
-    if time.monotonic() - index.read_at > FRESH:
-        behind = await reader.shared(("index",), ASK_AGAIN, lambda hook: page.behind(hook.pool, FEW))
-        index.note(behind)
-        if behind:
-            raise IndexBuildingError(models.Building(percent=index.percent))
+    if time.monotonic() < index.missing_until and index.missing is not None:
+        raise index.missing
     try:
+        if time.monotonic() - index.read_at > FRESH:
+            await _check(reader)
         async with asyncio.timeout(PATIENCE):
             found = await reader.shared(key, seconds, operation)
     except TimeoutError:
         raise IndexBuildingError(models.Building(percent=index.percent)) from None
+    except errors.NotFoundError as error:
+        if not error.database_missing:
+            index.missing, index.missing_until = error, time.monotonic() + MISSING
+        raise
     index.read_at = time.monotonic()
     return found
+
+
+async def _check(reader: PoolReader) -> None:
+    """Raise IndexBuildingError if the index is far behind."""
+    behind = await reader.shared(("index",), ASK_AGAIN, lambda hook: page.behind(hook.pool, FEW))
+    reader.index.note(behind)
+    if behind:
+        raise IndexBuildingError(models.Building(percent=reader.index.percent))

@@ -20,8 +20,8 @@ from airflow_provider_picas.plugins.live import PoolReader, reader_for
 from airflow_provider_picas.tokens.counts import Counts
 from airflow_provider_picas.tokens.text import one_line
 
-POOLS_KEPT = 10.0  # seconds
-BATCHES_KEPT = 10.0
+POOLS_KEPT = 25.0  # seconds
+BATCHES_KEPT = 25.0
 LAST_CHANGES = 500
 MOST_POOLS = 100
 SLOWEST_POOL = 10.0  # seconds

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from fastapi import HTTPException
 
 from airflow_provider_picas.couchdb import batch_pilots
 from airflow_provider_picas.hooks.picas import PicasHook
@@ -169,6 +170,22 @@ def test_the_plot_continues_with_the_counts(proxy: Proxy, hook: PicasHook) -> No
         while await ended() != [3, 1]:
             await asyncio.sleep(0.05)
         assert len(waiting(proxy)) == asked
+
+    on_a_page(look)
+
+
+def test_views_that_are_missing_are_asked_for_once_a_minute(proxy: Proxy, hook: PicasHook) -> None:
+    fill(hook, {State.DONE: 1})
+    hook.do(hook.pool.put({**hook.get(f"_design/{views.PAGE}"), "_deleted": True}))
+
+    async def look() -> None:
+        for _ in range(3):
+            found = await overview.overview(viewer())
+            assert (found.views, found.history, found.building) == ("partial", None, None)
+            assert (await answers.pilots.pilots(viewer().scope)).building is None
+            with pytest.raises(HTTPException, match="deploy-views"):
+                await answers.nodes.nodes(viewer().scope)
+        assert len([one for one in proxy.requests if views.PAGE in one]) == 1
 
     on_a_page(look)
 
