@@ -15,6 +15,7 @@ from airflow_provider_picas.couchdb.deployment import design_document
 from airflow_provider_picas.couchdb.http import Operation, Request, json_body
 from airflow_provider_picas.couchdb.pool import Document, Pool
 from airflow_provider_picas.lifecycle import new_tokens
+from airflow_provider_picas.lifecycle.json_values import number
 from airflow_provider_picas.lifecycle.portions import portions
 from airflow_provider_picas.tokens import stage_views, views
 from airflow_provider_picas.tokens.chain import Chain, ChainCounts
@@ -141,6 +142,12 @@ def _refused(rows: Iterable[dict[str, Any]]) -> Iterable[tuple[str, str]]:
     return ((row["id"], f"{row['error']}: {row.get('reason')}") for row in rows if row.get("error"))
 
 
+def _copies(pool: Pool) -> Operation[int]:
+    """The number of copies of the database that a cluster keeps. Views are read from one of them, which may lag behind."""
+    cluster = (yield from pool.info()).get("cluster")
+    return int(number(cluster.get("n"), 1)) if isinstance(cluster, Mapping) else 1
+
+
 def count_chain(pool: Pool, chain: Chain, *, look: bool) -> Operation[ChainCounts]:
     """Count the tokens of a chain. ``look``: look for lists that nobody has carried out, and for groups of which enough
     members have finished, and make their tokens.
@@ -166,6 +173,7 @@ def count_chain(pool: Pool, chain: Chain, *, look: bool) -> Operation[ChainCount
         same = all(again[batch] == counts[batch] for batch in fillers)
         closed = same and not (unfinished or pending or made)
         if closed or unfinished or pending:
-            return ChainCounts(again, lists.pending, lists.not_made, closed=closed, looked=look)
+            copies = (yield from _copies(pool)) if closed else 1
+            return ChainCounts(again, lists.pending, lists.not_made, closed=closed, looked=look, copies=copies)
         counts = again
     return ChainCounts(counts, lists.pending, lists.not_made, looked=look)

@@ -23,7 +23,7 @@ class ChainCounts:
     ``pending``: lists of new tokens that are to be carried out, as far as was looked. ``not_made``: lists with tokens
     that could not be made. ``closed``: no more tokens can appear in the batches that the wait is for: no token of those
     that fill them waits or runs, no list of theirs is pending, and the tokens that the last lists made are counted.
-    ``looked``: lists that were pending were carried out.
+    ``looked``: lists that were pending were carried out. ``copies``: of the database, one of which may lag behind.
     """
 
     counts: Mapping[str, Counts]
@@ -31,6 +31,7 @@ class ChainCounts:
     not_made: int = 0
     closed: bool = False
     looked: bool = False
+    copies: int = 1
 
     @property
     def finished(self) -> int:
@@ -120,7 +121,9 @@ class Chain:
         if self.stage is None and self.tokens is not None:
             pushed = found.counts.get(self.batch, Counts())
             expected = counts.total - pushed.total + max(self.tokens, pushed.total)
-        return Completeness(counts, expected, growing=not found.closed, further=self._text(found))
+        return Completeness(
+            counts, expected, growing=not found.closed, further=self._text(found), lags=found.copies > 1
+        )
 
     def _text(self, found: ChainCounts) -> str:
         """The state of each batch, for the log."""

@@ -100,12 +100,14 @@ class Completeness:
     """The progress of a batch, or a pool. ``expected`` is the number of tokens pushed; None: all that exist.
 
     ``growing``: other tokens may still make some; None: no others can. ``further``: on these others, for the log.
+    ``lags``: the counts and ``growing`` may be from different copies of a cluster's database.
     """
 
     counts: Counts
     expected: int | None = None
     growing: bool | None = None
     further: str = ""
+    lags: bool = False
 
     @property
     def total(self) -> int:

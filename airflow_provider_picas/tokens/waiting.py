@@ -212,7 +212,7 @@ def evaluate(
     if fail_fast and failure is not None and counts.error:
         return Decision(failure, settling=True)
     if completeness.complete and not counts.stateless:
-        return Decision(failure or Outcome.COMPLETE, settling=counts.error > 0)
+        return Decision(failure or Outcome.COMPLETE, settling=counts.error > 0 or completeness.lags)
     if completeness.stuck or completeness.complete:  # complete, except for tokens in no state
         # A token may be invisible for a moment: in a cluster's copy that lags, or while it is deleted and pushed again.
         return Decision(Outcome.LOST, settling=True)
@@ -359,7 +359,7 @@ class Terms:
         """Decide on the wait from the counts alone."""
         if self.ready is not None:
             over = completeness.counts.todo >= self.ready or not completeness.growing
-            return Decision(Outcome.READY if over else Outcome.WAITING)
+            return Decision(Outcome.READY if over else Outcome.WAITING, settling=over and completeness.lags)
         named = self.batch is not None
         return evaluate(completeness, self.budget, named=named, fail_fast=self.fail_fast, threshold=self.threshold)
 

@@ -10,7 +10,7 @@ from airflow_provider_picas.submissions.wait import Wait
 from airflow_provider_picas.tokens.chain import LOOK_AGAIN, LOOK_EVERY, Chain, ChainCounts, Looks
 from airflow_provider_picas.tokens.counts import Counts, ErrorBudget
 from airflow_provider_picas.tokens.progress_line import line
-from airflow_provider_picas.tokens.waiting import Outcome, Terms, Threshold
+from airflow_provider_picas.tokens.waiting import SETTLE_SECONDS, Outcome, Terms, Threshold
 
 STAGES = ("calibration", "imaging")
 
@@ -91,6 +91,20 @@ def test_pilots_are_missing_only_for_enough_work_while_more_may_come() -> None:
         wait.no_pilots = True
         wait.note_counts(found(parents, Counts(), Counts(todo=9), closed=parents.done == 1), 0.0)
         assert wait.decide(0.0) is expected
+
+
+def test_the_end_must_last_where_copies_of_the_database_may_lag() -> None:
+    for of in (terms("imaging"), terms("imaging", ready=1)):
+        waits = {copies: Wait(of, None) for copies in (1, 3)}
+        for copies, wait in waits.items():
+            wait.note_counts(found(Counts(done=1), Counts(), Counts(done=1), closed=True, copies=copies), 0.0)
+        over = of.evaluate(waits[1].last).outcome
+        assert over.success
+        assert waits[1].decide(0.0) is over
+        assert waits[3].decide(0.0) is Outcome.WAITING
+        assert waits[3].decide(SETTLE_SECONDS) is over
+        waits[3].note_counts(found(Counts(done=1), Counts(), Counts(done=1), pending=1, copies=3), SETTLE_SECONDS)
+        assert waits[3].decide(2 * SETTLE_SECONDS) is Outcome.WAITING
 
 
 def test_the_line_shows_each_stage() -> None:
