@@ -32,6 +32,8 @@ from stack.pool import Pool
 
 RUN = paths.RUN / f"tests-{os.getpid()}"
 COUCHDB_URL = "PICAS_TEST_COUCHDB_URL"
+BASE_PATH = "/base/path"
+LONGEST = re.compile("tests/e2e/test_(demo|page|runs).py")
 LONG = re.compile("tests/e2e/|tests/chaos/test_(feed_soak|stopping)")
 
 # Before the first import of Airflow, which makes its home where this says.
@@ -53,30 +55,30 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """``--dist loadfile`` gives each file to one worker; here all that share an Airflow go to the same one."""
+    """``--dist loadfile`` gives each file to one worker; here all that share an API server go to the same one."""
     if config.getvalue("dist") != "loadfile":
         return None
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            if nodeid.startswith("tests/integration/plugins/"):
-                return "one API server"
-            return "one Airflow" if shares_airflow(nodeid) else super()._split_scope(nodeid)
+            shared = nodeid.startswith("tests/integration/plugins/")
+            return "one API server" if shared else super()._split_scope(nodeid)
 
     config.option.loadscopereorder = False
     return Scheduling(config, log)
-
-
-def shares_airflow(nodeid: str) -> bool:
-    return nodeid.startswith("tests/e2e/") and not nodeid.startswith("tests/e2e/test_demo.py")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Let xdist's workers begin with what takes longest, and end with unit tests; between them, files with many tests first."""
     if hasattr(config, "workerinput"):
         sizes = Counter(item.path for item in items)
-        items.sort(key=lambda i: (not LONG.match(i.nodeid), "/unit/" in i.nodeid, -sizes[i.path], i.path))
+        items.sort(
+            key=lambda i: (
+                not LONGEST.match(i.nodeid), not LONG.match(i.nodeid), "/unit/" in i.nodeid,
+                0 if LONGEST.match(i.nodeid) else -sizes[i.path], i.path,
+            )
+        )  # fmt: skip
 
 
 def pytest_report_header() -> list[str]:
@@ -210,12 +212,15 @@ def spider(cluster: Cluster | DockerStack, monkeypatch: pytest.MonkeyPatch) -> s
 
 @pytest.fixture(scope="session")
 def airflow(run_folder: Path) -> Iterator[Airflow]:
-    """A running Airflow with the project's DAGs and those of tests/e2e/dags, and no connections yet."""
+    """A running Airflow with the project's DAGs and those of tests/e2e/dags, and no connections yet.
+
+    It answers below a path, as behind a proxy: the demo's does not.
+    """
     dags = run_folder / "dags"
     dags.mkdir(exist_ok=True)
     for name, folder in (("project", paths.PROJECT / "dags"), ("tests", Path(__file__).parent / "e2e" / "dags")):
         (dags / name).symlink_to(folder)
-    standalone = Airflow(run_folder / "airflow", dags=dags, venv=Path(sys.prefix))
+    standalone = Airflow(run_folder / "airflow", dags=dags, venv=Path(sys.prefix), base_path=BASE_PATH)
     standalone.start(["picas_word_count", "wait_scheduled"])
     yield standalone
     standalone.stop()

@@ -20,9 +20,9 @@ pytestmark = pytest.mark.timeout(4 * SECONDS)
 class Demo:
     """One demo, its output in a file."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, name: str = "first") -> None:
         self.folder = folder
-        self.output = folder.with_suffix(".txt")
+        self.output = folder.with_suffix(f".{name}.txt")
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "stack.demo", "--folder", str(folder), "--limit", "60"],
@@ -80,40 +80,34 @@ def test_ends_by_itself_with_the_right_results(folder: Path) -> None:
     assert not list(home.rglob("picasconfig.py*")), "the pool's password stays on the cluster"
 
 
-def test_a_second_start_says_where_the_first_is(folder: Path) -> None:
-    first = Demo(folder)
-    try:
-        first.wait_for("ready after")
-        second = Demo(folder)
-        assert second.end() == 1
-        address = next(word for word in first.text().split() if word.startswith("http://127.0.0.1:"))
-        assert f"A demo is running already. Airflow is at {address}" in second.text()
-        assert first.process.poll() is None, "the second start has ended the first"
-    finally:
-        first.process.send_signal(signal.SIGINT)
-    assert first.end() == 130
-    assert not left_behind(folder)
-
-
-def test_sigterm_at_the_start_leaves_nothing(folder: Path) -> None:
+@pytest.mark.parametrize("signal_", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_at_the_start_leaves_nothing(folder: Path, signal_: signal.Signals) -> None:
     demo = Demo(folder)
     demo.wait_for("Starting")
     processes.wait_for(lambda: left_behind(folder), what="The first process of the stack", seconds=SECONDS)
-    demo.process.terminate()
+    demo.process.send_signal(signal_)
     assert demo.end() == 130
     assert not left_behind(folder)
 
 
-def test_a_start_ends_what_a_killed_one_left_and_sigterm_leaves_nothing(folder: Path) -> None:
+def test_a_killed_demo_is_cleared_away_and_one_that_runs_is_not(folder: Path) -> None:
     killed = Demo(folder)
     killed.wait_for("Triggered")
     killed.process.kill()
     killed.end()
     left = left_behind(folder)
     assert left
-    demo = Demo(folder)
-    demo.wait_for("Triggered")
+    demo = Demo(folder, "second")
+    demo.wait_for("ready after")
     assert not [pid for pid in left if processes.alive(pid)]
+
+    # A start while one runs says where that is.
+    refused = Demo(folder, "refused")
+    assert refused.end() == 1
+    address = next(word for word in demo.text().split() if word.startswith("http://127.0.0.1:"))
+    assert f"A demo is running already. Airflow is at {address}" in refused.text()
+    assert demo.process.poll() is None, "the refused start has ended the other"
+    demo.wait_for("Triggered")
     demo.process.terminate()
     assert demo.end() == 130
     assert not left_behind(folder)

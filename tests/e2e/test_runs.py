@@ -176,28 +176,14 @@ def failed_batch(api: AirflowApi, couchdb: CouchDBAdmin, pool: Pool) -> str:
     return str(api.xcom(dag_id, run, "push")["batch"])
 
 
-def test_another_command_and_a_batch_that_is_chosen(
+def test_some_tokens_of_a_batch_then_the_others_with_another_command(
     api: AirflowApi, airflow: Airflow, cluster: Cluster | DockerStack, couchdb: CouchDBAdmin, pool: Pool
 ) -> None:
     airflow.connect("spider", **native.ssh_connection(cluster))
     batch = failed_batch(api, couchdb, pool)
-
-    rerun = api.trigger(RERUN, {"command": 'echo "{}" > "$PICAS_OUTPUT_FILE"'})
-    question = wait_for_question(airflow, rerun, "choose")
-    assert question["options"] == [batch]
-    assert f"5 of 20 failed: ` {batch} `" in question["body"]
-    api.answer(RERUN, rerun, "choose", batch)
-    assert "**Pilots:** 1 new" in wait_for_question(airflow, rerun, "confirm")["body"]
-    api.answer(RERUN, rerun, "confirm", "Approve")
-    assert api.wait_for_run(RERUN, rerun)["state"] == "success"
-    assert states_of(api, RERUN, rerun)["pilots"] == "success"
-    assert of_documents(pool.tokens()).done == 20
-
-
-def test_errors_that_were_not_chosen_do_not_fail_a_rerun(api: AirflowApi, couchdb: CouchDBAdmin, pool: Pool) -> None:
-    batch = failed_batch(api, couchdb, pool)
     failed = sorted(token["_id"] for token in pool.tokens() if token["exit_code"] == 1)
 
+    # Errors that were not chosen do not fail a rerun.
     form = {"batch": batch, "keys": failed[:2], "dry_run": False}
     for exit_code, state in ((1, "failed"), (0, "success")):
         rerun = api.trigger(RERUN, form)
@@ -205,7 +191,19 @@ def test_errors_that_were_not_chosen_do_not_fail_a_rerun(api: AirflowApi, couchd
         assert [token["_id"] for token in pool.tokens() if state_of(token) is State.TODO] == failed[:2]
         finish(couchdb, pool, exit_code)
         assert api.wait_for_run(RERUN, rerun)["state"] == state
-    assert of_documents(pool.tokens()).error == len(failed) - 2
+    assert of_documents(pool.tokens()).error == len(failed) - 2 == 3
+
+    # Without a batch in the form, it is chosen.
+    rerun = api.trigger(RERUN, {"command": 'echo "{}" > "$PICAS_OUTPUT_FILE"'})
+    question = wait_for_question(airflow, rerun, "choose")
+    assert question["options"] == [batch]
+    assert f"3 of 20 failed: ` {batch} `" in question["body"]
+    api.answer(RERUN, rerun, "choose", batch)
+    assert "**Pilots:** 1 new" in wait_for_question(airflow, rerun, "confirm")["body"]
+    api.answer(RERUN, rerun, "confirm", "Approve")
+    assert api.wait_for_run(RERUN, rerun)["state"] == "success"
+    assert states_of(api, RERUN, rerun)["pilots"] == "success"
+    assert of_documents(pool.tokens()).done == 20
 
 
 def test_rerun_without_a_batch_fails_and_says_so(api: AirflowApi, pool: Pool) -> None:
