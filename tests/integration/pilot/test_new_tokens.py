@@ -13,11 +13,14 @@ from typing import Any
 import pytest
 
 from airflow_provider_picas.couchdb import new_tokens as operations
+from airflow_provider_picas.couchdb.errors import CouchDBError
 from airflow_provider_picas.hooks.picas import PicasHook
+from airflow_provider_picas.sensors.tokens import PicasTokenStateSensor
 from airflow_provider_picas.tokens import stage_views
 from airflow_provider_picas.tokens.states import State, state_of
 from tests.conftest import set_connection
 from tests.integration.pilots import COUNT, GATE, PASSWORD, Pool, Proxy, Submission, until
+from tests.integration.tasks import context
 
 # Two tokens whose keys differ in each attempt.
 MAKE = f"""{COUNT}
@@ -216,3 +219,12 @@ def test_a_parent_that_runs_again_replaces_its_tokens(pool: Pool, submission: Su
     assert "output" not in again
     assert again["parent_claim"] == pool.get("b:0000")["claim"] != child["parent_claim"]
     assert conflicting(pool) == []
+
+
+def test_a_wait_that_may_not_make_its_view_says_who_can(pool: Pool, hook: PicasHook) -> None:
+    pool.push([{"input": "x", "lock": 1, "done": 2, "exit_code": 0}])
+    wait = PicasTokenStateSensor(
+        task_id="wait", batch="b", stages=["s"], picas_conn_id=hook.picas_conn_id, pilots=False
+    )
+    with pytest.raises(CouchDBError, match=r"no view 'lists'.*deploy-views --picas-conn-id picas_staged --stages"):
+        wait.execute(context("wait"))

@@ -1,0 +1,59 @@
+"""The pilots of a stage on a real cluster: submitted for its tokens, and again for those that appear after they have ended."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from airflow_provider_picas.hooks.picas import PicasHook
+from airflow_provider_picas.hooks.slurm import SlurmHook
+from airflow_provider_picas.operators.pilots import PicasSubmitPilotsOperator
+from airflow_provider_picas.tokens import chain, documents
+from stack import processes
+from stack.pool import Pool
+from tests.integration.sensors.test_chains import Waiting, exists, finish
+from tests.integration.tasks import context
+
+pytestmark = pytest.mark.usefixtures("picas_default", "spider")
+
+
+def test_pilots_are_submitted_again_for_the_tokens_that_appear_later(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chain, "LOOK_EVERY", 0.5)
+    hook = PicasHook()
+    hook.deploy_views()
+    hook.push(documents.new_token({"input": n}, batch="b", push="p", ordinal=n, key=f"{n}") for n in range(2))
+    batch = {"database": hook.settings.database, "batch": "b", "tokens": 2}
+    stage: dict[str, Any] = {"batch": batch, "stages": ["s"], "stage": "s"}
+
+    def submit() -> Any:
+        operator = PicasSubmitPilotsOperator(
+            task_id="pilots", command="true", ssh_conn_id="spider", pilot={"lease": 5}, **stage
+        )
+        return operator.execute(context("pilots", run_id=pool.database))
+
+    assert submit()["submission"] is None, "no token of the stage waits"
+    ready = Waiting(batch, deferrable=False, stages=["s"], stage="s", ready=1, pilots=False)
+    finish("b:0", "x")
+    assert ready.end()["batch"] == "b.s"
+    pilots = submit()
+    wait = Waiting(
+        batch, deferrable=False, stages=["s"], stage="s", pilots=pilots, least_work=1, resubmit=3, timeout=200
+    )
+    with SlurmHook("spider") as remote:
+        name = pilots["submission"]
+
+        def jobs(states: str) -> list[str]:
+            listed = f"squeue --noheader --all --states={states} --format=%j"
+            return [job for job in remote.run(listed).stdout.split() if job.startswith(name)]
+
+        processes.wait_for(lambda: hook.get("b.s:x")["done"] > 0, what="The first token", seconds=60)
+        processes.wait_for(lambda: not jobs("pending,running,completing"), what="The pilots' end", seconds=60)
+        assert wait.waits
+        finish("b:1", "y")
+        exists("b.s:y")
+        processes.wait_for(lambda: hook.get("b.s:y")["done"] > 0, what="The second token", seconds=120)
+    assert wait.end() == {"todo": 0, "locked": 0, "done": 2, "error": 0}
+    assert hook.get("b.s:x")["slurm_job_id"] != hook.get("b.s:y")["slurm_job_id"]
