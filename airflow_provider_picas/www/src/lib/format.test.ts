@@ -13,7 +13,7 @@ describe("numbers and times", () => {
     expect(duration(7199)).toBe("2 h 00");
   });
 
-  it("does not say that a token took no time", () => expect([took(0), took(0.3), took(61)]).toEqual(["< 1 s", "0.3 s", "61 s"]));
+  it("does not say that a token took no time", () => expect([0, 0.01, 0.3, 61].map(took)).toEqual(["< 1 s", "< 0.1 s", "0.3 s", "61 s"]));
 
   it.each([[0.000016, "0.058 core-seconds"], [0.0044, "16 core-seconds"], [0.079, "284 core-seconds"], [0.26, "0.26 core-hours"], [1234.5, "1,235 core-hours"]])(
     "%d core-hours are %s", (hours, text) => expect(coreTime(hours)).toBe(text),

@@ -59,7 +59,12 @@ export const duration = (seconds: number): string => {
 };
 
 /** How long something took. Its times may be whole seconds, so that 0 means less than one. */
-export const took = (seconds: number): string => (seconds === 0 ? "< 1 s" : duration(seconds));
+export const took = (seconds: number): string => {
+  if (seconds === 0) {
+    return "< 1 s";
+  }
+  return seconds < 0.05 ? "< 0.1 s" : duration(seconds);
+};
 
 /** A few core-seconds or many core-hours, in the unit that gives a readable number. */
 export const coreTime = (hours: number): string => {
