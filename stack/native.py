@@ -64,6 +64,7 @@ class NativeStack:
             except BaseException:
                 threads.shutdown(wait=True)
                 self.stop()
+                sweep(self.folder)  # an interrupt may come after a process has started and before it is known here
                 raise
 
     def _start_cluster(self) -> None:
