@@ -207,7 +207,10 @@ it("takes no empty priority", async () => {
   fireEvent.change(screen.getByRole("spinbutton"), { target: { value: "" } });
   expect(screen.queryByText("It waits.")).toBeNull();
   expect(screen.getAllByRole("button", { name: "Set priority" }).at(-1)).toHaveProperty("disabled", true);
-  expect(requests("/picas/api/batch/actions/priority/plan").map(({ body }) => body)).toEqual([{ all: true, priority: 1 }]);
+  fireEvent.change(screen.getByRole("spinbutton"), { target: { value: "2" } });
+  await screen.findByText("It waits.");
+  const priorities = requests("/picas/api/batch/actions/priority/plan").map(({ body }) => (body as { priority: number }).priority);
+  expect(priorities).toEqual([1, 2]);
 });
 
 it("lists pools and the batches of one", async () => {
