@@ -241,7 +241,7 @@ def test_more_pilots_are_submitted_while_they_finish_tokens(tasks: Tasks) -> Non
         ({"pilot": {"submission": "mine"}}, "cannot set `submission`"),
         ({"pilot": {"lease": object()}}, "not JSON-serializable"),
         ({"files": ["/nowhere.dat"]}, "The file '/nowhere.dat' cannot be read"),
-        ({"credentials": "sometimes"}, "it takes 'send' or 'existing'"),
+        ({"credentials": "sometimes"}, "it takes 'send', 'client' or 'existing'"),
         ({"pilots": 0}, "`pilots` is 0; it takes a whole number from 1"),
         ({"pilots": "auto", "tokens_per_pilot": 0}, "`tokens_per_pilot` is 0"),
         ({"env": {"A B": "x"}}, "is not a variable name"),
