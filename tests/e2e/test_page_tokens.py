@@ -149,7 +149,7 @@ def test_priority_of_the_tokens_that_wait(hook: PicasHook, admin: Page) -> None:
 
 
 def test_a_finished_batch_is_archived(hook: PicasHook, airflow: Airflow, admin: Page, tmp_path: Path) -> None:
-    processes.wait_for(lambda: airflow.api.has_dag(ARCHIVE), what=f"DAG {ARCHIVE}", seconds=60)
+    processes.wait_for(lambda: airflow.api.has_dag(ARCHIVE), what=f"DAG {ARCHIVE}", seconds=240)
     airflow.api.unpause(ARCHIVE)
     fill(hook, {State.DONE: 3, State.ERROR: 1}, batch="old")
     fill(hook, {State.DONE: 1, State.TODO: 1}, batch="young")

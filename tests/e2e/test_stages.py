@@ -19,7 +19,7 @@ def test_a_chain_of_stages_from_observations_to_images(
 ) -> None:
     airflow.connect("picas_default", **native.picas_connection(pool))
     airflow.connect("spider", **native.ssh_connection(cluster))
-    processes.wait_for(lambda: airflow.api.has_dag(DAG), what=f"DAG {DAG}", seconds=60)
+    processes.wait_for(lambda: airflow.api.has_dag(DAG), what=f"DAG {DAG}", seconds=240)
     run = airflow.api.trigger(DAG, {"observations": 2})
     states = {task["task_id"]: task["state"] for task in airflow.api.tasks(DAG, run)}
     assert airflow.api.wait_for_run(DAG, run)["state"] == "success", states

@@ -157,7 +157,7 @@ def test_a_campaign_is_pushed_waited_for_reset_and_collected(picas_default: str)
         1,
     )
     write(hook, [{**hook.get(one["_id"]), "lock": now, "done": now, "status": "done", "output": 0} for one in made[1:]])
-    sensor = PicasTokenStateSensor(task_id="wait", batch=batch, profile="grid_lrt", poke_interval=0.1, timeout=30)
+    sensor = PicasTokenStateSensor(task_id="wait", batch=batch, profile="grid_lrt", poke_interval=0.1, timeout=120)
     assert sensor.execute(context("wait")) == {"todo": 0, "locked": 0, "done": 3, "error": 0}
     collect = PicasCollectTokensOperator(
         task_id="collect", batch=batch, fields=["OBSID"], profile="grid_lrt", max_errors=0
@@ -172,7 +172,7 @@ def test_a_deferred_wait_follows_a_workflow_by_its_field(picas_default: str) -> 
     hook.deploy_views()
     tokens = [token(f"token_ddcal_{n}_2026", workflow="ddcal") for n in range(3)]
     write(hook, [*tokens, token("token_imaging_0_2026", workflow="imaging")])
-    trigger = PicasTokenStateTrigger("picas_default", None, "ddcal", 3, 0, time.time() + 60, profile="picas_cortex")
+    trigger = PicasTokenStateTrigger("picas_default", None, "ddcal", 3, 0, time.time() + 180, profile="picas_cortex")
     trigger = PicasTokenStateTrigger(**trigger.serialize()[1])
 
     async def run() -> Any:

@@ -44,7 +44,7 @@ LOOKS: list[bool] = []
 def looks(number: int) -> None:
     """Wait until a wait has looked so often again."""
     before = sum(LOOKS)
-    wait_for(lambda: sum(LOOKS) >= before + number, what="The looks of a wait", seconds=30)
+    wait_for(lambda: sum(LOOKS) >= before + number, what="The looks of a wait", seconds=120)
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ class Waiting:
     """A wait that runs in a thread."""
 
     def __init__(self, batch: Any, *, deferrable: bool, **arguments: Any) -> None:
-        arguments = {"poke_interval": 0.05, "timeout": 60, "stages": ["s", "t"], **arguments}
+        arguments = {"poke_interval": 0.05, "timeout": 300, "stages": ["s", "t"], **arguments}
         self._sensor = PicasTokenStateSensor(task_id="wait", batch=batch, deferrable=deferrable, **arguments)
         self.result: Any = None
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -99,7 +99,7 @@ class Waiting:
             self.result = error
 
     def end(self) -> Any:
-        self._thread.join(60)
+        self._thread.join(300)
         assert not self._thread.is_alive()
         return self.result
 
@@ -109,7 +109,7 @@ class Waiting:
 
 
 def exists(name: str) -> None:
-    wait_for(lambda: PicasHook().do(PicasHook().pool.fetch([name])), what=name, seconds=30)
+    wait_for(lambda: PicasHook().do(PicasHook().pool.fetch([name])), what=name, seconds=120)
 
 
 @pytest.mark.parametrize("deferrable", [False, True])
@@ -187,7 +187,7 @@ def test_a_groups_token_is_made_once_enough_members_have_finished(batch: dict[st
     for name in ("b.s:x3", "b.s:x4", "b.s:y1", "b.s:y2"):
         finish(name)
     exists("b.t:y")
-    wait_for(lambda: len(PicasHook().get("b.t:x").get("late_members", [])) == 2, what="late members", seconds=30)
+    wait_for(lambda: len(PicasHook().get("b.t:x").get("late_members", [])) == 2, what="late members", seconds=120)
     assert PicasHook().get("b.t:x")["late_members"] == [{"id": f"b.s:x{n}", "state": "done"} for n in (3, 4)]
     assert all(wait.waits for wait in both)
     finish("b.t:y")
@@ -211,6 +211,9 @@ def test_a_groups_token_waits_until_no_more_members_can_appear(batch: dict[str, 
     exists("b.t:x")
     assert len(PicasHook().get("b.t:x")["input"]["members"]) == 5
     assert waits.waits
+    for name in ("b.s:x4", "b.s:x5", "b.t:x"):
+        finish(name)
+    assert waits.end() == {"todo": 0, "locked": 0, "done": 8, "error": 0}
 
 
 def test_the_token_of_a_group_that_was_archived_is_not_made_again(batch: dict[str, Any]) -> None:
@@ -257,7 +260,7 @@ def test_a_member_that_runs_again_lets_its_group_run_again_and_no_other(batch: d
     looks(2)
     assert hook.get("b.t:x")["done"] > 0, "its member has not finished"
     finish("b.s:x2")
-    wait_for(lambda: hook.get("b.t:x")["done"] == 0, what="the group, waiting again", seconds=30)
+    wait_for(lambda: hook.get("b.t:x")["done"] == 0, what="the group, waiting again", seconds=120)
     token = hook.get("b.t:x")
     assert [member["state"] for member in token["input"]["members"]] == ["done", "done"]
     assert token["attempts"][-1]["reason"] == "reset: member b.s:x2 has run again"

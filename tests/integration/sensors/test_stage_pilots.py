@@ -49,8 +49,8 @@ def test_pilots_are_submitted_again_for_the_tokens_that_appear_later(
             listed = f"squeue --noheader --all --states={states} --format=%j"
             return [job for job in remote.run(listed).stdout.split() if job.startswith(name)]
 
-        processes.wait_for(lambda: hook.get("b.s:x")["done"] > 0, what="The first token", seconds=60)
-        processes.wait_for(lambda: not jobs("pending,running,completing"), what="The pilots' end", seconds=60)
+        processes.wait_for(lambda: hook.get("b.s:x")["done"] > 0, what="The first token", seconds=240)
+        processes.wait_for(lambda: not jobs("pending,running,completing"), what="The pilots' end", seconds=240)
         assert wait.waits
         finish("b:1", "y")
         exists("b.s:y")
