@@ -31,22 +31,24 @@ def deploy(pool: Pool, conditions: Mapping[str, str] | None = None) -> Operation
     """
     result = Deployment()
     further = {name: views.monitor(condition) for name, condition in (conditions or {}).items()}
-    for name, wanted in {**further, **views.design_documents(pool.profile)}.items():
-        outcome = yield from _deploy_one(pool, name, wanted)
+    wanted = {**further, **views.design_documents(pool.profile)}
+    present = yield from pool.fetch([f"_design/{name}" for name in wanted])
+    for name, content in wanted.items():
+        outcome = yield from _deploy_one(pool, name, present.get(f"_design/{name}"), content)
         getattr(result, outcome).append(name)
     return result
 
 
-def _deploy_one(pool: Pool, name: str, wanted: Mapping[str, Any]) -> Operation[str]:
+def _deploy_one(pool: Pool, name: str, present: Document | None, wanted: Mapping[str, Any]) -> Operation[str]:
     for _ in range(_TRIES):
-        present = yield from design_document(pool, name)
         document = _design_to_write(name, present, wanted)
         if document is None:
             return "unchanged"
         try:
             yield from pool.put(document)
-        except errors.ConflictError:
-            continue  # another client is deploying, too
+        except errors.ConflictError:  # another client is deploying, too
+            present = yield from design_document(pool, name)
+            continue
         except (errors.ForbiddenError, errors.UnauthorizedError):
             return "refused"
         return "written"
