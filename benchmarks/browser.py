@@ -121,4 +121,4 @@ def opened(server: ApiServer) -> Iterator[Page]:
 
 def result(name: str, seconds: float, goal: float, more: dict[str, str] | None = None) -> Result:
     """A time with its goal."""
-    return Result(name, {"page": f"{seconds * 1000:.0f} ms", **(more or {})}, round(seconds, 4), Goal(goal), unit=" s")
+    return Result(name, more or {}, round(seconds * 1000, 1), Goal(goal * 1000), unit="ms")

@@ -111,9 +111,8 @@ async def _batches(pool: Pool) -> None:
 
 
 def _result(name: str, seconds: float, goal: float, fauxton: float | None = None) -> Result:
-    figures = {"page": f"{seconds * 1000:.0f} ms"}
-    figures |= {"Fauxton's request": f"{fauxton * 1000:.0f} ms"} if fauxton is not None else {}
-    return Result(name, figures, round(seconds, 4), Goal(goal), unit=" s")
+    figures = {"Fauxton's request": f"{fauxton * 1000:.0f} ms"} if fauxton is not None else {}
+    return Result(name, figures, round(seconds * 1000, 1), Goal(goal * 1000), unit="ms")
 
 
 def _fauxton(pool: Pool, skip: int) -> float:
