@@ -18,7 +18,7 @@ from stack.airflow import ADMIN, VIEWER, Airflow
 from stack.cluster import Cluster
 from stack.docker import DockerStack
 from stack.pool import Pool
-from stack.ui import SECONDS, chromium, confirm, person, run_page, serious_findings, set_theme
+from stack.ui import SECONDS, confirm, person, run_page, serious_findings, set_theme
 
 DAG = "watched_run"
 TABS = ("Overview", "Failures", "All tokens", "Pilots")
@@ -88,26 +88,6 @@ def run(runs: dict[str, Watched]) -> Watched:
     """The run that most tests look at; the first test lets it end."""
     runs["watched"].wait_until_failed()
     return runs["watched"]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def logged_in(browser: Browser, connected: Airflow) -> Iterator[Page]:
-    with person(browser, connected, ADMIN) as shown:
-        yield shown
-
-
-@pytest.fixture
-def admin(logged_in: Page) -> Iterator[Page]:
-    """A new page of an admin."""
-    shown = logged_in.context.new_page()
-    yield shown
-    shown.close()
 
 
 def count(shown: Page, state: str) -> int:

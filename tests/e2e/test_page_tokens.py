@@ -10,15 +10,15 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Page, expect
 
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.lifecycle.ids import lease_id
 from airflow_provider_picas.tokens.states import State, state_of
 from stack import native, processes
-from stack.airflow import ADMIN, Airflow
+from stack.airflow import Airflow
 from stack.pool import Pool
-from stack.ui import SECONDS, chromium, confirm, person
+from stack.ui import SECONDS, confirm
 from tests.conftest import set_connection
 from tests.integration.lives import NOW, change, fill
 
@@ -44,26 +44,6 @@ def hook(airflow: Airflow, new_pool: Callable[[], AbstractContextManager[Pool]])
         yield PicasHook(set_connection(patch, CONN, fields))
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def logged_in(browser: Browser, airflow: Airflow) -> Iterator[Page]:
-    with person(browser, airflow, ADMIN) as shown:
-        yield shown
-
-
-@pytest.fixture
-def admin(logged_in: Page) -> Iterator[Page]:
-    """A new page of an admin."""
-    shown = logged_in.context.new_page()
-    yield shown
-    shown.close()
-
-
 def batch_page(hook: PicasHook, batch: str, **more: str) -> str:
     """The page of a batch in the navigation."""
     query = {"conn": CONN, "db": hook.settings.database, "batch": batch, **more}
@@ -85,7 +65,7 @@ def said(shown: Page) -> str:
 
 
 def lease(hook: PicasHook, pilot: str, running: list[str], ago: int) -> None:
-    """The lease of a pilot that was last heard from so many seconds ago."""
+    """The lease of a pilot, last renewed ``ago`` seconds ago."""
     hook.do(
         hook.pool.put({
             "_id": lease_id(pilot), "pilot": pilot, "submission": "s.1", "job": None, "hostname": "n1", "renewals": 1,

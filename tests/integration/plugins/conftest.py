@@ -63,8 +63,13 @@ class Page:
 @pytest.fixture
 def page(server: ApiServer, pool: Pool, picas_default: str) -> Page:
     """A pool with the provider's views; a run whose push names the batch ``b`` of it."""
+    return page_of(server, pool, picas_default)
+
+
+def page_of(server: ApiServer, pool: Pool, conn_id: str) -> Page:
+    """A pool with the provider's views, and a run on this server whose push names the batch ``b`` of it."""
     server.connect(CONN, pool)
-    hook = PicasHook(picas_default)
+    hook = PicasHook(conn_id)
     hook.deploy_views()
     run_id = server.run()
     server.name_batch(run_id, "push", CONN, pool.database, "b")

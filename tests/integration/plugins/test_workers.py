@@ -12,13 +12,12 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.tokens.states import State
 from stack import processes
 from stack.couchdb import CouchDBAdmin
 from stack.pool import Pool
 from tests.integration.lives import fill
-from tests.integration.plugins.conftest import CONN, Page
+from tests.integration.plugins.conftest import Page, page_of
 from tests.integration.plugins.server import ApiServer
 
 WORKERS = 2
@@ -35,12 +34,7 @@ def workers(server: ApiServer) -> Iterator[ApiServer]:
 @pytest.fixture
 def page(workers: ApiServer, pool: Pool, picas_default: str) -> Page:
     """A pool with the provider's views; a run whose push names the batch ``b`` of it."""
-    workers.connect(CONN, pool)
-    hook = PicasHook(picas_default)
-    hook.deploy_views()
-    run_id = workers.run()
-    workers.name_batch(run_id, "push", CONN, pool.database, "b")
-    return Page(workers, pool, hook, run_id)
+    return page_of(workers, pool, picas_default)
 
 
 def pids(server: ApiServer) -> list[int]:
