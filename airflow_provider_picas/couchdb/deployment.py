@@ -34,12 +34,13 @@ def deploy(pool: Pool, conditions: Mapping[str, str] | None = None) -> Operation
     wanted = {**further, **views.design_documents(pool.profile)}
     present = yield from pool.fetch([f"_design/{name}" for name in wanted])
     for name, content in wanted.items():
-        outcome = yield from _deploy_one(pool, name, present.get(f"_design/{name}"), content)
+        outcome = yield from deploy_one(pool, name, present.get(f"_design/{name}"), content)
         getattr(result, outcome).append(name)
     return result
 
 
-def _deploy_one(pool: Pool, name: str, present: Document | None, wanted: Mapping[str, Any]) -> Operation[str]:
+def deploy_one(pool: Pool, name: str, present: Document | None, wanted: Mapping[str, Any]) -> Operation[str]:
+    """Write a design document if it is missing or differs. Returns ``written``, ``unchanged`` or ``refused``."""
     for _ in range(_TRIES):
         document = _design_to_write(name, present, wanted)
         if document is None:

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from airflow_provider_picas.couchdb import changes, conflicts, errors, groups
-from airflow_provider_picas.couchdb.deployment import design_document
+from airflow_provider_picas.couchdb.deployment import deploy_one, design_document
 from airflow_provider_picas.couchdb.http import Operation, Request, json_body
 from airflow_provider_picas.couchdb.pool import Document, Pool
 from airflow_provider_picas.lifecycle import new_tokens
 from airflow_provider_picas.lifecycle.json_values import number
 from airflow_provider_picas.lifecycle.portions import portions
-from airflow_provider_picas.tokens import stage_views, views
+from airflow_provider_picas.tokens import stage_views
 from airflow_provider_picas.tokens.chain import Chain, ChainCounts
 
 PARENTS = 50  # whose lists are carried out at a time
@@ -42,19 +42,8 @@ class Lists:
 
 def deploy(pool: Pool) -> Operation[bool]:
     """Write the design document that shows pending lists, if it differs. False: the login may not."""
-    for _ in range(10):
-        present = yield from design_document(pool, stage_views.STAGES)
-        wanted = stage_views.stages()
-        if not views.differs(present, wanted):
-            return True
-        try:
-            yield from pool.put({"_id": f"_design/{stage_views.STAGES}", **(present or {}), **wanted})
-        except errors.ConflictError:
-            continue  # somebody else writes it, too
-        except (errors.ForbiddenError, errors.UnauthorizedError):
-            return False
-        return True
-    return False
+    present = yield from design_document(pool, stage_views.STAGES)
+    return (yield from deploy_one(pool, stage_views.STAGES, present, stage_views.stages())) != "refused"
 
 
 def lists_of(pool: Pool, batches: Collection[str]) -> Operation[Lists]:

@@ -171,7 +171,7 @@ def _field(name: str) -> str:
 
 def is_own(name: str) -> bool:
     """True for a design document of this package, which it replaces if it differs."""
-    return any(name == own or name.startswith(f"{own}-") for own in (PROVIDER, PAGE))
+    return any(name == own or name.startswith(f"{own}-") for own in (PROVIDER, PAGE, ids.STAGES))
 
 
 def missing_views(present: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> list[str]:
