@@ -115,7 +115,7 @@ export const Confirm = ({ scope, asked, onClose }: { scope: Scope; asked: Asked;
   const queries = useQueryClient();
   const [priority, setPriority] = useState("1");
   const body: Selection = { ...asked.selection };
-  const complete = asked.action !== "priority" || priority !== ""; // what is no number is "" here
+  const complete = asked.action !== "priority" || priority !== ""; // the input gives "" for anything but a number
   if (asked.action === "priority") {
     body.priority = Number(priority);
   }
