@@ -10,8 +10,11 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
             $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$python; break; }; done)
 VENV   := .stack/airflow/bin
 
+# Strict: a warning, such as a broken link or reference, fails. Links to other sites are not followed.
+SPHINX := $(VENV)/python -m sphinx --builder html --fresh-env --fail-on-warning --keep-going --nitpicky --quiet docs .stack/docs
+
 unexport PYTHONDONTWRITEBYTECODE
-.PHONY: demo test check chaos bench compat lint format diagrams screenshots install pins clean python
+.PHONY: demo test check chaos bench compat lint format docs diagrams screenshots install pins clean python
 
 demo: python
 	@exec $(PYTHON) -m stack.demo --stack $(STACK)
@@ -20,6 +23,7 @@ demo: python
 # ARGS=--all also tests an embedded server that has not changed.
 test: install lint
 ifeq ($(strip $(TESTS)),)
+	$(SPHINX)
 	@$(PYTHON) -m stack.page test
 	$(VENV)/pytest -n 4 --dist loadfile tests/unit tests/integration $(ARGS)
 	$(VENV)/pytest -n 2 --dist loadfile tests/e2e $(ARGS)
@@ -59,7 +63,13 @@ format:
 install: python
 	@$(PYTHON) -m stack.install
 
-# Draws the diagram of docs/lifecycle.md from the tables of states and transitions.
+# The documentation site.
+docs: python
+	@$(PYTHON) -m stack.install airflow
+	$(SPHINX)
+	@echo "file://$(CURDIR)/.stack/docs/index.html"
+
+# Draws the diagram of docs/explanation/lifecycle.md from the tables of states and transitions.
 diagrams: python
 	@$(PYTHON) -m stack.install airflow
 	$(VENV)/python docs/draw_states.py

@@ -82,7 +82,7 @@ class Scaling(_Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class PilotOptions(_Checked):
-    """Options of the pilot that runs a ``command``. ``docs/pilot.md`` describes each of them, under ``pilot.json``.
+    """Options of the pilot that runs a ``command``. ``docs/reference/pilot.md`` describes each of them, under ``pilot.json``.
 
     The schema of ``pilot.json`` gives the defaults and checks the values. A ``dict`` of these options works too, but is
     checked only when the task runs.

@@ -57,7 +57,7 @@ def picas_run(
     ``collect`` also runs when the wait has failed: it logs why tokens are in error, and then fails too. ``stop`` is a
     teardown: it cancels the pilots that remain, also when the run is marked failed.
 
-    ``stages``: the pilots for the tokens that the command, and those of the stages before, make (``docs/stages.md``):
+    ``stages``: the pilots for the tokens that the command, and those of the stages before, make (``docs/howto/stages.md``):
     ``{"imaging": PilotStage(command="./image.sh", sbatch={"time": "04:00:00"})}``. Each stage has tasks of its own, in a
     group of its name: ``ready`` (enough tokens wait for pilots), ``pilots``, ``wait``, ``collect`` and ``stop``. The
     output is then that of the last stage's ``collect``.

@@ -1,4 +1,4 @@
-"""Draws the states and transitions of a token into docs/lifecycle.md, from the tables in ``airflow_provider_picas.lifecycle``."""
+"""Draws the states and transitions of a token into docs/explanation/lifecycle.md, from the tables of the lifecycle."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from airflow_provider_picas.lifecycle.states import CONDITIONS, Condition
 from airflow_provider_picas.lifecycle.transitions import TRANSITIONS
 
-PAGE = Path(__file__).with_name("lifecycle.md")
+PAGE = Path(__file__).with_name("explanation") / "lifecycle.md"
 _PLACE = re.compile(r"(<!-- states: [^\n]* -->\n).*(<!-- end of states -->)", re.DOTALL)
 
 
@@ -34,7 +34,7 @@ def _diagram() -> str:
         for before in transition.before
     ]
     names = [f"| {transition.name} | {transition.when} |" for transition in TRANSITIONS]
-    return "\n".join(["```mermaid", "stateDiagram-v2", *lines, "```", "", "| transition | when |", "|---|---|", *names])
+    return "\n".join(["```text", "stateDiagram-v2", *lines, "```", "", "| transition | when |", "|---|---|", *names])
 
 
 if __name__ == "__main__":

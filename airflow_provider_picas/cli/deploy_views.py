@@ -39,7 +39,7 @@ def add(commands: Any) -> None:
         " 'SingleCore=doc.cores == 1'; can be repeated",
     )
     parser.add_argument(
-        "--stages", action="store_true", help="also create the view for tokens that make tokens (docs/stages.md)"
+        "--stages", action="store_true", help="also create the view for tokens that make tokens (docs/howto/stages.md)"
     )
     parser.set_defaults(run=run)
 

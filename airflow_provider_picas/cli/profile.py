@@ -69,7 +69,7 @@ def _show(name: str, document: Mapping[str, Any]) -> bool:
     for remark in reading.remarks:
         print(f"  {one_line(remark, 500)}")
     if reading.profile is None:
-        print("  It does not give a profile. docs/pools.md describes how to write one.")
+        print("  It does not give a profile. docs/howto/pools.md describes how to write one.")
         return False
     if shipped := next((known for known in SHIPPED.values() if _same(known, reading.profile)), None):
         print(f'  The profile is shipped: "profile": {json.dumps(shipped.name)}')

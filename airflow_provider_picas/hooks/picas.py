@@ -44,7 +44,7 @@ class PicasHook(CouchDBHook):
     :param database: another database than the connection's.
     :param design_document: another design document with PiCaS's views than the connection's, such as ``SingleCore``:
         then only the tokens in its views are counted, read and changed, except tokens that are named by their ids.
-    :param profile: another shape of the pool than the connection's: the name of a profile, or an object; see docs/pools.md.
+    :param profile: another shape of the pool than the connection's: the name of a profile, or an object; see docs/howto/pools.md.
     :param method: HTTP method of ``run()``, which is inherited from ``HttpHook``, for requests that have no method here.
     :param wait_for_index: repeat the query of a view while CouchDB builds its index: CouchDB then answers 500 after a
         minute, and the index of a large pool takes longer. With False, UnavailableError is raised after a few tries, as

@@ -10,7 +10,7 @@ from airflow_provider_picas.lifecycle.profile import Profile, ProfileError, read
 
 
 class Config(NamedTuple):
-    """The options in ``pilot.json``, which contains no secrets. Times are in seconds. docs/pilot.md has the same table."""
+    """The options in ``pilot.json``, which contains no secrets. Times are in seconds. docs/reference/pilot.md has this table."""
 
     command: Union[str, List[str]]  # a string for /bin/sh -c, or a list of arguments
     submission: str  # key of the submission

@@ -52,7 +52,7 @@ class Transition(NamedTuple):
     when: str
 
 
-# All of them: docs/lifecycle.md is drawn from this table, and a test runs the code for each entry.
+# All of them: docs/explanation/lifecycle.md is drawn from this table, and a test runs the code for each entry.
 TRANSITIONS = (
     Transition("push", ("",), "todo", "a push writes the token"),
     Transition("claim", ("todo",), "locked", "a pilot takes the token"),

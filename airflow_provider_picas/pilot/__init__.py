@@ -3,7 +3,7 @@
     python3 picas_pilot.pyz pilot.json
 
 It runs on the nodes of a cluster: Python 3.6 or newer, standard library only. It imports only ``lifecycle`` from this
-package; ``archive.py`` packs both into the one file that is sent. ``docs/pilot.md`` describes the interface to the
+package; ``archive.py`` packs both into the one file that is sent. ``docs/reference/pilot.md`` describes the interface to the
 command.
 
 Threads: the main thread (``main.Pilot``) watches signals, lease and wall-clock. ``threads.Claimer`` fetches tokens,

@@ -59,7 +59,7 @@ class PicasTokenStateSensor(TakesOptions, BaseSensorOperator):
 
     :param batch: the push operator's output, or the name of a batch. None: the whole pool, with the tokens that it has.
     :param stages: names of the stages whose tokens the batch's tokens make, in order: each is filled by the batch and the
-        stages before it (``docs/stages.md``). The wait is over only when no token can make more. It also makes tokens
+        stages before it (``docs/howto/stages.md``). The wait is over only when no token can make more. It also makes tokens
         that a pilot has named, but died before it made them.
     :param stage: wait for this stage alone. Default: for the batch and all of its stages together.
     :param least_work: with ``stage``: while more tokens may appear, do not submit pilots again for fewer waiting tokens.

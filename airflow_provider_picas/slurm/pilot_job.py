@@ -9,7 +9,7 @@ CONFIG_FILE = "pilot.json"
 LOG_FILE = "pilot-%A_%a.log"
 """Name of a pilot's log, with sbatch's placeholders for the job and the array task."""
 
-EX_CONFIG = 78  # the script's exit code if the node is unsuitable or the setup fails; see docs/pilot.md
+EX_CONFIG = 78  # the script's exit code if the node is unsuitable or the setup fails; see docs/reference/pilot.md
 
 WARNING = "B:TERM@20"
 """``--signal``: the pilot gets SIGTERM 20 seconds (Slurm: up to 80) before the wall-clock limit, and releases its tokens."""

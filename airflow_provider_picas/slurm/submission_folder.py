@@ -1,9 +1,9 @@
 """A submission: all sbatch calls of one operator run, which cannot happen twice.
 
 It has its own folder in the shared home on the cluster, ``<remote folder>/<key>``, where ``key`` is also the name of
-its jobs. ``docs/architecture.md`` lists the folder's content. The folder is filled under another name and then renamed:
-if several workers submit the same task, one rename succeeds, and the others continue with that folder. From then on its
-files are not replaced or removed. The file ``acknowledged`` means that the operator has reported the submission:
+its jobs. ``docs/development/architecture.md`` lists the folder's content. The folder is filled under another name and
+then renamed: if several workers submit the same task, one rename succeeds, and the others continue with that folder.
+From then on its files are not replaced or removed. The file ``acknowledged`` means that the operator has reported the submission:
 without it, the next try adopts the jobs, even ended ones; with it, and if no jobs remain, the next try is a new
 submission.
 

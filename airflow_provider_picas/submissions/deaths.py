@@ -1,6 +1,6 @@
 """Leases of pilots, and which locked tokens have lost their pilot.
 
-A pilot keeps one ``_local/picas-pilot-<id>`` document; see ``docs/architecture.md`` and ``docs/pilot.md``.
+A pilot keeps one ``_local/picas-pilot-<id>`` document; see ``docs/development/architecture.md`` and ``docs/reference/pilot.md``.
 """
 
 from __future__ import annotations

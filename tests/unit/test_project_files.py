@@ -14,7 +14,7 @@ from airflow_provider_picas import __version__
 from stack.paths import PROJECT
 
 PAGES = sorted([*PROJECT.glob("*.md"), *PROJECT.glob("docs/**/*.md")])
-RECORDS = sorted(PROJECT.glob("docs/decisions/[0-9]*.md"))
+RECORDS = sorted(PROJECT.glob("docs/development/decisions/[0-9]*.md"))
 
 
 def settings(name: str) -> Any:
@@ -53,7 +53,7 @@ def test_a_decision_has_its_parts_and_is_listed(record: Path) -> None:
     number, parts = record.name[:4], re.findall(r"^## (.*)$", record.read_text(), re.MULTILINE)
     assert record.read_text().startswith(f"# {int(number)}. ")
     assert parts == ["Context", "Decision", "Consequences"]
-    assert f"(decisions/{record.name})" in (PROJECT / "docs" / "architecture.md").read_text()
+    assert f"(decisions/{record.name})" in (PROJECT / "docs" / "development" / "architecture.md").read_text()
 
 
 def test_decisions_are_numbered_in_order() -> None:

@@ -48,11 +48,11 @@ class PicasSubmitPilotsOperator(TakesOptions, BaseOperator):
 
     :param command: the command that a pilot runs for each token: a string for a shell, or a list of arguments. The
         token is in the variables ``PICAS_INPUT``, ``PICAS_TOKEN_ID``, ``PICAS_FIELD_<NAME>`` and the file
-        ``PICAS_TOKEN_FILE``; see docs/pilot.md.
+        ``PICAS_TOKEN_FILE``; see docs/reference/pilot.md.
     :param setup: shell code that the job runs once before the pilot, such as ``module load Python``.
     :param files: files that the command finds in its folder; relative paths are looked up beside the DAG file.
     :param pilot: options of our pilot: a ``PilotOptions``, which is checked when the DAG is parsed, or a dict such as
-        ``{"lease": 120, "slots": 2, "max_retries": 1}``; see docs/pilot.md.
+        ``{"lease": 120, "slots": 2, "max_retries": 1}``; see docs/reference/pilot.md.
     :param script: an sbatch script. A relative path is looked up beside the DAG file. It is sent byte for byte; only a
         file whose name ends in ``.j2`` is rendered. It finds ``picasconfig.py`` on PYTHONPATH.
     :param scaling: the next six arguments, as one ``Scaling``.
@@ -74,7 +74,7 @@ class PicasSubmitPilotsOperator(TakesOptions, BaseOperator):
         environments. Variables that set options of sbatch, such as ``SBATCH_CLUSTERS``, are refused.
     :param batch: the push operator's output. Its database is the pool of the pilots, and our own pilots claim only its
         tokens.
-    :param stages: names of the stages whose tokens the batch's tokens make, in order (``docs/stages.md``): commands may
+    :param stages: names of the stages whose tokens the batch's tokens make, in order (``docs/howto/stages.md``): commands may
         make tokens for these, and pilots make those of others that died.
     :param stage: submit pilots for this stage. Default: for the batch itself. If no token of it waits, nothing is submitted.
     :param workdir: folder on the cluster where sbatch runs, absolute or below the home. Default: the submission's own
