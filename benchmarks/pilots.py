@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -21,13 +22,18 @@ from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.operators.tokens import PicasPushTokensOperator
 from airflow_provider_picas.pilot import archive
 from airflow_provider_picas.slurm import credentials
+from airflow_provider_picas.tokens.counts import Counts
+from airflow_provider_picas.triggers.feed import feed_for
 from benchmarks.measure import Goal, Result, in_pairs, medians, ratio
-from benchmarks.server import CONN_ID, Server, context
+from benchmarks.server import CONN_ID, Server, context, cpu_of
 from stack import paths
 
-PILOTS = (1, 2, 4, 8)
-OUR_TOKENS = 1_000
-THEIR_TOKENS = 250
+PILOTS = (1, 2, 4, 8, 32)
+OUR_TOKENS, THEIR_TOKENS = 2_000, 250
+TOKENS_A_PILOT, THEIR_TOKENS_A_PILOT = 125, 20
+"""At least as many tokens, so that the starts of many pilots are a small part of their cost."""
+SERVER_MS = 2.0  # milliseconds of the server's CPU for a token
+PILOT_MS = 1.0  # milliseconds of a pilot's CPU for a token, beside its process
 SPAWNS = 300
 PATIENCE = 300.0  # seconds for one measurement
 
@@ -37,7 +43,9 @@ class Taken:
     """The cost of a run of pilots, per token."""
 
     seconds: float = 0.0  #: from the first command's start to the last token's end
-    cpu: float = 0.0  #: seconds of pilots and commands
+    pilot: float = 0.0  #: milliseconds of the pilots' CPU, without the commands'
+    commands: float = 0.0  #: milliseconds of the commands' CPU
+    server: float | None = None  #: milliseconds of the server's CPU; None if it runs on another machine
     requests: float | None = None  #: None if the server does not count them
     conflicts: float | None = None
 
@@ -55,23 +63,26 @@ class Tally:
 
 
 def run(server: Server, pairs: int) -> Iterator[Result]:
-    """Tokens per second with several numbers of pilots, compared with the client; then the cost of a token for our pilot."""
+    """Tokens per second and their cost with several numbers of pilots, compared with the client."""
     for number in PILOTS:
         theirs, ours = Tally(), Tally()
         found = in_pairs(lambda: _theirs(server, number, theirs), lambda: _ours(server, number, ours), pairs)  # noqa: B023
         client, pilots = (1 / seconds for seconds in medians(found))
+        some = f"{number} pilot{'s' * (number > 1)}"
         yield Result(
-            f"short tokens with {number} pilot{'s' * (number > 1)} against the PiCaS client's, by rate",
+            f"short tokens with {some} against the PiCaS client's, by rate",
             {
                 "pilots": f"{pilots:,.0f} tokens/s",
                 "picas": f"{client:,.0f} tokens/s",
-                "requests a token": f"{ours.figure('requests')} and {theirs.figure('requests')}",
+                "requests a token": f"{ours.figure('requests', 3)} and {theirs.figure('requests')}",
                 "conflicts a token": f"{ours.figure('conflicts', 3)} and {theirs.figure('conflicts', 3)}",
             },
             ratio(found),
             Goal(4, at_least=True),
             pairs=found,
         )
+        yield _cost(f"the server's CPU for a token, {some}", "server", SERVER_MS, ours, theirs)
+        yield _cost(f"a pilot's CPU for a token beside its process, {some}", "pilot", PILOT_MS, ours, theirs)
     tally = Tally()
     found = in_pairs(_spawn, lambda: _ours(server, 1, tally), pairs)
     spawn, whole = medians(found)
@@ -80,12 +91,20 @@ def run(server: Server, pairs: int) -> Iterator[Result]:
         {
             "whole token": f"{whole * 1e3:.2f} ms",
             "process alone": f"{spawn * 1e3:.2f} ms",
-            "CPU with process": f"{tally.figure('cpu', 4)} s",
+            "CPU of the process": f"{tally.figure('commands')} ms",
         },
         median(token - process for process, token in found) * 1e6,
         unit="µs",
         pairs=found,
     )
+
+
+def _cost(name: str, figure: str, limit: float, ours: Tally, theirs: Tally) -> Result:
+    """A cost in milliseconds for a token, with the client's beside it."""
+    runs = zip(theirs.runs, ours.runs, strict=True)
+    pairs = [(getattr(one, figure) or 0.0, getattr(other, figure) or 0.0) for one, other in runs]
+    figures = {"picas": f"{theirs.figure(figure)} ms", "pilots": f"{ours.figure(figure)} ms"}
+    return Result(f"{name}, in ms", figures, medians(pairs)[1], Goal(limit), pairs=pairs)
 
 
 def _spawn() -> float:
@@ -104,7 +123,8 @@ def _command(mark: Path) -> str:
 def _ours(server: Server, number: int, tally: Tally) -> float:
     folder = _folder()
     with server.pool(views=True) as pool:
-        batch = _push(OUR_TOKENS)
+        tokens = max(OUR_TOKENS, number * TOKENS_A_PILOT)
+        batch = _push(tokens)
         (folder / "credentials").mkdir(mode=0o700)
         config = credentials.picasconfig(pool.url, pool.database, pool.user, pool.password)
         (folder / "credentials" / credentials.FILE).write_bytes(config)
@@ -112,10 +132,10 @@ def _ours(server: Server, number: int, tally: Tally) -> float:
         (folder / "pilot.json").write_text(json.dumps(settings))
         (folder / archive.FILE).write_bytes(archive.build())
         argv = [sys.executable, "-I", str(folder / archive.FILE), str(folder / "pilot.json")]
-        taken = _measure(server, folder, [(argv, "")] * number, OUR_TOKENS, batch)
+        taken = _measure(server, folder, [(argv, "")] * number, tokens, batch)
     logs = "".join(path.read_text() for path in folder.glob("pilot-*.log"))
     lost = sum(int(conflicts) for conflicts in re.findall(r"Claims lost to other pilots: (\d+)", logs))
-    taken.conflicts = lost / OUR_TOKENS
+    taken.conflicts = lost / tokens
     shutil.rmtree(folder)
     tally.runs.append(taken)
     return taken.seconds
@@ -124,14 +144,15 @@ def _ours(server: Server, number: int, tally: Tally) -> float:
 def _theirs(server: Server, number: int, tally: Tally) -> float:
     folder = _folder()
     with server.pool(views=True) as pool:
-        _push(THEIR_TOKENS)
+        tokens = max(THEIR_TOKENS, number * THEIR_TOKENS_A_PILOT)
+        _push(tokens)
         argv = [str(paths.PICAS_VENV / "bin" / "python"), str(Path(__file__).with_name("client_pilot.py"))]
         access = {"url": pool.url, "database": pool.database, "user": pool.user, "password": pool.password}
         given = json.dumps({**access, "command": ["/bin/sh", "-c", _command(folder / "mark")]})
         before = _counted(server, "httpd_status_codes", "409")
-        taken = _measure(server, folder, [(argv, given)] * number, THEIR_TOKENS)
+        taken = _measure(server, folder, [(argv, given)] * number, tokens)
         after = _counted(server, "httpd_status_codes", "409")
-    taken.conflicts = None if before is None or after is None else (after - before) / THEIR_TOKENS
+    taken.conflicts = None if before is None or after is None else (after - before) / tokens
     shutil.rmtree(folder)
     tally.runs.append(taken)
     return taken.seconds
@@ -156,42 +177,71 @@ def _measure(
 ) -> Taken:
     """Start the pilots, each with its input, and wait until all tokens are done. Returns the cost per token.
 
-    The tokens are counted in views that these pilots read anyway: the provider's, which count by batch, for our pilots,
-    and those of ``Monitor`` for the client's. Otherwise the database would index each token in views that nothing else
-    needs.
+    For our pilots a wait follows the batch, as in Airflow: what it costs the server is part of a token's cost. Tokens
+    of the client's pilots are counted in the views of ``Monitor``, which these pilots read anyway.
     """
-    requests = _counted(server, "httpd", "requests")
-    processes = []
-    for place, (argv, given) in enumerate(pilots):
-        with (folder / f"pilot-{place}.log").open("wb") as log:
-            process = subprocess.Popen(
-                argv,
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, "SLURM_ARRAY_TASK_ID": str(place), "SLURM_ARRAY_TASK_COUNT": str(len(pilots))},
-            )
-        assert process.stdin is not None
-        process.stdin.write(given.encode())
-        process.stdin.close()
-        processes.append(process)
-    hook, deadline = PicasHook(CONN_ID), time.time() + PATIENCE
-    asked = 0
-    while (done := hook.count(batch).done) < tokens:
-        if time.time() > deadline:
-            raise RuntimeError(f"{done} of {tokens} tokens are done: {(folder / 'pilot-0.log').read_text()[-1_000:]}")
-        asked += 1
-        time.sleep(0.2 if done < 0.9 * tokens else 0.02)
+    requests, cpu = _counted(server, "httpd", "requests"), server.cpu()
+    processes = [_start(folder, place, len(pilots), *pilot) for place, pilot in enumerate(pilots)]
+    asked = _count_until(tokens, folder) if batch is None else asyncio.run(_wait_until(batch, tokens, folder))
     ended = time.time()
     after = _counted(server, "httpd", "requests")
     taken = Taken((ended - (folder / "mark").stat().st_mtime) / tokens)
     for process in processes:
-        _, _, usage = os.wait4(process.pid, 0)
-        process.returncode = 0
-        taken.cpu += (usage.ru_utime + usage.ru_stime) / tokens
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        taken.pilot += cpu_of(process.pid) * 1e3 / tokens
+        taken.commands += (cpu_of(process.pid, children=True) - cpu_of(process.pid)) * 1e3 / tokens
+        process.wait()
+    for indexed in {None, batch}:  # what the server has put off belongs to the cost, too
+        PicasHook(CONN_ID).count(indexed)
+    if cpu is not None:
+        taken.server = ((server.cpu() or 0.0) - cpu) * 1e3 / tokens
     if requests is not None and after is not None:
-        taken.requests = (after - requests - asked * (2 if batch is None else 1)) / tokens
+        taken.requests = (after - requests - asked) / tokens
     return taken
+
+
+def _start(folder: Path, place: int, pilots: int, argv: list[str], given: str) -> subprocess.Popen[bytes]:
+    with (folder / f"pilot-{place}.log").open("wb") as log:
+        process = subprocess.Popen(
+            argv,
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "SLURM_ARRAY_TASK_ID": str(place), "SLURM_ARRAY_TASK_COUNT": str(pilots)},
+        )
+    assert process.stdin is not None
+    process.stdin.write(given.encode())
+    process.stdin.close()
+    return process
+
+
+def _count_until(tokens: int, folder: Path) -> int:
+    """Count until all tokens are done. Returns the number of requests."""
+    hook, deadline, asked = PicasHook(CONN_ID), time.time() + PATIENCE, 2
+    while (done := hook.count().done) < tokens:
+        if time.time() > deadline:
+            raise _unfinished(folder, done, tokens)
+        asked += 2
+        time.sleep(0.2 if done < 0.9 * tokens else 0.02)
+    return asked
+
+
+async def _wait_until(batch: str, tokens: int, folder: Path) -> int:
+    """Follow the batch as a deferred wait does, until all its tokens are done. Its requests are part of the cost."""
+    done = 0
+    try:
+        async with asyncio.timeout(PATIENCE), feed_for(CONN_ID).subscribe(batch) as updates:
+            async for update in updates:
+                done = update.counts.done if isinstance(update.counts, Counts) else done
+                if done >= tokens:
+                    break
+    except TimeoutError:
+        raise _unfinished(folder, done, tokens) from None
+    return 0
+
+
+def _unfinished(folder: Path, done: int, tokens: int) -> RuntimeError:
+    return RuntimeError(f"{done} of {tokens} tokens are done: {(folder / 'pilot-0.log').read_text()[-1_000:]}")
 
 
 def _counted(server: Server, *path: str) -> float | None:

@@ -8,11 +8,15 @@ import secrets
 import shutil
 import types
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from airflow_provider_picas.hooks.picas import PicasHook
+from airflow_provider_picas.pilot.guard import children_of
 from stack import paths
 from stack.couchdb import CouchDB, CouchDBAdmin
 from stack.pool import Pool
@@ -27,6 +31,19 @@ class Server:
 
     admin: CouchDBAdmin
     name: str
+
+    def cpu(self) -> float | None:
+        """Seconds of CPU that the server and its children have used; None if it runs on another machine."""
+        if self._pid is None:
+            return None
+        pids = [self._pid]
+        for pid in pids:
+            pids += children_of(pid)
+        return sum(cpu_of(pid, children=True) for pid in pids)
+
+    @cached_property
+    def _pid(self) -> int | None:
+        return listening_process(urlsplit(self.admin.url).port or 0)
 
     @contextmanager
     def pool(self, *, views: bool = False) -> Iterator[Pool]:
@@ -67,6 +84,27 @@ def _server(admin: CouchDBAdmin) -> Server:
     _, welcome = admin.request("GET", "/")
     vendor = welcome.get("vendor", {}).get("name", "unknown vendor")
     return Server(admin, f"CouchDB {welcome.get('version')} ({vendor})")
+
+
+def listening_process(port: int) -> int | None:
+    """The process on this machine that listens on a TCP port."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    sockets = {f"socket:[{row[9]}]" for row in rows if row[3] == "0A" and int(row[1].rpartition(":")[2], 16) == port}
+    for folder in Path("/proc").glob("[0-9]*/fd"):
+        with suppress(OSError):  # it may have ended, or belong to another user
+            for descriptor in folder.iterdir():
+                if os.readlink(descriptor) in sockets:
+                    return int(folder.parent.name)
+    return None
+
+
+def cpu_of(pid: int, *, children: bool = False) -> float:
+    """Seconds of CPU that a process has used, also if it is a zombie. ``children``: with those that have ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return sum(map(int, fields[11 : 15 if children else 13])) / os.sysconf("SC_CLK_TCK")
 
 
 def context(task_id: str = "push") -> Any:
