@@ -96,11 +96,20 @@ class Airflow:
         API takes 5 s of CPU, which would distort every measurement. The UI and the Test button use a copy.
         """
         self._connections[conn_id] = fields
+        self._write_connections()
+        self.api.add_connection(conn_id, **fields, description="A copy: tasks read it from connections.json")
+
+    def disconnect(self, conn_id: str) -> None:
+        """Remove a connection, if it exists."""
+        self._connections.pop(conn_id, None)
+        self._write_connections()
+        self.api.remove_connection(conn_id)
+
+    def _write_connections(self) -> None:
         new = self._connections_file.with_suffix(".new")
         new.touch(mode=0o600)
         new.write_text(json.dumps(self._connections))
         new.replace(self._connections_file)
-        self.api.add_connection(conn_id, **fields, description="A copy: tasks read it from connections.json")
 
     def stop(self) -> None:
         """End all of its processes, including running tasks."""

@@ -206,6 +206,14 @@ class AirflowApi:
         else:
             self.request("PATCH", path, body)
 
+    def remove_connection(self, conn_id: str) -> None:
+        """Delete a connection, if it exists."""
+        try:
+            self.request("DELETE", f"connections/{quote(conn_id)}")
+        except AirflowApiError as error:
+            if error.status != HTTPStatus.NOT_FOUND:
+                raise
+
     def test_connection(self, conn_id: str) -> tuple[bool, str]:
         """The result of the connection form's Test button."""
         known = self.request("GET", f"connections/{quote(conn_id)}")

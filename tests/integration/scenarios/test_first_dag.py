@@ -1,4 +1,4 @@
-"""The README's first DAG on sites with one fault each: what its tasks report, and what remains on the cluster."""
+"""The DAG of the word count on sites with one fault each: what its tasks report, and what remains on the cluster."""
 
 from __future__ import annotations
 
