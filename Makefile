@@ -69,7 +69,7 @@ docs: python
 	$(SPHINX)
 	@echo "file://$(CURDIR)/.stack/docs/index.html"
 
-# Draws the diagram of docs/explanation/lifecycle.md from the tables of states and transitions.
+# Draws docs/images/states.svg and the tables of docs/explanation/lifecycle.md from the tables of states and transitions.
 diagrams: python
 	@$(PYTHON) -m stack.install airflow
 	$(VENV)/python docs/draw_states.py

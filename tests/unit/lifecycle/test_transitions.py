@@ -80,6 +80,7 @@ def test_a_pilot_that_is_stopped_gives_its_token_back() -> None:
 def test_the_diagram_is_drawn_from_the_tables() -> None:
     page = draw_states.PAGE.read_text()
     assert page == draw_states.drawn(page), "run make diagrams"
+    assert draw_states.PICTURE.read_text() == draw_states.picture(), "run make diagrams"
 
 
 def test_a_lock_of_somebody_else_is_recognised() -> None:
