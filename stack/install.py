@@ -26,8 +26,11 @@ from stack import paths
 from stack.processes import StackError, tail
 
 PARTS = ("airflow", "picas", "couchdb", "cluster", "page", "browser")
+EXTRA_PARTS = ("peers",)
+"""Installed only if they are named: a benchmark needs them."""
 AIRFLOW_PINS = paths.PROJECT / "stack" / "requirements-airflow-3.3.txt"
 PICAS_PINS = paths.PROJECT / "stack" / "requirements-picas.txt"
+PEERS_PINS = paths.PROJECT / "stack" / "requirements-peers.txt"
 LOG = paths.HOME / "log" / "install.log"
 CACHE = paths.HOME / "cache"
 CACHES = {
@@ -42,7 +45,7 @@ def install(parts: Sequence[str] = PARTS) -> None:
     """Install these parts. Raises StackError, which carries the end of the log."""
     check_python()
     with locked(paths.HOME / "install.lock"):
-        for part in (part for part in PARTS if part in parts):
+        for part in (part for part in (*PARTS, *EXTRA_PARTS) if part in parts):
             INSTALLERS[part]()
 
 
@@ -60,6 +63,12 @@ def picas() -> None:
     """The environment with the PiCaS client, for the cluster's side."""
     step("the PiCaS client", lambda: environment(paths.PICAS_VENV, PICAS_PINS),
          venv=paths.PICAS_VENV, inputs=[PICAS_PINS])  # fmt: skip
+
+
+def peers() -> None:
+    """The environment with the systems that a benchmark compares with."""
+    step("HyperQueue and Parsl", lambda: environment(paths.PEERS_VENV, PEERS_PINS),
+         venv=paths.PEERS_VENV, inputs=[PEERS_PINS])  # fmt: skip
 
 
 def couchdb() -> None:
@@ -99,6 +108,7 @@ INSTALLERS: Mapping[str, Callable[[], None]] = {
     "cluster": cluster,
     "page": page,
     "browser": browser,
+    "peers": peers,
 }
 
 
@@ -294,8 +304,8 @@ def fetch_debian(packages: Sequence[str], prefix: Path) -> None:
 
 def write_pins() -> None:
     """Resolve all environments again, for Python 3.11 and newer, and write the pins."""
-    airflows = [(asked.with_suffix(".txt"), asked) for asked in sorted(AIRFLOW_PINS.parent.glob("*-airflow-*.in"))]
-    for pins, asked in (*airflows, (PICAS_PINS, None)):
+    lists = [(asked.with_suffix(".txt"), asked) for asked in sorted(AIRFLOW_PINS.parent.glob("requirements-*.in"))]
+    for pins, asked in (*lists, (PICAS_PINS, None)):
         heading = [line for line in pins.read_text().splitlines() if line.startswith("#")]
         source = asked or CACHE / "picas.in"
         if asked is None:
@@ -330,11 +340,12 @@ def interrupt_on_sigterm() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python3 -m stack.install", description=__doc__)
-    parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(PARTS)}; default: all")
+    parser.add_argument("parts", nargs="*", metavar="part",
+                        help=f"of {', '.join(PARTS)} (default: all), {', '.join(EXTRA_PARTS)}")  # fmt: skip
     parser.add_argument("--pins", action="store_true", help="resolve the pinned versions anew")
     parser.add_argument("--clean", action="store_true", help="remove everything that was installed")
     arguments = parser.parse_args(argv)
-    if unknown := set(arguments.parts) - set(PARTS):
+    if unknown := set(arguments.parts) - set(INSTALLERS):
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
     interrupt_on_sigterm()
     try:

@@ -13,6 +13,9 @@ AIRFLOW_VENV = HOME / "airflow"
 PICAS_VENV = HOME / "picas-client"
 """Virtual environment with the PiCaS client, for the cluster's side. It cannot live beside Airflow."""
 
+PEERS_VENV = HOME / "peers"
+"""Virtual environment with HyperQueue and Parsl, which only the benchmark "peers" needs."""
+
 CLUSTER_PREFIX = HOME / "cluster"
 """Debian's Slurm, munge, sshd and MariaDB, unpacked; its ``usr/`` is what ``/usr`` would be."""
 

@@ -1,0 +1,186 @@
+"""Tasks a second of other systems and of pilots, and the CPU time of the whole machine for each task.
+
+All run the same command, a real process for each task, with the same number of workers, in turns. Only pilots and the
+PiCaS client write each claim and each result to a database; HyperQueue and Parsl keep them in memory. What survives the
+kill of a process is measured by ``faults``. ``PICAS_BENCH_WORKERS="1 4"`` sets other numbers of workers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+
+from airflow_provider_picas.hooks.picas import PicasHook
+from airflow_provider_picas.operators.tokens import PicasPushTokensOperator
+from benchmarks import pilot_folder
+from benchmarks.measure import Goal, Result
+from benchmarks.peers import progress
+from benchmarks.peers.progress import Progress, Speed
+from benchmarks.server import CONN_ID, Server, context
+from stack import install, paths, processes
+from stack.pool import Pool
+
+WORKERS = tuple(int(number) for number in os.environ.get("PICAS_BENCH_WORKERS", "1 2 4 8").split())
+SHORT, LONGER = ["/bin/true"], ["/bin/sleep", "0.05"]
+LONGER_SECONDS = 0.05
+SECONDS = 4  # of a run with the longer command
+NAMES = {
+    "bare": "posix_spawn alone",
+    "hyperqueue": "HyperQueue",
+    "parsl": "Parsl",
+    "client": "PiCaS client",
+    "pilots": "pilots",
+    "slots": "one pilot with slots",
+}
+SHORT_TASKS = {"bare": 2_000, "hyperqueue": 2_000, "parsl": 2_000, "client": 200, "pilots": 1_500, "slots": 1_500}
+
+
+def run(server: Server, pairs: int) -> Iterator[Result]:
+    """Compare all systems, for both commands and each number of workers."""
+    install.install(["picas", "peers"])
+    idle = _idle()
+    for command in (SHORT, LONGER):
+        for workers in WORKERS:
+            speeds: dict[str, list[Speed]] = {name: [] for name in NAMES}
+            for turn in range(pairs):
+                for name in sorted(NAMES, reverse=bool(turn % 2)):
+                    speeds[name].append(_speed(server, name, workers, command, idle))
+            yield _result(command, workers, speeds)
+
+
+def _result(command: list[str], workers: int, speeds: dict[str, list[Speed]]) -> Result:
+    figures = {
+        NAMES[name]: f"{median(one.rate for one in found):,.0f}/s, {median(one.cpu for one in found) * 1e3:.1f} ms CPU"
+        for name, found in speeds.items()
+    }
+    pairs = [(ours.rate, theirs.rate) for ours, theirs in zip(speeds["pilots"], speeds["hyperqueue"], strict=True)]
+    name = f"`{' '.join(command)}`, {workers} worker{'s' * (workers > 1)}: pilots against HyperQueue, by rate"
+    return Result(name, figures, median(ours / theirs for ours, theirs in pairs), Goal(1, at_least=True), pairs=pairs)
+
+
+def _idle(seconds: float = 2.0) -> float:
+    """CPU seconds a second that this machine uses for everything else."""
+    begin = progress.now(0)
+    time.sleep(seconds)
+    end = progress.now(0)
+    return (end.busy - begin.busy) / (end.at - begin.at)
+
+
+def _speed(server: Server, name: str, workers: int, command: list[str], idle: float) -> Speed:
+    """Run one system once."""
+    tasks = SHORT_TASKS[name] if command is SHORT else int(workers * SECONDS / LONGER_SECONDS)
+    with folder() as place:
+        return progress.speed(SYSTEMS[name](server, place, workers, tasks, command), idle)
+
+
+@contextmanager
+def folder() -> Iterator[Path]:
+    """An empty folder for a run, removed at the end."""
+    place = paths.RUN / f"bench-peers-{os.getpid()}-{time.monotonic_ns()}"
+    place.mkdir(parents=True)
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def argv(program: str, *arguments: object) -> list[str]:
+    """The command line of a program of this package in the peers' environment."""
+    python = paths.PEERS_VENV / "bin" / "python"
+    return [str(python), "-m", f"benchmarks.peers.{program}", *map(str, arguments)]
+
+
+def environment() -> dict[str, str]:
+    """The environment of these programs: Parsl starts its parts from the PATH."""
+    return {**os.environ, "PATH": f"{paths.PEERS_VENV / 'bin'}:{os.environ['PATH']}"}
+
+
+def _program(program: str) -> Callable[[Server, Path, int, int, list[str]], list[Progress]]:
+    """Runs tasks with a program of this package."""
+
+    def readings(server: Server, place: Path, workers: int, tasks: int, command: list[str]) -> list[Progress]:
+        given = (workers, tasks, *command) if program == "spawn" else ("rate", place, workers, tasks, *command)
+        ended = subprocess.run(
+            argv(program, *given), capture_output=True, text=True, env=environment(), cwd=paths.PROJECT, check=False
+        )
+        if ended.returncode:
+            raise RuntimeError(f"{program} ended with code {ended.returncode}: {ended.stderr[-1_000:]}")
+        return [Progress(*one) for one in json.loads(ended.stdout.splitlines()[-1])]
+
+    return readings
+
+
+def push(tasks: int) -> str:
+    """Push tokens. Returns their batch."""
+    operator = PicasPushTokensOperator(task_id="push", inputs=list(range(tasks)), picas_conn_id=CONN_ID)
+    batch = str(operator.execute(context())["batch"])
+    hook = PicasHook(CONN_ID)
+    hook.count(batch)  # the views are indexed
+    hook.count()
+    return batch
+
+
+def _pilots(server: Server, place: Path, workers: int, tasks: int, command: list[str]) -> list[Progress]:
+    return _own_pilots(server, place, workers, 1, tasks, command)
+
+
+def _slots(server: Server, place: Path, workers: int, tasks: int, command: list[str]) -> list[Progress]:
+    return _own_pilots(server, place, 1, workers, tasks, command)
+
+
+def _own_pilots(server: Server, place: Path, pilots: int, slots: int, tasks: int, command: list[str]) -> list[Progress]:
+    with server.pool(views=True) as pool:
+        batch = push(tasks)
+        started = pilot_folder.start(pool, place / "pilots", pilots, batch=batch, command=command, slots=slots)
+        return _followed(started, lambda: PicasHook(CONN_ID).count(batch).done, tasks)
+
+
+def _client(server: Server, place: Path, workers: int, tasks: int, command: list[str]) -> list[Progress]:
+    with server.pool(views=True) as pool:
+        push(tasks)
+        started = [start_client(pool, place, number, command) for number in range(workers)]
+        return _followed(started, lambda: PicasHook(CONN_ID).count().done, tasks)
+
+
+def start_client(pool: Pool, place: Path, number: int, command: list[str]) -> subprocess.Popen[bytes]:
+    """Start a pilot of the PiCaS client. Its log is in the folder."""
+    program = [str(paths.PICAS_VENV / "bin" / "python"), str(paths.PROJECT / "benchmarks" / "client_pilot.py")]
+    given = {"url": pool.url, "database": pool.database, "user": pool.user, "password": pool.password}
+    with (place / f"client-{number}.log").open("wb") as log:
+        process = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT)
+    assert process.stdin is not None
+    process.stdin.write(json.dumps({**given, "command": command}).encode())
+    process.stdin.close()
+    return process
+
+
+def _followed(started: list[subprocess.Popen[bytes]], count: Callable[[], int], tasks: int) -> list[Progress]:
+    """The progress of pilots until all tokens are done; then they are ended."""
+    try:
+        return progress.follow(count, tasks, pause=0.4)
+    finally:
+        end(started)
+
+
+def end(started: list[subprocess.Popen[bytes]]) -> None:
+    """End these processes."""
+    processes.end([process.pid for process in started], seconds=12)
+    for process in started:
+        process.wait()
+
+
+SYSTEMS: dict[str, Callable[[Server, Path, int, int, list[str]], list[Progress]]] = {
+    "bare": _program("spawn"),
+    "hyperqueue": _program("hyperqueue_program"),
+    "parsl": _program("parsl_program"),
+    "client": _client,
+    "pilots": _pilots,
+    "slots": _slots,
+}
