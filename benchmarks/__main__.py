@@ -17,9 +17,9 @@ from typing import Any
 os.environ.setdefault("AIRFLOW__LOGGING__LOGGING_LEVEL", "ERROR")  # before Airflow is imported
 os.environ.setdefault("AIRFLOW__PICAS__DEPLOYMENT", "bench")
 
-from benchmarks import counts, memory, page, pilots, push, reset, size, waits, watching
+from benchmarks import churn, counts, many_pilots, memory, page, pilots, push, reset, size, waits, watching
 from benchmarks.measure import PAIRS, Goal, Result
-from benchmarks.peers import rates
+from benchmarks.peers import faults, rates
 from benchmarks.server import COUCHDB_URL, Server, couchdb
 from stack import paths
 
@@ -32,7 +32,15 @@ BENCHMARKS: dict[str, Callable[[Server, int], Iterator[Result]]] = {
     "pilots": pilots.run,
     "watching": watching.run,
 }
-EXTRA = {"sizes": push.sizes, "page": page.run, "size": size.run, "peers": rates.run}
+EXTRA = {
+    "sizes": push.sizes,
+    "page": page.run,
+    "peers": rates.run,
+    "faults": faults.run,
+    "size": size.run,
+    "many": many_pilots.run,
+    "churn": churn.run,
+}
 """Not run unless named."""
 
 KEPT = Path(__file__).with_name("results")

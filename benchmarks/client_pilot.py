@@ -4,6 +4,7 @@ Standard input is JSON: the pool's ``url``, ``database``, ``user`` and ``passwor
 """
 
 import json
+import os
 import sys
 
 from picas.actors import RunActor  # type: ignore[import-not-found]
@@ -18,7 +19,8 @@ class Pilot(RunActor):  # type: ignore[misc]
     """Runs the command and closes the token."""
 
     def process_task(self, token):  # type: ignore[no-untyped-def]
-        """One token."""
+        """One token. The command learns its id as from our pilots."""
+        os.environ["PICAS_TOKEN_ID"] = token["_id"]
         _, code, _, _ = execute(given["command"])
         token["exit_code"] = code
         BasicTokenModifier().close(token)

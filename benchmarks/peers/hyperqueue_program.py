@@ -63,7 +63,7 @@ def send(folder: str) -> None:
     """Submit the commands on standard input (JSON), and wait for them."""
     client = Client(folder)
     job = submit(client, folder, json.load(sys.stdin))
-    print(job.id, flush=True)
+    print("job", job.id, flush=True)
     follow(client, job.id)
 
 

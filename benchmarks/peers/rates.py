@@ -12,10 +12,11 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.operators.tokens import PicasPushTokensOperator
@@ -169,7 +170,7 @@ def _followed(started: list[subprocess.Popen[bytes]], count: Callable[[], int], 
         end(started)
 
 
-def end(started: list[subprocess.Popen[bytes]]) -> None:
+def end(started: Sequence[subprocess.Popen[Any]]) -> None:
     """End these processes."""
     processes.end([process.pid for process in started], seconds=12)
     for process in started:
