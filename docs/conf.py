@@ -12,7 +12,7 @@ from sphinx.application import Sphinx
 
 DOCS = Path(__file__).resolve().parent
 PROJECT = DOCS.parent
-sys.path.insert(0, str(PROJECT))
+sys.path[:0] = [str(PROJECT), str(DOCS)]
 
 _PACKAGE = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
 
@@ -22,7 +22,7 @@ project_copyright = f"{author}. Apache License 2.0"
 release = version = _PACKAGE["version"]
 REPOSITORY = "https://github.com/sara-nl/airflow-provider-picas"
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_copybutton", "sphinx_design"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_copybutton", "sphinx_design", "measured"]
 exclude_patterns = ["**/__pycache__"]
 nitpicky = True
 # Classes of Airflow and the standard library: their documentation is on the web, and a build must not need it.
