@@ -1,8 +1,12 @@
-"""Python on the documentation's pages: each block loads as a DAG file does, and Airflow can serialize its DAGs."""
+"""Code on the documentation's pages: Python loads as a DAG file does, and commands exist."""
 
 from __future__ import annotations
 
+import argparse
+import re
 import runpy
+import shlex
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +16,7 @@ import pytest
 from airflow.sdk import DAG
 from airflow.sdk.definitions._internal.contextmanager import DagContext
 
+from airflow_provider_picas.cli import check, deploy_views, import_connection, pool, profile
 from stack.paths import PROJECT
 from tests.docs_pages import DOCS, Block, blocks
 
@@ -49,3 +54,25 @@ def test_a_snippet_is_a_dag_file(page: Path, block: Block, tmp_path: Path, defin
         assert dag.tasks
         dag.validate()
         assert Serializer.to_dict(dag)
+
+
+SHELL = [
+    pytest.param(block, id=f"{page.relative_to(PROJECT)}:{block.line}")
+    for page in sorted(DOCS.rglob("*.md"))
+    for block in blocks(page)
+    if block.language in ("bash", "text")
+]
+
+
+@pytest.mark.parametrize("block", SHELL)
+def test_shell_on_a_page_is_valid(block: Block) -> None:
+    """The syntax of scripts, and the options of our own command. ``tests/e2e/test_start_pages.py`` runs some of them."""
+    if block.language == "bash":
+        checked = subprocess.run(["bash", "-n"], input=block.text, capture_output=True, text=True, check=False)
+        assert checked.stderr == ""
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    commands = parser.add_subparsers(required=True)
+    for command in (check, pool, deploy_views, profile, import_connection):
+        command.add(commands)
+    for line in re.findall(r"^(?:\$ )?airflow-picas (?!--version)(.*)$", block.text, re.MULTILINE):
+        parser.parse_args(shlex.split(line, comments=True))
