@@ -66,6 +66,8 @@ class Claims:
         self._monitor_from = ""  # the row of Monitor/todo after which there was a token of the wanted classes
         self._classes_after: Optional[List[Any]] = None  # where the classes begin that are not among the heads
         self._useful = False  # the current take has found a token that it may claim
+        self._suspects: List[Doc] = []  # read by the last take, which found no others
+        self._suspects_until = 0.0  # monotonic
         self._used_up: Set[str] = set()  # heads without tokens in this pilot's share
         self._conflicts = conflicts
         self._own_views_at = 0.0  # monotonic: when to query the missing views again
@@ -95,6 +97,10 @@ class Claims:
         tokens that may have been claimed.
         """
         self.contested = self.unfit = self.deferred = 0
+        known = self._take_suspect(fits, deaths)
+        return self._take_from_views(wanted, fits, deaths) if known is None else known
+
+    def _take_from_views(self, wanted: int, fits: Callable[[Doc], bool], deaths: int) -> List[Token]:
         not_todo, self._useful = 0, False
         wanted = min(wanted, self._most) if self._database.quorum.holds() else 1  # one claim shows if it holds again
         clean: List[Doc] = []
@@ -123,11 +129,30 @@ class Claims:
                 break
         chosen = next(portions(clean[:wanted]), []) or suspects[:1]
         tokens = self._claim(chosen)
+        self._suspects, self._suspects_until = [] if clean else suspects[1:], time.monotonic() + self.HEADS_LAST
         self.contested = len(clean) + len(suspects) - len(tokens) + not_todo
         if len(tokens) < 0.5 * len(chosen):
             self._most = max(1, len(chosen) // 2)
         else:
             self._most = min(self._most * 2, self._config.max_claim * self._config.slots)
+        return tokens
+
+    def _take_suspect(self, fits: Callable[[Doc], bool], deaths: int) -> Optional[List[Token]]:
+        """Claim another token of the last take, if that found only those that pilots died with: a dead pilot may leave
+        many, and they are claimed one by one. Empty if none may be claimed now; None: read what there is."""
+        suspects, self._suspects = self._suspects, []
+        if not suspects or time.monotonic() >= self._suspects_until:
+            return None
+        first = suspects[0]
+        if attempts_by_kind(first)["reaped"] > deaths:
+            self._suspects, self.deferred = suspects, len(suspects)
+            return []
+        if self._is_unsettled(first["_id"]) or not fits(first):
+            return None
+        tokens = self._claim([first])
+        if not tokens:  # another pilot may have read the same ones
+            return None
+        self._suspects = suspects[1:]
         return tokens
 
     def _step_over(self, doc: Doc) -> None:

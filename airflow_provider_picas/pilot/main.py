@@ -76,7 +76,7 @@ class Pilot:
         self.lease = Lease(quick, config, self._me, self.clock, self.work)
         database = Database(login, config, self.clock)
         conflicts = Conflicts(self._session(database))
-        self.reporter = Reporter(database, self._outbox, self.work.settled, conflicts)
+        self.reporter = Reporter(database, self._outbox, self.work.settled, conflicts, self.work.wake)
         self.environment = job_environment(dict(os.environ), self._access.folder)
         self.scratch = self.files = ""
         self._guard: "Optional[subprocess.Popen[bytes]]" = None

@@ -56,12 +56,15 @@ class NewTokens:
         """Seconds until ``carry_out`` has something to do; None if nothing is due."""
         return max(0.0, self._next_try - time.monotonic()) if len(self) else None
 
-    def carry_out(self) -> None:
-        """Carry out the lists of some parents, if any are due. Those that cannot be carried out now are tried again."""
+    def carry_out(self) -> bool:
+        """Carry out the lists of some parents, if any are due. Those that cannot be carried out now are tried again.
+
+        True if some were carried out.
+        """
         with self._lock:
             due = dict(list(self._due.items())[:PARENTS])
         if not due or time.monotonic() < self._next_try:
-            return
+            return False
         try:
             left = self._try(due)
         except Unreachable as error:
@@ -82,6 +85,7 @@ class NewTokens:
         else:
             self._backoff.reset()
             self._next_try = 0.0
+        return len(left) < len(due)
 
     def _try(self, due: Mapping[str, Optional[Doc]]) -> Set[str]:
         """The parents whose lists could not be carried out yet. Raises Unreachable."""

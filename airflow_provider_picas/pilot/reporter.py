@@ -29,12 +29,15 @@ class Reporter(threading.Thread):
         outbox: Outbox,
         settled: Callable[[Change, str], None],
         conflicts: Conflicts,
+        made: Callable[[], None] = lambda: None,
     ) -> None:
+        """``settled`` is called for each change that was written or refused, ``made`` when new tokens were made."""
         super().__init__(name="reporter", daemon=True)
         self._database = database
         self._conflicts = conflicts
         self._outbox = outbox
         self._settled = settled
+        self._made = made
         self._changed = threading.Condition()
         self._queue: Deque[Change] = collections.deque()
         self._sending: Dict[str, Change] = {}  # by claim
@@ -88,8 +91,8 @@ class Reporter(threading.Thread):
                     self._sending.update(self._unsafe)
                     self._unsafe.clear()
             self._send()
-            if not self._closed:
-                self._new_tokens.carry_out()
+            if not self._closed and self._new_tokens.carry_out():
+                self._made()
 
     def _has_work(self) -> bool:
         return bool(self._queue) or self._closed or self._new_tokens.pause() == 0

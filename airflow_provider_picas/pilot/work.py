@@ -61,6 +61,11 @@ class Work:
         """Wait for ``seconds``, unless the pilot is to end."""
         self.wait(seconds, until=lambda: False)
 
+    def wake(self) -> None:
+        """Let those that wait check again whether the pilot is busy."""
+        with self.changed:
+            self.changed.notify_all()
+
     def add(self, tokens: List[Token]) -> None:
         """Add claimed tokens."""
         with self.changed:

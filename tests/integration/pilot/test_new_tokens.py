@@ -19,7 +19,7 @@ from airflow_provider_picas.sensors.tokens import PicasTokenStateSensor
 from airflow_provider_picas.tokens import stage_views
 from airflow_provider_picas.tokens.states import State, state_of
 from tests.conftest import set_connection
-from tests.integration.pilots import COUNT, GATE, PASSWORD, Pool, Proxy, Submission, until
+from tests.integration.pilots import COUNT, GATE, PASSWORD, Pool, Proxy, Submission, held, put_lease, until
 from tests.integration.tasks import context
 
 # Two tokens whose keys differ in each attempt.
@@ -228,3 +228,14 @@ def test_a_wait_that_may_not_make_its_view_says_who_can(pool: Pool, hook: PicasH
     )
     with pytest.raises(CouchDBError, match=r"no view 'lists'.*deploy-views --picas-conn-id picas_staged --stages"):
         wait.execute(context("wait"))
+
+
+def test_parents_of_a_dead_pilot_run_one_by_one_without_pauses(pool: Pool, submission: Submission) -> None:
+    """Each is claimed when the tokens of the one before it are made. Another query of the view would take longer."""
+    pool.push([{**fields, "input": f"{place}"} for place, fields in enumerate(held("dead", 20))])
+    put_lease(pool, "dead", ended=True)
+    began = time.monotonic()
+    assert submission.run(MAKE, seconds=120) == 0, submission.log()
+    took = time.monotonic() - began
+    assert pool.states() == {State.DONE: 20, State.TODO: 40}
+    assert took < 30, "2 s for each"
