@@ -163,6 +163,8 @@ class PilotStage:
     a time (default: one). They end when no tokens wait, after ``PilotOptions(wait_for_work=…)``; when all have ended, the
     same number is submitted again for new tokens.
 
+    :param batch: the batch of the stage's tokens. Default: ``<batch>.<stage>``. For pools in which other scripts make the
+        tokens of a workflow: its name.
     :param group_of: the stage has one token for each group of the tokens of this stage, which name their ``group``. An empty
         string: of the tokens that were pushed.
     :param at_least: with ``group_of``: the members of a group that must have finished: a fraction up to 1.0, a number, or
@@ -182,6 +184,7 @@ class PilotStage:
     sbatch: Mapping[str, Any] | None = None
     env: Mapping[str, str] | None = None
     scaling: Scaling | None = None
+    batch: str | None = None
     group_of: str | None = None
     at_least: float = 1.0
     least_work: int = 10

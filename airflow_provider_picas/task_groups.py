@@ -62,7 +62,7 @@ def picas_run(
     group of its name: ``ready`` (enough tokens wait for pilots), ``pilots``, ``wait``, ``collect`` and ``stop``. The
     output is then that of the last stage's ``collect``.
     """
-    names = list(stages or {})
+    names = _names(stages or {})
     if taken := {"push", "pilots", "wait", "collect", "stop"} & set(names):
         raise ValueError(f"A stage of picas_run cannot have the name of one of its tasks: {', '.join(sorted(taken))}.")
     picas: dict[str, Any] = {"picas_conn_id": picas_conn_id, "database": database, "profile": profile}
@@ -101,7 +101,7 @@ def _run_stage(
 ) -> Any:
     """The tasks of a stage; returns the output of ``collect``."""
     stage = stages[name]
-    chain: dict[str, Any] = {"batch": pushed, "stages": list(stages), "stage": name}
+    chain: dict[str, Any] = {"batch": pushed, "stages": _names(stages), "stage": name}
     groups = {
         other: {"of": made.group_of, "at_least": made.at_least}
         for other, made in stages.items()
@@ -153,6 +153,13 @@ def _wait_and_collect(
     stop = PicasCancelPilotsOperator(task_id="stop", pilots=submitted, batch=batch, **picas).as_teardown()
     wait >> collect >> stop
     return collect.output
+
+
+def _names(stages: Mapping[str, PilotStage]) -> list[str] | dict[str, str]:
+    """The names of the stages, with the batch of each if any is given."""
+    if not any(stage.batch for stage in stages.values()):
+        return list(stages)
+    return {name: stage.batch or "" for name, stage in stages.items()}
 
 
 def _given(**arguments: Any) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from typing import Any
 from airflow_provider_picas.cli.common import CommandError, add_connection, add_profile, use_hooks
 from airflow_provider_picas.couchdb import needed_views, new_tokens
 from airflow_provider_picas.couchdb.errors import CouchDBError
-from airflow_provider_picas.lifecycle.ids import STAGES
 
 
 def add(commands: Any) -> None:
@@ -57,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
         deployed = hook.deploy_views(conditions)
         if options.stages:
             may = hook.do(new_tokens.deploy(hook.pool))
-            (deployed.unchanged if may else deployed.refused).append(STAGES)
+            (deployed.unchanged if may else deployed.refused).append(hook.settings.profile.stages_design)
     except CouchDBError as error:
         raise CommandError(str(error)) from None
     place = hook.settings.place

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from airflow_provider_picas.couchdb.http import Operation, Request, json_body
-from airflow_provider_picas.couchdb.pool import PAGE, Pool
+from airflow_provider_picas.couchdb.pool import PAGE, PAGE_BYTES, Pool, Row
+from airflow_provider_picas.lifecycle.portions import portions
 from airflow_provider_picas.tokens import groups, stage_views
 from airflow_provider_picas.tokens.chain import Chain
 from airflow_provider_picas.tokens.counts import Counts
+from airflow_provider_picas.tokens.states import State
 
 GROUPS = 200  # made in one go
+MEMBERS = 2_000  # read together, or those of one group
 FINISHED = ("done", "error")
 
 
@@ -34,12 +38,17 @@ def make_due(
             before.get(name) == after.get(name) and not _unfinished(before[name]) and not pending.get(name)
             for name in fillers
         )
-        totals, finished, ended = yield from _members(pool, of)
         seen = yield from _made(pool, of)
-        due = [name for name in totals if grouping.due(finished[name], totals[name], known=known)]
-        made += yield from _make(pool, [name for name in due if name not in seen][:GROUPS], stage, batch, of)
-        for name in [name for name in seen if ended[name] != seen[name]][:GROUPS]:
-            made += yield from _update(pool, name, batch, of)
+        if not (known or seen or grouping.is_number):
+            continue  # no group can be due
+        totals, finished, ended = yield from _members(pool, of)
+        due = [name for name in totals if name not in seen and grouping.due(finished[name], totals[name], known=known)]
+        for some in portions(due[:GROUPS], totals.__getitem__, MEMBERS):
+            made += yield from _make(pool, some, stage, batch, of)
+        changed = [name for name in seen if name in ended and ended[name] != seen[name]]
+        # At random: those of which members were deleted stay among them.
+        for some in portions(random.sample(changed, min(GROUPS, len(changed))), totals.__getitem__, MEMBERS):
+            made += yield from _update(pool, some, batch, of)
     return made
 
 
@@ -50,7 +59,7 @@ def _unfinished(counts: Counts) -> int:
 def _members(pool: Pool, of: str) -> Operation[tuple[Counter[str], Counter[str], dict[str, float]]]:
     """The number of members of each group, the number of those that have finished, and the times when they did, added up."""
     query = {"group": True, "startkey": ["member", of], "endkey": ["member", of, {}]}
-    response = yield pool.view_request(stage_views.GROUPS, stage_views.STAGES, **query)
+    response = yield pool.view_request(stage_views.GROUPS, pool.profile.stages_design, **query)
     totals, finished = Counter[str](), Counter[str]()
     ended: dict[str, float] = {}
     for row in response.rows(key=list, value=dict):
@@ -65,38 +74,54 @@ def _members(pool: Pool, of: str) -> Operation[tuple[Counter[str], Counter[str],
 def _made(pool: Pool, of: str) -> Operation[dict[str, float]]:
     """The groups that have a token, each with the times of its members' ends that it knows of, added up."""
     query = {"reduce": False, "startkey": ["made", of], "endkey": ["made", of, {}]}
-    response = yield pool.view_request(stage_views.GROUPS, stage_views.STAGES, **query)
+    response = yield pool.view_request(stage_views.GROUPS, pool.profile.stages_design, **query)
     return {row["key"][2]: row["value"] for row in response.rows(key=list, value=(int, float))}
 
 
-def _members_of(pool: Pool, of: str, name: str) -> Operation[list[dict[str, Any]]]:
-    """The members of a group, with outcome and output, in the order of their ids."""
-    query = {"reduce": False, "startkey": ["member", of, name], "endkey": ["member", of, name, {}]}
-    response = yield pool.view_request(stage_views.GROUPS, stage_views.STAGES, **query)
-    rows = response.rows(id=str, key=list, value=(int, float))
-    states = {row["id"]: {"state": row["key"][3], "done": row["value"]} for row in rows}
-    members = []
-    names = sorted(states)
-    for start in range(0, len(names), PAGE):
-        documents = yield from pool.fetch(names[start : start + PAGE])
-        for member in names[start : start + PAGE]:
-            output = {"output": documents[member]["output"]} if "output" in documents.get(member, {}) else {}
-            members.append({"id": member, **states[member], **output})
-    return members
+def _members_of(pool: Pool, of: str, names: Collection[str]) -> Operation[dict[str, list[dict[str, Any]]]]:
+    """The members of some groups, each with its outcome and output, in the order of their ids."""
+    keys = [["member", of, name, state] for name in names for state in (*State, None)]
+    path = pool.path("_design", pool.profile.stages_design, "_view", stage_views.GROUPS)
+    response = yield Request("POST", path, {"reduce": "false"}, json_body({"keys": keys}))
+    found: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in names}
+    for row in response.rows(id=str, key=list, value=(int, float)):
+        _, _, name, state = row["key"]
+        found[name][row["id"]] = {"id": row["id"], "state": state, "done": row["value"]}
+    ids = sorted(member for members in found.values() for member in members)
+    output, outputs = pool.profile.output_field, dict[str, Any]()
+    for start in range(0, len(ids), PAGE):
+        documents = yield from pool.fetch(ids[start : start + PAGE])
+        outputs |= {name: document[output] for name, document in documents.items() if output in document}
+    return {
+        name: [
+            {**members[member], **({"output": outputs[member]} if member in outputs else {})}
+            for member in sorted(members)
+        ]
+        for name, members in found.items()
+    }
 
 
 def _make(pool: Pool, names: Collection[str], stage: str, batch: str, of: str) -> Operation[int]:
     """Make the tokens of groups, except those that existed before. Returns the number of new ones."""
-    ids = {groups.group_id(batch, name): name for name in names}
-    gone = yield from _known_ids(pool, list(ids))
-    new = []
-    for token_id, name in ids.items():
-        if token_id not in gone:  # else it was archived, or another token has this id
-            members = yield from _members_of(pool, of, name)
-            token = groups.group_token(name, members, batch=batch, stage=stage, of=of, profile=pool.profile)
-            new.append(json_body(token))
-    rows = (yield from pool.write(new, repeatable=True)) if new else []
+    ids = {name: groups.group_id(batch, name) for name in names}
+    gone = yield from _known_ids(pool, list(ids.values()))
+    wanted = [name for name in names if ids[name] not in gone]  # else it was archived, or another token has this id
+    if not wanted:
+        return 0
+    members = yield from _members_of(pool, of, wanted)
+    new = (
+        groups.group_token(name, members[name], batch=batch, stage=stage, of=of, profile=pool.profile)
+        for name in wanted
+    )
+    rows = yield from _write(pool, [json_body(token) for token in new], repeatable=True)
     return sum(row.error is None for row in rows)
+
+
+def _write(pool: Pool, tokens: Sequence[bytes], *, repeatable: bool = False) -> Operation[list[Row]]:
+    rows: list[Row] = []
+    for some in portions(tokens, len, PAGE_BYTES):
+        rows += yield from pool.write(some, repeatable=repeatable)
+    return rows
 
 
 def _known_ids(pool: Pool, ids: list[str]) -> Operation[set[str]]:
@@ -107,15 +132,14 @@ def _known_ids(pool: Pool, ids: list[str]) -> Operation[set[str]]:
     return {row["key"] for row in response.rows(key=str) if "error" not in row}
 
 
-def _update(pool: Pool, name: str, batch: str, of: str) -> Operation[int]:
-    """Tell a group's token of late members, or let it run again because a member has. Returns 1 if it runs again."""
-    token_id = groups.group_id(batch, name)
-    found = yield from pool.fetch([token_id])
-    if token_id not in found:
-        return 0
-    members = yield from _members_of(pool, of, name)
-    new = groups.updated(found[token_id], members)
-    if new is None:
-        return 0
-    (row,) = yield from pool.write([json_body(new)])
-    return int(row.error is None and "late_members" not in new)
+def _update(pool: Pool, names: Collection[str], batch: str, of: str) -> Operation[int]:
+    """Tell the tokens of groups about late members, or let them run again because a member has. Returns the number of
+    those that run again."""
+    ids = {name: groups.group_id(batch, name) for name in names}
+    found = yield from pool.fetch(list(ids.values()))
+    present = {name: found[token_id] for name, token_id in ids.items() if token_id in found}
+    members = yield from _members_of(pool, of, list(present))
+    changed = (groups.updated(token, members[name], pool.profile) for name, token in present.items())
+    new = {token["_id"]: token for token in changed if token is not None}
+    rows = yield from _write(pool, [json_body(token) for token in new.values()])
+    return sum(row.error is None and "late_members" not in new[row.id] for row in rows)

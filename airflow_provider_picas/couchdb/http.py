@@ -233,7 +233,7 @@ def _error(
             message = (
                 f"There is no view {view[2]!r} in design document {view[1]!r} of {settings.place} {detail}."
                 f" An admin of the database creates the views with `airflow-picas deploy-views --picas-conn-id {conn_id}"
-                f"{' --stages' if view[1] == STAGES else ''}`,"
+                f"{' --stages' if view[1].startswith(STAGES) else ''}`,"
                 " a push, or PiCaS's create_views.py."
             )
         else:

@@ -13,7 +13,7 @@ from typing import Any
 from airflow_provider_picas.couchdb import changes, conflicts, errors, groups
 from airflow_provider_picas.couchdb.deployment import deploy_one, design_document
 from airflow_provider_picas.couchdb.http import Operation, Request, json_body
-from airflow_provider_picas.couchdb.pool import Document, Pool
+from airflow_provider_picas.couchdb.pool import PAGE, Document, Pool
 from airflow_provider_picas.lifecycle import new_tokens
 from airflow_provider_picas.lifecycle.json_values import number
 from airflow_provider_picas.lifecycle.portions import portions
@@ -42,14 +42,15 @@ class Lists:
 
 def deploy(pool: Pool) -> Operation[bool]:
     """Write the design document that shows pending lists, if it differs. False: the login may not."""
-    present = yield from design_document(pool, stage_views.STAGES)
-    return (yield from deploy_one(pool, stage_views.STAGES, present, stage_views.stages())) != "refused"
+    name = pool.profile.stages_design
+    present = yield from design_document(pool, name)
+    return (yield from deploy_one(pool, name, present, stage_views.stages(pool.profile))) != "refused"
 
 
 def lists_of(pool: Pool, batches: Collection[str]) -> Operation[Lists]:
     """The lists of tokens of these batches. Raises NotFoundError if the pool has no such view."""
     keys = [[kind, batch] for kind in ("pending", "not_made") for batch in batches]
-    path = pool.path("_design", stage_views.STAGES, "_view", stage_views.LISTS)
+    path = pool.path("_design", pool.profile.stages_design, "_view", stage_views.LISTS)
     response = yield Request("POST", path, {"group": "true"}, json_body({"keys": keys}))
     rows = [(*row["key"], row["value"]) for row in response.rows(key=list, value=int) if len(row["key"]) == 2]
     pending = {batch: number for kind, batch, number in rows if kind == "pending"}
@@ -61,29 +62,41 @@ def carry_out(pool: Pool, batches: Collection[str]) -> Operation[int]:
     carried_out = 0
     for batch in batches:
         query = {"reduce": False, "key": ["pending", batch], "limit": PARENTS}
-        response = yield pool.view_request(stage_views.LISTS, stage_views.STAGES, **query)
+        response = yield pool.view_request(stage_views.LISTS, pool.profile.stages_design, **query)
         names = [row["id"] for row in response.rows(id=str)]
         found = (yield from conflicts.branches(pool, names)) if names else {}
-        for revisions in found.values():
-            # Of revisions in conflict another one may win: pilots and the watch of a wait merge them.
-            if len(revisions) == 1 and new_tokens.is_pending(revisions[0]):
-                carried_out += yield from _carry_out_one(pool, revisions[0])
+        # Of revisions in conflict another one may win: pilots and the watch of a wait merge them.
+        alone = (revisions[0] for revisions in found.values() if len(revisions) == 1)
+        parents = [parent for parent in alone if new_tokens.is_pending(parent)]
+        for some in portions(parents, _size_of_list, WRITE_BYTES):
+            carried_out += yield from _carry_out(pool, some)
     return carried_out
 
 
-def _carry_out_one(pool: Pool, parent: Document) -> Operation[bool]:
-    not_made: dict[str, str] = {}
-    try:
-        tokens = yield from _list_of(pool, parent)
-    except (ValueError, errors.NotFoundError) as error:
-        tokens, not_made = [], {parent["_id"]: str(error)}
+def _size_of_list(parent: Document) -> int:
+    stub = (parent.get("_attachments") or {}).get(new_tokens.FILE) or {}
+    return int(number(stub.get("length")))
+
+
+def _carry_out(pool: Pool, parents: Sequence[Document]) -> Operation[int]:
+    """Carry out the lists of some parents together. Returns the number of those that are carried out."""
+    tokens: list[Document] = []
+    not_made: dict[str, dict[str, str]] = {}  # by parent
+    for parent in parents:
+        not_made[parent["_id"]] = {}
+        try:
+            tokens += yield from _list_of(pool, parent)
+        except (ValueError, errors.NotFoundError) as error:
+            not_made[parent["_id"]][parent["_id"]] = str(error)
     for some in portions(tokens, lambda token: len(json.dumps(token)), WRITE_BYTES):
         refused = yield from _make(pool, some)
         if refused is None:
-            return False
-        not_made |= refused
-    (row,) = yield from pool.write([json_body(new_tokens.carried_out(parent, not_made))])
-    return row.error is None
+            return 0
+        for token, why in refused:
+            not_made[token["parent"]][token["_id"]] = why
+    finished = [json_body(new_tokens.carried_out(parent, not_made[parent["_id"]])) for parent in parents]
+    rows = yield from pool.write(finished)
+    return sum(row.error is None for row in rows)
 
 
 def _list_of(pool: Pool, parent: Document) -> Operation[list[Document]]:
@@ -96,13 +109,16 @@ def _list_of(pool: Pool, parent: Document) -> Operation[list[Document]]:
     return new_tokens.read_attachment(response.body, parent)
 
 
-def _make(pool: Pool, tokens: Sequence[Document]) -> Operation[dict[str, str] | None]:
-    """Make those of these tokens that do not exist. Returns why some cannot be made; None: not now."""
-    present = yield from pool.fetch([token["_id"] for token in tokens])
+def _make(pool: Pool, tokens: Sequence[Document]) -> Operation[list[tuple[Document, str]] | None]:
+    """Make those of these tokens that do not exist. Returns those that cannot be made, and why; None: not now."""
+    present: dict[str, Document] = {}
+    for start in range(0, len(tokens), PAGE):
+        present |= yield from pool.fetch([token["_id"] for token in tokens[start : start + PAGE]])
     plan = new_tokens.Plan(tokens, present)
-    not_made = {token["_id"]: why for token, why in plan.not_made}
+    not_made = list(plan.not_made)
     if plan.new:
-        not_made |= yield from _put_first_revisions(pool, plan.new)
+        refused = yield from _put_first_revisions(pool, plan.new)
+        not_made += [(token, refused[token["_id"]]) for token in plan.new if token["_id"] in refused]
     if plan.replaced:
         rows = yield from pool.write(list(map(json_body, plan.replaced)))
         if any(row.error is not None for row in rows):

@@ -6,7 +6,7 @@ from typing import Any, Callable, Dict, FrozenSet, List, Mapping, NamedTuple, Op
 
 from airflow_provider_picas.lifecycle import conditions, states
 from airflow_provider_picas.lifecycle.conditions import Condition, Conditions, all_hold
-from airflow_provider_picas.lifecycle.ids import PAGE, PROVIDER
+from airflow_provider_picas.lifecycle.ids import PAGE, PROVIDER, STAGES
 from airflow_provider_picas.lifecycle.javascript import MISSING, to_number
 from airflow_provider_picas.lifecycle.json_values import Doc, holds_large_integer, is_nested_more
 
@@ -65,6 +65,16 @@ class Profile(NamedTuple):
     def page_design(self) -> str:
         """The name of the design document of the page in Airflow's UI."""
         return PAGE if self.is_default else f"{PAGE}-{self.name}"
+
+    @property
+    def stages_design(self) -> str:
+        """The name of the design document for tokens that make tokens."""
+        return STAGES if self.is_default else f"{STAGES}-{self.name}"
+
+    @property
+    def output_field(self) -> str:
+        """The field for the output of commands: ``writes`` may use ``output`` for something else."""
+        return RESULT if any("output" in fields for fields in self.writes.values()) else "output"
 
     @property
     def fields(self) -> FrozenSet[str]:

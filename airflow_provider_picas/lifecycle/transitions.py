@@ -328,7 +328,7 @@ def conclude(token: Token, ended: Ended, config: Config, now: int) -> Change:
     if code != 0 and code not in config.no_retry_exit_codes and kinds["failed"] < retries:
         return scrub("retried", doc, f"failed: {message}", now, failed, profile, **parts)
     event = "failed" if code else "done"
-    written, output_field = profile.written(event, code), _output_field(profile)
+    written, output_field = profile.written(event, code), profile.output_field
     final: Doc = dict(known, done=now, exit_code=code)
     if ended.has_output:
         final[output_field] = ended.output
@@ -344,11 +344,6 @@ def conclude(token: Token, ended: Ended, config: Config, now: int) -> Change:
         parts["attachments"][new_tokens.FILE] = new_tokens.attachment(ended.made.tokens)
     failure = profile.written("failed", EXIT_BAD_OUTPUT)
     return Change.of(event, doc, set=final, unset=unset, failure=failure, **parts)
-
-
-def _output_field(profile: Profile) -> str:
-    """Where the command's output goes: the profile itself may write ``output``."""
-    return RESULT if any("output" in fields for fields in profile.writes.values()) else "output"
 
 
 def _outcome(ended: Ended) -> Tuple[int, str]:

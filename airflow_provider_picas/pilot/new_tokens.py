@@ -5,13 +5,14 @@ import time
 import traceback
 from contextlib import suppress
 from typing import Dict, List, Mapping, Optional, Sequence, Set, Tuple
+from urllib.parse import quote
 
 from airflow_provider_picas.lifecycle import new_tokens
 from airflow_provider_picas.lifecycle.backoff import Backoff
 from airflow_provider_picas.lifecycle.exit_codes import Failed
-from airflow_provider_picas.lifecycle.ids import STAGES
 from airflow_provider_picas.lifecycle.json_values import Doc, number
 from airflow_provider_picas.lifecycle.portions import portions
+from airflow_provider_picas.lifecycle.profile import Profile
 from airflow_provider_picas.pilot.conflicts import Conflicts
 from airflow_provider_picas.pilot.database import Database
 from airflow_provider_picas.pilot.errors import Unreachable
@@ -20,14 +21,13 @@ from airflow_provider_picas.pilot.portions import BULK_BYTES, size_of
 
 PARENTS = 50  # whose lists are carried out together
 
-_VIEW = f"_design/{STAGES}/_view/lists"
 
-
-def pending_lists(database: Database, batch: Optional[str]) -> List[str]:
+def pending_lists(database: Database, batch: Optional[str], profile: Profile) -> List[str]:
     """Some parents, in a batch or the whole pool, whose lists are to be carried out. Raises Unreachable."""
+    view = f"_design/{quote(profile.stages_design)}/_view/lists"
     keys = {"key": ["pending", batch]} if batch is not None else {"startkey": ["pending"], "endkey": ["pending", {}]}
     with suppress(Failed):  # no such view
-        return [row["id"] for row in database.rows(_VIEW, PARENTS, reduce=False, **keys)]
+        return [row["id"] for row in database.rows(view, PARENTS, reduce=False, **keys)]
     return []
 
 

@@ -260,7 +260,7 @@ class Claimer(threading.Thread):
             sent = self._outbox.send(self._database)
             self._reporter.carry_out(self._outbox.take_parents())
             if self._config.stages is not None:  # a pilot may have died before it made them
-                self._reporter.carry_out(pending_lists(self._database, self._config.batch))
+                self._reporter.carry_out(pending_lists(self._database, self._config.batch, self._config.pool_profile()))
             reaped, self._living = self._reaper.reap(but=self._outbox.remaining)
             if sent or reaped:
                 return

@@ -60,7 +60,8 @@ class PicasTokenStateSensor(TakesOptions, BaseSensorOperator):
     :param batch: the push operator's output, or the name of a batch. None: the whole pool, with the tokens that it has.
     :param stages: names of the stages whose tokens the batch's tokens make, in order: each is filled by the batch and the
         stages before it (``docs/howto/stages.md``). The wait is over only when no token can make more. It also makes tokens
-        that a pilot has named, but died before it made them.
+        that a pilot has named, but died before it made them. A mapping names the batch of each stage, if that is not
+        ``<batch>.<stage>``.
     :param stage: wait for this stage alone. Default: for the batch and all of its stages together.
     :param least_work: with ``stage``: while more tokens may appear, do not submit pilots again for fewer waiting tokens.
     :param ready: with ``stage``: succeed as soon as this number of its tokens waits, or no more can appear, and return
@@ -225,7 +226,7 @@ class PicasTokenStateSensor(TakesOptions, BaseSensorOperator):
             no_progress=self.no_progress,
             outage=self._outage(),
             profile=self.profile,
-            stages=chain.stages if chain else (),
+            stages=chain.as_argument if chain else (),
             stage=chain.stage if chain else None,
             tokens=chain.tokens if chain else None,
             least_work=terms.least_work,

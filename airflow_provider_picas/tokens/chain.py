@@ -11,6 +11,7 @@ from typing import Any
 from airflow_provider_picas.lifecycle.ids import is_stage, stage_batch
 from airflow_provider_picas.tokens.counts import Completeness, Counts
 from airflow_provider_picas.tokens.groups import Grouping
+from airflow_provider_picas.tokens.ids import batch_id
 
 LOOK_EVERY = 15.0  # seconds between two looks for lists of new tokens, while tokens are unfinished
 LOOK_AGAIN = 3.0  # seconds after a look that found some: their pilot makes them, unless it is dead
@@ -45,7 +46,8 @@ class Chain:
 
     ``stages``: their names; each is filled by the batch and the stages before it. ``stage``: the one that a wait is for;
     None: the batch and all of its stages together. ``tokens``: the number of tokens pushed to the batch, if known.
-    ``groups``: the stages whose tokens are made from groups of others.
+    ``groups``: the stages whose tokens are made from groups of others. ``named``: the batches of stages, if they are not
+    ``<batch>.<stage>``.
     """
 
     batch: str
@@ -53,6 +55,7 @@ class Chain:
     stage: str | None = None
     tokens: int | None = None
     groups: Mapping[str, Grouping] = field(default_factory=dict)
+    named: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in self.stages:
@@ -62,6 +65,10 @@ class Chain:
                 )
         if len(set(self.stages)) < len(self.stages):
             raise ValueError(f"A stage occurs twice in {', '.join(self.stages):.200}.")
+        if len({self.batch, *self.by_stage.values()}) <= len(self.stages):
+            raise ValueError(
+                f"Two of {self.batch:.120} and its stages {', '.join(self.stages):.200} have the same batch."
+            )
         order = ["", *self.stages]
         for name, grouping in self.groups.items():
             if name not in self.stages or grouping.of not in order[: order.index(name)]:
@@ -85,22 +92,29 @@ class Chain:
         if groups and not isinstance(groups, Mapping):
             raise ValueError(f"`groups` must map stages to their groups, not {groups!r:.200}.")
         grouped = {str(name): Grouping.parse(value) for name, value in (groups or {}).items()}
-        return cls(batch, tuple(stages), stage or None, tokens, grouped)
+        given = stages.items() if isinstance(stages, Mapping) else ()
+        named = {name: batch_id(value) for name, value in given if isinstance(value, str) and value}
+        return cls(batch, tuple(stages), stage or None, tokens, grouped, named)
 
     def batch_of(self, stage: str) -> str:
         """The batch of a stage; an empty name is the batch that the chain begins with."""
-        return stage_batch(self.batch, stage) if stage else self.batch
+        return (self.named.get(stage) or stage_batch(self.batch, stage)) if stage else self.batch
+
+    @property
+    def as_argument(self) -> list[str] | dict[str, str]:
+        """The stages in the form that ``parse`` takes."""
+        return self.by_stage if self.named else list(self.stages)
 
     @property
     def by_stage(self) -> dict[str, str]:
         """The batch of each stage, as pilots need it."""
-        return {name: stage_batch(self.batch, name) for name in self.stages}
+        return {name: self.batch_of(name) for name in self.stages}
 
     @property
     def own(self) -> tuple[str, ...]:
         """The batches that the wait is for."""
         if self.stage is not None:
-            return (stage_batch(self.batch, self.stage),)
+            return (self.batch_of(self.stage),)
         return (self.batch, *self.by_stage.values())
 
     @property
@@ -112,7 +126,7 @@ class Chain:
     def batches(self) -> dict[str, str]:
         """The names of the batches that the wait is for and of those that fill them, in order, by batch."""
         last = len(self.stages) if self.stage is None else self.stages.index(self.stage) + 1
-        return {self.batch: "batch", **{stage_batch(self.batch, name): name for name in self.stages[:last]}}
+        return {self.batch: "batch", **{self.batch_of(name): name for name in self.stages[:last]}}
 
     def completeness(self, found: ChainCounts) -> Completeness:
         """The progress of the tokens that the wait is for."""
@@ -121,9 +135,9 @@ class Chain:
         if self.stage is None and self.tokens is not None:
             pushed = found.counts.get(self.batch, Counts())
             expected = counts.total - pushed.total + max(self.tokens, pushed.total)
-        return Completeness(
-            counts, expected, growing=not found.closed, further=self._text(found), lags=found.copies > 1
-        )
+        # Scripts that make tokens themselves do it after they have written the result of the parent.
+        lags = found.copies > 1 or bool(self.named)
+        return Completeness(counts, expected, growing=not found.closed, further=self._text(found), lags=lags)
 
     def _text(self, found: ChainCounts) -> str:
         """The state of each batch, for the log."""

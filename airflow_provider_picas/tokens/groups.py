@@ -57,10 +57,14 @@ class Grouping:
             needed = math.ceil(round(self.at_least * total, 6))
         else:
             needed = int(self.at_least) if self.at_least > 0 else total + int(self.at_least)
-        absolute = self.at_least >= 1 and not (isinstance(self.at_least, float) and self.at_least == 1)
         if not known:
-            return absolute and finished >= needed
+            return self.is_number and finished >= needed
         return finished >= max(1, min(needed, total))
+
+    @property
+    def is_number(self) -> bool:
+        """True if a group may be due while more members may appear: a number of them is enough."""
+        return self.at_least >= 1 and not (isinstance(self.at_least, float) and self.at_least == 1)
 
 
 def group_id(batch: str, name: str) -> str:
@@ -92,7 +96,9 @@ def ended(members: Sequence[Mapping[str, Any]]) -> float:
     return float(sum(member["done"] for member in members if _has_finished(member)))
 
 
-def updated(token: Mapping[str, Any], members: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+def updated(
+    token: Mapping[str, Any], members: Sequence[Mapping[str, Any]], profile: Profile = PICAS
+) -> dict[str, Any] | None:
     """The token of a group as it is to be now; None: unchanged.
 
     Members that have finished since it was made are listed as late. If one that had finished has finished again, as after a
@@ -111,7 +117,7 @@ def updated(token: Mapping[str, Any], members: Sequence[Mapping[str, Any]]) -> d
     if again:
         own = {"batch": token["batch"], "stage": token["stage"], "of": token["group_of"]}
         new = group_token(token["group_name"], members, **own)
-        back = scrubbed(token, f"reset: member {again[0]} has run again")
+        back = scrubbed(token, f"reset: member {again[0]} has run again", profile)
         kept = {name: value for name, value in back.items() if name not in ("late_members", "output")}
         return {**kept, "input": new["input"], "members_ended": new["members_ended"]}
     late = [{"id": member["id"], "state": member["state"]} for member in finished if member["id"] not in before]

@@ -6,8 +6,9 @@ from typing import Any
 
 from airflow_provider_picas.lifecycle import new_tokens
 from airflow_provider_picas.lifecycle.ids import STAGES
-from airflow_provider_picas.lifecycle.profile import PICAS
+from airflow_provider_picas.lifecycle.profile import PICAS, Profile
 from airflow_provider_picas.tokens.states import javascript_state
+from airflow_provider_picas.tokens.views import find_batch, is_token
 
 __all__ = ["GROUPS", "LISTS", "STAGES", "stages"]
 
@@ -31,18 +32,29 @@ GROUPS = "groups"
 each group's token. The values are the times when members ended: those of a group's token are added up in ``members_ended``,
 so a member that has ended since, or again, makes a difference."""
 
-_GROUPS = f"""function (doc) {{
-  if (typeof doc.group_of == "string" && typeof doc.group_name == "string" && typeof doc.members_ended == "number") {{
+_GROUPS = """function (doc) {
+  if (typeof doc.group_of == "string" && typeof doc.group_name == "string" && typeof doc.members_ended == "number") {
     emit(["made", doc.group_of, doc.group_name], doc.members_ended);
-  }}
-  var prefix = doc._id.split(":")[0];
+  }
+  {members}
+}"""
+
+_MEMBERS = f"""var prefix = doc._id.split(":")[0];
   if (typeof doc.group == "string" && doc.group && doc.batch === prefix) {{
     emit(["member", prefix, doc.group, {javascript_state(PICAS)}], typeof doc.done == "number" ? doc.done : 0);
-  }}
-}}"""
+  }}"""
 
 
-def stages() -> dict[str, Any]:
+def _members(profile: Profile) -> str:
+    if profile.is_default:
+        return _MEMBERS
+    return f"""if (typeof doc.group == "string" && doc.group && ({is_token(profile)})) {{{find_batch(profile)}
+    emit(["member", batch, doc.group, {javascript_state(profile)}], typeof doc.done == "number" ? doc.done : 0);
+  }}"""
+
+
+def stages(profile: Profile = PICAS) -> dict[str, Any]:
     """The design document. CouchDB updates its index only when somebody reads it."""
-    views = {LISTS: {"map": _LISTS, "reduce": "_count"}, GROUPS: {"map": _GROUPS, "reduce": "_stats"}}
+    groups = _GROUPS.replace("{members}", _members(profile))
+    views = {LISTS: {"map": _LISTS, "reduce": "_count"}, GROUPS: {"map": groups, "reduce": "_stats"}}
     return {"language": "javascript", "autoupdate": False, "views": views}

@@ -64,10 +64,10 @@ def of_profile(profile: Profile) -> dict[str, Any]:
     Ids of these pools do not name the batch, so ``counts`` lists the tokens of a state, too.
     """
     counts = f"""
-        var state = {javascript_state(profile)};{_find_batch(profile)}
+        var state = {javascript_state(profile)};{find_batch(profile)}
         emit([batch, state, doc._id], null);
         emit(["", state, doc._id], null);"""
-    tokens = f"""{_find_batch(profile)}
+    tokens = f"""{find_batch(profile)}
         emit([batch, doc._id], null);"""
     claimable = f"(({javascript_state(profile)}) === 'todo') && !(doc.lock > 0)"
     maps = {"counts": counts, "tokens": tokens, "todo": _todo(claimable, profile)}
@@ -82,7 +82,7 @@ def _todo(condition: str, profile: Profile) -> str:
     rank = "".join(f"({conditions.javascript(parts)}) ? {len(profile.priorities) - n} : " for n, parts in ranks) + "0"
     priority = rank if profile.priorities else 'typeof doc.priority == "number" ? doc.priority : 0'
     return f"""
-        if ({condition}) {{{_find_batch(profile)}
+        if ({condition}) {{{find_batch(profile)}
           var part = function (value) {{
             return (typeof value == "number" || typeof value == "string") ? String(value).replace(/\\//g, "") : "";
           }};
@@ -106,10 +106,10 @@ def page(profile: Profile = PICAS) -> dict[str, Any]:
 
     ``autoupdate``: CouchDB does not bring this index up to date for each change of a token, only when the page reads it.
     """
-    find_state, find_batch = _find_end(profile), _find_batch(profile)
+    find_state, set_batch = _find_end(profile), find_batch(profile)
     ended = f"""
         var state = {find_state};
-        if (state) {{{find_batch}
+        if (state) {{{set_batch}
           var at = doc.done, errors = doc.error;
           if (!(at > 1000000000) && errors && errors.length) {{ at = errors[errors.length - 1].time; }}
           at = typeof at == "number" && at > 1000000000 ? Math.floor(at) : 0;
@@ -125,7 +125,7 @@ def page(profile: Profile = PICAS) -> dict[str, Any]:
         }}"""
     nodes = f"""
         var state = {find_state};
-        if (state) {{{find_batch}
+        if (state) {{{set_batch}
           emit([batch, typeof doc.hostname == "string" ? doc.hostname.substring(0, 100) : "", state], null);
         }}"""
     maps = {"ended": ended, "nodes": nodes}
@@ -157,7 +157,8 @@ _FIND_BATCH = """
         var batch = prefix && prefix != doc._id && doc.batch === prefix ? prefix : null;"""
 
 
-def _find_batch(profile: Profile) -> str:
+def find_batch(profile: Profile) -> str:
+    """JavaScript that sets ``batch`` to that of ``doc``, or null."""
     if profile.batch_field is None:
         return _FIND_BATCH
     field = _field(profile.batch_field)
@@ -186,10 +187,11 @@ def differs(present: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> boo
 
 
 def _map(body: str, profile: Profile = PICAS) -> str:
-    return f"function (doc) {{\n  if ({_is_token(profile)}) {{\n    {body.strip()}\n  }}\n}}"
+    return f"function (doc) {{\n  if ({is_token(profile)}) {{\n    {body.strip()}\n  }}\n}}"
 
 
-def _is_token(profile: Profile) -> str:
+def is_token(profile: Profile) -> str:
+    """The condition, as JavaScript, that ``doc`` is a token."""
     if profile.types is None:
         return "typeof doc.type == 'string'"
     if profile.types == PICAS.types:

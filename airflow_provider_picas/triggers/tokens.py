@@ -68,7 +68,8 @@ class PicasTokenStateTrigger(BaseTrigger):
     :param outage: end the wait after the database was unavailable for this number of seconds; None: as for
         ``Endurance``.
     :param no_pilots_before: seconds since 1970; before that, it is not an error that no pilots remain.
-    :param stages: names of the stages that the tokens make, in order; then ``batch`` is the one that the chain begins with.
+    :param stages: names of the stages that the tokens make, in order, or a mapping to their batches; then ``batch`` is the one
+        that the chain begins with.
     :param stage: the stage that the wait is for; None: the batch and all of its stages together.
     :param tokens: number of tokens pushed to the batch that the chain begins with.
     :param least_work, ready: as for ``Terms``.
@@ -102,7 +103,7 @@ class PicasTokenStateTrigger(BaseTrigger):
         outage: float | None = None,
         no_pilots_before: float = 0.0,
         profile: Shape = None,
-        stages: Sequence[str] = (),
+        stages: Sequence[str] | Mapping[str, str] = (),
         stage: str | None = None,
         tokens: int | None = None,
         least_work: int = 1,
@@ -127,7 +128,7 @@ class PicasTokenStateTrigger(BaseTrigger):
         self.outage = outage
         self.no_pilots_before = no_pilots_before
         self.profile = profile
-        self.stages = list(stages)
+        self.stages = dict(stages) if isinstance(stages, Mapping) else list(stages)
         self.stage = stage
         self.tokens = tokens
         self.least_work = least_work

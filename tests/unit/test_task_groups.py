@@ -46,6 +46,17 @@ def test_each_stage_has_tasks_of_its_own() -> None:
     assert "picas_run.imaging.ready" not in tasks["calibration.wait"].downstream_task_ids, "stages run side by side"
 
 
+def test_a_stage_may_have_a_batch_of_any_name() -> None:
+    stages = {
+        "calibration": PilotStage(command="./calibrate"),
+        "imaging": PilotStage(script="image.sh", batch="imaging"),
+    }
+    with DAG("d") as dag:
+        picas_run(inputs=["a"], command="./observe", stages=stages)
+    given = [task.stages for task in dag.task_dict.values() if getattr(task, "stages", None)]
+    assert given == [{"calibration": "", "imaging": "imaging"}] * 7
+
+
 def test_stages_that_cannot_be_are_refused_when_the_dag_is_parsed() -> None:
     with DAG("d"), pytest.raises(ValueError, match="name of one of its tasks: wait"):
         picas_run(inputs=["a"], command="true", stages={"wait": PilotStage(command="true")})

@@ -75,7 +75,7 @@ class PicasSubmitPilotsOperator(TakesOptions, BaseOperator):
     :param batch: the push operator's output. Its database is the pool of the pilots, and our own pilots claim only its
         tokens.
     :param stages: names of the stages whose tokens the batch's tokens make, in order (``docs/howto/stages.md``): commands may
-        make tokens for these, and pilots make those of others that died.
+        make tokens for these, and pilots make those of others that died. A mapping names the batch of each stage.
     :param stage: submit pilots for this stage. Default: for the batch itself. If no token of it waits, nothing is submitted.
     :param workdir: folder on the cluster where sbatch runs, absolute or below the home. Default: the submission's own
         folder.
@@ -126,7 +126,7 @@ class PicasSubmitPilotsOperator(TakesOptions, BaseOperator):
         sbatch: Mapping[str, Any] | None = None,
         env: Mapping[str, str] | None = None,
         batch: str | Mapping[str, Any] | None = None,
-        stages: Sequence[str] = (),
+        stages: Sequence[str] | Mapping[str, str] = (),
         stage: str | None = None,
         workdir: str | None = None,
         remote_folder: str | None = None,

@@ -19,6 +19,7 @@ from airflow_provider_picas.operators.pilots import PicasSubmitPilotsOperator
 from airflow_provider_picas.operators.tokens import PicasCollectTokensOperator, PicasResetTokensOperator
 from airflow_provider_picas.sensors.tokens import PicasTokenStateSensor
 from airflow_provider_picas.slurm import client_config
+from airflow_provider_picas.tokens import waiting
 from airflow_provider_picas.tokens.counts import Counts
 from stack.cluster import Cluster
 from stack.pool import Pool
@@ -28,6 +29,12 @@ STAND_INS = Path(__file__).parent.with_name("two_workflows")
 CORTEX = os.environ.get("PICAS_TEST_CORTEX")
 FOLDER = "two-workflows"
 PROFILE = "picas_cortex"
+STAGES = {"imaging": "imaging"}  # the workflow of a stage is its batch
+
+
+@pytest.fixture(autouse=True)
+def settle_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "SETTLE_SECONDS", 3.0)
 
 
 @pytest.fixture(params=["stand-in", "picas_cortex"])
@@ -79,10 +86,15 @@ def test_both_workflows_of_a_pool_are_run_and_waited_for(folder: str, pool: Pool
     hook = PicasHook(profile=PROFILE)
     hook.deploy_views()
     assert hook.batches() == {"ddcal": Counts(todo=3)}
-    calibrated = wait("ddcal", submit("ddcal", folder, pool), pool, max_errors=1)
+    calibration = submit("ddcal", folder, pool)
+    ready = wait("ddcal", False, pool, stages=STAGES, stage="imaging", ready=2)
+    assert ready["batch"] == "imaging", "the pilots push its tokens"
+    imaging = submit("imaging", folder, pool)
+    both = wait("ddcal", [calibration, imaging], pool, stages=STAGES, max_errors=1)
+    assert both == {"todo": 0, "locked": 0, "done": 2 + 2, "error": 1}
+    calibrated = wait("ddcal", calibration, pool, max_errors=1)
     assert calibrated == {"todo": 0, "locked": 0, "done": 2, "error": 1}
-    assert hook.count("imaging").total == 2, "the pilots have pushed them"
-    assert wait("imaging", submit("imaging", folder, pool), pool)["done"] == 2
+    assert wait("imaging", imaging, pool)["done"] == 2
     collect = PicasCollectTokensOperator(
         task_id="collect", batch="imaging", fields=["MSDATA", "SOLS"], profile=PROFILE, max_errors=0
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -40,6 +41,20 @@ def test_a_wait_counts_the_batches_that_it_is_for_and_those_that_fill_them() -> 
     assert chain("calibration").own == ("b.calibration",)
     assert list(chain("calibration").batches) == ["b", "b.calibration"]
     assert chain().by_stage == {"calibration": "b.calibration", "imaging": "b.imaging"}
+
+
+def test_a_stage_may_have_a_batch_of_any_name() -> None:
+    """As in pools whose scripts make the tokens of the next workflow: after the result of the parent, so the end must last."""
+    made = Chain.parse("ddcal", {"imaging": "imaging", "mosaic": ""}, groups={"mosaic": {"of": "imaging"}})
+    assert made
+    assert list(made.batches) == ["ddcal", "imaging", "ddcal.mosaic"]
+    assert made.by_stage == made.as_argument == {"imaging": "imaging", "mosaic": "ddcal.mosaic"}
+    assert Chain.parse("ddcal", made.as_argument, groups=made.groups) == replace(made, named=made.by_stage)
+    wait = Wait(Terms("ddcal", None, ErrorBudget(0), chain=made), None)
+    wait.note_counts(ChainCounts({"ddcal": Counts(done=1), "imaging": Counts(done=1)}, closed=True), 0.0)
+    assert wait.decide(0.0) is Outcome.WAITING
+    assert wait.decide(SETTLE_SECONDS) is Outcome.COMPLETE
+    assert chain().as_argument == list(STAGES)
 
 
 @pytest.mark.parametrize("stage", [None, "calibration", "imaging"])
@@ -145,6 +160,8 @@ def test_a_look_is_repeated_soon_after_one_that_found_lists() -> None:
         (["a b"], None, "cannot be the name"),
         (["a", "a"], None, "occurs twice"),
         (["a"], "b", "is not one of the stages"),
+        ({"a": "b"}, None, "same batch"),
+        ({"a": "x", "c": "x"}, None, "same batch"),
         ((), "b", "`stages` is not given"),
     ],
 )
