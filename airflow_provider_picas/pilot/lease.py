@@ -10,7 +10,7 @@ from urllib.parse import quote
 from airflow_provider_picas.lifecycle.backoff import Backoff
 from airflow_provider_picas.lifecycle.causes_of_death import is_from_slurm
 from airflow_provider_picas.lifecycle.ids import drain_flag, lease_id, watched_flag
-from airflow_provider_picas.lifecycle.json_values import number
+from airflow_provider_picas.lifecycle.json_values import Doc, number
 from airflow_provider_picas.lifecycle.pilot_config import Config
 from airflow_provider_picas.lifecycle.transitions import reason_of_reaping
 from airflow_provider_picas.pilot.clock import Clock
@@ -22,6 +22,12 @@ from airflow_provider_picas.pilot.portions import portions
 from airflow_provider_picas.pilot.work import DRAIN, STOP, Work
 
 FIRST_REVISION = 1_000_000_000  # of a lease: stays at ten digits for as long as a pilot can live
+
+
+def drain_flag_of(database: Database, submission: str) -> Doc:
+    """The drain flag of a submission; empty if there is none. Raises Unreachable."""
+    prefix, _, name = drain_flag(submission).partition("/")
+    return database.get(prefix + "/" + quote(name, safe="")) or {}
 
 
 class Lease(threading.Thread):
@@ -130,8 +136,7 @@ class Lease(threading.Thread):
         try:
             flags = self._database.local([drain, watched])
         except Unreachable:
-            prefix, _, name = drain.partition("/")
-            flags = {drain: self._database.get(prefix + "/" + quote(name, safe="")) or {}}
+            flags = {drain: drain_flag_of(self._database, self._config.submission)}
         self._watched = number(flags.get(watched, {}).get("until")) > self._clock.now()
         if flags.get(drain, {}).get("drain"):
             self._work.stop(DRAIN, "its submission is being drained")

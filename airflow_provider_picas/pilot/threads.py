@@ -19,7 +19,7 @@ from airflow_provider_picas.pilot.claims import EMPTY_FOR, EMPTY_QUERIES, Claims
 from airflow_provider_picas.pilot.clock import Clock
 from airflow_provider_picas.pilot.database import Database
 from airflow_provider_picas.pilot.errors import Unreachable
-from airflow_provider_picas.pilot.lease import Lease
+from airflow_provider_picas.pilot.lease import Lease, drain_flag_of
 from airflow_provider_picas.pilot.log import log
 from airflow_provider_picas.pilot.new_tokens import pending_lists
 from airflow_provider_picas.pilot.outbox import Outbox
@@ -29,6 +29,8 @@ from airflow_provider_picas.pilot.reporter import GATHER, SHORT, Reporter
 from airflow_provider_picas.pilot.scratch import remove_tree
 from airflow_provider_picas.pilot.wall_clock import WallClock
 from airflow_provider_picas.pilot.work import DRAIN, GO, Work
+
+SOON = 1.0  # seconds without work after which a pilot checks often if its submission is drained
 
 
 class Workplace(NamedTuple):
@@ -269,6 +271,13 @@ class Claimer(threading.Thread):
         if not busy and idle >= self._config.wait_for_work and not lingers and self._is_sure(idle):
             skipped = self._database.skipped()
             work.stop(DRAIN, "no tokens remain" + (f", except {skipped} that were skipped" if skipped else ""))
+            return
+        if (
+            self._config.wait_for_work
+            and idle > SOON
+            and drain_flag_of(self._database, self._config.submission).get("drain")
+        ):
+            work.stop(DRAIN, "its submission is being drained")
             return
         # Each check is a request: do not repeat it whenever another slot finishes, unless that was the last one.
         pause = random.uniform(0.5, 1) * min(3.0, 0.2 + now - self._nothing_since, lease / 6)

@@ -145,7 +145,10 @@ class PilotActions:
             if counts is None:
                 hooks.do(end_uncounted(self.submission))
                 return None
-            ending = end(self._hook.pool, self.submission, counts.finished, cancel_pending=cancel_pending)
+            no_more = cancel_pending and self._wait.terms.chain is not None
+            ending = end(
+                self._hook.pool, self.submission, counts.finished, cancel_pending=cancel_pending, no_more=no_more
+            )
             figures = hooks.do(ending)
             return figures.as_dict() if figures else None
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from airflow_provider_picas.couchdb.errors import CouchDBError
 from airflow_provider_picas.couchdb.pool import Pool
+from airflow_provider_picas.lifecycle.json_values import number
 from airflow_provider_picas.slurm import jobs, logs, submission_folder, usage
 from airflow_provider_picas.slurm.remote import RemoteError
 from airflow_provider_picas.slurm.usage import Figures
@@ -75,17 +76,18 @@ def remove_credentials(submission: Submission, wait: float = 0.0) -> Operation[b
     return ended
 
 
-def end(pool: Pool, submission: Submission, tokens: int, *, cancel_pending: bool = False) -> Operation[Figures | None]:
+def end(
+    pool: Pool, submission: Submission, tokens: int, *, cancel_pending: bool = False, no_more: bool = False
+) -> Operation[Figures | None]:
     """Clean up after a wait: log the figures, and remove the credentials and leases once the pilots have ended.
 
     ``tokens``: number of tokens that have finished. ``cancel_pending``: first cancel pilots that have not started,
-    unless there is work for them. Returns the figures, or None if the cluster does not answer, which does not fail the
-    wait.
+    unless there is work for them. ``no_more``: no more tokens can appear, so drain those that wait for more. Returns the
+    figures, or None if the cluster does not answer, which does not fail the wait.
     """
     try:
-        if cancel_pending:
-            yield from _cancel_pending(pool, submission)
-        ended = yield from remove_credentials(submission, END_WAIT)
+        patience = yield from _end_unneeded(pool, submission, cancel_pending=cancel_pending, no_more=no_more)
+        ended = yield from remove_credentials(submission, patience)
         yield from _tidy(pool, submission.key if ended else None)
         result = yield from figures(submission, tokens)
     except RemoteError as error:
@@ -110,14 +112,22 @@ def figures(submission: Submission, tokens: int) -> Operation[Figures]:
     return usage.figures(found.jobs.values(), tokens, time.time() - submission.since)
 
 
-def _cancel_pending(pool: Pool, submission: Submission) -> Operation[None]:
+def _end_unneeded(pool: Pool, submission: Submission, *, cancel_pending: bool, no_more: bool) -> Operation[float]:
+    """Cancel or drain pilots that are not needed any more. Returns the seconds within which the others may end."""
+    options = yield from tidy.pilot_options(submission)
+    if options is None:
+        return END_WAIT
+    waits = number(options.get("wait_for_work"))
     try:
-        number = yield from tidy.cancel_pending(pool, submission)
+        if waits and no_more and (yield from tidy.drain_waiting(pool, submission, options)):
+            waits = 0.0
+        if cancel_pending and not waits:
+            cancelled = yield from tidy.cancel_pending(pool, submission, options)
+            if cancelled:
+                log.info("Cancelled %d pilots that had not started: no tokens remain for them.", cancelled)
     except CouchDBError as error:
-        log.info("Pilots that have not started may remain: %s", error)
-        return
-    if number:
-        log.info("Cancelled %d pilots that had not started: no tokens remain for them.", number)
+        log.info("Pilots that have not started, or that wait for work, may remain: %s", error)
+    return 0.0 if waits > END_WAIT else END_WAIT
 
 
 def _tidy(pool: Pool, key: str | None) -> Operation[None]:

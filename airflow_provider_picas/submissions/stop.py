@@ -47,17 +47,24 @@ def stop(
     return None
 
 
-def drain(pool: Pool, key: str) -> Operation[None]:
-    """Set the flag that our own pilots check when they renew their leases."""
+def drain(pool: Pool, key: str, *, finished: bool = False) -> Operation[None]:
+    """Set the flag that our own pilots check when they renew their leases, and while they wait for work.
+
+    ``finished``: because no more tokens can appear, so they may be submitted again if tokens are reset.
+    """
     flag = {"drain": True, "raised": int(time.time())}  # the time is used to remove it, long afterwards
+    flag |= {"finished": True} if finished else {}
     yield Request("PUT", pool.document_path(drain_flag(key)), body=json_body(flag))
 
 
 def drained(pool: Pool, key: str) -> Operation[bool]:
-    """True if the drain flag is set."""
+    """True if the drain flag is set. One that was set because no more tokens could appear is removed."""
     try:
         flag = yield from pool.get(drain_flag(key))
     except errors.NotFoundError:
+        return False
+    if flag.get("finished"):
+        yield from pool.write([json_body({**flag, "_deleted": True})])
         return False
     return bool(flag.get("drain"))
 

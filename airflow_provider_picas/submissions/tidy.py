@@ -12,6 +12,7 @@ from airflow_provider_picas.lifecycle.json_values import number
 from airflow_provider_picas.slurm import sbatch_record
 from airflow_provider_picas.slurm.pilot_job import CONFIG_FILE
 from airflow_provider_picas.slurm.remote import OURS, Command, Output, ok, quote, whole
+from airflow_provider_picas.submissions import stop
 from airflow_provider_picas.submissions.stop import MOST_CALLS
 from airflow_provider_picas.submissions.submission import Operation, Submission
 
@@ -22,23 +23,34 @@ PAGE = 1_000  # local documents read by one request
 MOST_PAGES = 20
 
 
-def cancel_pending(pool: Pool, submission: Submission) -> Operation[int]:
-    """Cancel the pilots that have not started, if there is no token that they could run. Returns the number of pilots.
-
-    This checks their own batch, or the whole pool if they claim any token: another task may wait for those. Pilots with
-    ``wait_for_work`` are not cancelled.
-    """
+def pilot_options(submission: Submission) -> Operation[Document | None]:
+    """The options of our own pilots; empty for those of a script. None if somebody has changed the file: the pilots may
+    claim other tokens, too."""
     config: Output = yield Command(f"cat -- {quote(f'{submission.folder}/{CONFIG_FILE}')}")
     try:
         options = json.loads(config.stdout) if config.code == 0 else {}
     except (ValueError, RecursionError):
-        return 0  # somebody has changed the file, so the pilots may claim other tokens, too
-    if (
-        not isinstance(options, dict)
-        or options.get("wait_for_work")
-        or not isinstance(options.get("batch", ""), str | None)
-    ):
-        return 0
+        return None
+    return options if isinstance(options, dict) and isinstance(options.get("batch", ""), str | None) else None
+
+
+def drain_waiting(pool: Pool, submission: Submission, options: Document) -> Operation[bool]:
+    """Drain pilots that wait for work in a batch in which no more tokens can appear. True if they are drained."""
+    batch = options.get("batch")
+    if not batch:
+        return False
+    counts = yield from counting.count(pool, batch)
+    if counts.todo or counts.locked:
+        return False
+    yield from stop.drain(pool, submission.key, finished=True)
+    return True
+
+
+def cancel_pending(pool: Pool, submission: Submission, options: Document) -> Operation[int]:
+    """Cancel the pilots that have not started, if there is no token that they could run. Returns the number of pilots.
+
+    This checks their own batch, or the whole pool if they claim any token: another task may wait for those.
+    """
     counts = yield from counting.count(pool, options.get("batch"))
     if counts.todo or counts.locked:
         return 0

@@ -59,6 +59,15 @@ def test_a_drained_pilot_finishes_its_token_and_stops(pool: Pool, submission: Su
     assert pool.states() == {State.DONE: 1, State.TODO: 3}
 
 
+def test_a_pilot_that_waits_for_work_notices_soon_that_it_is_drained(pool: Pool, submission: Submission) -> None:
+    """Long before it renews its lease."""
+    process = submission.start(COUNT, lease=3600, wait_for_work=3600)
+    until(lambda: "Pilot " in submission.log())
+    assert pool.request("PUT", "_local/picas-submission-sub-1", {"drain": True})[0] == 201
+    assert process.wait(120) == 0
+    assert "drained" in submission.log()
+
+
 def test_a_pilot_whose_token_was_taken_stops_work_on_it(pool: Pool, submission: Submission) -> None:
     pool.push([{}])
     process = submission.start(COUNT + "; sleep 60", lease=3)

@@ -9,6 +9,7 @@ import pytest
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.slurm import SlurmHook
 from airflow_provider_picas.operators.pilots import PicasSubmitPilotsOperator
+from airflow_provider_picas.submissions.stop import drained
 from airflow_provider_picas.tokens import chain, documents
 from stack import processes
 from stack.pool import Pool
@@ -57,3 +58,30 @@ def test_pilots_are_submitted_again_for_the_tokens_that_appear_later(
         processes.wait_for(lambda: hook.get("b.s:y")["done"] > 0, what="The second token", seconds=120)
     assert wait.end() == {"todo": 0, "locked": 0, "done": 2, "error": 0}
     assert hook.get("b.s:x")["slurm_job_id"] != hook.get("b.s:y")["slurm_job_id"]
+
+
+@pytest.mark.parametrize("deferrable", [False, True])
+def test_pilots_that_wait_for_work_end_with_the_chain(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch, deferrable: bool
+) -> None:
+    """No more tokens can appear, so the wait drains them. They notice it long before they renew their leases, and may be
+    submitted again when tokens are reset."""
+    monkeypatch.setattr(chain, "LOOK_EVERY", 0.5)
+    hook = PicasHook()
+    hook.deploy_views()
+    hook.push([documents.new_token({"input": 1}, batch="b", push="p", ordinal=0, key="0")])
+    batch = {"database": hook.settings.database, "batch": "b", "tokens": 1}
+    pilot = {"lease": 3600, "wait_for_work": 3600}
+    operator = PicasSubmitPilotsOperator(
+        task_id="pilots", command="true", ssh_conn_id="spider", pilot=pilot, batch=batch, stages=["s"]
+    )
+    pilots = operator.execute(context("pilots", run_id=pool.database))
+    wait = Waiting(batch, deferrable=deferrable, stages=["s"], pilots=pilots, timeout=200)
+    assert wait.end() == {"todo": 0, "locked": 0, "done": 1, "error": 0}
+    with SlurmHook("spider") as remote:
+        assert remote.run(f"ls {pilots['folder']}/credentials").stdout == "", "pilots remain"
+        listed = remote.run("squeue --noheader --all --states=pending,running --format=%j").stdout
+        assert pilots["submission"] not in listed
+    assert hook.do(drained(hook.pool, pilots["submission"])) is False, "only by a person"
+    flag = f"_local/picas-submission-{pilots['submission']}"
+    assert hook.do(hook.pool.local_documents(flag))[0] == [], "or they would drain those that are submitted again"
