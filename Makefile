@@ -14,7 +14,7 @@ VENV   := .stack/airflow/bin
 SPHINX := $(VENV)/python -m sphinx --builder html --fresh-env --fail-on-warning --keep-going --nitpicky --quiet docs .stack/docs
 
 unexport PYTHONDONTWRITEBYTECODE
-.PHONY: demo test check chaos bench compat lint format docs diagrams screenshots install pins clean python
+.PHONY: demo test check chaos bench compat lint format docs dist diagrams screenshots install pins clean python
 
 demo: python
 	@exec $(PYTHON) -m stack.demo --stack $(STACK)
@@ -68,6 +68,10 @@ docs: python
 	@$(PYTHON) -m stack.install airflow
 	$(SPHINX)
 	@echo "file://$(CURDIR)/.stack/docs/index.html"
+
+# The wheel and the sdist of the last commit in dist/: built twice, with the same bytes, and checked as PyPI checks them.
+dist: install
+	$(VENV)/python -m stack.dist build
 
 # Draws docs/images/states.svg and the tables of docs/explanation/lifecycle.md from the tables of states and transitions.
 diagrams: python

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from airflow_provider_picas import __version__
+
+#: The project's address. pyproject.toml has it, too: [project.urls], and the links of the page on PyPI.
+HOME = "https://github.com/sara-nl/airflow-provider-picas"
+
 UI_FIELD_BEHAVIOUR: dict[str, Any] = {
     "hidden-fields": [],
     "relabeling": {"host": "Host (URL)", "schema": "Database", "login": "Login", "password": "Password"},
@@ -65,7 +70,7 @@ CONFIG: dict[str, Any] = {
                     " localhost, a name that is generated once and stored in the Variable picas_deployment."
                 ),
                 "type": "string",
-                "version_added": "0.1.0",
+                "version_added": "0.2.0",
                 "example": "production",
                 "default": None,
             },
@@ -74,12 +79,24 @@ CONFIG: dict[str, Any] = {
 }
 
 
+SLURM = "Slurm"
+#: Pages below docs/.
+PICAS_GUIDES = ("start/index.md", "howto/index.md", "howto/pools.md")
+SLURM_GUIDES = ("reference/pilot.md",)
+
+
 def get_provider_info() -> dict[str, Any]:
     """The provider's metadata, in the form of Airflow's ``provider_info.schema.json``."""
     name = "PiCaS"
 
-    def modules(*paths: str) -> list[dict[str, Any]]:
-        return [{"integration-name": name, "python-modules": [f"airflow_provider_picas.{path}" for path in paths]}]
+    def modules(*paths: str, integration: str = name) -> dict[str, Any]:
+        return {
+            "integration-name": integration,
+            "python-modules": [f"airflow_provider_picas.{path}" for path in paths],
+        }
+
+    def files(*paths: str, kind: str = "blob") -> list[str]:
+        return [f"{HOME}/{kind}/v{__version__}/docs/{path}" for path in paths]
 
     return {
         "package-name": "airflow-provider-picas",
@@ -89,13 +106,21 @@ def get_provider_info() -> dict[str, Any]:
             {
                 "integration-name": name,
                 "external-doc-url": "https://doc.spider.surfsara.nl/en/latest/Pages/pilot_jobs.html",
+                "how-to-guide": files(*PICAS_GUIDES),
+                "logo": files("images/logo.svg", kind="raw")[0],
                 "tags": ["service"],
-            }
+            },
+            {
+                "integration-name": SLURM,
+                "external-doc-url": "https://slurm.schedmd.com/documentation.html",
+                "how-to-guide": files(*SLURM_GUIDES),
+                "tags": ["software"],
+            },
         ],
-        "hooks": modules("hooks.picas", "hooks.slurm"),
-        "operators": modules("operators.tokens", "operators.pilots"),
-        "sensors": modules("sensors.tokens"),
-        "triggers": modules("triggers.tokens", "triggers.events"),
+        "hooks": [modules("hooks.picas"), modules("hooks.slurm", integration=SLURM)],
+        "operators": [modules("operators.tokens", "operators.rerun"), modules("operators.pilots", integration=SLURM)],
+        "sensors": [modules("sensors.tokens")],
+        "triggers": [modules("triggers.tokens", "triggers.events")],
         "asset-uris": [
             {
                 "schemes": ["picas"],
