@@ -17,7 +17,21 @@ from typing import Any
 os.environ.setdefault("AIRFLOW__LOGGING__LOGGING_LEVEL", "ERROR")  # before Airflow is imported
 os.environ.setdefault("AIRFLOW__PICAS__DEPLOYMENT", "bench")
 
-from benchmarks import churn, counts, many_pilots, memory, page, pilots, push, reset, size, waits, watching
+from benchmarks import (
+    churn,
+    costs,
+    counts,
+    many_pilots,
+    memory,
+    page,
+    pilots,
+    push,
+    reset,
+    simulation,
+    size,
+    waits,
+    watching,
+)
 from benchmarks.measure import PAIRS, Goal, Result
 from benchmarks.peers import faults, rates
 from benchmarks.server import COUCHDB_URL, Server, couchdb
@@ -39,6 +53,8 @@ EXTRA = {
     "faults": faults.run,
     "size": size.run,
     "many": many_pilots.run,
+    "costs": costs.run,
+    "simulation": simulation.run,
     "churn": churn.run,
 }
 """Not run unless named."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from concurrent.futures import as_completed
 from pathlib import Path
 
 import parsl  # type: ignore[import-not-found]
@@ -60,10 +61,12 @@ def rate(tasks: int, command: list[str]) -> None:
 
 
 def send() -> None:
-    """Submit the commands on standard input (JSON), and print how many of them succeeded."""
+    """Submit the commands on standard input (JSON), and print a line for each that succeeded, as soon as it has."""
     futures = [spawn(command) for command in json.load(sys.stdin)]
     print("submitted", flush=True)
-    print(sum(future.exception() is None for future in futures), flush=True)
+    for future in as_completed(futures):
+        if future.exception() is None:
+            print("succeeded", flush=True)
 
 
 if __name__ == "__main__":
