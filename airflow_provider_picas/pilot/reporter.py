@@ -149,7 +149,7 @@ class Reporter(threading.Thread):
         """Try to write these changes. True: continue one by one."""
         for change, decision in self._read_again([change for change in changes if change.doc is None]):
             self._settle(change, decision)
-        changes = [change for change in changes if change.claim in self._sending]
+        changes = self._one_of_each_token(change for change in changes if change.claim in self._sending)
         if not changes:
             return alone
         status, rows = self._database.bulk([change.apply() for change in changes])
@@ -169,6 +169,17 @@ class Reporter(threading.Thread):
             else:
                 change.doc = None  # a conflict, or it may have been written: read again
         return alone or not rows
+
+    @staticmethod
+    def _one_of_each_token(changes: Iterable[Change]) -> List[Change]:
+        """The first change of each token. A response has rows by token, so a second one needs a request of its own.
+
+        This pilot may have claimed a token again that was reaped while its result was waiting.
+        """
+        first: Dict[str, Change] = {}
+        for change in changes:
+            first.setdefault(change.token, change)
+        return list(first.values())
 
     def _read_again(self, changes: List[Change]) -> List[Tuple[Change, str]]:
         """Read the tokens again. Returns changes that already landed, or whose tokens belong to others now, with the
