@@ -14,6 +14,8 @@ DOCS = Path(__file__).resolve().parent
 PROJECT = DOCS.parent
 sys.path[:0] = [str(PROJECT), str(DOCS)]
 
+import generated  # noqa: E402
+
 _PACKAGE = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
 
 project = _PACKAGE["name"]
@@ -34,6 +36,8 @@ autodoc_member_order = "bysource"
 copybutton_exclude = ".linenos, .gp, .go"
 
 html_theme = "furo"
+html_logo = "images/logo.svg"
+html_favicon = "images/logo.svg"
 html_title = f"{project} {release}"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
@@ -55,13 +59,14 @@ _LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#|<)([^)#\s]+)(#[^)\s]*)?(?=\))")
 
 
 def read_page(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Read the shown file, and let links to files outside of ``docs/`` lead to the repository."""
+    """Read the shown file, fill in generated parts, and let links to files outside of ``docs/`` lead to the repository."""
     page = DOCS / f"{docname}.md"
     shown = re.match(r"% file: (\S+)\s*\Z", source[0])
     original = PROJECT / shown[1] if shown else page
     if shown:
         source[0] = original.read_text()
         app.env.note_dependency(str(original))
+    source[0] = generated.fill(source[0])
     source[0] = _LINK.sub(lambda link: _target(link[1], original, page) + (link[2] or ""), source[0])
 
 

@@ -14,17 +14,22 @@ from airflow_provider_picas.cli import check, deploy_views, import_connection, p
 from airflow_provider_picas.cli.common import CommandError
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code."""
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    made = argparse.ArgumentParser(
         prog="airflow-picas",
         description="Set up and inspect PiCaS token pools and their pilots, from where Airflow runs.",
     )
-    parser.add_argument("--version", action="version", version=f"airflow-provider-picas {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="command")
+    made.add_argument("--version", action="version", version=f"airflow-provider-picas {__version__}")
+    commands = made.add_subparsers(required=True, metavar="command")
     for command in (check, pool, deploy_views, profile, import_connection):
         command.add(commands)
-    options = parser.parse_args(arguments)
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code."""
+    options = parser().parse_args(arguments)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # for characters that the terminal's encoding lacks
