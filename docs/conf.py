@@ -27,6 +27,7 @@ REPOSITORY = "https://github.com/sara-nl/airflow-provider-picas"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_copybutton", "sphinx_design", "measured"]
 exclude_patterns = ["**/__pycache__"]
 nitpicky = True
+highlight_language = "text"  # of blocks that name no language
 # Classes of Airflow and the standard library: their documentation is on the web, and a build must not need it.
 nitpick_ignore_regex = [("py:.*", r"(?!airflow_provider_picas).*")]
 
