@@ -95,7 +95,8 @@ class PicasTokenStateSensor(TakesOptions, BaseSensorOperator):
         from the last save that the wait has seen, and the wait watches it for a while first. Default: never.
     :param pilots_interval: seconds between two checks of the pilots. Default: 5 to 60, longer while nothing changes.
     :param cancel_pending: when the wait succeeds, cancel those of ``pilots`` that have not started, if no token of
-        their batch (of the pool, if they claim any) waits or runs. Pilots with ``wait_for_work`` are not cancelled.
+        their batch (of the pool, if they claim any) waits or runs. Pilots with ``wait_for_work`` are not cancelled; with
+        ``stages`` they are drained, since no more tokens can appear.
     :param on_kill: what to do with the pilots when a person marks the waiting task failed: ``cancel`` (the default),
         ``drain`` or ``leave``. When the task is cleared or marked a success, they continue. Airflow gives the process
         of a wait that is not ``deferrable`` 5 s for this, and does not notify a wait of mode ``reschedule`` between two

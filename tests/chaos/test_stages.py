@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -17,6 +18,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from airflow_provider_picas.lifecycle.transitions import Ended, Token, claim, co
 from airflow_provider_picas.tokens import stage_views
 from airflow_provider_picas.tokens.states import State, state_of
 from stack.couchdb import CouchDB, CouchDBAdmin
+from tests.chaos import chain_wait
 from tests.chaos.couchdb_nodes import CouchDBNode
 from tests.integration.pilots import PASSWORD, Pool, Proxy, Submission, new_pool
 from tests.integration.pilots import make_member as a_member
@@ -72,14 +75,18 @@ def server(tmp_path: Path) -> Iterator[CouchDB | NamedServer]:
             yield embedded
 
 
-def start_wait(pool: Pool, url: str, parents: int, log: Path) -> subprocess.Popen[bytes]:
-    """A wait for the chain in a process of its own, which appends to ``log``."""
+def connection_to(pool: Pool, url: str) -> str:
+    """The connection of a wait, as JSON."""
     host, _, port = url.rpartition(":")
     fields = {"conn_type": "picas", "host": host, "port": int(port), "schema": pool.name}
-    connection = json.dumps({**fields, "login": pool.member, "password": PASSWORD})
+    return json.dumps({**fields, "login": pool.member, "password": PASSWORD})
+
+
+def start_wait(pool: Pool, url: str, parents: int, log: Path) -> subprocess.Popen[bytes]:
+    """A wait for the chain in a process of its own, which appends to ``log``."""
     with log.open("ab") as file:
         command = [sys.executable, "-m", "tests.chaos.chain_wait", str(parents)]
-        environment = {**os.environ, "AIRFLOW_CONN_PICAS_DEFAULT": connection}
+        environment = {**os.environ, "AIRFLOW_CONN_PICAS_DEFAULT": connection_to(pool, url)}
         return subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
 
 
@@ -194,7 +201,7 @@ class Killer:
     """Kills the wait at each of its writes: the first time before the database has it, then, when it is repeated, after."""
 
     def __init__(self) -> None:
-        self.wait: subprocess.Popen[bytes] | None = None
+        self.wait: BaseProcess | None = None
         self.killed: set[tuple[str, bool]] = set()
         self._stored = True
 
@@ -231,11 +238,16 @@ def test_a_wait_that_is_killed_at_each_write_makes_each_token_once(
         proxy.fault = killer.fault
         for batch in ("b.s", "b.t"):
             submission.start("true", batch=batch, lease=10, wait_for_work=3600)
-        ended, starts = -signal.SIGKILL, 0
+        log, starts = tmp_path / "wait.log", 0
+        ended: int | None = -signal.SIGKILL
+        processes = multiprocessing.get_context("forkserver")
+        processes.set_forkserver_preload([chain_wait.__name__])  # it takes longer to import Airflow than to wait
         while ended == -signal.SIGKILL and starts < 20:
-            killer.wait = start_wait(pool, proxy.url, 2, tmp_path / "wait.log")
-            ended, starts = killer.wait.wait(120), starts + 1
-        assert ended == 0, (tmp_path / "wait.log").read_text()[-3000:]
+            killer.wait = processes.Process(target=chain_wait.run, args=(connection_to(pool, proxy.url), 2, log))
+            killer.wait.start()
+            killer.wait.join(120)
+            ended, starts = killer.wait.exitcode, starts + 1
+        assert ended == 0, log.read_text()[-3000:]
         assert killer.killed == {(kind, stored) for kind in KINDS.values() for stored in (False, True)}
         docs = pool.docs()
         assert sorted(docs) == ["b.s:0-0", "b.s:0-1", "b.s:0-2", "b.s:1-0", "b.s:1-1", "b.s:1-2", "b.t:g0", "b.t:g1", "b.t:g2",
