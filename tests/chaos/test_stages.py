@@ -44,7 +44,7 @@ done > "$PICAS_TOKENS_FILE"
 cp "$PICAS_TOKENS_FILE" "$RUNS.named.$PICAS_INPUT.$PICAS_FIELD_CLAIM"
 sleep 0.05"""
 FAULTS = 12  # before the rest is done in peace
-MOST_FAULTS = 200
+MOST_FAULTS = 100
 MANY = 1_000  # parents: the faults are spread over the time that they take
 OPTIONS: dict[str, Any] = {"max_scrubs": 9, "stages": STAGES, "wait_for_work": 3600, "outage": 600}
 
@@ -173,7 +173,7 @@ def run(server: CouchDB | NamedServer, pool: Pool, submission: Submission, paren
     done: Counter[str] = Counter()
     faults = max(FAULTS, min(MOST_FAULTS, parents // 10))
     while done.total() < faults and chaos.wait.poll() is None:
-        time.sleep(chance.uniform(0.1, 1.0) * max(1, parents / MANY / 2))
+        time.sleep(chance.uniform(0.1, 1.0) * max(1, parents / MANY))
         done[chaos.hurt(chance)] += 1
     print(f"killed: {dict(done)}")
     log = chaos.end(120 + parents)
