@@ -15,6 +15,7 @@ from tests.chaos.test_stages import NAME, OPTIONS, check, start_wait
 from tests.integration.pilots import Pool, Submission, new_pool
 
 PARENTS = 120
+BEFORE = 30  # of them run before a node is lost
 LEASE = 8  # seconds
 PATIENCE = 300.0
 
@@ -47,27 +48,26 @@ def test_lists_are_carried_out_once_while_a_node_is_lost(
     nodes: CouchDBNodes, staged: Pool, submissions: list[Submission], tmp_path: Path, fault: str
 ) -> None:
     """Pilots on the lost node get no safe answers meanwhile, and go on when it is back."""
-    staged.push([{"input": number} for number in range(PARENTS)])
+    parents = [{"_id": f"b:{number:04d}", "input": number, "ordinal": number} for number in range(PARENTS)]
+    staged.push(parents[:BEFORE])
     for place, submission in enumerate(submissions):
         options = {**OPTIONS, "lease": LEASE, "env": {"RUNS": str(tmp_path / "runs")}}
         submission.start(NAME, batch="b", **options)
         submission.start("sleep 0.01", batch="b.t" if place == 0 else "b.s", **options)
+
+    def made() -> int:
+        return sum(doc.get("stage") == "s" for doc in staged.docs().values())
+
+    until(lambda: made() > 0, "The first new tokens", PATIENCE)
+    if fault == "cut":
+        nodes.cut(nodes[2])
+    else:
+        nodes[2].kill()
+    staged.push(parents[BEFORE:])
     wait = start_wait(staged, staged.server.url, PARENTS, tmp_path / "wait.log")
     try:
-
-        def made() -> int:
-            return sum(doc.get("stage") == "s" for doc in staged.docs().values())
-
-        until(lambda: made() > 10, "The first new tokens", PATIENCE)
-        if fault == "cut":
-            nodes.cut(nodes[2])
-        else:
-            nodes[2].kill()
-        before = made()
-        until(lambda: made() >= min(before + 60, 3 * PARENTS - 30), "New tokens on the other nodes", PATIENCE)
-        tell(
-            f"a node is lost ({fault}) while lists are carried out: {before} tokens were made before, {made()} meanwhile"
-        )
+        until(lambda: made() >= 3 * BEFORE + 60, "New tokens on the other nodes", PATIENCE)
+        tell(f"a node is lost ({fault}) while lists are carried out: {made() - 3 * BEFORE} new tokens meanwhile")
         if fault == "cut":
             nodes.heal()
         else:
