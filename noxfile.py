@@ -5,13 +5,17 @@ yours:
     nox -s "tests(3.2-3.12)"                  Airflow 3.2 with Python 3.12
     nox -t oldest -- tests/unit -k states     with arguments of pytest
 
-The environments are kept in ``.stack/compat``.
+The environments are kept in ``.stack/compat``. A pair whose tests pass is recorded in ``docs/reference/compatibility.json``,
+which the documentation shows; with arguments of pytest, nothing is recorded.
 """
 
+import datetime
+import json
 import os
 import shutil
 import subprocess
 import sys
+import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import nox
@@ -64,6 +68,18 @@ TESTS = (
     ),
 )
 
+RECORD = paths.PROJECT / "docs" / "reference" / "compatibility.json"
+VERSIONS = """
+import json, platform
+from importlib.metadata import version
+providers = ("common-compat", "http", "ssh")
+print(json.dumps({
+    "airflow": version("apache-airflow"),
+    "python": platform.python_version(),
+    "providers": {name: version(f"apache-airflow-providers-{name}") for name in providers},
+}))
+"""
+
 nox.needs_version = ">=2025.5"
 nox.options.envdir = str(paths.HOME / "compat")
 nox.options.default_venv_backend = "uv|virtualenv"
@@ -88,6 +104,28 @@ def tests(session: nox.Session, airflow: str) -> None:
     pins = paths.PROJECT / "stack" / f"requirements-airflow-{airflow}.txt"
     session.install("-r", str(pins), env=env)
     session.install("--no-deps", "--no-build-isolation", "--editable", str(paths.PROJECT), env=env)
-    session.run(
-        "pytest", *(session.posargs or ("-n", "3", "--dist", "loadfile", *TESTS)), env={"PYTHONDONTWRITEBYTECODE": None}
-    )
+    report = Path(session.create_tmp()) / "tests.xml"
+    chosen = session.posargs or ("-n", "3", "--dist", "loadfile", *TESTS)
+    session.run("pytest", f"--junitxml={report}", *chosen, env={"PYTHONDONTWRITEBYTECODE": None})
+    if not session.posargs:
+        record(session, report)
+
+
+def record(session: nox.Session, report: Path) -> None:
+    """Add what ran in this environment, and how many tests passed, to the file that the documentation shows."""
+    found = json.loads(str(session.run("python", "-c", VERSIONS, silent=True)))
+    counts = {key: sum(int(suite.get(key, 0)) for suite in ET.parse(report).iter("testsuite"))
+              for key in ("tests", "skipped")}  # fmt: skip
+    found |= {
+        "passed": counts["tests"] - counts["skipped"],
+        "skipped": counts["skipped"],
+        "date": datetime.date.today().isoformat(),
+    }
+    known = json.loads(RECORD.read_text()) if RECORD.exists() else []
+    others = [row for row in known if _pair(row) != _pair(found)]
+    RECORD.write_text(json.dumps(sorted([*others, found], key=_pair), indent=2) + "\n")
+
+
+def _pair(row: dict[str, str]) -> list[list[int]]:
+    """Airflow and Python, without their last numbers."""
+    return [[int(part) for part in row[name].split(".")[:2]] for name in ("airflow", "python")]

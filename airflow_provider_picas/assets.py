@@ -34,7 +34,9 @@ def pool_asset(
     :param host: host of the database server, with a nonstandard port. It is only a name: nothing connects to it.
     :param database: the pool's database.
     :param name: name of the asset. Default: its URI.
+    :param group: group of the asset in Airflow's UI.
     :param watchers: ``AssetWatcher`` with ``PicasTokenEventTrigger``.
+    :param fields: others of Airflow's ``Asset``, such as ``extra``.
     """
     if not host or re.search(r"[/@\s]", host):
         raise ValueError(

@@ -86,6 +86,23 @@ class PilotOptions(_Checked):
 
     The schema of ``pilot.json`` gives the defaults and checks the values. A ``dict`` of these options works too, but is
     checked only when the task runs.
+
+    :param classes: claim only tokens of these resource classes, ``<cores>/<gpu>/<time>``. Default: any.
+    :param ca_file: PEM file, on the nodes, of the authority that signed the database's certificate. Default: the system's.
+    :param lease: seconds for which a pilot is believed to live after its last sign of life.
+    :param slots: number of tokens that run at the same time.
+    :param max_retries: how many times a failed token is run again, 0 to 9; a token's own ``max_retries`` takes precedence.
+    :param max_scrubs: how many times a token is released because its pilot died, 0 to 9.
+    :param time_limit: seconds for one token; a token's own ``time_limit`` takes precedence. Default: none.
+    :param kill_after: seconds between SIGTERM and SIGKILL at the time limit.
+    :param no_retry_exit_codes: exit codes of the command after which a token is not run again.
+    :param stop_exit_codes: exit codes of the command after which its token is released, and the pilot stops.
+    :param wait_for_work: seconds to wait for new tokens when none remain.
+    :param log_bytes: bytes kept of stdout and of stderr, each: the last ones.
+    :param output_bytes: largest JSON that a command may leave as output.
+    :param max_claim: largest number of tokens that are claimed in one request for one slot.
+    :param outage: seconds that the pilot waits for a database that does not answer.
+    :param margin: seconds of the job's time limit that must remain after a token is expected to end.
     """
 
     classes: Sequence[str] | str | None = _PILOT.classes
@@ -159,10 +176,17 @@ class PilotWatch(_Checked):
 class PilotStage:
     """A stage of ``picas_run``: the pilots for the tokens that other tokens make.
 
-    ``command`` to ``scaling`` are those of ``PicasSubmitPilotsOperator``. ``scaling`` says how many pilots are submitted at
-    a time (default: one). They end when no tokens wait, after ``PilotOptions(wait_for_work=…)``; when all have ended, the
-    same number is submitted again for new tokens.
+    ``command`` to ``scaling`` are those of ``PicasSubmitPilotsOperator``. Pilots end when no tokens wait, after
+    ``PilotOptions(wait_for_work=…)``; when all have ended, the same number is submitted again for new tokens.
 
+    :param command: what the pilots run for each token.
+    :param setup: shell code that runs once in each pilot's job before it.
+    :param files: files to send.
+    :param pilot: options of the pilot.
+    :param script: a PiCaS client pilot, instead of ``command``.
+    :param sbatch: options of sbatch.
+    :param env: environment variables of the pilots' jobs.
+    :param scaling: how many pilots are submitted at a time. Default: one.
     :param batch: the batch of the stage's tokens. Default: ``<batch>.<stage>``. For pools in which other scripts make the
         tokens of a workflow: its name.
     :param group_of: the stage has one token for each group of the tokens of this stage, which name their ``group``. An empty

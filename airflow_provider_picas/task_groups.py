@@ -49,7 +49,7 @@ def picas_run(
 ) -> Any:
     """Tasks ``push``, ``pilots``, ``wait``, ``collect`` and ``stop``; returns the output of ``collect``.
 
-    The parameters are those of the operators. All of them may be templates or outputs of tasks, or be mapped:
+    The parameters may be templates or outputs of tasks where the operators' may, or be mapped:
     ``picas_run.partial(command="./count.sh").expand(inputs=[["a", "b"], ["c"]])`` creates two runs side by side. The
     grid labels each with the name of its batch (``batch``), or else its first inputs. To set any other parameter of an
     operator, write the four tasks yourself.
@@ -57,10 +57,35 @@ def picas_run(
     ``collect`` also runs when the wait has failed: it logs why tokens are in error, and then fails too. ``stop`` is a
     teardown: it cancels the pilots that remain, also when the run is marked failed.
 
-    ``stages``: the pilots for the tokens that the command, and those of the stages before, make (``docs/howto/stages.md``):
-    ``{"imaging": PilotStage(command="./image.sh", sbatch={"time": "04:00:00"})}``. Each stage has tasks of its own, in a
-    group of its name: ``ready`` (enough tokens wait for pilots), ``pilots``, ``wait``, ``collect`` and ``stop``. The
-    output is then that of the last stage's ``collect``.
+    :param inputs: what to push, as for ``PicasPushTokensOperator``; so are ``tokens``, ``key``, ``batch`` and ``on_existing``.
+    :param tokens: the fields of each token, instead of ``inputs``.
+    :param key: the field or function that gives a token its key.
+    :param batch: the name of the batch.
+    :param on_existing: what to do with tokens that exist already.
+    :param command: what the pilots run for each token, as for ``PicasSubmitPilotsOperator``; so are ``setup``, ``files``,
+        ``pilot``, ``script``, ``scaling``, ``pilots``, ``sbatch`` and ``env``.
+    :param setup: shell code that runs once in each pilot's job before it.
+    :param files: files to send.
+    :param pilot: options of the pilot.
+    :param script: a PiCaS client pilot, instead of ``command``.
+    :param scaling: how many pilots to submit.
+    :param pilots: the number of pilots, without ``scaling``.
+    :param sbatch: options of sbatch.
+    :param env: environment variables of the pilots' jobs.
+    :param stages: the pilots for the tokens that the command, and those of the stages before, make (``docs/howto/stages.md``):
+        ``{"imaging": PilotStage(command="./image.sh", sbatch={"time": "04:00:00"})}``. Each stage has tasks of its own, in a
+        group of its name: ``ready`` (enough tokens wait for pilots), ``pilots``, ``wait``, ``collect`` and ``stop``. The
+        output is then that of the last stage's ``collect``.
+    :param policy: when the wait succeeds or fails, as for ``PicasTokenStateSensor``; so are ``max_errors`` and ``watch``.
+    :param max_errors: how many tokens may fail, without ``policy``.
+    :param watch: how the wait watches the pilots.
+    :param fields: what to collect, as for ``PicasCollectTokensOperator``; so are ``path`` and ``attachments``.
+    :param path: a file for the results.
+    :param attachments: a folder for the tokens' attachments.
+    :param ssh_conn_id: a connection of type ``ssh`` to the cluster.
+    :param picas_conn_id: a connection of type ``picas``.
+    :param database: another database than the connection's.
+    :param profile: another shape of the pool than the connection's: the name of a profile, or an object.
     """
     names = _names(stages or {})
     if taken := {"push", "pilots", "wait", "collect", "stop"} & set(names):

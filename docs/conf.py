@@ -28,12 +28,19 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_copybutton", "sphinx_
 exclude_patterns = ["**/__pycache__"]
 nitpicky = True
 highlight_language = "text"  # of blocks that name no language
-# Classes of Airflow and the standard library: their documentation is on the web, and a build must not need it.
-nitpick_ignore_regex = [("py:.*", r"(?!airflow_provider_picas).*")]
+# Types in signatures: those of Airflow and the standard library are documented on the web, which a build must not need. Those of
+# this package have a page only if they are public.
+nitpick_ignore_regex = [
+    ("py:.*", r"(?!airflow_provider_picas).*"),
+    ("py:(class|obj|data)", r"airflow_provider_picas\..*"),
+]
 
 myst_enable_extensions = ["colon_fence", "deflist", "fieldlist"]
 myst_heading_anchors = 4
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+autodoc_typehints_format = "short"
+python_maximum_signature_line_length = 90
 copybutton_exclude = ".linenos, .gp, .go"
 
 html_theme = "furo"

@@ -6,14 +6,23 @@ So nothing is repeated by hand. Tests compare what cannot be generated.
 from __future__ import annotations
 
 import argparse
+import inspect
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import messages
 
 from airflow_provider_picas.cli import parser
+from airflow_provider_picas.lifecycle.profile import read as read_profile
 from airflow_provider_picas.provider_info import get_provider_info
+from airflow_provider_picas.tokens import stage_views, views
+
+COMPATIBILITY = Path(__file__).with_name("reference") / "compatibility.json"
 
 _LINE = re.compile(r"^% generated: (\S+)$", re.MULTILINE)
 
@@ -52,8 +61,8 @@ def troubleshooting() -> Iterator[str]:
         yield from (f"### {entry.title}", "")
         own = [message for message in found if entry.covers(message)]
         for message in own:
-            yield f"- {code(message.text)}{_origin(message)}"
-        places = ", ".join(dict.fromkeys(message.place for message in own))
+            yield f"- {code(('… ' if message.text[:1].islower() else '') + message.text)}{_origin(message)}"
+        places = ", ".join(dict.fromkeys(place for message in own for place in message.place.split(", ")))
         yield from ("", f"**Where:** {places}.", "", f"**Cause:** {entry.cause}", "", f"**Remedy:** {entry.remedy}", "")
 
 
@@ -104,16 +113,16 @@ def connection_fields() -> Iterator[str]:
         "login": "The user of the database.",
         "password": "The password. It never appears in a log, URL, XCom or rendered template.",
     }
+    examples = {
+        name: f" For example: `{value}`."
+        for name, value in behaviour["placeholders"].items()
+        if "//" in value or value.isdigit()
+    }
     rows = [
-        (
-            behaviour["relabeling"].get(name, name.capitalize()),
-            f"`{name}`",
-            text,
-            f"`{behaviour['placeholders'][name]}`" if name in behaviour["placeholders"] else "",
-        )
+        (behaviour["relabeling"].get(name, name.capitalize()), f"`{name}`", text + examples.get(name, ""))
         for name, text in described.items()
     ]
-    yield from table(("field in the form", "name", "meaning", "example"), rows)
+    yield from table(("field in the form", "name", "meaning"), rows)
     yield from ("", "In *Extra*, as JSON (the form has a field for each):", "")
     rows = [
         (field["label"], f"`{name}`", field["description"], _kinds(field["schema"]))
@@ -159,10 +168,99 @@ def _argument(action: argparse.Action) -> tuple[str, str, str]:
     )
 
 
+def public() -> dict[str, list[tuple[str, str]]]:
+    """The modules and names of what DAG authors use, by page of the reference."""
+    info = get_provider_info()
+
+    def found(kind: str, pattern: str) -> list[tuple[str, str]]:
+        modules = [name for entry in info[kind] for name in entry["python-modules"]]
+        return [
+            (module, name) for module in modules for name in vars(import_module(module)) if re.fullmatch(pattern, name)
+        ]
+
+    package = "airflow_provider_picas"
+    asynchronous = [(f"{package}.hooks.picas_async", "PicasAsyncHook"), (f"{package}.hooks.slurm", "SlurmAsyncHook")]
+    return {
+        "operators": [
+            *found("operators", r"Picas\w+Operator"),
+            (f"{package}.operators.tokens.selecting", "SelectingOperator"),
+        ],
+        "sensors": found("sensors", r"Picas\w+Sensor"),
+        "triggers": [*found("triggers", r"Picas\w+Trigger"), (f"{package}.triggers.events", "TokenEvent")],
+        "hooks": [*found("hooks", r"(Picas|Slurm)Hook"), *asynchronous],
+        "decorators": [(f"{package}.decorators.tokens", "picas_tokens_task")],
+        "task-groups": [(f"{package}.task_groups", "picas_run")],
+        "options": [
+            (f"{package}.options", name)
+            for name in ("Scaling", "PilotOptions", "PilotStage", "WaitPolicy", "PilotWatch")
+        ],
+        "assets": [(f"{package}.assets", "pool_asset")],
+    }
+
+
+def described(page: str) -> Iterator[str]:
+    """The classes and functions of a page: signature, docstring, and template fields."""
+    for module, name in public()[page]:
+        value = getattr(import_module(module), name)
+        yield from (f"## {name}", "", "```{eval-rst}")
+        if isinstance(value, type):
+            yield f".. autoclass:: {module}.{name}"
+            if page in ("hooks", "triggers") and not hasattr(value, "serialize"):
+                yield "   :members:"
+        elif function := getattr(value, "function", None):  # of a task group
+            yield from (f".. py:function:: {module}.{name}{_signature(function)}", "")
+            yield from (f"   {line}" for line in str(inspect.getdoc(function)).splitlines())
+        else:
+            yield f".. autofunction:: {module}.{name}"
+        yield from ("```", "")
+        if fields := [field for field in getattr(value, "template_fields", ()) if isinstance(field, str)]:
+            yield from (f"Template fields: {', '.join(f'`{field}`' for field in fields)}.", "")
+
+
+def _signature(function: Callable[..., Any]) -> str:
+    return str(inspect.signature(function)).replace(" -> 'Any'", "").replace("'", "")
+
+
+def design_documents() -> Iterator[str]:
+    """The design documents that the provider writes into a pool, with the code of their views."""
+    grid = read_profile("grid_lrt")
+    documents = {**views.design_documents(), **views.design_documents(grid), stage_views.STAGES: stage_views.stages()}
+    for name, document in documents.items():
+        yield from (f"## {name}", "")
+        for view, functions in document["views"].items():
+            reduce = f", reduced by `{functions['reduce']}`" if "reduce" in functions else ""
+            yield from (f"**{view}**{reduce}", "", "```javascript", functions["map"], "```", "")
+
+
+def gauges() -> Iterator[str]:
+    """The metrics, as ``metrics.py`` sends them."""
+    source = (messages.PACKAGE / "metrics.py").read_text()
+    meanings = {
+        "picas.{name}.tokens.{state}": "tokens in this state, of all batches that this process waits for",
+        "picas.{name}.finished_per_minute": "tokens that finished, per minute",
+    }
+    rows = [(f"`{name}`", "gauge", meanings[name]) for name in re.findall(r'Stats\.gauge\(f"([^"]+)"', source)]
+    yield from table(("metric", "kind", "meaning"), rows)
+
+
+def compatibility() -> Iterator[str]:
+    """What ``make compat`` recorded."""
+    rows = [
+        (row["airflow"], row["python"], *row["providers"].values(), row["passed"], row["skipped"], row["date"])
+        for row in json.loads(COMPATIBILITY.read_text())
+    ]
+    head = ("Airflow", "Python", "common-compat", "http", "ssh", "tests passed", "skipped", "date")
+    yield from table(head, rows)
+
+
 PARTS: dict[str, Callable[[], Iterator[str]]] = {
     "troubleshooting": troubleshooting,
     "exit-codes": exit_code_table,
     "connection-fields": connection_fields,
     "configuration": configuration,
     "cli": cli,
+    "design-documents": design_documents,
+    "metrics": gauges,
+    "compatibility": compatibility,
+    **{page: partial(described, page) for page in public()},
 }

@@ -47,8 +47,10 @@ class _PicasTokensDecoratedOperator(DecoratedOperator, PicasPushTokensOperator):
 def picas_tokens_task(python_callable: Callable[..., Any] | None = None, **kwargs: Any) -> TaskDecorator:
     """Make a task from a function that yields tokens: mappings of their fields, or plain values for their ``input``.
 
-    The function may also return a list of them, or the path of a file. ``kwargs`` are those of
-    ``PicasPushTokensOperator``, except ``inputs`` and ``tokens``.
+    The function may also return a list of them, or the path of a file.
+
+    :param python_callable: the function, if the decorator has no arguments.
+    :param kwargs: those of ``PicasPushTokensOperator``, except ``inputs`` and ``tokens``.
     """
     return task_decorator_factory(
         python_callable=python_callable, decorated_operator_class=_PicasTokensDecoratedOperator, **kwargs

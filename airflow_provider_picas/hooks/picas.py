@@ -50,6 +50,12 @@ class PicasHook(CouchDBHook):
         minute, and the index of a large pool takes longer. With False, UnavailableError is raised after a few tries, as
         for other requests.
 
+    Methods take ``batch``: the id of a batch, or None for the whole pool; ``token_id`` or ``token``: a token's id or document;
+    ``state``: one of ``todo``, ``locked``, ``done`` and ``error``; ``tokens``: token documents; ``limit``: the largest number of
+    results; ``on_existing``: what to do with tokens that exist, as for ``PicasPushTokensOperator``; ``expected``: the number of
+    tokens that were pushed; ``page``: a function that reads one page; ``name`` and ``file``: of an attachment, and the file to
+    write it to; ``work`` and ``items``: a function, and what it is called with.
+
     Methods raise the errors of ``airflow_provider_picas.couchdb.errors``. Requests that are safe to repeat are sent
     again when the server is unavailable or asks for it, with growing pauses.
     """

@@ -43,7 +43,14 @@ _LONGEST_ERROR = 100_000  # bytes of an error's body that are read
 class PicasAsyncHook:
     """A PiCaS pool, from a trigger: the same operations over one aiohttp session.
 
-    Use it as an asynchronous context manager, which also closes the session. Parameters as for ``PicasHook``.
+    Use it as an asynchronous context manager, which also closes the session.
+
+    :param picas_conn_id: a connection of type ``picas``, as for ``PicasHook``.
+    :param database: another database than the connection's.
+    :param profile: another shape of the pool than the connection's: the name of a profile, or an object.
+
+    Methods take ``batch``, ``token_id`` and ``state`` as those of ``PicasHook``; ``operation``: a generator that yields requests;
+    ``request``: one request.
 
     If a request is refused (401 or 403) or gets no response, the hook reads the Airflow connection again from time to
     time, since it may have changed, for example to a new password, and sends the request with the current values. No

@@ -54,6 +54,10 @@ class SlurmHook(BaseHook):
 
     :param ssh_conn_id: a connection of type ``ssh``. Airflow's SSH provider checks the host's key.
 
+    Methods take ``operation``: a generator that yields steps on the cluster; ``step``: one of them; ``text``: shell code;
+    ``plan``: a submission to make; ``base_key`` and ``folder``: the key of a submission without its number, and the remote
+    folder; ``client``: an open SSH connection.
+
     Use it as a context manager. Methods raise ``slurm.remote.RemoteError``; ``UnreachableError`` if trying later may
     help.
     """
@@ -248,7 +252,10 @@ class _Limit:
 class SlurmAsyncHook:
     """Slurm's commands on a login node, from a trigger: ``SlurmHook`` in threads, over one connection for all of them.
 
-    Use it as an asynchronous context manager. Parameters and errors as for ``SlurmHook``. It tries once to connect.
+    :param ssh_conn_id: a connection of type ``ssh``.
+
+    Use it as an asynchronous context manager. Its methods take and raise what those of ``SlurmHook`` do. It tries once to
+    connect.
     """
 
     def __init__(self, ssh_conn_id: str = "ssh_default") -> None:

@@ -154,7 +154,10 @@ class PicasChooseBatchOperator(HITLOperator):
 
 
 class PicasConfirmOperator(ApprovalOperator):
-    """Ask a person for approval, unless ``ask`` is false. If it is rejected, all downstream tasks are skipped."""
+    """Ask a person for approval. If it is rejected, all downstream tasks are skipped.
+
+    :param ask: False: approve without asking, and log the question.
+    """
 
     template_fields: Sequence[str] = (*ApprovalOperator.template_fields, "ask")
 

@@ -31,7 +31,7 @@ PICAS_FIELDS: dict[str, Any] = {
 """PiCaS's fields, with their values in a new token (client 1.1.2, and its example ``create_tokens.py``)."""
 
 PROVIDER_FIELDS = ("batch", "push", "ordinal", "pilot", "claim", "seconds", "attempts")
-"""The provider's fields; see ``docs/development/architecture.md``."""
+"""The provider's fields; see ``docs/reference/tokens.md``."""
 
 OWNED_FIELDS = frozenset({*PICAS_FIELDS, *PROVIDER_FIELDS, *JOB_ID_FIELDS, "type", "error", "output"})
 """Fields that an author may not set."""

@@ -50,6 +50,8 @@ _ARGUMENTS = (
 class PicasTokenStateTrigger(BaseTrigger):
     """Yields one event when a batch, or the whole pool, is complete, cannot become complete, or the deadline has passed.
 
+    :param picas_conn_id: a connection of type ``picas``.
+    :param database: another database than the connection's; None: the connection's.
     :param batch: id of the batch; None: the whole pool.
     :param expected: number of tokens that were pushed; None: all that exist.
     :param max_errors: as for ``ErrorBudget``.
@@ -60,7 +62,6 @@ class PicasTokenStateTrigger(BaseTrigger):
     :param max_lock_age: seconds after which a token that is held by a pilot without a lease is released; None: never.
     :param pilots_interval: seconds between two checks of the pilots; None: 5 to 60, longer while nothing changes.
     :param on_kill_how: what to do with the pilots when a person marks the task failed: cancel, drain or leave.
-
     :param fail_fast: do not wait for the others once too many tokens are in error.
     :param success_threshold: as for ``Threshold``: this number of done tokens is enough.
     :param no_progress: end the wait after this number of seconds without a finished token; restarts from 0 in another
@@ -72,7 +73,8 @@ class PicasTokenStateTrigger(BaseTrigger):
         that the chain begins with.
     :param stage: the stage that the wait is for; None: the batch and all of its stages together.
     :param tokens: number of tokens pushed to the batch that the chain begins with.
-    :param least_work, ready: as for ``Terms``.
+    :param least_work: as long as more tokens may appear, pilots are missing only for this number of waiting ones.
+    :param ready: the wait is over when this number of tokens waits, or no more can appear; None: when they have finished.
     :param groups: the stages whose tokens are made from groups of others, as for ``Grouping``.
     :param profile: another shape of the pool than the connection's: the name of a profile, or an object.
 
