@@ -35,7 +35,7 @@ def make_due(
             continue  # of a later stage than the one that the wait is for
         fillers = list(chain.batches)[: list(chain.batches).index(of)]
         known = all(
-            before.get(name) == after.get(name) and not _unfinished(before[name]) and not pending.get(name)
+            before.get(name) == after.get(name) and not before[name].unfinished and not pending.get(name)
             for name in fillers
         )
         seen = yield from _made(pool, of)
@@ -50,10 +50,6 @@ def make_due(
         for some in portions(random.sample(changed, min(GROUPS, len(changed))), totals.__getitem__, MEMBERS):
             made += yield from _update(pool, some, batch, of)
     return made
-
-
-def _unfinished(counts: Counts) -> int:
-    return counts.todo + counts.locked
 
 
 def _members(pool: Pool, of: str) -> Operation[tuple[Counter[str], Counter[str], dict[str, float]]]:

@@ -164,7 +164,7 @@ def count_chain(pool: Pool, chain: Chain, *, look: bool) -> Operation[ChainCount
     counts = yield from changes.counts_of(pool, batches)
     lists = Lists()
     for _ in range(ROUNDS):
-        unfinished = any(counts[batch].todo or counts[batch].locked for batch in fillers)
+        unfinished = any(counts[batch].unfinished for batch in fillers)
         if unfinished and not look:
             return ChainCounts(counts)
         lists = yield from lists_of(pool, batches)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-from airflow_provider_picas.couchdb import batch_pilots
+from airflow_provider_picas.couchdb import batch_pilots, chains
 from airflow_provider_picas.couchdb.counting import parse_rows
 from airflow_provider_picas.couchdb.http import Operation, Request, json_body
 from airflow_provider_picas.couchdb.pool import Document, Pool
 from airflow_provider_picas.lifecycle.ids import END_OF_PREFIX, lease_id
+from airflow_provider_picas.tokens.chain import Chain
 from airflow_provider_picas.tokens.counts import Counts, from_rows
 from airflow_provider_picas.tokens.states import State
 
@@ -50,18 +52,28 @@ def pilots(pool: Pool) -> Operation[tuple[list[Document], int | None]]:
     return (yield from pool.local_documents(lease_id(""), limit=MOST_LEASES))
 
 
-def pilots_of(pool: Pool, batch: str | None) -> Operation[tuple[list[Document], list[Document], int | None]]:
-    """The leases of the pool's pilots, at most ``MOST_LEASES``, the records of the batch's submissions, the latest
-    first, and the database's time. One request."""
-    prefixes = [lease_id(""), *([batch_pilots.prefix(batch)] if batch else [])]
-    queries = [
-        {"startkey": prefix, "endkey": f"{prefix}{END_OF_PREFIX}", "include_docs": True, "limit": MOST_LEASES}
-        for prefix in prefixes
-    ]
+@dataclass(frozen=True)
+class LocalDocuments:
+    """What the pool knows of a batch besides its tokens."""
+
+    leases: list[Document]  #: of the pool's pilots, at most ``MOST_LEASES``
+    records: list[Document]  #: of the batch's submissions, the latest first
+    chain: Chain | None  #: the stages of the batch, or those that it is one of
+    time: int | None  #: the database's
+
+
+def local_documents_of(pool: Pool, batch: str | None) -> Operation[LocalDocuments]:
+    """What the pool knows of a batch besides its tokens. One request."""
+    spans = [(lease_id(""), f"{lease_id('')}{END_OF_PREFIX}")]
+    if batch:
+        spans.append((batch_pilots.prefix(batch), f"{batch_pilots.prefix(batch)}{END_OF_PREFIX}"))
+        spans.append((chains.record_id(batch), chains.record_id(batch)))
+    queries = [{"startkey": begin, "endkey": end, "include_docs": True, "limit": MOST_LEASES} for begin, end in spans]
     response = yield Request("POST", pool.path("_local_docs", "queries"), body=json_body({"queries": queries}))
     found = [
         [response.document(row["doc"]) for row in result["rows"] if isinstance(row, dict) and row.get("doc")]
         for result in response.rows("results", rows=list)
     ]
-    leases, *records = found or [[]]
-    return leases, batch_pilots.records_in([one for each in records for one in each]), response.time
+    leases, records, chain = (*found, [], [], [])[:3]
+    known = chains.parse(batch, chain[0]) if batch and chain else None
+    return LocalDocuments(leases, batch_pilots.records_in(records), known, response.time)

@@ -8,7 +8,7 @@ uses this connection. Nothing in an answer depends on whether something exists t
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -101,6 +101,18 @@ def may_see(scope: Annotated[Scope, Depends(asked_scope)], user: GetUserDep) -> 
         user,
         "This requires permission to edit the task instances of the DAG that uses this batch, or to edit the connection.",
     )
+
+
+def visible_batches(viewer: Viewer, batches: Collection[str]) -> set[str]:
+    """Those of these batches of the scope's pool that the user may see, too."""
+    scope = viewer.scope
+    with create_session() as session:
+        if not viewer.by_run or _may_connection("GET", viewer.user, scope.conn_id):
+            return set(batches)
+        named = batches_of_run(session, str(scope.dag_id), str(scope.run_id))
+        place = (scope.conn_id, scope.database)
+        seen = {one.batch for one in named if (one.conn_id, one.database) == place}
+        return {batch for batch in batches if batch in seen}
 
 
 def may_act(viewer: Annotated[Viewer, Depends(may_see)], request: Request) -> Viewer:

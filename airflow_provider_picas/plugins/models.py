@@ -175,9 +175,50 @@ class Building(Model):
     percent: int | None = None
 
 
+class ChainPlace(Model):
+    """The place of a batch in a chain of stages: the ``batch`` that the chain begins with, and the ``stage`` that this
+    one is; None if the chain begins with it."""
+
+    batch: str
+    stage: str | None = None
+
+
+class ChainNode(Model):
+    """A batch of a chain. ``counts`` None: the user may not see it. ``pending``: lists of new tokens that are to be carried
+    out. ``growing``: more tokens may appear. ``groups``: those that its tokens are made from, as far as members name them,
+    ``made`` of which have a token; None if it has none. ``at_least``: the members of a group that must have finished."""
+
+    batch: str
+    stage: str | None = None
+    counts: Counts | None = None
+    pending: int = 0
+    growing: bool = False
+    groups: int | None = None
+    made: int | None = None
+    at_least: float | None = None
+
+
+class ChainEdge(Model):
+    """Tokens of one batch make those of another; both are numbers of nodes. ``tokens``: made so far. ``group``: one for
+    each group of the first batch's tokens."""
+
+    begin: int
+    end: int
+    tokens: int = 0
+    group: bool = False
+
+
+class ChainAnswer(Model):
+    """A chain of stages, in order. ``partial``: True if there are more groups than were counted."""
+
+    nodes: list[ChainNode]
+    edges: list[ChainEdge]
+    partial: bool = False
+
+
 class Overview(Model):
-    """A batch at a glance. ``at``: when the counts were read. ``building``: why there is no history yet. ``trouble``: why
-    the answer may be old."""
+    """A batch at a glance. ``at``: when the counts were read. ``building``: why there is no history yet. ``chain``: of
+    which the batch is a part. ``trouble``: why the answer may be old."""
 
     at: float
     counts: Counts
@@ -190,6 +231,7 @@ class Overview(Model):
     budget: Budget | None = None
     views: Literal["page", "partial"]
     building: Building | None = None
+    chain: ChainPlace | None = None
     trouble: str | None = None
     actions: Actions
 

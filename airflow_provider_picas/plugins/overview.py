@@ -12,13 +12,14 @@ from airflow.utils.session import create_session
 
 from airflow_provider_picas.couchdb import errors, page, write_access
 from airflow_provider_picas.couchdb.http import Operation
-from airflow_provider_picas.couchdb.overview import pilots_of as read_pilots
+from airflow_provider_picas.couchdb.overview import local_documents_of
 from airflow_provider_picas.couchdb.pool import Document
 from airflow_provider_picas.hooks.picas_async import PicasAsyncHook
 from airflow_provider_picas.plugins import access, models, page_index
 from airflow_provider_picas.plugins.access import Scope, Viewer
 from airflow_provider_picas.plugins.live import BatchWatch, PoolReader, reader_for
 from airflow_provider_picas.submissions import seen
+from airflow_provider_picas.tokens.chain import Chain
 from airflow_provider_picas.tokens.counts import Counts, ErrorBudget
 from airflow_provider_picas.tokens.progress_line import seconds_left
 
@@ -40,6 +41,7 @@ async def overview(viewer: Viewer) -> models.Overview:
         history_of(reader, watch), summary_of(reader, scope.batch), wait_of(reader, scope), refusal_of(viewer, reader)
     )
     counts, (limit, expected) = watch.counts or Counts(), wait
+    chain = (await pilots_of(reader, scope.batch)).chain
     measured = watch.rate.measure() or _recent(history)
     left = seconds_left(counts, *measured) if measured else None
     hours, finished = pilots.pop("core_hours"), counts.finished
@@ -56,9 +58,14 @@ async def overview(viewer: Viewer) -> models.Overview:
         budget=None if allowed is None else models.Budget(allowed=allowed, failed=counts.error),
         views="partial" if history is None and building is None else "page",
         building=building,
+        chain=None if chain is None else models.ChainPlace(batch=chain.batch, stage=_stage_of(chain, scope.batch)),
         trouble=watch.trouble,
         actions=_actions(why_not),
     )
+
+
+def _stage_of(chain: Chain, batch: str | None) -> str | None:
+    return next((name for name, of_stage in chain.by_stage.items() if of_stage == batch), None)
 
 
 def _recent(history: models.History | None) -> tuple[float, int] | None:
@@ -128,11 +135,12 @@ def _continued(
 
 @dataclass(frozen=True)
 class Pilots:
-    """The leases of the pool's pilots, the records of the batch's submissions, the latest first, and the database's
-    time at which they were read."""
+    """The leases of the pool's pilots, the records of the batch's submissions, the latest first, the chain of stages
+    that the batch belongs to, and the database's time at which they were read."""
 
     leases: list[Document]
     records: list[Document]
+    chain: Chain | None
     now: float
 
     @property
@@ -144,11 +152,11 @@ class Pilots:
 async def pilots_of(reader: PoolReader, batch: str | None) -> Pilots:
     """What the pool knows of the batch's pilots."""
     counts = reader.counts_of(batch)
-    works = counts is None or counts.todo or counts.locked
+    works = counts is None or counts.unfinished
 
     def read(hook: PicasAsyncHook) -> Operation[Pilots]:
-        leases, records, now = yield from read_pilots(hook.pool, batch)
-        return Pilots(leases, records, float(now or time.time()))
+        found = yield from local_documents_of(hook.pool, batch)
+        return Pilots(found.leases, found.records, found.chain, float(found.time or time.time()))
 
     return await reader.shared(("pilots", batch), PILOTS_KEPT if works else PILOTS_KEPT_AT_END, read)
 

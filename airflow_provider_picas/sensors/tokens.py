@@ -20,7 +20,7 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_provider_picas import assets
-from airflow_provider_picas.couchdb import changes, new_tokens
+from airflow_provider_picas.couchdb import chains, changes, new_tokens
 from airflow_provider_picas.couchdb.errors import CouchDBError, ForbiddenError, UnavailableError, is_refusal
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.links import (
@@ -402,6 +402,7 @@ class PicasTokenStateSensor(TakesOptions, BaseSensorOperator):
         else:
             if wait.completeness is None:
                 hook.do(new_tokens.deploy(hook.pool))  # if it may not, the query below says what to do
+                hook.do(chains.note(hook.pool, chain))
             counts = hook.do(new_tokens.count_chain(hook.pool, chain, look=wait.looks.due(now)))
         if wait.completeness is None:
             self.log.info("Waiting for %s.", wait.terms.where)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from airflow_provider_picas.couchdb import batch_pilots, counting
+from airflow_provider_picas.couchdb import batch_pilots, chains, counting
 from airflow_provider_picas.couchdb.http import json_body
 from airflow_provider_picas.couchdb.pool import Document, Pool
 from airflow_provider_picas.lifecycle.ids import drain_flag, lease_id, watched_flag
@@ -17,7 +17,7 @@ from airflow_provider_picas.submissions.stop import MOST_CALLS
 from airflow_provider_picas.submissions.submission import Operation, Submission
 
 KEEP_LEASES = 7 * 86_400  # seconds to keep the lease of a pilot after its last sign of life
-# Seconds to keep flags, the records of batches' pilots, and the memory of rescheduled sensors.
+# Seconds to keep flags, the records of batches' pilots and of chains, and the memory of rescheduled sensors.
 KEEP_OTHERS = 90 * 86_400
 PAGE = 1_000  # local documents read by one request
 MOST_PAGES = 20
@@ -52,7 +52,7 @@ def cancel_pending(pool: Pool, submission: Submission, options: Document) -> Ope
     This checks their own batch, or the whole pool if they claim any token: another task may wait for those.
     """
     counts = yield from counting.count(pool, options.get("batch"))
-    if counts.todo or counts.locked:
+    if counts.unfinished:
         return 0
     names = quote(",".join(sbatch_record.job_names(submission.key, MOST_CALLS)))
     text = f"""
@@ -71,7 +71,8 @@ def local_documents(pool: Pool, key: str | None) -> Operation[int]:
     ``key``: a submission that has ended; None: delete only what is too old.
     """
     removed = 0
-    for prefix in (lease_id(""), drain_flag(""), watched_flag(""), "_local/picas-wait-", batch_pilots.PREFIX):
+    records = (batch_pilots.PREFIX, chains.PREFIX)
+    for prefix in (lease_id(""), drain_flag(""), watched_flag(""), "_local/picas-wait-", *records):
         start = prefix
         for _ in range(MOST_PAGES):
             found, now = yield from pool.local_documents(prefix, start=start, limit=PAGE)

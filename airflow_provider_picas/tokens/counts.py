@@ -31,6 +31,11 @@ class Counts:
         """The number of tokens that are done or in error."""
         return self.done + self.error
 
+    @property
+    def unfinished(self) -> int:
+        """The number of tokens that wait or run."""
+        return self.todo + self.locked
+
     def __getitem__(self, state: State) -> int:
         return int(getattr(self, state))
 
@@ -125,9 +130,9 @@ class Completeness:
 
         A named batch may have done tokens of earlier runs: these must not count in place of waiting ones.
         """
-        return not self.growing and self.counts.finished >= self.total and not self.counts.todo + self.counts.locked
+        return not self.growing and self.counts.finished >= self.total and not self.counts.unfinished
 
     @property
     def stuck(self) -> bool:
         """True if it can never be complete: every token that can still change has finished, and these are too few."""
-        return not self.growing and not self.complete and self.counts.todo == 0 and self.counts.locked == 0
+        return not self.growing and not self.complete and not self.counts.unfinished

@@ -133,7 +133,7 @@ def seconds_left(counts: Counts, per_second: float, number: int) -> tuple[float,
     """
     if not counts.todo or not counts.locked:
         return None
-    seconds, error = (counts.todo + counts.locked) / per_second, 1 / math.sqrt(number)
+    seconds, error = counts.unfinished / per_second, 1 / math.sqrt(number)
     return (seconds, seconds) if error <= 0.2 else (seconds / (1 + error), seconds / (1 - error))
 
 

@@ -17,10 +17,13 @@ LISTS = "lists"
 for each parent some of whose tokens could not be made."""
 
 # The same condition as ``new_tokens.is_pending``; a test runs both on the same documents.
-_LISTS = f"""function (doc) {{
+_FIND_LIST = f"""
   var list = doc.{new_tokens.FIELD};
-  if (!list || typeof list.pending != "boolean" || typeof list.claim != "string" || list.claim !== doc.claim) {{ return; }}
-  if (!(typeof doc.done == "number" && doc.done > 0) || list.claim.split("-").pop() !== String(doc.lock)) {{ return; }}
+  var isList = list && typeof list.pending == "boolean" && typeof list.claim == "string" && list.claim === doc.claim &&
+    typeof doc.done == "number" && doc.done > 0 && list.claim.split("-").pop() === String(doc.lock);"""
+
+_LISTS = f"""function (doc) {{{_FIND_LIST}
+  if (!isList) {{ return; }}
   var batch = typeof list.batch == "string" ? list.batch : null;
   if (list.pending) {{ emit(["pending", batch], null); }}
   else if (list.not_made > 0) {{ emit(["not_made", batch], null); }}
@@ -30,14 +33,21 @@ _LISTS = f"""function (doc) {{
 GROUPS = "groups"
 """Name of its view: ``["member", batch, group, state]`` for each token with a ``group``, and ``["made", batch, group]`` for
 each group's token. The values are the times when members ended: those of a group's token are added up in ``members_ended``,
-so a member that has ended since, or again, makes a difference."""
+so a member that has ended since, or again, makes a difference.
 
-_GROUPS = """function (doc) {
-  if (typeof doc.group_of == "string" && typeof doc.group_name == "string" && typeof doc.members_ended == "number") {
+For the page, which reads them in the same request, it also has ``["edge", batch, batch]`` for each token, with the batch of the
+token that made it before its own, and ``["pending", batch]`` for each parent whose list is to be carried out."""
+
+_GROUPS = f"""function (doc) {{{_FIND_LIST}
+  if (isList && list.pending && typeof list.batch == "string") {{ emit(["pending", list.batch], 0); }}
+  if (typeof doc.parent == "string" && typeof doc.stage == "string") {{
+    emit(["edge", doc.parent.split(":")[0], doc._id.split(":")[0]], 0);
+  }}
+  if (typeof doc.group_of == "string" && typeof doc.group_name == "string" && typeof doc.members_ended == "number") {{
     emit(["made", doc.group_of, doc.group_name], doc.members_ended);
-  }
-  {members}
-}"""
+  }}
+  MEMBERS
+}}"""
 
 _MEMBERS = f"""var prefix = doc._id.split(":")[0];
   if (typeof doc.group == "string" && doc.group && doc.batch === prefix) {{
@@ -55,6 +65,6 @@ def _members(profile: Profile) -> str:
 
 def stages(profile: Profile = PICAS) -> dict[str, Any]:
     """The design document. CouchDB updates its index only when somebody reads it."""
-    groups = _GROUPS.replace("{members}", _members(profile))
+    groups = _GROUPS.replace("MEMBERS", _members(profile))
     views = {LISTS: {"map": _LISTS, "reduce": "_count"}, GROUPS: {"map": groups, "reduce": "_stats"}}
     return {"language": "javascript", "autoupdate": False, "views": views}

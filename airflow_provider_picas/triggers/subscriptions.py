@@ -124,7 +124,7 @@ class CountsSubscription(Subscription[CountsUpdate]):
     @property
     def patience(self) -> float:
         """Seconds that an update of this batch may wait: a fraction of the least time that it needs at its current rate."""
-        if self._known is None or (left := self._known.todo + self._known.locked) <= FEW:
+        if self._known is None or (left := self._known.unfinished) <= FEW:
             return self.least_patience
         patience = WHILE_MANY if self._rate <= 0 else min(WHILE_MANY, left / self._rate / 5)
         return max(self.least_patience, patience)

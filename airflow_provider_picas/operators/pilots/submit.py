@@ -11,7 +11,7 @@ from typing import Any, cast
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, BaseOperator, Context
 
 from airflow_provider_picas import assets
-from airflow_provider_picas.couchdb import batch_pilots, needed_views, new_tokens
+from airflow_provider_picas.couchdb import batch_pilots, chains, needed_views, new_tokens
 from airflow_provider_picas.couchdb.errors import CouchDBError
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.slurm import SlurmHook
@@ -209,8 +209,10 @@ class PicasSubmitPilotsOperator(TakesOptions, BaseOperator):
 
     def _check_views(self, picas: PicasHook) -> None:
         """Raises ValueError if our own pilots would find no tokens. The pilots of a script use views of their own."""
-        if self.stages and not picas.do(new_tokens.deploy(picas.pool)):
-            self.log.warning("%s lacks the view for stages. %s", picas.settings.place, needed_views.NO_STAGES)
+        if (chain := self._chain()) is not None:
+            if not picas.do(new_tokens.deploy(picas.pool)):
+                self.log.warning("%s lacks the view for stages. %s", picas.settings.place, needed_views.NO_STAGES)
+            picas.do(chains.note(picas.pool, chain))
         if (
             self.command is None
             or "database" in (self.pilot or {})

@@ -11,6 +11,7 @@ from airflow_provider_picas.plugins import overview as at_a_glance
 from airflow_provider_picas.plugins.access import ViewerDep
 from airflow_provider_picas.plugins.models import (
     CausesAnswer,
+    ChainAnswer,
     NodesAnswer,
     Overview,
     PilotsAnswer,
@@ -35,6 +36,12 @@ async def overview(viewer: ViewerDep) -> Overview:
 async def causes(viewer: ViewerDep) -> CausesAnswer:
     """The tokens in error, by cause."""
     return await answers.causes.causes(viewer.scope)
+
+
+@router.get("/batch/chain", operation_id="chain")
+async def chain(viewer: ViewerDep) -> ChainAnswer:
+    """The chain of stages that the batch belongs to; without nodes if it belongs to none."""
+    return await answers.chain.chain(viewer)
 
 
 @router.get("/batch/tokens", operation_id="tokens")

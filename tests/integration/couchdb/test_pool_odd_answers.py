@@ -188,7 +188,7 @@ OPERATIONS: dict[str, Callable[[PicasHook], object]] = {
     "page": lambda hook: (
         hook.do(page.behind(hook.pool, 0)),
         hook.do(page.latest(hook.pool, "b", 5)),
-        hook.do(overview.pilots_of(hook.pool, "b")),
+        hook.do(overview.local_documents_of(hook.pool, "b")),
         hook.do(write_access.refusal(hook.pool, "b")),
     ),
     "look after": lambda hook: hook.do(check_pilots(hook.pool, "b", None, max_scrubs=3, max_lock_age=1.0)),  # type: ignore[arg-type]

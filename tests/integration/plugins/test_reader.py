@@ -16,14 +16,16 @@ from typing import Any
 import pytest
 from fastapi import HTTPException
 
-from airflow_provider_picas.couchdb import batch_pilots
+from airflow_provider_picas.couchdb import batch_pilots, chains, new_tokens
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.plugins import answers, live, overview, page_index
 from airflow_provider_picas.plugins.access import Scope, Viewer
 from airflow_provider_picas.plugins.models import Building
 from airflow_provider_picas.plugins.routes import events
 from airflow_provider_picas.tokens import views
+from airflow_provider_picas.tokens.chain import Chain
 from airflow_provider_picas.tokens.documents import new_token
+from airflow_provider_picas.tokens.groups import Grouping
 from airflow_provider_picas.tokens.states import State
 from airflow_provider_picas.tokens.table import Filter
 from airflow_provider_picas.triggers import feed, subscriptions
@@ -215,6 +217,7 @@ def shorter(monkeypatch: pytest.MonkeyPatch) -> None:
             "SUBMISSIONS_KEPT",
         ),
         (answers.causes, "CAUSES_KEPT"),
+        (answers.chain, "COUNTS_KEPT", "LINKS_KEPT"),
         (answers.nodes, "NODES_KEPT", "RUNS_KEPT"),
         (answers.pilots, "RUNNING_KEPT", "ENDED_KEPT", "RUNS_KEPT", "WATCH_AGAIN"),
         (page_index, "FRESH"),
@@ -246,6 +249,11 @@ async def watch(seconds: float, seen: list[Any], tab: str = "overview") -> None:
             await asyncio.gather(follow(), read_lists())
 
 
+async def read_chain() -> None:
+    await answers.causes.causes(viewer().scope)
+    assert len((await answers.chain.chain(viewer())).nodes) == 3
+
+
 async def read_pilots() -> None:
     await answers.pilots.pilots(viewer().scope)
     await answers.nodes.nodes(viewer().scope)
@@ -253,6 +261,7 @@ async def read_pilots() -> None:
 
 LISTS: dict[str, Callable[[], Coroutine[Any, Any, Any]]] = {
     "overview": lambda: answers.causes.causes(viewer().scope),
+    "chain": read_chain,
     "pilots": read_pilots,
     "tokens": lambda: answers.tokens.tokens(viewer().scope, None, Filter("b"), None, 50, False),
 }
@@ -271,6 +280,10 @@ def test_a_watcher_costs_less_than_one_request_in_five_seconds(proxy: Proxy, hoo
     tokens = fill(hook, {State.ERROR: 2, State.TODO: 2_000})
     pilots = {"submission": "s.1", "folder": "/h/s.1", "submitted": "2026-01-01T00:00:00+00:00", "job_ids": ["12"]}
     hook.do(batch_pilots.note(hook.pool, "b", {**pilots, "ssh_conn_id": "spider"}))
+    if tab == "chain":
+        stages = Chain("b", ("s", "t"), groups={"t": Grouping("s")})
+        hook.do(new_tokens.deploy(hook.pool))
+        hook.do(chains.note(hook.pool, stages))
     minutes = 4
     seen: list[Any] = []
 

@@ -10,6 +10,9 @@ export type Attempt = Schemas["Attempt"];
 export type AttachmentInfo = Schemas["AttachmentInfo"];
 export type Bar = Schemas["Bar"];
 export type Cause = Schemas["Cause"];
+export type ChainEdge = Schemas["ChainEdge"];
+export type ChainNode = Schemas["ChainNode"];
+export type ChainPlace = Schemas["ChainPlace"];
 export type Counts = Schemas["Counts"];
 export type Done = Schemas["Done"];
 /** openapi-fetch knows no tuples. */

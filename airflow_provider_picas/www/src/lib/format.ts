@@ -27,6 +27,14 @@ export const number = (value: number): string => value.toLocaleString("en-GB", {
 /** One token, 2 tokens. */
 export const many = (count: number, what: string): string => `${number(count)} ${what}${count === 1 ? "" : "s"}`;
 
+/** The members of a group that must have finished: a fraction up to 1, a number, or all but a number. */
+export const atLeast = (value: number): string => {
+  if (value < 0) {
+    return `all but ${number(-value)}`;
+  }
+  return value <= 1 ? (value === 1 ? "all" : `${number(100 * value)} %`) : number(value);
+};
+
 /** A rate in the unit that gives a number near one. */
 export const rate = (perSecond: number): string => {
   for (const [seconds, unit] of [[1, "s"], [60, "min"], [3600, "h"]] as const) {

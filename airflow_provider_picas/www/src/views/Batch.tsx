@@ -6,6 +6,7 @@ import { ago, COLOURS, LABELS, number, STATES } from "../lib/format";
 import { shown } from "../lib/text";
 import { type Asked, Confirm, Toolbar } from "./Actions";
 import { Causes } from "./Causes";
+import { WayBack } from "./Chain";
 import { Glance } from "./Glance";
 import { useAddress, useNow, useOverview } from "./hooks";
 import { Bar, Loading, Trouble } from "./parts";
@@ -128,6 +129,7 @@ export const Batch = ({ scope, title, wide }: { scope: Scope; title: string; wid
           </Link>
         )}
       </div>
+      {overview.chain && <WayBack place={overview.chain} scope={scope} />}
       <div className="stack" style={{ gap: 8 }}>
         <Bar counts={overview.counts} />
         <Legend overview={overview} />

@@ -5,6 +5,7 @@ import { coreTime, many, number, range, rate, total } from "../lib/format";
 import { shown } from "../lib/text";
 import type { BatchProps } from "./Batch";
 import { CauseList } from "./Causes";
+import { Chain } from "./Chain";
 import { keyOf } from "./hooks";
 import { BuildingNote } from "./parts";
 import { Plot } from "./Plot";
@@ -116,6 +117,7 @@ export const Glance = (props: BatchProps) => {
         <CoreHours overview={overview} />
         <Budget overview={overview} />
       </div>
+      {overview.chain && <Chain counts={overview.counts} scope={scope} />}
       {overview.history && overview.history.points.length > 0 && (
         <div className="card">
           <h3>Done and failed over time</h3>

@@ -3,7 +3,7 @@ import { useQuery } from "@tanstack/react-query";
 import { client, data, type Scope } from "../api/client";
 import { shown } from "../lib/text";
 import { Batch } from "./Batch";
-import { useAddress } from "./hooks";
+import { batchPage, useAddress } from "./hooks";
 import { Loading, Trouble } from "./parts";
 
 interface RunProps {
@@ -27,13 +27,6 @@ const nameOf = ({ conn_id, database, batch }: RunBatch): string => JSON.stringif
 const scopeOf = ({ conn_id, database, batch, dag_id, run_id }: RunBatch): Scope => ({
   conn_id, database, batch: batch ?? undefined, dag_id, run_id,
 });
-
-/** The batch on the page of the navigation: Airflow's page of a run leaves little room on a phone. */
-const widePage = ({ conn_id, database, batch, dag_id, run_id }: RunBatch): string => {
-  const query = new URLSearchParams({ picas_conn: conn_id, picas_db: database, picas_dag: dag_id, picas_run: run_id });
-  query.set(batch === null ? "picas_whole" : "picas_batch", batch ?? "yes");
-  return `/plugin/picas?${query.toString()}`;
-};
 
 /** Mapped tasks push a batch each: choose one. */
 const Choice = ({ found, chosen, onChoose }: { found: RunBatch[]; chosen: RunBatch; onChoose: (name: string) => void }) => (
@@ -78,7 +71,7 @@ export const Run = (props: RunProps) => {
       {answer.batches.length > 1 && (
         <Choice chosen={chosen} found={answer.batches} onChoose={(batch) => set({ batch, token: undefined, cause: undefined })} />
       )}
-      <Batch key={nameOf(chosen)} scope={scopeOf(chosen)} title={chosen.batch ?? chosen.label} wide={widePage(chosen)} />
+      <Batch key={nameOf(chosen)} scope={scopeOf(chosen)} title={chosen.batch ?? chosen.label} wide={batchPage(scopeOf(chosen))} />
     </div>
   );
 };

@@ -41,6 +41,19 @@ export const useNow = (): number => {
   return now;
 };
 
+/** The address of a batch, or of a whole pool, on the page of the navigation: Airflow's page of a run leaves little room on a
+ * phone. */
+export const batchPage = ({ conn_id, database, batch, dag_id, run_id }: Scope): string => {
+  const query = new URLSearchParams({ picas_conn: conn_id });
+  for (const [name, value] of Object.entries({ picas_db: database, picas_dag: dag_id, picas_run: run_id })) {
+    if (value !== undefined) {
+      query.set(name, value);
+    }
+  }
+  query.set(batch === undefined ? "picas_whole" : "picas_batch", batch ?? "yes");
+  return `/plugin/picas?${query.toString()}`;
+};
+
 /** The key of everything that a scope's answers are kept under. */
 export const keyOf = (scope: Scope, ...more: unknown[]): QueryKey => ["picas", scope, ...more];
 

@@ -1,6 +1,6 @@
 /** The page with answers as the server gives them: what it asks for, what it shows, what it offers. */
 import { QueryClient, QueryClientProvider } from "@tanstack/react-query";
-import { cleanup, fireEvent, render, screen, waitFor } from "@testing-library/react";
+import { cleanup, fireEvent, render, screen, waitFor, within } from "@testing-library/react";
 import type { ReactNode } from "react";
 import { MemoryRouter } from "react-router-dom";
 import { afterEach, beforeEach, expect, it, vi } from "vitest";
@@ -23,6 +23,7 @@ const overview: Overview = {
   budget: { allowed: 5, failed: 4 },
   views: "page",
   building: null,
+  chain: null,
   trouble: null,
   actions: { rerun: may, release: may, drain: mayNot, cancel: may, priority: may, archive: may },
 };
@@ -222,4 +223,59 @@ it("lists pools and the batches of one", async () => {
   fireEvent.click(await screen.findByRole("button", { name: "pool" }));
   expect(await screen.findByRole("button", { name: "b1" })).toBeTruthy();
   expect(screen.getByRole("link", { name: "DAG run" }).getAttribute("href")).toBe("/dags/d/runs/r+1/plugin/picas-run");
+});
+
+const stageOf = (stage: string | null, counts: object | null, more: object = {}) => ({
+  batch: stage === null ? "b" : `b.${stage}`, stage, counts: counts && { ...overview.counts, ...counts }, pending: 0, growing: false, groups: null,
+  made: null, at_least: null, ...more,
+});
+
+it("shows the stages of a chain with their counts, what may still come, and a link to each that the user may see", async () => {
+  answers["/picas/api/batch"] = { ...overview, chain: { batch: "b", stage: null } };
+  answers["/picas/api/batch/chain"] = {
+    nodes: [
+      stageOf(null, { done: 1 }, { pending: 2 }),
+      stageOf("calibration", { done: 5, error: 1 }, { growing: true }),
+      stageOf("imaging", { done: 0 }, { growing: true, groups: 4, made: 1, at_least: 0.9 }),
+      stageOf("secret", null),
+    ],
+    edges: [
+      { begin: 0, end: 1, tokens: 6, group: false },
+      { begin: 1, end: 2, tokens: 1, group: true },
+      { begin: 0, end: 3, tokens: 0, group: false },
+    ],
+    partial: false,
+  };
+  const { container } = show(<Batch scope={{ conn_id: "c", database: "d", batch: "b", dag_id: "g", run_id: "r+1" }} title="b" />);
+  const rows = within(await screen.findByRole("list", { name: "Stages" })).getAllByRole("listitem");
+  const [first, calibration, imaging, secret] = rows.map((row) => row.textContent);
+  expect(rows).toHaveLength(4);
+  expect(first).toContain("30 of 37 done"); // the live counts, not those of the chain
+  expect(first).toContain("2 lists of new tokens pending");
+  expect(calibration).toContain("6 tokens made by b");
+  expect(calibration).toContain("more tokens may appear");
+  expect(imaging).toContain("one token for each group of calibration, when 90 % of its members have finished");
+  expect(imaging).toContain("3 of 4 groups not made yet");
+  expect(secret).toContain("You may not see this batch.");
+  const links = [...container.querySelectorAll("ol.chain a")].map((link) => link.getAttribute("href"));
+  expect(links).toEqual(
+    ["b.calibration", "b.imaging"].map((name) => `/plugin/picas?picas_conn=c&picas_db=d&picas_dag=g&picas_run=r%2B1&picas_batch=${name}`),
+  );
+  expect(container.querySelectorAll("ol.chain .edge.straight")).toHaveLength(2);
+  expect(container.querySelectorAll("ol.chain .edge.group")).toHaveLength(1);
+  expect(screen.queryByRole("navigation", { name: "Chain of stages" })).toBeNull();
+});
+
+it("leads from a stage back to its chain, and asks for no chain where there is none", async () => {
+  answers["/picas/api/batch"] = { ...overview, chain: { batch: "b", stage: "imaging" } };
+  show(<Batch scope={{ conn_id: "c", database: "d", batch: "b.imaging" }} title="b.imaging" />);
+  const way = await screen.findByRole("navigation", { name: "Chain of stages" });
+  expect(way.textContent).toBe("Stage imaging of b");
+  expect(within(way).getByRole("link", { name: "b" }).getAttribute("href")).toBe("/plugin/picas?picas_conn=c&picas_db=d&picas_batch=b");
+  cleanup();
+  asked = [];
+  answers["/picas/api/batch"] = overview;
+  show(batch);
+  await screen.findByText("30");
+  expect(requests("/picas/api/batch/chain")).toHaveLength(0);
 });
