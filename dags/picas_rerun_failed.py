@@ -121,6 +121,13 @@ PARAMS = {
     "database": Param(
         None, **OPTIONAL_TEXT, section="Where", title="Pool", description="If not the connection's database."
     ),
+    "profile": Param(
+        None,
+        **OPTIONAL_TEXT,
+        section="Where",
+        title="Profile",
+        description="The shape of the pool, if not the connection's: the name of a profile, or JSON.",
+    ),
     "ssh_conn_id": Param("spider", type="string", section="Where", title="Connection to a login node"),
 }
 
@@ -142,7 +149,8 @@ def plan(preview, pilots, params=None):
 @task.branch
 def which_pilots(reset, how, params=None, ti=None):
     """The next task. Stores for the wait the number of tokens that remain in error because they were not selected."""
-    left = PicasHook(params["picas_conn_id"], database=reset["database"]).count(reset["batch"]).error
+    hook = PicasHook(params["picas_conn_id"], database=reset["database"], profile=params["profile"])
+    left = hook.count(reset["batch"]).error
     ti.xcom_push("errors_left", left)
     return {"new": "pilots", "same": "same_pilots"}.get(how, "submitted")
 
@@ -156,7 +164,7 @@ def submitted(ti=None):
 @dag(schedule=None, catchup=False, params=PARAMS, tags=["picas"], doc_md=__doc__)
 def picas_rerun_failed():
     asked = form()
-    picas = {name: asked[name] for name in ("picas_conn_id", "database")}
+    picas = {name: asked[name] for name in ("picas_conn_id", "database", "profile")}
     choose = rerun.PicasChooseBatchOperator(
         task_id="choose",
         batch=asked["batch"],

@@ -41,6 +41,7 @@ class PicasChooseBatchOperator(HITLOperator):
     :param ask: ask a person if none of these is given.
     :param picas_conn_id: a connection of type ``picas``.
     :param database: another database than the connection's.
+    :param profile: the shape of the pool, if it is not the connection's: the name of a profile, or an object.
 
     Pushes ``batch`` to XCom, which is empty for the whole pool, and ``pilots``: the output of the task that submitted
     its pilots, empty if it is not known. They are not None, since Airflow treats None as a missing XCom.
@@ -48,6 +49,7 @@ class PicasChooseBatchOperator(HITLOperator):
 
     template_fields: Sequence[str] = (
         *HITLOperator.template_fields, "batch", "of_dag", "of_run", "whole_pool", "ask", "picas_conn_id", "database",
+        "profile",
     )  # fmt: skip
 
     def __init__(
@@ -60,6 +62,7 @@ class PicasChooseBatchOperator(HITLOperator):
         ask: bool | str = True,
         picas_conn_id: str = PicasHook.default_conn_name,
         database: str | None = None,
+        profile: str | Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(subject="Which batch's failed tokens should run again?", options=["-"], **kwargs)
@@ -71,6 +74,7 @@ class PicasChooseBatchOperator(HITLOperator):
         self.ask = ask
         self.picas_conn_id = picas_conn_id
         self.database = database
+        self.profile = profile
 
     def execute(self, context: Context) -> None:
         if bool(self.of_dag) != bool(self.of_run):
@@ -150,7 +154,8 @@ class PicasChooseBatchOperator(HITLOperator):
         context["ti"].xcom_push("pilots", dict(pilots or {}))
 
     def _hook(self, batch: Batch | None = None) -> PicasHook:
-        return PicasHook(self.picas_conn_id, database=self.database or (batch.database if batch else None))
+        database = self.database or (batch.database if batch else None)
+        return PicasHook(self.picas_conn_id, database=database, profile=self.profile)
 
 
 class PicasConfirmOperator(ApprovalOperator):
@@ -199,7 +204,7 @@ def plan(preview: Mapping[str, Any], pilots: Mapping[str, Any] | None, asked: Ma
     ``how`` says which pilots are submitted: ``new``, ``same`` or ``none``. The folder of the earlier pilots is read, so
     that a submission that cannot be repeated fails before anything is changed.
     """
-    hook = PicasHook(asked["picas_conn_id"], database=preview["database"])
+    hook = PicasHook(asked["picas_conn_id"], database=preview["database"], profile=asked.get("profile"))
     number = preview["reset"]
     if not number:
         raise AirflowSkipException(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Hashable, Mapping
@@ -48,6 +49,7 @@ class PicasTokenEventTrigger(BaseEventTrigger):
     :param batch: name of a batch, or a pattern with ``*``. Default: any batch of the pool, and the tokens without one.
     :param picas_conn_id: a connection of type ``picas``.
     :param database: another database than the connection's.
+    :param profile: the shape of the pool, if it is not the connection's: the name of a profile, or an object.
 
     The event's payload is ``{"event", "database", "batch", "counts"}``; in the asset event it is ``extra["payload"]``.
     ``batch`` is None for the tokens without one. An event describes the current state: a change that was undone between
@@ -65,6 +67,7 @@ class PicasTokenEventTrigger(BaseEventTrigger):
         batch: str | None = None,
         picas_conn_id: str = PicasHook.default_conn_name,
         database: str | None = None,
+        profile: str | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         if event not in list(TokenEvent):
@@ -73,12 +76,14 @@ class PicasTokenEventTrigger(BaseEventTrigger):
         self.batch = batch
         self.picas_conn_id = picas_conn_id
         self.database = database
+        self.profile = profile
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """The class's path and its arguments."""
-        arguments = {
+        arguments: dict[str, Any] = {
             "event": str(self.event), "batch": self.batch, "picas_conn_id": self.picas_conn_id, "database": self.database,
         }  # fmt: skip
+        arguments |= {"profile": self.profile} if self.profile else {}  # without one, as before: Airflow keeps triggers
         return f"{type(self).__module__}.{type(self).__qualname__}", arguments
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
@@ -94,14 +99,17 @@ class PicasTokenEventTrigger(BaseEventTrigger):
 
     def shared_stream_key(self) -> Hashable | None:
         """All watchers of a pool share its stream."""
-        return (f"{type(self).__module__}", self.picas_conn_id, self.database or "")
+        shape = json.dumps(self.profile, sort_keys=True) if self.profile else ""
+        return (f"{type(self).__module__}", self.picas_conn_id, self.database or "", shape)
 
     @classmethod
     async def open_shared_stream(cls, kwargs: dict[str, Any]) -> AsyncGenerator[Touched, None]:
         """Yield changes in the pool, without end. Continues through outages of any length."""
         while True:
             try:
-                async with feed_for(kwargs["picas_conn_id"], kwargs["database"]).follow() as updates:
+                async with feed_for(
+                    kwargs["picas_conn_id"], kwargs["database"], kwargs.get("profile")
+                ).follow() as updates:
                     async for touched in updates:
                         yield touched
             except (errors.CouchDBError, AirflowNotFoundException):
@@ -149,7 +157,7 @@ class PicasTokenEventTrigger(BaseEventTrigger):
         said = False
         while True:
             try:
-                async with PicasAsyncHook(self.picas_conn_id, database=self.database) as hook:
+                async with PicasAsyncHook(self.picas_conn_id, database=self.database, profile=self.profile) as hook:
                     memory.database = hook.settings.database
                     begin = time.monotonic()
                     payloads = memory.note(self, *await self._ask(hook, memory))
@@ -166,6 +174,8 @@ class PicasTokenEventTrigger(BaseEventTrigger):
         standing = await hook.do(changes.feed_position(hook.pool))
         same = memory.birth == standing.birth
         if memory.position and same and not changes.is_older(standing.sequence, memory.position):
+            if hook.settings.profile.batch_field is not None:  # ids do not name the batch
+                return await hook.do(hook.pool.sequence()), await self._count_all(hook)
             position, batches = await self._touched_since(hook, memory.position)
             return position, await hook.do(changes.counts_of(hook.pool, batches)) if batches else {}
         position = await hook.do(hook.pool.sequence())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import secrets
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, BinaryIO, cast
 
@@ -123,11 +123,12 @@ class PicasRestoreTokensOperator(BaseOperator):
     :param archive: path of a file that ``PicasDeleteTokensOperator`` wrote: its output's ``archive``.
     :param picas_conn_id: a connection of type ``picas``.
     :param database: another database than the connection's.
+    :param profile: the shape of the pool, if it is not the connection's: the name of a profile, or an object.
 
     Returns ``{"database", "restored", "left"}``.
     """
 
-    template_fields: Sequence[str] = ("archive", "picas_conn_id", "database")
+    template_fields: Sequence[str] = ("archive", "picas_conn_id", "database", "profile")
     ui_color = "#d7ecf5"
 
     def __init__(
@@ -136,15 +137,17 @@ class PicasRestoreTokensOperator(BaseOperator):
         archive: str,
         picas_conn_id: str = PicasHook.default_conn_name,
         database: str | None = None,
+        profile: str | Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.archive = archive
         self.picas_conn_id = picas_conn_id
         self.database = database
+        self.profile = profile
 
     def execute(self, context: Context) -> dict[str, Any]:
-        hook = PicasHook(self.picas_conn_id, database=self.database)
+        hook = PicasHook(self.picas_conn_id, database=self.database, profile=self.profile)
         try:
             report = hook.editor.restore(archive.restored(token) for token in read(self.archive, hook.settings.profile))
         except BadArchiveError as error:
