@@ -55,8 +55,8 @@ def run(options: argparse.Namespace) -> int:
             hook.settings = replace(hook.settings, login=options.login, password=_password(options.login))
         deployed = hook.deploy_views(conditions)
         if options.stages:
-            may = hook.do(new_tokens.deploy(hook.pool))
-            (deployed.unchanged if may else deployed.refused).append(hook.settings.profile.stages_design)
+            outcome = hook.do(new_tokens.deploy(hook.pool))
+            getattr(deployed, outcome).append(hook.settings.profile.stages_design)
     except CouchDBError as error:
         raise CommandError(str(error)) from None
     place = hook.settings.place

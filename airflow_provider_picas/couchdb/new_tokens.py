@@ -40,11 +40,11 @@ class Lists:
         return sum(self.by_batch.values())
 
 
-def deploy(pool: Pool) -> Operation[bool]:
-    """Write the design document that shows pending lists, if it differs. False: the login may not."""
+def deploy(pool: Pool) -> Operation[str]:
+    """Write the design document that shows pending lists, if it differs. Returns ``written``, ``unchanged`` or ``refused``."""
     name = pool.profile.stages_design
     present = yield from design_document(pool, name)
-    return (yield from deploy_one(pool, name, present, stage_views.stages(pool.profile))) != "refused"
+    return (yield from deploy_one(pool, name, present, stage_views.stages(pool.profile)))
 
 
 def lists_of(pool: Pool, batches: Collection[str]) -> Operation[Lists]:

@@ -45,22 +45,18 @@ async def _held(action: Action) -> tuple[Selection, str]:
     scope, name = action.viewer.scope, action.body.pilot
     if not (name or action.body.all):
         raise HTTPException(422, "Specify the pilot whose tokens to release.")
-    shown = await answers.pilots.pilots(scope)
-    locked = [bar for bar in shown.bars if bar.state == "locked"]
+    held, states = await answers.pilots.held(scope)
     if not name:
-        dead = {pilot.pilot for pilot in shown.pilots if pilot.state in ("silent", "ended")}
-        return _locked(
-            scope.batch, [bar.token for bar in locked if bar.pilot in dead], "No dead pilot holds tokens."
-        ), ""
-    pilot = next((pilot for pilot in shown.pilots if pilot.pilot == name), None)
-    if pilot is None:
+        dead = [tokens for pilot, tokens in held.items() if states.get(pilot) in ("silent", "ended")]
+        return _locked(scope.batch, [token for some in dead for token in some], "No dead pilot holds tokens."), ""
+    state = states.get(name, "unknown" if name in held else None)
+    if state is None:
         raise HTTPException(404, "This batch has no such pilot.")
-    if pilot.state not in ("silent", "ended", "unknown"):
+    if state not in ("silent", "ended", "unknown"):
         raise HTTPException(
-            409, f"The pilot is {pilot.state}, so it may finish its tokens. Drain or cancel the pilots instead."
+            409, f"The pilot is {state}, so it may finish its tokens. Drain or cancel the pilots instead."
         )
-    held = [bar.token for bar in locked if bar.pilot == name]
-    return _locked(scope.batch, held, "The pilot holds no tokens."), pilot.state
+    return _locked(scope.batch, held.get(name, []), "The pilot holds no tokens."), state
 
 
 def _locked(batch: str | None, ids: Sequence[str], none: str) -> Selection:

@@ -210,7 +210,7 @@ class PicasSubmitPilotsOperator(TakesOptions, BaseOperator):
     def _check_views(self, picas: PicasHook) -> None:
         """Raises ValueError if our own pilots would find no tokens. The pilots of a script use views of their own."""
         if (chain := self._chain()) is not None:
-            if not picas.do(new_tokens.deploy(picas.pool)):
+            if picas.do(new_tokens.deploy(picas.pool)) == "refused":
                 self.log.warning("%s lacks the view for stages. %s", picas.settings.place, needed_views.NO_STAGES)
             picas.do(chains.note(picas.pool, chain))
         if (

@@ -63,6 +63,29 @@ async def pilots(scope: access.Scope) -> models.PilotsAnswer:
     )
 
 
+async def held(scope: access.Scope) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """All running tokens of the batch by the pilots that hold them, and the states of the pilots that have leases."""
+    reader = reader_for(scope.conn_id, scope.database)
+    known = await pilots_of(reader, scope.batch)
+    leases = seen.of_batch(known.leases, scope.batch, known.submissions)
+    found = [seen.pilot_of(lease, known.now, scope.batch) for lease in leases]
+    names = {pilot["job"]: pilot["pilot"] for pilot in found if pilot["job"]}
+    tokens = await reader.do(lambda hook: _held(hook.pool, scope.batch, names))
+    return tokens, {pilot["pilot"]: pilot["state"] for pilot in found}
+
+
+def _held(pool: Pool, batch: str | None, names: Mapping[str, str]) -> Operation[dict[str, list[str]]]:
+    found: dict[str, list[str]] = {}
+    after = None
+    while True:
+        locked, after = yield from page.page(pool, Part(batch, State.LOCKED, after=after), MOST_LOCKED)
+        for row in (table.row_of(token, batch, pool.profile) for token in locked):
+            if row["state"] == State.LOCKED and row["started"]:
+                found.setdefault(_holder(row, names), []).append(row["id"])
+        if after is None:
+            return found
+
+
 async def _watch(reader: PoolReader, batch: str | None, records: Sequence[Mapping[str, Any]], now: float) -> None:
     """Tell the pilots that somebody watches them, so that they show the output of their commands; for two minutes."""
     keys = [record["pilots"]["submission"] for record in records[:MOST_FLAGS]]

@@ -11,6 +11,7 @@ import pytest
 from airflow_provider_picas import cli
 from airflow_provider_picas.couchdb.http import Request
 from airflow_provider_picas.hooks.picas import PicasHook
+from airflow_provider_picas.lifecycle import ids
 from airflow_provider_picas.tokens import documents
 from stack.pool import Pool
 
@@ -168,3 +169,12 @@ def test_faults_are_reported_in_one_line(say: Say, monkeypatch: pytest.MonkeyPat
         assert (code, out) == (1, "")
         assert err.startswith("airflow-picas: Connection 'nope' does not exist.")
         assert "There is no database nowhere" in say(*command, "--database", "nowhere")[2]
+
+
+def test_the_view_of_stages_is_written_once(pool: Pool, say: Say) -> None:
+    PicasHook().deploy_views()
+    assert say("deploy-views", "--stages")[1].startswith(f"Wrote the design documents {ids.STAGES} to ")
+    code, out, _ = say("deploy-views", "--stages")
+    assert code == 0
+    assert "Wrote" not in out
+    assert ids.STAGES in out

@@ -12,6 +12,7 @@ from typing import Any
 from airflow_provider_picas.couchdb import batch_pilots
 from airflow_provider_picas.operators.pilots import PicasSubmitPilotsOperator
 from airflow_provider_picas.operators.tokens import PicasPushTokensOperator
+from airflow_provider_picas.plugins import answers
 from airflow_provider_picas.sensors.tokens import PicasTokenStateSensor
 from airflow_provider_picas.tokens.states import State, state_of
 from stack import native, processes
@@ -179,6 +180,15 @@ def test_tokens_of_a_silent_pilot_are_released_and_of_a_living_one_not(page: Pag
     assert (plan["tokens"], done["tokens"]) == (2, 2)
     assert states(page) == {"00000000": "todo", "00000001": "todo", "00000002": "locked"}
     assert page.hook.get(tokens[0])["attempts"][-1]["reason"] == "reset: released by admin on the page"
+
+
+def test_all_tokens_of_dead_pilots_are_released_however_many(page: Page) -> None:
+    number = answers.pilots.MOST_LOCKED + 2
+    fill(page.hook, {State.LOCKED: number}, pilot="dead", claim=f"{'0' * 16}-{NOW}", slurm_job_id="")
+    lease(page, "dead", renewed=page.hook.now() - 1_000, job=None)
+    plan, done = act(page, "release", {"all": True})
+    assert (plan["tokens"], done["tokens"]) == (number, number)
+    assert page.hook.count("b").todo == number
 
 
 def test_the_priority_of_waiting_tokens_is_set(page: Page) -> None:
