@@ -107,7 +107,7 @@ def visible_batches(viewer: Viewer, batches: Collection[str]) -> set[str]:
     """Those of these batches of the scope's pool that the user may see, too."""
     scope = viewer.scope
     with create_session() as session:
-        if not viewer.by_run or _may_connection("GET", viewer.user, scope.conn_id):
+        if _may_connection("GET", viewer.user, scope.conn_id):
             return set(batches)
         named = batches_of_run(session, str(scope.dag_id), str(scope.run_id))
         place = (scope.conn_id, scope.database)

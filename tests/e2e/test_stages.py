@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections import Counter
 
+from playwright.sync_api import Page, expect
+
 from airflow_provider_picas.tokens.states import State, state_of
 from stack import native, processes
 from stack.airflow import Airflow
 from stack.cluster import Cluster
 from stack.docker import DockerStack
 from stack.pool import Pool
+from stack.ui import SECONDS, serious_findings
 
 DAG = "picas_stages"
 
+expect.set_options(timeout=SECONDS * 1000)
+
 
 def test_a_chain_of_stages_from_observations_to_images(
-    airflow: Airflow, cluster: Cluster | DockerStack, pool: Pool
+    airflow: Airflow, cluster: Cluster | DockerStack, pool: Pool, admin: Page
 ) -> None:
     airflow.connect("picas_default", **native.picas_connection(pool))
     airflow.connect("spider", **native.ssh_connection(cluster))
@@ -38,3 +43,21 @@ def test_a_chain_of_stages_from_observations_to_images(
         (token,) = [token for token in tokens.values() if token.get("group_name") == group]
         assert len(token["input"]["members"]) == 10
         assert token["output"]["subbands"] >= 9
+    check_page(admin, pool, next(str(token["batch"]) for token in tokens.values() if "stage" not in token))
+
+
+def check_page(admin: Page, pool: Pool, batch: str) -> None:
+    """The page shows the stages, with the way to one of them and back."""
+    admin.goto(f"plugin/picas?picas_conn=picas_default&picas_db={pool.database}&picas_batch={batch}")
+    rows = admin.get_by_role("list", name="Stages").get_by_role("listitem")
+    expect(rows).to_have_count(3)
+    expect(rows.nth(1)).to_contain_text("20 of 20 done")
+    expect(rows.nth(1)).to_contain_text(f"20 tokens made by {batch}")
+    expect(rows.nth(2)).to_contain_text("one token for each group of calibration")
+    assert serious_findings(admin) == []
+    rows.nth(2).get_by_role("link", name="imaging").focus()
+    admin.keyboard.press("Enter")
+    expect(admin.locator("[data-state=done]")).to_have_text("2")
+    admin.get_by_role("navigation", name="Chain of stages").get_by_role("link", name=batch).click()
+    expect(admin.locator("[data-state=done]")).to_have_text("2")
+    expect(admin.get_by_role("navigation", name="Chain of stages")).to_have_count(0)

@@ -13,8 +13,8 @@ from airflow_provider_picas.plugins.overview import pilots_of
 from airflow_provider_picas.tokens.chain import Chain
 from airflow_provider_picas.tokens.counts import Counts
 
-COUNTS_KEPT = 40.0  # seconds; the counts of the batch that is shown are live
-LINKS_KEPT = 80.0
+COUNTS_KEPT = 60.0  # seconds; the counts of a batch that somebody views are live
+LINKS_KEPT = 120.0
 VISIBLE_KEPT = 60.0
 
 
@@ -28,6 +28,7 @@ async def chain(viewer: access.Viewer) -> models.ChainAnswer:
     counts, links, visible = await asyncio.gather(
         _counts_of(reader, found), _links_of(reader, found), _visible(viewer, reader, found)
     )
+    counts = {batch: reader.counts_of(batch) or known for batch, known in counts.items()}
     return models.ChainAnswer(
         nodes=_nodes(found, counts, links, visible), edges=_edges(found, links), partial=links.more_groups
     )
