@@ -29,7 +29,7 @@ from airflow_provider_picas.submissions.on_kill import end_pilots, is_for_pilots
 from airflow_provider_picas.submissions.resubmit import resubmit
 from airflow_provider_picas.submissions.stop import CANCEL_WAIT, StopMode
 from airflow_provider_picas.submissions.submission import Submission
-from airflow_provider_picas.submissions.wait import Wait, check_twice
+from airflow_provider_picas.submissions.wait import GONE_AFTER, Wait, check_twice
 from airflow_provider_picas.submissions.watch import PilotStatus
 from airflow_provider_picas.task_state import task_state
 from airflow_provider_picas.tokens.counts import Counts
@@ -110,6 +110,7 @@ class PilotActions:
                 again = resubmit(*self._scope, most=most, finished=finished, credentials=files)
                 why_not = hooks.do(again)
             except (UnreachableError, UnavailableError) as error:
+                self._wait.no_pilots_before = time.monotonic() + GONE_AFTER  # it takes long to try a lost cluster
                 self._log.warning("%s The wait continues.", error)
                 return True
             except SubmissionRefusedError as error:
@@ -180,8 +181,10 @@ class AllPilots:
             answering[0].check(max_scrubs, reschedule=reschedule)
 
     def resubmit(self, most: int, finished: int) -> bool:
-        """Submit the same pilots again. True if the wait continues."""
-        return any([pilots.resubmit(most, finished) for pilots in self._each])
+        """Submit the same pilots again, first where the cluster answers. True if the wait continues."""
+        statuses = {pilots: self._wait.watched(pilots.submission.key).status for pilots in self._each}
+        order = sorted(self._each, key=lambda pilots: bool((status := statuses[pilots]) and status.outage))
+        return any([pilots.resubmit(most, finished) for pilots in order])
 
     def log_tails(self) -> str:
         """Log the tokens that others hold; return the ends of the pilots' logs."""

@@ -84,9 +84,10 @@ class PicasTokenStateSensor(TakesOptions, BaseSensorOperator):
     :param watch: ``resubmit``, ``max_scrubs``, ``max_lock_age``, ``pilots_interval`` (there ``interval``) and ``on_kill`` as one
         ``PilotWatch``.
     :param resubmit: how many times to submit the same pilots again when none remain. Stops if they finish no tokens, or
-        if they were drained or cancelled. When sbatch refuses for now (a closed partition, a submit limit), the wait
-        tries again after 1 to 15 minutes. ``max_pilots`` and ``max_queued`` of the operator that submitted them are not
-        checked again.
+        if they were drained or cancelled. While one of several clusters does not answer, and the leases of its pilots
+        have expired, those of the others are submitted again (not in mode ``reschedule``). When sbatch refuses for now
+        (a closed partition, a submit limit), the wait tries again after 1 to 15 minutes. ``max_pilots`` and
+        ``max_queued`` of the operator that submitted them are not checked again.
     :param max_scrubs: how many times the wait releases the token of a dead pilot before it becomes an error, 0 - 9.
         Pilots also release each other's tokens, with their own limit: give the operator that submits them
         ``pilot={"max_scrubs": …}`` too.
@@ -233,6 +234,7 @@ class PicasTokenStateSensor(TakesOptions, BaseSensorOperator):
             least_work=terms.least_work,
             ready=terms.ready,
             groups={name: grouping.as_dict() for name, grouping in chain.groups.items()} if chain else None,
+            resubmits=wait.resubmits,
             no_pilots_before=max(0.0, wait.no_pilots_before - time.monotonic() + time.time()),
         )
         left = timedelta(seconds=max(1, deadline - time.time()))
@@ -440,7 +442,11 @@ class PicasTokenStateSensor(TakesOptions, BaseSensorOperator):
             )
             outage = math.inf if self.reschedule else self._outage()  # `reschedule` does not know when it began
             self._state = Wait(
-                terms, self.log, outage=outage, max_lock_age=self._checked(optional_seconds, "max_lock_age")
+                terms,
+                self.log,
+                outage=outage,
+                max_lock_age=self._checked(optional_seconds, "max_lock_age"),
+                resubmits=self._checked(whole_number, "resubmit") > 0,
             )
         return self._state
 

@@ -40,7 +40,9 @@ class Wait:
     """The state of one wait.
 
     ``deadline`` and ``no_pilots_before``: by the same clock as ``now``; before the latter it is not an error that no
-    pilots remain. ``outage``: as for ``Endurance``. ``max_lock_age``: as for ``PilotStatus.worked_on``.
+    pilots remain. ``resubmits``: the owner submits pilots again. Then a cluster that does not answer, and none of whose
+    pilots' leases has held for longer than a lease, does not count if another one answers. ``outage``: as for
+    ``Endurance``. ``max_lock_age``: as for ``PilotStatus.worked_on``.
     """
 
     def __init__(
@@ -52,11 +54,13 @@ class Wait:
         outage: float | None = None,
         max_lock_age: float | None = None,
         no_pilots_before: float = -math.inf,
+        resubmits: bool = False,
     ) -> None:
         self.terms = terms
         self.deadline = deadline
         self.max_lock_age = max_lock_age
         self.no_pilots_before = no_pilots_before
+        self.resubmits = resubmits
         self.completeness: Completeness | None = None  #: as of the last counts
         self.no_pilots = False  #: it is certain that no pilots remain
         self.refusal: str | None = None  #: why the cluster refuses the login of this process
@@ -114,12 +118,13 @@ class Wait:
         ``absent_since``: for an owner that remembers no earlier check: since when Slurm may have known no job.
         """
         watched = self.watched(submission)
-        watched.status = status
+        watched.note(status, now)
         watched.pilots_log.report(status)
-        known = [one.status for one in self._watched.values() if one.status is not None]
-        listed = [one.jobs for one in known if one.jobs is not None]
+        known = [one for one in self._watched.values() if one.status is not None]
+        listed = [one.status.jobs for one in known if one.status and one.status.jobs is not None]
         self._pilots = jobs.pilots(job for some in listed for job in some.values()) if listed else None
-        remain = any(one.pilots_remain is not False or one.worked_on(self.max_lock_age) for one in known)
+        others_answer = self.resubmits and bool(listed)
+        remain = any(one.remain(self.max_lock_age) and not (others_answer and one.lost(now)) for one in known)
         if remain or len(known) < len(self._watched) or now < self.no_pilots_before:
             self.forget_absence()
             return math.inf
@@ -176,11 +181,32 @@ class WatchedPilots:
 
     def __init__(self, log: Any) -> None:
         self.status: PilotStatus | None = None  #: the last check
+        self._silent_since: float | None = None  #: since when Slurm has not answered and no lease has held
         self.refusal: str | None = None  #: why the cluster refuses the login of this process
         self.observer = ObservedLeases()
         self.pilots_log = PilotsLog(log)
         self.credentials = SentCredentials(log)
         self.slurm_record = SlurmRecord()
+
+    def note(self, status: PilotStatus, now: float) -> None:
+        """Record a check."""
+        self.status = status
+        if status.jobs is not None or status.lease_holds:
+            self._silent_since = None
+        elif self._silent_since is None:
+            self._silent_since = now
+
+    def remain(self, max_lock_age: float | None) -> bool:
+        """True if pilots remain or may remain, or if somebody holds tokens."""
+        status = self.status
+        return status is None or status.pilots_remain is not False or status.worked_on(max_lock_age)
+
+    def lost(self, now: float) -> bool:
+        """True if the cluster does not answer, and no pilot's lease has held for longer than a lease."""
+        status, since = self.status, self._silent_since
+        if status is None or since is None or status.holders.known:
+            return False
+        return now - since > status.longest_lease
 
 
 class CheckInterval:

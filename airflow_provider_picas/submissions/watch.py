@@ -17,13 +17,14 @@ from airflow_provider_picas.couchdb.http import Request, Response, json_body
 from airflow_provider_picas.couchdb.pool import PAGE, TOO_LARGE, Document, Pool, page_of
 from airflow_provider_picas.lifecycle import transitions
 from airflow_provider_picas.lifecycle.ids import lease_id
+from airflow_provider_picas.lifecycle.leases import Silence
 from airflow_provider_picas.lifecycle.profile import JOB_FIELD, PICAS, Profile
 from airflow_provider_picas.lifecycle.transitions import held_by_pilot, reap
 from airflow_provider_picas.slurm import jobs as slurm_jobs
 from airflow_provider_picas.slurm.jobs import Job, Phase, SlurmStatus
 from airflow_provider_picas.slurm.remote import RemoteError
 from airflow_provider_picas.submissions import deaths
-from airflow_provider_picas.submissions.deaths import Evaluation, Holders, Lease, ObservedLeases
+from airflow_provider_picas.submissions.deaths import LEASE, Evaluation, Holders, Lease, ObservedLeases
 from airflow_provider_picas.submissions.submission import Operation, Submission
 from airflow_provider_picas.submissions.unsent import send_unsent
 from airflow_provider_picas.tokens import documents
@@ -31,6 +32,7 @@ from airflow_provider_picas.tokens.states import State, state_of
 from airflow_provider_picas.tokens.text import one_line
 
 QUORUM_PROBE = "_local/picas-quorum"  # written to check whether a quorum of a cluster's nodes accepts a write
+MOST_LEASES = 2_000  # of the pool that are read to find those of a submission
 FIRST_READ = 4  # tokens read by the first request: their size is not known yet
 _FIELDS = ("_id", "_rev", "type", "lock", "done", "exit_code", "hostname", "slurm_job_id", "pilot", "claim")
 
@@ -50,6 +52,10 @@ class PilotStatus:
     unsent: dict[str, str] = field(default_factory=dict)
     stuck: dict[str, str] = field(default_factory=dict)  #: why tokens of dead pilots cannot be released
     holders: Holders = field(default_factory=Holders)  #: of the tokens that are still locked after this check
+    #: Without Slurm's answer, for one of several submissions: True if one of its pilots has a lease that holds, or may
+    #: have; and the length of its longest lease, in seconds.
+    lease_holds: bool = True
+    longest_lease: float = LEASE
 
     def add_earlier(self, earlier: PilotStatus) -> None:
         """Add the results of an earlier check of the same caller. Stuck tokens are kept: this check may have been cut
@@ -141,6 +147,8 @@ def check_pilots(
         dead = [(token, cause) for token, cause in dead if token["_id"] not in status.unsent]
     if dead and status.outage is None:
         yield from _release(pool, dead, evaluate, observer, contact, max_scrubs, status)
+    if submission is not None and status.slurm is None and others is not None:
+        yield from _note_leases(pool, submission.key, status)
     gone = {token for token, _ in (*status.reaped, *status.given_up)}
     status.holders = evaluation.holders([token for token in locked if token["_id"] not in {*gone, *status.stuck}])
     status.holders = replace(status.holders, foreign=(*status.holders.foreign, *status.stuck))  # no pilot works on them
@@ -239,6 +247,18 @@ def read_leases(pool: Pool, pilots: Sequence[str]) -> Operation[tuple[dict[str, 
     if response.time is None:
         raise errors.UnavailableError("CouchDB's response has no Date header; a proxy may have removed it.")
     return {lease.pilot: lease for lease in map(Lease.parse, found)}, float(response.time)
+
+
+def _note_leases(pool: Pool, key: str, status: PilotStatus) -> Operation[None]:
+    """Record whether pilots of a submission, whose cluster does not answer, have leases that hold."""
+    found, now = yield from pool.local_documents(lease_id(""), limit=MOST_LEASES)
+    leases = [lease for lease in map(Lease.parse, found) if lease.submission == key]
+    status.longest_lease = max((lease.shown.lease for lease in leases), default=LEASE)
+    status.lease_holds = (
+        now is None
+        or len(found) >= MOST_LEASES
+        or any(now <= lease.shown.renewed + lease.shown.lease + Silence.GRACE for lease in leases if not lease.ended)
+    )
 
 
 def _release(

@@ -44,6 +44,7 @@ _ARGUMENTS = (
     "picas_conn_id", "database", "batch", "expected", "max_errors", "deadline", "pilots", "max_scrubs", "max_lock_age",
     "pilots_interval", "on_kill_how", "fail_fast", "success_threshold", "no_progress", "outage",
     "no_pilots_before", "profile", "stages", "stage", "tokens", "least_work", "ready", "groups",
+    "resubmits",
 )  # fmt: skip
 
 
@@ -77,6 +78,7 @@ class PicasTokenStateTrigger(BaseTrigger):
     :param ready: the wait is over when this number of tokens waits, or no more can appear; None: when they have finished.
     :param groups: the stages whose tokens are made from groups of others, as for ``Grouping``.
     :param profile: another shape of the pool than the connection's: the name of a profile, or an object.
+    :param resubmits: the task submits pilots again, as for ``Wait``.
 
     The event's payload is ``{"outcome", "counts", "expected"}``, and ``"reason"`` if the pool stayed unavailable, or is
     unavailable at the deadline, or if the cluster refuses the login of this process: then a task has to continue.
@@ -111,6 +113,7 @@ class PicasTokenStateTrigger(BaseTrigger):
         least_work: int = 1,
         ready: int | None = None,
         groups: Mapping[str, Any] | None = None,
+        resubmits: bool = False,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.picas_conn_id = picas_conn_id
@@ -136,6 +139,7 @@ class PicasTokenStateTrigger(BaseTrigger):
         self.least_work = least_work
         self.ready = ready
         self.groups = dict(groups or {})
+        self.resubmits = resubmits
         self._updates: CountsSubscription | None = None
         self._feed: Feed | None = None
         self._answers_since: float | None = None  #: time of the first successful check, or of the first after an outage
@@ -167,6 +171,7 @@ class PicasTokenStateTrigger(BaseTrigger):
             deadline=self.deadline + clock,
             max_lock_age=self.max_lock_age,
             no_pilots_before=self.no_pilots_before + clock,
+            resubmits=self.resubmits,
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path, PurePosixPath
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, BaseOperator, Context
+from airflow.providers.standard.triggers.temporal import TimeDeltaTrigger
 
 from airflow_provider_picas import assets
 from airflow_provider_picas.couchdb import batch_pilots, chains, needed_views, new_tokens
@@ -39,6 +40,13 @@ from airflow_provider_picas.tokens.text import sample
 MAX_FILE_BYTES = 100_000_000  # of all files together: larger data belong on the cluster's own storage
 
 
+ROOM_EVERY = 60.0  # seconds between two checks of whether the limits leave room for a pilot of a stage
+
+
+class _NoRoomError(Exception):
+    """The limits leave no room for a pilot."""
+
+
 class PicasSubmitPilotsOperator(TakesOptions, BaseOperator):
     """Submit pilots to a Slurm cluster over SSH. A retry finds the submission of an earlier try and does not submit
     again.
@@ -59,7 +67,8 @@ class PicasSubmitPilotsOperator(TakesOptions, BaseOperator):
     :param pilots: number of pilots, submitted as a job array. ``"auto"`` computes it from the waiting tokens. None: the
         array of the script's own ``#SBATCH --array``, or one job. With ``resource_classes``, the number for each class.
     :param tokens_per_pilot: with ``"auto"``: the number of waiting tokens for each pilot.
-    :param max_pilots: limit on the pending and running pilots of this package for this user of the cluster.
+    :param max_pilots: limit on the pending and running pilots of this package for this user of the cluster. If it leaves
+        no room for a pilot, none is submitted; for a ``stage`` whose tokens wait, the task is deferred until there is room.
     :param max_queued: limit on the pending ones among them.
     :param max_running: limit on the pilots that run at the same time, divided over the arrays, with at least one for
         each.
@@ -187,6 +196,8 @@ class PicasSubmitPilotsOperator(TakesOptions, BaseOperator):
                     self._write_client_config(picas, slurm)
                     done = slurm.submit(self._plan(context, job, wanted, self._finished(picas, batch)))
                     self._sweep(slurm, done)
+        except _NoRoomError:
+            self._wait_for_room()
         except SubmissionRefusedError as error:
             raise (AirflowException if error.for_now else AirflowFailException)(str(error)) from None
         except (OptionError, ValueError) as error:
@@ -198,6 +209,19 @@ class PicasSubmitPilotsOperator(TakesOptions, BaseOperator):
         if done is not None and batch is not None:
             self._record(picas, batch, output)
         return output
+
+    def _wait_for_room(self) -> NoReturn:
+        """Free the slot, and check again a minute later: the tokens of a stage need pilots, and its wait submits only
+        those of this task again."""
+        self.log.info(
+            "The limits leave no room for a pilot of stage %s. Checking again in %.0f s.", self.stage, ROOM_EVERY
+        )
+        self.defer(trigger=TimeDeltaTrigger(timedelta(seconds=ROOM_EVERY)), method_name="execute_again")
+        raise AssertionError("defer raises")
+
+    def execute_again(self, context: Context, event: Any = None) -> dict[str, Any] | None:
+        """Check again whether there is room for pilots."""
+        return self.execute(context)
 
     def _write_client_config(self, picas: PicasHook, slurm: SlurmHook) -> None:
         """Write the client's own file of credentials, if that is wanted. Raises ValueError if it is another pool's."""
@@ -384,6 +408,8 @@ class PicasSubmitPilotsOperator(TakesOptions, BaseOperator):
         granted = arrays.share(wanted, self._room(slurm))
         if sum(granted.values()) < sum(wanted.values()):
             self.log.info("The limits allow %d of the %d pilots.", sum(granted.values()), sum(wanted.values()))
+        if self.stage and sum(wanted.values()) and not sum(granted.values()) and not flag("dry_run", self.dry_run):
+            raise _NoRoomError
         if granted and (without := [name for name in wanted if wanted[name] and name not in granted]):
             self.log.warning("No pilots are submitted for tokens that request cores/gpu/time %s.", sample(without))
         if not classes:

@@ -184,8 +184,8 @@ def test_tokens_of_a_silent_pilot_are_released_and_of_a_living_one_not(page: Pag
 
 def test_all_tokens_of_dead_pilots_are_released_however_many(page: Page) -> None:
     number = answers.pilots.MOST_LOCKED + 2
-    fill(page.hook, {State.LOCKED: number}, pilot="dead", claim=f"{'0' * 16}-{NOW}", slurm_job_id="")
-    lease(page, "dead", renewed=page.hook.now() - 1_000, job=None)
+    tokens = fill(page.hook, {State.LOCKED: number}, pilot="dead", claim=f"{'0' * 16}-{NOW}", slurm_job_id="")
+    lease(page, "dead", renewed=page.hook.now() - 1_000, running={tokens[0]: {"seconds": 1}}, job=None)
     plan, done = act(page, "release", {"all": True})
     assert (plan["tokens"], done["tokens"]) == (number, number)
     assert page.hook.count("b").todo == number

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from airflow.providers.common.compat.sdk import TaskDeferred
 
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.slurm import SlurmHook
@@ -85,3 +86,26 @@ def test_pilots_that_wait_for_work_end_with_the_chain(
     assert hook.do(drained(hook.pool, pilots["submission"])) is False, "only by a person"
     flag = f"_local/picas-submission-{pilots['submission']}"
     assert hook.do(hook.pool.local_documents(flag))[0] == [], "or they would drain those that are submitted again"
+
+
+def test_a_stage_gets_its_pilots_when_there_is_room(pool: Pool) -> None:
+    hook = PicasHook()
+    hook.deploy_views()
+    hook.push([documents.new_token({"input": 1}, batch="b.s", push="p", ordinal=0)])
+    busy: dict[str, Any] = {"command": "true", "ssh_conn_id": "spider", "sbatch": {"begin": "now+1hour"}}
+    blocking = PicasSubmitPilotsOperator(task_id="busy", **busy).execute(context("busy", run_id=pool.database))
+    operator = PicasSubmitPilotsOperator(
+        task_id="pilots", command="true", ssh_conn_id="spider", batch="b", stages=["s"], stage="s", max_pilots=1
+    )
+    with SlurmHook("spider") as remote:
+        with pytest.raises(TaskDeferred) as deferred:
+            operator.execute(context("pilots", run_id=pool.database))
+        assert deferred.value.method_name == "execute_again"
+        assert blocking
+        remote.run(f"scancel {' '.join(blocking['job_ids'])}")
+        # Pilots of other tests may count, too.
+        processes.wait_for(lambda: sum(remote.count_pilots()) == 0, what="Room for a pilot", seconds=240)
+    output = operator.execute_again(context("pilots", run_id=pool.database))
+    assert output
+    assert output["job_ids"]
+    processes.wait_for(lambda: hook.count("b.s").done == 1, what="The token of the stage", seconds=240)

@@ -36,7 +36,7 @@ TOKENS = 4
 class TwoClusters:
     """Pilots on both. That of the far one holds a token for ever; the near one's work, and wait for more."""
 
-    def __init__(self, pool: Pool, remote: SlurmHook, relay: Relay) -> None:
+    def __init__(self, pool: Pool, remote: SlurmHook, relay: Relay, patience: float) -> None:
         self._pool, self._remote, self._relay = pool, remote, relay
         self.hook = PicasHook()
         push = PicasPushTokensOperator(task_id="push", inputs=list(range(TOKENS)))
@@ -44,7 +44,7 @@ class TwoClusters:
         self._pid = f"pilot-of-{pool.database}"
         self.far = self._submit("far", f"echo $PPID > ~/{self._pid}; sleep 600")
         self._until(lambda counts: counts.locked == 1)
-        self.near = self._submit("spider", "true", wait_for_work=600)
+        self.near = self._submit("spider", "true", wait_for_work=patience)
 
     def _submit(self, conn_id: str, command: str, **pilot: Any) -> dict[str, Any]:
         operator = PicasSubmitPilotsOperator(
@@ -79,13 +79,14 @@ def two(
     remote: SlurmHook,
     site: Cluster,
     monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> Iterator[TwoClusters]:
     monkeypatch.setattr(slurm, "CONNECT_TRIES", 1)
     monkeypatch.setattr(end, "END_WAIT", 1.0)  # the near pilots wait for more
     fields = native.ssh_connection(site, 1)
     with closing(Relay((fields["host"], int(fields["port"])))) as relay:
         set_connection(monkeypatch, "far", {**fields, "host": "127.0.0.1", "port": relay.port})
-        made = TwoClusters(pool, remote, relay)
+        made = TwoClusters(pool, remote, relay, getattr(request, "param", 600))
         yield made
         made.end()
 
@@ -125,4 +126,23 @@ def test_a_deferred_wait_goes_on_when_one_of_two_clusters_is_lost(two: TwoCluste
             return event.payload
 
     assert asyncio.run(run())["outcome"] == "complete"
+    check_tokens(two)
+
+
+@pytest.mark.parametrize("two", [0], indirect=True, ids=["the near pilots end"])
+def test_the_remaining_cluster_gets_pilots_again(two: TwoClusters) -> None:
+    """Its pilots have ended when the token of the lost one comes back."""
+    sensor = PicasTokenStateSensor(
+        task_id="wait",
+        batch=two.batch,
+        pilots=[two.far, two.near],
+        poke_interval=0.5,
+        timeout=240,
+        resubmit=1,
+        deferrable=False,
+    )
+    thread = threading.Thread(target=two.lose_the_far_one)
+    thread.start()
+    assert sensor.execute(context("wait"))["done"] == TOKENS
+    thread.join()
     check_tokens(two)

@@ -125,3 +125,50 @@ def test_pilots_of_several_submissions_are_gone_when_all_are() -> None:
     assert one.refusal == "no login"
     one.note_refusal("b.1", None)
     assert one.refusal is None
+
+
+def lost(lease_holds: bool = False, held: int = 0) -> PilotStatus:
+    """A check of a cluster that does not answer."""
+    return PilotStatus(outage="no answer", lease_holds=lease_holds, longest_lease=30.0, holders=Holders(held))
+
+
+def two_clusters(**options: Any) -> Wait:
+    one = wait(**options)
+    one.note_counts(Counts(done=3, todo=1), 0.0)
+    for key in ("near.1", "far.1"):
+        one.watched(key)
+    one.note_pilots(check("COMPLETED"), 0.0, submission="near.1")
+    return one
+
+
+def test_a_lost_cluster_does_not_keep_pilots_from_being_submitted_again() -> None:
+    """Once no lease of its pilots has held for longer than a lease, which all checks have to find."""
+    one = two_clusters(resubmits=True)
+    one.note_pilots(lost(), 1.0, submission="far.1")
+    one.note_pilots(lost(lease_holds=True), 20.0, submission="far.1")
+    one.note_pilots(lost(), 21.0, submission="far.1")
+    assert math.isinf(one.note_pilots(check("COMPLETED"), 51.0, submission="near.1"))
+    assert one.note_pilots(lost(), 52.0, submission="far.1") == waits.ENDED_AFTER
+    assert one.note_pilots(check("COMPLETED"), 54.0, submission="near.1") == 0
+    assert one.decide(54.0) is Outcome.NO_PILOTS
+    one.note_pilots(check("RUNNING"), 55.0, submission="near.1")
+    assert one.decide(55.0) is Outcome.WAITING
+
+
+@pytest.mark.parametrize("far", [lost(held=1), PilotStatus(outage="CouchDB does not answer.")])
+def test_a_lost_cluster_whose_pilots_may_live_is_waited_for(far: PilotStatus) -> None:
+    one = two_clusters(resubmits=True)
+    for now in (1.0, 1_000.0):
+        one.note_pilots(far, now, submission="far.1")
+        assert math.isinf(one.note_pilots(check("COMPLETED"), now, submission="near.1"))
+
+
+def test_a_lost_cluster_is_waited_for_if_nobody_submits_again_or_none_answers() -> None:
+    one = two_clusters()
+    for now in (1.0, 1_000.0):
+        one.note_pilots(lost(), now, submission="far.1")
+        assert math.isinf(one.note_pilots(check("COMPLETED"), now, submission="near.1"))
+    one = two_clusters(resubmits=True)
+    for now in (1.0, 1_000.0):
+        one.note_pilots(lost(), now, submission="far.1")
+        assert math.isinf(one.note_pilots(lost(), now, submission="near.1"))
