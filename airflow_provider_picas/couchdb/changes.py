@@ -138,7 +138,9 @@ def query(pool: Pool, batches: Collection[str]) -> Operation[dict[str, Counts]]:
     if len(results) != len(batches):
         raise response.unexpected(f"it has {len(results):,} results for {len(batches):,} queries")
     return {
-        batch: counts.from_rows((state, value) for _, state, value in counting.parse_rows(response, result["rows"]))
+        batch: counts.from_rows(
+            (state, value) for _, state, value in counting.parse_rows(response, result["rows"], profile=pool.profile)
+        )
         for batch, result in zip(batches, results, strict=True)
     }
 
@@ -148,7 +150,7 @@ def _scan(pool: Pool, batches: set[str]) -> Operation[dict[str, Counts]]:
     limit = min(MOST_ROWS, ROWS_OF_ONE * len(batches))
     response = yield pool.view_request("counts", views.PROVIDER, group=True, limit=limit)
     rows = counting.parse_rows(response)
-    states: dict[str, list[tuple[str | None, int]]] = {}
+    states: dict[str, list[tuple[counts.Key, int]]] = {}
     for batch, state, value in rows:
         name = NO_BATCH if batch is None else batch
         if name in batches:

@@ -10,6 +10,7 @@ from airflow_provider_picas.couchdb import errors
 from airflow_provider_picas.couchdb.http import Operation, Response
 from airflow_provider_picas.couchdb.pool import PAGE, Next, Pool
 from airflow_provider_picas.lifecycle.json_values import number
+from airflow_provider_picas.lifecycle.profile import PICAS, Profile
 from airflow_provider_picas.tokens import counts, ids, views
 from airflow_provider_picas.tokens.states import State
 
@@ -39,7 +40,7 @@ def _count_of_profile(pool: Pool, batch: str) -> Operation[counts.Counts]:
     """Count a batch of a pool of another shape; an empty name is the whole pool."""
     query = {"group_level": 2, "startkey": [batch], "endkey": [batch, {}]}
     response = yield pool.view_request("counts", pool.profile.design, **query)
-    return counts.from_rows((state, value) for _, state, value in parse_rows(response))
+    return counts.from_rows((state, value) for _, state, value in parse_rows(response, profile=pool.profile))
 
 
 def todo_by_class(pool: Pool, batch: str | None = None) -> Operation[dict[str, int]]:
@@ -113,16 +114,27 @@ def missing(pool: Pool, batch: str, expected: int, *, limit: int = PAGE) -> Oper
     return confirmed[:limit]
 
 
-def parse_rows(response: Response, rows: Iterable[Any] | None = None) -> list[tuple[str | None, str | None, int]]:
+def parse_rows(
+    response: Response, rows: Iterable[Any] | None = None, *, profile: Profile = PICAS
+) -> list[tuple[str | None, counts.Key, int]]:
     """Batch, state and number of the rows of the view ``counts``; ``rows``: a part of the response instead of its rows.
+    Rows of states that have names of their own in the profile are followed by one for each name.
 
     Raises UnexpectedResponseError.
     """
-    found = []
+    found: list[tuple[str | None, counts.Key, int]] = []
+    names = profile.further_names
     for each in response.rows() if rows is None else rows:
-        row = response.checked(each, {"key": list, "value": int})
+        row = response.checked(each, {"key": list, "value": list if names else int})
         key = row["key"]
         if len(key) != 2 or not isinstance(key[0], str | None) or key[1] not in (None, *State):
             raise response.unexpected("a key is not a [batch, state] pair")
-        found.append((key[0], key[1], row["value"]))
+        if not names:
+            found.append((key[0], key[1], row["value"]))
+            continue
+        if len(row["value"]) != len(names) + 1 or not all(isinstance(part, int) for part in row["value"]):
+            raise response.unexpected(f"a value is not a list of {len(names) + 1} numbers")
+        total, *of_names = row["value"]
+        found.append((key[0], key[1], total))
+        found += [(key[0], name, part) for name, part in zip(names, of_names, strict=True) if part]
     return found

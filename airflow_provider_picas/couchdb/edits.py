@@ -20,7 +20,7 @@ from airflow_provider_picas.lifecycle import transitions
 from airflow_provider_picas.lifecycle.ids import has_path
 from airflow_provider_picas.lifecycle.portions import portions
 from airflow_provider_picas.tokens import attachments, documents
-from airflow_provider_picas.tokens.counts import Counts, from_rows
+from airflow_provider_picas.tokens.counts import Counts, Key, from_rows
 from airflow_provider_picas.tokens.selection import EditReport, scrubs_of
 
 WRITE_BYTES = 4_000_000
@@ -215,8 +215,8 @@ def batches(pool: Pool) -> Operation[dict[str, Counts]]:
     """The batches of a pool, each with its counts. Raises NotFoundError if the provider's views are not deployed."""
     group: dict[str, Any] = {"group": True} if pool.profile.is_default else {"group_level": 2}
     response = yield pool.view_request("counts", pool.profile.design, **group)
-    rows: dict[str, list[tuple[str | None, int]]] = {}
-    for batch, state, number in parse_rows(response):
+    rows: dict[str, list[tuple[Key, int]]] = {}
+    for batch, state, number in parse_rows(response, profile=pool.profile):
         if batch:  # in the view of a profile, an empty name is the whole pool
             rows.setdefault(batch, []).append((state, number))
     return {batch: from_rows(states) for batch, states in rows.items()}

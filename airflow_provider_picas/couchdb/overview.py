@@ -11,7 +11,7 @@ from airflow_provider_picas.couchdb.http import Operation, Request, json_body
 from airflow_provider_picas.couchdb.pool import Document, Pool
 from airflow_provider_picas.lifecycle.ids import END_OF_PREFIX, lease_id
 from airflow_provider_picas.tokens.chain import Chain
-from airflow_provider_picas.tokens.counts import Counts, from_rows
+from airflow_provider_picas.tokens.counts import Counts, Key, from_rows
 from airflow_provider_picas.tokens.states import State
 
 LAST_CHANGES = 5_000  # limit on the changes that are read: CouchDB 3.5.0 takes 0.1 ms for each
@@ -37,14 +37,14 @@ def batches_by_name(pool: Pool, after: str, limit: int) -> Operation[tuple[dict[
     most = ROWS_OF_BATCH * limit + 1
     group: dict[str, Any] = {"group": True} if pool.profile.is_default else {"group_level": 2}
     response = yield pool.view_request("counts", pool.profile.design, **group, startkey=[after, {}], limit=most)
-    rows: dict[str, list[tuple[str | None, int]]] = {}
-    found = parse_rows(response)
-    for batch, state, number in found:
+    rows: dict[str, list[tuple[Key, int]]] = {}
+    full = len(response.rows()) == most
+    for batch, state, number in parse_rows(response, profile=pool.profile):
         rows.setdefault(batch or "", []).append((state, number))
     names = list(rows)
-    if len(found) == most:
+    if full:
         names.pop()  # its other states may be in the rows that follow
-    return {name: from_rows(rows[name]) for name in names[:limit]}, len(found) == most or len(names) > limit
+    return {name: from_rows(rows[name]) for name in names[:limit]}, full or len(names) > limit
 
 
 def pilots(pool: Pool) -> Operation[tuple[list[Document], int | None]]:

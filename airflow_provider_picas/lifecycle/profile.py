@@ -77,6 +77,11 @@ class Profile(NamedTuple):
         return RESULT if any("output" in fields for fields in self.writes.values()) else "output"
 
     @property
+    def further_names(self) -> Tuple[Tuple[str, str], ...]:
+        """The states that have a name of their own: as which they count, and the name. In the order of the counts' views."""
+        return tuple(dict.fromkeys((row.state, row.name) for row in self.states if row.name != row.state))
+
+    @property
     def fields(self) -> FrozenSet[str]:
         """The fields on which the state of a token depends."""
         return frozenset(condition.field for row in self.states for condition in row.conditions)

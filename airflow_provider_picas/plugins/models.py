@@ -20,13 +20,14 @@ class Model(BaseModel):
 
 
 class Counts(Model):
-    """Tokens by state. ``stateless`` are in none."""
+    """Tokens by state. ``stateless`` are in none. ``named``: tokens in states with names of their own, by state and name."""
 
     todo: int = 0
     locked: int = 0
     done: int = 0
     error: int = 0
     stateless: int = 0
+    named: dict[str, dict[str, int]] = {}
 
 
 # -- which batches there are ------------------------------------------------------------------------------------------

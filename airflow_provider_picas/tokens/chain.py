@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
+from operator import add
 from typing import Any
 
 from airflow_provider_picas.lifecycle.ids import is_stage, stage_batch
@@ -130,7 +131,7 @@ class Chain:
 
     def completeness(self, found: ChainCounts) -> Completeness:
         """The progress of the tokens that the wait is for."""
-        counts = reduce(_sum, (found.counts.get(batch, Counts()) for batch in self.own), Counts())
+        counts = reduce(add, (found.counts.get(batch, Counts()) for batch in self.own), Counts())
         expected = None
         if self.stage is None and self.tokens is not None:
             pushed = found.counts.get(self.batch, Counts())
@@ -151,10 +152,6 @@ class Chain:
         if found.not_made:
             parts.append(f"some new tokens of {found.not_made:,} tokens could not be made (see their `new_tokens`)")
         return "; ".join(parts)
-
-
-def _sum(one: Counts, other: Counts) -> Counts:
-    return Counts(**{name: getattr(one, name) + getattr(other, name) for name in vars(one)})
 
 
 @dataclass

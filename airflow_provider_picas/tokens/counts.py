@@ -4,22 +4,39 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from airflow_provider_picas.lifecycle.profile import PICAS, Profile
 from airflow_provider_picas.tokens.states import State, state_of
+from airflow_provider_picas.tokens.text import one_line
+
+Named = tuple[tuple[str, str, int], ...]
+Key = str | tuple[str, str] | None
+"""A state; a state and a further name of it in a profile; or None for no state."""
 
 
 @dataclass(frozen=True)
 class Counts:
-    """The number of tokens in each state. ``stateless`` are in none, such as those with ``lock = 0, done > 0``."""
+    """The number of tokens in each state. ``stateless`` are in none, such as those with ``lock = 0, done > 0``.
+
+    ``named``: numbers of tokens in states that have names of their own in a profile, such as ``("locked", "downloading",
+    12)``; they are included in the others. Also takes a mapping, as in ``as_dict``.
+    """
 
     todo: int = 0
     locked: int = 0
     done: int = 0
     error: int = 0
     stateless: int = 0
+    named: Named = ()
+
+    def __post_init__(self) -> None:
+        if isinstance(self.named, Mapping):
+            pairs = [(state, name, n) for state, names in self.named.items() for name, n in names.items()]
+            object.__setattr__(self, "named", tuple(pairs))
+        if len(self.named) > 1:
+            object.__setattr__(self, "named", tuple(sorted(self.named)))
 
     @property
     def total(self) -> int:
@@ -40,22 +57,43 @@ class Counts:
         return int(getattr(self, state))
 
     def __str__(self) -> str:
-        text = ", ".join(f"{self[state]} {state}" for state in State)
+        text = ", ".join(f"{self[state]} {state}{self.names_of(state)}" for state in State)
         return text + (f", {self.stateless} in no state" if self.stateless else "")
 
-    def as_dict(self) -> dict[str, int]:
-        """The counts by name, for XCom, events and logs; ``stateless`` only if there are any."""
-        counts = {field.name: int(getattr(self, field.name)) for field in fields(self)}
-        return counts if self.stateless else {str(state): counts[state] for state in State}
+    def names_of(self, state: State) -> str:
+        """The further names of a state with their numbers, such as `` (12 downloading)``; empty if there are none."""
+        found = [f"{number:,} {one_line(name, 40)}" for of, name, number in self.named if of == state and number]
+        return f" ({', '.join(found)})" if found else ""
+
+    def __add__(self, other: Counts) -> Counts:
+        named: dict[tuple[str, str], int] = {}
+        for state, name, number in (*self.named, *other.named):
+            named[state, name] = named.get((state, name), 0) + number
+        numbers = {name: getattr(self, name) + getattr(other, name) for name in (*State, "stateless")}
+        return Counts(**numbers, named=tuple((*key, number) for key, number in named.items()))
+
+    def as_dict(self) -> dict[str, Any]:
+        """The counts by name, for XCom, events and logs; ``stateless`` and ``named`` only if there are any."""
+        found: dict[str, Any] = {str(state): self[state] for state in State}
+        found |= {"stateless": self.stateless} if self.stateless else {}
+        names: dict[str, dict[str, int]] = {}
+        for state, name, number in self.named:
+            names.setdefault(state, {})[name] = number
+        return found | ({"named": names} if names else {})
 
 
-def from_rows(rows: Iterable[tuple[str | None, int]]) -> Counts:
-    """Counts from pairs of a state (None for no state) and a number; a state may occur more than once."""
+def from_rows(rows: Iterable[tuple[Key, int]]) -> Counts:
+    """Counts from pairs of a state (None for no state) and a number; a state may occur more than once. Rows of a further
+    name are included in those of its state."""
     counts: dict[str, int] = {}
+    named: dict[tuple[str, str], int] = {}
     for state, number in rows:
+        if isinstance(state, tuple):
+            named[state] = named.get(state, 0) + number
+            continue
         name = "stateless" if state is None else str(State(state))
         counts[name] = counts.get(name, 0) + number
-    return Counts(**counts)
+    return Counts(**counts, named=tuple((*key, number) for key, number in named.items()))
 
 
 def of_documents(documents: Iterable[Mapping[str, Any]], profile: Profile = PICAS) -> Counts:

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from airflow_provider_picas.tokens.counts import Completeness, Counts
+from airflow_provider_picas.tokens.states import State
 
 OFTEN = 10.0  # seconds between two lines at first
 OFTEN_FOR = 60.0  # seconds; after that, a line is due whenever the age of the wait has doubled
@@ -79,7 +80,7 @@ class Rate:
 
 
 def line(completeness: Completeness, rate: Rate | None = None, pilots: Pilots | None = None) -> str:
-    """Such as ``120 of 500 done, 2 in error, 30 running; 14/min, about 25 min left; 6 pilots running, 2 pending
+    """Such as ``120 of 500 done, 2 in error, 30 running (12 downloading); 14/min, about 25 min left; 6 pilots running, 2 pending
     (Priority)``.
 
     Omits the rate if too few tokens have finished, and the time remaining if it cannot be computed from the rate:
@@ -87,16 +88,16 @@ def line(completeness: Completeness, rate: Rate | None = None, pilots: Pilots | 
     """
     counts = completeness.counts
     others = (
-        (counts.error, "in error"),
-        (counts.locked, "running"),
-        (counts.todo, "to do"),
+        (counts.error, f"in error{counts.names_of(State.ERROR)}"),
+        (counts.locked, f"running{counts.names_of(State.LOCKED)}"),
+        (counts.todo, f"to do{counts.names_of(State.TODO)}"),
         (counts.stateless, "in no state"),
         (completeness.missing, "missing"),
     )
     parts = [
         ", ".join(
             [
-                f"{counts.done:,} of {completeness.total:,} done",
+                f"{counts.done:,} of {completeness.total:,} done{counts.names_of(State.DONE)}",
                 *(f"{number:,} {what}" for number, what in others if number),
             ]
         )

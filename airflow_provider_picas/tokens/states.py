@@ -21,6 +21,7 @@ __all__ = [
     "Condition",
     "State",
     "javascript_condition",
+    "javascript_name",
     "javascript_state",
     "parse_int",
     "state_of",
@@ -58,3 +59,12 @@ def javascript_state(profile: Profile) -> str:
     """The state of ``doc`` as one JavaScript expression; null for a token in no state."""
     rows = (f"({conditions.javascript(row.conditions)}) ? '{row.state}'" for row in profile.states)
     return f"{' : '.join(rows)} : null"
+
+
+def javascript_name(profile: Profile) -> str:
+    """The number of the further name of ``doc``'s state, from 1, as one JavaScript expression; 0 if it has none."""
+    numbers = {pair: number for number, pair in enumerate(profile.further_names, 1)}
+    rows = (
+        f"({conditions.javascript(row.conditions)}) ? {numbers.get((row.state, row.name), 0)}" for row in profile.states
+    )
+    return f"{' : '.join(rows)} : 0"

@@ -8,7 +8,7 @@ from typing import Any
 from airflow_provider_picas.lifecycle import conditions, ids
 from airflow_provider_picas.lifecycle.conditions import Condition
 from airflow_provider_picas.lifecycle.profile import PICAS, Profile
-from airflow_provider_picas.tokens.states import State, javascript_condition, javascript_state
+from airflow_provider_picas.tokens.states import State, javascript_condition, javascript_name, javascript_state
 
 MONITOR = ids.MONITOR
 """Name of PiCaS's design document."""
@@ -61,20 +61,27 @@ def of_profile(profile: Profile) -> dict[str, Any]:
     """The design document of a profile. For each token, ``counts`` has the row ``[batch, state, id]`` and the same with
     ``""`` for the batch, which is the whole pool; ``tokens`` has ``[batch, id]``; ``todo`` is as in ``provider``.
 
-    Ids of these pools do not name the batch, so ``counts`` lists the tokens of a state, too.
+    Ids of these pools do not name the batch, so ``counts`` lists the tokens of a state, too. If states have names of their
+    own, its values are ``[1, 0, …]``, with a 1 for the token's name, and their sums are the counts.
     """
+    named, value = len(profile.further_names), "null"
+    of_name = ""
+    if named:
+        value = "value"
+        of_name = f"""
+        var value = {[1] + named * [0]}, name = {javascript_name(profile)};
+        if (name) {{ value[name] = 1; }}"""
     counts = f"""
-        var state = {javascript_state(profile)};{find_batch(profile)}
-        emit([batch, state, doc._id], null);
-        emit(["", state, doc._id], null);"""
+        var state = {javascript_state(profile)};{of_name}{find_batch(profile)}
+        emit([batch, state, doc._id], {value});
+        emit(["", state, doc._id], {value});"""
     tokens = f"""{find_batch(profile)}
         emit([batch, doc._id], null);"""
     claimable = f"(({javascript_state(profile)}) === 'todo') && !(doc.lock > 0)"
     maps = {"counts": counts, "tokens": tokens, "todo": _todo(claimable, profile)}
-    return {
-        "language": "javascript",
-        "views": {name: {"map": _map(text, profile), "reduce": "_count"} for name, text in maps.items()},
-    }
+    found = {name: {"map": _map(text, profile), "reduce": "_count"} for name, text in maps.items()}
+    found["counts"]["reduce"] = "_sum" if named else "_count"
+    return {"language": "javascript", "views": found}
 
 
 def _todo(condition: str, profile: Profile) -> str:

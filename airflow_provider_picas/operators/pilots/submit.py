@@ -405,14 +405,8 @@ class PicasSubmitPilotsOperator(TakesOptions, BaseOperator):
         wanted = {name: self._wanted(number, fixed) for name, number in todo.items()} if classes else {}
         if not classes:
             wanted = {"": self._wanted(sum(todo.values()), fixed) if self.pilots == "auto" else fixed or 0}
-        granted = arrays.share(wanted, self._room(slurm))
-        if sum(granted.values()) < sum(wanted.values()):
-            self.log.info("The limits allow %d of the %d pilots.", sum(granted.values()), sum(wanted.values()))
-        if self.stage and sum(wanted.values()) and not sum(granted.values()) and not flag("dry_run", self.dry_run):
-            raise _NoRoomError
-        if granted and (without := [name for name in wanted if wanted[name] and name not in granted]):
-            self.log.warning("No pilots are submitted for tokens that request cores/gpu/time %s.", sample(without))
-        if not classes:
+        granted = self._granted(wanted, self._room(slurm))
+        if granted and not classes:
             return [Array(number, options) for number in granted.values()]
         made = [array for name, number in granted.items() if (array := self._class_array(name, number, options))]
         if granted and not made:
@@ -420,6 +414,17 @@ class PicasSubmitPilotsOperator(TakesOptions, BaseOperator):
                 "No waiting token requests resources that sbatch accepts. Correct the fields `cores`, `gpu` and `time`."
             )
         return made
+
+    def _granted(self, wanted: Mapping[str, int], room: int | None) -> dict[str, int]:
+        """The number of pilots of each class that the limits allow. Raises _NoRoomError if that is none for a stage."""
+        granted = arrays.share(wanted, room)
+        if sum(granted.values()) < sum(wanted.values()):
+            self.log.info("The limits allow %d of the %d pilots.", sum(granted.values()), sum(wanted.values()))
+        if self.stage and sum(wanted.values()) and not sum(granted.values()) and not flag("dry_run", self.dry_run):
+            raise _NoRoomError
+        if granted and (without := [name for name in wanted if wanted[name] and name not in granted]):
+            self.log.warning("No pilots are submitted for tokens that request cores/gpu/time %s.", sample(without))
+        return granted
 
     def _class_array(self, name: str, number: int, options: Mapping[str, Any]) -> Array | None:
         extra = self.resource_classes.get(name, {}) if isinstance(self.resource_classes, Mapping) else {}

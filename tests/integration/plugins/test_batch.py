@@ -53,7 +53,7 @@ def lease(page: Page, pilot: str, **fields: Any) -> None:
 def test_a_batch_at_a_glance(page: Page) -> None:
     fill(page.hook, {State.TODO: 3, State.LOCKED: 2, State.DONE: 4, State.ERROR: 1})
     found = page.ask("batch")
-    assert found["counts"] == {"todo": 3, "locked": 2, "done": 4, "error": 1, "stateless": 0}
+    assert found["counts"] == {"todo": 3, "locked": 2, "done": 4, "error": 1, "stateless": 0, "named": {}}
     assert (found["views"], found["trouble"], found["budget"]) == ("page", None, None)
     assert sum(done for _, done, _ in found["history"]["points"]) == 4
     assert found["history"]["points"] == [[NOW + 60 - (NOW + 60) % found["history"]["step"], 4, 1]]
@@ -128,7 +128,7 @@ def test_pools_and_batches(page: Page) -> None:
     change(page.hook, "b:00000000", exit_code=1)
     (found,) = (pool for pool in page.ask("pools")["pools"] if pool["conn_id"] == CONN)
     assert (found["database"], found["error"]) == (page.pool.database, None)
-    assert found["counts"] == {"todo": 1, "locked": 0, "done": 1, "error": 1, "stateless": 0}
+    assert found["counts"] == {"todo": 1, "locked": 0, "done": 1, "error": 1, "stateless": 0, "named": {}}
     batches = page.ask("pools/batches", batch=None)["batches"]
     assert [(batch["batch"], batch["counts"]["todo"]) for batch in batches] == [("b", 0), ("older", 1)]
     assert [(batch["dag_id"], batch["run_id"]) for batch in batches] == [(DAG, page.run_id), (None, None)]
@@ -434,7 +434,7 @@ def test_a_change_is_pushed(page: Page) -> None:
     change(page.hook, tokens[0], **LIVES[State.DONE])
     while (found := next(stream))[1]["counts"]["done"] == 0:
         assert found[0] == "overview"
-    assert found[1]["counts"] == {"todo": 2, "locked": 0, "done": 1, "error": 0, "stateless": 0}
+    assert found[1]["counts"] == {"todo": 2, "locked": 0, "done": 1, "error": 0, "stateless": 0, "named": {}}
 
 
 def test_a_database_that_refuses_is_told_and_the_stream_goes_on(page: Page, couchdb: CouchDBAdmin) -> None:

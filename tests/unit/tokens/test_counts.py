@@ -35,6 +35,16 @@ def test_counts_survive_json(found: Counts) -> None:
     assert Counts(**json.loads(json.dumps(found.as_dict()))) == found
 
 
+def test_further_names_are_counted_within_their_states() -> None:
+    rows: list[tuple[counts.Key, int]] = [("locked", 30), (("locked", "downloading"), 12), ("todo", 2)]
+    found = counts.from_rows([*rows, (("locked", "a\x1b[2J"), 1)])
+    assert (found.locked, found.total) == (30, 32)
+    assert str(found) == "2 todo, 30 locked (1 a\\x1b[2J, 12 downloading), 0 done, 0 error"
+    assert Counts(**json.loads(json.dumps(found.as_dict()))) == found
+    assert found + counts.from_rows(rows) == counts.from_rows([*rows, *rows, (("locked", "a\x1b[2J"), 1)])
+    assert "named" not in Counts(1).as_dict()
+
+
 def test_counts_are_printed() -> None:
     assert str(Counts(1, 2, 3, 4)) == "1 todo, 2 locked, 3 done, 4 error"
     assert str(Counts(stateless=5)) == "0 todo, 0 locked, 0 done, 0 error, 5 in no state"

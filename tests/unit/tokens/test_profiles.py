@@ -108,6 +108,9 @@ def agree(run_maps: RunMaps, shape: Profile, documents: list[dict[str, Any]]) ->
     """What Python says of each document is what each view of the profile emits. Returns the number in each state."""
     designs = views.design_documents(shape)
     maps = {f"{name}/{view}": text["map"] for name, design in designs.items() for view, text in design["views"].items()}
+    if shape.further_names:  # what the rows are added up with, by name
+        counts = maps[f"airflow-picas-1-{shape.name}/counts"]
+        maps["values"] = counts.replace("emit([batch, state, doc._id], value)", "emit(value)")
     found: Counter[str | None] = Counter()
     for document, rows in zip(documents, run_maps(maps, documents), strict=True):
         shown = f"{document!r:.300} in {shape!r:.1000}"
@@ -119,6 +122,10 @@ def agree(run_maps: RunMaps, shape: Profile, documents: list[dict[str, Any]]) ->
         if shape.is_default:
             assert rows["airflow-picas-1/counts"] == [[batch, state]], shown
             continue
+        row = shape.named_state_of(document)
+        if shape.further_names:
+            named = [int(row is not None and (row.state, row.name) == pair) for pair in shape.further_names]
+            assert rows["values"][0] == [1, *named], shown
         own, page = f"airflow-picas-1-{shape.name}", f"airflow-picas-page-1-{shape.name}"
         assert rows[f"{own}/counts"] == [[batch, state, name], ["", state, name]], shown
         assert rows[f"{own}/tokens"] == [[batch, name]], shown
@@ -142,6 +149,15 @@ def test_python_and_javascript_agree_on_the_shipped_profiles(run_maps: RunMaps) 
     for shape in [*SHIPPED.values(), profile.read({"base": "grid_lrt", "name": "cal", "types": ["SKSP_pref_cal1"]})]:
         found = agree(run_maps, shape, documents)
         assert all(found[state] > 20 for state in State), (shape.name, found)
+
+
+def test_only_profiles_with_names_of_their_own_count_them() -> None:
+    assert PICAS.further_names == SHIPPED["picas_cortex"].further_names == ()
+    assert SHIPPED["grid_lrt"].further_names == (("locked", "downloading"), ("locked", "launched"))
+    reduces = {
+        name: views.of_profile(SHIPPED[name])["views"]["counts"]["reduce"] for name in ("picas_cortex", "grid_lrt")
+    }
+    assert reduces == {"picas_cortex": "_count", "grid_lrt": "_sum"}
 
 
 def test_python_and_javascript_agree_on_any_profile(run_maps: RunMaps) -> None:

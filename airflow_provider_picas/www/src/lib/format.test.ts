@@ -2,7 +2,7 @@ import { describe, expect, it } from "vitest";
 
 import { ago, bytes, coreTime, duration, many, progress, range, rate, shares, sums, took } from "./format";
 
-const counts = { todo: 0, locked: 0, done: 0, error: 0, stateless: 0 };
+const counts = { todo: 0, locked: 0, done: 0, error: 0, stateless: 0, named: {} };
 
 describe("numbers and times", () => {
   it.each([

@@ -27,6 +27,13 @@ export const number = (value: number): string => value.toLocaleString("en-GB", {
 /** One token, 2 tokens. */
 export const many = (count: number, what: string): string => `${number(count)} ${what}${count === 1 ? "" : "s"}`;
 
+/** The names that a pool has for parts of a state, with their numbers, such as "12 downloading, 3 launched". */
+export const namesOf = ({ named }: Counts, state: StateName): string =>
+  Object.entries(named[state] ?? {})
+    .filter(([, count]) => count > 0)
+    .map(([name, count]) => `${number(count)} ${name}`)
+    .join(", ");
+
 /** The members of a group that must have finished: a fraction up to 1, a number, or all but a number. */
 export const atLeast = (value: number): string => {
   if (value < 0) {

@@ -2,7 +2,7 @@ import { useState } from "react";
 import { Link } from "react-router-dom";
 
 import { type Overview, type Scope, type Selection } from "../api/client";
-import { ago, COLOURS, LABELS, number, STATES } from "../lib/format";
+import { ago, COLOURS, LABELS, namesOf, number, STATES } from "../lib/format";
 import { shown } from "../lib/text";
 import { type Asked, Confirm, Toolbar } from "./Actions";
 import { Causes } from "./Causes";
@@ -45,6 +45,7 @@ const Legend = ({ overview }: { overview: Overview }) => {
         <button key={state} onClick={() => setAddress({ tab: "tokens", state, cause: undefined })} type="button">
           <span className="dot" style={{ background: COLOURS[state] }} />
           <b data-state={state}>{number(overview.counts[state])}</b> {LABELS[state]}
+          {namesOf(overview.counts, state) !== "" && <span className="muted foreign">({shown(namesOf(overview.counts, state))})</span>}
         </button>
       ))}
     </div>

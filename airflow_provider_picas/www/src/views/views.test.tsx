@@ -13,7 +13,7 @@ const may = { allowed: true, why_not: null };
 const mayNot = { allowed: false, why_not: "You may look, but not act." };
 const overview: Overview = {
   at: 1000,
-  counts: { todo: 1, locked: 2, done: 30, error: 4, stateless: 0 },
+  counts: { todo: 1, locked: 2, done: 30, error: 4, stateless: 0, named: {} },
   expected: 37,
   rate: null,
   time_left: null,
@@ -113,6 +113,13 @@ it("asks again by itself where a proxy breaks the events", async () => {
   Source.last?.onerror?.();
   await screen.findByText("32", {}, { timeout: 7000 });
 }, 10_000);
+
+it("shows the names that a pool has for parts of a state", async () => {
+  answers["/picas/api/batch"] = { ...overview, counts: { ...overview.counts, named: { locked: { downloading: 1, "\u202elaunched": 1, other: 0 } } } };
+  show(batch);
+  const running = await screen.findByRole("button", { name: /2 running/ });
+  expect(running.textContent).toBe("2 running(1 downloading, 1 ⟨U+202E⟩launched)");
+});
 
 it("says why an action may not be used, and does not ask for it", async () => {
   show(batch);
