@@ -1,18 +1,21 @@
-"""Pools as Airflow assets: ``picas://<host>/<database>``, and their events."""
+"""Pools and stages as Airflow assets: ``picas://<host>/<database>``, and the same with ``?stage=<name>``; and their events."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
-from urllib.parse import SplitResult, quote, unquote
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
 
 from airflow.providers.common.compat.sdk import Asset
+
+from airflow_provider_picas.lifecycle.ids import is_stage
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.openlineage.facet import Dataset as OpenLineageDataset
 
 SCHEME = "picas"
+_STAGE, _GROUP = "stage", "group"  # in the query of a URI: an event for the stage, or for each of its groups
 
 
 def pool_asset(
@@ -47,8 +50,29 @@ def pool_asset(
     return Asset(uri=uri, name=name or uri, group=group, watchers=list(watchers), **fields)
 
 
+def stage_asset(
+    host: str, database: str, stage: str, *, each_group: bool = False, name: str | None = None, **fields: Any
+) -> Asset:
+    """The asset of a stage of a pool's chains, for the ``outlets`` of a wait for the stage, or for its chain.
+
+    From Airflow 3.3 on, its events have a partition key, and start DAGs with ``PartitionedAssetTimetable``: the name of the
+    stage's batch; with ``each_group``, an event for each group whose token is done, with the group's name. Before
+    3.3, there is one event without a key.
+
+    :param host, database: as for ``pool_asset``.
+    :param stage: name of the stage.
+    :param each_group: an event for each group.
+    :param name: name of the asset. Default: its URI.
+    """
+    if not is_stage(stage):
+        raise ValueError(f"`stage` is {stage!r:.80}, which cannot be the name of a stage.")
+    uri = f"{pool_asset(host, database).uri}?{_GROUP if each_group else _STAGE}={stage}"
+    return Asset(uri=uri, name=name or uri, group=fields.pop("group", SCHEME), **fields)
+
+
 def normalize_uri(uri: SplitResult) -> SplitResult:
-    """A pool's URI in canonical form: lower case, no login, a path of one part. Airflow calls this for each such asset.
+    """The URI of a pool or a stage in canonical form: lower case, no login, a path of one part. Airflow calls this for each
+    such asset.
 
     Raises ValueError.
     """
@@ -63,7 +87,7 @@ def normalize_uri(uri: SplitResult) -> SplitResult:
         scheme=SCHEME,
         netloc=f"[{host}]{port}" if ":" in host else f"{host}{port}",
         path="/" + quote(database, safe=""),
-        query="",
+        query="&".join(f"{kind}={name}" for kind, name in _stage_of(uri.query)),
         fragment="",
     )
 
@@ -72,7 +96,7 @@ def to_openlineage(asset: Asset, lineage_context: Any = None) -> OpenLineageData
     """The pool as an OpenLineage dataset."""
     from airflow.providers.common.compat.openlineage.facet import Dataset  # noqa: PLC0415 - loads OpenLineage
 
-    scheme, _, rest = asset.uri.partition("://")
+    scheme, _, rest = asset.uri.partition("?")[0].partition("://")
     host, _, path = rest.partition("/")
     return Dataset(namespace=f"{scheme}://{host}", name=unquote(path))
 
@@ -92,6 +116,26 @@ def hold_back(task: Any) -> list[str]:
             "A later task emits the event for %s, when the tokens are done.", ", ".join(one.uri for one in held)
         )
     return [outlet.uri for outlet in held]
+
+
+def add_partitions(
+    context: Any, outlets: Iterable[Any], batch_of: Mapping[str, str], groups_of: Callable[[str], Iterable[str]]
+) -> None:
+    """Add the partition keys to the events of stages. Does nothing before Airflow 3.3.
+
+    ``batch_of``: the batches of the stages by their names. ``groups_of``: the groups of a stage whose tokens are done.
+    """
+    for outlet in _pools(outlets):
+        event = context["outlet_events"][outlet]
+        for kind, stage in _stage_of(urlsplit(outlet.uri).query) if hasattr(event, "add_partitions") else ():
+            if stage in batch_of:
+                keys = groups_of(stage) if kind == _GROUP else [batch_of[stage]]
+                event.add_partitions([key for key in keys if key.strip()])
+
+
+def _stage_of(query: str) -> list[tuple[str, str]]:
+    """Kind and name of the stage in the query of a URI; empty for a pool."""
+    return [(kind, name) for kind, name in parse_qsl(query) if kind in (_STAGE, _GROUP) and is_stage(name)][:1]
 
 
 def _pools(outlets: Iterable[Any]) -> list[Asset]:

@@ -2,13 +2,17 @@
 
 Needs a connection ``picas_default`` to a pool that the pilots may write to, and a connection ``spider`` to a login node. The
 work is small, but real: an observation is a noisy signal in ten subbands, calibration fits the gain of each and removes it,
-and imaging averages the subbands of an observation, as soon as nine of ten are done. ``stage_work.py`` has it.
+and imaging averages the subbands of an observation, as soon as nine of ten are done. ``stage_work.py`` has it. On Airflow 3.3
+and later, ``IMAGES`` gets an event for each observation, with its name as the partition key.
 """
 
 from airflow.sdk import Param, dag, task
 
+from airflow_provider_picas.assets import stage_asset
 from airflow_provider_picas.options import PilotStage, Scaling
 from airflow_provider_picas.task_groups import picas_run
+
+IMAGES = stage_asset("picas.example.org", "sky", "imaging", each_group=True)
 
 
 @task
@@ -43,7 +47,12 @@ def picas_stages():
                 command="python3 stage_work.py calibrate", least_work=4, scaling=Scaling(pilots=2), **work
             ),
             "imaging": PilotStage(
-                command="python3 stage_work.py image", group_of="calibration", at_least=0.9, least_work=4, **work
+                command="python3 stage_work.py image",
+                group_of="calibration",
+                at_least=0.9,
+                least_work=4,
+                outlets=[IMAGES],
+                **work,
             ),
         },
         fields=["output.observation", "output.subbands", "output.rms"],

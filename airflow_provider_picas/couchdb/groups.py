@@ -52,6 +52,16 @@ def make_due(
     return made
 
 
+def done_groups(pool: Pool, chain: Chain, stage: str) -> Operation[list[str]]:
+    """The groups of a stage whose tokens are done, sorted. Raises NotFoundError without the view."""
+    batch, grouping = chain.batch_of(stage), chain.groups.get(stage)
+    if grouping is None:
+        return []
+    done = set((yield from pool.all_ids(State.DONE, batch)))
+    made = yield from _made(pool, chain.batch_of(grouping.of))
+    return sorted(name for name in made if groups.group_id(batch, name) in done)
+
+
 def _members(pool: Pool, of: str) -> Operation[tuple[Counter[str], Counter[str], dict[str, float]]]:
     """The number of members of each group, the number of those that have finished, and the times when they did, added up."""
     query = {"group": True, "startkey": ["member", of], "endkey": ["member", of, {}]}

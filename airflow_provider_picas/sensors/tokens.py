@@ -20,7 +20,7 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_provider_picas import assets
-from airflow_provider_picas.couchdb import chains, changes, new_tokens
+from airflow_provider_picas.couchdb import chains, changes, groups, new_tokens
 from airflow_provider_picas.couchdb.errors import CouchDBError, ForbiddenError, UnavailableError, is_refusal
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.links import (
@@ -111,7 +111,8 @@ class PicasTokenStateSensor(TakesOptions, BaseSensorOperator):
     :param profile: the shape of the pool, if it is not the connection's: the name of a profile, or an object.
     :param deferrable: wait in the triggerer. Default: ``[operators] default_deferrable``.
 
-    Pools in ``outlets`` (``assets.pool_asset``) get an event with batch, outcome and counts in its extra.
+    Pools and stages in ``outlets`` (``assets.pool_asset``, ``assets.stage_asset``) get an event with batch, outcome and
+    counts in its extra; those of stages have partition keys from Airflow 3.3 on.
 
     Returns the counts by state. ``poke_interval``, ``timeout``, ``mode`` and ``soft_fail`` are those of every sensor. A
     short ``poke_interval`` is a risk with ``mode="reschedule"``: Airflow fails the task if it notices the end of one
@@ -367,6 +368,8 @@ class PicasTokenStateSensor(TakesOptions, BaseSensorOperator):
         if completeness.counts.error:
             push_rerun(context)
         assets.add_to_events(context, self.outlets, {"batch": terms.batch, "outcome": str(outcome), "counts": counts})
+        if outcome.success and terms.chain is not None:
+            self._add_partitions(context, hook, terms.chain)
         if not outcome.success:
             self._fail(outcome, explain_failure(outcome, completeness, hook, terms, self.log), tails)
         self._forget_pilots()
@@ -374,6 +377,16 @@ class PicasTokenStateSensor(TakesOptions, BaseSensorOperator):
         if outcome is Outcome.READY and (batch := self._batch()):
             return batch.as_dict()
         return counts
+
+    def _add_partitions(self, context: Context, hook: PicasHook, chain: Chain) -> None:
+        """Give the events of stages their partition keys."""
+        batches = {name: batch for name, batch in chain.by_stage.items() if batch in chain.own}
+        try:
+            assets.add_partitions(
+                context, self.outlets, batches, lambda stage: hook.do(groups.done_groups(hook.pool, chain, stage))
+            )
+        except CouchDBError as error:
+            self.log.warning("The events of groups have no partition keys. %s", error)
 
     def _fail(self, outcome: Outcome, message: str, tails: str) -> NoReturn:
         if tails:

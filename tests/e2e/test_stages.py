@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from airflow.sdk.execution_time.context import OutletEventAccessor
 from playwright.sync_api import Page, expect
 
 from airflow_provider_picas.tokens.states import State, state_of
@@ -15,6 +16,7 @@ from stack.pool import Pool
 from stack.ui import SECONDS, serious_findings
 
 DAG = "picas_stages"
+AFTER = "after_image"
 
 expect.set_options(timeout=SECONDS * 1000)
 
@@ -24,7 +26,8 @@ def test_a_chain_of_stages_from_observations_to_images(
 ) -> None:
     airflow.connect("picas_default", **native.picas_connection(pool))
     airflow.connect("spider", **native.ssh_connection(cluster))
-    processes.wait_for(lambda: airflow.api.has_dag(DAG), what=f"DAG {DAG}", seconds=240)
+    for dag in (DAG, AFTER):
+        processes.wait_for(lambda: airflow.api.has_dag(dag), what=f"DAG {dag}", seconds=240)  # noqa: B023
     run = airflow.api.trigger(DAG, {"observations": 2})
     states = {task["task_id"]: task["state"] for task in airflow.api.tasks(DAG, run)}
     assert airflow.api.wait_for_run(DAG, run)["state"] == "success", states
@@ -43,7 +46,17 @@ def test_a_chain_of_stages_from_observations_to_images(
         (token,) = [token for token in tokens.values() if token.get("group_name") == group]
         assert len(token["input"]["members"]) == 10
         assert token["output"]["subbands"] >= 9
+    check_partitions(airflow)
     check_page(admin, pool, next(str(token["batch"]) for token in tokens.values() if "stage" not in token))
+
+
+def check_partitions(airflow: Airflow) -> None:
+    """Each image has started a run of another DAG, with its observation as the key; before Airflow 3.3, all started one."""
+    keys = ["obs000", "obs001"] if hasattr(OutletEventAccessor, "add_partitions") else ["none"]
+    processes.wait_for(lambda: len(airflow.api.runs(AFTER)) == len(keys), what=f"Runs of {AFTER}", seconds=180)
+    runs = [run["dag_run_id"] for run in airflow.api.runs(AFTER)]
+    assert {airflow.api.wait_for_run(AFTER, run)["state"] for run in runs} == {"success"}
+    assert sorted(airflow.api.xcom(AFTER, run, "key") for run in runs) == keys
 
 
 def check_page(admin: Page, pool: Pool, batch: str) -> None:

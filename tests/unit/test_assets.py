@@ -7,10 +7,18 @@ from types import SimpleNamespace
 import pytest
 from airflow.providers.common.compat.sdk import Asset
 from airflow.sdk import DAG
-from airflow.sdk.execution_time.context import OutletEventAccessors
+from airflow.sdk.execution_time.context import OutletEventAccessor, OutletEventAccessors
 from jinja2 import StrictUndefined
 
-from airflow_provider_picas.assets import add_to_events, hold_back, normalize_uri, pool_asset, to_openlineage
+from airflow_provider_picas.assets import (
+    add_partitions,
+    add_to_events,
+    hold_back,
+    normalize_uri,
+    pool_asset,
+    stage_asset,
+    to_openlineage,
+)
 from airflow_provider_picas.operators.pilots import PicasSubmitPilotsOperator
 from airflow_provider_picas.operators.tokens import PicasPushTokensOperator
 from airflow_provider_picas.sensors.tokens import PicasTokenStateSensor
@@ -27,6 +35,9 @@ from airflow_provider_picas.task_groups import picas_run
         ("picas://host/group/pool", "picas://host/group%2Fpool"),
         ("picas://host/group%2Fpool", "picas://host/group%2Fpool"),
         ("picas://[::1]:5984/p", "picas://[::1]:5984/p"),
+        ("picas://Host/p?stage=imaging", "picas://host/p?stage=imaging"),
+        ("picas://host/p?group=imaging&a=1", "picas://host/p?group=imaging"),
+        ("picas://host/p?stage=1", "picas://host/p"),
     ],
 )
 def test_uris_have_one_form(given: str, normal: str) -> None:
@@ -61,6 +72,35 @@ def test_a_pool_is_an_openlineage_dataset() -> None:
     pytest.importorskip("openlineage.client")
     dataset = to_openlineage(pool_asset("picas.surfsara.nl", "group/pool"))
     assert (dataset.namespace, dataset.name) == ("picas://picas.surfsara.nl", "group/pool")
+
+
+def test_a_stage_is_an_asset_of_its_own() -> None:
+    assert stage_asset("h", "p", "imaging").uri == "picas://h/p?stage=imaging"
+    assert stage_asset("h", "p", "imaging", each_group=True, name="ours").name == "ours"
+    with pytest.raises(ValueError, match="cannot be the name of a stage"):
+        stage_asset("h", "p", "a b")
+
+
+@pytest.mark.skipif(not hasattr(OutletEventAccessor, "add_partitions"), reason="Airflow has partition keys from 3.3 on")
+def test_events_of_stages_have_partition_keys() -> None:
+    pool = pool_asset("h", "p")
+    stage, groups, other = (
+        stage_asset("h", "p", "imaging"),
+        stage_asset("h", "p", "imaging", each_group=True),
+        stage_asset("h", "p", "other"),
+    )
+    events = OutletEventAccessors()
+    outlets = [pool, stage, groups, other, Asset("s3://bucket/key?stage=imaging")]
+    add_partitions({"outlet_events": events}, outlets, {"imaging": "b.imaging"}, lambda name: [f"{name}-1", "g2", " "])
+    keys = [events[outlet].partition_keys for outlet in outlets]
+    assert keys == [set(), {"b.imaging"}, {"imaging-1", "g2"}, set(), set()]
+
+
+def test_before_airflow_3_3_events_of_stages_have_no_partition_keys() -> None:
+    stage = stage_asset("h", "p", "imaging")
+    events = {stage: SimpleNamespace(extra={})}
+    add_partitions({"outlet_events": events}, [stage], {"imaging": "b.imaging"}, lambda _: [])
+    assert vars(events[stage]) == {"extra": {}}
 
 
 def test_only_pools_get_extras() -> None:
