@@ -40,9 +40,9 @@ def note(pool: Pool, chain: Chain) -> Operation[None]:
                 raise
             present = {}
         known = parse(batch, present)
-        stages, grouped = list(chain.stages), dict(groups)
+        stages, grouped = chain.as_argument, dict(groups)
         if known is not None and known.batch == chain.batch:
-            stages = list(known.stages) if set(stages) <= set(known.stages) else stages
+            stages = known.as_argument if set(chain.stages) <= set(known.stages) else stages
             grouped = {of: value for of, value in {**present.get("groups", {}), **groups}.items() if of in stages}
         new = {"_id": name, "batch": chain.batch, "stages": stages, "groups": grouped, "since": int(time.time())}
         if any(present.get(key) != new[key] for key in ("batch", "stages", "groups")):
@@ -56,7 +56,7 @@ def parse(batch: str, document: Mapping[str, Any] | None) -> Chain | None:
     """The chain of a batch from its document; None if there is none, or if it does not have the batch: others may write
     local documents, too."""
     begin, stages = (document or {}).get("batch"), (document or {}).get("stages")
-    if not isinstance(begin, str) or not isinstance(stages, list) or not 0 < len(stages) <= MOST_STAGES:
+    if not isinstance(begin, str) or not isinstance(stages, list | dict) or not 0 < len(stages) <= MOST_STAGES:
         return None
     try:
         chain = Chain.parse(begin, stages, groups=(document or {}).get("groups"))

@@ -120,6 +120,15 @@ def test_a_record_that_a_wait_has_not_written_shows_no_chain(page: Page, record:
     assert page.ask("batch")["chain"] is None
 
 
+def test_stages_with_batches_of_other_names_are_shown(page: Page) -> None:
+    write(page.hook, [new_token({"input": 1}, batch=batch, push="p", ordinal=0) for batch in ("b", "images")])
+    named = Chain.parse("b", {"imaging": "images"})
+    assert named is not None
+    page.hook.do(chains.note(page.hook.pool, named))
+    assert page.ask("batch", batch="images")["chain"] == {"batch": "b", "stage": "imaging"}
+    assert [node["counts"]["todo"] for node in page.ask("batch/chain")["nodes"]] == [1, 1]
+
+
 def test_waits_for_parts_of_a_chain_record_the_whole(page: Page) -> None:
     page.hook.deploy_views()
     for stages, groups in ((STAGES[:1], {}), (STAGES, GROUPS), (STAGES[:1], {}), (STAGES, {})):
