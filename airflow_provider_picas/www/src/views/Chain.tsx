@@ -25,7 +25,7 @@ const originOf = (node: ChainNode, at: number, nodes: ChainNode[], edges: ChainE
   edges
     .filter(({ end }) => end === at)
     .map(({ begin, group, tokens }) => {
-      const from = nodes[begin] ? nameOf(nodes[begin]) : "";
+      const from = nodes[begin]?.stage ?? "the pushed batch";
       const share = node.at_least == null ? "" : `, when ${atLeast(node.at_least)} of its members have finished`;
       return group ? `one token for each group of ${from}${share}` : tokens > 0 ? `${many(tokens, "token")} made by ${from}` : `made by ${from} or an earlier stage`;
     })

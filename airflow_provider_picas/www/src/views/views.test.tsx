@@ -259,7 +259,7 @@ it("shows the stages of a chain with their counts, what may still come, and a li
   expect(rows).toHaveLength(4);
   expect(first).toContain("30 of 37 done"); // the live counts, not those of the chain
   expect(first).toContain("2 lists of new tokens pending");
-  expect(calibration).toContain("6 tokens made by b");
+  expect(calibration).toContain("6 tokens made by the pushed batch");
   expect(calibration).toContain("more tokens may appear");
   expect(imaging).toContain("one token for each group of calibration, when 90 % of its members have finished");
   expect(imaging).toContain("3 of 4 groups not made yet");
