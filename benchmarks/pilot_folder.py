@@ -11,24 +11,26 @@ from typing import Any
 
 from airflow_provider_picas.pilot import archive
 from airflow_provider_picas.slurm import credentials
+from benchmarks.peers.control_group import inside
 from stack.pool import Pool
 
 
-def start(pool: Pool, folder: Path, number: int, **settings: Any) -> list[subprocess.Popen[bytes]]:
-    """Start some pilots. ``settings``: of ``pilot.json``. Their logs are in the folder."""
+def start(
+    pool: Pool, folder: Path, number: int, group: Path | None = None, **settings: Any
+) -> list[subprocess.Popen[bytes]]:
+    """Start some pilots, in a control group. ``settings``: of ``pilot.json``. Their logs are in the folder."""
     (folder / "credentials").mkdir(mode=0o700, parents=True)
     config = credentials.picasconfig(pool.url, pool.database, pool.user, pool.password)
     (folder / "credentials" / credentials.FILE).write_bytes(config)
     (folder / "pilot.json").write_text(json.dumps({"submission": "bench", **settings}))
     (folder / archive.FILE).write_bytes(archive.build())
-    return [start_one(folder, place, number) for place in range(number)]
+    return [_start_one(folder, place, number, group) for place in range(number)]
 
 
-def start_one(folder: Path, place: int, number: int) -> subprocess.Popen[bytes]:
-    """Start the pilot that has this place among ``number``, in a folder that exists."""
+def _start_one(folder: Path, place: int, number: int, group: Path | None) -> subprocess.Popen[bytes]:
     with (folder / f"pilot-{place}.log").open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-I", str(folder / archive.FILE), str(folder / "pilot.json")],
+            inside(group, [sys.executable, "-I", str(folder / archive.FILE), str(folder / "pilot.json")]),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -65,6 +65,7 @@ class Taken:
     seconds: float
     memory: float  #: peak of its process, in MB
     tokens: int
+    cpu: float | None = None  #: seconds of CPU of its process and the server; None if that runs on another machine
     more: dict[str, float] = field(default_factory=dict)
 
 
@@ -85,14 +86,23 @@ def run(server: Server, pairs: int) -> Iterator[Result]:
 
 
 def _linear(step: str, what: str, taken: dict[int, list[dict[str, Taken]]]) -> Result:
-    """The seconds of a token in the largest batch, compared with the smallest."""
-    rates, costs = {}, []
+    """The cost of a token in the batch where it is highest, compared with the smallest batch.
+
+    It is the CPU time, if that is known: a machine with other work changes it little.
+    """
+    figures, costs, seconds = {}, [], []
     for size, runs in taken.items():
-        cost = median(steps[step].seconds / steps[step].tokens for steps in runs)
-        memory = max(steps[step].memory for steps in runs)
-        rates[f"{size:,}"] = f"{1 / cost:,.0f} tokens/s{f', {memory:.0f} MB' if memory else ''}"
-        costs.append(cost)
-    return Result(f"{what}: time of a token, largest batch to smallest", rates, max(costs) / costs[0], LINEAR)
+        steps = [steps[step] for steps in runs]
+        seconds.append(median(one.seconds / one.tokens for one in steps))
+        costs.append(median((one.cpu or 0.0) / one.tokens for one in steps))
+        memory = max(one.memory for one in steps)
+        shown = [f"{1 / seconds[-1]:,.0f} tokens/s", f"{costs[-1] * 1e3:.2f} ms CPU" if costs[-1] else ""]
+        figures[f"{size:,}"] = ", ".join([*filter(None, shown), *([f"{memory:.0f} MB"] if memory else [])])
+    compared = costs if all(costs) else seconds
+    kind = "CPU" if all(costs) else "time"
+    return Result(
+        f"{what}: {kind} of a token to that in the smallest batch", figures, max(compared) / compared[0], LINEAR
+    )
 
 
 def _constant(what: str, name: str, taken: dict[int, list[dict[str, Taken]]]) -> Result:
@@ -124,7 +134,10 @@ def _batch(server: Server, number: int) -> dict[str, Taken]:
     try:
         with server.pool(views=True) as pool:
             for step in STEPS:
+                before = server.cpu()
                 taken = _do(step, number, folder, pool)
+                if before is not None:
+                    taken.cpu = (server.cpu() or 0.0) - before + taken.more.get("cpu", 0.0)
                 found[step] = taken
                 print(
                     f"  {number:,} tokens, {step}: {taken.tokens:,} in {taken.seconds:.2f} s, {taken.memory:.0f} MB",
@@ -165,7 +178,7 @@ def _report(process: subprocess.Popen[str]) -> dict[str, Any]:
 
 def _step(step: str, number: int, folder: Path) -> Taken:
     report = _report(_start(step, number, folder))
-    return Taken(report["seconds"], report["memory"], number, report)
+    return Taken(report["seconds"], report["memory"], number, more=report)
 
 
 def _sample(pool: Pool, folder: Path, number: int) -> Taken:
@@ -200,9 +213,10 @@ def _finish(number: int, folder: Path) -> Taken:
     more = {
         "event": max(0.0, event["at"] - finished["at"]),
         "count": finished["count"],
+        "cpu": finished["cpu"] + event["cpu"],
         "wait memory": event["memory"],
     }
-    return Taken(finished["seconds"] + more["event"], finished["memory"], finished["tokens"], more)
+    return Taken(finished["seconds"] + more["event"], finished["memory"], finished["tokens"], more=more)
 
 
 # -- a step in a process of its own ------------------------------------------------------------------------------------
@@ -290,7 +304,8 @@ def main(step: str, number: int, folder: Path) -> dict[str, Any]:
     if step not in ("wait", "finish") and report["tokens"] != number:
         raise RuntimeError(f"{step}: {report['tokens']:,} tokens instead of {number:,}.")
     peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    return {"seconds": taken.seconds, "memory": int(peak[1]) / 1_000 if peak else 0.0, **report}
+    cpu = time.process_time()
+    return {"seconds": taken.seconds, "cpu": cpu, "memory": int(peak[1]) / 1_000 if peak else 0.0, **report}
 
 
 if __name__ == "__main__":

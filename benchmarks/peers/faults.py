@@ -16,6 +16,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -179,12 +180,16 @@ def _family(client: subprocess.Popen[str], place: Path) -> set[int]:
 
 def _part(family: set[int], side: str) -> int:
     """A process of Parsl: the interchange is its server; the workers are children of a pool."""
-    lines = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in family}
+    lines: dict[int, str] = {}
+    parents: dict[int, int] = {}
+    for pid in family:
+        with suppress(OSError):  # a command has ended
+            lines[pid] = Path(f"/proc/{pid}/cmdline").read_text()
+            parents[pid] = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     if side == "server":
         return next(pid for pid, line in lines.items() if "interchange" in line)
     pool = next(pid for pid, line in lines.items() if "process_worker_pool" in line and "bash" not in line)
-    parents = {pid: int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) for pid in family}
-    return next(parents[pid] for pid in family if parents.get(parents[pid]) == pool)  # it runs a command
+    return next(parent for parent in parents.values() if parents.get(parent) == pool)  # it runs a command
 
 
 # -- pools of tokens ---------------------------------------------------------------------------------------------------

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.peers import control_group
+
 _TICKS = os.sysconf("SC_CLK_TCK")
 PATIENCE = 300.0  # seconds for one run
 
@@ -17,28 +19,35 @@ class Progress(NamedTuple):
 
     at: float  #: seconds of a clock
     done: int  #: tasks that have ended
-    busy: float  #: CPU seconds of all processes of the machine
+    busy: float  #: CPU seconds, as of ``busy``
 
 
 def busy() -> float:
-    """The CPU seconds that all processes of the machine have used, and the kernel for them."""
+    """The CPU seconds that the processes of the control group have used; without one, all processes of the machine."""
+    if (used := control_group.busy()) is not None:
+        return used
     user, nice, system, _, _, irq, softirq = map(int, Path("/proc/stat").read_text().split()[1:8])
     return (user + nice + system + irq + softirq) / _TICKS
 
 
-def now(done: int) -> Progress:
-    """The progress at this moment."""
-    return Progress(time.monotonic(), done, busy())
+def now(done: int, more: float = 0.0) -> Progress:
+    """The progress at this moment. ``more``: CPU seconds of processes outside of the control group."""
+    return Progress(time.monotonic(), done, busy() + more)
 
 
-def follow(count: Callable[[], int], tasks: int, pause: float = 0.2) -> list[Progress]:
-    """Read the number of ended tasks until all have ended. Raises RuntimeError if this takes too long."""
-    found = [now(count())]
+def follow(
+    count: Callable[[], int], tasks: int, pause: float = 0.2, more: Callable[[], float] = lambda: 0.0
+) -> list[Progress]:
+    """Read the number of ended tasks until all have ended. Raises RuntimeError if this takes too long.
+
+    ``more``: CPU seconds of processes outside of the control group.
+    """
+    found = [now(count(), more())]
     while found[-1].done < tasks:
         if found[-1].at - found[0].at > PATIENCE:
             raise RuntimeError(f"{found[-1].done} of {tasks} tasks have ended after {PATIENCE:g} s.")
         time.sleep(pause)
-        found.append(now(count()))
+        found.append(now(count(), more()))
     return found
 
 

@@ -1,4 +1,4 @@
-"""Tasks a second of other systems and of pilots, and the CPU time of the whole machine for each task.
+"""Tasks a second of other systems and of pilots, and the CPU time of all their processes for each task.
 
 All run the same command, a real process for each task, with the same number of workers, in turns. Only pilots and the
 PiCaS client write each claim and each result to a database; HyperQueue and Parsl keep them in memory. What survives the
@@ -14,6 +14,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,6 +24,7 @@ from airflow_provider_picas.operators.tokens import PicasPushTokensOperator
 from benchmarks import pilot_folder
 from benchmarks.measure import Goal, Result
 from benchmarks.peers import progress
+from benchmarks.peers.control_group import control_group, inside
 from benchmarks.peers.progress import Progress, Speed
 from benchmarks.server import CONN_ID, Server, context
 from stack import install, paths, processes
@@ -31,7 +33,7 @@ from stack.pool import Pool
 WORKERS = tuple(int(number) for number in os.environ.get("PICAS_BENCH_WORKERS", "1 2 4 8").split())
 SHORT, LONGER = ["/bin/true"], ["/bin/sleep", "0.05"]
 LONGER_SECONDS = 0.05
-SECONDS = 4  # of a run with the longer command
+SECONDS = 3  # of a run with the longer command
 NAMES = {
     "bare": "posix_spawn alone",
     "hyperqueue": "HyperQueue",
@@ -40,7 +42,7 @@ NAMES = {
     "pilots": "pilots",
     "slots": "one pilot with slots",
 }
-SHORT_TASKS = {"bare": 2_000, "hyperqueue": 2_000, "parsl": 2_000, "client": 200, "pilots": 1_500, "slots": 1_500}
+SHORT_TASKS = {"bare": 2_000, "hyperqueue": 2_500, "parsl": 1_500, "client": 150, "pilots": 1_000, "slots": 1_000}
 
 
 def run(server: Server, pairs: int) -> Iterator[Result]:
@@ -77,8 +79,26 @@ def _idle(seconds: float = 2.0) -> float:
 def _speed(server: Server, name: str, workers: int, command: list[str], idle: float) -> Speed:
     """Run one system once."""
     tasks = SHORT_TASKS[name] if command is SHORT else int(workers * SECONDS / LONGER_SECONDS)
-    with folder() as place:
-        return progress.speed(SYSTEMS[name](server, place, workers, tasks, command), idle)
+    with folder() as place, control_group() as group:
+        readings = SYSTEMS[name](Run(server, place, group, workers, tasks, command))
+        return progress.speed(readings, 0.0 if group else idle)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of a system."""
+
+    server: Server
+    place: Path  #: an empty folder
+    group: Path | None  #: the control group of its processes
+    workers: int
+    tasks: int
+    command: list[str]
+
+    @property
+    def server_cpu(self) -> Callable[[], float]:
+        """The CPU seconds of CouchDB, which is not in the group."""
+        return (lambda: self.server.cpu() or 0.0) if self.group else (lambda: 0.0)
 
 
 @contextmanager
@@ -103,13 +123,14 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PATH": f"{paths.PEERS_VENV / 'bin'}:{os.environ['PATH']}"}
 
 
-def _program(program: str) -> Callable[[Server, Path, int, int, list[str]], list[Progress]]:
+def _program(program: str) -> Callable[[Run], list[Progress]]:
     """Runs tasks with a program of this package."""
 
-    def readings(server: Server, place: Path, workers: int, tasks: int, command: list[str]) -> list[Progress]:
-        given = (workers, tasks, *command) if program == "spawn" else ("rate", place, workers, tasks, *command)
+    def readings(run: Run) -> list[Progress]:
+        given = (run.workers, run.tasks, *run.command)
+        whole = argv(program, *given) if program == "spawn" else argv(program, "rate", run.place, *given)
         ended = subprocess.run(
-            argv(program, *given), capture_output=True, text=True, env=environment(), cwd=paths.PROJECT, check=False
+            inside(run.group, whole), capture_output=True, text=True, env=environment(), cwd=paths.PROJECT, check=False
         )
         if ended.returncode:
             raise RuntimeError(f"{program} ended with code {ended.returncode}: {ended.stderr[-1_000:]}")
@@ -128,44 +149,48 @@ def push(tasks: int) -> str:
     return batch
 
 
-def _pilots(server: Server, place: Path, workers: int, tasks: int, command: list[str]) -> list[Progress]:
-    return _own_pilots(server, place, workers, 1, tasks, command)
+def _pilots(run: Run) -> list[Progress]:
+    return _own_pilots(run, run.workers, 1)
 
 
-def _slots(server: Server, place: Path, workers: int, tasks: int, command: list[str]) -> list[Progress]:
-    return _own_pilots(server, place, 1, workers, tasks, command)
+def _slots(run: Run) -> list[Progress]:
+    return _own_pilots(run, 1, run.workers)
 
 
-def _own_pilots(server: Server, place: Path, pilots: int, slots: int, tasks: int, command: list[str]) -> list[Progress]:
-    with server.pool(views=True) as pool:
-        batch = push(tasks)
-        started = pilot_folder.start(pool, place / "pilots", pilots, batch=batch, command=command, slots=slots)
-        return _followed(started, lambda: PicasHook(CONN_ID).count(batch).done, tasks)
+def _own_pilots(run: Run, pilots: int, slots: int) -> list[Progress]:
+    with run.server.pool(views=True) as pool:
+        batch = push(run.tasks)
+        started = pilot_folder.start(
+            pool, run.place / "pilots", pilots, run.group, batch=batch, command=run.command, slots=slots
+        )
+        return _followed(started, lambda: PicasHook(CONN_ID).count(batch).done, run)
 
 
-def _client(server: Server, place: Path, workers: int, tasks: int, command: list[str]) -> list[Progress]:
-    with server.pool(views=True) as pool:
-        push(tasks)
-        started = [start_client(pool, place, number, command) for number in range(workers)]
-        return _followed(started, lambda: PicasHook(CONN_ID).count().done, tasks)
+def _client(run: Run) -> list[Progress]:
+    with run.server.pool(views=True) as pool:
+        push(run.tasks)
+        started = [start_client(pool, run.place, number, run.command, run.group) for number in range(run.workers)]
+        return _followed(started, lambda: PicasHook(CONN_ID).count().done, run)
 
 
-def start_client(pool: Pool, place: Path, number: int, command: list[str]) -> subprocess.Popen[bytes]:
+def start_client(
+    pool: Pool, place: Path, number: int, command: list[str], group: Path | None = None
+) -> subprocess.Popen[bytes]:
     """Start a pilot of the PiCaS client. Its log is in the folder."""
     program = [str(paths.PICAS_VENV / "bin" / "python"), str(paths.PROJECT / "benchmarks" / "client_pilot.py")]
     given = {"url": pool.url, "database": pool.database, "user": pool.user, "password": pool.password}
     with (place / f"client-{number}.log").open("wb") as log:
-        process = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(inside(group, program), stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT)
     assert process.stdin is not None
     process.stdin.write(json.dumps({**given, "command": command}).encode())
     process.stdin.close()
     return process
 
 
-def _followed(started: list[subprocess.Popen[bytes]], count: Callable[[], int], tasks: int) -> list[Progress]:
+def _followed(started: list[subprocess.Popen[bytes]], count: Callable[[], int], run: Run) -> list[Progress]:
     """The progress of pilots until all tokens are done; then they are ended."""
     try:
-        return progress.follow(count, tasks, pause=0.4)
+        return progress.follow(count, run.tasks, pause=0.4, more=run.server_cpu)
     finally:
         end(started)
 
@@ -177,7 +202,7 @@ def end(started: Sequence[subprocess.Popen[Any]]) -> None:
         process.wait()
 
 
-SYSTEMS: dict[str, Callable[[Server, Path, int, int, list[str]], list[Progress]]] = {
+SYSTEMS: dict[str, Callable[[Run], list[Progress]]] = {
     "bare": _program("spawn"),
     "hyperqueue": _program("hyperqueue_program"),
     "parsl": _program("parsl_program"),
