@@ -25,7 +25,7 @@ test: install lint
 ifeq ($(strip $(TESTS)),)
 	$(SPHINX)
 	@$(PYTHON) -m stack.page test
-	$(VENV)/pytest -n 4 --dist loadfile tests/unit tests/integration $(ARGS)
+	$(VENV)/pytest -n 4 --dist loadfile tests/unit tests/model tests/integration $(ARGS)
 	$(VENV)/pytest -n 2 --dist loadfile tests/e2e $(ARGS)
 else
 	$(VENV)/pytest $(TESTS) $(ARGS)
@@ -36,7 +36,7 @@ check: lint
 	$(VENV)/pytest tests/unit $(ARGS)
 
 # Kills, stops and disconnects the real parts while pilots work, and prints figures at the end. With PICAS_SOAK_SECONDS=180 the soak
-# takes three minutes instead of ten. ARGS='--rounds=30 --seed=1' runs random rounds of faults instead, the first with this seed.
+# takes three minutes instead of ten. ARGS='--rounds=12 --seed=1' runs random rounds of faults instead, the first with this seed.
 chaos: install
 	$(VENV)/pytest -n 3 --dist loadfile tests/chaos $(ARGS)
 

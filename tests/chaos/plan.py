@@ -11,6 +11,7 @@ from tests.integration.faults import Fault
 STATUSES = (429, 500, 502, 503, 504)
 DURATION = 24.0  # seconds within which faults begin
 SHORT = 8.0  # the same, in a smoke test
+TOKENS = 300  # of a round
 
 
 @dataclass(frozen=True)
@@ -87,11 +88,11 @@ def draw(seed: int, *, nodes: int = 1, short: bool = False) -> Plan:
         events.append(Event(round(dice.uniform(1, duration), 2), "clock", amount=dice.choice([-200.0, 200.0])))
     return Plan(
         seed,
-        tuple(_token(dice) for _ in range(60 if short else dice.randint(100, 300))),
+        tuple(_token(dice) for _ in range(60 if short else TOKENS)),
         lease,
         tuple(dice.randint(1, 2) for _ in range(pilots)),
         tuple(dice.choice([None, *range(nodes)]) if nodes > 1 else 0 for _ in range(pilots)),
-        dice.choice([0.0, 0.03, 0.08, 0.15]),
+        dice.choice([0.02, 0.05, 0.1, 0.15]),
         tuple(sorted(events, key=lambda event: event.at)),
     )
 

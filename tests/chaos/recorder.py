@@ -16,7 +16,7 @@ from email.utils import formatdate, parsedate_to_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from tests.chaos.history import FINISHED, Write, state
+from tests.chaos.history import FINISHED, Claimed, Write, state
 from tests.chaos.plan import Delay
 from tests.integration.faults import Fault, Serving
 
@@ -47,6 +47,7 @@ class Recorder(Serving):
         self.choose = choose
         self.clock = clock
         self.writes: list[Write] = []
+        self.claims: dict[str, Claimed] = {}  #: by claim: a later write of the same one is no claim
         self.requests = 0
         self.hurt: Counter[str] = Counter()
         self.partition: str | None = (
@@ -67,19 +68,26 @@ class Recorder(Serving):
                 self.hurt["status" if isinstance(fault, int) else getattr(fault, "name", "DELAY").lower()] += 1
             return fault, next(self._upstreams)
 
+    def note_silenced(self) -> None:
+        """Count a request that arrived while the client was cut off."""
+        with self._lock:
+            self.hurt["silenced"] += 1
+
     def record(self, method: str, path: str, body: bytes, status: int | None, content: bytes) -> None:
-        """Note the results in a request. ``status`` None: whether it was carried out is not known."""
-        sent = [doc for doc in _documents(method, path, body) if doc.get("claim") and state(doc) in FINISHED]
+        """Note the claims and results in a request. ``status`` None: whether it was carried out is not known."""
+        sent = [doc for doc in _documents(method, path, body) if doc.get("claim")]
         rows = _rows(content) if sent else {}
         for doc in sent:
-            outcome = "refused"
+            outcome, now, found = "refused", round(time.time(), 3), state(doc)
             if status is None or status == 202 or status >= 500:
                 outcome = "unknown"
             elif status == 201 and rows.get(doc["_id"], {}).get("rev"):
                 outcome = "accepted"
-            write = Write(doc["_id"], doc["claim"], outcome, round(time.time(), 3), doc.get("exit_code"))
             with self._lock:
-                self.writes.append(write)
+                if found in FINISHED:
+                    self.writes.append(Write(doc["_id"], doc["claim"], outcome, now, doc.get("exit_code")))
+                elif found == "locked":
+                    self.claims.setdefault(doc["claim"], Claimed(doc["_id"], doc["claim"], outcome, now))
 
 
 def _documents(method: str, path: str, body: bytes) -> list[dict[str, Any]]:
@@ -118,6 +126,7 @@ class _Handler(BaseHTTPRequestHandler):
         recorder = self.server.recorder
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if recorder.partition:
+            recorder.note_silenced()
             return self._partitioned(recorder)
         fault, upstream = recorder.next_request()
         if fault is Fault.DROP:

@@ -39,6 +39,7 @@ from tests.chaos.recorder import Clock, Recorder
 WORK = Path(__file__).with_name("work.sh")
 PATIENCE = 120.0  # seconds after the last fault until all must be over
 PASSWORD = "s3cret"
+EVENTS = ("kills", "freezes", "partitions", "server_faults", "clock_steps")  # figures of faults that are no request's
 
 
 @dataclass
@@ -78,7 +79,13 @@ class Figures:
     server_faults: int = 0
     clock_steps: int = 0
     requests: int = 0
-    hurt: int = 0
+    status: int = 0  #: requests that were answered with an error by the proxy
+    drop: int = 0  #: that were not carried out
+    lose: int = 0  #: whose answer was lost
+    cut: int = 0  #: whose answer broke off
+    delay: int = 0  #: that came late, or whose answer did
+    silenced: int = 0  #: that arrived while their pilot was cut off from the database
+    faults: int = 0  #: all of these together
     overlaps: int = 0  #: all of them were allowed, unless there are violations
     refused: int = 0
     unsent: int = 0
@@ -260,15 +267,24 @@ class Round:
         return self._history()
 
     def check(self) -> list[str]:
-        """Run the plan to its end. What was not allowed to happen, after the folder of the records; nothing if all was well."""
+        """Run the plan to its end. What was not allowed to happen, after the folder of the records; nothing if all was well.
+
+        The history is kept in any case.
+        """
         found = self.run()
+        kept = paths.RUN / "histories" / self.key  # the folder of this session goes with the next one
+        kept.mkdir(parents=True, exist_ok=True)
+        found.save(kept / "history.json")
         violations = history.check(found)
         self.figures.violations = len(violations)
         if violations:
-            found.save(self.folder / "history.json")
-            kept = paths.RUN / "rounds" / self.key  # the folder of this session goes with the next one
-            shutil.copytree(self.folder, kept, ignore=shutil.ignore_patterns("scratch", "locks", "credentials-*"))
-            violations.insert(0, f"records and logs: {kept}")
+            shutil.copytree(
+                self.folder,
+                kept,
+                ignore=shutil.ignore_patterns("scratch", "locks", "credentials-*"),
+                dirs_exist_ok=True,
+            )
+            violations.insert(0, f"seed {self.plan.seed}; history and logs: {kept}")
         return violations
 
     def _at(self, seconds: float, action: Callable[[], object]) -> None:
@@ -403,6 +419,7 @@ class Round:
             overlaps=overlaps,
             hurts=self._hurts,
             writes=[write for recorder in recorders for write in recorder.writes],
+            claims=[claimed for recorder in recorders for claimed in recorder.claims.values()],
             kept=kept,
             exits={one.name: one.process.poll() for one in everybody if not one.killed},
             waits=[*self._wait.outcomes, *(["nothing: it goes on"] if self._wait.runs else [])],
@@ -414,7 +431,10 @@ class Round:
         figures.refused, figures.unsent = counts["refused"], counts["unsent"]
         figures.reaped = sum(str(attempt.get("reason")).startswith("reaped:") for attempt in attempts)
         figures.requests = sum(recorder.requests for recorder in recorders)
-        figures.hurt = sum(recorder.hurt.total() for recorder in recorders)
+        hurt = sum((recorder.hurt for recorder in recorders), Counter[str]())
+        for name in ("status", "drop", "lose", "cut", "delay", "silenced"):
+            setattr(figures, name, hurt[name])
+        figures.faults = hurt.total() + sum(getattr(figures, name) for name in EVENTS)
         return found
 
     def _final(self) -> tuple[dict[str, dict[str, Any]], dict[str, list[dict[str, Any]]]]:

@@ -23,9 +23,11 @@ from airflow_provider_picas.pilot import archive
 from airflow_provider_picas.sensors.tokens import PicasTokenStateSensor
 from airflow_provider_picas.tokens.states import State, state_of
 from airflow_provider_picas.triggers.tokens import PicasTokenStateTrigger
-from stack import processes
+from stack import paths, processes
 from stack.cluster import Cluster
 from stack.pool import Pool
+from tests.chaos import history
+from tests.chaos.history import History
 from tests.integration.tasks import context
 
 LEASE = 15  # seconds, of pilots in these tests
@@ -51,6 +53,7 @@ class Line:
     token: str
     at: float  #: seconds since 1970
     job: str  #: as Slurm calls it: ``12_0``
+    claim: str
 
 
 class Run:
@@ -78,7 +81,9 @@ class Run:
 
     def command(self, work: str) -> str:
         """Shell text that does ``work`` between two notes."""
-        who = '"$PICAS_TOKEN_ID" "$(date +%s.%N)" "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"'
+        who = (
+            '"$PICAS_TOKEN_ID" "$(date +%s.%N)" "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID" "${PICAS_FIELD_CLAIM:--}"'
+        )
         return f"echo begin {who} >> {self.file}; {work} || exit; echo end {who} >> {self.file}"
 
     def submit_operator(self, work: str, pilots: int = 2, **arguments: Any) -> PicasSubmitPilotsOperator:
@@ -147,8 +152,8 @@ class Run:
         with suppress(FileNotFoundError):
             for line in self.file.read_text().splitlines():
                 words = line.split()
-                if len(words) == 4:
-                    found.append(Line(words[0] == "end", words[1], float(words[2]), words[3]))
+                if len(words) == 5:
+                    found.append(Line(words[0] == "end", words[1], float(words[2]), words[3], words[4]))
         return found
 
     def begun(self) -> Counter[str]:
@@ -242,11 +247,36 @@ class Run:
         """Results in the submission's folder that were not sent (``unsent``), or ``refused``."""
         return sorted((Path(self.submitted["folder"]) / kind).glob("*.json"))
 
+    def history(self) -> tuple[History, Path]:
+        """What happened to the tokens and their commands, and the file in which it is kept."""
+        ends = {line.claim: line.at for line in self.lines() if line.ended}
+        runs = [
+            history.Run(
+                line.token, line.claim, line.job, line.at, ends.get(line.claim), 0 if line.claim in ends else None
+            )
+            for line in self.lines()
+            if not line.ended
+        ]
+        documents = {token["_id"]: token for token in self.pool.tokens()}
+        changes = [
+            (kind, json.loads(path.read_text())["change"])
+            for kind in ("refused", "unsent")
+            for path in self.files(kind)
+        ]
+        kept = [history.Kept(kind, change["token"], change["claim"]) for kind, change in changes]
+        found = History(list(documents), documents, runs=runs, kept=kept)
+        file = paths.RUN / "histories" / f"{self.pool.database}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        found.save(file)
+        return found, file
+
     # -- what must hold -----------------------------------------------------------------------------------------------
 
     def check_done_once(self, died_with: Sequence[str] = ()) -> None:
         """All tokens are done, and were run once; those with which a pilot died, at most once for each death."""
-        assert self.states() == {State.DONE: self.pushed["tokens"]}, self.logs()
+        found, file = self.history()
+        assert self.states() == {State.DONE: self.pushed["tokens"]}, f"history: {file}\n{self.logs()}"
+        assert history.check(found, history.OF_COMMANDS) == [], f"history: {file}"
         allowed = Counter(died_with)
         begun, ended = self.begun(), self.ended()
         tokens = {token["_id"]: token for token in self.pool.tokens()}

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.chaos.history import History, Hurt, Kept, Overlap, Run, Write, check
+from tests.chaos.history import OF_COMMANDS, Claimed, History, Hurt, Kept, Overlap, Run, Write, check
 
 DONE = {"lock": 100, "done": 160, "exit_code": 0}
 
@@ -30,6 +30,12 @@ def healthy() -> History:
         ],
         hurts=[Hurt("killed", "0.0", 15, 15, commands=True)],
         writes=[Write("a", "a1", "accepted", 11.1, 0), Write("b", "b3", "accepted", 31.1, 0)],
+        claims=[
+            Claimed("a", "a1", "accepted", 9.9),
+            Claimed("b", "b1", "accepted", 11.9),
+            Claimed("b", "b2", "unknown", 13.9),
+            Claimed("b", "b3", "accepted", 29.9),
+        ],
         exits={"1.0": 0},
         waits=["complete"],
     )  # fmt: skip
@@ -81,6 +87,35 @@ def test_a_claim_that_is_run_twice_is_a_violation() -> None:
     history = healthy()
     history.runs.append(Run("a", "a1", "1.0", 20, 21, 0))
     assert found(history) == {"begun_once"}
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        None,
+        Claimed("b", "b2", "refused", 13.9),
+        Claimed("b", "b2", "accepted", 20),
+        Claimed("a", "b2", "accepted", 13.9),
+    ],
+    ids=["never", "refused", "later", "of another token"],
+)
+def test_a_run_without_a_claim_is_a_violation(claim: Claimed | None) -> None:
+    history = healthy()
+    history.claims[2:3] = [claim] if claim else []
+    assert found(history) == {"claimed_first"}
+
+
+def test_without_recorded_requests_commands_are_still_checked() -> None:
+    history = replace(healthy(), writes=[], claims=[])
+    assert check(history, OF_COMMANDS) == []
+    history.runs.append(Run("b", "b4", "1.0", 40, 41, 0))
+    history.runs.append(Run("a", "a1", "1.0", 40, 41, 0))
+    history.documents["b"]["done"] = 0
+    assert {rule.partition(":")[0] for rule in check(history, OF_COMMANDS)} == {
+        "lost",
+        "begun_once",
+        "attempts_complete",
+    }
 
 
 def test_a_run_that_shows_nowhere_is_a_violation() -> None:
