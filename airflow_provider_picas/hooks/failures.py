@@ -69,7 +69,7 @@ class FailedTokens:
 def report(groups: Sequence[Mapping[str, Any]], tokens: int) -> Iterator[str]:
     """A summary for people, as strings of one or more lines. ``tokens`` is the number in error."""
     if groups:
-        yield f"{tokens:,} tokens failed. The causes:"
+        yield f"{tokens:,} {'token' if tokens == 1 else 'tokens'} failed. The causes:"
     for group in groups:
         yield f"{group['tokens']:8d}  {one_line(group['cause'])} ({sample(group['ids'], total=group['tokens'])})"
         if group["log"]:
