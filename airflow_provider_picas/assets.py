@@ -59,10 +59,12 @@ def stage_asset(
     stage's batch; with ``each_group``, an event for each group whose token is done, with the group's name. Before
     3.3, there is one event without a key.
 
-    :param host, database: as for ``pool_asset``.
+    :param host: as for ``pool_asset``.
+    :param database: as for ``pool_asset``.
     :param stage: name of the stage.
     :param each_group: an event for each group.
     :param name: name of the asset. Default: its URI.
+    :param fields: others of Airflow's ``Asset``.
     """
     if not is_stage(stage):
         raise ValueError(f"`stage` is {stage!r:.80}, which cannot be the name of a stage.")

@@ -16,13 +16,15 @@ sys.path[:0] = [str(PROJECT), str(DOCS)]
 
 import generated  # noqa: E402
 
+from airflow_provider_picas.provider_info import HOME  # noqa: E402
+
 _PACKAGE = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
 
 project = _PACKAGE["name"]
 author = "The airflow-provider-picas maintainers"
 project_copyright = f"{author}. Apache License 2.0"
 release = version = _PACKAGE["version"]
-REPOSITORY = "https://github.com/sara-nl/airflow-provider-picas"
+REPOSITORY = HOME
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_copybutton", "sphinx_design", "measured"]
 exclude_patterns = ["**/__pycache__"]

@@ -17,6 +17,7 @@ from typing import Any
 
 import messages
 
+from airflow_provider_picas import assets
 from airflow_provider_picas.cli import parser
 from airflow_provider_picas.lifecycle.profile import read as read_profile
 from airflow_provider_picas.provider_info import get_provider_info
@@ -194,7 +195,7 @@ def public() -> dict[str, list[tuple[str, str]]]:
             (f"{package}.options", name)
             for name in ("Scaling", "PilotOptions", "PilotStage", "WaitPolicy", "PilotWatch")
         ],
-        "assets": [(f"{package}.assets", "pool_asset")],
+        "assets": [(f"{package}.assets", name) for name in vars(assets) if re.fullmatch(r"[a-z]+_asset", name)],
     }
 
 
@@ -245,6 +246,9 @@ def gauges() -> Iterator[str]:
 
 def compatibility() -> Iterator[str]:
     """What ``make compat`` recorded."""
+    if not COMPATIBILITY.exists():
+        yield "Nothing is recorded yet: run `make compat`."
+        return
     rows = [
         (row["airflow"], row["python"], *row["providers"].values(), row["passed"], row["skipped"], row["date"])
         for row in json.loads(COMPATIBILITY.read_text())

@@ -11,8 +11,8 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from pathlib import Path
-from typing import Any
 
 PACKAGE = Path(__file__).resolve().parents[1] / "airflow_provider_picas"
 LIST = Path(__file__).with_name("troubleshooting.toml")
@@ -156,7 +156,7 @@ class _Source:
             case ast.Constant(value=str(text)):
                 yield text
             case ast.JoinedStr(values=parts):
-                yield "".join(_part(part) for part in parts)
+                yield from map("".join, product(*([*self._part(part, function, module)] for part in parts)))
             case ast.BinOp(left=left, op=ast.Add(), right=right):
                 rights = list(self._texts(right, function, module, depth + 1))
                 yield from (
@@ -182,6 +182,15 @@ class _Source:
                 returned = [node.value for node in ast.walk(definition) if isinstance(node, ast.Return)]
                 return definition, [value for value in returned if value is not None]
         return function, []
+
+    def _part(self, part: ast.expr, function: ast.AST, module: ast.Module) -> Iterator[str]:
+        """A part of an f-string: its text, the strings that it may be, or a placeholder."""
+        value = part.value if isinstance(part, ast.FormattedValue) else part
+        if isinstance(value, ast.Constant):
+            yield str(value.value)
+            return
+        chosen = [*self._texts(value, function, module)] if isinstance(value, ast.IfExp) else []
+        yield from chosen if len(chosen) > 1 and all(chosen) else [_placeholder(value)]
 
     def _definition(self, name: str, module: ast.Module) -> ast.AST | None:
         """The function of this name: the module's, or else the only one of the package."""
@@ -229,9 +238,8 @@ def _name(node: ast.AST) -> str:
     return node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
 
 
-def _part(part: Any) -> str:
-    """A part of an f-string: its text, or a placeholder."""
-    return str(part.value) if isinstance(part, ast.Constant) else f"{{{_short(part.value) or '…'}}}"
+def _placeholder(value: ast.expr) -> str:
+    return f"{{{_short(value) or '…'}}}"
 
 
 def _short(node: ast.expr) -> str:

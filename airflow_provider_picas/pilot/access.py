@@ -50,15 +50,15 @@ def _find_credentials(folder: str, config: Config) -> str:
         places = [place for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place]
         paths = [os.path.join(place, "picasconfig.py") for place in places]
         paths.append(os.path.join(os.path.expanduser(CLIENT_FOLDER), CONF_YML))
-        missing = f"no picasconfig.py on PYTHONPATH, and no {paths[-1]}"
+        missing = f"There is no picasconfig.py on PYTHONPATH, and no {paths[-1]}."
     else:
         place = os.path.join(folder, os.path.expanduser(config.credentials or "credentials"))
         paths = [os.path.join(place, name) for name in ("picasconfig.py", CONF_YML)]
-        missing = f"no picasconfig.py in {place}, and no {CONF_YML}"
+        missing = f"There is no picasconfig.py in {place}, and no {CONF_YML}."
     for path in paths:
         if os.path.isfile(path):
             return path
-    raise Failed(f"There is {missing}.", EX_CONFIG)
+    raise Failed(missing, EX_CONFIG)
 
 
 class Login:
