@@ -52,7 +52,7 @@ def test_lists_are_carried_out_once_while_a_node_is_lost(
     staged.push(parents[:BEFORE])
     for place, submission in enumerate(submissions):
         options = {**OPTIONS, "lease": LEASE, "env": {"RUNS": str(tmp_path / "runs")}}
-        submission.start(NAME, batch="b", **options)
+        submission.start(NAME + "sleep 0.05", batch="b", **options)
         submission.start("sleep 0.01", batch="b.t" if place == 0 else "b.s", **options)
 
     def made() -> int:

@@ -39,10 +39,11 @@ STAGES = {"s": "b.s", "t": "b.t"}
 NAME = """
 for part in 0 1 2; do
   place=$((3 * PICAS_INPUT + part))
-  echo '{"stage": "s", "key": "'$PICAS_INPUT-$part-$$'", "group": "g'$((place / 10))'"}'
-done > "$PICAS_TOKENS_FILE"
-cp "$PICAS_TOKENS_FILE" "$RUNS.named.$PICAS_INPUT.$PICAS_FIELD_CLAIM"
-sleep 0.05"""
+  line='{"stage": "s", "key": "'$PICAS_INPUT-$part-$$'", "group": "g'$((place / 10))'"}'
+  echo "$line" >> "$PICAS_TOKENS_FILE"
+  echo "$line" >> "$RUNS.named.$PICAS_INPUT.$PICAS_FIELD_CLAIM"
+done
+"""
 FAULTS = 12  # before the rest is done in peace
 MOST_FAULTS = 100
 MANY = 1_000  # parents: the faults are spread over the time that they take
@@ -102,7 +103,8 @@ class Chaos:
 
     def _pilot(self, name: str) -> subprocess.Popen[bytes]:
         batch = name.partition(" ")[0]
-        command = NAME if batch == "b" else "sleep 0.01"
+        pause = "sleep 0.05" if self._parents <= MANY else ":"
+        command = NAME + pause if batch == "b" else pause
         return self.submission.start(command, batch=batch, lease=self._lease, **OPTIONS)
 
     def _wait(self) -> subprocess.Popen[bytes]:

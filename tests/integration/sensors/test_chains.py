@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, TaskDeferred
 
+from airflow_provider_picas.couchdb import new_tokens
+from airflow_provider_picas.couchdb.http import Request, Response
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.lifecycle.new_tokens import read_list
 from airflow_provider_picas.lifecycle.pilot_config import Config
@@ -286,3 +288,34 @@ def test_a_failed_parent_that_runs_again_makes_its_tokens_and_changes_no_others(
     finish("b.s:y")
     assert again.end() == {"todo": 0, "locked": 0, "done": 4, "error": 0}
     assert {name: hook.get(name) for name in before} == before
+
+
+def test_many_groups_and_lists_take_few_requests(batch: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What many parents and groups cost a wait does not grow with their number, but for reading the lists."""
+    hook, parents = PicasHook(), 40
+    hook.do(new_tokens.deploy(hook.pool))
+    hook.push(documents.new_token({"input": n}, batch="b", push="p", ordinal=n, key=f"{n}") for n in range(2, parents))
+    for number in range(parents):
+        finish(f"b:{number}", f"{number}-0", f"{number}-1", group=f"g{number}")
+    requests: list[str] = []
+    send = PicasHook.send
+
+    def count(self: PicasHook, request: Request) -> Response:
+        requests.append(request.path.rpartition("/")[2])
+        return send(self, request)
+
+    monkeypatch.setattr(PicasHook, "send", count)
+    whole = chain.Chain.parse("b", ["s", "t"], groups=GROUPS)
+    assert whole
+    hook.do(new_tokens.count_chain(hook.pool, whole, look=True))
+    assert requests.count("_bulk_docs") == 2, "the new tokens, and that the lists are carried out"
+    assert requests.count("tokens.jsonl") == parents
+    assert len(requests) < parents + 15
+    for number in range(parents):
+        for part in range(2):
+            finish(f"b.s:{number}-{part}")
+    requests.clear()
+    hook.do(new_tokens.count_chain(hook.pool, whole, look=True))
+    assert ids() == {f"b.t:g{number}" for number in range(parents)}
+    assert requests.count("_bulk_docs") == 1
+    assert len(requests) < 25
