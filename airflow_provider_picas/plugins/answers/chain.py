@@ -30,7 +30,7 @@ async def chain(viewer: access.Viewer) -> models.ChainAnswer:
     )
     counts = {batch: reader.counts_of(batch) or known for batch, known in counts.items()}
     return models.ChainAnswer(
-        nodes=_nodes(found, counts, links, visible), edges=_edges(found, links), partial=links.more_groups
+        nodes=_nodes(found, counts, links, visible), edges=_edges(found, links, visible), partial=links.more_groups
     )
 
 
@@ -68,21 +68,22 @@ def _nodes(found: Chain, counts: Mapping[str, Counts], links: Links, visible: se
         if batch in visible:
             node.counts, node.pending = models.Counts(**counts[batch].as_dict()), links.pending.get(batch, 0)
             node.growing = growing
-            if grouping is not None:
+            growing = growing or bool(counts[batch].unfinished or node.pending)
+            if grouping is not None and of in visible:
                 node.groups, node.made = links.groups.get(of, 0), links.made.get(of, 0)
-                node.at_least = grouping.at_least
+            node.at_least = grouping.at_least if grouping is not None else None
         nodes.append(node)
-        growing = growing or bool(counts[batch].unfinished or links.pending.get(batch))
     return nodes
 
 
-def _edges(found: Chain, links: Links) -> list[models.ChainEdge]:
-    """The edges by which tokens were made. A stage without any is shown after the one before it."""
+def _edges(found: Chain, links: Links, visible: set[str]) -> list[models.ChainEdge]:
+    """The edges by which tokens were made, as far as the user may see both batches. A stage without any is shown after
+    the one before it."""
     numbers = {batch: number for number, batch in enumerate(found.own)}
     edges = []
     for name, batch in found.by_stage.items():
         end = numbers[batch]
-        made = {number: links.edges.get((of, batch), 0) for of, number in numbers.items()}
+        made = {number: links.edges.get((of, batch), 0) for of, number in numbers.items() if {of, batch} <= visible}
         before = [
             models.ChainEdge(begin=begin, end=end, tokens=tokens)
             for begin, tokens in made.items()
@@ -90,6 +91,7 @@ def _edges(found: Chain, links: Links) -> list[models.ChainEdge]:
         ]
         if grouping := found.groups.get(name):
             of = found.batch_of(grouping.of)
-            before.append(models.ChainEdge(begin=numbers[of], end=end, tokens=links.made.get(of, 0), group=True))
+            tokens = links.made.get(of, 0) if {of, batch} <= visible else 0
+            before.append(models.ChainEdge(begin=numbers[of], end=end, tokens=tokens, group=True))
         edges += before or [models.ChainEdge(begin=end - 1, end=end)]
     return edges
