@@ -60,10 +60,13 @@ def settle(folder: str, key: str, first: int = 0) -> Operation[Record]:
         )
     waited = 0.0  # seconds, without the duration of the queries: a lower bound
     none_since: float | None = None  # when Slurm first reported that there is no such job
+    attempts = _attempts(record)
     while not record.settled:
         found = yield from find_jobs(key, record)
-        if found is None or any(record.calls[number].may_be_running for number in record.open):
-            none_since = None  # a controller that does not answer may still process the request later
+        before, attempts = attempts, _attempts(record)
+        if found is None or attempts != before or any(record.calls[number].may_be_running for number in record.open):
+            # A controller that does not answer may still process the request later, and another try may have called again.
+            none_since = None
         elif not found.keys() & set(record.open):
             none_since = waited if none_since is None else none_since
             # A job may still appear some time after Slurm has reported that there is none.
@@ -132,6 +135,11 @@ squeue --noheader --all --states=all {OURS} --name={listed} --format='%F|%j' || 
         if number is not None and base and int(base.group()) < int(found.get(number, "9" * 30)):
             found[number] = base.group()
     return found
+
+
+def _attempts(record: Record) -> list[tuple[int, bool]]:
+    """Which attempt of each call the record shows, and whether it was started."""
+    return [(call.given_up, call.started) for call in record.calls]
 
 
 def _start(folder: str, first: int) -> Operation[Record]:

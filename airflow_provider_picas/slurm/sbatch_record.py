@@ -189,8 +189,8 @@ echo "since $(stat -c %Y made 2>/dev/null || stat -c %Y .)"
 [ -e acknowledged ] && echo acknowledged
 i=0
 while [ -e command.$i ]; do
+  given_up=$(ls -d given-up.$i.* 2>/dev/null | wc -l)  # first: if the call is given up meanwhile, this number is used already
   age=0; [ -d started.$i ] && age=$(($(date +%s) - $(stat -c %Y started.$i)))
-  given_up=$(ls -d given-up.$i.* 2>/dev/null | wc -l)
   echo "call $([ -d started.$i ] && echo yes || echo no) $(cat started.$i/code 2>/dev/null || echo -) $age $given_up"
   echo "out $(head -c 20000 started.$i/out 2>/dev/null | base64 -w0)"
   echo "err $(head -c 20000 started.$i/err 2>/dev/null | base64 -w0)"
@@ -268,9 +268,12 @@ def give_up(folder: str, record: Record, numbers: Iterable[int] | None = None) -
     them. Their jobs must not exist, or have been cancelled.
 
     If several tries do this, only one succeeds for each call: the moved folder is not empty, so it cannot replace the
-    folder of a faster try that has started the call again.
+    folder of a faster try that has started the call again. A call that was not started has nothing to discard: another
+    try may have given it up, and be about to start it.
     """
     for number in range(record.first, len(record.calls)) if numbers is None else numbers:
+        if not record.calls[number].started:
+            continue
         yield Command(
             f"cd -- {quote(folder)} && touch started.{number}/given-up"
             f" && mv -T -- started.{number} given-up.{number}.{record.calls[number].given_up}"
