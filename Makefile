@@ -10,11 +10,16 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
             $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$python; break; }; done)
 VENV   := .stack/airflow/bin
 
+# What a site of containers may do otherwise than the native one: logins, sbatch and files, pilots of both kinds, deaths, the check.
+DOCKER_TESTS := $(addprefix tests/integration/,cli/test_check.py hooks/test_ssh.py operators/pilots/test_cancel.py \
+                  operators/pilots/test_client_credentials.py operators/pilots/test_submit_command.py scenarios/test_picas_client.py \
+                  scenarios/test_secrets.py slurm/test_submission_folder.py submissions/test_deaths.py submissions/test_tidy.py)
+
 # Strict: a warning, such as a broken link or reference, fails. Links to other sites are not followed.
 SPHINX := $(VENV)/python -m sphinx --builder html --fresh-env --fail-on-warning --keep-going --nitpicky --quiet docs .stack/docs
 
 unexport PYTHONDONTWRITEBYTECODE
-.PHONY: demo test check chaos bench compat lint format docs dist diagrams screenshots install pins clean python
+.PHONY: demo test check chaos docker ondocker bench compat lint format docs dist diagrams screenshots install pins clean python
 
 demo: python
 	@exec $(PYTHON) -m stack.demo --stack $(STACK)
@@ -39,6 +44,16 @@ check: lint
 # takes three minutes instead of ten. ARGS='--rounds=12 --seed=1' runs random rounds of faults instead, the first with this seed.
 chaos: install
 	$(VENV)/pytest -n 3 --dist loadfile tests/chaos $(ARGS)
+
+# The demo and a share of the integration tests on docker/compose.yaml. Where no Docker engine answers, it makes one for that time, with
+# stand-ins for the images that docker/ starts from, which needs root and Debian 12.
+docker: python
+	@$(PYTHON) -m stack.install airflow picas page
+	@$(PYTHON) -m stack.engine $(MAKE) --no-print-directory ondocker
+
+ondocker: python
+	@$(PYTHON) -m stack.demo --stack docker </dev/null
+	$(VENV)/pytest $(DOCKER_TESTS) $(ARGS)
 
 # Uses the CouchDB at PICAS_TEST_COUCHDB_URL, else the embedded one. ARGS=--keep rewrites benchmarks/results.*
 bench: install

@@ -6,14 +6,15 @@ import os
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 from stack.processes import StackError
 
 
-def call(argv: list[str], cwd: Path | None = None) -> str:
+def call(argv: list[str], cwd: Path | None = None, stdin: IO[bytes] | None = None) -> str:
     """The output of the command. Raises StackError with the end of its error output."""
     ended = subprocess.run(
-        argv, cwd=cwd, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"}, check=False
+        argv, cwd=cwd, stdin=stdin, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"}, check=False
     )
     if ended.returncode:
         said = "\n".join((ended.stderr or ended.stdout).splitlines()[-15:])
@@ -23,11 +24,13 @@ def call(argv: list[str], cwd: Path | None = None) -> str:
     return ended.stdout
 
 
-def download(packages: Sequence[str], apt: Path, *, without: tuple[str, ...]) -> list[Path]:
+def download(
+    packages: Sequence[str], apt: Path, *, without: tuple[str, ...], sources: Path | None = None
+) -> list[Path]:
     """Fetch the packages and all libraries they need, with package lists and a cache of our own in the folder ``apt``.
 
     ``without`` has how the names of libraries begin that stay the system's own. For apt, nothing is installed, so that
-    the result does not depend on the packages of this machine.
+    the result does not depend on the packages of this machine. ``sources`` is used instead of this machine's sources.
     """
     for folder in ("lists/partial", "cache/archives/partial", "debs"):
         (apt / folder).mkdir(parents=True)
@@ -40,6 +43,7 @@ def download(packages: Sequence[str], apt: Path, *, without: tuple[str, ...]) ->
         "Dir::Cache": str(apt / "cache"),
         "Dir::State::lists": str(apt / "lists"),
         "Dir::State::status": str(apt / "status"),
+        **({"Dir::Etc::sourcelist": str(sources), "Dir::Etc::sourceparts": "/dev/null"} if sources else {}),
     }
     apt_get = ["apt-get", "-q", *(word for key, value in options.items() for word in ("-o", f"{key}={value}"))]
     call([*apt_get, "update"])

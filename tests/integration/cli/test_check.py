@@ -201,8 +201,9 @@ def test_a_full_home_fails(site: Cluster, picas_default: str, spider: str) -> No
 
 
 def test_a_compute_node_that_cannot_reach_the_database(
-    pool: Pool, spider: str, monkeypatch: pytest.MonkeyPatch
+    pool: Pool, spider: str, monkeypatch: pytest.MonkeyPatch, site: Cluster
 ) -> None:
+    """Containers would not reach the relay, which is on this machine."""
     host, _, port = pool.url.rpartition("//")[2].rpartition(":")
     with closing(Relay((host, int(port)))) as relay:
         url = f"http://127.0.0.1:{relay.port}"
