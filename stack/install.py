@@ -26,10 +26,11 @@ from stack import paths
 from stack.processes import StackError, tail
 
 PARTS = ("airflow", "picas", "couchdb", "cluster", "page", "browser")
-EXTRA_PARTS = ("peers",)
-"""Installed only if they are named: a benchmark needs them."""
+EXTRA_PARTS = ("examples", "peers")
+"""Installed only if they are named: an example and a benchmark need them."""
 AIRFLOW_PINS = paths.PROJECT / "stack" / "requirements-airflow-3.3.txt"
 PICAS_PINS = paths.PROJECT / "stack" / "requirements-picas.txt"
+EXAMPLES_PINS = paths.PROJECT / "stack" / "requirements-examples.txt"
 PEERS_PINS = paths.PROJECT / "stack" / "requirements-peers.txt"
 LOG = paths.HOME / "log" / "install.log"
 CACHE = paths.HOME / "cache"
@@ -63,6 +64,13 @@ def picas() -> None:
     """The environment with the PiCaS client, for the cluster's side."""
     step("the PiCaS client", lambda: environment(paths.PICAS_VENV, PICAS_PINS),
          venv=paths.PICAS_VENV, inputs=[PICAS_PINS])  # fmt: skip
+
+
+def examples() -> None:
+    """The environment of ``dags/sunspot_pilot.sh``, which makes it itself where it is not there."""
+    step("the packages of an example", lambda: environment(paths.EXAMPLES_VENV, EXAMPLES_PINS),
+         venv=paths.EXAMPLES_VENV, inputs=[EXAMPLES_PINS])  # fmt: skip
+    (paths.EXAMPLES_VENV / "complete").touch()
 
 
 def peers() -> None:
@@ -104,6 +112,7 @@ def browser() -> None:
 INSTALLERS: Mapping[str, Callable[[], None]] = {
     "airflow": airflow,
     "picas": picas,
+    "examples": examples,
     "couchdb": couchdb,
     "cluster": cluster,
     "page": page,

@@ -97,6 +97,11 @@ def install_picas(home: Path) -> None:
     (home / "picas-venv").symlink_to(paths.PICAS_VENV)
 
 
+def install_examples(home: Path) -> None:
+    """Install the packages of the example with sunspots there."""
+    (home / "sunspots-venv").symlink_to(paths.EXAMPLES_VENV)
+
+
 def picas_connection(pool: Pool) -> dict[str, Any]:
     """The fields of an Airflow connection to this pool."""
     return {

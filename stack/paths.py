@@ -16,6 +16,9 @@ PICAS_VENV = HOME / "picas-client"
 PEERS_VENV = HOME / "peers"
 """Virtual environment with HyperQueue and Parsl, which only the benchmark "peers" needs."""
 
+EXAMPLES_VENV = HOME / "examples"
+"""Virtual environment of an example's pilots, with scientific packages."""
+
 CLUSTER_PREFIX = HOME / "cluster"
 """Debian's Slurm, munge, sshd and MariaDB, unpacked; its ``usr/`` is what ``/usr`` would be."""
 

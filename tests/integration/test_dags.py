@@ -14,8 +14,14 @@ DAGS = {
     "picas_after_batch",
     "picas_archive_batches",
     "picas_autopilot",
+    "picas_checksum_report",
+    "picas_mapped_runs",
+    "picas_nightly_checksums",
+    "picas_own_script",
     "picas_rerun_failed",
     "picas_stages",
+    "picas_sunspots",
+    "picas_sweep",
     "picas_word_count",
 }
 
