@@ -10,10 +10,8 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
             $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$python; break; }; done)
 VENV   := .stack/airflow/bin
 
-# What a site of containers may do otherwise than the native one: logins, sbatch and files, pilots of both kinds, deaths, the check.
-DOCKER_TESTS := $(addprefix tests/integration/,cli/test_check.py hooks/test_ssh.py operators/pilots/test_cancel.py \
-                  operators/pilots/test_client_credentials.py operators/pilots/test_submit_command.py scenarios/test_picas_client.py \
-                  scenarios/test_secrets.py slurm/test_submission_folder.py submissions/test_deaths.py submissions/test_tidy.py)
+# What a site of containers may do otherwise than the native one: logins and host keys, the check of a site, pilots and their end.
+DOCKER_TESTS := $(addprefix tests/integration/,cli/test_check.py hooks/test_ssh.py operators/pilots/test_cancel.py)
 
 # Strict: a warning, such as a broken link or reference, fails. Links to other sites are not followed.
 SPHINX := $(VENV)/python -m sphinx --builder html --fresh-env --fail-on-warning --keep-going --nitpicky --quiet docs .stack/docs
