@@ -46,6 +46,9 @@ def remove(forwarding: str | None) -> None:
     for device in _devices():
         inside = pool is not None and any(address in pool for address in device["addresses"])
         if inside or device["name"] == BRIDGE:
+            # A container's interface outlives a killed engine, for as long as its network has open connections.
+            for port in json.loads(call(["ip", "-json", "link", "show", "master", device["name"]]) or "[]"):
+                call(["ip", "link", "delete", port["ifname"]])
             call(["ip", "link", "delete", device["name"]])
     if rules:
         call(["nft", "delete", "table", "ip", TABLE])
