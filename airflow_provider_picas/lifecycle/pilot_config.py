@@ -34,7 +34,7 @@ class Config(NamedTuple):
     wait_for_work: float = 0  # how long to wait for new tokens when none remain
     log_bytes: int = 1_000_000  # bytes kept of stdout and of stderr, each: the last ones
     output_bytes: int = 1_000_000  # largest JSON that a command may leave as output
-    max_claim: int = 50  # tokens claimed in one request for one slot, at most
+    max_claim: int = 200  # tokens claimed in one request for one slot, at most
     outage: float = 900  # how long the pilot waits for a database that does not answer
     margin: float = 30  # time that must remain of the wall-clock limit after a token is expected to end
 

@@ -8,6 +8,7 @@ import select
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from typing import Any, Deque, Dict, List, Optional, Tuple
 
 from airflow_provider_picas.lifecycle import new_tokens
@@ -16,6 +17,7 @@ from airflow_provider_picas.lifecycle.pilot_config import Config
 from airflow_provider_picas.lifecycle.transitions import Ended, Token
 from airflow_provider_picas.pilot.environment import read_file, read_json, token_environment
 from airflow_provider_picas.pilot.processes import Processes, signal_group
+from airflow_provider_picas.pilot.scratch import remove_tree
 
 PROGRESS_BYTES = 4096
 
@@ -72,7 +74,7 @@ class Run:
     def __init__(self, token: Token, folder: str, files: str, config: Config, processes: Processes) -> None:
         self.token = token
         self.folder = folder
-        self.started = time.monotonic()
+        self.made = self.started = time.monotonic()
         self._files = files
         self._config = config
         self._processes = processes
@@ -86,10 +88,22 @@ class Run:
     def prepare(self) -> None:
         """Create the folder: the token as JSON, and links to the submission's files. Raises OSError."""
         os.mkdir(self.folder, 0o700)
-        with open(self._token_file, "w") as file:
-            json.dump(self.token.doc, file)
+        with open(self._token_file, "wb", buffering=0) as file:
+            data = memoryview(json.dumps(self.token.doc).encode("ascii"))
+            while data:
+                data = data[file.write(data) :]
         for name in self._config.files:
             os.symlink(os.path.join(self._files, name), os.path.join(self.folder, name))
+
+    def clean(self) -> None:
+        """Remove the folder."""
+        with suppress(OSError):
+            os.unlink(self._token_file)
+            for name in self._config.files:
+                os.unlink(os.path.join(self.folder, name))
+            os.rmdir(self.folder)
+            return
+        remove_tree(self.folder)  # the command has changed it
 
     def stop(self, why: str, grace: float) -> None:
         """End the command: SIGTERM now, SIGKILL after ``grace`` seconds. Thread-safe; the first reason is kept."""

@@ -1,12 +1,9 @@
 """Claims tokens."""
 
 import collections
-import json
-import math
 import random
 import time
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Set, Tuple
-from urllib.parse import quote
 
 from airflow_provider_picas.lifecycle import ids
 from airflow_provider_picas.lifecycle.attempts import attempts_by_kind
@@ -15,39 +12,28 @@ from airflow_provider_picas.lifecycle.classes import class_name
 from airflow_provider_picas.lifecycle.exit_codes import EX_NOPERM, Failed
 from airflow_provider_picas.lifecycle.ids import batch_range
 from airflow_provider_picas.lifecycle.json_values import Doc, number
-from airflow_provider_picas.lifecycle.profile import Profile
 from airflow_provider_picas.lifecycle.states import is_finished
 from airflow_provider_picas.lifecycle.transitions import Token, claim
 from airflow_provider_picas.pilot.conflicts import Conflicts
 from airflow_provider_picas.pilot.errors import Unreachable
+from airflow_provider_picas.pilot.heads import Head, Heads, own_views
 from airflow_provider_picas.pilot.log import LogOnce, log
 from airflow_provider_picas.pilot.portions import portions
 from airflow_provider_picas.pilot.session import Session
+from airflow_provider_picas.pilot.walk import NUMBERS, Walk
 
 MONITOR = f"_design/{ids.MONITOR}/_view/"
-NUMBERS = 2**31 - 1  # limit of the random numbers that the view assigns to tokens of a class and priority
 EMPTY_QUERIES, EMPTY_FOR = (
     5,
     15.0,
 )  # in a cluster: empty queries, and seconds, before the pilot concludes that no tokens remain
 
 
-def own_views(profile: Profile) -> str:
-    """The path of the views of this package's design document."""
-    return f"_design/{quote(profile.design)}/_view/"
-
-
-Head = Tuple[Any, str]  # the head of a class: its highest priority, negated (None if not finite), and the class
-
-
 class Claims:
     """Finds tokens in state todo and claims them. Used by one thread."""
 
     HEADS_LAST = 1.0  # seconds for which the highest priorities are cached
-    MOST_CLASSES = (
-        50  # classes whose highest priorities are compared; more are checked if none of these has a token to claim
-    )
-    LONGEST_CLASS = 2000  # bytes of a class in a URL
+    AT_ONCE = 10  # tokens that a claim may always take; more only as a share of those that wait
     MOST_UNSETTLED = 1000
     CHECKS = 12  # checks of a claim that is not visible, with growing pauses; one check if it was refused as a conflict
     MOST_REFUSED = 100  # tokens that the database refuses to let the pilot claim, before its first successful claim
@@ -61,10 +47,12 @@ class Claims:
         self._profile = session.config.pool_profile()
         self._design = own_views(self._profile)
         self.cluster = cluster
+        self._log_once = LogOnce()
+        self._all_heads = Heads(session, self._log_once)
+        self._walk = Walk(session, self._all_heads)
         self._heads: List[Head] = []
         self._heads_until = 0.0
         self._monitor_from = ""  # the row of Monitor/todo after which there was a token of the wanted classes
-        self._classes_after: Optional[List[Any]] = None  # where the classes begin that are not among the heads
         self._useful = False  # the current take has found a token that it may claim
         self._suspects: List[Doc] = []  # read by the last take, which found no others
         self._suspects_until = 0.0  # monotonic
@@ -72,7 +60,6 @@ class Claims:
         self._conflicts = conflicts
         self._own_views_at = 0.0  # monotonic: when to query the missing views again
         self._no_views_since: Optional[float] = None
-        self._log_once = LogOnce()
         self._reasons: Set[str] = set()  # for which the database refused claims
         self._not_todo: Dict[str, Tuple[str, float]] = {}  # by token in a view: its revision, and since when
         self.in_flight: List[Token] = []  # their claim was sent, and it is unknown whether it was carried out
@@ -102,11 +89,11 @@ class Claims:
 
     def _take_from_views(self, wanted: int, fits: Callable[[Doc], bool], deaths: int) -> List[Token]:
         not_todo, self._useful = 0, False
-        wanted = min(wanted, self._most) if self._database.quorum.holds() else 1  # one claim shows if it holds again
+        wanted = self._limit(wanted) if self._database.quorum.holds() else 1  # one claim shows if it holds again
         clean: List[Doc] = []
         suspects: List[Doc] = []
         seen: Set[str] = set()
-        for docs in self._find(wanted):
+        for docs in self._candidates(wanted):
             for doc in docs:
                 if not self._profile.is_claimable(doc):
                     self._step_over(doc)
@@ -127,10 +114,17 @@ class Claims:
             self._useful = bool(clean or suspects or not_todo)
             if len(clean) >= wanted:
                 break
-        chosen = next(portions(clean[:wanted]), []) or suspects[:1]
-        tokens = self._claim(chosen)
+        tokens = self._claim_first(clean[:wanted], suspects)
         self._suspects, self._suspects_until = [] if clean else suspects[1:], time.monotonic() + self.HEADS_LAST
         self.contested = len(clean) + len(suspects) - len(tokens) + not_todo
+        return tokens
+
+    def _claim_first(self, clean: List[Doc], suspects: List[Doc]) -> List[Token]:
+        """Claim a portion of the clean tokens, or one of those whose pilots have died."""
+        chosen = next(portions(clean), []) or suspects[:1]
+        tokens = self._claim(chosen)
+        if len(tokens) < len(chosen):
+            self._walk.leave()
         if len(tokens) < 0.5 * len(chosen):
             self._most = max(1, len(chosen) // 2)
         else:
@@ -155,6 +149,12 @@ class Claims:
         self._suspects = suspects[1:]
         return tokens
 
+    def _limit(self, wanted: int) -> int:
+        """Leaves tokens to the other pilots of the array when few wait, so that all end at about the same time."""
+        todo, shares = self._all_heads.todo, self._session.me.share[1]
+        share = wanted if todo is None else todo // (2 * shares)
+        return min(wanted, self._most, max(self.AT_ONCE, share))
+
     def _step_over(self, doc: Doc) -> None:
         """Skip a token that a view persistently shows as todo although it is not: there may be others after it."""
         name, now = doc["_id"], time.monotonic()
@@ -166,6 +166,13 @@ class Claims:
         if now - since >= self.NOT_TODO_FOR:
             self._database.skip_for(name, 60.0, waits=False)
             self._log_once(f"A view lists {name} as todo, but it is in another state. It is skipped.")
+
+    def _candidates(self, wanted: int) -> Iterator[List[Doc]]:
+        docs = self._walk.find(wanted)
+        if docs:
+            yield docs
+        if not (docs and self._useful):
+            yield from self._find(wanted)
 
     def _find(self, wanted: int) -> Iterator[List[Doc]]:
         """Candidates, highest priority first."""
@@ -195,66 +202,20 @@ class Claims:
         while True:
             found, fresh, unreadable = False, time.monotonic() >= self._heads_until, self._database.skipped()
             if fresh:
-                self._heads, self._heads_until = self._read_heads(), time.monotonic() + self.HEADS_LAST
+                self._heads, self._heads_until = self._all_heads.read(), time.monotonic() + self.HEADS_LAST
                 self._used_up.clear()
+            self._walk.begin()
             while True:
                 for head in self._heads:
                     for docs in self._find_at(head, max(wanted, 5)):
                         found = found or bool(docs)
                         yield docs
-                if self._useful or self._classes_after is None:
+                if self._useful or self._all_heads.classes_after is None:
                     break
-                self._heads = self._read_heads(self._classes_after)
+                self._heads = self._all_heads.read(self._all_heads.classes_after)
             if found or (fresh and unreadable == self._database.skipped()):
                 return
             self._heads_until = 0.0  # the heads are gone, or cannot be read
-
-    def _read_heads(self, start: Optional[List[Any]] = None) -> List[Head]:
-        """The highest priority (negated) of each class, highest first; for ``MOST_CLASSES`` from ``start`` on."""
-        batch = self._config.batch or ""
-        start = start or [batch]
-        heads: List[Head] = []
-        seen: Set[str] = set()
-        self._classes_after = None
-        if self._config.classes is None:
-            while True:
-                rows = self._first(start, [batch, {}])
-                if not rows:
-                    break
-                priority, name = rows[0]["key"][2], rows[0]["key"][1]
-                if name in seen:
-                    raise Unreachable(f"{self._database.place} returned rows that are not in the order of a view", 200)
-                seen.add(name)
-                if len(quote(json.dumps(name))) > self.LONGEST_CLASS:
-                    self._log_once(
-                        f"Tokens of class {name:.100}... are skipped: the class name is too long for a request."
-                    )
-                    start = [batch, name[: self.LONGEST_CLASS // 40] + "\ufff0"]
-                    continue
-                heads.append((priority, name))
-                start = [batch, name, {"\ufff0": None}]
-                if len(heads) == self.MOST_CLASSES:
-                    self._classes_after = start
-                    break
-        else:
-            for name in self._config.classes:
-                rows = self._first([batch, name], [batch, name, {}])
-                heads += [(row["key"][2], name) for row in rows]
-        random.shuffle(heads)
-        for priority, name in heads:
-            if number(priority, math.inf) == math.inf:
-                self._log_once(
-                    f"A token of class {name!r:.100} has a priority that is not a finite number. It is claimed last."
-                )
-        return sorted(heads, key=lambda head: number(head[0], math.inf))
-
-    def _first(self, start: List[Any], end: List[Any]) -> List[Doc]:
-        rows = self._database.rows(self._design + "todo", reduce=False, startkey=start, endkey=end, limit=1)
-        for row in rows:
-            key = row.get("key")
-            if not isinstance(key, list) or len(key) < 3 or not isinstance(key[1], str):
-                raise Unreachable(f"{self._database.place} returned rows that are not those of {self._design}todo", 200)
-        return rows
 
     def _find_at(self, head: Head, limit: int) -> Iterator[List[Doc]]:
         """Search this pilot's share of the numbers within class and priority, then from a random number on, wrapping

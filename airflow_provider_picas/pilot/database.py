@@ -372,6 +372,10 @@ class Database:
         """The reduced value of a view. Raises Failed if there is no such view."""
         return int(sum(number(row["value"]) for row in self._view(view, query, value=(int, float))))
 
+    def groups(self, view: str, **query: Any) -> List[Doc]:
+        """The rows of a reduced view. Raises Failed if there is no such view."""
+        return self._view(view, query, value=int)
+
     def documents(self, view: str, limit: int, **query: Any) -> List[Doc]:
         """The current documents of the first rows of a view, except those that cannot be read.
 
@@ -421,6 +425,10 @@ class Database:
     def skips_for_now(self) -> bool:
         """True if there are documents that are skipped only for some time, and may be claimed after it."""
         return any(name in self._waited_for for name in self._skipped_until)
+
+    def skips_any(self) -> bool:
+        """True if there are documents that are skipped."""
+        return bool(self._all_skipped())
 
     def _all_skipped(self) -> Set[str]:
         now = time.monotonic()

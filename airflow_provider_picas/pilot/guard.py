@@ -16,9 +16,27 @@ def children_of(process: "Union[int, str]") -> "List[int]":
     found, folder = [], f"/proc/{process}/task"
     with suppress(OSError):  # it may have ended, or one of its threads
         for task in os.listdir(folder):
-            with suppress(OSError, ValueError), open(f"{folder}/{task}/children") as file:
-                found += [int(pid) for pid in file.read().split()]
+            found += children_of_thread(process, task)
     return found
+
+
+def children_of_thread(process: "Union[int, str]", thread: "Union[int, str]") -> "List[int]":
+    """Pids of the children that one thread of a process has started, or adopted."""
+    try:
+        descriptor = os.open(f"/proc/{process}/task/{thread}/children", os.O_RDONLY)
+    except OSError:
+        return []
+    try:
+        pids = b""
+        with suppress(OSError):
+            while True:
+                more = os.read(descriptor, 65536)
+                if not more:
+                    break
+                pids += more
+        return [int(pid) for pid in pids.split()]
+    finally:
+        os.close(descriptor)
 
 
 def kill_tree(process: int) -> None:

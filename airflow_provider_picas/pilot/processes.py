@@ -8,7 +8,7 @@ import time
 from contextlib import suppress
 from typing import Any, Callable, Dict, List, Sequence, Set, Tuple
 
-from airflow_provider_picas.pilot.guard import children_of, kill_tree
+from airflow_provider_picas.pilot.guard import children_of, children_of_thread, kill_tree
 from airflow_provider_picas.pilot.log import log
 
 
@@ -19,6 +19,7 @@ class Processes:
         self._lock = threading.Lock()
         self._started: Set[int] = set()
         self._runs: Dict[int, bytes] = {}  # commands of tokens, by pid: the unique part of their environment
+        self._no_input = os.open(os.devnull, os.O_RDONLY)  # the standard input of all commands
         self._before = (
             _children()
         )  # processes that the job's setup left running, before this program replaced its shell
@@ -35,7 +36,7 @@ class Processes:
     def start(self, argv: Sequence[str], mark: bytes = b"", **options: Any) -> "subprocess.Popen[bytes]":
         """Start a process, which is not killed as an orphan until ``ended`` is called. ``mark``: for a token's command.
         Raises OSError."""
-        options = dict({"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE}, **options)
+        options = dict({"stdin": self._no_input, "stdout": subprocess.PIPE}, **options)
         with self._lock:
             process = subprocess.Popen(argv, **options)
             self._started.add(process.pid)
@@ -52,27 +53,27 @@ class Processes:
 
     def end_orphans(self, run: int) -> None:
         """Kill processes that the command with this pid has left running, in any session."""
-        self._end(lambda pid: self._is_of(pid, run))
+        self._end(_adopted, lambda pid: self._is_of(pid, run))
 
     def end_all(self) -> None:
         """Kill all processes that commands have left running. Call this when no command runs any more."""
-        self._end(lambda pid: True)
+        self._end(_children, lambda pid: True)
 
-    def _end(self, chosen: Callable[[int], bool]) -> None:
+    def _end(self, listed: Callable[[], Set[int]], chosen: Callable[[int], bool]) -> None:
         deadline = time.monotonic() + 2
         while time.monotonic() < deadline:
             # When one is killed, its children become ours, so repeat until none remain.
-            orphans = [pid for pid in self._orphans() if chosen(pid)]
+            orphans = [pid for pid in self._orphans(listed) if chosen(pid)]
             if not orphans:
                 return
             for pid in orphans:
                 kill_tree(pid)
             time.sleep(0.001)
 
-    def _orphans(self) -> List[int]:
+    def _orphans(self, listed: Callable[[], Set[int]]) -> List[int]:
         orphans = []
         with self._lock:
-            for pid in _children() - self._started:
+            for pid in listed() - self._started:
                 with suppress(ChildProcessError):
                     if os.waitpid(pid, os.WNOHANG)[0]:
                         self._before.discard(pid)
@@ -96,6 +97,11 @@ class Processes:
 
 def _children() -> Set[int]:
     return set(children_of("self"))
+
+
+def _adopted() -> Set[int]:
+    """The orphans among the children: the kernel gives them to the first thread. One file to read instead of one a thread."""
+    return set(children_of_thread("self", os.getpid()))
 
 
 def _environment(pid: int) -> List[bytes]:

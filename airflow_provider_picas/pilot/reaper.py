@@ -8,8 +8,9 @@ from airflow_provider_picas.lifecycle.exit_codes import Failed
 from airflow_provider_picas.lifecycle.ids import batch_range
 from airflow_provider_picas.lifecycle.json_values import Doc, number
 from airflow_provider_picas.lifecycle.transitions import Change, held_by_pilot, reap
-from airflow_provider_picas.pilot.claims import MONITOR, own_views
+from airflow_provider_picas.pilot.claims import MONITOR
 from airflow_provider_picas.pilot.conflicts import Conflicts
+from airflow_provider_picas.pilot.heads import own_views
 from airflow_provider_picas.pilot.log import log
 from airflow_provider_picas.pilot.observer import Observer
 from airflow_provider_picas.pilot.portions import BULK_BYTES, size_of

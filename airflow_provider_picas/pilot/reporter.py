@@ -16,7 +16,7 @@ from airflow_provider_picas.pilot.new_tokens import NewTokens
 from airflow_provider_picas.pilot.outbox import Outbox
 from airflow_provider_picas.pilot.portions import BULK_BYTES, size_of
 
-GATHER = 0.5  # seconds to gather results of short tokens into one request, while more are to come
+GATHER = 2.0  # seconds to gather results of short tokens into one request, while more are to come
 SHORT = 0.5  # seconds below which a token is short
 
 

@@ -26,7 +26,6 @@ from airflow_provider_picas.pilot.outbox import Outbox
 from airflow_provider_picas.pilot.processes import Processes
 from airflow_provider_picas.pilot.reaper import Reaper
 from airflow_provider_picas.pilot.reporter import GATHER, SHORT, Reporter
-from airflow_provider_picas.pilot.scratch import remove_tree
 from airflow_provider_picas.pilot.wall_clock import WallClock
 from airflow_provider_picas.pilot.work import DRAIN, GO, Work
 
@@ -81,7 +80,7 @@ class Slot(threading.Thread):
                 work.stop(DRAIN, "internal error in the pilot", EX_SOFTWARE)
             finally:
                 work.finish(run, change, self._reporter)
-                remove_tree(run.folder)
+                run.clean()
 
     def _make(self, token: Token) -> Run:
         self._tokens += 1

@@ -14,7 +14,8 @@ from airflow_provider_picas.pilot.attempt import Run
 from airflow_provider_picas.pilot.log import log
 from airflow_provider_picas.pilot.reporter import Reporter
 
-WORK_A_CLAIM = 2.0  # seconds of work that one claim aims at
+WORK_A_CLAIM = 4.0  # seconds of work that one claim aims at
+LONG = 2.0  # seconds of a token; longer ones are not claimed before they can start
 STALE = 10.0  # seconds after which a claimed token that has not been started is released
 TAIL_BYTES = 2_048  # of a running command's output, in the lease while somebody watches
 MOST_TAILS = 32  # running commands whose output is in the lease
@@ -35,7 +36,9 @@ class Work:
         self.stopping = threading.Event()  # set when running commands are to be killed
         self.counts: Dict[str, int] = collections.Counter()
         self._seconds: Deque[float] = collections.deque(maxlen=50)
-        self._mean: Optional[float] = None
+        self._mean: Optional[float] = None  # seconds of a command
+        self._low = 0  # waiting tokens at which more are claimed
+        self._spent = 0.0  # seconds of a slot for a token: the command, its folder, and the wait for a core
 
     def stop(self, level: int, why: str, code: int = EX_OK) -> None:
         """Drain or stop. A stop overrides a drain; otherwise the first reason is kept."""
@@ -86,10 +89,12 @@ class Work:
     def finish(self, run: Run, change: Optional[Change], reporter: Reporter) -> None:
         """Record the end of a run, and pass its token to the reporter."""
         with self.changed:
+            self._spent = 0.9 * self._spent + 0.1 * (time.monotonic() - run.made)
             if change is not None:
                 reporter.put(change, more=bool(self.ready))
             del self.runs[run.token.claim]
-            self.changed.notify_all()
+            if len(self.ready) <= self._low:  # else nobody has to do anything
+                self.changed.notify_all()
 
     def learn(self, seconds: float) -> float:
         """Record how long a command took. Returns the moving mean."""
@@ -109,12 +114,13 @@ class Work:
         slots, now = self._config.slots, time.monotonic()
         with self.changed:
             ready, running = len(self.ready), [now - run.started for run in self.runs.values()]
-            mean = self._mean
+            mean, spent = self._mean, self._spent
         free = max(0, slots - len(running) - ready)
-        if mean is None or mean > WORK_A_CLAIM or (len(running) >= slots and min(running) > max(1.0, 2 * mean)):
+        if mean is None or mean > LONG or (len(running) >= slots and min(running) > max(1.0, 2 * mean)):
             return free  # the next tokens may be as long: claim none before it can start
-        target = min(self._config.max_claim, int(WORK_A_CLAIM / max(mean, 0.001))) * slots
-        return target - ready if ready <= target // 3 else free
+        target = min(self._config.max_claim, int(WORK_A_CLAIM / max(mean, spent, 0.001))) * slots
+        self._low = target // 4
+        return target - ready if ready <= self._low else free
 
     def deaths_allowed(self, pending: int) -> int:
         """How many pilots may have died with a token to be claimed now. ``pending`` results would be lost with this
@@ -163,7 +169,8 @@ class Work:
             elif change.kind != "released":
                 self.counts["refused"] += 1
                 log(f"The result of {change.token} is refused: the token was released, reset or deleted.")
-            self.changed.notify_all()
+            if not self.ready:
+                self.changed.notify_all()
 
     def activity(self, watched: bool = False) -> Doc:
         """The pilot's current activity, for its lease. ``watched``: with the ends of the running commands' output."""

@@ -1,0 +1,117 @@
+"""The highest priorities of the waiting tokens, from the view ``todo``."""
+
+import json
+import math
+import random
+from typing import Any, List, Optional, Set, Tuple
+from urllib.parse import quote
+
+from airflow_provider_picas.lifecycle.json_values import Doc, number
+from airflow_provider_picas.lifecycle.profile import Profile
+from airflow_provider_picas.pilot.errors import Unreachable
+from airflow_provider_picas.pilot.log import LogOnce
+from airflow_provider_picas.pilot.session import Session
+
+Head = Tuple[Any, str]  # the head of a class: its highest priority, negated (None if not finite), and the class
+GROUPS = 200  # classes and priorities in one response
+
+
+def own_views(profile: Profile) -> str:
+    """The path of the views of this package's design document."""
+    return f"_design/{quote(profile.design)}/_view/"
+
+
+class Heads:
+    """The highest priority of each class of waiting tokens, and how many tokens wait."""
+
+    MOST_CLASSES = (
+        50  # classes whose highest priorities are compared; more are checked if none of these has a token to claim
+    )
+    LONGEST_CLASS = 2000  # bytes of a class in a URL
+
+    def __init__(self, session: Session, log_once: LogOnce) -> None:
+        self._database = session.database
+        self._config = session.config
+        self._view = own_views(session.config.pool_profile()) + "todo"
+        self._log_once = log_once
+        self._batch = self._config.batch or ""
+        self.classes_after: Optional[List[Any]] = None  # where the classes begin that were not read
+        self.only: Optional[Head] = None  # if all waiting tokens have one class and one priority
+        self.todo: Optional[int] = None  # waiting tokens; None if not known
+
+    def read(self, start: Optional[List[Any]] = None, update: bool = True) -> List[Head]:
+        """The highest priority (negated) of each class, highest first; for ``MOST_CLASSES`` from ``start`` on.
+
+        ``update``: bring the index up to date first, which costs the database more than the answer.
+        """
+        self.classes_after = self.only = self.todo = None
+        if self._config.classes is None:
+            heads = self._of_all_classes(start or [self._batch], update)
+        else:
+            heads = [head for name in self._config.classes for head in self._of_class(name)]
+        random.shuffle(heads)
+        for priority, name in heads:
+            if number(priority, math.inf) == math.inf:
+                self._log_once(
+                    f"A token of class {name!r:.100} has a priority that is not a finite number. It is claimed last."
+                )
+        return sorted(heads, key=lambda head: number(head[0], math.inf))
+
+    def _of_all_classes(self, start: List[Any], update: bool) -> List[Head]:
+        heads: List[Head] = []
+        seen: Set[str] = set()
+        first, todo = start, 0
+        limit = 1 if self._database.skips_any() else GROUPS
+        while True:
+            rows = self._rows(start, limit, update)
+            for row in rows:
+                priority, name = row["key"][2], row["key"][1]
+                todo += row.get("value") or 0
+                if heads and name == heads[-1][1]:
+                    continue
+                if name in seen:
+                    raise Unreachable(f"{self._database.place} returned rows that are not in the order of a view", 200)
+                seen.add(name)
+                if self._is_too_long(name):
+                    continue
+                heads.append((priority, name))
+                if len(heads) == self.MOST_CLASSES:
+                    self.classes_after = [self._batch, name, {"\ufff0": None}]
+                    return heads
+            if len(rows) < limit:
+                break
+            last = rows[-1]["key"][1]
+            after = [self._batch, last[: self.LONGEST_CLASS // 40] + "\ufff0"]
+            start = after if self._is_too_long(last) else [self._batch, last, {"\ufff0": None}]
+        if first == [self._batch] and limit > 1:
+            self.todo = todo
+            self.only = heads[0] if len(rows) == len(heads) == len(seen) == 1 else None
+        return heads
+
+    def _is_too_long(self, name: str) -> bool:
+        if len(quote(json.dumps(name))) <= self.LONGEST_CLASS:
+            return False
+        self._log_once(f"Tokens of class {name:.100}... are skipped: the class name is too long for a request.")
+        return True
+
+    def _rows(self, start: List[Any], limit: int, update: bool) -> List[Doc]:
+        """Rows with a class and a priority each. A group may hold only tokens that are skipped, a row does not."""
+        query: Doc = {"startkey": start, "endkey": [self._batch, {}], **({} if update else {"update": False})}
+        if limit > 1:
+            rows = self._database.groups(self._view, group_level=3, limit=limit, **query)
+        else:
+            rows = self._database.rows(self._view, limit, reduce=False, **query)
+        self._check(rows)
+        return rows
+
+    def _of_class(self, name: str) -> List[Head]:
+        limits = {"startkey": [self._batch, name], "endkey": [self._batch, name, {}]}
+        rows = self._database.rows(self._view, reduce=False, limit=1, **limits)
+        self._check(rows)
+        return [(row["key"][2], name) for row in rows]
+
+    def _check(self, rows: List[Doc]) -> None:
+        for row in rows:
+            key = row.get("key")
+            if not isinstance(key, list) or len(key) < 3 or not isinstance(key[1], str):
+                raise Unreachable(f"{self._database.place} returned rows that are not those of {self._view}", 200)

@@ -1,0 +1,110 @@
+"""Candidates of a large batch by their ids."""
+
+import math
+import random
+import time
+from typing import List, Optional
+
+from airflow_provider_picas.lifecycle.classes import class_name
+from airflow_provider_picas.lifecycle.exit_codes import Failed
+from airflow_provider_picas.lifecycle.ids import batch_range
+from airflow_provider_picas.lifecycle.json_values import Doc, number
+from airflow_provider_picas.pilot.heads import Head, Heads, own_views
+from airflow_provider_picas.pilot.session import Session
+
+NUMBERS = 2**31 - 1  # limit of the random numbers that the view assigns to tokens of a class and priority
+
+
+class Walk:
+    """Candidates of a large batch whose waiting tokens have one class and one priority, by their ids.
+
+    A query of the view makes the database bring its index up to date, which costs more than the claim. A read of
+    documents in the order of their ids does not. Each pilot begins at a random waiting token, and goes on from there
+    until it meets tokens that others have claimed; then it begins at another one. The view as it was is enough to find
+    one. From time to time the view itself is queried: it shows new priorities and classes, and each token has its turn.
+    """
+
+    LEAST = 300  # waiting tokens; the last ones are claimed from the view, which shows where they are
+    PAGES = 10  # claims, at most, between two queries of the view that bring it up to date
+    UPDATE = 60.0  # seconds, at most, between them
+    CHECK = 5.0  # seconds between two checks of class and priority in the view as it is
+
+    def __init__(self, session: Session, heads: Heads) -> None:
+        self._database = session.database
+        self._profile = session.config.pool_profile()
+        config = session.config
+        self._batch = config.batch if self._profile.is_default and config.classes is None else None
+        self._view = own_views(self._profile) + "todo"
+        self._heads = heads
+        self._head: Optional[Head] = None  # class and priority of all waiting tokens; None: do not walk
+        self._pages = 0  # read since the view was brought up to date
+        self._update_at = self._check_at = 0.0  # monotonic
+        self._place: Optional[str] = None  # where the next page begins
+
+    def begin(self) -> None:
+        """Begin to walk if it is worth it, after the heads were read from the view."""
+        now = time.monotonic()
+        self._pages = 0
+        self._update_at, self._check_at = now + self.UPDATE * random.uniform(0.5, 1), now + self.CHECK
+        self._note_heads()
+
+    def _note_heads(self) -> None:
+        only = self._heads.only
+        is_large = self._batch is not None and (self._heads.todo or 0) >= self.LEAST
+        self._head = only if is_large and only and number(only[0], math.inf) != math.inf else None
+
+    def find(self, limit: int) -> List[Doc]:
+        """Candidates; none if the view has to be queried. Raises Unreachable."""
+        now = time.monotonic()
+        if self._head is None or self._pages >= self.PAGES or now >= self._update_at:
+            return []
+        try:
+            if now >= self._check_at:
+                self._check_at = now + self.CHECK
+                self._heads.read(update=False)
+                self._note_heads()
+            for _ in range(2):
+                place = self._place or self._random_place()
+                found = self._page(place, limit) if place else []
+                if found:
+                    self._pages += 1
+                    return found
+        except Failed:
+            self._head = None  # the view is gone
+        self._pages = self.PAGES
+        return []
+
+    def leave(self) -> None:
+        """Begin elsewhere: another pilot claims here."""
+        self._place = None
+
+    def _random_place(self) -> Optional[str]:
+        """The id of a token that is waiting, or was a moment ago."""
+        if self._head is None:
+            return None
+        key = [self._batch, self._head[1], self._head[0]]
+        for start in ([*key, random.randrange(NUMBERS)], key):
+            rows = self._database.rows(self._view, 1, reduce=False, startkey=start, endkey=[*key, {}], update=False)
+            if rows:
+                return str(rows[0]["id"])
+        return None
+
+    def _page(self, place: str, limit: int) -> List[Doc]:
+        """The candidates among the next tokens."""
+        limits = dict(batch_range(self._batch), startkey=place)
+        docs, last = self._database.page("_all_docs", limit, **limits)
+        waiting = [
+            doc for doc in docs if self._profile.is_claimable(doc) and self._profile.batch_of(doc) == self._batch
+        ]
+        found = [doc for doc in waiting if self._is_at_head(doc)]
+        if len(found) < len(waiting):
+            self._head = self._place = None  # another class or priority has come: the view shows which is first
+            return []
+        # Goes on where others have not been: at most half of the tokens were taken, and not the last ones.
+        free = last is not None and len(found) > len(docs) // 2 and found[-1] in docs[-3:]
+        self._place = f"{last}\0" if free else None
+        return found
+
+    def _is_at_head(self, doc: Doc) -> bool:
+        head = self._head
+        return head is not None and class_name(doc) == head[1] and number(doc.get("priority")) == -head[0]

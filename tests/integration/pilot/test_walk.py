@@ -1,0 +1,113 @@
+"""Pilots walk through a large batch by the ids of its tokens, and query the view for what is left."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from airflow_provider_picas.lifecycle.json_values import Doc
+from airflow_provider_picas.pilot.claims import Claims
+from airflow_provider_picas.pilot.conflicts import Conflicts
+from airflow_provider_picas.pilot.walk import Walk
+from airflow_provider_picas.tokens.states import State
+from stack import couchdb
+from tests.integration.faults import Proxy
+from tests.integration.pilots import Pool, session_of_a_pilot
+
+MANY = Walk.LEAST + 200
+VIEW = "_design/airflow-picas-1/_view/todo"
+
+
+@pytest.fixture
+def proxy(server: couchdb.CouchDBAdmin) -> Iterator[Proxy]:
+    with Proxy(server.url) as proxy:
+        yield proxy
+
+
+def take(claims: Claims, wanted: int = 10) -> list[str]:
+    """Claim some tokens; their ids."""
+    return [token.id for token in claims.take(wanted, lambda doc: True, 9)]
+
+
+def index(pool: Pool) -> None:
+    """Bring the view up to date, as the query of a wait does."""
+    assert pool.request("GET", f"{VIEW}?limit=0")[0] == 200
+
+
+def test_a_large_batch_is_claimed_by_ids(pool: Pool, proxy: Proxy) -> None:
+    pool.push([{"input": place} for place in range(MANY)])
+    with session_of_a_pilot(pool, proxy.url) as session:
+        claims = Claims(session, False, Conflicts(session))
+        taken = take(claims)  # from the view, which shows that all have one class and one priority
+        proxy.requests.clear()
+        first, second = take(claims), take(claims)
+        updates = [request for request in proxy.requests if "/_view/" in request and "update=false" not in request]
+    for some in (first, second):
+        assert sorted(some) == some
+        passed = [name for name in sorted(pool.docs()) if some[0] <= name <= some[-1] and name not in taken]
+        assert passed == some, "there are others between them"
+    assert not updates, "the index is brought up to date for each claim"
+
+
+def test_many_walks_claim_each_token_once(pool: Pool, server: couchdb.CouchDBAdmin) -> None:
+    pool.push([{"input": place} for place in range(MANY)])
+    taken = Counter[str]()
+    with ExitStack() as stack:
+        sessions = [stack.enter_context(session_of_a_pilot(pool, server.url)) for _ in range(4)]
+        walks = [Claims(session, False, Conflicts(session)) for session in sessions]
+        while found := [name for claims in walks for name in take(claims, 20)]:
+            taken.update(found)
+    assert taken == Counter(sorted(pool.docs()))
+    assert pool.states() == {State.LOCKED: MANY}
+
+
+@pytest.mark.parametrize("late", [{"priority": 1}, {"priority": 1, "cores": 2}])
+def test_a_late_token_of_a_higher_priority_goes_first(
+    pool: Pool, server: couchdb.CouchDBAdmin, monkeypatch: pytest.MonkeyPatch, late: Doc
+) -> None:
+    pool.push([{"input": place} for place in range(MANY)])
+    monkeypatch.setattr(Walk, "CHECK", 0.0)
+    with session_of_a_pilot(pool, server.url) as session:
+        claims = Claims(session, False, Conflicts(session))
+        take(claims)
+        take(claims)
+        pool.push([{**late, "batch": "b"}], "b:late")
+        index(pool)
+        claims._heads_until = 0.0  # a second passes
+        assert take(claims)[0].startswith("b:late")
+
+
+def test_a_token_of_a_lower_priority_is_not_taken_by_its_id(pool: Pool, server: couchdb.CouchDBAdmin) -> None:
+    """It is seen in the walk although the view as it was does not show it yet."""
+    pool.push([{"input": place} for place in range(MANY)])
+    with session_of_a_pilot(pool, server.url) as session:
+        claims = Claims(session, False, Conflicts(session))
+        others = {*pool.docs()} - {*take(claims), *take(claims)}
+        low = {f"{name}-low" for name in pool.docs()}
+        token = {"type": "token", "lock": 0, "done": 0, "hostname": "", "scrub_count": 0, "exit_code": "", "batch": "b"}
+        docs = [{"_id": name, **token, "priority": -1} for name in low]
+        assert pool.request("POST", "_bulk_docs", {"docs": docs})[0] == 201
+        claims._heads_until = 0.0
+        while others and (some := take(claims)):
+            assert not low & set(some)
+            others -= set(some)
+            claims._heads_until = 0.0
+        assert not others
+        assert set(take(claims)) < low
+
+
+def test_each_token_has_its_turn(pool: Pool, proxy: Proxy) -> None:
+    """Walks go on forever in a batch that grows. A token behind them is found in the view."""
+    pool.push([{"input": place} for place in range(MANY)])
+    with session_of_a_pilot(pool, proxy.url) as session:
+        claims = Claims(session, False, Conflicts(session))
+        take(claims, 1)
+        claims._heads_until = 0.0
+        proxy.requests.clear()
+        for _ in range(Walk.PAGES + 1):
+            take(claims, 1)
+        updates = [request for request in proxy.requests if "group_level" in request and "update=false" not in request]
+    assert len(updates) == 1, proxy.requests
