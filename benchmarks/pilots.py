@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,11 +28,12 @@ from airflow_provider_picas.triggers.feed import feed_for
 from benchmarks.measure import Goal, Result, in_pairs, medians, ratio
 from benchmarks.server import CONN_ID, Server, context, cpu_of
 from stack import paths
+from stack.pool import Pool
 
 PILOTS = (1, 2, 4, 8, 32)
 OUR_TOKENS, THEIR_TOKENS = 2_000, 250
-TOKENS_A_PILOT, THEIR_TOKENS_A_PILOT = 125, 20
-"""At least as many tokens, so that the starts of many pilots are a small part of their cost."""
+TOKENS_A_PILOT, THEIR_TOKENS_A_PILOT = 400, 20
+"""At least this number of tokens: pilots that start and end are a part of the cost."""
 SERVER_MS = 2.0  # milliseconds of the server's CPU for a token
 PILOT_MS = 1.0  # milliseconds of a pilot's CPU for a token, beside its process
 SPAWNS = 300
@@ -43,7 +45,7 @@ class Taken:
     """The cost of a run of pilots, per token."""
 
     seconds: float = 0.0  #: from the first command's start to the last token's end
-    pilot: float = 0.0  #: milliseconds of the pilots' CPU, without the commands'
+    pilot: float = 0.0  #: milliseconds of the pilots' CPU, without the commands' and what it takes to start and end
     commands: float = 0.0  #: milliseconds of the commands' CPU
     server: float | None = None  #: milliseconds of the server's CPU; None if it runs on another machine
     requests: float | None = None  #: None if the server does not count them
@@ -121,24 +123,42 @@ def _command(mark: Path) -> str:
 
 
 def _ours(server: Server, number: int, tally: Tally) -> float:
-    folder = _folder()
+    folder, start = _folder(), _start_cpu(server)
     with server.pool(views=True) as pool:
         tokens = max(OUR_TOKENS, number * TOKENS_A_PILOT)
         batch = _push(tokens)
-        (folder / "credentials").mkdir(mode=0o700)
-        config = credentials.picasconfig(pool.url, pool.database, pool.user, pool.password)
-        (folder / "credentials" / credentials.FILE).write_bytes(config)
-        settings = {"command": _command(folder / "mark"), "submission": "bench", "batch": batch}
-        (folder / "pilot.json").write_text(json.dumps(settings))
-        (folder / archive.FILE).write_bytes(archive.build())
-        argv = [sys.executable, "-I", str(folder / archive.FILE), str(folder / "pilot.json")]
-        taken = _measure(server, folder, [(argv, "")] * number, tokens, batch)
+        taken = _measure(server, folder, [(_pilot(pool, folder, batch), "")] * number, tokens, batch)
+        taken.pilot -= number * start * 1e3 / tokens
     logs = "".join(path.read_text() for path in folder.glob("pilot-*.log"))
     lost = sum(int(conflicts) for conflicts in re.findall(r"Claims lost to other pilots: (\d+)", logs))
     taken.conflicts = lost / tokens
     shutil.rmtree(folder)
     tally.runs.append(taken)
     return taken.seconds
+
+
+def _pilot(pool: Pool, folder: Path, batch: str) -> list[str]:
+    """The command line of one of our pilots."""
+    (folder / "credentials").mkdir(mode=0o700)
+    config = credentials.picasconfig(pool.url, pool.database, pool.user, pool.password)
+    (folder / "credentials" / credentials.FILE).write_bytes(config)
+    settings = {"command": _command(folder / "mark"), "submission": "bench", "batch": batch}
+    (folder / "pilot.json").write_text(json.dumps(settings))
+    (folder / archive.FILE).write_bytes(archive.build())
+    return [sys.executable, "-I", str(folder / archive.FILE), str(folder / "pilot.json")]
+
+
+@cache
+def _start_cpu(server: Server) -> float:
+    """Seconds of CPU that a pilot takes to start and to end, without tokens."""
+    folder = _folder()
+    with server.pool(views=True) as pool:
+        process = _start(folder, 0, 1, _pilot(pool, folder, "none"), "")
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        seconds = cpu_of(process.pid)
+        process.wait()
+    shutil.rmtree(folder)
+    return seconds
 
 
 def _theirs(server: Server, number: int, tally: Tally) -> float:

@@ -15,7 +15,7 @@ from airflow_provider_picas.lifecycle import new_tokens
 from airflow_provider_picas.lifecycle.json_values import Doc, number
 from airflow_provider_picas.lifecycle.pilot_config import Config
 from airflow_provider_picas.lifecycle.transitions import Ended, Token
-from airflow_provider_picas.pilot.environment import read_file, read_json, token_environment
+from airflow_provider_picas.pilot.environment import read_file, read_json, token_environment, with_variables, write_file
 from airflow_provider_picas.pilot.processes import Processes, signal_group
 from airflow_provider_picas.pilot.scratch import remove_tree
 
@@ -83,15 +83,13 @@ class Run:
         self._tokens_file = os.path.join(folder, new_tokens.FILE)
         self._progress_file = os.path.join(folder, "progress.json")
         self._streams: Tuple[Tail, ...] = ()  # stdout and stderr, once the command runs
+        self._pipes: List[int] = []  # the ends of stdout and stderr that are read
         self._stop: Optional[Tuple[str, float]] = None  # the reason, and the seconds until SIGKILL
 
     def prepare(self) -> None:
         """Create the folder: the token as JSON, and links to the submission's files. Raises OSError."""
         os.mkdir(self.folder, 0o700)
-        with open(self._token_file, "wb", buffering=0) as file:
-            data = memoryview(json.dumps(self.token.doc).encode("ascii"))
-            while data:
-                data = data[file.write(data) :]
+        write_file(self._token_file, json.dumps(self.token.doc).encode("ascii"))
         for name in self._config.files:
             os.symlink(os.path.join(self._files, name), os.path.join(self.folder, name))
 
@@ -124,7 +122,7 @@ class Run:
         ends = [stream.end(most // 2).decode("utf-8", "replace") for stream in self._streams]
         return "\n".join(text for text in ends if text)
 
-    def execute(self, env: Dict[str, str]) -> Ended:
+    def execute(self, env: Dict[bytes, bytes]) -> Ended:
         """Run the command to its end, then end all processes that it left behind. Raises OSError if no process can be
         created."""
         self.started = time.monotonic()
@@ -136,10 +134,11 @@ class Run:
             code = 127 if error.errno in (errno.ENOENT, errno.ENOTDIR) else 126
             return Ended("exit", code, 0.0, err=f"{error}\n".encode("utf-8", "replace"))
         out, err = self._streams = Tail(self._config.log_bytes), Tail(self._config.log_bytes)
-        with process:
-            pipes = (process.stdout, out), (process.stderr, err)
-            how = self._watch(process.pid, {pipe.fileno(): tail for pipe, tail in pipes if pipe is not None})
+        try:
+            how = self._watch(process.pid, {self._pipes[0]: out, self._pipes[1]: err})
+        finally:
             self._processes.ended(process)
+            close_all(self._pipes)
         seconds = time.monotonic() - self.started
         code = process.returncode if process.returncode >= 0 else 128 - process.returncode  # as in a shell
         result = read_json(self._output_file, self._config.output_bytes)
@@ -154,7 +153,7 @@ class Run:
         config = self._config
         return new_tokens.read_list(data, self.token.doc, config.stages, config.pool_profile())
 
-    def _start(self, env: Dict[str, str]) -> "subprocess.Popen[bytes]":
+    def _start(self, env: Dict[bytes, bytes]) -> "subprocess.Popen[bytes]":
         command = self._config.command
         argv = ["/bin/sh", "-c", command] if isinstance(command, str) else list(command)
         own = {
@@ -164,17 +163,30 @@ class Run:
             "PICAS_PROGRESS_FILE": self._progress_file,
             "PICAS_ATTEMPT": str(self.token.attempt),
         }
-        options: Doc = {"cwd": self.folder, "stderr": subprocess.PIPE, "start_new_session": True}
+        (out, out_end), (err, err_end) = os.pipe(), os.pipe()  # with less work than subprocess.PIPE
+        self._pipes = [out, err]
+        options: Doc = {"cwd": self.folder, "stdout": out_end, "stderr": err_end, "start_new_session": True}
         options["mark"] = b"PICAS_TOKEN_FILE=" + os.fsencode(self._token_file)
         try:
-            environment = dict(env, **token_environment(self.token.doc), **own)
+            return self._spawn(argv, env, own, options)
+        except OSError:
+            close_all(self._pipes)
+            raise
+        finally:
+            close_all([out_end, err_end])
+
+    def _spawn(
+        self, argv: List[str], env: Dict[bytes, bytes], own: Dict[str, str], options: Doc
+    ) -> "subprocess.Popen[bytes]":
+        try:
+            environment = with_variables(env, dict(token_environment(self.token.doc), **own))
             return self._processes.start(argv, env=environment, **options)
         except OSError as error:
             if error.errno != errno.E2BIG:
                 raise
             # The job's environment leaves no room for the token's fields.
             own.update(token_environment({"_id": self.token.id}), PICAS_OMITTED="PICAS_INPUT PICAS_FIELD_*")
-            return self._processes.start(argv, env=dict(env, **own), **options)
+            return self._processes.start(argv, env=with_variables(env, own), **options)
 
     def _watch(self, pid: int, tails: Dict[int, Tail]) -> str:
         """Read the command's output until it has ended; returns how it ended. Keeps its zombie, so that the pid is not
@@ -226,3 +238,9 @@ def _ended(pid: int) -> int:
     """How a child ended: CLD_EXITED or another of waitid's codes; 0 while it runs. Keeps its zombie."""
     found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     return found.si_code if found else 0
+
+
+def close_all(descriptors: List[int]) -> None:
+    """Close files."""
+    for descriptor in descriptors:
+        os.close(descriptor)

@@ -19,6 +19,7 @@ from airflow_provider_picas.pilot.errors import Unreachable
 from airflow_provider_picas.pilot.heads import Head, Heads, own_views
 from airflow_provider_picas.pilot.log import LogOnce, log
 from airflow_provider_picas.pilot.portions import portions
+from airflow_provider_picas.pilot.reporter import Reporter
 from airflow_provider_picas.pilot.session import Session
 from airflow_provider_picas.pilot.walk import NUMBERS, Walk
 
@@ -33,15 +34,19 @@ class Claims:
     """Finds tokens in state todo and claims them. Used by one thread."""
 
     HEADS_LAST = 1.0  # seconds for which the highest priorities are cached
-    AT_ONCE = 10  # tokens that a claim may always take; more only as a share of those that wait
+    AT_ONCE = 10  # tokens that a claim may always take, and a quarter of those wanted; more only as a share of those that wait
     MOST_UNSETTLED = 1000
     CHECKS = 12  # checks of a claim that is not visible, with growing pauses; one check if it was refused as a conflict
     MOST_REFUSED = 100  # tokens that the database refuses to let the pilot claim, before its first successful claim
     NOT_TODO_FOR = 2.0  # seconds for which a view may show a token as todo that is not, before it is skipped
     NO_VIEWS = 60.0  # seconds for which a cluster may lack its views, as on a node that comes back
 
-    def __init__(self, session: Session, cluster: bool, conflicts: Conflicts) -> None:
+    def __init__(
+        self, session: Session, cluster: bool, conflicts: Conflicts, reporter: Optional[Reporter] = None
+    ) -> None:
+        """``reporter``: its results are written in the requests of the claims."""
         self._session = session
+        self._reporter = reporter
         self._database = session.database
         self._config = session.config
         self._profile = session.config.pool_profile()
@@ -153,7 +158,7 @@ class Claims:
         """Leaves tokens to the other pilots of the array when few wait, so that all end at about the same time."""
         todo, shares = self._all_heads.todo, self._session.me.share[1]
         share = wanted if todo is None else todo // (2 * shares)
-        return min(wanted, self._most, max(self.AT_ONCE, share))
+        return min(wanted, self._most, max(self.AT_ONCE, wanted // 4, share))
 
     def _step_over(self, doc: Doc) -> None:
         """Skip a token that a view persistently shows as todo although it is not: there may be others after it."""
@@ -278,7 +283,7 @@ class Claims:
         claimed = [claim(doc, lock, me.pilot, me.hostname, me.job, self._profile) for doc in docs]
         self.in_flight = tokens = [Token(doc, self._profile) for doc in claimed]
         try:
-            status, rows = self._database.bulk([token.doc for token in tokens])
+            status, rows = self._write(tokens)
         except Unreachable:
             mine = self._landed(tokens)
             if not self.cluster:
@@ -300,6 +305,21 @@ class Claims:
         if status == 202 and not mine:
             raise Unreachable(f"{self._database.place} answers 202 to a claim: too few of its nodes stored it", status)
         return mine
+
+    def _write(self, tokens: List[Token]) -> Tuple[int, Dict[str, Doc]]:
+        """Write claims, together with results that wait: half the requests. Raises Unreachable."""
+        docs = [token.doc for token in tokens]
+        along = self._reporter.take_along({token.id for token in tokens}) if self._reporter else []
+        if self._reporter is None or not along:
+            return self._database.bulk(docs)
+        rows: Dict[str, Doc] = {}
+        try:
+            status, rows = self._database.bulk([*docs, *(change.apply() for change in along)])
+        finally:
+            self._reporter.note_along(rows)
+        if not rows:  # a result may be the cause: the reporter sends them one by one
+            raise Unreachable(f"{self._database.place} answers {status} to claims and results", status)
+        return status, rows
 
     def _claim_by_halves(self, docs: List[Doc]) -> List[Token]:
         """Claim tokens that are too large together for one request, and skip those that are too large on their own."""

@@ -11,6 +11,7 @@ from airflow_provider_picas.lifecycle.json_values import Doc, parse_value
 
 FIELD_BYTES = 64 * 1024  # largest value in the command's environment
 FIELDS_BYTES = 512 * 1024  # limit for all values together
+_FIELD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_]*\Z")  # the name of a field that can be one of a variable
 # Never passed on from the job's environment.
 _HIDDEN = {"PICAS_HOST_URL", "PICAS_USERNAME", "PICAS_PASSWORD", "PICAS_INPUT", "PICAS_OMITTED"}
 
@@ -25,6 +26,18 @@ def job_environment(base: Dict[str, str], credentials: str) -> Dict[str, str]:
     return env
 
 
+def encoded(env: Dict[str, str]) -> Dict[bytes, bytes]:
+    """An environment as bytes. The job's is encoded once, not for each token."""
+    return {os.fsencode(name): os.fsencode(value) for name, value in env.items()}
+
+
+def with_variables(env: Dict[bytes, bytes], more: Dict[str, str]) -> Dict[bytes, bytes]:
+    """An encoded environment with more variables."""
+    new = dict(env)
+    new.update(encoded(more))
+    return new
+
+
 def token_environment(doc: Doc) -> Dict[str, str]:
     """``PICAS_TOKEN_ID``, ``PICAS_INPUT`` and the scalar fields as ``PICAS_FIELD_<NAME>``.
 
@@ -32,7 +45,7 @@ def token_environment(doc: Doc) -> Dict[str, str]:
     """
     fields: Dict[str, List[Any]] = collections.defaultdict(list)
     for name in doc:
-        if name != "input" and re.match(r"[A-Za-z0-9][A-Za-z0-9_]*\Z", name):
+        if name != "input" and _FIELD.match(name):
             fields["PICAS_FIELD_" + name.upper()].append(doc[name])
     given = doc.get("input")
     nested = isinstance(given, (dict, list))
@@ -97,3 +110,14 @@ def read_file(path: str, most: int, advice: str) -> Tuple[bytes, Optional[str]]:
     if len(data) > most:
         return b"", f"{name} has more than {most:,} bytes: {advice}"
     return data, None
+
+
+def write_file(path: str, data: bytes) -> None:
+    """Write a new file. Raises OSError."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+    finally:
+        os.close(descriptor)

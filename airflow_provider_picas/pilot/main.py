@@ -35,7 +35,7 @@ from airflow_provider_picas.pilot.claims import Claims
 from airflow_provider_picas.pilot.clock import Clock
 from airflow_provider_picas.pilot.conflicts import Conflicts
 from airflow_provider_picas.pilot.database import Database
-from airflow_provider_picas.pilot.environment import job_environment
+from airflow_provider_picas.pilot.environment import encoded, job_environment
 from airflow_provider_picas.pilot.errors import Unreachable
 from airflow_provider_picas.pilot.identity import Identity
 from airflow_provider_picas.pilot.lease import Lease
@@ -103,7 +103,7 @@ class Pilot:
             copies = info["cluster"].get("n") if isinstance(info.get("cluster"), dict) else 1
             cluster = number(copies, 1) > 1
             conflicts = Conflicts(session)
-            claimer = self._claimer(Claims(session, cluster, conflicts), Reaper(session, conflicts))
+            claimer = self._claimer(Claims(session, cluster, conflicts, self.reporter), Reaper(session, conflicts))
             for thread in (self.lease, self.reporter, claimer, *self._slots()):
                 thread.start()
             while self.work.level == GO or self.work.runs:
@@ -127,7 +127,7 @@ class Pilot:
         return Claimer(self.work, claims, reaper, *threads, *clocks, self.config)
 
     def _slots(self) -> List[Slot]:
-        place = Workplace(self.scratch, self.files, self.environment)
+        place = Workplace(self.scratch, self.files, encoded(self.environment))
         parts = (self.work, self.reporter, self.lease, self.clock, self.processes, self.config, place)
         return [Slot(number, *parts) for number in range(self.config.slots)]
 

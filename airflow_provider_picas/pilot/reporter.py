@@ -7,6 +7,8 @@ from typing import Callable, Deque, Dict, Iterable, List, Optional, Set, Tuple
 
 from airflow_provider_picas.lifecycle import new_tokens
 from airflow_provider_picas.lifecycle.backoff import Backoff
+from airflow_provider_picas.lifecycle.json_values import Doc
+from airflow_provider_picas.lifecycle.portions import portions as split
 from airflow_provider_picas.lifecycle.transitions import Change
 from airflow_provider_picas.pilot.conflicts import Conflicts
 from airflow_provider_picas.pilot.database import Database
@@ -16,7 +18,8 @@ from airflow_provider_picas.pilot.new_tokens import NewTokens
 from airflow_provider_picas.pilot.outbox import Outbox
 from airflow_provider_picas.pilot.portions import BULK_BYTES, size_of
 
-GATHER = 2.0  # seconds to gather results of short tokens into one request, while more are to come
+GATHER = 3.0  # seconds to gather results of short tokens into one request, while more are to come
+MOST = 200  # results in one request
 SHORT = 0.5  # seconds below which a token is short
 
 
@@ -41,6 +44,7 @@ class Reporter(threading.Thread):
         self._changed = threading.Condition()
         self._queue: Deque[Change] = collections.deque()
         self._sending: Dict[str, Change] = {}  # by claim
+        self._along: Dict[str, Change] = {}  # by claim: part of a request of the claimer
         self._unsafe: Dict[
             str, Change
         ] = {}  # by claim: stored on too few copies, to be read again when writes are safe
@@ -67,19 +71,47 @@ class Reporter(threading.Thread):
     def pending(self) -> int:
         """The number of changes that are not known to be written, and of tokens whose new tokens are not made."""
         with self._changed:
-            return len(self._queue) + len(self._sending) + len(self._unsafe) + len(self._new_tokens)
+            changes = len(self._queue) + len(self._sending) + len(self._along) + len(self._unsafe)
+            return changes + len(self._new_tokens)
 
     def claims(self) -> Set[str]:
         """The claims whose changes are not known to be written."""
         with self._changed:
-            return {change.claim for change in [*self._queue, *self._sending.values(), *self._unsafe.values()]}
+            sent = (*self._sending.values(), *self._along.values(), *self._unsafe.values())
+            return {change.claim for change in [*self._queue, *sent]}
 
     def close(self) -> List[Change]:
         """Stop. Returns the changes that are not known to be written."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-            return [*self._unsafe.values(), *self._sending.values(), *self._queue]
+            return [*self._unsafe.values(), *self._sending.values(), *self._along.values(), *self._queue]
+
+    def take_along(self, but: Set[str]) -> List[Change]:
+        """Results that wait to be gathered, for the next request of the claimer: fewer requests cost the database less.
+        ``but``: ids of the tokens in it. Call ``note_along`` with the response.
+        """
+        with self._changed:
+            if not self._more or self._closed:
+                return []  # the reporter is about to send them
+            chosen = [change for change in self._queue if change.doc is not None and change.token not in but]
+            chosen = self._one_of_each_token(chosen)
+            chosen = next(split(chosen, _size_of, BULK_BYTES // 4, MOST), [])
+            self._along = {change.claim: change for change in chosen}
+            self._queue = collections.deque(change for change in self._queue if change.claim not in self._along)
+            return chosen
+
+    def note_along(self, rows: Dict[str, Doc]) -> None:
+        """Take the rows of the response to the claimer's request; none if there was no usable one."""
+        changes = list(self._along.values())
+        for change in changes:
+            self._note_row(change, rows.get(change.token, {}))
+        with self._changed:
+            again = [change for change in changes if self._along.pop(change.claim, None)]
+            self._queue.extendleft(reversed(again))
+            if again:
+                self._more = False  # send them now
+                self._changed.notify_all()
 
     def run(self) -> None:
         """Write until closed."""
@@ -105,10 +137,9 @@ class Reporter(threading.Thread):
     def _fill(self) -> None:
         size = 0
         with self._changed:
-            while self._queue and len(self._sending) < 200 and size < BULK_BYTES and not self._closed:
+            while self._queue and len(self._sending) < MOST and size < BULK_BYTES and not self._closed:
                 change = self._queue.popleft()
-                size += sum(len(attachment["data"]) for attachment in change.attachments.values())
-                size += size_of(change.doc or {}) + size_of(change.set)
+                size += _size_of(change)
                 self._sending[change.claim] = change
 
     def _send(self) -> None:
@@ -158,16 +189,7 @@ class Reporter(threading.Thread):
             if not changes[0].shrink():
                 self._settle(changes[0], "refused")
         for change in changes:
-            row = rows.get(change.token, {})
-            if row.get("accepted"):
-                self._put_off(change)
-            elif row.get("rev"):
-                self._settle(change, "landed")
-            elif row.get("error") == "forbidden":
-                log(f"The database forbids the result of {change.token}: {row.get('reason')}.")
-                self._settle(change, "refused")
-            else:
-                change.doc = None  # a conflict, or it may have been written: read again
+            self._note_row(change, rows.get(change.token, {}))
         return alone or not rows
 
     @staticmethod
@@ -180,6 +202,17 @@ class Reporter(threading.Thread):
         for change in changes:
             first.setdefault(change.token, change)
         return list(first.values())
+
+    def _note_row(self, change: Change, row: Doc) -> None:
+        if row.get("accepted"):
+            self._put_off(change)
+        elif row.get("rev"):
+            self._settle(change, "landed")
+        elif row.get("error") == "forbidden":
+            log(f"The database forbids the result of {change.token}: {row.get('reason')}.")
+            self._settle(change, "refused")
+        else:
+            change.doc = None  # a conflict, or it may have been written: read again
 
     def _read_again(self, changes: List[Change]) -> List[Tuple[Change, str]]:
         """Read the tokens again. Returns changes that already landed, or whose tokens belong to others now, with the
@@ -202,7 +235,7 @@ class Reporter(threading.Thread):
         """Check the token again when writes reach most of its copies. Until then nothing more is written to it."""
         change.doc = None
         with self._changed:
-            if self._sending.pop(change.claim, None):
+            if self._sending.pop(change.claim, None) or self._along.pop(change.claim, None):
                 self._unsafe[change.claim] = change
                 if len(self._unsafe) == 1:
                     log(
@@ -214,6 +247,13 @@ class Reporter(threading.Thread):
             self._outbox.record(change)
         with self._changed:
             self._sending.pop(change.claim, None)
+            self._along.pop(change.claim, None)
             if decision == "landed" and new_tokens.FILE in change.attachments:
                 self._new_tokens.add(change.token, change.attachments[new_tokens.FILE])
         self._settled(change, decision)
+
+
+def _size_of(change: Change) -> int:
+    """Bytes of a change in a request, approximately."""
+    data = sum(len(attachment["data"]) for attachment in change.attachments.values())
+    return data + size_of(change.doc or {}) + size_of(change.set)

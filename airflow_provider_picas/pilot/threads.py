@@ -37,7 +37,7 @@ class Workplace(NamedTuple):
 
     scratch: str  # each attempt has a folder in it
     files: str  # the folder with copies of the submission's files
-    environment: Dict[str, str]
+    environment: Dict[bytes, bytes]  # the job's, without credentials
 
 
 class Slot(threading.Thread):
