@@ -21,6 +21,7 @@ from benchmarks import (
     churn,
     costs,
     counts,
+    long_tokens,
     many_pilots,
     memory,
     page,
@@ -44,6 +45,7 @@ BENCHMARKS: dict[str, Callable[[Server, int], Iterator[Result]]] = {
     "reset": reset.run,
     "waits": waits.run,
     "pilots": pilots.run,
+    "long": long_tokens.run,
     "watching": watching.run,
 }
 EXTRA = {

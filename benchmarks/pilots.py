@@ -126,7 +126,7 @@ def _ours(server: Server, number: int, tally: Tally) -> float:
     folder, start = _folder(), _start_cpu(server)
     with server.pool(views=True) as pool:
         tokens = max(OUR_TOKENS, number * TOKENS_A_PILOT)
-        batch = _push(tokens)
+        batch = push_tokens(tokens)
         taken = _measure(server, folder, [(_pilot(pool, folder, batch), "")] * number, tokens, batch)
         taken.pilot -= number * start * 1e3 / tokens
     logs = "".join(path.read_text() for path in folder.glob("pilot-*.log"))
@@ -165,7 +165,7 @@ def _theirs(server: Server, number: int, tally: Tally) -> float:
     folder = _folder()
     with server.pool(views=True) as pool:
         tokens = max(THEIR_TOKENS, number * THEIR_TOKENS_A_PILOT)
-        _push(tokens)
+        push_tokens(tokens)
         argv = [str(paths.PICAS_VENV / "bin" / "python"), str(Path(__file__).with_name("client_pilot.py"))]
         access = {"url": pool.url, "database": pool.database, "user": pool.user, "password": pool.password}
         given = json.dumps({**access, "command": ["/bin/sh", "-c", _command(folder / "mark")]})
@@ -184,7 +184,8 @@ def _folder() -> Path:
     return folder
 
 
-def _push(tokens: int) -> str:
+def push_tokens(tokens: int) -> str:
+    """Push a batch, and have it indexed. Returns its id."""
     push = PicasPushTokensOperator(task_id="push", inputs=list(range(tokens)), picas_conn_id=CONN_ID)
     pushed: Any = push.execute(context())
     PicasHook(CONN_ID).count(pushed["batch"])  # the views are indexed
@@ -200,11 +201,11 @@ def _measure(
     For our pilots a wait follows the batch, as in Airflow: what it costs the server is part of a token's cost. Tokens
     of the client's pilots are counted in the views of ``Monitor``, which these pilots read anyway.
     """
-    requests, cpu = _counted(server, "httpd", "requests"), server.cpu()
+    requests, cpu = requests_of(server), server.cpu()
     processes = [_start(folder, place, len(pilots), *pilot) for place, pilot in enumerate(pilots)]
     asked = _count_until(tokens, folder) if batch is None else asyncio.run(_wait_until(batch, tokens, folder))
     ended = time.time()
-    after = _counted(server, "httpd", "requests")
+    after = requests_of(server)
     taken = Taken((ended - (folder / "mark").stat().st_mtime) / tokens)
     for process in processes:
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
@@ -262,6 +263,11 @@ async def _wait_until(batch: str, tokens: int, folder: Path) -> int:
 
 def _unfinished(folder: Path, done: int, tokens: int) -> RuntimeError:
     return RuntimeError(f"{done} of {tokens} tokens are done: {(folder / 'pilot-0.log').read_text()[-1_000:]}")
+
+
+def requests_of(server: Server) -> float | None:
+    """The requests that the server has had; None if it does not count them."""
+    return _counted(server, "httpd", "requests")
 
 
 def _counted(server: Server, *path: str) -> float | None:

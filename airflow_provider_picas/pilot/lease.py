@@ -99,7 +99,7 @@ class Lease(threading.Thread):
                 self.renew()
                 if not self._secured:
                     self._write_tokens_again()
-                self._check_tokens()
+                self.check_tokens()
                 self._secured = True
                 # Repeat a renewal at once if it took too long, for example because the pilot was frozen.
                 backoff, pause = Backoff(0.5, longest), third if self.valid() else 0.0
@@ -141,7 +141,8 @@ class Lease(threading.Thread):
         if flags.get(drain, {}).get("drain"):
             self._work.stop(DRAIN, "its submission is being drained")
 
-    def _check_tokens(self) -> None:
+    def check_tokens(self) -> None:
+        """Check the flags of the submission, and stop work on tokens that this pilot has lost. Raises Unreachable."""
         self._check_flags()
         tokens = {token.id: token for token in self._work.held()}
         revisions = self._database.revisions(list(tokens)) if tokens else {}

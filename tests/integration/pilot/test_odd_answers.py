@@ -140,7 +140,7 @@ def work(session: Session) -> None:
     lease = Lease(database, config, me, clock, work)
     lease.renew()
     lease._write_tokens_again()
-    lease._check_tokens()
+    lease.check_tokens()
     for token in tokens:
         Outbox._send_one(database, release(token))
 
