@@ -20,7 +20,7 @@ from airflow_provider_picas.pilot.portions import BULK_BYTES, size_of
 
 GATHER = 3.0  # seconds to gather results of short tokens into one request, while more are to come
 MOST = 200  # results in one request
-SHORT = 0.5  # seconds below which a token is short
+SHORT = 1.0  # seconds below which a token is short
 
 
 class Reporter(threading.Thread):
