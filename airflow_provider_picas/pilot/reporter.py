@@ -2,6 +2,7 @@
 
 import collections
 import threading
+import time
 import traceback
 from typing import Callable, Deque, Dict, Iterable, List, Optional, Set, Tuple
 
@@ -51,11 +52,14 @@ class Reporter(threading.Thread):
         self._new_tokens = NewTokens(database, conflicts)
         self._closed = False
         self._more = False
+        self._oldest = 0.0  # monotonic: since when a change has been in the queue
         self.gather = 0.0  # seconds
 
     def put(self, change: Change, more: bool = False) -> None:
         """Queue a change: write it as soon as possible, or gather it with others if ``more`` are to come."""
         with self._changed:
+            if not self._queue:
+                self._oldest = time.monotonic()
             self._queue.append(change)
             self._more = more
             if not more or len(self._queue) == 1:  # else it is gathered
@@ -118,13 +122,21 @@ class Reporter(threading.Thread):
         while not self._closed:
             with self._changed:
                 self._changed.wait_for(self._has_work, self._pause())
-                self._changed.wait_for(lambda: not self._more or self._closed, self.gather)
+                self._wait_for_more()
                 if self._unsafe and self._database.quorum.holds():
                     self._sending.update(self._unsafe)
                     self._unsafe.clear()
             self._send()
             if not self._closed and self._new_tokens.carry_out():
                 self._made()
+
+    def _wait_for_more(self) -> None:
+        """Wait until no more are to come, or the oldest change has waited for ``gather`` seconds."""
+        while self._queue and self._more and not self._closed:
+            left = self._oldest + self.gather - time.monotonic()
+            if left <= 0:
+                return
+            self._changed.wait(left)
 
     def _has_work(self) -> bool:
         return bool(self._queue) or self._closed or self._new_tokens.pause() == 0

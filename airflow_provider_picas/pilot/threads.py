@@ -30,6 +30,7 @@ from airflow_provider_picas.pilot.wall_clock import WallClock
 from airflow_provider_picas.pilot.work import DRAIN, GO, Work
 
 SOON = 1.0  # seconds without work after which a pilot checks often if its submission is drained
+LOAD = 20.0  # an idle pilot pauses for this many times as long as its queries take: there may be a thousand
 
 
 class Workplace(NamedTuple):
@@ -151,6 +152,7 @@ class Claimer(threading.Thread):
         self._nothing_since: Optional[float] = None  # since when no token was found
         self._idle_since: Optional[float] = None  # since when there was also no other work
         self._next_reap = time.monotonic() + self._reap_every
+        self._took = 0.0  # seconds of the last search for tokens
         self._living = False  # True if live pilots hold tokens
         self._totals: Deque[Optional[int]] = collections.deque(
             maxlen=EMPTY_QUERIES
@@ -210,7 +212,9 @@ class Claimer(threading.Thread):
         if not wanted or not self._lease.valid():
             work.wait(0.5)
             return
+        begin = time.monotonic()
         tokens = claims.take(wanted, self._fits, work.deaths_allowed(self._reporter.pending()))
+        self._took = time.monotonic() - begin
         self.release_in_flight()
         if self._start(tokens):
             return
@@ -265,7 +269,8 @@ class Claimer(threading.Thread):
             reaped, self._living = self._reaper.reap(but=self._outbox.remaining)
             if sent or reaped:
                 return
-            self._next_reap = now + (self._reap_every if busy else min(self._reap_every, 0.3 + idle))
+            least = min(LOAD * (time.monotonic() - now), lease / 3)
+            self._next_reap = now + max(least, self._reap_every if busy else min(self._reap_every, 0.3 + idle))
         lingers = self._living and min(idle, self._clock.contact()) <= lease + 3
         if not busy and idle >= self._config.wait_for_work and not lingers and self._is_sure(idle):
             skipped = self._database.skipped()
@@ -279,7 +284,8 @@ class Claimer(threading.Thread):
             work.stop(DRAIN, "its submission is being drained")
             return
         # Each check is a request: do not repeat it whenever another slot finishes, unless that was the last one.
-        pause = random.uniform(0.5, 1) * min(3.0, 0.2 + now - self._nothing_since, lease / 6)
+        longest = min(max(3.0, LOAD * self._took), lease / 6)
+        pause = random.uniform(0.5, 1) * min(longest, 0.2 + now - self._nothing_since)
         work.wait(pause, until=lambda: busy and not self._busy())
 
     def _busy(self) -> bool:
