@@ -83,7 +83,7 @@ class Heads:
             last = rows[-1]["key"][1]
             after = [self._batch, last[: self.LONGEST_CLASS // 40] + "\ufff0"]
             start = after if self._is_too_long(last) else [self._batch, last, {"\ufff0": None}]
-        if first == [self._batch] and limit > 1:
+        if first == [self._batch] and start is first and limit > 1:  # these rows are all there are
             self.todo = todo
             self.only = heads[0] if len(rows) == len(heads) == len(seen) == 1 else None
         return heads
