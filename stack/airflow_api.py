@@ -87,9 +87,13 @@ class AirflowApi:
         body = {"logical_date": None, "conf": dict(conf or {})}
         return str(self.request("POST", f"dags/{dag_id}/dagRuns", body)["dag_run_id"])
 
-    def unpause(self, dag_id: str) -> None:
-        """Let the scheduler start runs of this DAG."""
-        self.request("PATCH", f"dags/{dag_id}", {"is_paused": False})
+    def unpause(self, dag_id: str, *, paused: bool = False) -> None:
+        """Let the scheduler start runs of this DAG, or not."""
+        self.request("PATCH", f"dags/{dag_id}", {"is_paused": paused})
+
+    def parse(self, dag_id: str) -> None:
+        """Have the DAG's file parsed soon. Its asset watchers start after the first time that it was parsed unpaused."""
+        self.request("PUT", f"parseDagFile/{quote(self.request('GET', f'dags/{dag_id}')['file_token'])}")
 
     def runs(self, dag_id: str) -> list[dict[str, Any]]:
         """All runs of the DAG, by hand or scheduled, up to 100."""
