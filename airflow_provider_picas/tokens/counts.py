@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from airflow_provider_picas.lifecycle.profile import PICAS, Profile
-from airflow_provider_picas.tokens.states import State, state_of
+from airflow_provider_picas.tokens.states import State
 from airflow_provider_picas.tokens.text import one_line
 
 Named = tuple[tuple[str, str, int], ...]
@@ -97,8 +97,10 @@ def from_rows(rows: Iterable[tuple[Key, int]]) -> Counts:
 
 
 def of_documents(documents: Iterable[Mapping[str, Any]], profile: Profile = PICAS) -> Counts:
-    """Count the given tokens."""
-    return from_rows((state_of(document, profile), 1) for document in documents)
+    """Count the given tokens, by state and by the further names that the profile has for parts of one."""
+    rows = [profile.named_state_of(document) for document in documents]
+    states: list[tuple[Key, int]] = [(row.state if row else None, 1) for row in rows]
+    return from_rows(states + [((row.state, row.name), 1) for row in rows if row and row.name != row.state])
 
 
 @dataclass(frozen=True)

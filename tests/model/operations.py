@@ -489,7 +489,7 @@ def check(database: Requests, memory: Memory) -> Done:
     work = _Work([Token(json.loads(text)) for text in memory.tokens])
     own = PilotLease(database, memory, work)
     try:
-        own._check_tokens()
+        own.check_tokens()
     except Unreachable:
         return Done(secured=False)
     return Done(secured=True, lost=tuple(work.lost))

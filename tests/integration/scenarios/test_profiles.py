@@ -145,7 +145,7 @@ def test_a_campaign_is_pushed_waited_for_reset_and_collected(picas_default: str)
         {**second, "lock": now, "done": now, "status": "error", "output": 3, "exit_code": 0},
         {**third, "lock": now, "status": "downloading"},
     ])  # fmt: skip
-    assert hook.count(CAL) == Counts(locked=1, done=1, error=1)
+    assert hook.count(CAL) == Counts(locked=1, done=1, error=1, named=(("locked", "downloading", 1),))
     reset = PicasResetTokensOperator(task_id="reset", batch=batch, profile="grid_lrt")
     assert reset.execute(context("reset"))["ids"] == [second["_id"]]
     again = hook.get(second["_id"])
