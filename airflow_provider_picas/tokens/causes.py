@@ -11,6 +11,7 @@ from airflow_provider_picas.tokens.states import to_string
 
 TEXT_LENGTH = 20_000  # characters of a token's errors that are read: the last ones
 CAUSE_LENGTH = 200  # characters of a cause
+MESSAGE_LENGTH = 1_000  # characters of the message of a single token
 MOST_GROUPS = 1_000  # separate causes; all later ones share one group, so that memory stays bounded
 OTHER = "other causes"
 
@@ -26,13 +27,12 @@ def error_text(token: Mapping[str, Any]) -> str:
 
 def cause_of(token: Mapping[str, Any]) -> str:
     """The cause of a token's failure on one line, without parts that differ between tokens: numbers, paths, ids."""
-    errors, code = _errors(token), _exit_code(token)
-    if not errors:
-        return code or "no exit code and no error"
-    # The last line of a traceback has the error.
-    lines = [line.strip() for line in errors[-1][-TEXT_LENGTH:].splitlines() if line.strip()]
-    last = _normalised(lines[-1] if lines else "an empty error", str(token.get("_id", "")))
-    return f"{last[:CAUSE_LENGTH]} ({code})" if code and not last.startswith("exit code") else last[:CAUSE_LENGTH]
+    return _with_exit_code(_normalised(_last_line(token), str(token.get("_id", "")))[:CAUSE_LENGTH], token)
+
+
+def message_of(token: Mapping[str, Any]) -> str:
+    """The cause of a token's failure on one line, as the token has it."""
+    return _with_exit_code(_last_line(token)[:MESSAGE_LENGTH], token)
 
 
 @dataclass
@@ -67,6 +67,22 @@ class Groups:
 
     def __len__(self) -> int:
         return len(self._groups)
+
+
+def _last_line(token: Mapping[str, Any]) -> str:
+    """The last line of the last error, which in a traceback has the error; an empty string without errors."""
+    errors = _errors(token)
+    if not errors:
+        return ""
+    lines = [line.strip() for line in errors[-1][-TEXT_LENGTH:].splitlines() if line.strip()]
+    return lines[-1] if lines else "an empty error"
+
+
+def _with_exit_code(line: str, token: Mapping[str, Any]) -> str:
+    code = _exit_code(token)
+    if not line:
+        return code or "no exit code and no error"
+    return f"{line} ({code})" if code and not line.startswith("exit code") else line
 
 
 def _exit_code(token: Mapping[str, Any]) -> str:

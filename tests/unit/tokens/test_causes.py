@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_picas.tokens import causes
-from airflow_provider_picas.tokens.causes import Groups, cause_of, error_text
+from airflow_provider_picas.tokens.causes import Groups, cause_of, error_text, message_of
 
 TRACEBACK = """Traceback (most recent call last):
   File "/home/me/pilot.py", line 12, in process_task
@@ -40,6 +40,21 @@ FileNotFoundError: [Errno 2] No such file or directory: '/data/run_12/a.fits'
 )
 def test_an_error_has_a_cause(fields: dict[str, Any], cause: str) -> None:
     assert cause_of({"_id": "b:17", **fields}) == cause
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, "no exit code and no error"),
+        ({"exit_code": 137}, "exit code 137"),
+        ({"error": [{"exception": TRACEBACK}]}, TRACEBACK.splitlines()[-1]),
+        ({"error": [{"message": "took 17.5 s of 10"}], "exit_code": 3}, "took 17.5 s of 10 (exit code 3)"),
+        ({"error": [{"message": "exit code 3: no file /d/17.txt"}], "exit_code": 3}, "exit code 3: no file /d/17.txt"),
+        ({"error": [{"message": "  \n "}]}, "an empty error"),
+    ],
+)
+def test_the_message_of_a_token_keeps_its_numbers_and_paths(fields: dict[str, Any], message: str) -> None:
+    assert message_of({"_id": "b:17", **fields}) == message
 
 
 def test_error_text_holds_code_exception_and_message() -> None:

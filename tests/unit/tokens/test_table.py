@@ -27,6 +27,13 @@ def test_what_is_shown_of_a_token_is_bounded() -> None:
     assert len(json.dumps(table.row_of(token, "b"))) < 2_000
 
 
+def test_a_single_token_has_its_own_message_and_a_row_the_cause_of_its_group() -> None:
+    token = {**TOKEN, "error": [{"message": "exit code 3: [Errno 2] No such file: '/data/17.txt'"}]}
+    details = table.details_of(token, "b")
+    assert details["cause"] == details["attempts"][-1]["error"] == "exit code 3: [Errno 2] No such file: '/data/17.txt'"
+    assert table.row_of(token, "b")["cause"] == "exit code 3: [Errno <n>] No such file: '<path>'"
+
+
 @pytest.mark.parametrize(
     ("fields", "attempts"),
     [
