@@ -128,8 +128,12 @@ export const Confirm = ({ scope, asked, onClose }: { scope: Scope; asked: Asked;
     gcTime: 0,
     staleTime: 0,
   });
+  const title = plan.data ? shown(plan.data.title) : NAMES[asked.action];
+  const [confirmed, setConfirmed] = useState<string>(); // the plan is read again after the action, and then finds no tokens
   const act = useMutation({
     mutationFn: () => data(client().POST("/api/batch/actions/{action}", { params, body: full })),
+    onMutate: () => setConfirmed(title),
+    onError: () => setConfirmed(undefined),
     onSuccess: () => {
       asked.onDone?.();
       return queries.invalidateQueries({ queryKey: keyOf(scope) });
@@ -139,7 +143,7 @@ export const Confirm = ({ scope, asked, onClose }: { scope: Scope; asked: Asked;
   return (
     <Dialog label={NAMES[asked.action]} onClose={onClose}>
       <div className="stack">
-        <h2>{plan.data ? shown(plan.data.title) : NAMES[asked.action]}</h2>
+        <h2>{confirmed ?? title}</h2>
         {act.data ? (
           <Result done={act.data} onClose={onClose} />
         ) : (

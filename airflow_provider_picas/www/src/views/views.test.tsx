@@ -135,8 +135,10 @@ it("reruns a cause after it has said what will happen, with the header of this p
   fireEvent.click(await screen.findByRole("button", { name: "Rerun" }));
   await screen.findByText("4 tokens wait again.");
   expect(requests("/picas/api/batch/actions/rerun")).toHaveLength(0);
+  answers["/picas/api/batch/actions/rerun/plan"] = { title: "Rerun 0 tokens?", lines: ["0 tokens wait again."], tokens: 0, tasks: [], possible: false };
   fireEvent.click(screen.getAllByRole("button", { name: "Rerun" }).at(-1) as HTMLElement);
   await screen.findByRole("status");
+  await screen.findByRole("heading", { name: "Rerun 4 tokens?" });
   const [done] = requests("/picas/api/batch/actions/rerun");
   expect(done?.body).toEqual({ all: false, cause: "c1" });
   expect(done?.header).toBe("1");
