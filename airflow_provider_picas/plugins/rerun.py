@@ -21,6 +21,9 @@ from airflow_provider_picas.tokens.states import State
 
 RERUN_DAG = "picas_rerun_failed"
 MOST_KEYS = 1_000  # in the configuration of a run
+_SUBMITTED = (
+    "pilots are submitted again, from the DAG and files as they are now (with a versioned DAG bundle: as in this run)."
+)
 WAITS = frozenset({"running", "deferred", "up_for_reschedule", "queued", "scheduled", "restarting"})
 
 
@@ -33,7 +36,7 @@ class _Again:
     task_ids: Sequence[Any]
     cleared: Sequence[str]
     text: str
-    alive: bool = False  #: pilots live that would take the tokens
+    alive: bool = False  #: pilots are alive that would take the tokens
     without_pilots: Sequence[Any] = ()  #: task instances to clear if these have ended meanwhile
 
 
@@ -120,11 +123,9 @@ def _to_clear(named: Sequence[RunBatch], alive: int, waits: bool, *, whole: bool
             roles["wait"]
         ), f"{alive:,} pilots take them immediately. The wait is cleared with its downstream."
     if whole and roles["push"]:
-        return _marks(roles["push"]), "The push is cleared with its downstream: the same pilots are submitted again."
+        return _marks(roles["push"]), f"The push is cleared with its downstream: {_SUBMITTED}"
     if roles["pilots"]:
-        return _marks(
-            roles["pilots"]
-        ), "The pilots' task is cleared with its downstream: the same pilots are submitted again."
+        return _marks(roles["pilots"]), f"The pilots' task is cleared with its downstream: {_SUBMITTED}"
     if roles["wait"]:
         return _marks(
             roles["wait"]
