@@ -9,6 +9,8 @@ from typing import Any
 
 from airflow_provider_picas.slurm.jobs import Job, Phase
 
+MIN_CORE_HOURS = 0.01  # the log has no figures of shorter runs: they would say nothing
+
 
 @dataclass(frozen=True)
 class Figures:
@@ -29,8 +31,9 @@ class Figures:
     def table(self) -> str:
         """The figures for the log."""
         lines = [f"{number:6,}  {cause}" for cause, number in sorted(self.jobs.items(), key=lambda item: -item[1])]
-        used = f", of which {self.cpu_efficiency:.0%} were used" if self.cpu_efficiency is not None else ""
-        lines.append(f"{self.core_hours:.2f} core-hours{used}; {self.tokens_per_hour:,.0f} tokens an hour")
+        if self.core_hours >= MIN_CORE_HOURS:
+            used = f", of which {self.cpu_efficiency:.0%} were used" if self.cpu_efficiency is not None else ""
+            lines.append(f"{self.core_hours:.2f} core-hours{used}; {self.tokens_per_hour:,.0f} tokens an hour")
         return "\n".join(["  Jobs  How they ended", *lines])
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
@@ -106,15 +107,16 @@ class PicasCollectTokensOperator(SelectingOperator):
             failed = FailedTokens(hook)
             profile = hook.settings.profile
             tokens = failed.watch(hook.editor.select(selection))
-            rows = (row_of(for_display(token, profile), fields, profile) for token in tokens)
+            found_in: Counter[State | None] = Counter()
+            rows = _counted((row_of(for_display(token, profile), fields, profile) for token in tokens), found_in)
             if self.path:
                 collected, size = write_rows(rows, self.path, file_format, fields)
                 result: dict[str, Any] = {"collected": collected, "path": self.path}
-                self._log_collected(selection, collected, size, f"written to {self.path}")
+                self._log_collected(selection, found_in, size, f"written to {self.path}")
             else:
                 found, size = self._for_xcom(rows, selection, xcom_bytes)
                 result = {"collected": len(found), "rows": found}
-                self._log_collected(selection, len(found), size, "pushed to XCom")
+                self._log_collected(selection, found_in, size, "pushed to XCom")
             if selection.states is not None and State.ERROR not in selection.states and counts.error:
                 failed.add(hook.tokens(State.ERROR, selection.batch))
             result["errors"] = failed.summary()
@@ -133,8 +135,17 @@ class PicasCollectTokensOperator(SelectingOperator):
         outputs = [lineage.file(str(self.path))] if self.path else []
         return lineage.of(inputs=[lineage.pool(self._settings)], outputs=outputs)
 
-    def _log_collected(self, selection: Selection, results: int, size: int, where: str) -> None:
-        self.log.info("%s: %d results (%d bytes) %s.", selection.where.capitalize(), results, size, where)
+    def _log_collected(self, selection: Selection, found_in: Counter[State | None], size: int, where: str) -> None:
+        names = {State.ERROR: "in error", None: "in no state"}
+        parts = [
+            f"{found_in[state]} {names.get(state, state)}"
+            for state in (State.DONE, State.ERROR, State.LOCKED, State.TODO, None)
+            if found_in[state]
+        ]
+        states = f": {', '.join(parts)}" if parts else ""
+        self.log.info(
+            "%s: %d results (%d bytes) %s%s.", selection.where.capitalize(), found_in.total(), size, where, states
+        )
 
     def _for_xcom(self, rows: Iterator[Row], selection: Selection, limit: int) -> tuple[list[Row], int]:
         found: list[Row] = []
@@ -199,6 +210,13 @@ class PicasCollectTokensOperator(SelectingOperator):
         if outcome is Outcome.WAITING:
             raise AirflowFailException(f"Not all tokens in {where} have finished: {counts} of {completeness.total:,}.")
         raise AirflowFailException(waiting.explain(outcome, completeness, budget, where=where))
+
+
+def _counted(rows: Iterable[Row], found_in: Counter[State | None]) -> Iterator[Row]:
+    """The rows, counted by the states of their tokens as they pass."""
+    for row in rows:
+        found_in[row["state"]] += 1
+        yield row
 
 
 def _limit(name: str, value: Any, default: int) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from airflow_provider_picas.slurm.jobs import Job
 from airflow_provider_picas.slurm.usage import figures
 
@@ -32,4 +34,10 @@ def test_usage_is_summed_up() -> None:
 def test_usage_of_no_jobs_is_zero() -> None:
     found = figures([], 0, 0)
     assert (found.core_hours, found.cpu_efficiency, found.tokens_per_hour) == (0, None, 0)
-    assert found.table().endswith("0.00 core-hours; 0 tokens an hour")
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(2, False), (35, False), (36, True)])
+def test_the_log_has_no_core_hours_of_a_short_run(seconds: int, shown: bool) -> None:
+    table = figures([job("1", elapsed=seconds, cpus=1)], tokens=3, seconds=seconds).table()
+    assert "     1  COMPLETED" in table
+    assert ("core-hours" in table, "tokens an hour" in table) == (shown, shown)

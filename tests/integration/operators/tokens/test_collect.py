@@ -359,11 +359,11 @@ def test_the_log_says_what_was_collected(hook: PicasHook, tmp_path: Path, capsys
     output = collect(attachments=str(tmp_path / "files"), path=str(tmp_path / "r.csv"))
     size = (tmp_path / "r.csv").stat().st_size
     said = capsys.readouterr().out
-    assert f"Batch b: 5 results ({size} bytes) written to {output['path']}." in said
+    assert f"Batch b: 5 results ({size} bytes) written to {output['path']}: 3 done, 2 in error." in said
     assert f"1 attachments (5 bytes) written to {output['attachments']['folder']}." in said
     collect(attachments=str(tmp_path / "none"), attachment_names="*.png")
     said = capsys.readouterr().out
-    assert re.search(r"Batch b: 5 results \([0-9]+ bytes\) pushed to XCom\.", said)
+    assert re.search(r"Batch b: 5 results \([0-9]+ bytes\) pushed to XCom: 3 done, 2 in error\.", said)
     assert f"No attachments were written to {tmp_path}/none: the tokens have none that match *.png." in said
     assert not (tmp_path / "none").exists()
 
