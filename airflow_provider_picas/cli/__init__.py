@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from airflow_provider_picas import __version__
 from airflow_provider_picas.cli import check, deploy_views, import_connection, pool, profile
-from airflow_provider_picas.cli.common import CommandError
+from airflow_provider_picas.cli.common import CommandError, with_options
 
 
 def parser() -> argparse.ArgumentParser:
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except CommandError as error:
-        print(f"airflow-picas: {error}", file=sys.stderr)
+        print(f"airflow-picas: {with_options(str(error))}", file=sys.stderr)
         return 1
     except BrokenPipeError:  # such as `| head`
         with contextlib.suppress(OSError):

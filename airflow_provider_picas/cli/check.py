@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Any
 
-from airflow_provider_picas.cli.common import CommandError, add_connection, use_hooks
+from airflow_provider_picas.cli.common import CommandError, add_connection, use_hooks, with_options
 
 
 def add(commands: Any) -> None:
@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
     levels = []
     for finding in checks.everything(wanted, note=lambda text: print(f"      {text}", file=sys.stderr, flush=True)):
         levels.append(finding.level)
-        print(finding, flush=True)
+        print(with_options(str(finding)), flush=True)
     failures = levels.count(checks.Level.FAIL)
     if failures:
         print(f"\n{failures} of {len(levels)} checks failed: a run would not work.")

@@ -24,6 +24,11 @@ def add_profile(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--profile", help="another profile than the connection's: its name, or a profile as JSON")
 
 
+def with_options(text: str) -> str:
+    """An error of the package, with the options of the command instead of the parameters that have their meaning."""
+    return text.replace("`picas_conn_id`", "`--picas-conn-id`").replace("`ssh_conn_id`", "`--ssh-conn-id`")
+
+
 def use_hooks() -> None:
     """Prepare for hooks: they also find connections in Airflow's database, as `airflow connections` does, and the SSH
     library does not log what the hooks' errors already say. Call this before Airflow is imported."""

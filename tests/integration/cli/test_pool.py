@@ -168,6 +168,7 @@ def test_faults_are_reported_in_one_line(say: Say, monkeypatch: pytest.MonkeyPat
         code, out, err = say(*command, "--picas-conn-id", "nope")
         assert (code, out) == (1, "")
         assert err.startswith("airflow-picas: Connection 'nope' does not exist.")
+        assert "or set `--picas-conn-id` to another one." in err
         assert "There is no database nowhere" in say(*command, "--database", "nowhere")[2]
 
 
