@@ -52,7 +52,11 @@ def picas_run(
     The parameters may be templates or outputs of tasks where the operators' may, or be mapped:
     ``picas_run.partial(command="./count.sh").expand(inputs=[["a", "b"], ["c"]])`` creates two runs side by side. The
     grid labels each with the name of its batch (``batch``), or else its first inputs. To set any other parameter of an
-    operator, write the four tasks yourself.
+    operator, write the tasks yourself.
+
+    The waits, ``wait`` and each stage's ``ready``, are always deferred, whatever ``[operators] default_deferrable`` is: they
+    occupy no worker, and need a running triggerer. For a wait that is not deferred, use ``PicasTokenStateSensor`` with
+    ``deferrable=False``.
 
     ``collect`` also runs when the wait has failed: it logs why tokens are in error, and then fails too. ``stop`` is a
     teardown: it cancels the pilots that remain, also when the run is marked failed.

@@ -93,5 +93,11 @@ def _target(link: str, original: Path, page: Path) -> str:
     return f"{REPOSITORY}/{'tree' if path.is_dir() else 'blob'}/main/{name}"
 
 
+def link_pages(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Let the paths of pages in a docstring be links."""
+    lines[:] = [generated.linked(line) for line in lines]
+
+
 def setup(app: Sphinx) -> None:
+    app.connect("autodoc-process-docstring", link_pages)
     app.connect("source-read", read_page)

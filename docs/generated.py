@@ -210,12 +210,17 @@ def described(page: str) -> Iterator[str]:
                 yield "   :members:"
         elif function := getattr(value, "function", None):  # of a task group
             yield from (f".. py:function:: {module}.{name}{_signature(function)}", "")
-            yield from (f"   {line}" for line in str(inspect.getdoc(function)).splitlines())
+            yield from (f"   {linked(line)}" for line in str(inspect.getdoc(function)).splitlines())
         else:
             yield f".. autofunction:: {module}.{name}"
         yield from ("```", "")
         if fields := [field for field in getattr(value, "template_fields", ()) if isinstance(field, str)]:
             yield from (f"Template fields: {', '.join(f'`{field}`' for field in fields)}.", "")
+
+
+def linked(line: str) -> str:
+    """A line of a docstring in which the paths of pages are links to them."""
+    return re.sub(r"`{0,2}\bdocs/([a-z/-]+)\.md\b`{0,2}", r":doc:`/\1`", line)
 
 
 def _signature(function: Callable[..., Any]) -> str:
