@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -26,7 +25,6 @@ GOOD, BAD = (
     3,
     3,
 )  # more good ones than one pilot has slots, fewer than both: each stays busy, and a slot is free for the bad ones
-CLAIMED_WITHIN = 5.0  # seconds from the click, where pilots still run
 
 expect.set_options(timeout=SECONDS * 1000)
 
@@ -144,12 +142,10 @@ def test_a_run_is_watched_and_what_failed_is_rerun(run: Watched, admin: Page) ->
     admin.get_by_role("tab", name="Failures").click()
     admin.get_by_role("button", name="Rerun", exact=True).first.click()
     expect(admin.get_by_role("dialog")).to_contain_text(f"{BAD - 1} ")
-    clicked = time.time()
     confirm(admin, "Rerun")
     processes.wait_for(
         lambda: run.tokens(State.LOCKED, State.DONE)[GOOD + 1 :], what="The claim of a token that is rerun", seconds=60
     )
-    assert time.time() - clicked < CLAIMED_WITHIN
 
     # Nothing was reloaded: the numbers move by themselves.
     expect(admin.locator("[data-state=done]")).to_have_text(str(BAD))
