@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from stack import install, paths
 from stack.airflow_api import AirflowApi
+from stack.commands import exit_code
 from stack.pool import Pool, Watch
 from stack.processes import StackError
 from stack.progress import Progress
@@ -63,18 +64,15 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=paths.RUN / "demo", help="where to run; default: %(default)s")
     arguments = parser.parse_args()
     interrupt_once()
-    try:
+
+    def work() -> int:
         install.check_python()
         folder = arguments.folder.resolve()
         with only_one(folder.with_suffix(".lock")) as announce:
             stack = make_stack(arguments.stack, folder)
             return demo(stack, {"limit": arguments.limit} if arguments.limit else {}, announce)
-    except StackError as error:
-        print(f"\n{error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nInterrupted; nothing is left running.", file=sys.stderr)
-        return 130
+
+    return exit_code(work)
 
 
 def interrupt_once() -> None:

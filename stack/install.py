@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from stack import paths
+from stack.commands import exit_code
 from stack.processes import StackError, tail
 
 PARTS = ("airflow", "picas", "couchdb", "cluster", "page", "browser")
@@ -357,7 +358,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown := set(arguments.parts) - set(INSTALLERS):
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
     interrupt_on_sigterm()
-    try:
+
+    def work() -> int:
         if arguments.clean:
             clean()
         elif arguments.pins:
@@ -365,13 +367,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             write_pins()
         else:
             install(arguments.parts or PARTS)
-    except StackError as error:
-        print(f"\n{error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return 130
-    return 0
+        return 0
+
+    return exit_code(work, "interrupted")
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def token_key(key: Any) -> str:
 
 
 def readable(text: str, suffix: str, length: int) -> str:
-    """The characters of a text that are allowed in an id, shortened to make room for a suffix."""
+    """``text`` reduced to the characters that ids may contain, cut to fit ``length``, with ``suffix`` appended."""
     # ':' separates batch from key, so it is replaced; ids begin with a letter or a digit.
     kept = re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("._-") or "x"
     return f"{kept[: length - len(suffix) - 1].rstrip('._-')}-{suffix}"

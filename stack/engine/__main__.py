@@ -17,10 +17,10 @@ import sys
 import time
 from collections.abc import Sequence
 
+from stack.commands import exit_code
 from stack.demo import interrupt_once
 from stack.docker import engine_answers
 from stack.engine import daemon, images
-from stack.processes import StackError
 
 IMPOSSIBLE = 3
 
@@ -37,21 +37,17 @@ def main(words: Sequence[str]) -> int:
     if words[0] == "--check":
         return 0
     interrupt_once()
-    try:
-        if answers:
-            return run(words, {})
-        begin = time.monotonic()
-        print("No Docker engine answers: making one, of Debian's packages in .stack/engine", flush=True)
-        with daemon.engine():
-            print(f"  it runs after {time.monotonic() - begin:.0f} s; its images:", flush=True)
-            images.make()
-            return run(words, daemon.environment())
-    except StackError as error:
-        print(f"\n{error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nInterrupted; nothing is left running.", file=sys.stderr)
-        return 130
+    return exit_code(lambda: run(words, {}) if answers else run_on_own_engine(words))
+
+
+def run_on_own_engine(words: Sequence[str]) -> int:
+    """Make an engine for the time of the command, and its images. Returns the command's exit code."""
+    begin = time.monotonic()
+    print("No Docker engine answers: making one, of Debian's packages in .stack/engine", flush=True)
+    with daemon.engine():
+        print(f"  it runs after {time.monotonic() - begin:.0f} s; its images:", flush=True)
+        images.make()
+        return run(words, daemon.environment())
 
 
 def run(words: Sequence[str], environment: dict[str, str]) -> int:
