@@ -1,4 +1,5 @@
-"""Which batches belong to a chain of stages: a wait for stages writes a small local document for each of them.
+"""Which batches belong to a chain of stages: a wait for stages, or the task that submits their pilots, writes a small local
+document for each of them.
 
 So the page can show the chain of a batch, whoever runs it. Operations, as in ``pool``.
 """
@@ -11,12 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from airflow_provider_picas.couchdb import changes, errors
+from airflow_provider_picas.couchdb import errors
 from airflow_provider_picas.couchdb.http import Operation, Request, Response, json_body
 from airflow_provider_picas.couchdb.pool import Pool
 from airflow_provider_picas.tokens import stage_views
 from airflow_provider_picas.tokens.chain import Chain
-from airflow_provider_picas.tokens.counts import Counts
 
 PREFIX = "_local/picas-chain-"
 MOST_GROUPS = 2_000  # of a stage that are counted
@@ -42,14 +42,14 @@ def note(pool: Pool, chain: Chain) -> Operation[None]:
         known = parse(batch, present)
         stages, grouped = chain.as_argument, dict(groups)
         if known is not None and known.batch == chain.batch:
-            stages = known.as_argument if set(chain.stages) <= set(known.stages) else stages
-            grouped = {of: value for of, value in {**present.get("groups", {}), **groups}.items() if of in stages}
+            stages = known.as_argument if chain.by_stage.items() <= known.by_stage.items() else stages
+            grouped = {of: value for of, value in {**(present.get("groups") or {}), **groups}.items() if of in stages}
         new = {"_id": name, "batch": chain.batch, "stages": stages, "groups": grouped, "since": int(time.time())}
         if any(present.get(key) != new[key] for key in ("batch", "stages", "groups")):
             try:
                 yield from pool.put({**new, "_rev": present["_rev"]} if "_rev" in present else new)
             except (errors.ConflictError, errors.ForbiddenError, errors.UnauthorizedError):
-                return  # another wait of the chain writes the same
+                return  # another wait writes the same, or the login may only read
 
 
 def parse(batch: str, document: Mapping[str, Any] | None) -> Chain | None:
@@ -78,11 +78,6 @@ class Links:
     edges: Mapping[tuple[str, str], int] = field(
         default_factory=dict
     )  #: tokens that those of one batch made in another
-
-
-def counts_of(pool: Pool, chain: Chain) -> Operation[dict[str, Counts]]:
-    """The counts of all batches of a chain."""
-    return (yield from changes.counts_of(pool, chain.own))
 
 
 def links(pool: Pool, chain: Chain) -> Operation[Links]:

@@ -406,15 +406,13 @@ class Claims:
     def total(self) -> Optional[int]:
         """The number of tokens in a copy of the database, in any state; None if the views do not show it."""
         try:
-            return self._database.sum(self._design + "counts", **self._keys())
+            # In a profile, ``counts`` also has rows for the whole pool, and may have lists as values.
+            view = "counts" if self._profile.is_default else "tokens"
+            batch = self._config.batch
+            keys = {} if batch is None else {"startkey": [batch], "endkey": [batch, {}]}
+            return self._database.sum(self._design + view, **keys)
         except Failed:
             return None
-
-    def _keys(self) -> Doc:
-        batch = self._config.batch
-        if not self._profile.is_default:
-            batch = batch or ""  # the whole pool has rows of its own
-        return {} if batch is None else {"startkey": [batch], "endkey": [batch, {}]}
 
     def _is_unsettled(self, name: str) -> bool:
         return name in self._unsettled and not self._unsettled[name].beaten

@@ -60,6 +60,7 @@ class Heads:
     def _of_all_classes(self, start: List[Any], update: bool) -> List[Head]:
         heads: List[Head] = []
         seen: Set[str] = set()
+        latest: Optional[str] = None  # the class of the row before
         first, todo = start, 0
         limit = 1 if self._database.skips_any() else GROUPS
         while True:
@@ -67,8 +68,9 @@ class Heads:
             for row in rows:
                 priority, name = row["key"][2], row["key"][1]
                 todo += row.get("value") or 0
-                if heads and name == heads[-1][1]:
+                if name == latest:
                     continue
+                latest = name
                 if name in seen:
                     raise Unreachable(f"{self._database.place} returned rows that are not in the order of a view", 200)
                 seen.add(name)

@@ -118,7 +118,7 @@ def updated(
         own = {"batch": token["batch"], "stage": token["stage"], "of": token["group_of"]}
         new = group_token(token["group_name"], members, **own)
         back = scrubbed(token, f"reset: member {again[0]} has run again", profile)
-        kept = {name: value for name, value in back.items() if name not in ("late_members", "output")}
+        kept = {name: value for name, value in back.items() if name not in ("late_members", profile.output_field)}
         return {**kept, "input": new["input"], "members_ended": new["members_ended"]}
     late = [{"id": member["id"], "state": member["state"]} for member in finished if member["id"] not in before]
     if late[:MOST_LATE] == token.get("late_members", []):

@@ -57,12 +57,12 @@ def environment() -> dict[str, str]:
 @contextmanager
 def engine() -> Iterator[None]:
     """The engine, from its start to its removal. One at a time on a machine: raises StackError while another one runs."""
-    packages.unpack()
     with LOCK.open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise StackError(f"Another engine of this kind runs on this machine (its lock is {LOCK}).") from None
+        packages.unpack()
         remove()  # the remains of one that was killed
         try:
             _start()

@@ -68,7 +68,9 @@ def make_base() -> None:
         made = subprocess.Popen(words, env=environ, stdout=subprocess.PIPE, stderr=errors)
         changes = [f"LABEL {LABEL}={inputs}", 'CMD ["bash"]']
         options = [word for change in changes for word in ("--change", change)]
-        imported = daemon.docker("import", *options, "-", BASE, check=False, stdin=made.stdout)
+        assert made.stdout is not None
+        with made.stdout:  # closed afterwards, so that debootstrap ends if the import has failed
+            imported = daemon.docker("import", *options, "-", BASE, check=False, stdin=made.stdout)
     if made.wait() or imported.returncode:
         said = log.read_text(errors="replace") + imported.stdout.decode(errors="replace")
         raise StackError(f"debootstrap failed: {said[-3000:]}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 
-from airflow_provider_picas.couchdb import chains, errors
+from airflow_provider_picas.couchdb import chains, changes, errors
 from airflow_provider_picas.couchdb.chains import Links
 from airflow_provider_picas.plugins import access, models
 from airflow_provider_picas.plugins.live import PoolReader, reader_for
@@ -35,15 +35,15 @@ async def chain(viewer: access.Viewer) -> models.ChainAnswer:
 
 
 async def _counts_of(reader: PoolReader, found: Chain) -> Mapping[str, Counts]:
-    return await reader.shared(
-        ("chain", found.batch, found.stages), COUNTS_KEPT, lambda hook: chains.counts_of(hook.pool, found)
-    )
+    return await reader.shared(("chain", *found.own), COUNTS_KEPT, lambda hook: changes.counts_of(hook.pool, found.own))
 
 
 async def _links_of(reader: PoolReader, found: Chain) -> Links:
     try:
         return await reader.shared(
-            ("links", found.batch, found.stages, *found.groups), LINKS_KEPT, lambda hook: chains.links(hook.pool, found)
+            ("links", *found.own, *sorted(grouping.of for grouping in found.groups.values())),
+            LINKS_KEPT,
+            lambda hook: chains.links(hook.pool, found),
         )
     except errors.NotFoundError as error:
         if error.database_missing:

@@ -224,6 +224,8 @@ def test_revisions_in_conflict_of_an_id_without_a_path_are_merged(pool: Pool, na
 
 def test_a_resource_class_with_a_name_too_long_for_a_request_is_left_alone(pool: Pool, submission: Submission) -> None:
     push(pool, {"gpu": "a" * 12_000})
+    another = {name: value for name, value in pool.get("b:0000").items() if name != "_rev"}
+    pool.put({**another, "_id": "b:0009", "priority": 2})  # a second row of this class in the view
     assert submission.run(COUNT) == 0, submission.log()
     assert submission.runs() == dict.fromkeys(GOOD, 1)
     assert submission.log().count("the class name is too long for a request") == 1

@@ -12,9 +12,11 @@ import pytest
 
 from airflow_provider_picas.lifecycle import profile
 from airflow_provider_picas.lifecycle.profile import Profile
+from airflow_provider_picas.pilot.claims import Claims
+from airflow_provider_picas.pilot.conflicts import Conflicts
 from airflow_provider_picas.tokens import views
 from stack import couchdb
-from tests.integration.pilots import COUNT, GATE, Pool, Submission, new_pool, put_lease, until
+from tests.integration.pilots import COUNT, GATE, Pool, Submission, new_pool, put_lease, session_of_a_pilot, until
 
 CAL = "SKSP_pref_cal1"
 GRID_LRT = profile.SHIPPED["grid_lrt"]
@@ -184,3 +186,14 @@ def test_a_result_lands_on_a_token_that_others_saved_a_thousand_times(pool: Pool
     assert len([name for name in token["_attachments"] if name.startswith("part-")]) == 10
     assert int(token["_rev"].partition("-")[0]) > 1_000
     assert json.dumps(token).count("line 999") == 1
+
+
+@pytest.mark.parametrize("batch", [None, CAL])
+def test_all_tokens_are_counted_where_states_have_names(
+    campaign: Submission, server: couchdb.CouchDBAdmin, batch: str | None
+) -> None:
+    """On a cluster, a pilot concludes that no tokens remain only if several counts agree."""
+    push(campaign.pool, 5)
+    push(campaign.pool, 2, "SKSP_targ1", lock=1, status="downloading")
+    with session_of_a_pilot(campaign.pool, server.url, profile="grid_lrt", batch=batch) as session:
+        assert Claims(session, True, Conflicts(session)).total() == (7 if batch is None else 5)

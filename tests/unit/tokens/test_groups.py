@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_picas.lifecycle.profile import PICAS
+from airflow_provider_picas.lifecycle.profile import PICAS, SHIPPED
 from airflow_provider_picas.tokens import groups
 from airflow_provider_picas.tokens.chain import Chain
 from airflow_provider_picas.tokens.groups import Grouping, group_token, updated
@@ -86,3 +86,12 @@ def test_a_group_runs_again_when_one_of_its_members_has() -> None:
     assert again["attempts"][-1]["reason"] == "reset: member b.s:2 has run again"
     assert again["members_ended"] == 40
     assert updated(again, later) is None
+
+
+def test_a_group_that_runs_again_keeps_the_output_that_its_profile_writes() -> None:
+    """In GRID_LRT's pools, ``output`` is an exit code, and what the command wrote is in ``result``."""
+    profile = SHIPPED["grid_lrt"]
+    made = {**token(), "type": "t", "lock": 20, "done": 21, "status": "done", "output": 0, "result": "old"}
+    again = updated(made, [MEMBERS[0], {"id": "b.s:2", "state": "done", "done": 30}, MEMBERS[2]], profile)
+    assert again is not None
+    assert (again["output"], "result" in again) == (profile.writes["release"]["output"], False)
