@@ -84,8 +84,9 @@ def exit_code_table() -> Iterator[str]:
     codes = exit_codes()
     causes: dict[str, list[str]] = {}
     for message in messages.collect():
-        titles = [entry.title for entry in messages.entries() if message.code and entry.covers(message)]
-        causes.setdefault(message.code or "", []).extend(titles)
+        if message.code:
+            titles = [entry.title for entry in messages.entries() if entry.covers(message)]
+            causes.setdefault(message.code, []).extend(titles)
     for_pilots = {name: value for name, value in codes.items() if name.startswith("EX_")}
     rows = [
         (

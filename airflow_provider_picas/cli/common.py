@@ -25,7 +25,7 @@ def add_profile(parser: argparse.ArgumentParser) -> None:
 
 
 def with_options(text: str) -> str:
-    """An error of the package, with the options of the command instead of the parameters that have their meaning."""
+    """The text of an error, with the package's parameters replaced by the command's options."""
     return text.replace("`picas_conn_id`", "`--picas-conn-id`").replace("`ssh_conn_id`", "`--ssh-conn-id`")
 
 

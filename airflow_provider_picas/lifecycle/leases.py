@@ -9,6 +9,9 @@ LONGEST_LEASE = (
 )  # seconds; with a longer one, observers would also wait that long for pilots without a lease
 
 
+GRACE = 1.0  # seconds on top of a lease: the database's clock has whole seconds
+
+
 class Reading(NamedTuple):
     """A reading of a lease: how many times it was written, when last by the database's clock, and for how many seconds
     it holds."""
@@ -22,6 +25,10 @@ class Reading(NamedTuple):
         """The reading of the lease in a document. ``default``: its length if the document does not say."""
         lease = min(max(0.0, number(doc.get("lease"), default)), LONGEST_LEASE)
         return cls(number(doc.get("renewals")), number(doc.get("renewed")), lease)
+
+    def holds(self, now: float) -> bool:
+        """True if the lease has not expired at this time by the database's clock."""
+        return now <= self.renewed + self.lease + GRACE
 
     def is_newer(self, than: "Reading") -> bool:
         """True if the pilot has written this after the other. Compares the numbers, since clocks step."""
@@ -39,8 +46,6 @@ class Silence:
 
     ``default``: seconds, the lease of a pilot whose lease was never read.
     """
-
-    GRACE = 1.0  # seconds on top of a lease: the database's clock has whole seconds
 
     def __init__(self, default: float) -> None:
         self._longest = default
@@ -66,7 +71,7 @@ class Silence:
             # A pilot writes its lease before it claims, so this one was removed. It will be written again at the next renewal.
             return self._longest - watched if now > lock + 2 * self._longest else None
         # A clock that was set back would make dead pilots look alive for long, but they have been watched for a whole lease.
-        if now <= newest.renewed + newest.lease + self.GRACE and watched <= newest.lease + self.GRACE:
+        if newest.holds(now) and watched <= newest.lease + GRACE:
             return None
         return newest.lease / 2 - watched
 

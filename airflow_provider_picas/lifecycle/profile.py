@@ -78,7 +78,7 @@ class Profile(NamedTuple):
 
     @property
     def further_names(self) -> Tuple[Tuple[str, str], ...]:
-        """The states that have a name of their own: as which they count, and the name. In the order of the counts' views."""
+        """The named states: for each, the state that it counts as, and its name. In the order of the counts' views."""
         return tuple(dict.fromkeys((row.state, row.name) for row in self.states if row.name != row.state))
 
     @property

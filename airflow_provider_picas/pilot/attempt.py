@@ -163,7 +163,7 @@ class Run:
             "PICAS_PROGRESS_FILE": self._progress_file,
             "PICAS_ATTEMPT": str(self.token.attempt),
         }
-        (out, out_end), (err, err_end) = os.pipe(), os.pipe()  # with less work than subprocess.PIPE
+        (out, out_end), (err, err_end) = os.pipe(), os.pipe()  # cheaper than subprocess.PIPE
         self._pipes = [out, err]
         options: Doc = {"cwd": self.folder, "stdout": out_end, "stderr": err_end, "start_new_session": True}
         options["mark"] = b"PICAS_TOKEN_FILE=" + os.fsencode(self._token_file)

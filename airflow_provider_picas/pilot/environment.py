@@ -11,7 +11,7 @@ from airflow_provider_picas.lifecycle.json_values import Doc, parse_value
 
 FIELD_BYTES = 64 * 1024  # largest value in the command's environment
 FIELDS_BYTES = 512 * 1024  # limit for all values together
-_FIELD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_]*\Z")  # the name of a field that can be one of a variable
+_FIELD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_]*\Z")  # a field name that can be part of a variable's name
 # Never passed on from the job's environment.
 _HIDDEN = {"PICAS_HOST_URL", "PICAS_USERNAME", "PICAS_PASSWORD", "PICAS_INPUT", "PICAS_OMITTED"}
 

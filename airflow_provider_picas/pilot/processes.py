@@ -100,7 +100,7 @@ def _children() -> Set[int]:
 
 
 def _adopted() -> Set[int]:
-    """The orphans among the children: the kernel gives them to the first thread. One file to read instead of one a thread."""
+    """The orphans among the children: the kernel gives them to the first thread. One file to read instead of one per thread."""
     return set(children_of_thread("self", os.getpid()))
 
 

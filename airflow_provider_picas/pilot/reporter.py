@@ -75,25 +75,26 @@ class Reporter(threading.Thread):
     def pending(self) -> int:
         """The number of changes that are not known to be written, and of tokens whose new tokens are not made."""
         with self._changed:
-            changes = len(self._queue) + len(self._sending) + len(self._along) + len(self._unsafe)
-            return changes + len(self._new_tokens)
+            return len(self._unwritten()) + len(self._new_tokens)
 
     def claims(self) -> Set[str]:
         """The claims whose changes are not known to be written."""
         with self._changed:
-            sent = (*self._sending.values(), *self._along.values(), *self._unsafe.values())
-            return {change.claim for change in [*self._queue, *sent]}
+            return {change.claim for change in self._unwritten()}
 
     def close(self) -> List[Change]:
         """Stop. Returns the changes that are not known to be written."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-            return [*self._unsafe.values(), *self._sending.values(), *self._along.values(), *self._queue]
+            return self._unwritten()
+
+    def _unwritten(self) -> List[Change]:
+        return [*self._unsafe.values(), *self._sending.values(), *self._along.values(), *self._queue]
 
     def take_along(self, but: Set[str]) -> List[Change]:
-        """Results that wait to be gathered, for the next request of the claimer: fewer requests cost the database less.
-        ``but``: ids of the tokens in it. Call ``note_along`` with the response.
+        """Take queued results, to be written in the claimer's next request, which saves a request. ``but``: ids of the
+        tokens that it claims. Call ``note_along`` with the response.
         """
         with self._changed:
             if not self._more or self._closed:

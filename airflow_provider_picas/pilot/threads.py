@@ -30,7 +30,7 @@ from airflow_provider_picas.pilot.wall_clock import WallClock
 from airflow_provider_picas.pilot.work import DRAIN, GO, Work
 
 SOON = 1.0  # seconds without work after which a pilot checks often if its submission is drained
-LOAD = 20.0  # an idle pilot pauses for this many times as long as its queries take: there may be a thousand
+LOAD = 20.0  # an idle pilot pauses this many times as long as its queries take: a thousand pilots may be idle
 
 
 class Workplace(NamedTuple):

@@ -110,7 +110,7 @@ class PilotActions:
                 again = resubmit(*self._scope, most=most, finished=finished, credentials=files)
                 why_not = hooks.do(again)
             except (UnreachableError, UnavailableError) as error:
-                self._wait.no_pilots_before = time.monotonic() + GONE_AFTER  # it takes long to try a lost cluster
+                self._wait.no_pilots_before = time.monotonic() + GONE_AFTER  # trying a lost cluster takes long
                 self._log.warning("%s The wait continues.", error)
                 return True
             except SubmissionRefusedError as error:

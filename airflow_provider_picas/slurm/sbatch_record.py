@@ -189,7 +189,7 @@ echo "since $(stat -c %Y made 2>/dev/null || stat -c %Y .)"
 [ -e acknowledged ] && echo acknowledged
 i=0
 while [ -e command.$i ]; do
-  given_up=$(ls -d given-up.$i.* 2>/dev/null | wc -l)  # first: if the call is given up meanwhile, this number is used already
+  given_up=$(ls -d given-up.$i.* 2>/dev/null | wc -l)  # first: if the call is given up meanwhile, this number is already taken
   age=0; [ -d started.$i ] && age=$(($(date +%s) - $(stat -c %Y started.$i)))
   echo "call $([ -d started.$i ] && echo yes || echo no) $(cat started.$i/code 2>/dev/null || echo -) $age $given_up"
   echo "out $(head -c 20000 started.$i/out 2>/dev/null | base64 -w0)"

@@ -9,7 +9,7 @@ from typing import Any
 
 from airflow_provider_picas.slurm.jobs import Job, Phase
 
-MIN_CORE_HOURS = 0.01  # the log has no figures of shorter runs: they would say nothing
+MIN_CORE_HOURS = 0.01  # the log omits the figures of shorter runs: they would be meaningless
 
 
 @dataclass(frozen=True)

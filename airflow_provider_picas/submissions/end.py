@@ -82,7 +82,7 @@ def end(
     """Clean up after a wait: log the figures, and remove the credentials and leases once the pilots have ended.
 
     ``tokens``: number of tokens that have finished. ``cancel_pending``: first cancel pilots that have not started,
-    unless there is work for them. ``no_more``: no more tokens can appear, so drain those that wait for more. Returns the
+    unless there is work for them. ``no_more``: no more tokens can appear, so drain the pilots that wait for some. Returns the
     figures, or None if the cluster does not answer, which does not fail the wait.
     """
     try:
@@ -113,7 +113,7 @@ def figures(submission: Submission, tokens: int) -> Operation[Figures]:
 
 
 def _end_unneeded(pool: Pool, submission: Submission, *, cancel_pending: bool, no_more: bool) -> Operation[float]:
-    """Cancel or drain pilots that are not needed any more. Returns the seconds within which the others may end."""
+    """Cancel or drain pilots that are not needed any more. Returns how many seconds to wait for the others to end."""
     options = yield from tidy.pilot_options(submission)
     if options is None:
         return END_WAIT

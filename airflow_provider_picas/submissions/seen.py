@@ -14,7 +14,6 @@ from airflow_provider_picas.couchdb.http import Operation
 from airflow_provider_picas.couchdb.page import in_scope
 from airflow_provider_picas.couchdb.pool import Pool
 from airflow_provider_picas.lifecycle.json_values import number
-from airflow_provider_picas.lifecycle.leases import Silence
 from airflow_provider_picas.slurm.jobs import Job, Phase, SlurmStatus
 from airflow_provider_picas.slurm.reasons import meaning
 from airflow_provider_picas.submissions.deaths import Lease
@@ -115,7 +114,7 @@ def state_of(lease: Mapping[str, Any], now: float) -> str:
     read = Lease.parse(lease)
     if read.ended:
         return "ended"
-    if now > read.shown.renewed + read.shown.lease + Silence.GRACE:
+    if not read.shown.holds(now):
         return "silent"
     state = lease.get("state")
     return state if state in _STATES else "unknown"

@@ -12,12 +12,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from airflow_provider_picas.couchdb import conflicts, edits, errors
+from airflow_provider_picas.couchdb import conflicts, edits, errors, overview
 from airflow_provider_picas.couchdb.http import Request, Response, json_body
 from airflow_provider_picas.couchdb.pool import PAGE, TOO_LARGE, Document, Pool, page_of
 from airflow_provider_picas.lifecycle import transitions
 from airflow_provider_picas.lifecycle.ids import lease_id
-from airflow_provider_picas.lifecycle.leases import Silence
 from airflow_provider_picas.lifecycle.profile import JOB_FIELD, PICAS, Profile
 from airflow_provider_picas.lifecycle.transitions import held_by_pilot, reap
 from airflow_provider_picas.slurm import jobs as slurm_jobs
@@ -32,7 +31,6 @@ from airflow_provider_picas.tokens.states import State, state_of
 from airflow_provider_picas.tokens.text import one_line
 
 QUORUM_PROBE = "_local/picas-quorum"  # written to check whether a quorum of a cluster's nodes accepts a write
-MOST_LEASES = 2_000  # of the pool that are read to find those of a submission
 FIRST_READ = 4  # tokens read by the first request: their size is not known yet
 _FIELDS = ("_id", "_rev", "type", "lock", "done", "exit_code", "hostname", "slurm_job_id", "pilot", "claim")
 
@@ -251,13 +249,13 @@ def read_leases(pool: Pool, pilots: Sequence[str]) -> Operation[tuple[dict[str, 
 
 def _note_leases(pool: Pool, key: str, status: PilotStatus) -> Operation[None]:
     """Record whether pilots of a submission, whose cluster does not answer, have leases that hold."""
-    found, now = yield from pool.local_documents(lease_id(""), limit=MOST_LEASES)
+    found, now = yield from overview.pilots(pool)
     leases = [lease for lease in map(Lease.parse, found) if lease.submission == key]
     status.longest_lease = max((lease.shown.lease for lease in leases), default=LEASE)
     status.lease_holds = (
         now is None
-        or len(found) >= MOST_LEASES
-        or any(now <= lease.shown.renewed + lease.shown.lease + Silence.GRACE for lease in leases if not lease.ended)
+        or len(found) >= overview.MOST_LEASES
+        or any(lease.shown.holds(now) for lease in leases if not lease.ended)
     )
 
 

@@ -79,8 +79,8 @@ def of_profile(profile: Profile) -> dict[str, Any]:
         emit([batch, doc._id], null);"""
     claimable = f"(({javascript_state(profile)}) === 'todo') && !(doc.lock > 0)"
     maps = {"counts": counts, "tokens": tokens, "todo": _todo(claimable, profile)}
-    found = {name: {"map": _map(text, profile), "reduce": "_count"} for name, text in maps.items()}
-    found["counts"]["reduce"] = "_sum" if named else "_count"
+    reduces = dict.fromkeys(maps, "_count") | ({"counts": "_sum"} if named else {})
+    found = {name: {"map": _map(text, profile), "reduce": reduces[name]} for name, text in maps.items()}
     return {"language": "javascript", "views": found}
 
 

@@ -147,7 +147,7 @@ class PicasTokenEventTrigger(BaseEventTrigger):
         return missed + (memory.note(self, touched.position, fresh) if fresh else [])
 
     def wanted(self, batch: str) -> bool:
-        """True if this batch is submission."""
+        """True if events of this batch are wanted."""
         return self.batch is None or fnmatchcase(batch, self.batch)
 
     # -- what happened before ------------------------------------------------------------------------------------------
