@@ -83,7 +83,7 @@ class _Costs:
         return ((self._server.cpu() or 0.0) - before) / times
 
     def _view(self, view: str, **query: Any) -> Any:
-        return self._hook.do(_one(self._hook.pool.view_request(view, views.PROVIDER, **query)))
+        return self._hook.send(self._hook.pool.view_request(view, views.PROVIDER, **query))
 
     def _change(self, number: int) -> None:
         """Write some tokens as claimed."""
@@ -97,7 +97,7 @@ class _Costs:
         name = secrets.token_hex(4)
         lease = {"pilot": name, "submission": "bench", "renewed": 1, "lease": 120, "running": {}, "counts": {"done": 9}}
         put = self._hook.pool.document_path(lease_id(name))
-        return self._cpu(lambda: self._hook.do(_one(Request("PUT", put, body=json_body(lease)))))
+        return self._cpu(lambda: self._hook.send(Request("PUT", put, body=json_body(lease))))
 
     def flag(self) -> float:
         """Read leases of which there are none, as cheap as a read can be."""
@@ -142,12 +142,7 @@ class _Costs:
         """Read leases."""
         for place in range(number):
             path = self._hook.pool.document_path(lease_id(f"many-{place:04d}"))
-            self._hook.do(_one(Request("PUT", path, body=json_body({"pilot": f"many-{place}", "renewed": 1}))))
+            self._hook.send(Request("PUT", path, body=json_body({"pilot": f"many-{place}", "renewed": 1})))
         return self._cpu(
             lambda: self._hook.do(self._hook.pool.local_documents(lease_id("many-"), limit=number)), TIMES // 5
         )
-
-
-def _one(request: Request) -> Any:
-    """One request as an operation."""
-    return (yield request)

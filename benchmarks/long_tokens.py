@@ -81,6 +81,8 @@ class _Run:
 
 def run(server: Server, pairs: int) -> Iterator[Result]:
     """The cost of an hour. Measured once: it is a sum over many requests."""
+    if server.cpu() is None:
+        raise RuntimeError("The cost of an hour needs a CouchDB on this machine.")
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     before = server.cpu() or 0.0
     time.sleep(IDLE)

@@ -43,7 +43,6 @@ class Traffic:
     """What went over SSH."""
 
     commands: int = 0
-    seconds: float = 0.0
     slowest: float = 0.0
     bytes: int = 0  #: of their output
     begin: float = field(default_factory=time.monotonic)
@@ -58,7 +57,6 @@ class Traffic:
             begin = time.monotonic()
             output = carry_out(hook, step, client)
             self.commands += 1
-            self.seconds += time.monotonic() - begin
             self.slowest = max(self.slowest, time.monotonic() - begin)
             self.bytes += len(output.stdout) + len(output.stderr)
             return output

@@ -83,7 +83,8 @@ def run(server: Server, pairs: int) -> Iterator[Result]:
             Goal(4, at_least=True),
             pairs=found,
         )
-        yield _cost(f"the server's CPU for a token, {some}", "server", SERVER_MS, ours, theirs)
+        if server.cpu() is not None:
+            yield _cost(f"the server's CPU for a token, {some}", "server", SERVER_MS, ours, theirs)
         yield _cost(f"a pilot's CPU for a token beside its process, {some}", "pilot", PILOT_MS, ours, theirs)
     tally = Tally()
     found = in_pairs(_spawn, lambda: _ours(server, 1, tally), pairs)

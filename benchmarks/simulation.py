@@ -90,7 +90,6 @@ class Found:
     spent: Counter[str] = field(default_factory=Counter)  #: the same by kind of request
     requests: int = 0
     conflicts: int = 0
-    starved: float = 0.0  #: seconds that pilots waited for tokens while there were some
     ran: float = 0.0  #: seconds of commands
     longest_gap: float = 0.0  #: seconds between two renewals of a lease
     lost: int = 0  #: leases that were not renewed in time
@@ -307,7 +306,6 @@ class Pilot:
             begin = world.now
             claimed, seen = yield from self._take(wanted)
             if claimed:
-                world.found.starved += 0.0 if self.running else world.now - begin
                 self.ready += claimed
                 self.idle_since = None
                 self._run_next()

@@ -20,22 +20,29 @@ _ROOTS = {Path("/sys/fs/cgroup/cpuacct"): "cpuacct.usage", Path("/sys/fs/cgroup"
 @contextmanager
 def control_group() -> Iterator[Path | None]:
     """A control group for the processes of one run; None if it cannot be made."""
+    file = _make()
+    if file is None:
+        yield None
+        return
+    os.environ[VARIABLE] = str(file)
+    try:
+        yield file.parent
+    finally:
+        del os.environ[VARIABLE]
+        with suppress(OSError):  # a process has not ended yet
+            file.parent.rmdir()
+
+
+def _make() -> Path | None:
+    """The file with the CPU time of a new group; None if none can be made."""
     for root, name in _ROOTS.items():
         group = root / f"picas-bench-{os.getpid()}"
         with suppress(OSError):
             group.mkdir()
-            if not (group / name).exists():
-                group.rmdir()
-                continue
-            os.environ[VARIABLE] = str(group / name)
-            try:
-                yield group
-            finally:
-                del os.environ[VARIABLE]
-                with suppress(OSError):  # a process has not ended yet
-                    group.rmdir()
-            return
-    yield None
+            if (group / name).exists():
+                return group / name
+            group.rmdir()
+    return None
 
 
 def inside(group: Path | None, argv: list[str]) -> list[str]:

@@ -223,8 +223,8 @@ def _pool(place: Path, marks: Marks, side: str, kind: str) -> Outcome:
 
 def _submitting_process() -> subprocess.Popen[str]:
     """A process that pushes the tokens, prints their batch, and stays, as a task that waits."""
-    program = f"print('batch', rates.push({TASKS}), flush=True); time.sleep(3600)"
-    argv = [sys.executable, "-c", f"import time; from benchmarks.peers import rates; {program}"]
+    program = f"print('batch', push_tokens({TASKS}), flush=True); time.sleep(3600)"
+    argv = [sys.executable, "-c", f"import time; from benchmarks.pilots import push_tokens; {program}"]
     return subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 

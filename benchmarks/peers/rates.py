@@ -20,13 +20,13 @@ from statistics import median
 from typing import Any
 
 from airflow_provider_picas.hooks.picas import PicasHook
-from airflow_provider_picas.operators.tokens import PicasPushTokensOperator
 from benchmarks import pilot_folder
 from benchmarks.measure import Goal, Result
 from benchmarks.peers import progress
 from benchmarks.peers.control_group import control_group, inside
 from benchmarks.peers.progress import Progress, Speed
-from benchmarks.server import CONN_ID, Server, context
+from benchmarks.pilots import push_tokens
+from benchmarks.server import CONN_ID, Server
 from stack import install, paths, processes
 from stack.pool import Pool
 
@@ -139,16 +139,6 @@ def _program(program: str) -> Callable[[Run], list[Progress]]:
     return readings
 
 
-def push(tasks: int) -> str:
-    """Push tokens. Returns their batch."""
-    operator = PicasPushTokensOperator(task_id="push", inputs=list(range(tasks)), picas_conn_id=CONN_ID)
-    batch = str(operator.execute(context())["batch"])
-    hook = PicasHook(CONN_ID)
-    hook.count(batch)  # the views are indexed
-    hook.count()
-    return batch
-
-
 def _pilots(run: Run) -> list[Progress]:
     return _own_pilots(run, run.workers, 1)
 
@@ -159,7 +149,7 @@ def _slots(run: Run) -> list[Progress]:
 
 def _own_pilots(run: Run, pilots: int, slots: int) -> list[Progress]:
     with run.server.pool(views=True) as pool:
-        batch = push(run.tasks)
+        batch = push_tokens(run.tasks)
         started = pilot_folder.start(
             pool, run.place / "pilots", pilots, run.group, batch=batch, command=run.command, slots=slots
         )
@@ -168,7 +158,7 @@ def _own_pilots(run: Run, pilots: int, slots: int) -> list[Progress]:
 
 def _client(run: Run) -> list[Progress]:
     with run.server.pool(views=True) as pool:
-        push(run.tasks)
+        push_tokens(run.tasks)
         started = [start_client(pool, run.place, number, run.command, run.group) for number in range(run.workers)]
         return _followed(started, lambda: PicasHook(CONN_ID).count().done, run)
 

@@ -127,7 +127,7 @@ class Run:
                 # The trigger travels through the database as JSON, and so does its event.
                 _, fields = deferred.trigger.serialize()
                 trigger = PicasTokenStateTrigger(**json.loads(json.dumps(fields)))
-                payload = asyncio.run(_first_event(trigger))
+                payload = asyncio.run(first_event(trigger))
                 method = getattr(self._sensor, deferred.method_name)
                 arguments = {"event": json.loads(json.dumps(payload)), **(deferred.kwargs or {})}
             except Exception as error:
@@ -249,12 +249,13 @@ class Run:
 
     def history(self) -> tuple[History, Path]:
         """What happened to the tokens and their commands, and the file in which it is kept."""
-        ends = {line.claim: line.at for line in self.lines() if line.ended}
+        lines = self.lines()
+        ends = {line.claim: line.at for line in lines if line.ended}
         runs = [
             history.Run(
                 line.token, line.claim, line.job, line.at, ends.get(line.claim), 0 if line.claim in ends else None
             )
-            for line in self.lines()
+            for line in lines
             if not line.ended
         ]
         documents = {token["_id"]: token for token in self.pool.tokens()}
@@ -279,8 +280,7 @@ class Run:
         assert history.check(found, history.OF_COMMANDS) == [], f"history: {file}"
         allowed = Counter(died_with)
         begun, ended = self.begun(), self.ended()
-        tokens = {token["_id"]: token for token in self.pool.tokens()}
-        for token, document in tokens.items():
+        for token, document in found.documents.items():
             assert begun[token] <= 1 + allowed[token], (token, begun[token], document, self.logs())
             assert 1 <= ended[token] <= 1 + allowed[token], (token, document)
             assert "pilot" not in document, document
@@ -297,7 +297,7 @@ class Run:
             )
 
 
-async def _first_event(trigger: PicasTokenStateTrigger) -> Any:
+async def first_event(trigger: PicasTokenStateTrigger) -> Any:
     async for event in trigger.run():
         return event.payload
     raise AssertionError("the trigger ended without an event")

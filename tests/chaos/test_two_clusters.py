@@ -24,7 +24,7 @@ from stack import native, processes
 from stack.cluster import Cluster
 from stack.cluster.slurm import NAME
 from stack.pool import Pool
-from tests.chaos.run import tell
+from tests.chaos.run import first_event, tell
 from tests.conftest import set_connection
 from tests.integration.tasks import context
 
@@ -95,12 +95,6 @@ class Drain:
     def done(self, site: str) -> set[str]:
         """The tokens whose commands have ended on a cluster."""
         return {token for token, where in self.lines("end") if where == site}
-
-
-async def first_event(trigger: PicasTokenStateTrigger) -> Any:
-    async for event in trigger.run():
-        return event.payload
-    raise AssertionError("the trigger ended without an event")
 
 
 def test_a_cluster_is_lost_in_the_middle(
