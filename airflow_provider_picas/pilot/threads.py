@@ -212,7 +212,7 @@ class Claimer(threading.Thread):
         if not wanted or not self._lease.valid():
             work.wait(0.5)
             return
-        begin = time.monotonic()
+        busy, begin = self._busy(), time.monotonic()
         tokens = claims.take(wanted, self._fits, work.deaths_allowed(self._reporter.pending()))
         self._took = time.monotonic() - begin
         self.release_in_flight()
@@ -222,7 +222,7 @@ class Claimer(threading.Thread):
             work.pause(random.uniform(0.01, 0.1))
         elif claims.deferred or self._database.skips_for_now():
             work.wait(2.0, until=lambda: not self._busy())
-        else:
+        elif not busy or self._busy():  # else a token of this pilot may wait again since the search: search once more
             self._find_nothing(work)
 
     def _start(self, tokens: List[Token]) -> bool:

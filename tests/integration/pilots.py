@@ -256,8 +256,8 @@ def put_lease(pool: Pool, pilot_id: str, *, age: float = 0, ended: bool = False)
 class Proxy(faults.Relay):
     """Passes a connection on to the database, or fails to, as ``fault`` says for each request.
 
-    "": pass on. "refuse": close at once. "drop answer": pass the request on, close instead of answering. "503": answer so.
-    "202": tell that what was written is not safe yet, as a cluster does when nodes are away.
+    "": pass on. "refuse": close at once. "drop answer": pass the request on, close instead of answering. "hold answer": answer a
+    second later. "503": answer so. "202": tell that what was written is not safe yet, as a cluster does when nodes are away.
     """
 
     def __init__(self, server: couchdb.CouchDBAdmin) -> None:
@@ -285,6 +285,8 @@ class Proxy(faults.Relay):
         answer = self._message(upstream)
         if fault == "drop answer":
             return False
+        if fault == "hold answer":
+            time.sleep(1)
         if fault == "cut answer":
             client.sendall(answer[: len(answer) // 2])
             return False

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from airflow_provider_picas.tokens.states import State, state_of
-from tests.integration.pilots import COUNT, Pool, Submission, left_behind
+from tests.integration.pilots import COUNT, Pool, Proxy, Submission, left_behind
 
 
 def test_a_token_is_run_and_its_result_written(pool: Pool, submission: Submission) -> None:
@@ -104,6 +104,16 @@ def test_a_failed_token_is_retried_and_its_attempts_kept(pool: Pool, submission:
     assert doc["error"][-1]["message"] == "exit code 1: because"
     assert [pool.attachment("b:0000", f"attempt-{n}.out") for n in (1, 2, 3)] == [b"try 1\n", b"try 2\n", b"try 3\n"]
     assert state_of(pool.get("b:0003")) is State.DONE
+
+
+def test_a_token_that_waits_again_while_the_pilot_searches_is_run(
+    pool: Pool, behind_proxy: Submission, proxy: Proxy
+) -> None:
+    """The second slot's search finds nothing; before its answer is here, the first slot's token has failed."""
+    proxy.fault = lambda request: "hold answer" if b"/_view/todo" in request.split(b"\r\n")[0] else ""
+    pool.push([{"input": 1}])
+    assert behind_proxy.run(COUNT + "; sleep 0.3; exit 1", max_retries=1, slots=2) == 0, behind_proxy.log()
+    assert behind_proxy.runs() == {"b:0000": 2}
 
 
 def test_retries_keep_ten_logs_at_most(pool: Pool, submission: Submission) -> None:
