@@ -93,6 +93,11 @@ class Profile(NamedTuple):
                 return row
         return None
 
+    def further_name_of(self, doc: Mapping[str, Any]) -> Optional[str]:
+        """The name that the pool itself gives to the state of a token; None if it is that of the state."""
+        row = None if self.is_default else self.named_state_of(doc)
+        return row.name if row and row.name != row.state else None
+
     def state_of(self, doc: Mapping[str, Any]) -> Optional[str]:
         """The state as which a token counts, or None for one in no state."""
         row = self.named_state_of(doc)

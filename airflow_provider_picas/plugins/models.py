@@ -265,11 +265,12 @@ class CausesAnswer(Model):
 
 
 class TokenRow(Model):
-    """A token in the table."""
+    """A token in the table. ``name``: the name that the pool itself gives to its state."""
 
     id: str
     key: str
     state: StateName
+    name: str | None = None
     node: str | None = None
     pilot: str | None = None
     job: str | None = None
@@ -327,12 +328,14 @@ class Text(Model):
 
 
 class TokenAnswer(Model):
-    """Everything of a token. ``fields``: those that are not shown elsewhere, one by one."""
+    """Everything of a token. ``name``: the name that the pool itself gives to its state. ``fields``: those that are not
+    shown elsewhere, one by one."""
 
     id: str
     key: str
     rev: str
     state: StateName
+    name: str | None = None
     priority: float | None = None
     scrubs: int = 0
     cause: str | None = None

@@ -39,7 +39,8 @@ _TEXT_ENDINGS = (".txt", ".log", ".out", ".err", ".csv", ".json", ".md", ".yaml"
 
 @dataclass(frozen=True)
 class Filter:
-    """Conditions on a token; None sets none. ``key``: the beginning of the key. ``cause``: the id of a cause."""
+    """Conditions on a token; None sets none. ``key``: the beginning of the key. ``cause``: the id of a cause. ``name``: the
+    name that the pool itself gives to the token's state."""
 
     batch: str | None = None
     key: str | None = None
@@ -47,11 +48,12 @@ class Filter:
     node: str | None = None
     pilot: str | None = None
     min_attempts: int | None = None
+    name: str | None = None
 
     @property
     def reads(self) -> bool:
         """True if tokens must be read to find those that match: ids do not tell."""
-        return any((self.cause, self.node, self.pilot, self.min_attempts))
+        return any((self.cause, self.node, self.pilot, self.min_attempts, self.name))
 
     def matches(self, row: Mapping[str, Any]) -> bool:
         """True if the row of a token meets the conditions."""
@@ -61,6 +63,7 @@ class Filter:
             and (self.node is None or row["node"] == self.node)
             and (self.pilot is None or self.pilot in (row["pilot"], row["job"]))
             and (self.min_attempts is None or row["attempts"] >= self.min_attempts)
+            and (self.name is None or row["name"] == self.name)
         )
 
 
@@ -86,6 +89,7 @@ def row_of(token: Mapping[str, Any], batch: str | None, profile: Profile = PICAS
         "id": str(token["_id"]),
         "key": key_of(str(token["_id"]), batch),
         "state": str(state or "stateless"),
+        "name": profile.further_name_of(token),
         "node": short(shown.get("hostname")) if running else None,
         "pilot": short(shown.get("pilot")) if running else None,
         "job": _job(shown) if running else None,
@@ -122,7 +126,7 @@ def details_of(token: Mapping[str, Any], batch: str | None, profile: Profile = P
     others = [name for name in shown if name not in _SHOWN][:MOST_FIELDS]
     kept = list_or_empty(shown.get("attempts"))
     return {
-        **{name: row[name] for name in ("id", "key", "state", "priority", "cause")},
+        **{name: row[name] for name in ("id", "key", "state", "name", "priority", "cause")},
         "rev": str(token.get("_rev", "")),
         "scrubs": scrubs_of(token),
         **{name: text_of(shown[name]) if name in shown else None for name in ("input", "output")},

@@ -53,14 +53,18 @@ async def tokens(
     node: Text = None,
     pilot: Text = None,
     min_attempts: Annotated[int | None, Query(ge=0)] = None,
+    name: Text = None,
     sort: Literal["id", "ended"] = "id",
     descending: bool = False,
     cursor: Annotated[str | None, Query(max_length=2_000)] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> TokensAnswer:
-    """A page of tokens. ``key``: the beginning of the key. ``cause``: the id of a cause. In the order of the times at
+    """A page of tokens. ``key``: the beginning of the key. ``cause``: the id of a cause. ``name``: the name that the pool
+    itself gives to the state, for tokens of profiles with such names. In the order of the times at
     which they ended, there are tokens that have ended only, and no other filter than ``state``."""
-    chosen = Filter(viewer.scope.batch, key or None, cause or None, node or None, pilot or None, min_attempts)
+    chosen = Filter(
+        viewer.scope.batch, key or None, cause or None, node or None, pilot or None, min_attempts, name or None
+    )
     if sort == "id":
         return await answers.tokens.tokens(viewer.scope, state, chosen, cursor, limit, descending)
     if chosen.reads or chosen.key:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from airflow_provider_picas.lifecycle.profile import SHIPPED, read
 from airflow_provider_picas.tokens import table
 
 NOW = 1_763_820_000
@@ -63,3 +64,40 @@ def test_attempts_are_counted_with_those_that_were_dropped(fields: dict[str, Any
 )
 def test_how_an_attachment_may_be_shown(name: str, kind: Any, shown: str) -> None:
     assert table.how_to_show(name, {"content_type": kind, "length": 3}) == shown
+
+
+@pytest.mark.parametrize(
+    ("fields", "state", "name"),
+    [
+        ({"lock": NOW, "done": 0, "status": "downloading"}, "locked", "downloading"),
+        ({"lock": NOW, "done": 0, "status": "other"}, "locked", None),
+        ({"lock": 0, "done": 0, "status": "downloading"}, "todo", None),
+        ({"lock": 0, "done": NOW, "status": ["downloading"]}, "stateless", None),
+    ],
+)
+def test_a_row_has_the_name_that_the_pool_gives_to_the_state(
+    fields: dict[str, Any], state: str, name: str | None
+) -> None:
+    token = {**TOKEN, "type": "SKSP", **fields}
+    for shown in (
+        table.row_of(token, "SKSP", SHIPPED["grid_lrt"]),
+        table.details_of(token, "SKSP", SHIPPED["grid_lrt"]),
+    ):
+        assert (shown["state"], shown["name"]) == (state, name)
+    assert table.row_of(token, "SKSP")["name"] is None, "a plain pool has no names of its own"
+
+
+def test_a_filter_by_name_reads_tokens_and_tells_states_of_the_same_name_apart() -> None:
+    rows = [
+        {"state": "todo", "when": "lock == 0"},
+        {"state": "locked", "name": "staging", "when": 'lock > 0 && done == 0 && step == "a"'},
+        {"state": "locked", "when": "lock > 0 && done == 0"},
+        {"state": "done", "when": "exit_code == 0"},
+        {"state": "error", "name": "staging", "when": "done > 0"},
+    ]
+    profile = read({"name": "steps", "states": rows})
+    chosen = table.Filter("b", name="staging")
+    assert chosen.reads
+    tokens = [TOKEN, {**TOKEN, "exit_code": 0}, {**TOKEN, "done": 0, "step": "a"}, {**TOKEN, "done": 0}]
+    found = [table.row_of(token, "b", profile) for token in tokens]
+    assert [row["state"] for row in found if chosen.matches(row)] == ["error", "locked"]

@@ -42,7 +42,7 @@ const Legend = ({ overview }: { overview: Overview }) => {
   return (
     <div className="legend">
       {present.map((state) => (
-        <button key={state} onClick={() => setAddress({ tab: "tokens", state, cause: undefined })} type="button">
+        <button key={state} onClick={() => setAddress({ tab: "tokens", state, name: undefined, cause: undefined })} type="button">
           <span className="dot" style={{ background: COLOURS[state] }} />
           <b data-state={state}>{number(overview.counts[state])}</b> {LABELS[state]}
           {namesOf(overview.counts, state) !== "" && <span className="muted foreign">({shown(namesOf(overview.counts, state))})</span>}

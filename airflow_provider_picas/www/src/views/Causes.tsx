@@ -39,7 +39,7 @@ const Opened = ({ cause }: { cause: Cause }) => {
           <Foreign text={keyOfId(id)} />
         </button>
       ))}
-      <button className="link" onClick={() => set({ tab: "tokens", cause: cause.id, state: "error" })} type="button">
+      <button className="link" onClick={() => set({ tab: "tokens", cause: cause.id, state: "error", name: undefined })} type="button">
         {cause.tokens > cause.sample.length ? `All ${number(cause.tokens)} in the table` : "In the table"}
       </button>
     </div>

@@ -136,7 +136,7 @@ const Nodes = ({ scope }: { scope: Scope }) => {
             return (
               <tr key={node}>
                 <td>
-                  <button className="link" onClick={() => set({ tab: "tokens", node, state: failed > 0 ? "error" : undefined })} type="button">
+                  <button className="link" onClick={() => set({ tab: "tokens", node, state: failed > 0 ? "error" : undefined, name: undefined })} type="button">
                     <Foreign text={node} />
                   </button>
                 </td>

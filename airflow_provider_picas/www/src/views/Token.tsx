@@ -121,7 +121,7 @@ const Content = ({ token, ...props }: BatchProps & { token: TokenAnswer }) => {
   return (
     <>
       <div className="row">
-        <State state={token.state} />
+        <State name={token.name} state={token.state} />
         {token.scrubs > 0 && <span className="muted">released {many(token.scrubs, "time")}</span>}
         {token.priority != null && <span className="muted">priority {token.priority}</span>}
         <span className="grow" />

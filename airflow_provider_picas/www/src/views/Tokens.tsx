@@ -1,7 +1,7 @@
 import { keepPreviousData, useQuery } from "@tanstack/react-query";
 import { type Dispatch, type SetStateAction, useState } from "react";
 
-import { client, data, type Overview, type Scope, type StateName, type TokenFilter, type TokenRow, type TokensAnswer } from "../api/client";
+import { client, type Counts, data, type Overview, type Scope, type StateName, type TokenFilter, type TokenRow, type TokensAnswer } from "../api/client";
 import { clock, LABELS, many, number, STATES, took } from "../lib/format";
 import { shown } from "../lib/text";
 import { ActionButton } from "./Actions";
@@ -10,7 +10,7 @@ import { useCauses } from "./Causes";
 import { againWhileBuilding, keyOf, useAddress } from "./hooks";
 import { BuildingNote, Foreign, Loading, State, Trouble } from "./parts";
 
-const FIELDS = ["state", "key", "cause", "node", "pilot", "attempts"] as const;
+const FIELDS = ["state", "name", "key", "cause", "node", "pilot", "attempts"] as const;
 type Field = (typeof FIELDS)[number];
 const SIZE = 50;
 
@@ -69,22 +69,44 @@ const CauseChoice = ({ scope }: { scope: Scope }) => {
   );
 };
 
-const Filters = ({ scope }: { scope: Scope }) => {
+/** The states, each followed by the names that the pool itself has for it. */
+const StateChoice = ({ counts }: { counts: Counts }) => {
+  const [get, set] = useAddress();
+  const [state, name] = [get("state"), get("name")];
+  const namesIn = (of: StateName): string[] => {
+    const found = Object.keys(counts.named[of] ?? {});
+    return of === state && name !== undefined && !found.includes(name) ? [...found, name] : found;
+  };
+  const choose = (value: string) => {
+    const [chosen, ...rest] = value.split("/");
+    set({ state: chosen, name: rest.join("/") });
+  };
+  return (
+    <label>
+      State
+      <select name="state" onChange={({ target: { value } }) => choose(value)} value={name === undefined ? (state ?? "") : `${state ?? ""}/${name}`}>
+        <option value="">any</option>
+        {STATES.flatMap((each) => [
+          <option key={each} value={each}>
+            {LABELS[each]}
+          </option>,
+          ...namesIn(each).map((of) => (
+            <option key={`${each}/${of}`} value={`${each}/${of}`}>
+              {LABELS[each]} ({shown(of).slice(0, 60)})
+            </option>
+          )),
+        ])}
+      </select>
+    </label>
+  );
+};
+
+const Filters = ({ scope, overview }: BatchProps) => {
   const [get, set] = useAddress();
   const used = FIELDS.some((name) => get(name) !== undefined);
   return (
     <div className="filters" role="search">
-      <label>
-        State
-        <select name="state" onChange={({ target: { value } }) => set({ state: value })} value={get("state") ?? ""}>
-          <option value="">any</option>
-          {STATES.map((state) => (
-            <option key={state} value={state}>
-              {LABELS[state]}
-            </option>
-          ))}
-        </select>
-      </label>
+      <StateChoice counts={overview.counts} />
       <Typed hint="begins with" label="Key" name="key" />
       <CauseChoice scope={scope} />
       <Typed label="Node" name="node" />
@@ -113,6 +135,7 @@ const useFilter = ({ scope, overview }: BatchProps): TokenFilter => {
   return {
     ...scope,
     state: get("state") as StateName | undefined,
+    name: get("name"),
     key: get("key"),
     cause: get("cause"),
     node: get("node"),
@@ -157,7 +180,7 @@ const Row = ({ token, chosen, onChoose }: { token: TokenRow; chosen: boolean; on
         )}
       </td>
       <td>
-        <State state={token.state} />
+        <State name={token.name} state={token.state} />
       </td>
       <td className="narrow-off">{token.node != null && <Foreign text={token.node} />}</td>
       <td className="narrow-off mono">{token.job != null && <Foreign text={token.job} />}</td>
@@ -256,7 +279,7 @@ export const Tokens = (props: BatchProps) => {
   });
   return (
     <div className="stack">
-      <Filters scope={props.scope} />
+      <Filters {...props} />
       {chosen.size > 0 && <Chosen {...props} chosen={chosen} onClear={() => setChosen(new Set())} />}
       {error && <Trouble error={error} />}
       {!answer && !error && <Loading what="tokens" />}

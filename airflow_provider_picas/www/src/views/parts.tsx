@@ -25,10 +25,16 @@ export const Lines = ({ text, label, className }: { text: string; label: string;
   </pre>
 );
 
-export const State = ({ state }: { state: StateName }) => (
+/** A state, and the name that the pool itself has for it. */
+export const State = ({ state, name }: { state: StateName; name?: string | null | undefined }) => (
   <span className="state">
     <span className="dot" style={{ background: COLOURS[state] }} />
     {LABELS[state]}
+    {name != null && (
+      <span className="muted">
+        (<Foreign text={name} />)
+      </span>
+    )}
   </span>
 );
 

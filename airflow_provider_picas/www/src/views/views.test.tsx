@@ -121,6 +121,38 @@ it("shows the names that a pool has for parts of a state", async () => {
   expect(running.textContent).toBe("2 running(1 downloading, 1 ⟨U+202E⟩launched)");
 });
 
+it("shows the name of a token's state, and filters by it on the server", async () => {
+  const named = { locked: { "\u202elaunched/2": 1, downloading: 1 } };
+  answers["/picas/api/batch"] = { ...overview, counts: { ...overview.counts, named } };
+  const running = { ...token, state: "locked", name: "downloading", cause: null };
+  answers["/picas/api/batch/tokens"] = { tokens: [running, { ...running, id: "t:2", name: "\u202elaunched/2" }], next: null, partial: false };
+  answers["/picas/api/token"] = { ...running, rev: "1-a", scrubs: 0, fields: {}, attempts: [], earlier: 0, attachments: [] };
+  show(batch, "/?picas_tab=tokens&picas_sort=ended");
+  expect((await screen.findAllByRole("row")).map((row) => row.children[2]?.textContent)).toEqual([
+    "State", "running(downloading)", "running(⟨U+202E⟩launched/2)",
+  ]);
+  const choice = screen.getByLabelText<HTMLSelectElement>("State");
+  expect([...choice.options].map(({ text }) => text)).toEqual([
+    "any", "done", "failed", "running", "running (⟨U+202E⟩launched/2)", "running (downloading)", "waiting", "no state",
+  ]);
+  fireEvent.change(choice, { target: { value: "locked/\u202elaunched/2" } });
+  await waitFor(() => expect(requests("/picas/api/batch/tokens")).toHaveLength(2));
+  const query = requests("/picas/api/batch/tokens").at(-1)?.url.searchParams;
+  expect([query?.get("state"), query?.get("name"), query?.get("sort")]).toEqual(["locked", "\u202elaunched/2", "id"]);
+
+  // The last such token may be gone: the choice stays. Another state sets no name.
+  Source.last?.send("overview", JSON.stringify(overview));
+  await waitFor(() => expect(choice.options).toHaveLength(7));
+  expect(choice.value).toBe("locked/\u202elaunched/2");
+  fireEvent.change(choice, { target: { value: "locked" } });
+  await waitFor(() => expect(requests("/picas/api/batch/tokens")).toHaveLength(3));
+  expect(requests("/picas/api/batch/tokens").at(-1)?.url.searchParams.get("name")).toBeNull();
+
+  fireEvent.click(screen.getAllByRole("button", { name: /onerror/ })[0] as HTMLElement);
+  const dialog = within(await screen.findByRole("dialog", { hidden: true }));
+  expect((await dialog.findByText("downloading")).closest(".state")?.textContent).toBe("running(downloading)");
+});
+
 it("says why an action may not be used, and does not ask for it", async () => {
   show(batch);
   const drain = await screen.findByRole("button", { name: "Drain pilots" });
