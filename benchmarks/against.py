@@ -50,12 +50,25 @@ def main() -> int:
                 return 0.0
 
             in_pairs(lambda: measure(after), lambda: measure(before), options.pairs)
-            for what in runs[after][0]:
-                ratios = [new[what] / old[what] for new, old in zip(runs[after], runs[before], strict=True)]
-                slower |= median(ratios) > SLOWER
-                spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
-                print(f"{name}: {what:<70} {median(ratios):.3f}  ({spread})", flush=True)
+            slower |= compare(name, runs[after], runs[before])
     return int(slower)
+
+
+def compare(name: str, after: list[dict[str, float]], before: list[dict[str, float]]) -> bool:
+    """Print a line for each result of a benchmark. True if one is slower than ``SLOWER`` allows.
+
+    A result that one of the versions does not have is named, and not compared.
+    """
+    slower = False
+    for what in {**after[0], **before[0]}:
+        if what not in after[0] or what not in before[0]:
+            print(f"{name}: {what:<70} only {'HEAD' if what in after[0] else 'the earlier version'} has it", flush=True)
+            continue
+        ratios = [new[what] / old[what] for new, old in zip(after, before, strict=True)]
+        slower |= median(ratios) > SLOWER
+        spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+        print(f"{name}: {what:<70} {median(ratios):.3f}  ({spread})", flush=True)
+    return slower
 
 
 @contextmanager

@@ -47,10 +47,10 @@ SMOOSH = ("ratio_dbs", "slack_dbs", "ratio_views", "slack_views")
 NEVER = "1.0e30"  # a priority that no file reaches
 
 
-def _count(hook: PicasHook) -> float:
+def _count(hook: PicasHook, batch: str) -> float:
     """Seconds of a count."""
     with clock() as taken:
-        hook.count("run-0")
+        hook.count(batch)
     return taken.seconds
 
 
@@ -152,10 +152,15 @@ def _month(server: Server) -> Month:
             for number in range(RUNS):
                 if number % SUBMIT_EVERY == 0:
                     asyncio.run(_pilots(number))
-                with clock() as taken:
-                    _run(hook, f"run-{number}", folder / "archive" if number % 2 else None)
+                batch = f"run-{number}"
+                with clock() as worked:
+                    _run(hook, batch)
+                counting = median(_count(hook, batch) for _ in range(COUNTS))
+                with clock() as deleted:
+                    _delete(hook, batch, folder / "archive" if number % 2 else None)
                 _age(cluster, DAYS / RUNS)
-                month.runs.append(_left(server, hook, pool.database, taken.seconds, cluster))
+                seconds = worked.seconds + deleted.seconds
+                month.runs.append(_left(server, hook, pool.database, seconds, counting, cluster))
                 if number % 10 == 9:
                     print(f"  after {number + 1} runs: {month.runs[-1]}", flush=True)
     finally:
@@ -163,14 +168,18 @@ def _month(server: Server) -> Month:
     return month
 
 
-def _run(hook: PicasHook, batch: str, archive: Path | None) -> None:
-    """Push a batch, have it done, count it, and delete it."""
+def _run(hook: PicasHook, batch: str) -> None:
+    """Push a batch, have it done, and count it."""
     PicasPushTokensOperator(
         task_id="push", inputs=lambda: inputs(TOKENS), batch=batch, picas_conn_id=CONN_ID, deploy_views=False
     ).execute(context())
     bulk.finish(hook, batch)
     if (counts := hook.count(batch)).done != TOKENS:
         raise RuntimeError(f"{counts} were counted after {batch}.")
+
+
+def _delete(hook: PicasHook, batch: str, archive: Path | None) -> None:
+    """Delete the tokens of a batch, or archive them."""
     delete = PicasDeleteTokensOperator(
         task_id="delete", batch=batch, archive=str(archive) if archive else None, picas_conn_id=CONN_ID
     )
@@ -229,7 +238,7 @@ def _folders(cluster: Cluster) -> list[Path]:
     return [path for path in cluster.home.rglob("picas-*.[0-9]*") if path.is_dir()]
 
 
-def _left(server: Server, hook: PicasHook, database: str, seconds: float, cluster: Cluster) -> Run:
+def _left(server: Server, hook: PicasHook, database: str, seconds: float, counting: float, cluster: Cluster) -> Run:
     """What is in the pool after a run."""
     path = "/" + quote(database, safe="")
     sizes = server.admin.request("GET", path)[1].get("sizes") or {}
@@ -237,11 +246,10 @@ def _left(server: Server, hook: PicasHook, database: str, seconds: float, cluste
     for design in (views.PROVIDER, views.MONITOR):
         answer = server.admin.request("GET", f"{path}/_design/{design}/_info")[1]
         indexes += answer.get("view_index", {}).get("sizes", {}).get("file", 0)
-    counting = [_count(hook) for _ in range(COUNTS)]
     leases, _ = hook.do(hook.pool.local_documents(lease_id("")))
     return Run(
         seconds,
-        median(counting),
+        counting,
         float(sizes.get("file", 0)),
         indexes,
         float(sizes.get("active", 0)),

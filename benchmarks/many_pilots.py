@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -182,5 +181,4 @@ async def _watch(batch: dict[str, Any], pilots: dict[str, Any]) -> None:
 def _memory() -> float:
     """The memory of this process in MB."""
     gc.collect()
-    match = re.search(r"VmRSS:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    return int(match[1]) / 1_000 if match else 0.0
+    return processes.memory(os.getpid()) / 1e6

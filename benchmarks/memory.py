@@ -3,17 +3,17 @@ NUMBER``."""
 
 from __future__ import annotations
 
-import re
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from statistics import median
 
 from airflow_provider_picas.operators.tokens import PicasPushTokensOperator
 from benchmarks.measure import Goal, Result, in_pairs, medians
 from benchmarks.push import inputs
 from benchmarks.server import CONN_ID, Server, context
+from stack import processes
 
 FEW, MANY = 1_000, 1_000_000
 
@@ -47,8 +47,7 @@ def push(number: int) -> float:
     )
     if operator.execute(context())["tokens"] != number:
         raise RuntimeError(f"{number} tokens were not pushed.")
-    match = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    return int(match[1]) / 1_000 if match else 0.0
+    return processes.memory(os.getpid(), "VmHWM") / 1e6
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Starts pilots of this package as processes of this machine, with a folder as the submit operator makes it."""
+"""Starts pilots as processes of this machine: ours, with a folder as the submit operator makes it, and the PiCaS client's."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 from airflow_provider_picas.pilot import archive
 from airflow_provider_picas.slurm import credentials
 from benchmarks.peers.control_group import inside
+from stack import paths
 from stack.pool import Pool
 
 
@@ -36,3 +37,17 @@ def _start_one(folder: Path, place: int, number: int, group: Path | None) -> sub
             stderr=subprocess.STDOUT,
             env={**os.environ, "SLURM_ARRAY_TASK_ID": str(place), "SLURM_ARRAY_TASK_COUNT": str(number)},
         )
+
+
+def start_client(
+    pool: Pool, place: Path, number: int, command: list[str], group: Path | None = None
+) -> subprocess.Popen[bytes]:
+    """Start a pilot of the PiCaS client. Its log is in the folder."""
+    program = [str(paths.PICAS_VENV / "bin" / "python"), str(paths.PROJECT / "benchmarks" / "client_pilot.py")]
+    given = {"url": pool.url, "database": pool.database, "user": pool.user, "password": pool.password}
+    with (place / f"client-{number}.log").open("wb") as log:
+        process = subprocess.Popen(inside(group, program), stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT)
+    assert process.stdin is not None
+    process.stdin.write(json.dumps({**given, "command": command}).encode())
+    process.stdin.close()
+    return process

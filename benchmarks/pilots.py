@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import re
 import secrets
 import shutil
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -21,14 +19,12 @@ from typing import Any
 
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.operators.tokens import PicasPushTokensOperator
-from airflow_provider_picas.pilot import archive
-from airflow_provider_picas.slurm import credentials
 from airflow_provider_picas.tokens.counts import Counts
 from airflow_provider_picas.triggers.feed import feed_for
+from benchmarks import pilot_folder
 from benchmarks.measure import Goal, Result, in_pairs, medians, ratio
 from benchmarks.server import CONN_ID, Server, context, cpu_of
 from stack import paths
-from stack.pool import Pool
 
 PILOTS = (1, 2, 4, 8, 32)
 OUR_TOKENS, THEIR_TOKENS = 2_000, 250
@@ -128,7 +124,14 @@ def _ours(server: Server, number: int, tally: Tally) -> float:
     with server.pool(views=True) as pool:
         tokens = max(OUR_TOKENS, number * TOKENS_A_PILOT)
         batch = push_tokens(tokens)
-        taken = _measure(server, folder, [(_pilot(pool, folder, batch), "")] * number, tokens, batch)
+        command = _command(folder / "mark")
+        taken = _measure(
+            server,
+            folder,
+            lambda: pilot_folder.start(pool, folder, number, batch=batch, command=command),
+            tokens,
+            batch,
+        )
         taken.pilot -= number * start * 1e3 / tokens
     logs = "".join(path.read_text() for path in folder.glob("pilot-*.log"))
     lost = sum(int(conflicts) for conflicts in re.findall(r"Claims lost to other pilots: (\d+)", logs))
@@ -138,23 +141,12 @@ def _ours(server: Server, number: int, tally: Tally) -> float:
     return taken.seconds
 
 
-def _pilot(pool: Pool, folder: Path, batch: str) -> list[str]:
-    """The command line of one of our pilots."""
-    (folder / "credentials").mkdir(mode=0o700)
-    config = credentials.picasconfig(pool.url, pool.database, pool.user, pool.password)
-    (folder / "credentials" / credentials.FILE).write_bytes(config)
-    settings = {"command": _command(folder / "mark"), "submission": "bench", "batch": batch}
-    (folder / "pilot.json").write_text(json.dumps(settings))
-    (folder / archive.FILE).write_bytes(archive.build())
-    return [sys.executable, "-I", str(folder / archive.FILE), str(folder / "pilot.json")]
-
-
 @cache
 def _start_cpu(server: Server) -> float:
     """Seconds of CPU that a pilot takes to start and to end, without tokens."""
     folder = _folder()
     with server.pool(views=True) as pool:
-        process = _start(folder, 0, 1, _pilot(pool, folder, "none"), "")
+        (process,) = pilot_folder.start(pool, folder, 1, batch="none", command=["/bin/true"])
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         seconds = cpu_of(process.pid)
         process.wait()
@@ -167,11 +159,14 @@ def _theirs(server: Server, number: int, tally: Tally) -> float:
     with server.pool(views=True) as pool:
         tokens = max(THEIR_TOKENS, number * THEIR_TOKENS_A_PILOT)
         push_tokens(tokens)
-        argv = [str(paths.PICAS_VENV / "bin" / "python"), str(Path(__file__).with_name("client_pilot.py"))]
-        access = {"url": pool.url, "database": pool.database, "user": pool.user, "password": pool.password}
-        given = json.dumps({**access, "command": ["/bin/sh", "-c", _command(folder / "mark")]})
+        command = ["/bin/sh", "-c", _command(folder / "mark")]
         before = _counted(server, "httpd_status_codes", "409")
-        taken = _measure(server, folder, [(argv, given)] * number, tokens)
+        taken = _measure(
+            server,
+            folder,
+            lambda: [pilot_folder.start_client(pool, folder, place, command) for place in range(number)],
+            tokens,
+        )
         after = _counted(server, "httpd_status_codes", "409")
     taken.conflicts = None if before is None or after is None else (after - before) / tokens
     shutil.rmtree(folder)
@@ -195,15 +190,19 @@ def push_tokens(tokens: int) -> str:
 
 
 def _measure(
-    server: Server, folder: Path, pilots: list[tuple[list[str], str]], tokens: int, batch: str | None = None
+    server: Server,
+    folder: Path,
+    start: Callable[[], list[subprocess.Popen[bytes]]],
+    tokens: int,
+    batch: str | None = None,
 ) -> Taken:
-    """Start the pilots, each with its input, and wait until all tokens are done. Returns the cost per token.
+    """Start the pilots, and wait until all tokens are done. Returns the cost per token.
 
     For our pilots a wait follows the batch, as in Airflow: what it costs the server is part of a token's cost. Tokens
     of the client's pilots are counted in the views of ``Monitor``, which these pilots read anyway.
     """
     requests, cpu = requests_of(server), server.cpu()
-    processes = [_start(folder, place, len(pilots), *pilot) for place, pilot in enumerate(pilots)]
+    processes = start()
     asked = _count_until(tokens, folder) if batch is None else asyncio.run(_wait_until(batch, tokens, folder))
     ended = time.time()
     after = requests_of(server)
@@ -220,21 +219,6 @@ def _measure(
     if requests is not None and after is not None:
         taken.requests = (after - requests - asked) / tokens
     return taken
-
-
-def _start(folder: Path, place: int, pilots: int, argv: list[str], given: str) -> subprocess.Popen[bytes]:
-    with (folder / f"pilot-{place}.log").open("wb") as log:
-        process = subprocess.Popen(
-            argv,
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "SLURM_ARRAY_TASK_ID": str(place), "SLURM_ARRAY_TASK_COUNT": str(pilots)},
-        )
-    assert process.stdin is not None
-    process.stdin.write(given.encode())
-    process.stdin.close()
-    return process
 
 
 def _count_until(tokens: int, folder: Path) -> int:
@@ -263,7 +247,8 @@ async def _wait_until(batch: str, tokens: int, folder: Path) -> int:
 
 
 def _unfinished(folder: Path, done: int, tokens: int) -> RuntimeError:
-    return RuntimeError(f"{done} of {tokens} tokens are done: {(folder / 'pilot-0.log').read_text()[-1_000:]}")
+    (log,) = folder.glob("*-0.log")  # of the first pilot
+    return RuntimeError(f"{done} of {tokens} tokens are done: {log.read_text()[-1_000:]}")
 
 
 def requests_of(server: Server) -> float | None:

@@ -88,7 +88,7 @@ def _server(admin: CouchDBAdmin) -> Server:
 
 def listening_process(port: int) -> int | None:
     """The process on this machine that listens on a TCP port."""
-    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    rows = [line.split() for table in _tcp_tables() for line in table.read_text().splitlines()[1:]]
     sockets = {f"socket:[{row[9]}]" for row in rows if row[3] == "0A" and int(row[1].rpartition(":")[2], 16) == port}
     for folder in Path("/proc").glob("[0-9]*/fd"):
         with suppress(OSError):  # it may have ended, or belong to another user
@@ -96,6 +96,11 @@ def listening_process(port: int) -> int | None:
                 if os.readlink(descriptor) in sockets:
                     return int(folder.parent.name)
     return None
+
+
+def _tcp_tables() -> list[Path]:
+    """The kernel's tables of TCP sockets, of IPv4 and, unless it is switched off, of IPv6."""
+    return [path for path in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")) if path.exists()]
 
 
 def cpu_of(pid: int, *, children: bool = False) -> float:

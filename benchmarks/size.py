@@ -12,7 +12,6 @@ import asyncio
 import json
 import logging
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -304,9 +303,9 @@ def main(step: str, number: int, folder: Path) -> dict[str, Any]:
         report = TASKS[step](number, folder)
     if step not in ("wait", "finish") and report["tokens"] != number:
         raise RuntimeError(f"{step}: {report['tokens']:,} tokens instead of {number:,}.")
-    peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    peak = processes.memory(os.getpid(), "VmHWM")
     cpu = time.process_time() - before
-    return {"seconds": taken.seconds, "cpu": cpu, "memory": int(peak[1]) / 1_000 if peak else 0.0, **report}
+    return {"seconds": taken.seconds, "cpu": cpu, "memory": peak / 1e6, **report}
 
 
 if __name__ == "__main__":

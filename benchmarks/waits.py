@@ -10,14 +10,12 @@ import asyncio
 import json
 import os
 import random
-import re
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -29,7 +27,7 @@ from airflow_provider_picas.triggers import feed
 from airflow_provider_picas.triggers.tokens import PicasTokenStateTrigger
 from benchmarks.measure import Goal, Result
 from benchmarks.server import Server
-from stack import native
+from stack import native, processes
 
 WAITS, POOLS = 1_000, 10
 IDLE = 30.0  # seconds for which nothing happens
@@ -184,7 +182,7 @@ async def idle(number: int) -> dict[str, Any]:
     """Waits for which nothing happens."""
     async with waiting(wait, 1, POOLS):
         await asyncio.sleep(3)
-        before = _memory()
+        before = processes.memory(os.getpid())
     async with waiting(wait, number, POOLS):
         await asyncio.sleep(5)  # all have their counts
         TRAFFIC.requests = TRAFFIC.bytes = 0
@@ -192,7 +190,7 @@ async def idle(number: int) -> dict[str, Any]:
         await asyncio.sleep(IDLE)
         used = (time.process_time() - cpu) / (time.monotonic() - begin)
         polled = TRAFFIC.requests
-        feeds, memory = feed.open_feeds(), _memory() - before
+        feeds, memory = feed.open_feeds(), (processes.memory(os.getpid()) - before) / 1e6
     # All is read again now and then: once, to see what that costs.
     real, feed.READ_AGAIN = feed.READ_AGAIN, 4.0
     async with waiting(wait, number, POOLS):
@@ -252,12 +250,6 @@ def _finish(hook: PicasHook, number: int) -> float:
     token = hook.get(f"{_batch(number)}:00000000")
     hook.do(hook.pool.put({**token, "lock": now, "done": now, "exit_code": 0}))
     return time.monotonic()
-
-
-def _memory() -> float:
-    """The memory of this process in MB."""
-    match = re.search(r"VmRSS:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    return int(match[1]) / 1_000 if match else 0.0
 
 
 TASKS: dict[str, Callable[[int], Any]] = {"idle": idle, "alone": alone, "finish": finish, "poll": polls}

@@ -10,6 +10,7 @@ import fcntl
 import functools
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -129,6 +130,16 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def memory(pid: int, figure: str = "VmRSS") -> int:
+    """Bytes of memory of a process: resident now, or at most (``VmHWM``). 0 if it has ended."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    match = re.search(rf"^{figure}:\s+(\d+) kB", status, re.MULTILINE)
+    return int(match[1]) * 1024 if match else 0
 
 
 def marked(folder: Path) -> list[int]:

@@ -199,13 +199,14 @@ def _pool(place: Path, marks: Marks, side: str, kind: str) -> Outcome:
     """Pilots, ours or the client's, on an embedded server."""
     with CouchDB(place / "couchdb") as couchdb, Server(couchdb, "embedded").pool(views=True) as pool:
         client = _submitting_process()
-        batch = _line(client, "batch ")
-        command = marks.command("$PICAS_TOKEN_ID")
-        if kind == "pilots":
-            pilots = pilot_folder.start(pool, place / "pilots", WORKERS, batch=batch, command=command, lease=LEASE)
-        else:
-            pilots = [rates.start_client(pool, place, number, command) for number in range(WORKERS)]
+        pilots: list[subprocess.Popen[bytes]] = []
         try:
+            batch = _line(client, "batch ")
+            command = marks.command("$PICAS_TOKEN_ID")
+            if kind == "pilots":
+                pilots += pilot_folder.start(pool, place / "pilots", WORKERS, batch=batch, command=command, lease=LEASE)
+            else:
+                pilots += (pilot_folder.start_client(pool, place, number, command) for number in range(WORKERS))
             marks.wait_until(KILLED_AFTER)
             if side == "server":
                 couchdb.kill()

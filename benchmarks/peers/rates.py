@@ -28,7 +28,6 @@ from benchmarks.peers.progress import Progress, Speed
 from benchmarks.pilots import push_tokens
 from benchmarks.server import CONN_ID, Server
 from stack import install, paths, processes
-from stack.pool import Pool
 
 WORKERS = tuple(int(number) for number in os.environ.get("PICAS_BENCH_WORKERS", "1 2 4 8").split())
 SHORT, LONGER = ["/bin/true"], ["/bin/sleep", "0.05"]
@@ -159,22 +158,10 @@ def _own_pilots(run: Run, pilots: int, slots: int) -> list[Progress]:
 def _client(run: Run) -> list[Progress]:
     with run.server.pool(views=True) as pool:
         push_tokens(run.tasks)
-        started = [start_client(pool, run.place, number, run.command, run.group) for number in range(run.workers)]
+        started = [
+            pilot_folder.start_client(pool, run.place, number, run.command, run.group) for number in range(run.workers)
+        ]
         return _followed(started, lambda: PicasHook(CONN_ID).count().done, run)
-
-
-def start_client(
-    pool: Pool, place: Path, number: int, command: list[str], group: Path | None = None
-) -> subprocess.Popen[bytes]:
-    """Start a pilot of the PiCaS client. Its log is in the folder."""
-    program = [str(paths.PICAS_VENV / "bin" / "python"), str(paths.PROJECT / "benchmarks" / "client_pilot.py")]
-    given = {"url": pool.url, "database": pool.database, "user": pool.user, "password": pool.password}
-    with (place / f"client-{number}.log").open("wb") as log:
-        process = subprocess.Popen(inside(group, program), stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT)
-    assert process.stdin is not None
-    process.stdin.write(json.dumps({**given, "command": command}).encode())
-    process.stdin.close()
-    return process
 
 
 def _followed(started: list[subprocess.Popen[bytes]], count: Callable[[], int], run: Run) -> list[Progress]:

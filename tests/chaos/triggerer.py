@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import re
 import sys
 import time
 from pathlib import Path
 
 from airflow_provider_picas.triggers import feed
 from airflow_provider_picas.triggers.tokens import PicasTokenStateTrigger
+from stack import processes
 
 DATABASE = "soak"
 
@@ -50,14 +50,9 @@ async def run(folder: Path) -> None:
                 task.result()
         if time.monotonic() - measured > 1:
             measured = time.monotonic()
-            add(folder / "sizes", os.getpid(), _memory(), _sockets(), len(asyncio.all_tasks()), feed.open_feeds())
+            memory = processes.memory(os.getpid()) // 1024
+            add(folder / "sizes", os.getpid(), memory, _sockets(), len(asyncio.all_tasks()), feed.open_feeds())
         await asyncio.sleep(0.1)
-
-
-def _memory() -> int:
-    """In kB."""
-    match = re.search(r"VmRSS:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    return int(match[1]) if match else 0
 
 
 def _sockets() -> int:

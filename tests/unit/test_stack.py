@@ -47,3 +47,9 @@ def test_a_free_port_is_given_once(monkeypatch: pytest.MonkeyPatch) -> None:
         text=True,
     )
     assert "StopIteration" in ended.stderr, "another process gets neither"
+
+
+def test_the_memory_of_a_process_is_in_bytes() -> None:
+    assert processes.memory(os.getpid()) > 1e6
+    assert processes.memory(os.getpid(), "VmHWM") > 1e6
+    assert processes.memory(2**30) == 0

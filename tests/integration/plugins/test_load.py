@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 import threading
@@ -10,7 +9,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from airflow_provider_picas.tokens.states import State
@@ -69,11 +67,7 @@ def work(page: Page, tokens: list[str], watchers: list[Watcher]) -> None:
 def memory(page: Page) -> int:
     """Bytes of the largest process of the API server."""
     assert page.server.process is not None
-    found = []
-    for pid in processes.session(page.server.process.pid):
-        status = Path(f"/proc/{pid}/status").read_text()
-        found += [int(kilobytes) * 1024 for kilobytes in re.findall(r"^VmRSS:\s+(\d+) kB", status, re.MULTILINE)]
-    return max(found)
+    return max(processes.memory(pid) for pid in processes.session(page.server.process.pid))
 
 
 def test_many_watchers_cost_the_database_as_much_as_one(page: Page) -> None:
