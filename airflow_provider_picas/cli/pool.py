@@ -21,7 +21,7 @@ from airflow_provider_picas.lifecycle.transitions import for_display
 from airflow_provider_picas.slurm.remote import RemoteError
 from airflow_provider_picas.submissions import deaths
 from airflow_provider_picas.tokens import attachments, batch
-from airflow_provider_picas.tokens.causes import MESSAGE_LENGTH, message_of
+from airflow_provider_picas.tokens.causes import message_of
 from airflow_provider_picas.tokens.counts import Counts
 from airflow_provider_picas.tokens.selection import UnknownBatchError
 from airflow_provider_picas.tokens.states import State, state_of
@@ -205,7 +205,7 @@ def _attempts(token: Mapping[str, Any], profile: Profile) -> Iterator[str]:
     """A line for each known attempt, the last one first."""
     state = state_of(token, profile)
     if state is State.ERROR:  # the message has the exit code
-        now, where = f": {one_line(message_of(token), MESSAGE_LENGTH)}", _where({**token, "exit_code": None})
+        now, where = f": {message_of(token)}", _where({**token, "exit_code": None})
     else:
         now, where = "", _where(token)
     yield f"{one_line(str(token['_id']))} is {f'in state {state}' if state else 'in no state'}{now}{where}"

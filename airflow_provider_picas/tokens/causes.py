@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from airflow_provider_picas.tokens.states import to_string
+from airflow_provider_picas.tokens.text import one_line
 
 TEXT_LENGTH = 20_000  # characters of a token's errors that are read: the last ones
 CAUSE_LENGTH = 200  # characters of a cause
@@ -31,8 +32,10 @@ def cause_of(token: Mapping[str, Any]) -> str:
 
 
 def message_of(token: Mapping[str, Any]) -> str:
-    """The cause of a token's failure on one line, as the token has it."""
-    return _with_exit_code(_last_line(token)[:MESSAGE_LENGTH], token)
+    """The cause of a token's failure on one line, as the token has it, but escaped. A long one is cut before its exit code."""
+    line = _last_line(token)
+    code = one_line(_with_exit_code(line, token)[len(line) :], 100)
+    return one_line(line, MESSAGE_LENGTH - len(code)) + code
 
 
 @dataclass

@@ -16,7 +16,7 @@ from airflow_provider_picas.lifecycle.json_values import list_or_empty, number
 from airflow_provider_picas.lifecycle.profile import PICAS, Profile
 from airflow_provider_picas.lifecycle.transitions import JOB_ID_FIELDS, for_display
 from airflow_provider_picas.tokens import attachments, ids
-from airflow_provider_picas.tokens.causes import MESSAGE_LENGTH, cause_of, message_of
+from airflow_provider_picas.tokens.causes import cause_of, message_of
 from airflow_provider_picas.tokens.selection import scrubs_of
 from airflow_provider_picas.tokens.states import State, state_of, to_number, to_string
 from airflow_provider_picas.tokens.text import one_line
@@ -122,7 +122,7 @@ def details_of(token: Mapping[str, Any], batch: str | None, profile: Profile = P
     """Everything of a token."""
     shown, row = for_display(token, profile), row_of(token, batch, profile)
     if row["cause"]:
-        row["cause"] = one_line(message_of(shown), MESSAGE_LENGTH)
+        row["cause"] = message_of(shown)
     others = [name for name in shown if name not in _SHOWN][:MOST_FIELDS]
     kept = list_or_empty(shown.get("attempts"))
     return {

@@ -57,6 +57,13 @@ def test_the_message_of_a_token_keeps_its_numbers_and_paths(fields: dict[str, An
     assert message_of({"_id": "b:17", **fields}) == message
 
 
+def test_a_long_message_keeps_the_exit_code() -> None:
+    message = message_of({"error": [{"message": "\x1b" * 5_000}], "exit_code": 3})
+    assert message.endswith("… (exit code 3)")
+    assert message.startswith("\\x1b")
+    assert len(message) <= causes.MESSAGE_LENGTH
+
+
 def test_error_text_holds_code_exception_and_message() -> None:
     token = {"exit_code": 2, "error": [{"message": "one"}, {"message": "two", "exception": "E: three"}]}
     assert error_text(token) == "exit code 2\none\nE: three\ntwo"
