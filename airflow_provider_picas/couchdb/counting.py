@@ -129,12 +129,10 @@ def parse_rows(
         key = row["key"]
         if len(key) != 2 or not isinstance(key[0], str | None) or key[1] not in (None, *State):
             raise response.unexpected("a key is not a [batch, state] pair")
-        if not names:
-            found.append((key[0], key[1], row["value"]))
-            continue
-        if len(row["value"]) != len(names) + 1 or not all(isinstance(part, int) for part in row["value"]):
+        value = row["value"] if names else [row["value"]]
+        if len(value) != len(names) + 1 or not all(isinstance(part, int) for part in value):
             raise response.unexpected(f"a value is not a list of {len(names) + 1} numbers")
-        total, *of_names = row["value"]
+        total, *of_names = value
         found.append((key[0], key[1], total))
         found += [(key[0], name, part) for name, part in zip(names, of_names, strict=True) if part]
     return found

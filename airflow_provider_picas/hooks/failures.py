@@ -12,7 +12,7 @@ from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.tokens import attachments
 from airflow_provider_picas.tokens.causes import Groups
 from airflow_provider_picas.tokens.states import State, state_of
-from airflow_provider_picas.tokens.text import last_lines, one_line, sample
+from airflow_provider_picas.tokens.text import last_lines, number_of, one_line, sample
 
 _GROUPS = 10  # causes in the summary
 _TAIL = 1_000  # characters of a log in the summary
@@ -69,7 +69,7 @@ class FailedTokens:
 def report(groups: Sequence[Mapping[str, Any]], tokens: int) -> Iterator[str]:
     """A summary for people, as strings of one or more lines. ``tokens`` is the number in error."""
     if groups:
-        yield f"{tokens:,} {'token' if tokens == 1 else 'tokens'} failed. The causes:"
+        yield f"{number_of(tokens, 'token')} failed. The causes:"
     for group in groups:
         yield f"{group['tokens']:8d}  {one_line(group['cause'])} ({sample(group['ids'], total=group['tokens'])})"
         if group["log"]:

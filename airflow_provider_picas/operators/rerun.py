@@ -24,7 +24,7 @@ from airflow_provider_picas.submissions.submission import Submission
 from airflow_provider_picas.tokens.batch import Batch
 from airflow_provider_picas.tokens.ids import batch_id
 from airflow_provider_picas.tokens.states import State
-from airflow_provider_picas.tokens.text import one_line, sample
+from airflow_provider_picas.tokens.text import number_of, one_line, sample
 
 MOST_OFFERED = 20  # batches that a person can choose from
 _CAUSES = 5
@@ -211,8 +211,7 @@ def plan(preview: Mapping[str, Any], pilots: Mapping[str, Any] | None, asked: Ma
             "No tokens were selected, so there is nothing to do. The log of `preview` shows why they were skipped."
         )
     where = f"batch {code(preview['batch'])}" if preview["batch"] else "the pool"
-    tokens = "1 token" if number == 1 else f"{number:,} tokens"
-    lines = [f"**{tokens}** of {where} in {code(hook.settings.database)} would run again."]
+    lines = [f"**{number_of(number, 'token')}** of {where} in {code(hook.settings.database)} would run again."]
     failed = FailedTokens(hook)
     failed.add(islice(hook.tokens(State.ERROR, preview["batch"]), _FAILED))
     groups = failed.summary(_CAUSES)

@@ -30,6 +30,14 @@ def drain_flag_of(database: Database, submission: str) -> Doc:
     return database.get(prefix + "/" + quote(name, safe="")) or {}
 
 
+def stop_if_drained(work: Work, flag: Doc) -> bool:
+    """Drain the pilot if the drain flag of its submission is set. True if it is."""
+    if not flag.get("drain"):
+        return False
+    work.stop(DRAIN, "its submission is being drained")
+    return True
+
+
 class Lease(threading.Thread):
     """Renews the pilot's lease by the database's clock, and checks the drain flag and whether tokens were reaped."""
 
@@ -138,8 +146,7 @@ class Lease(threading.Thread):
         except Unreachable:
             flags = {drain: drain_flag_of(self._database, self._config.submission)}
         self._watched = number(flags.get(watched, {}).get("until")) > self._clock.now()
-        if flags.get(drain, {}).get("drain"):
-            self._work.stop(DRAIN, "its submission is being drained")
+        stop_if_drained(self._work, flags.get(drain, {}))
 
     def check_tokens(self) -> None:
         """Check the flags of the submission, and stop work on tokens that this pilot has lost. Raises Unreachable."""

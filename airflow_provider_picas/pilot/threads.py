@@ -19,7 +19,7 @@ from airflow_provider_picas.pilot.claims import EMPTY_FOR, EMPTY_QUERIES, Claims
 from airflow_provider_picas.pilot.clock import Clock
 from airflow_provider_picas.pilot.database import Database
 from airflow_provider_picas.pilot.errors import Unreachable
-from airflow_provider_picas.pilot.lease import Lease, drain_flag_of
+from airflow_provider_picas.pilot.lease import Lease, drain_flag_of, stop_if_drained
 from airflow_provider_picas.pilot.log import log
 from airflow_provider_picas.pilot.new_tokens import pending_lists
 from airflow_provider_picas.pilot.outbox import Outbox
@@ -279,9 +279,8 @@ class Claimer(threading.Thread):
         if (
             self._config.wait_for_work
             and idle > SOON
-            and drain_flag_of(self._database, self._config.submission).get("drain")
+            and stop_if_drained(work, drain_flag_of(self._database, self._config.submission))
         ):
-            work.stop(DRAIN, "its submission is being drained")
             return
         # Each check is a request: do not repeat it whenever another slot finishes, unless that was the last one.
         longest = min(max(3.0, LOAD * self._took), lease / 6)

@@ -21,7 +21,7 @@ from airflow_provider_picas.plugins.overview import pilots_of
 from airflow_provider_picas.submissions import seen
 from airflow_provider_picas.tokens.selection import EditReport, Selection, UnknownBatchError
 from airflow_provider_picas.tokens.states import State
-from airflow_provider_picas.tokens.text import one_line
+from airflow_provider_picas.tokens.text import number_of, one_line
 
 _ALIVE = frozenset({"idle", "working"})
 
@@ -77,7 +77,7 @@ class Action:
 
 def tokens(number: int, one: str = "", more: str = "") -> str:
     """A number of tokens, for a sentence, with its verb for one or for several."""
-    return f"1 token {one}".rstrip() if number == 1 else f"{number:,} tokens {more}".rstrip()
+    return f"{number_of(number, 'token')} {one if number == 1 else more}".rstrip()
 
 
 def skipped(report: EditReport) -> list[str]:

@@ -15,6 +15,11 @@ def sample(values: Sequence[Any], most: int = 5, total: int | None = None) -> st
     return shown + (f" and {more:,} more" if more > 0 else "")
 
 
+def number_of(number: int, noun: str) -> str:
+    """A number and its noun: ``1 token``, ``1,200 tokens``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def one_line(text: str, length: int = 200) -> str:
     """The text on one line, with control characters escaped, and at most ``length`` characters.
 
