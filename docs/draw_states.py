@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from generated import table
+
 from airflow_provider_picas.lifecycle.states import CONDITIONS, Condition
 from airflow_provider_picas.lifecycle.transitions import TRANSITIONS
 
@@ -44,8 +46,8 @@ def picture() -> str:
 
 
 def _states() -> str:
-    rows = [f"| {state} | {' and '.join(map(_words, conditions))} |" for state, conditions in CONDITIONS.items()]
-    return "\n".join(["| state | condition |", "|---|---|", *rows])
+    rows = ((state, " and ".join(map(_words, conditions))) for state, conditions in CONDITIONS.items())
+    return "\n".join(table(("state", "condition"), rows))
 
 
 def _words(condition: Condition) -> str:
@@ -55,11 +57,11 @@ def _words(condition: Condition) -> str:
 
 def _transitions() -> str:
     picture = "![The states of a token, and the transitions between them](../images/states.svg)"
-    names = [
-        f"| {transition.name} | {', '.join(transition.before).strip()} | {transition.after} | {transition.when} |"
+    rows = (
+        (transition.name, ", ".join(transition.before).strip(), transition.after, transition.when)
         for transition in TRANSITIONS
-    ]
-    return "\n".join([picture, "", "| transition | from | to | when |", "|---|---|---|---|", *names])
+    )
+    return "\n".join([picture, "", *table(("transition", "from", "to", "when"), rows)])
 
 
 _HEAD = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 800 320" role="img"

@@ -6,12 +6,12 @@ Its argument is the name of the benchmark. Its content, if it has any, names the
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from docutils import nodes
 from docutils.statemachine import StringList
+from generated import table
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
@@ -34,17 +34,14 @@ class Measured(SphinxDirective):
         if missing := [name for name in wanted if name not in rows]:
             raise self.error(f"The benchmark {self.arguments[0]!r} has no row {missing[0]!r}.")
         origin = f"*{measured['server']}; {measured['machine']}; {measured['date']}.*"
-        lines = [*_table(rows[name] for name in wanted), "", origin]
+        lines = [*table(("measured", "value", "figures"), (_cells(rows[name]) for name in wanted)), "", origin]
         return self.parse_text_to_nodes(StringList(lines, str(RESULTS)))
 
 
-def _table(rows: Iterable[dict[str, Any]]) -> list[str]:
-    lines = ["| measured | value | figures |", "|---|---|---|"]
-    for row in rows:
-        figures = ", ".join(f"{name}: {value}" for name, value in row["figures"].items())
-        value = f"{row['value']:,.0f}" if row["value"] >= 100 else f"{row['value']:.2g}"
-        lines.append(f"| {row['name']} | {value} {row['unit']} | {figures} |")
-    return lines
+def _cells(row: dict[str, Any]) -> tuple[str, str, str]:
+    figures = ", ".join(f"{name}: {value}" for name, value in row["figures"].items())
+    value = f"{row['value']:,.0f}" if row["value"] >= 100 else f"{row['value']:.2g}"
+    return row["name"], f"{value} {row['unit']}", figures
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -10,7 +10,7 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import product
 from pathlib import Path
 
@@ -82,6 +82,7 @@ class Entry:
         return any(pattern.fullmatch(message.text) for pattern in self._patterns)
 
 
+@cache
 def entries() -> list[Entry]:
     """The list, in its order."""
     return [
@@ -91,6 +92,7 @@ def entries() -> list[Entry]:
     ]
 
 
+@cache
 def collect(package: Path = PACKAGE) -> list[Message]:
     """All messages, each once."""
     source = _Source({path: ast.parse(path.read_text()) for path in sorted(package.rglob("*.py"))})

@@ -87,9 +87,13 @@ class AirflowApi:
         body = {"logical_date": None, "conf": dict(conf or {})}
         return str(self.request("POST", f"dags/{dag_id}/dagRuns", body)["dag_run_id"])
 
-    def unpause(self, dag_id: str, *, paused: bool = False) -> None:
-        """Let the scheduler start runs of this DAG, or not."""
-        self.request("PATCH", f"dags/{dag_id}", {"is_paused": paused})
+    def pause(self, dag_id: str) -> None:
+        """Keep the scheduler from starting runs of this DAG."""
+        self.request("PATCH", f"dags/{dag_id}", {"is_paused": True})
+
+    def unpause(self, dag_id: str) -> None:
+        """Let the scheduler start runs of this DAG."""
+        self.request("PATCH", f"dags/{dag_id}", {"is_paused": False})
 
     def parse(self, dag_id: str) -> None:
         """Have the DAG's file parsed soon. Its asset watchers start after the first time that it was parsed unpaused."""

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
 from stack.processes import StackError
 
 
-def call(argv: list[str], cwd: Path | None = None, stdin: IO[bytes] | None = None) -> str:
-    """The output of the command. Raises StackError with the end of its error output."""
-    ended = subprocess.run(
-        argv, cwd=cwd, stdin=stdin, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"}, check=False
-    )
+def call(
+    argv: list[str],
+    *,
+    cwd: Path | None = None,
+    stdin: IO[bytes] | None = None,
+    env: Mapping[str, str] | None = None,
+) -> str:
+    """The output of the command; ``env`` is added to this process's. Raises StackError with the end of its error output."""
+    environment = {**os.environ, "LC_ALL": "C", **(env or {})}
+    ended = subprocess.run(argv, cwd=cwd, stdin=stdin, capture_output=True, text=True, env=environment, check=False)
     if ended.returncode:
         said = "\n".join((ended.stderr or ended.stdout).splitlines()[-15:])
-        raise StackError(
-            f"Unpacking Debian's packages: {argv[0]} failed with code {ended.returncode}. Its output:\n{said}"
-        )
+        raise StackError(f"`{' '.join(argv)[:200]}` failed with code {ended.returncode}. Its output:\n{said}")
     return ended.stdout
 
 

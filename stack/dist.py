@@ -1,4 +1,4 @@
-"""The files of a release: ``python -m stack.dist [notices | build]``.
+"""The files of a release: ``python -m stack.dist notices|build``.
 
 ``notices`` writes what the page's bundle contains into ``airflow_provider_picas/www``: the licences of its npm packages, and a
 CycloneDX bill of materials. Both are committed, and the wheel has them. ``build`` makes the wheel and the sdist of the last
@@ -7,6 +7,7 @@ commit twice, in different folders, and keeps them in ``dist/`` only if both hav
 
 from __future__ import annotations
 
+import argparse
 import base64
 import hashlib
 import json
@@ -49,11 +50,12 @@ def bundled() -> list[str]:
 
 def notices(packages: list[str]) -> str:
     """The licence of each package, as it is in the package."""
+    locked = _locked()
     parts = ["The page in Airflow's UI (www/dist/picas.js) contains code of these npm packages."]
     for name in packages:
         folder = WWW / "node_modules" / name
         licence = next(path for path in sorted(folder.iterdir()) if path.name.upper().startswith("LICEN"))
-        entry = _locked(name)
+        entry = locked[name]
         parts.append(f"{'=' * 100}\n{name} {entry['version']} ({entry['license']})\n\n{licence.read_text().strip()}")
     return "\n\n".join(parts) + "\n"
 
@@ -70,7 +72,8 @@ def bill(packages: list[str]) -> str:
         "licenses": [{"license": {"id": "Apache-2.0"}}],
         "purl": f"pkg:pypi/{name}@{version}",
     }
-    components = [_component(package) for package in packages]
+    locked = _locked()
+    components = [_component(package, locked[package]) for package in packages]
     content = {
         "bomFormat": "CycloneDX",
         "specVersion": "1.6",
@@ -86,8 +89,7 @@ def bill(packages: list[str]) -> str:
     return json.dumps({"serialNumber": f"urn:uuid:{serial}", **content}, indent=2) + "\n"
 
 
-def _component(name: str) -> dict[str, Any]:
-    entry = _locked(name)
+def _component(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     algorithm, _, digest = entry["integrity"].partition("-")
     purl = f"pkg:npm/{name.replace('@', '%40')}@{entry['version']}"
     group, _, short = name.rpartition("/")
@@ -114,10 +116,10 @@ def _hexadecimal(digest: str) -> str:
     return base64.b64decode(digest).hex()
 
 
-def _locked(name: str) -> Mapping[str, Any]:
-    """The entry of the package in the lock file."""
-    entry: Mapping[str, Any] = json.loads((WWW / "package-lock.json").read_text())["packages"][f"node_modules/{name}"]
-    return entry
+def _locked() -> dict[str, Mapping[str, Any]]:
+    """The entries of the lock file, by package."""
+    entries = json.loads((WWW / "package-lock.json").read_text())["packages"]
+    return {path.removeprefix("node_modules/"): entry for path, entry in entries.items()}
 
 
 def build() -> list[Path]:
@@ -155,26 +157,30 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def write_notices() -> None:
+    packages = bundled()
+    NOTICES.write_text(notices(packages))
+    BILL.write_text(bill(packages))
+
+
+def build_and_check() -> None:
+    files = build()
+    python = paths.AIRFLOW_VENV / "bin" / "python"
+    subprocess.run(
+        [python, "-m", "twine", "check", "--strict", *files], check=True, env={**os.environ, "NO_COLOR": "1"}
+    )
+    for path in files:
+        print(f"{_digest(path)}  {path.relative_to(paths.PROJECT)}")
+
+
+COMMANDS = {"notices": write_notices, "build": build_and_check}
+
+
 def main(words: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m stack.dist", description=__doc__)
+    parser.add_argument("command", choices=COMMANDS)
     try:
-        for word in words:
-            if word == "notices":
-                packages = bundled()
-                NOTICES.write_text(notices(packages))
-                BILL.write_text(bill(packages))
-            else:
-                files = build()
-                twine: list[str | Path] = [
-                    paths.AIRFLOW_VENV / "bin" / "python",
-                    "-m",
-                    "twine",
-                    "check",
-                    "--strict",
-                    *files,
-                ]
-                subprocess.run(twine, check=True, env={**os.environ, "NO_COLOR": "1"})
-                for path in files:
-                    print(f"{_digest(path)}  {path.relative_to(paths.PROJECT)}")
+        COMMANDS[parser.parse_args(words).command]()
     except (StackError, subprocess.CalledProcessError) as error:
         print(f"\n{error}", file=sys.stderr)
         return 1

@@ -95,11 +95,8 @@ def _extract(package: Path, target: Path) -> None:
 
 
 def call(argv: list[str]) -> str:
-    """The output of one of the programs. Raises StackError with what it said."""
-    ended = subprocess.run(argv, env={**os.environ, **environment()}, capture_output=True, text=True, check=False)
-    if ended.returncode:
-        raise StackError(f"`{' '.join(argv)}` failed with code {ended.returncode}: {ended.stderr.strip()}")
-    return ended.stdout
+    """The output of one of the programs. Raises StackError with the end of its error output."""
+    return debian.call(argv, env=environment())
 
 
 def environment() -> dict[str, str]:

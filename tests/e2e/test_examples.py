@@ -76,7 +76,7 @@ def examples(
             api.unpause(name)
         yield started
         for name in (NIGHTLY, REPORT):
-            api.unpause(name, paused=True)
+            api.pause(name)
 
 
 def first_run(api: AirflowApi, dag_id: str) -> str:
@@ -172,5 +172,5 @@ def test_an_autopilot_runs_what_appears_and_a_complete_batch_is_reported(
             assert api.wait_for_run(name, run["dag_run_id"], seconds=SECONDS)["state"] == "success"
     finally:
         for name in before:
-            api.unpause(name, paused=True)
+            api.pause(name)
     assert api.xcom(AFTER_BATCH, run["dag_run_id"], "complete_batches") == ["words"]

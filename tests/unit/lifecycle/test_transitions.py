@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -25,8 +26,12 @@ from airflow_provider_picas.lifecycle.transitions import (
 from airflow_provider_picas.tokens.documents import new_token
 from airflow_provider_picas.tokens.push import run_again
 from airflow_provider_picas.tokens.states import State, state_of
-from docs import draw_states
+from stack.paths import PROJECT
 from tests.unit.lifecycle.claimed import CONFIG, claimed, failed
+
+sys.path.append(str(PROJECT / "docs"))  # as for a script there
+
+import draw_states
 
 Doc = dict[str, Any]
 
