@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -195,6 +196,14 @@ def index_progress(pool: Pool) -> Operation[str | None]:
             percent = yield from _percent(pool, design)
             return f"{design} of {pool.settings.place}" + ("" if percent is None else f", {percent} % so far")
     return None
+
+
+def update_monitor(pool: Pool) -> Operation[None]:
+    """Have CouchDB bring the index of ``Monitor`` up to date, without waiting for it: who reads it next finds it so."""
+    if not pool.profile.is_default:
+        return
+    with suppress(errors.NotFoundError):
+        yield pool.view_request(views.OVERVIEW, views.MONITOR, limit=0, reduce=False, update="lazy")
 
 
 def _percent(pool: Pool, design: str) -> Operation[int | None]:

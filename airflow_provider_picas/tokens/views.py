@@ -153,9 +153,12 @@ def _find_end(profile: Profile) -> str:
 
 
 def design_documents(profile: Profile = PICAS) -> dict[str, dict[str, Any]]:
-    """All design documents that the provider deploys, by name."""
+    """All design documents that the provider deploys, by name.
+
+    ``autoupdate``: CouchDB does not bring the index of ``Monitor`` up to date every few seconds. Its readers do, and waits.
+    """
     if profile.is_default:
-        return {MONITOR: monitor(), PROVIDER: provider(), PAGE: page()}
+        return {MONITOR: {**monitor(), "autoupdate": False}, PROVIDER: provider(), PAGE: page()}
     return {profile.design: of_profile(profile), profile.page_design: page(profile)}
 
 

@@ -49,6 +49,7 @@ CHECK_AGAIN = 60.0  # seconds of a silent poll, after which the feed checks that
 GATHER = 0.05  # seconds after a wake-up: tokens finish in bursts, and one query covers all of them
 SHORTEST_PAUSE = 0.1  # seconds between two queries
 LONGEST_PAUSE = 30.0
+UPDATE_MONITOR = 60.0  # seconds between two updates of the index that PiCaS clients read, while tokens change
 LOAD = 3.0  # the pause after a query is this many times as long as the query took
 PATIENCE = 5.0  # seconds that a query may take before the feed checks whether an index is being built
 NOTICE_INTERVAL = 60.0  # seconds between two notices of an index build, or of an earlier state
@@ -345,7 +346,7 @@ class Feed:
     # -- queries ------------------------------------------------------------------------------------------------------
 
     async def _keep_querying(self, hook: PicasAsyncHook) -> None:
-        again = _next_reading()
+        again, monitor = _next_reading(), time.monotonic() + UPDATE_MONITOR
         while True:
             if not await self._woken(again):
                 self._touch(self._waits)
@@ -357,6 +358,9 @@ class Feed:
             self._note_answer()
             self._gauges.send()
             took = time.monotonic() - begin
+            if time.monotonic() >= monitor:
+                await hook.do(changes.update_monitor(hook.pool))
+                monitor = time.monotonic() + UPDATE_MONITOR
             await asyncio.sleep(min(LONGEST_PAUSE, max(SHORTEST_PAUSE, LOAD * took, self._patience())))
 
     def _patience(self) -> float:

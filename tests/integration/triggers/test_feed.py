@@ -14,6 +14,7 @@ from airflow.providers.common.compat.sdk import Stats
 
 from airflow_provider_picas import metrics
 from airflow_provider_picas.couchdb import changes, errors
+from airflow_provider_picas.couchdb.http import Operation, Request
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.picas_async import PicasAsyncHook
 from airflow_provider_picas.tokens import documents
@@ -105,6 +106,31 @@ def test_few_queries_while_many_tokens_are_left(hook: PicasHook) -> None:
     many, took, last = asyncio.run(wait())
     assert many <= 2 + took / 0.6, f"{many} looks for 50 tokens, in {took:.1f} s"
     assert last >= 3
+
+
+def test_the_index_of_picas_clients_follows_a_wait(hook: PicasHook, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CouchDB does not update it by itself."""
+    monkeypatch.setattr(feed, "UPDATE_MONITOR", 0.0)
+    push(hook, "a", 20)
+
+    async def wait() -> None:
+        async with waiting() as news, PicasAsyncHook("picas_default") as other:
+            await news.until(Counts(todo=20))
+            finish(hook, "a", 20)
+            await news.until(Counts(done=20))
+            async with asyncio.timeout(SOON):
+                while True:
+                    stale = other.pool.view_request("overview_total", "Monitor", group=True, update="false")
+                    if {"key": "done", "value": 20} in (await other.do(_rows(stale))):
+                        return
+                    await asyncio.sleep(0.1)
+
+    asyncio.run(wait())
+
+
+def _rows(request: Request) -> Operation[list[Any]]:
+    response = yield request
+    return list(response.rows())
 
 
 def test_the_gauges_are_zero_when_nobody_waits_any_longer(hook: PicasHook, monkeypatch: pytest.MonkeyPatch) -> None:
