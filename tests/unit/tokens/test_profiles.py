@@ -138,7 +138,7 @@ def agree(run_maps: RunMaps, shape: Profile, documents: list[dict[str, Any]]) ->
 
 
 def test_the_views_of_plain_pools_are_those_that_they_have() -> None:
-    """A difference of one byte would make CouchDB index each pool again."""
+    """A difference of one byte in a view would make CouchDB index each pool again."""
     recorded = Path(__file__).with_name("default_views.json").read_text()
     assert json.dumps(views.design_documents(), indent=1) + "\n" == recorded
     assert json.dumps(views.design_documents(profile.read({"base": "picas"})), indent=1) + "\n" == recorded
