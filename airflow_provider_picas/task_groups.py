@@ -61,29 +61,30 @@ def picas_run(
     ``collect`` also runs when the wait has failed: it logs why tokens are in error, and then fails too. ``stop`` is a
     teardown: it cancels the pilots that remain, also when the run is marked failed.
 
-    :param inputs: what to push, as for ``PicasPushTokensOperator``; so are ``tokens``, ``key``, ``batch`` and ``on_existing``.
+    :param inputs: the inputs to push. See ``PicasPushTokensOperator`` for these, ``tokens``, ``key``, ``batch`` and
+        ``on_existing``.
     :param tokens: the fields of each token, instead of ``inputs``.
     :param key: the field or function that gives a token its key.
     :param batch: the name of the batch.
     :param on_existing: what to do with tokens that exist already.
-    :param command: what the pilots run for each token, as for ``PicasSubmitPilotsOperator``; so are ``setup``, ``files``,
+    :param command: what the pilots run for each token. See ``PicasSubmitPilotsOperator`` for this, ``setup``, ``files``,
         ``pilot``, ``script``, ``scaling``, ``pilots``, ``sbatch`` and ``env``.
-    :param setup: shell code that runs once in each pilot's job before it.
-    :param files: files to send.
+    :param setup: shell code that each job runs once before the pilot.
+    :param files: files to send to the cluster.
     :param pilot: options of the pilot.
-    :param script: a PiCaS client pilot, instead of ``command``.
+    :param script: a batch script that starts a pilot of the PiCaS client, instead of ``command``.
     :param scaling: how many pilots to submit.
-    :param pilots: the number of pilots, without ``scaling``.
+    :param pilots: the number of pilots, instead of ``scaling``.
     :param sbatch: options of sbatch.
     :param env: environment variables of the pilots' jobs.
-    :param stages: the pilots for the tokens that the command, and those of the stages before, make (``docs/howto/stages.md``):
-        ``{"imaging": PilotStage(command="./image.sh", sbatch={"time": "04:00:00"})}``. Each stage has tasks of its own, in a
-        group of its name: ``ready`` (enough tokens wait for pilots), ``pilots``, ``wait``, ``collect`` and ``stop``. The
-        output is then that of the last stage's ``collect``.
-    :param policy: when the wait succeeds or fails, as for ``PicasTokenStateSensor``; so are ``max_errors`` and ``watch``.
-    :param max_errors: how many tokens may fail, without ``policy``.
+    :param stages: the pilots of each further stage, which run the tokens that earlier stages have made
+        (``docs/howto/stages.md``): ``{"imaging": PilotStage(command="./image.sh", sbatch={"time": "04:00:00"})}``. Each stage
+        has a task group of its name, with the tasks ``ready`` (waits until there are enough tokens for pilots), ``pilots``,
+        ``wait``, ``collect`` and ``stop``. The output is then that of the last stage's ``collect``.
+    :param policy: when the wait succeeds or fails. See ``PicasTokenStateSensor`` for this, ``max_errors`` and ``watch``.
+    :param max_errors: how many tokens may fail, instead of ``policy``.
     :param watch: how the wait watches the pilots.
-    :param fields: what to collect, as for ``PicasCollectTokensOperator``; so are ``path`` and ``attachments``.
+    :param fields: the fields to collect. See ``PicasCollectTokensOperator`` for these, ``path`` and ``attachments``.
     :param path: a file for the results.
     :param attachments: a folder for the tokens' attachments.
     :param ssh_conn_id: a connection of type ``ssh`` to the cluster.
