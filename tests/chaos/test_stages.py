@@ -24,14 +24,12 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_picas.lifecycle.new_tokens import read_list
-from airflow_provider_picas.lifecycle.pilot_config import Config
-from airflow_provider_picas.lifecycle.transitions import Ended, Token, claim, conclude
 from airflow_provider_picas.tokens import stage_views
 from airflow_provider_picas.tokens.states import State, state_of
 from stack.couchdb import CouchDB, CouchDBAdmin
 from tests.chaos import chain_wait
 from tests.chaos.couchdb_nodes import CouchDBNode
+from tests.integration import lives
 from tests.integration.pilots import PASSWORD, Pool, Proxy, Submission, new_pool
 from tests.integration.pilots import make_member as a_member
 
@@ -232,11 +230,9 @@ def test_a_wait_that_is_killed_at_each_write_makes_each_token_once(
     ):
         assert pool.request("PUT", f"_design/{stage_views.STAGES}", stage_views.stages())[0] == 201
         for number in range(2):
-            parent = claim({"_id": f"b:{number:04d}", "type": "token", "batch": "b"}, 1000, "dead", "node", None)
+            parent = {"_id": f"b:{number:04d}", "type": "token", "batch": "b"}
             lines = [{"stage": "s", "key": f"{number}-{part}", "group": f"g{part}"} for part in range(3)]
-            made = read_list("\n".join(map(json.dumps, lines)).encode(), parent, STAGES)
-            result = conclude(Token(parent), Ended("exit", 0, 0.1, made=made), Config("true", "s"), 1001)
-            pool.put(result.apply())
+            pool.put(lives.ended_unmade(parent, lines, STAGES, 1000))
         proxy.fault = killer.fault
         for batch in ("b.s", "b.t"):
             submission.start("true", batch=batch, lease=10, wait_for_work=3600)

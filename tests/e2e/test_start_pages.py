@@ -20,6 +20,7 @@ from stack.cluster import Cluster
 from stack.docker import DockerStack
 from stack.pool import Pool
 from tests.docs_pages import DOCS, blocks
+from tests.wheels import build_wheel
 
 ORDER = ("install", "connections", "first-dag", "page", "failed-tokens")
 RUN = "my-first-run"
@@ -63,11 +64,6 @@ def runs_of(airflow: Airflow, dag_id: str) -> set[str]:
 def script(path: Path, text: str) -> None:
     path.write_text(f"#!/bin/sh\n{text}\n")
     path.chmod(0o755)
-
-
-def build_wheel(folder: Path) -> None:
-    command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(folder)]
-    subprocess.run(command, cwd=paths.PROJECT, check=True, capture_output=True, timeout=300)
 
 
 def make_environment(venv: Path, site: Cluster | DockerStack) -> None:

@@ -18,11 +18,13 @@ import pytest
 from airflow_provider_picas.couchdb import http
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.slurm import SlurmHook
-from stack import couchdb
+from stack import couchdb, native
 from stack.cluster import Cluster
 from stack.docker import DockerStack
 from stack.install import AIRFLOW_PINS
-from tests.conftest import COUCHDB_URL
+from stack.pool import Pool
+from tests.conftest import COUCHDB_URL, set_connection
+from tests.integration.faults import Proxy
 
 LEFT_OUT = pytest.StashKey[bool]()
 TESTS = Path(__file__).with_name("test_embedded_couchdb.py")
@@ -35,6 +37,15 @@ REAL = os.environ.get(COUCHDB_URL)
 def hook(picas_default: str) -> PicasHook:
     """A hook for the test's pool, which has no views yet."""
     return PicasHook(picas_default)
+
+
+@pytest.fixture
+def proxy(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """A proxy before the test's pool, which the connection ``picas_default`` uses."""
+    with Proxy(pool.url) as between:
+        fields = native.picas_connection(pool) | {"host": between.url, "port": None}
+        set_connection(monkeypatch, "picas_default", fields)
+        yield between
 
 
 @pytest.fixture

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import base64
+import json
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from airflow_provider_picas.couchdb.http import json_body
 from airflow_provider_picas.hooks.picas import PicasHook
+from airflow_provider_picas.lifecycle.new_tokens import read_list
+from airflow_provider_picas.lifecycle.pilot_config import Config
+from airflow_provider_picas.lifecycle.transitions import Ended, Token, claim, conclude
 from airflow_provider_picas.submissions.deaths import ObservedLeases
 from airflow_provider_picas.submissions.watch import PilotStatus, check_pilots
 from airflow_provider_picas.tokens.documents import new_token
@@ -60,6 +64,23 @@ def write(hook: PicasHook, tokens: Iterable[Mapping[str, Any]]) -> None:
     """Write tokens as they are; each must be taken."""
     rows = hook.do(hook.pool.write([json_body(token) for token in tokens]))
     assert [row for row in rows if row.error] == []
+
+
+def finish_unmade(
+    hook: PicasHook, token_id: str, lines: Iterable[Mapping[str, Any]], stages: Mapping[str, str], code: int = 0
+) -> None:
+    """What a pilot writes that runs a token, and dies before it makes the tokens that the command named in these lines."""
+    token = hook.get(token_id)
+    hook.do(hook.pool.put(ended_unmade(token, lines, stages, int(time.time()), code)))
+
+
+def ended_unmade(
+    token: dict[str, Any], lines: Iterable[Mapping[str, Any]], stages: Mapping[str, str], now: int, code: int = 0
+) -> dict[str, Any]:
+    """The token as such a pilot has left it."""
+    claimed = claim(token, now, "dead", "node", None)
+    made = read_list("\n".join(map(json.dumps, lines)).encode(), claimed, stages)
+    return conclude(Token(claimed), Ended("exit", code, 0.1, made=made), Config("true", "s"), now).apply()
 
 
 def change(hook: PicasHook, token_id: str, **fields: Any) -> dict[str, Any]:

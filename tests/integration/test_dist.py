@@ -16,21 +16,14 @@ import pytest
 from airflow_provider_picas import __version__
 from airflow_provider_picas.provider_info import HOME
 from stack import dist, paths
+from tests.wheels import build_wheel
 
 INFO = f"airflow_provider_picas-{__version__}.dist-info"
 
 
-def build(target: Path) -> Path:
-    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(target)]
-    ended = subprocess.run(command, cwd=paths.PROJECT, capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr
-    (wheel,) = target.glob("*.whl")
-    return wheel
-
-
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("wheel"))
+    return build_wheel(tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +33,7 @@ def metadata(wheel: Path) -> Message:
 
 
 def test_a_second_build_has_the_same_bytes(wheel: Path, tmp_path: Path) -> None:
-    assert build(tmp_path).read_bytes() == wheel.read_bytes()
+    assert build_wheel(tmp_path).read_bytes() == wheel.read_bytes()
 
 
 def test_pypi_accepts_the_metadata(wheel: Path) -> None:

@@ -36,8 +36,6 @@ CLAIMER, REPORTER, LEASE = 0, 1, 2  # the threads that talk to the database
 TIMED = ("reap", "settle", "renew")  # operations that compare times
 LONGEST = 3  # steps of time for which an operation is remembered, while its pilot is frozen or cut off
 
-FAILED = operations.CONFIG.max_retries  # a command fails at most this often in a way that is tried again
-
 
 @cached
 def field(text: str, name: str) -> Any:
@@ -307,12 +305,11 @@ class Pilots:
     def _has_results(pilot: Pilot) -> bool:
         return bool(pilot.queue or (pilot.unsafe and pilot.quorum))
 
-    def _shows(self, state: State, what: str, but: str = "") -> bool:
-        return any(self._rows(copy, what, but) for copy in state.database.copies)
+    def _shows(self, state: State, what: str) -> bool:
+        return any(self._rows(copy, what) for copy in state.database.copies)
 
-    def _rows(self, copy: Copy, what: str, but: str = "") -> tuple[str, ...]:
-        texts = [_shown(token, copy.leaves(token), what) for token in self.tokens]
-        return tuple(text for text in texts if text and field(text, "pilot") != (but or "-"))
+    def _rows(self, copy: Copy, what: str) -> tuple[str, ...]:
+        return tuple(filter(None, (_shown(token, copy.leaves(token), what) for token in self.tokens)))
 
     def _begin(self, before: State, state: State, pilot: Pilot, thread: int, name: str) -> Iterator[Step]:
         pilot = next(one for one in state.pilots if one.name == pilot.name)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
-import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -14,6 +12,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from stack import paths
+from tests.wheels import build_wheel
 
 DOCKERFILES = sorted(paths.PROJECT.glob("docker/*/Dockerfile"))
 
@@ -60,10 +59,6 @@ def test_the_wheel_of_the_airflow_image_is_the_projects(tmp_path: Path) -> None:
 
 
 def wheel(project: Path, target: Path) -> list[str]:
-    """Build a wheel, as pip does; the names of the files in it."""
-    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(target)]
-    ended = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr
-    (file,) = target.glob("*.whl")
-    with zipfile.ZipFile(file) as archive:
+    """The names of the files in a wheel."""
+    with zipfile.ZipFile(build_wheel(target, project)) as archive:
         return sorted(archive.namelist())

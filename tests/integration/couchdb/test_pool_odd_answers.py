@@ -21,7 +21,6 @@ from airflow_provider_picas.couchdb import (
     conflicts,
     edits,
     errors,
-    http,
     overview,
     page,
     write_access,
@@ -35,9 +34,6 @@ from airflow_provider_picas.tokens import ids
 from airflow_provider_picas.tokens.documents import new_token
 from airflow_provider_picas.tokens.selection import Selection, UnknownBatchError
 from airflow_provider_picas.tokens.states import State
-from stack import native
-from stack.pool import Pool
-from tests.conftest import set_connection
 from tests.integration import lives
 from tests.integration.faults import Proxy
 
@@ -60,16 +56,13 @@ FIRST, SECOND, FAILED = (ids.token_id("b", ids.ordinal_key(place)) for place in 
 
 
 @pytest.fixture
-def proxy(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    monkeypatch.setattr(http, "wait_before", lambda attempt, retry_after=None: 0.0)
-    with Proxy(pool.url) as proxy:
-        set_connection(monkeypatch, "picas_default", native.picas_connection(pool) | {"host": proxy.url, "port": None})
-        hook = PicasHook()
-        lives.fill(hook, dict.fromkeys(State, 3))
-        lives.attach(hook, FIRST, **{"a.txt": b"text"})
-        hook.do(hook.pool.put({"_id": "_local/picas-pilot-p", "pilot": "p", "lease": 120, "renewed": lives.NOW}))
-        hook.do(batch_pilots.note(hook.pool, "b", {"submission": "s.1"}))
-        yield proxy
+def proxy(proxy: Proxy, no_pauses: None) -> Proxy:
+    hook = PicasHook()
+    lives.fill(hook, dict.fromkeys(State, 3))
+    lives.attach(hook, FIRST, **{"a.txt": b"text"})
+    hook.do(hook.pool.put({"_id": "_local/picas-pilot-p", "pilot": "p", "lease": 120, "renewed": lives.NOW}))
+    hook.do(batch_pilots.note(hook.pool, "b", {"submission": "s.1"}))
+    return proxy
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

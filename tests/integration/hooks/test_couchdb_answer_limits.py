@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -14,19 +14,10 @@ from airflow_provider_picas.couchdb import errors, http
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.picas_async import PicasAsyncHook
 from airflow_provider_picas.tokens.states import State
-from stack import native
-from stack.pool import Pool
-from tests.conftest import set_connection
 from tests.integration import lives
 from tests.integration.faults import Fault, Proxy
 
-
-@pytest.fixture
-def proxy(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    monkeypatch.setattr(http, "wait_before", lambda attempt, retry_after=None: 0.0)
-    with Proxy(pool.url) as proxy:
-        set_connection(monkeypatch, "picas_default", native.picas_connection(pool) | {"host": proxy.url, "port": None})
-        yield proxy
+pytestmark = pytest.mark.usefixtures("no_pauses")
 
 
 def ask() -> Any:

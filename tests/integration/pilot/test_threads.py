@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from typing import Any
 
 from airflow_provider_picas.tokens.states import State, state_of
 from stack import couchdb
 from tests.integration import faults
-from tests.integration.pilots import COUNT, GATE, Pool, Submission, until
+from tests.integration.pilots import COUNT, GATE, Pool, Proxy, Submission, until
 
 
 def test_slots_run_at_the_same_time(pool: Pool, submission: Submission) -> None:
@@ -72,3 +73,24 @@ def test_nothing_is_claimed_that_would_not_fit(pool: Pool, submission: Submissio
     assert submission.run(COUNT, env=env) == 0
     assert sorted(submission.runs()) == ["b:0001", "b:0002"]
     assert "no token fits" in submission.log()
+
+
+def test_an_idle_pilot_pauses_longer_while_the_database_is_slow(behind_proxy: Submission, proxy: Proxy) -> None:
+    """But for a sixth of its lease at most. Each search takes a second here; a pause is 3 s at most where it takes none."""
+    searches: dict[str, list[float]] = {"long": [], "short": []}
+
+    def fault(request: bytes) -> str:
+        line = request.split(b"\r\n")[0].decode()
+        if "/_view/todo" not in line:
+            return ""
+        searches["long" if "long" in line else "short"].append(time.monotonic())
+        return "hold answer"
+
+    def longest_pause(lease: str) -> float:
+        return max((after - before - 1 for before, after in itertools.pairwise(searches[lease])), default=0.0)
+
+    proxy.fault = fault
+    behind_proxy.start(COUNT, batch="long", lease=60, wait_for_work=3600)
+    behind_proxy.start(COUNT, batch="short", lease=6, wait_for_work=3600)
+    until(lambda: len(searches["short"]) >= 8, 40)  # without the limit of a second, this takes a minute
+    until(lambda: longest_pause("long") > 4, 60)

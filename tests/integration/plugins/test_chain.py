@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import time
 from typing import Any
 
 import pytest
 
 from airflow_provider_picas.couchdb import chains, new_tokens
-from airflow_provider_picas.lifecycle.new_tokens import read_list
-from airflow_provider_picas.lifecycle.pilot_config import Config
-from airflow_provider_picas.lifecycle.transitions import Ended, Token, claim, conclude
 from airflow_provider_picas.sensors.tokens import PicasTokenStateSensor
 from airflow_provider_picas.tokens.chain import Chain
 from airflow_provider_picas.tokens.documents import new_token
-from tests.integration.lives import write
+from tests.integration.lives import finish_unmade, write
 from tests.integration.plugins.conftest import CONN, Page
 from tests.integration.tasks import context
 
@@ -24,12 +19,7 @@ GROUPS = {"imaging": {"of": "calibration", "at_least": 0.5}}
 
 
 def finish(page: Page, name: str, *lines: dict[str, Any]) -> None:
-    """What a pilot writes that runs a token and dies before it makes the tokens that the command named."""
-    doc = claim(page.hook.get(name), int(time.time()), "pilot", "node", None)
-    text = "\n".join(map(json.dumps, lines)).encode()
-    made = read_list(text, doc, {stage: f"b.{stage}" for stage in STAGES})
-    result = conclude(Token(doc), Ended("exit", 0, 0.1, made=made), Config("true", "s"), int(time.time()))
-    page.hook.do(page.hook.pool.put(result.apply()))
+    finish_unmade(page.hook, name, lines, {stage: f"b.{stage}" for stage in STAGES})
 
 
 @pytest.fixture

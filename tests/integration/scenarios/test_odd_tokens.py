@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,6 @@ from airflow_provider_picas.operators.tokens import (
 from airflow_provider_picas.tokens.counts import Counts
 from airflow_provider_picas.tokens.documents import HUGE_INTEGER
 from airflow_provider_picas.tokens.states import State
-from stack import native
-from stack.pool import Pool
-from tests.conftest import set_connection
 from tests.integration import lives
 from tests.integration.faults import Proxy
 from tests.integration.tasks import context
@@ -35,11 +31,9 @@ LIMIT = 100_000  # bytes
 
 
 @pytest.fixture
-def proxy(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    with Proxy(pool.url) as proxy:
-        proxy.rewrite = lambda _, status, content: (status, content.replace(f'"{HUGE}"'.encode(), DIGITS.encode()))
-        set_connection(monkeypatch, "picas_default", native.picas_connection(pool) | {"host": proxy.url, "port": None})
-        yield proxy
+def proxy(proxy: Proxy) -> Proxy:
+    proxy.rewrite = lambda _, status, content: (status, content.replace(f'"{HUGE}"'.encode(), DIGITS.encode()))
+    return proxy
 
 
 def fill(state: State) -> tuple[PicasHook, list[str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,9 +15,6 @@ from airflow_provider_picas.operators.tokens import (
 )
 from airflow_provider_picas.tokens.counts import Counts
 from airflow_provider_picas.tokens.states import State
-from stack import native
-from stack.pool import Pool
-from tests.conftest import set_connection
 from tests.integration import lives
 from tests.integration.faults import Proxy
 from tests.integration.tasks import context
@@ -27,11 +23,9 @@ LIMIT = 1_000_000  # bytes
 
 
 @pytest.fixture
-def proxy(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    with Proxy(pool.url) as proxy:
-        proxy.largest = LIMIT
-        set_connection(monkeypatch, "picas_default", native.picas_connection(pool) | {"host": proxy.url, "port": None})
-        yield proxy
+def proxy(proxy: Proxy) -> Proxy:
+    proxy.largest = LIMIT
+    return proxy
 
 
 def push(tokens: list[dict[str, Any]]) -> dict[str, Any]:

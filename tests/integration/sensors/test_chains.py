@@ -15,13 +15,11 @@ from airflow.providers.common.compat.sdk import AirflowFailException, TaskDeferr
 from airflow_provider_picas.couchdb import new_tokens
 from airflow_provider_picas.couchdb.http import Request, Response
 from airflow_provider_picas.hooks.picas import PicasHook
-from airflow_provider_picas.lifecycle.new_tokens import read_list
-from airflow_provider_picas.lifecycle.pilot_config import Config
-from airflow_provider_picas.lifecycle.transitions import Ended, Token, claim, conclude
 from airflow_provider_picas.sensors.tokens import PicasTokenStateSensor
 from airflow_provider_picas.tokens import chain, documents, waiting
 from airflow_provider_picas.tokens.selection import Selection
 from stack.processes import wait_for
+from tests.integration.lives import finish_unmade
 from tests.integration.tasks import context
 
 
@@ -59,14 +57,10 @@ def batch(picas_default: str) -> dict[str, Any]:
 
 
 def finish(name: str, *keys: str, stage: str = "s", code: int = 0, group: str | None = None) -> None:
-    """What a pilot writes that runs a token and dies before it makes the tokens that the command named."""
-    hook = PicasHook()
-    doc = claim(hook.get(name), int(time.time()), "pilot", "node", None)
+    """Run a token that names tokens of one stage, and die before these are made."""
     further = {"group": group} if group else {}
-    lines = "\n".join(json.dumps({"stage": stage, "key": key, **further}) for key in keys)
-    made = read_list(lines.encode(), doc, {"s": "b.s", "t": "b.t"})
-    result = conclude(Token(doc), Ended("exit", code, 0.1, made=made), Config("true", "s"), int(time.time()))
-    hook.do(hook.pool.put(result.apply()))
+    lines = ({"stage": stage, "key": key, **further} for key in keys)
+    finish_unmade(PicasHook(), name, lines, {"s": "b.s", "t": "b.t"}, code)
 
 
 async def run_trigger(trigger: Any) -> dict[str, Any]:

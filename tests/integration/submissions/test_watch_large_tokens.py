@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,9 +13,6 @@ from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.submissions.deaths import ObservedLeases
 from airflow_provider_picas.submissions.watch import PilotStatus, check_pilots
 from airflow_provider_picas.tokens.states import State
-from stack import native
-from stack.pool import Pool
-from tests.conftest import set_connection
 from tests.integration import lives
 from tests.integration.faults import Proxy
 
@@ -25,12 +21,10 @@ TOKENS = 40
 
 
 @pytest.fixture
-def proxy(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+def proxy(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Proxy:
     monkeypatch.setattr(pools, "PAGE_BYTES", 200_000)
     monkeypatch.setattr(edits, "WRITE_BYTES", 200_000)
-    with Proxy(pool.url) as proxy:
-        set_connection(monkeypatch, "picas_default", native.picas_connection(pool) | {"host": proxy.url, "port": None})
-        yield proxy
+    return proxy
 
 
 def look(hook: PicasHook, observer: ObservedLeases, **keys: Any) -> PilotStatus:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,8 @@ from airflow_provider_picas.slurm.remote import Output, Pause, Step
 from airflow_provider_picas.submissions.submission import Operation, Submission
 from airflow_provider_picas.submissions.wait import check_twice
 from airflow_provider_picas.tokens.states import State
-from stack import native
 from stack.cluster import Cluster
 from stack.pool import Pool
-from tests.conftest import set_connection
 from tests.integration import lives
 from tests.integration.faults import Proxy
 from tests.integration.tasks import context
@@ -30,13 +27,6 @@ from tests.integration.tasks import context
 LIMIT = 100_000  # bytes
 
 pytestmark = pytest.mark.usefixtures("spider")
-
-
-@pytest.fixture(autouse=True)
-def proxy(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    with Proxy(pool.url) as proxy:
-        set_connection(monkeypatch, "picas_default", native.picas_connection(pool) | {"host": proxy.url, "port": None})
-        yield proxy
 
 
 def write_lease(hook: PicasHook, pilot: str, **fields: Any) -> None:
