@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -140,16 +140,14 @@ class PilotActions:
                 self._log.warning("Could not find out who holds tokens: %s", error)
             return hooks.do(log_tails(self.submission))
 
-    def end(self, counts: Counts | None, *, cancel_pending: bool) -> dict[str, Any] | None:
+    def end(self, counts: Counts | None, *, cancel_pending: bool, complete: Collection[str]) -> dict[str, Any] | None:
         """Remove credentials once the pilots have ended. Returns the figures, unless nothing could be counted."""
         with self._connect() as hooks:
             if counts is None:
                 hooks.do(end_uncounted(self.submission))
                 return None
-            no_more = cancel_pending and self._wait.terms.chain is not None
-            ending = end(
-                self._hook.pool, self.submission, counts.finished, cancel_pending=cancel_pending, no_more=no_more
-            )
+            how: Any = {"cancel_pending": cancel_pending, "complete": complete}
+            ending = end(self._hook.pool, self.submission, counts.finished, **how)
             figures = hooks.do(ending)
             return figures.as_dict() if figures else None
 
@@ -190,12 +188,14 @@ class AllPilots:
         """Log the tokens that others hold; return the ends of the pilots' logs."""
         return "\n".join(tails for pilots in self._each if (tails := pilots.log_tails()))
 
-    def end(self, context: Context, counts: Counts | None, *, cancel_pending: bool) -> None:
+    def end(self, context: Context, counts: Counts | None, *, cancel_pending: bool, complete: Collection[str]) -> None:
         """Push figures to XCom, unless nothing could be counted, and remove credentials once the pilots have ended.
 
-        The figures of several submissions are a mapping by their keys.
+        ``cancel_pending``, ``complete``: as in ``submissions.end.end``. The figures of several submissions are a mapping by
+        their keys.
         """
-        ended = {pilots.submission.key: pilots.end(counts, cancel_pending=cancel_pending) for pilots in self._each}
+        how: Any = {"cancel_pending": cancel_pending, "complete": complete}
+        ended = {pilots.submission.key: pilots.end(counts, **how) for pilots in self._each}
         found = {key: figures for key, figures in ended.items() if figures}
         if found:
             context["ti"].xcom_push("figures", found if len(self._each) > 1 else next(iter(found.values())))

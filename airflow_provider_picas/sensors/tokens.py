@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
 
@@ -96,8 +96,9 @@ class PicasTokenStateSensor(TakesOptions, BaseSensorOperator):
         from the last save that the wait has seen, and the wait watches it for a while first. Default: never.
     :param pilots_interval: seconds between two checks of the pilots. Default: 5 to 60, longer while nothing changes.
     :param cancel_pending: when the wait succeeds, cancel those of ``pilots`` that have not started, if no token of
-        their batch (of the pool, if they claim any) waits or runs. Pilots with ``wait_for_work`` are not cancelled; with
-        ``stages`` they are drained, since no more tokens can appear.
+        their batch (of the pool, if they claim any) waits or runs. Pilots with ``wait_for_work`` are drained then, if no
+        more tokens can appear in their batch: with ``stages``, or if ``batch`` is the output of a push and ``pilots`` names
+        them. Others are left.
     :param on_kill: what to do with the pilots when a person marks the waiting task failed: ``cancel`` (the default),
         ``drain`` or ``leave``. When the task is cleared or marked a success, they continue. Airflow gives the process
         of a wait that is not ``deferrable`` 5 s for this, and does not notify a wait of mode ``reschedule`` between two
@@ -180,6 +181,7 @@ class PicasTokenStateSensor(TakesOptions, BaseSensorOperator):
         self.profile = profile
         self.deferrable = deferrable
         self._concluded = False
+        self._found_pilots = False  #: the author has named none
         self._state: Wait | None = None
         self._instance: Any = None  #: the task instance that runs
 
@@ -399,7 +401,16 @@ class PicasTokenStateSensor(TakesOptions, BaseSensorOperator):
 
     def _end_pilots(self, context: Context, counts: Counts | None, *, succeeded: bool = False) -> None:
         if pilots := self._pilots(self._hook()):
-            pilots.end(context, counts, cancel_pending=succeeded and self.cancel_pending)
+            cancel = succeeded and self.cancel_pending
+            pilots.end(context, counts, cancel_pending=cancel, complete=self._complete() if cancel else ())
+
+    def _complete(self) -> Collection[str]:
+        """The batches in which no more tokens can appear after this wait has succeeded. Pilots that it has found by itself may
+        be meant for another task, too."""
+        terms = self._wait.terms
+        if terms.chain is not None:
+            return terms.chain.batches
+        return [terms.batch] if terms.batch and terms.expected is not None and not self._found_pilots else []
 
     def _submit_again(self, completeness: Completeness) -> bool:
         """Submit the same pilots again, if `resubmit` allows it and they make progress. True if the wait continues."""
@@ -469,7 +480,8 @@ class PicasTokenStateSensor(TakesOptions, BaseSensorOperator):
         if batch is None or self.pilots is False or self.pilots:
             return
         patience = 0.0 if self.reschedule else PATIENCE
-        self.pilots = find_pilots(self._hook(), batch.id, self.log, patience) or self.pilots
+        if found := find_pilots(self._hook(), batch.id, self.log, patience):
+            self.pilots, self._found_pilots = found, True
 
     def _forget_pilots(self) -> None:
         """Record that the wait for these pilots is over: a later wait for a batch of that name is for other pilots."""

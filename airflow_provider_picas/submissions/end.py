@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from airflow_provider_picas.couchdb import counting
 from airflow_provider_picas.couchdb.errors import CouchDBError
 from airflow_provider_picas.couchdb.pool import Pool
 from airflow_provider_picas.lifecycle.json_values import number
@@ -77,16 +78,16 @@ def remove_credentials(submission: Submission, wait: float = 0.0) -> Operation[b
 
 
 def end(
-    pool: Pool, submission: Submission, tokens: int, *, cancel_pending: bool = False, no_more: bool = False
+    pool: Pool, submission: Submission, tokens: int, *, cancel_pending: bool = False, complete: Collection[str] = ()
 ) -> Operation[Figures | None]:
     """Clean up after a wait: log the figures, and remove the credentials and leases once the pilots have ended.
 
     ``tokens``: number of tokens that have finished. ``cancel_pending``: first cancel pilots that have not started,
-    unless there is work for them. ``no_more``: no more tokens can appear, so drain the pilots that wait for some. Returns the
-    figures, or None if the cluster does not answer, which does not fail the wait.
+    unless there is work for them. ``complete``: batches in which no more tokens can appear, so that pilots which wait for
+    some are then drained. Returns the figures, or None if the cluster does not answer, which does not fail the wait.
     """
     try:
-        patience = yield from _end_unneeded(pool, submission, cancel_pending=cancel_pending, no_more=no_more)
+        patience = yield from _end_unneeded(pool, submission, cancel_pending=cancel_pending, complete=complete)
         ended = yield from remove_credentials(submission, patience)
         yield from _tidy(pool, submission.key if ended else None)
         result = yield from figures(submission, tokens)
@@ -112,18 +113,26 @@ def figures(submission: Submission, tokens: int) -> Operation[Figures]:
     return usage.figures(found.jobs.values(), tokens, time.time() - submission.since)
 
 
-def _end_unneeded(pool: Pool, submission: Submission, *, cancel_pending: bool, no_more: bool) -> Operation[float]:
-    """Cancel or drain pilots that are not needed any more. Returns how many seconds to wait for the others to end."""
+def _end_unneeded(
+    pool: Pool, submission: Submission, *, cancel_pending: bool, complete: Collection[str]
+) -> Operation[float]:
+    """Cancel or drain pilots that are not needed any more. Returns how many seconds to wait for the others to end.
+
+    This counts the tokens of their own batch, or of the whole pool if they claim any: another task may wait for those.
+    """
     options = yield from tidy.pilot_options(submission)
     if options is None:
         return END_WAIT
-    waits = number(options.get("wait_for_work"))
+    waits, batch = number(options.get("wait_for_work")), options.get("batch")
     try:
-        if waits and no_more and (yield from tidy.drain_waiting(pool, submission, options)):
-            waits = 0.0
-        if cancel_pending and not waits:
-            cancelled = yield from tidy.cancel_pending(pool, submission, options)
-            if cancelled:
+        if cancel_pending and (not waits or batch in complete):
+            counts = yield from counting.count(pool, batch)
+            if counts.unfinished:
+                return 0.0 if waits > END_WAIT else END_WAIT
+            if waits:
+                yield from stop.drain(pool, submission.key, finished=True)
+                waits = 0.0
+            if cancelled := (yield from tidy.cancel_pending(submission)):
                 log.info("Cancelled %d pilots that had not started: no tokens remain for them.", cancelled)
     except CouchDBError as error:
         log.info("Pilots that have not started, or that wait for work, may remain: %s", error)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from airflow_provider_picas.couchdb import batch_pilots, chains, counting
+from airflow_provider_picas.couchdb import batch_pilots, chains
 from airflow_provider_picas.couchdb.http import json_body
 from airflow_provider_picas.couchdb.pool import Document, Pool
 from airflow_provider_picas.lifecycle.ids import drain_flag, lease_id, watched_flag
@@ -12,7 +12,6 @@ from airflow_provider_picas.lifecycle.json_values import number
 from airflow_provider_picas.slurm import sbatch_record
 from airflow_provider_picas.slurm.pilot_job import CONFIG_FILE
 from airflow_provider_picas.slurm.remote import OURS, Command, Output, ok, quote, whole
-from airflow_provider_picas.submissions import stop
 from airflow_provider_picas.submissions.stop import MOST_CALLS
 from airflow_provider_picas.submissions.submission import Operation, Submission
 
@@ -34,26 +33,8 @@ def pilot_options(submission: Submission) -> Operation[Document | None]:
     return options if isinstance(options, dict) and isinstance(options.get("batch", ""), str | None) else None
 
 
-def drain_waiting(pool: Pool, submission: Submission, options: Document) -> Operation[bool]:
-    """Drain pilots that wait for work in a batch in which no more tokens can appear. True if they are drained."""
-    batch = options.get("batch")
-    if not batch:
-        return False
-    counts = yield from counting.count(pool, batch)
-    if counts.todo or counts.locked:
-        return False
-    yield from stop.drain(pool, submission.key, finished=True)
-    return True
-
-
-def cancel_pending(pool: Pool, submission: Submission, options: Document) -> Operation[int]:
-    """Cancel the pilots that have not started, if there is no token that they could run. Returns the number of pilots.
-
-    This checks their own batch, or the whole pool if they claim any token: another task may wait for those.
-    """
-    counts = yield from counting.count(pool, options.get("batch"))
-    if counts.unfinished:
-        return 0
+def cancel_pending(submission: Submission) -> Operation[int]:
+    """Cancel the pilots that have not started. Returns the number of pilots."""
     names = quote(",".join(sbatch_record.job_names(submission.key, MOST_CALLS)))
     text = f"""
 jobs=$(squeue --noheader --all --array --states=PENDING {OURS} --name={names} --format='%F %i') || exit 5

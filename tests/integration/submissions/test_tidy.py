@@ -18,6 +18,7 @@ from airflow_provider_picas.slurm import sweep
 from airflow_provider_picas.slurm.remote import RemoteError
 from airflow_provider_picas.submissions import end as ending
 from airflow_provider_picas.submissions import tidy
+from airflow_provider_picas.submissions.stop import drained
 from stack import processes
 from stack.pool import Pool
 from tests.integration.tasks import context
@@ -81,21 +82,39 @@ def test_pilots_that_have_not_started_are_cancelled(
     assert remote.run(f"ls {pilots['folder']}/credentials").stdout == ""
 
 
-@pytest.mark.parametrize("kind", ["pool", "work"])
+@pytest.mark.parametrize("kind", ["pool", "waiting", "by name", "found", "other batch"])
 def test_pilots_that_may_find_work_are_left(
     pool: Pool, remote: SlurmHook, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    """Tokens of another batch, for pilots of the whole pool; tokens that are yet to come."""
+    """Pilots of the whole pool, where another batch has tokens; pilots that wait for tokens: of the whole pool, of a batch to
+    which others may add some, those that the wait has found itself, and those of another batch than the wait's."""
     monkeypatch.setattr(ending, "END_WAIT", 1.0)
     batch = push(pool)
-    if kind == "pool":
-        push(pool, "other")
-    more: dict[str, Any] = {"pilot": {"wait_for_work": 60}} if kind == "work" else {}
-    pilots = submit(pool, None if kind == "pool" else batch, sbatch={"hold": True}, **more)
+    claimed = push(pool, "other") if kind in ("pool", "other batch") else batch
+    pilot = {} if kind == "pool" else {"wait_for_work": 60}
+    pilots = submit(pool, None if kind in ("pool", "waiting") else claimed, sbatch={"hold": True}, pilot=pilot)
     finish(pool, batch)
-    wait(pool, batch, pilots)
+    if kind == "other batch":
+        finish(pool, claimed)
+    wait(pool, batch["batch"] if kind == "by name" else batch, None if kind == "found" else pilots)
     assert len(listed(remote, pilots)) == 2
+    assert f"_local/picas-submission-{pilots['submission']}" not in local_documents(PicasHook("picas_default"))
     remote.run(f"scancel {' '.join(pilots['job_ids'])}")
+
+
+def test_pilots_that_wait_for_work_end_with_the_wait_for_all_tokens_of_their_push(
+    pool: Pool, remote: SlurmHook
+) -> None:
+    """They would hold their nodes for an hour more. They notice it long before they renew their leases."""
+    batch = push(pool)
+    pilots = submit(pool, batch, pilot={"lease": 3600, "wait_for_work": 3600})
+    assert wait(pool, batch, pilots)["done"] == 2
+    assert listed(remote, pilots) == []
+    assert remote.run(f"ls {pilots['folder']}/credentials").stdout == ""
+    hook = PicasHook("picas_default")
+    assert hook.do(drained(hook.pool, pilots["submission"])) is False, (
+        "they may be submitted again when tokens are reset"
+    )
 
 
 # -- local documents ---------------------------------------------------------------------------------------------------
