@@ -15,6 +15,7 @@ END_OF_PREFIX = "\ufff0"  # sorts after every character of an id, in views (ICU)
 BATCH_LENGTH = 120  # characters
 KEY_LENGTH = 59  # characters: with the colon, 180 for a token id
 _DIGEST_LENGTH = 10  # hexadecimal digits, 40 bits
+_BATCH = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 _STAGE = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,29}\Z")
 
 
@@ -50,9 +51,14 @@ def is_stage(name: Any) -> bool:
 
 
 def stage_batch(batch: str, stage: str) -> str:
-    """The batch of a stage that the tokens of another batch fill: ``<batch>.<stage>``, shortened if it is too long."""
+    """The batch of a stage that the tokens of another batch fill: ``<batch>.<stage>``, made readable and shortened if it does not
+    fit into ids: a batch that is the value of a field may be any string."""
     name = f"{batch}.{stage}"
-    return name if len(name) <= BATCH_LENGTH else readable(batch, f"{digest(batch)}.{stage}", BATCH_LENGTH)
+    return (
+        name
+        if len(name) <= BATCH_LENGTH and _BATCH.match(name)
+        else readable(batch, f"{digest(batch)}.{stage}", BATCH_LENGTH)
+    )
 
 
 def has_path(name: str) -> bool:

@@ -26,7 +26,7 @@ MOST_REASONS = 20  # that the parent keeps of why tokens could not be made
 NEW: Doc = {"lock": 0, "done": 0, "hostname": "", "scrub_count": 0, "exit_code": ""}
 _OWNED = frozenset({
     "type", *NEW, JOB_FIELD, *FOREIGN_JOB_FIELDS, "batch", "push", "ordinal", "pilot", "claim", "seconds", "attempts", "error",
-    "output", "stage", "parent", "parent_claim", FIELD, "group_of", "group_name", "members_ended", "late_members",
+    "output", "stage", "parent", "parent_claim", "parent_batch", FIELD, "group_of", "group_name", "members_ended", "late_members",
 })  # fmt: skip
 
 
@@ -85,8 +85,17 @@ def _new_token(line: bytes, parent: Doc, stages: Optional[Mapping[str, str]], pr
     if "group" in fields:
         fields["group"] = _group(fields["group"])
     batch = stages[stage] if stages is not None else stage_batch(str(batch), stage)
-    own = {"batch": batch, "stage": stage, "parent": parent["_id"], "parent_claim": parent["claim"]}
+    own = dict({"batch": batch, "stage": stage}, **_origin(parent, profile))
     return dict(NEW, **{"_id": f"{batch}:{key}", **own, **fields, **profile.fields_of_new(batch)})
+
+
+def _origin(parent: Doc, profile: Profile) -> Doc:
+    """Where a new token comes from."""
+    found = {"parent": parent["_id"], "parent_claim": parent["claim"]}
+    batch = profile.batch_of(parent)
+    if profile.batch_field is not None and batch is not None:
+        found["parent_batch"] = batch  # the parent's id does not name it
+    return found
 
 
 def _group(value: Any) -> str:

@@ -41,7 +41,7 @@ token that made it before its own, and ``["pending", batch]`` for each parent wh
 _GROUPS = f"""function (doc) {{{_FIND_LIST}
   if (isList && list.pending && typeof list.batch == "string") {{ emit(["pending", list.batch], 0); }}
   if (typeof doc.parent == "string" && typeof doc.stage == "string") {{
-    emit(["edge", doc.parent.split(":")[0], doc._id.split(":")[0]], 0);
+    EDGE
   }}
   if (typeof doc.group_of == "string" && typeof doc.group_name == "string" && typeof doc.members_ended == "number") {{
     emit(["made", doc.group_of, doc.group_name], doc.members_ended);
@@ -55,6 +55,16 @@ _MEMBERS = f"""var prefix = doc._id.split(":")[0];
   }}"""
 
 
+_EDGE = """emit(["edge", doc.parent.split(":")[0], doc._id.split(":")[0]], 0);"""
+
+
+def _edge(profile: Profile) -> str:
+    if profile.batch_field is None:
+        return _EDGE
+    return f"""var from = typeof doc.parent_batch == "string" ? doc.parent_batch : doc.parent.split(":")[0];{find_batch(profile)}
+    emit(["edge", from, batch], 0);"""
+
+
 def _members(profile: Profile) -> str:
     if profile.is_default:
         return _MEMBERS
@@ -65,6 +75,6 @@ def _members(profile: Profile) -> str:
 
 def stages(profile: Profile = PICAS) -> dict[str, Any]:
     """The design document. CouchDB updates its index only when somebody reads it."""
-    groups = _GROUPS.replace("MEMBERS", _members(profile))
+    groups = _GROUPS.replace("MEMBERS", _members(profile)).replace("EDGE", _edge(profile))
     views = {LISTS: {"map": _LISTS, "reduce": "_count"}, GROUPS: {"map": groups, "reduce": "_stats"}}
     return {"language": "javascript", "autoupdate": False, "views": views}
