@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,26 +31,31 @@ def record_id(batch: str) -> str:
 
 def note(pool: Pool, chain: Chain) -> Operation[None]:
     """Record the stages of a chain, if they are not known yet. A login that may only read records nothing."""
-    groups = {name: grouping.as_dict() for name, grouping in chain.groups.items()}
-    for batch in (chain.batch, *chain.by_stage.values()):
-        name = record_id(batch)
-        try:
-            present = yield from pool.get(name)
-        except errors.NotFoundError as error:
-            if error.database_missing:
-                raise
-            present = {}
-        known = parse(batch, present)
-        stages, grouped = chain.as_argument, dict(groups)
-        if known is not None and known.batch == chain.batch:
-            stages = known.as_argument if chain.by_stage.items() <= known.by_stage.items() else stages
-            grouped = {of: value for of, value in {**(present.get("groups") or {}), **groups}.items() if of in stages}
-        new = {"_id": name, "batch": chain.batch, "stages": stages, "groups": grouped, "since": int(time.time())}
-        if any(present.get(key) != new[key] for key in ("batch", "stages", "groups")):
-            try:
-                yield from pool.put({**new, "_rev": present["_rev"]} if "_rev" in present else new)
-            except (errors.ConflictError, errors.ForbiddenError, errors.UnauthorizedError):
-                return  # another wait writes the same, or the login may only read
+    batches = {record_id(batch): batch for batch in (chain.batch, *chain.by_stage.values())}
+    queries = [{"startkey": name, "endkey": name, "include_docs": True} for name in batches]
+    response = yield Request("POST", pool.path("_local_docs", "queries"), body=json_body({"queries": queries}))
+    rows = (response.checked(row, {}) for result in response.rows("results", rows=list) for row in result["rows"])
+    present = {row["doc"]["_id"]: response.document(row["doc"]) for row in rows if row.get("doc")}
+    new = (_record(chain, name, batch, present.get(name, {})) for name, batch in batches.items())
+    changed = [record for record in new if record is not None]
+    if changed:
+        # Rows with errors: another wait writes the same.
+        with suppress(errors.ForbiddenError, errors.UnauthorizedError):  # the login may only read
+            yield from pool.write(map(json_body, changed), repeatable=True)
+
+
+def _record(chain: Chain, name: str, batch: str, present: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the document of a batch is to be; None: unchanged."""
+    groups = {stage: grouping.as_dict() for stage, grouping in chain.groups.items()}
+    known = parse(batch, present)
+    stages, grouped = chain.as_argument, dict(groups)
+    if known is not None and known.batch == chain.batch:
+        stages = known.as_argument if chain.by_stage.items() <= known.by_stage.items() else stages
+        grouped = {of: value for of, value in {**(present.get("groups") or {}), **groups}.items() if of in stages}
+    new = {"_id": name, "batch": chain.batch, "stages": stages, "groups": grouped, "since": int(time.time())}
+    if all(present.get(key) == new[key] for key in ("batch", "stages", "groups")):
+        return None
+    return {**new, "_rev": present["_rev"]} if "_rev" in present else new
 
 
 def parse(batch: str, document: Mapping[str, Any] | None) -> Chain | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from airflow_provider_picas.couchdb.http import Operation, Request, json_body
@@ -28,28 +28,40 @@ def make_due(
     ``before``, ``after``: counts before and after ``pending`` (lists, by batch) was read. No more members can appear if
     the batches that fill theirs had finished and did not change, and had no list pending in between.
     """
+    stages = [
+        stage for stage in chain.groups if chain.batch_of(stage) in chain.batches
+    ]  # not those after the wait's own
+    final = {stage for stage in stages if _is_final(chain, stage, before, after, pending)}
+    seen = yield from _made(pool, chain, stages)
+    # Of the others no group can be due.
+    stages = [stage for stage in stages if stage in final or seen[stage] or chain.groups[stage].is_number]
+    members = yield from _members(pool, {chain.batch_of(chain.groups[stage].of) for stage in stages})
     made = 0
-    for stage, grouping in chain.groups.items():
+    for stage in stages:
+        grouping, known = chain.groups[stage], seen[stage]
         batch, of = chain.batch_of(stage), chain.batch_of(grouping.of)
-        if batch not in chain.batches:
-            continue  # of a later stage than the one that the wait is for
-        fillers = list(chain.batches)[: list(chain.batches).index(of)]
-        known = all(
-            before.get(name) == after.get(name) and not before[name].unfinished and not pending.get(name)
-            for name in fillers
-        )
-        seen = yield from _made(pool, of)
-        if not (known or seen or grouping.is_number):
-            continue  # no group can be due
-        totals, finished, ended = yield from _members(pool, of)
-        due = [name for name in totals if name not in seen and grouping.due(finished[name], totals[name], known=known)]
+        totals, finished, ended = members[of]
+        new = (name for name in totals if name not in known)
+        due = [name for name in new if grouping.due(finished[name], totals[name], known=stage in final)]
         for some in portions(due[:GROUPS], totals.__getitem__, MEMBERS):
             made += yield from _make(pool, some, stage, batch, of)
-        changed = [name for name in seen if name in ended and ended[name] != seen[name]]
+        changed = [name for name in known if name in ended and ended[name] != known[name]]
         # At random: those of which members were deleted stay among them.
         for some in portions(random.sample(changed, min(GROUPS, len(changed))), totals.__getitem__, MEMBERS):
             made += yield from _update(pool, some, batch, of)
     return made
+
+
+def _is_final(
+    chain: Chain, stage: str, before: Mapping[str, Counts], after: Mapping[str, Counts], pending: Mapping[str, int]
+) -> bool:
+    """True if no more members of a stage's groups can appear."""
+    batches = list(chain.batches)
+    fillers = batches[: batches.index(chain.batch_of(chain.groups[stage].of))]
+    return all(
+        before.get(name) == after.get(name) and not before[name].unfinished and not pending.get(name)
+        for name in fillers
+    )
 
 
 def done_groups(pool: Pool, chain: Chain, stage: str) -> Operation[list[str]]:
@@ -58,30 +70,50 @@ def done_groups(pool: Pool, chain: Chain, stage: str) -> Operation[list[str]]:
     if grouping is None:
         return []
     done = set((yield from pool.all_ids(State.DONE, batch)))
-    made = yield from _made(pool, chain.batch_of(grouping.of))
-    return sorted(name for name in made if groups.group_id(batch, name) in done)
+    made = yield from _made(pool, chain, [stage])
+    return sorted(name for name in made[stage] if groups.group_id(batch, name) in done)
 
 
-def _members(pool: Pool, of: str) -> Operation[tuple[Counter[str], Counter[str], dict[str, float]]]:
-    """The number of members of each group, the number of those that have finished, and the times when they did, added up."""
-    query = {"group": True, "startkey": ["member", of], "endkey": ["member", of, {}]}
-    response = yield pool.view_request(stage_views.GROUPS, pool.profile.stages_design, **query)
+_Members = tuple[Counter[str], Counter[str], dict[str, float]]
+"""The number of members of each group, the number of those that have finished, and the times when they did, added up."""
+
+
+def _members(pool: Pool, batches: Collection[str]) -> Operation[dict[str, _Members]]:
+    """The members of the groups of some batches. One request."""
+    names = list(batches)
+    queries = [{"group": True, "startkey": ["member", of], "endkey": ["member", of, {}]} for of in names]
+    found = yield from pool.view_queries(
+        stage_views.GROUPS, pool.profile.stages_design, queries, key=list, value={"count": int, "sum": (int, float)}
+    )
+    return {of: _add_up(rows) for of, rows in zip(names, found, strict=True)}
+
+
+def _add_up(rows: Iterable[Mapping[str, Any]]) -> _Members:
     totals, finished = Counter[str](), Counter[str]()
     ended: dict[str, float] = {}
-    for row in response.rows(key=list, value=dict):
-        _, _, name, state = row["key"]
-        value = response.checked(row["value"], {"count": int, "sum": (int, float)})
+    for row in rows:
+        (_, _, name, state), value = row["key"], row["value"]
         totals[name] += value["count"]
         finished[name] += value["count"] if state in FINISHED else 0
         ended[name] = ended.get(name, 0.0) + (value["sum"] if state in FINISHED else 0)
     return totals, finished, ended
 
 
-def _made(pool: Pool, of: str) -> Operation[dict[str, float]]:
-    """The groups that have a token, each with the times of its members' ends that it knows of, added up."""
-    query = {"reduce": False, "startkey": ["made", of], "endkey": ["made", of, {}]}
-    response = yield pool.view_request(stage_views.GROUPS, pool.profile.stages_design, **query)
-    return {row["key"][2]: row["value"] for row in response.rows(key=list, value=(int, float))}
+def _made(pool: Pool, chain: Chain, stages: Sequence[str]) -> Operation[dict[str, dict[str, float]]]:
+    """The groups of some stages that have a token, each with the times of its members' ends that it knows of, added up. One
+    request."""
+    names = sorted({chain.batch_of(chain.groups[stage].of) for stage in stages})
+    queries = [{"reduce": False, "startkey": ["made", of], "endkey": ["made", of, {}]} for of in names]
+    fields: dict[str, Any] = {"id": str, "key": list, "value": (int, float)}
+    found = yield from pool.view_queries(stage_views.GROUPS, pool.profile.stages_design, queries, **fields)
+    rows = dict(zip(names, found, strict=True))
+    return {stage: _of_stage(rows[chain.batch_of(chain.groups[stage].of)], chain.batch_of(stage)) for stage in stages}
+
+
+def _of_stage(rows: Iterable[Mapping[str, Any]], batch: str) -> dict[str, float]:
+    """The groups among ``rows`` with a token in a batch: several stages may have groups of the same tokens."""
+    found = ((row["key"][2], row["id"], row["value"]) for row in rows)
+    return {name: value for name, token_id, value in found if token_id == groups.group_id(batch, name)}
 
 
 def _members_of(pool: Pool, of: str, names: Collection[str]) -> Operation[dict[str, list[dict[str, Any]]]]:
@@ -95,7 +127,7 @@ def _members_of(pool: Pool, of: str, names: Collection[str]) -> Operation[dict[s
         found[name][row["id"]] = {"id": row["id"], "state": state, "done": row["value"]}
     ids = sorted(member for members in found.values() for member in members)
     output, outputs = pool.profile.output_field, dict[str, Any]()
-    for start in range(0, len(ids), PAGE):
+    for start in range(0, len(ids), PAGE):  # of their documents, only the outputs are kept
         documents = yield from pool.fetch(ids[start : start + PAGE])
         outputs |= {name: document[output] for name, document in documents.items() if output in document}
     return {

@@ -25,8 +25,8 @@ TRIES = 5
 TRIES_TO_CONNECT = 5
 """Limit on the tries if the server does not answer at all."""
 
-Kinds = type | tuple[type, ...]
-"""The allowed types of a value. ``type(None)``: it may be missing."""
+Kinds = type | tuple[type, ...] | Mapping[str, Any]
+"""The allowed types of a value. ``type(None)``: it may be missing. A mapping: those of the fields of an object."""
 
 
 def _no_json(word: str) -> float:
@@ -147,7 +147,9 @@ class Response:
             raise self.unexpected(f"{_kind(value)} was found instead of an object")
         for name, kinds in fields.items():
             found = value.get(name)
-            if not isinstance(found, kinds) or (isinstance(found, bool) and kinds is int):
+            if isinstance(kinds, Mapping):
+                self.checked(found, kinds)
+            elif not isinstance(found, kinds) or (isinstance(found, bool) and kinds is int):
                 raise self.unexpected(f"{name!r} is {_kind(found)}" if name in value else f"{name!r} is missing")
         return value
 

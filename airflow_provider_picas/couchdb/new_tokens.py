@@ -13,7 +13,7 @@ from typing import Any
 from airflow_provider_picas.couchdb import changes, conflicts, errors, groups
 from airflow_provider_picas.couchdb.deployment import deploy_one, design_document
 from airflow_provider_picas.couchdb.http import Operation, Request, json_body
-from airflow_provider_picas.couchdb.pool import PAGE, Document, Pool
+from airflow_provider_picas.couchdb.pool import Document, Pool
 from airflow_provider_picas.lifecycle import new_tokens
 from airflow_provider_picas.lifecycle.json_values import number
 from airflow_provider_picas.lifecycle.portions import portions
@@ -60,11 +60,10 @@ def lists_of(pool: Pool, batches: Collection[str]) -> Operation[Lists]:
 def carry_out(pool: Pool, batches: Collection[str]) -> Operation[int]:
     """Carry out pending lists of these batches, some of them if there are many. Returns their number."""
     carried_out = 0
-    for batch in batches:
-        query = {"reduce": False, "key": ["pending", batch], "limit": PARENTS}
-        response = yield pool.view_request(stage_views.LISTS, pool.profile.stages_design, **query)
-        names = [row["id"] for row in response.rows(id=str)]
-        found = (yield from conflicts.branches(pool, names)) if names else {}
+    queries = [{"reduce": False, "key": ["pending", batch], "limit": PARENTS} for batch in batches]
+    lists = yield from pool.view_queries(stage_views.LISTS, pool.profile.stages_design, queries, id=str)
+    for names in ([row["id"] for row in rows] for rows in lists if rows):
+        found = yield from conflicts.branches(pool, names)
         # Of revisions in conflict another one may win: pilots and the watch of a wait merge them.
         alone = (revisions[0] for revisions in found.values() if len(revisions) == 1)
         parents = [parent for parent in alone if new_tokens.is_pending(parent)]
@@ -111,9 +110,7 @@ def _list_of(pool: Pool, parent: Document) -> Operation[list[Document]]:
 
 def _make(pool: Pool, tokens: Sequence[Document]) -> Operation[list[tuple[Document, str]] | None]:
     """Make those of these tokens that do not exist. Returns those that cannot be made, and why; None: not now."""
-    present: dict[str, Document] = {}
-    for start in range(0, len(tokens), PAGE):
-        present |= yield from pool.fetch([token["_id"] for token in tokens[start : start + PAGE]])
+    present = yield from pool.fetch_all([token["_id"] for token in tokens])
     plan = new_tokens.Plan(tokens, present)
     not_made = list(plan.not_made)
     if plan.new:

@@ -85,6 +85,27 @@ class Pool:
         }
         return Request("GET", self.path("_design", design, "_view", view), params)
 
+    def view_queries(
+        self, view: str, design_document: str, queries: Sequence[Mapping[str, Any]], **fields: Any
+    ) -> Operation[list[list[dict[str, Any]]]]:
+        """The rows of each of several queries of a view, with fields of these types. One request, or several if the response
+        would be too large."""
+        if not queries:
+            return []
+        path = self.path("_design", design_document, "_view", view, "queries")
+        try:
+            response = yield Request("POST", path, body=json_body({"queries": list(queries)}))
+        except errors.LargeResponseError:
+            half = len(queries) // 2
+            if not half:
+                raise
+            first = yield from self.view_queries(view, design_document, queries[:half], **fields)
+            return first + (yield from self.view_queries(view, design_document, queries[half:], **fields))
+        results = response.rows("results", rows=list)
+        if len(results) != len(queries):
+            raise response.unexpected(f"it has {len(results):,} results for {len(queries):,} queries")
+        return [[response.checked(row, fields) for row in result["rows"]] for result in results]
+
     # -- the server and the database ----------------------------------------------------------------------------------
 
     def info(self) -> Operation[Mapping[str, Any]]:
@@ -137,6 +158,13 @@ class Pool:
     def fetch(self, document_ids: Sequence[str]) -> Operation[dict[str, Document]]:
         """Documents by id, at most a page of them; missing ones are omitted."""
         found, _ = yield from self.fetch_measured(document_ids)
+        return found
+
+    def fetch_all(self, document_ids: Sequence[str]) -> Operation[dict[str, Document]]:
+        """Documents by id, any number of them, in pages; missing ones are omitted."""
+        found: dict[str, Document] = {}
+        for start in range(0, len(document_ids), PAGE):
+            found |= yield from self.fetch(document_ids[start : start + PAGE])
         return found
 
     def fetch_measured(
