@@ -37,14 +37,14 @@ def batches_by_name(pool: Pool, after: str, limit: int) -> Operation[tuple[dict[
     most = ROWS_OF_BATCH * limit + 1
     group: dict[str, Any] = {"group": True} if pool.profile.is_default else {"group_level": 2}
     response = yield pool.view_request("counts", pool.profile.design, **group, startkey=[after, {}], limit=most)
-    rows: dict[str, list[tuple[Key, int]]] = {}
-    full = len(response.rows()) == most
-    for batch, state, number in parse_rows(response, profile=pool.profile):
-        rows.setdefault(batch or "", []).append((state, number))
-    names = list(rows)
+    rows, found = response.rows(), dict[str, list[tuple[Key, int]]]()
+    full = len(rows) == most
+    for batch, state, number in parse_rows(response, rows, profile=pool.profile):
+        found.setdefault(batch or "", []).append((state, number))
+    names = list(found)
     if full:
         names.pop()  # its other states may be in the rows that follow
-    return {name: from_rows(rows[name]) for name in names[:limit]}, full or len(names) > limit
+    return {name: from_rows(found[name]) for name in names[:limit]}, full or len(names) > limit
 
 
 def pilots(pool: Pool) -> Operation[tuple[list[Document], int | None]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Hashable, Mapping
@@ -20,7 +19,7 @@ from airflow_provider_picas.couchdb.changes import NO_BATCH
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.picas_async import PicasAsyncHook
 from airflow_provider_picas.tokens.counts import Completeness, Counts
-from airflow_provider_picas.triggers.feed import feed_for
+from airflow_provider_picas.triggers.feed import feed_for, feed_key
 from airflow_provider_picas.triggers.subscriptions import Touched
 
 SAVE_AFTER = 10.0  # seconds for an event to reach Airflow's database before the position behind it is saved
@@ -99,8 +98,7 @@ class PicasTokenEventTrigger(BaseEventTrigger):
 
     def shared_stream_key(self) -> Hashable | None:
         """All watchers of a pool share its stream."""
-        shape = json.dumps(self.profile, sort_keys=True) if self.profile else ""
-        return (f"{type(self).__module__}", self.picas_conn_id, self.database or "", shape)
+        return (type(self).__module__, *feed_key(self.picas_conn_id, self.database, self.profile))
 
     @classmethod
     async def open_shared_stream(cls, kwargs: dict[str, Any]) -> AsyncGenerator[Touched, None]:

@@ -138,7 +138,7 @@ class Feed:
 
     def _forget(self) -> None:
         feeds = _feeds.get(asyncio.get_running_loop(), {})
-        key = _key(self.picas_conn_id, self.database, self.profile)
+        key = feed_key(self.picas_conn_id, self.database, self.profile)
         if feeds.get(key) is self:
             del feeds[key]
         self._gauges.end()
@@ -447,13 +447,14 @@ _feeds: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, ...], Feed]
 def feed_for(picas_conn_id: str, database: str | None = None, profile: Shape = None) -> Feed:
     """The feed of a pool on the running event loop. All callers get the same one while it has subscribers."""
     feeds = _feeds.setdefault(asyncio.get_running_loop(), {})
-    key = _key(picas_conn_id, database, profile)
+    key = feed_key(picas_conn_id, database, profile)
     if key not in feeds:
         feeds[key] = Feed(picas_conn_id, database, profile)
     return feeds[key]
 
 
-def _key(picas_conn_id: str, database: str | None, profile: Shape) -> tuple[str, ...]:
+def feed_key(picas_conn_id: str, database: str | None, profile: Shape) -> tuple[str, ...]:
+    """The same for all who can share a feed."""
     return picas_conn_id, json.dumps(database), json.dumps(profile, sort_keys=True)
 
 

@@ -12,9 +12,10 @@ from airflow_provider_picas.couchdb.http import Operation
 from airflow_provider_picas.couchdb.page import Ended, Part
 from airflow_provider_picas.couchdb.pool import Document, Pool
 from airflow_provider_picas.lifecycle.ids import watched_flag
+from airflow_provider_picas.lifecycle.profile import Profile
 from airflow_provider_picas.plugins import access, models, page_index
 from airflow_provider_picas.plugins.live import PoolReader, reader_for
-from airflow_provider_picas.plugins.overview import pilots_of
+from airflow_provider_picas.plugins.overview import Pilots, pilots_of
 from airflow_provider_picas.submissions import seen
 from airflow_provider_picas.tokens import table
 from airflow_provider_picas.tokens.states import State
@@ -41,12 +42,10 @@ async def pilots(scope: access.Scope) -> models.PilotsAnswer:
     )
     now = known.now
     await _watch(reader, scope.batch, [record for record in known.records if not record.get("ended")], now)
-    leases = seen.of_batch(known.leases, scope.batch, known.submissions)
-    shown = [seen.pilot_of(lease, now, scope.batch) for lease in leases]
-    names = {pilot["job"]: pilot["pilot"] for pilot in shown if pilot["job"]}
+    shown, names = _with_leases(known, scope.batch)
     _add_claimed(shown, running)
     begun = {run["token"]: run["since"] for pilot in shown for run in pilot["now"]}
-    bars = [*_running_bars(running, names, begun), *_ended_bars(ended, names, scope.batch)]
+    bars = [*_running_bars(running, names, begun), *_ended_bars(ended, names, scope.batch, await reader.profile())]
     shown += _without_lease(running, bars, {pilot["pilot"] for pilot in shown})
     for pilot in shown:
         pilot["started"] = pilot["started"] or min(
@@ -67,11 +66,16 @@ async def held(scope: access.Scope) -> tuple[dict[str, list[str]], dict[str, str
     """All running tokens of the batch by the pilots that hold them, and the states of the pilots that have leases."""
     reader = reader_for(scope.conn_id, scope.database)
     known = await pilots_of(reader, scope.batch)
-    leases = seen.of_batch(known.leases, scope.batch, known.submissions)
-    found = [seen.pilot_of(lease, known.now, scope.batch) for lease in leases]
-    names = {pilot["job"]: pilot["pilot"] for pilot in found if pilot["job"]}
+    found, names = _with_leases(known, scope.batch)
     tokens = await reader.do(lambda hook: _held(hook.pool, scope.batch, names))
     return tokens, {pilot["pilot"]: pilot["state"] for pilot in found}
+
+
+def _with_leases(known: Pilots, batch: str | None) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """The batch's pilots that have leases, and their names by their jobs."""
+    leases = seen.of_batch(known.leases, batch, known.submissions)
+    found = [seen.pilot_of(lease, known.now, batch) for lease in leases]
+    return found, {pilot["job"]: pilot["pilot"] for pilot in found if pilot["job"]}
 
 
 def _held(pool: Pool, batch: str | None, names: Mapping[str, str]) -> Operation[dict[str, list[str]]]:
@@ -158,10 +162,12 @@ def _holder(row: Mapping[str, Any], names: Mapping[str, str]) -> str:
     return str(row["pilot"] or names.get(row["job"], row["job"]) or row["node"] or "?")
 
 
-def _ended_bars(rows: Iterable[Ended], names: Mapping[str, str], batch: str | None) -> list[dict[str, Any]]:
+def _ended_bars(
+    rows: Iterable[Ended], names: Mapping[str, str], batch: str | None, profile: Profile
+) -> list[dict[str, Any]]:
     bars = []
     for row in rows:
-        if row.ended and row.began and row.began <= row.ended and page.in_scope(row.id, batch):
+        if row.ended and row.began and row.began <= row.ended and page.in_scope(row.id, batch, profile):
             job = one_line(row.job or "") or None
             pilot = names.get(job or "", job) or one_line(row.node or "") or "?"
             bars.append({"pilot": pilot, "token": row.id, "start": row.began, "end": row.ended, "state": row.state})

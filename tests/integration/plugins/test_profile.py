@@ -10,6 +10,7 @@ import pytest
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.tokens import documents
 from stack.pool import Pool
+from stack.processes import wait_for
 from tests.integration.plugins.conftest import CONN, Page
 from tests.integration.plugins.server import ApiServer
 
@@ -57,6 +58,9 @@ def test_the_page_shows_one_workflow(page: Page) -> None:
         "imaging",
     }
     assert page.ask("batch/why", **scope)["sentences"]
+    wait_for(lambda: page.ask("batch/pilots", **scope)["building"] is None, what="The index of the page", seconds=60)
+    bars = page.ask("batch/pilots", **scope)["bars"]
+    assert sorted((bar["token"].split("_")[2], bar["state"]) for bar in bars) == [("0", "done"), ("1", "error")]
     of_run = {**scope, "dag_id": page.of_run["dag_id"], "run_id": page.run_id, "user": "viewer"}
     assert page.get("token", id=failed["id"], **of_run).status == 200
     other = "token_imaging_3_2026-11-29_04:12:03"
