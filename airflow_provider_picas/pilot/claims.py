@@ -1,6 +1,7 @@
 """Claims tokens."""
 
 import collections
+import itertools
 import random
 import time
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Set, Tuple
@@ -35,6 +36,8 @@ class Claims:
 
     HEADS_LAST = 1.0  # seconds for which the highest priorities are cached
     AT_ONCE = 10  # tokens that a claim may always take, and a quarter of those wanted; more only as a share of those that wait
+    SUSPECTS = 10  # tokens that are claimed together after one death; their pilot may have held many more
+    SPARE_DEATHS = 2  # which must not be the last ones allowed: another death makes all of them suspect again
     MOST_UNSETTLED = 1000
     CHECKS = 12  # checks of a claim that is not visible, with growing pauses; one check if it was refused as a conflict
     MOST_REFUSED = 100  # tokens that the database refuses to let the pilot claim, before its first successful claim
@@ -84,12 +87,12 @@ class Claims:
     def take(self, wanted: int, fits: Callable[[Doc], bool], deaths: int) -> List[Token]:
         """Claim at most ``wanted`` tokens.
 
-        A token whose pilots have died may also kill this one. It is claimed on its own, so that other tokens do not
-        suffer, and only if no more than ``deaths`` pilots died with it. Raises Unreachable; ``in_flight`` then holds
-        tokens that may have been claimed.
+        A token whose pilots have died may also kill this one. It is claimed on its own or after one death with a few
+        others of its kind, so that other tokens do not suffer, and only if no more than ``deaths`` pilots died with it.
+        Raises Unreachable; ``in_flight`` then holds tokens that may have been claimed.
         """
         self.contested = self.unfit = self.deferred = 0
-        known = self._take_suspect(fits, deaths)
+        known = self._take_suspects(wanted, fits, deaths)
         return self._take_from_views(wanted, fits, deaths) if known is None else known
 
     def _take_from_views(self, wanted: int, fits: Callable[[Doc], bool], deaths: int) -> List[Token]:
@@ -119,14 +122,15 @@ class Claims:
             self._useful = bool(clean or suspects or not_todo)
             if len(clean) >= wanted:
                 break
-        tokens = self._claim_first(clean[:wanted], suspects)
-        self._suspects, self._suspects_until = [] if clean else suspects[1:], time.monotonic() + self.HEADS_LAST
+        few = self._together(suspects, wanted)
+        tokens = self._claim_first(clean[:wanted], few)
+        self._suspects, self._suspects_until = [] if clean else suspects[len(few) :], time.monotonic() + self.HEADS_LAST
         self.contested = len(clean) + len(suspects) - len(tokens) + not_todo
         return tokens
 
     def _claim_first(self, clean: List[Doc], suspects: List[Doc]) -> List[Token]:
-        """Claim a portion of the clean tokens, or one of those whose pilots have died."""
-        chosen = next(portions(clean), []) or suspects[:1]
+        """Claim a portion of the clean tokens, or of those whose pilots have died."""
+        chosen = next(portions(clean), []) or next(portions(suspects), [])
         tokens = self._claim(chosen)
         if len(tokens) < len(chosen):
             self._walk.leave()
@@ -136,22 +140,28 @@ class Claims:
             self._most = min(self._most * 2, self._config.max_claim * self._config.slots)
         return tokens
 
-    def _take_suspect(self, fits: Callable[[Doc], bool], deaths: int) -> Optional[List[Token]]:
-        """Claim another token of the last take, if that found only those that pilots died with: a dead pilot may leave
-        many, and they are claimed one by one. Empty if none may be claimed now; None: read what there is."""
+    def _together(self, suspects: List[Doc], wanted: int) -> List[Doc]:
+        """The first of these tokens, or a few of them: one pilot died with each, which had claimed many and ran one."""
+        most = min(wanted, self.SUSPECTS) if self._config.max_scrubs > self.SPARE_DEATHS else 1
+        once = itertools.takewhile(lambda doc: attempts_by_kind(doc)["reaped"] == 1, suspects)
+        return list(itertools.islice(once, most)) or suspects[:1]
+
+    def _take_suspects(self, wanted: int, fits: Callable[[Doc], bool], deaths: int) -> Optional[List[Token]]:
+        """Claim more tokens of the last take, if that found only those that pilots died with: a dead pilot may leave
+        many, and few are claimed at once. Empty if none may be claimed now; None: read what there is."""
         suspects, self._suspects = self._suspects, []
         if not suspects or time.monotonic() >= self._suspects_until:
             return None
-        first = suspects[0]
-        if attempts_by_kind(first)["reaped"] > deaths:
+        few = self._together(suspects, wanted if self._database.quorum.holds() else 1)
+        if attempts_by_kind(few[0])["reaped"] > deaths:
             self._suspects, self.deferred = suspects, len(suspects)
             return []
-        if self._is_unsettled(first["_id"]) or not fits(first):
+        if not all(fits(doc) and not self._is_unsettled(doc["_id"]) for doc in few):
             return None
-        tokens = self._claim([first])
+        tokens = self._claim(next(portions(few)))
         if not tokens:  # another pilot may have read the same ones
             return None
-        self._suspects = suspects[1:]
+        self._suspects = suspects[len(few) :]
         return tokens
 
     def _limit(self, wanted: int) -> int:

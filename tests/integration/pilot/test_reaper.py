@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections import Counter
 from datetime import datetime
 from types import SimpleNamespace
 
@@ -50,6 +51,34 @@ def test_a_token_that_kills_its_pilots_ends_in_error_and_spares_the_others(pool:
     assert "3 pilots died" in docs["b:0005"]["error"][-1]["message"]
     assert pool.states() == {State.DONE: 11, State.ERROR: 1}
     assert max(doc["scrub_count"] for name, doc in docs.items() if name != "b:0005") <= 1
+
+
+def test_tokens_that_a_dead_pilot_had_claimed_are_claimed_together(
+    pool: Pool, behind_proxy: Submission, proxy: Proxy
+) -> None:
+    """It had started one of them. The database must not pay for a claim of each, when many pilots have died."""
+    pool.push([{"attempts": [{"reason": "reaped: x"}], "scrub_count": 1} for _ in range(100)])
+    writes = list[bytes]()
+    proxy.fault = lambda request: (
+        writes.append(request) or "" if b"POST" in request[:4] and b"/_bulk_docs" in request else ""
+    )
+    assert behind_proxy.run(COUNT) == 0, behind_proxy.log()
+    assert Counter(behind_proxy.runs().values()) == {1: 100}
+    assert len(writes) < 60, "each token was claimed on its own"
+
+
+def test_a_token_that_kills_its_pilots_is_found_among_those_that_they_had_claimed(
+    pool: Pool, submission: Submission
+) -> None:
+    pool.push([{"input": place} for place in range(40)])
+    command = COUNT + '; test "$PICAS_INPUT" != 5 || kill -9 $PPID'
+    for _ in range(8):
+        if pool.states()[State.TODO] + pool.states()[State.LOCKED] == 0:
+            break
+        submission.run(command, lease=2, max_scrubs=3, wait_for_work=5)
+    assert submission.runs()["b:0005"] == 4
+    assert pool.states() == {State.DONE: 39, State.ERROR: 1}
+    assert max(doc["scrub_count"] for name, doc in pool.docs().items() if name != "b:0005") <= 2
 
 
 def test_a_token_locked_by_a_picas_client_is_left_alone(pool: Pool, submission: Submission) -> None:
