@@ -64,7 +64,7 @@ def picas_run(
     :param inputs: the inputs to push. See ``PicasPushTokensOperator`` for these, ``tokens``, ``key``, ``batch`` and
         ``on_existing``.
     :param tokens: the fields of each token, instead of ``inputs``.
-    :param key: the field or function that gives a token its key.
+    :param key: a field of the token or of its input, or a function, that gives a token its key.
     :param batch: the name of the batch.
     :param on_existing: what to do with tokens that exist already.
     :param command: what the pilots run for each token. See ``PicasSubmitPilotsOperator`` for this, ``setup``, ``files``,
