@@ -33,6 +33,13 @@ from stack.pool import Pool
 RUN = paths.RUN / f"tests-{os.getpid()}"
 COUCHDB_URL = "PICAS_TEST_COUCHDB_URL"
 BASE_PATH = "/base/path"
+# Parsing is most of what an idle Airflow does. A file that changes is parsed again at once all the same, and a new one is found
+# after ``refresh_interval``. On a busy machine a file may take longer to load than the 30 s that Airflow allows.
+PARSE_SELDOM = {
+    "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "120",
+    "AIRFLOW__CORE__DAGBAG_IMPORT_TIMEOUT": "120",
+    "AIRFLOW__DAG_PROCESSOR__DAG_FILE_PROCESSOR_TIMEOUT": "180",
+}
 LONGEST = re.compile("tests/e2e/test_(demo|page|runs).py")
 LONG = re.compile("tests/e2e/|tests/chaos/test_(feed_soak|stopping)")
 
@@ -220,7 +227,9 @@ def airflow(run_folder: Path) -> Iterator[Airflow]:
     dags.mkdir(exist_ok=True)
     for name, folder in (("project", paths.PROJECT / "dags"), ("tests", Path(__file__).parent / "e2e" / "dags")):
         (dags / name).symlink_to(folder)
-    standalone = Airflow(run_folder / "airflow", dags=dags, venv=Path(sys.prefix), base_path=BASE_PATH)
+    standalone = Airflow(
+        run_folder / "airflow", dags=dags, env=PARSE_SELDOM, venv=Path(sys.prefix), base_path=BASE_PATH
+    )
     standalone.start(["picas_word_count", "wait_scheduled"])
     yield standalone
     standalone.stop()

@@ -28,6 +28,7 @@ from stack.airflow_api import ENDED, AirflowApi
 from stack.cluster import Cluster
 from stack.pool import Pool
 from tests.chaos.run import tell
+from tests.conftest import PARSE_SELDOM
 
 DAGS = Path(__file__).parent / "dags"
 BATCHES = [f"b{number:02}" for number in range(50)]  # as in the DAG fifty_waits
@@ -36,7 +37,7 @@ BATCHES = [f"b{number:02}" for number in range(50)]  # as in the DAG fifty_waits
 @pytest.fixture(scope="module")
 def airflow(run_folder: Path) -> Iterator[Airflow]:
     """An Airflow whose components can be killed."""
-    standalone = Airflow(run_folder / "airflow", dags=DAGS)
+    standalone = Airflow(run_folder / "airflow", dags=DAGS, env=PARSE_SELDOM)
     standalone.start(["stop_cancel", "stop_poke", "stop_drain", "stop_teardown", "fifty_waits"])
     yield standalone
     for process in RESTARTED:
