@@ -194,7 +194,12 @@ def check(pool: Pool, folder: Path, parents: int) -> int:
     return len(docs)
 
 
-KINDS = {b'"new_edits":false': "new tokens", b'"group_of"': "a group's token", b'"pending":false': "the end of a list"}
+KINDS = {
+    b'"since":': "the documents of the stages",
+    b'"new_edits":false': "new tokens",
+    b'"group_of"': "a group's token",
+    b'"pending":false': "the end of a list",
+}
 
 
 class Killer:
