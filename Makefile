@@ -91,9 +91,9 @@ diagrams: python
 	@$(PYTHON) -m stack.install airflow
 	$(VENV)/python docs/draw_states.py
 
-# Takes the pictures of the page in docs/images, of a run on the demo's stack.
+# Takes the pictures of the page in docs/images, of runs on the demo's stack. ARGS=stages takes those of the graph of stages alone.
 screenshots: install
-	$(VENV)/python -m stack.screenshots
+	$(VENV)/python -m stack.screenshots $(ARGS)
 
 # Pins newer versions for the stack. Afterwards run the tests and compat, and commit the files.
 pins:
