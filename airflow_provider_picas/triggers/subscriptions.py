@@ -17,9 +17,9 @@ from airflow_provider_picas.tokens.waiting import Endurance
 
 Item = TypeVar("Item")
 FEW = 5  # with fewer unfinished tokens, a batch may be complete at any moment
-WHILE_MANY = 1.0  # seconds: longest extra pause between two queries because no batch can be complete soon,
-MANY = 500  # or a second for each such number of unfinished tokens,
-LONGEST = 5.0  # but never longer: a token that is counted twice, as locked and as done, costs the database more
+WHILE_MANY = 1.0  # seconds: longest extra pause between two queries because no batch can be complete soon
+MANY = 500  # unfinished tokens; with more of them the pause is longer in proportion, up to
+LONGEST = 5.0  # times as long: a token that is counted twice, as locked and as done, costs the database more
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class CountsSubscription(Subscription[CountsUpdate]):
         """Seconds that an update of this batch may wait: a fraction of the least time that it needs at its current rate."""
         if self._known is None or (left := self._known.unfinished) <= FEW:
             return self.least_patience
-        patience = min(LONGEST, max(WHILE_MANY, left / MANY))
+        patience = WHILE_MANY * min(LONGEST, max(1.0, left / MANY))
         if self._rate > 0:
             patience = min(patience, left / self._rate / 5)
         return max(self.least_patience, patience)
