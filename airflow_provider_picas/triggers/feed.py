@@ -374,7 +374,10 @@ class Feed:
         meanwhile."""
         while (left := until - time.monotonic()) > 0:
             try:
-                await asyncio.wait_for(self._wake.wait(), min(left, metrics.INTERVAL))
+                async with asyncio.timeout(
+                    min(left, metrics.INTERVAL)
+                ):  # wait_for of Python 3.11 may lose a cancellation
+                    await self._wake.wait()
             except TimeoutError:
                 self._gauges.send()
             else:

@@ -108,6 +108,21 @@ def test_few_queries_while_many_tokens_are_left(hook: PicasHook) -> None:
     assert last >= 3
 
 
+def test_a_wait_ends_although_something_changes_at_that_moment(hook: PicasHook) -> None:
+    push(hook, "a", 1)
+
+    async def wait() -> None:
+        one = feed_for("picas_default")
+        async with asyncio.timeout(SOON):
+            async with one.subscribe("a") as updates:
+                await anext(updates)
+                await asyncio.sleep(2)  # the feed waits for changes
+                one._touch({"a"})
+        assert open_feeds() == 0
+
+    asyncio.run(wait())
+
+
 def test_the_index_of_picas_clients_follows_a_wait(hook: PicasHook, monkeypatch: pytest.MonkeyPatch) -> None:
     """CouchDB does not update it by itself."""
     monkeypatch.setattr(feed, "UPDATE_MONITOR", 0.0)
