@@ -13,7 +13,7 @@ import pytest
 
 from stack import native, paths, processes
 
-SECONDS = 240  # for any step on a busy machine
+SECONDS = 540  # for any step on a busy machine; the stack gives Airflow 480 to start
 pytestmark = pytest.mark.timeout(4 * SECONDS)
 
 
