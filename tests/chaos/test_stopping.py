@@ -194,7 +194,7 @@ def restart(airflow: Airflow, what: str, how: signal.Signals) -> subprocess.Pope
     for pid in pids:
         with suppress(ProcessLookupError):
             os.kill(pid, how)
-    processes.wait_for(lambda: not any(map(processes.alive, pids)), what=f"The end of the {what}", seconds=60)
+    processes.wait_for(lambda: not any(map(processes.alive, pids)), what=f"The end of the {what}", seconds=300)
     again = processes.start(
         [str(paths.AIRFLOW_VENV / "bin" / "airflow"), what],
         folder=airflow.folder, name=f"{what}-{len(RESTARTED)}", env=airflow.environ(), cwd=airflow.folder,
