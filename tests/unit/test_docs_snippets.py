@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from airflow import sdk
 from airflow.sdk import DAG
 from airflow.sdk.definitions._internal.contextmanager import DagContext
 
@@ -46,6 +47,8 @@ def defined(monkeypatch: pytest.MonkeyPatch) -> set[tuple[DAG, Any]]:
 
 @pytest.mark.parametrize(("page", "block"), SNIPPETS)
 def test_a_snippet_is_a_dag_file(page: Path, block: Block, tmp_path: Path, defined: set[tuple[DAG, Any]]) -> None:
+    if "PartitionedAssetTimetable" in block.text and not hasattr(sdk, "PartitionedAssetTimetable"):
+        pytest.skip("Airflow has partition keys from 3.3 on")
     file = tmp_path / "snippet.py"
     file.write_text("\n" * (block.line - 1) + block.text)  # so that an error names the page's line
     runpy.run_path(str(file))
