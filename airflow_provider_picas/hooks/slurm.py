@@ -278,7 +278,8 @@ class SlurmAsyncHook:
         self._threads.shutdown(wait=False, cancel_futures=True)
         if self._hook is not None:
             with suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.to_thread(self._hook.close), ssh.CLOSE_TIMEOUT)
+                async with asyncio.timeout(ssh.CLOSE_TIMEOUT):
+                    await asyncio.to_thread(self._hook.close)
 
     @property
     def connected(self) -> bool:

@@ -37,7 +37,9 @@ class Claims:
     HEADS_LAST = 1.0  # seconds for which the highest priorities are cached
     AT_ONCE = 10  # tokens that a claim may always take, and a quarter of those wanted; more only as a share of those that wait
     SUSPECTS = 10  # tokens that are claimed together after one death; their pilot may have held many more
-    SPARE_DEATHS = 2  # which must not be the last ones allowed: another death makes all of them suspect again
+    SPARE_DEATHS = (
+        2  # they are claimed together only if more deaths than this are allowed: the next one counts for all of them
+    )
     MOST_UNSETTLED = 1000
     CHECKS = 12  # checks of a claim that is not visible, with growing pauses; one check if it was refused as a conflict
     MOST_REFUSED = 100  # tokens that the database refuses to let the pilot claim, before its first successful claim
@@ -87,7 +89,7 @@ class Claims:
     def take(self, wanted: int, fits: Callable[[Doc], bool], deaths: int) -> List[Token]:
         """Claim at most ``wanted`` tokens.
 
-        A token whose pilots have died may also kill this one. It is claimed on its own or after one death with a few
+        A token whose pilots have died may also kill this one. It is claimed on its own, or after one death with a few
         others of its kind, so that other tokens do not suffer, and only if no more than ``deaths`` pilots died with it.
         Raises Unreachable; ``in_flight`` then holds tokens that may have been claimed.
         """

@@ -146,8 +146,9 @@ class PilotActions:
             if counts is None:
                 hooks.do(end_uncounted(self.submission))
                 return None
-            how: Any = {"cancel_pending": cancel_pending, "complete": complete}
-            ending = end(self._hook.pool, self.submission, counts.finished, **how)
+            ending = end(
+                self._hook.pool, self.submission, counts.finished, cancel_pending=cancel_pending, complete=complete
+            )
             figures = hooks.do(ending)
             return figures.as_dict() if figures else None
 
@@ -194,8 +195,10 @@ class AllPilots:
         ``cancel_pending``, ``complete``: as in ``submissions.end.end``. The figures of several submissions are a mapping by
         their keys.
         """
-        how: Any = {"cancel_pending": cancel_pending, "complete": complete}
-        ended = {pilots.submission.key: pilots.end(counts, **how) for pilots in self._each}
+        ended = {
+            pilots.submission.key: pilots.end(counts, cancel_pending=cancel_pending, complete=complete)
+            for pilots in self._each
+        }
         found = {key: figures for key, figures in ended.items() if figures}
         if found:
             context["ti"].xcom_push("figures", found if len(self._each) > 1 else next(iter(found.values())))

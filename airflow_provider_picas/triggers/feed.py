@@ -374,9 +374,8 @@ class Feed:
         meanwhile."""
         while (left := until - time.monotonic()) > 0:
             try:
-                async with asyncio.timeout(
-                    min(left, metrics.INTERVAL)
-                ):  # wait_for of Python 3.11 may lose a cancellation
+                # Not with wait_for, which may lose a cancellation in Python 3.11.
+                async with asyncio.timeout(min(left, metrics.INTERVAL)):
                     await self._wake.wait()
             except TimeoutError:
                 self._gauges.send()

@@ -38,13 +38,18 @@ def test_another_pilot_takes_the_tokens_of_a_killed_one(pool: Pool, submission: 
     assert re.match(r"reaped: pilot \S+ \(job None on .*\) did not renew its lease for", doc["attempts"][0]["reason"])
 
 
-def test_a_token_that_kills_its_pilots_ends_in_error_and_spares_the_others(pool: Pool, submission: Submission) -> None:
-    pool.push([{"input": place} for place in range(12)])
+def run_with_a_deadly_token(pool: Pool, submission: Submission, tokens: int, *, max_scrubs: int) -> None:
+    """Push tokens of which the sixth kills its pilot, and run one pilot after the other until all have finished."""
+    pool.push([{"input": place} for place in range(tokens)])
     command = COUNT + '; test "$PICAS_INPUT" != 5 || kill -9 $PPID'
     for _ in range(8):
         if pool.states()[State.TODO] + pool.states()[State.LOCKED] == 0:
             break
-        submission.run(command, lease=2, max_scrubs=2, wait_for_work=5)
+        submission.run(command, lease=2, max_scrubs=max_scrubs, wait_for_work=5)
+
+
+def test_a_token_that_kills_its_pilots_ends_in_error_and_spares_the_others(pool: Pool, submission: Submission) -> None:
+    run_with_a_deadly_token(pool, submission, 12, max_scrubs=2)
     docs = pool.docs()
     assert state_of(docs["b:0005"]) is State.ERROR
     assert submission.runs()["b:0005"] == 3
@@ -70,12 +75,7 @@ def test_tokens_that_a_dead_pilot_had_claimed_are_claimed_together(
 def test_a_token_that_kills_its_pilots_is_found_among_those_that_they_had_claimed(
     pool: Pool, submission: Submission
 ) -> None:
-    pool.push([{"input": place} for place in range(40)])
-    command = COUNT + '; test "$PICAS_INPUT" != 5 || kill -9 $PPID'
-    for _ in range(8):
-        if pool.states()[State.TODO] + pool.states()[State.LOCKED] == 0:
-            break
-        submission.run(command, lease=2, max_scrubs=3, wait_for_work=5)
+    run_with_a_deadly_token(pool, submission, 40, max_scrubs=3)
     assert submission.runs()["b:0005"] == 4
     assert pool.states() == {State.DONE: 39, State.ERROR: 1}
     assert max(doc["scrub_count"] for name, doc in pool.docs().items() if name != "b:0005") <= 2

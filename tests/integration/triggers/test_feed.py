@@ -14,7 +14,6 @@ from airflow.providers.common.compat.sdk import Stats
 
 from airflow_provider_picas import metrics
 from airflow_provider_picas.couchdb import changes, errors
-from airflow_provider_picas.couchdb.http import Operation, Request
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.hooks.picas_async import PicasAsyncHook
 from airflow_provider_picas.tokens import documents
@@ -136,16 +135,11 @@ def test_the_index_of_picas_clients_follows_a_wait(hook: PicasHook, monkeypatch:
             async with asyncio.timeout(SOON):
                 while True:
                     stale = other.pool.view_request("overview_total", "Monitor", group=True, update="false")
-                    if {"key": "done", "value": 20} in (await other.do(_rows(stale))):
+                    if {"key": "done", "value": 20} in (await other.send(stale)).rows():
                         return
                     await asyncio.sleep(0.1)
 
     asyncio.run(wait())
-
-
-def _rows(request: Request) -> Operation[list[Any]]:
-    response = yield request
-    return list(response.rows())
 
 
 def test_the_gauges_are_zero_when_nobody_waits_any_longer(hook: PicasHook, monkeypatch: pytest.MonkeyPatch) -> None:
