@@ -6,7 +6,7 @@ import os
 import re
 import tempfile
 from contextlib import suppress
-from typing import Iterator, List, Optional
+from typing import Iterator, List, Optional, Tuple
 from urllib.parse import quote
 
 from airflow_provider_picas.lifecycle import new_tokens
@@ -33,52 +33,72 @@ def earlier_submissions(folder: str) -> List[str]:
 
 
 class Outbox:
-    """Files in the submission's folder: ``unsent/`` for the next pilot or the wait to send, ``refused/`` as a record."""
+    """Files in the submission's folder: ``unsent/`` for another pilot or the wait to send, ``refused/`` as a record."""
 
     def __init__(self, folder: str, database: str) -> None:
         self._folder = folder
         self._database = database
         self._earlier = earlier_submissions(folder)
         self._log_once = LogOnce()  # for messages about remaining files
-        self._records = Background("records", self._record)
+        self._files = Background("outbox", self._write_and_remove)
         self._parents: List[str] = []  # tokens whose results were sent and make new tokens
         self.remaining: List[str] = []  # tokens whose results exist but could not be sent the last time
 
     def keep(self, change: Change, kind: str = "unsent") -> None:
         """Write a change to a separate file. Raises OSError."""
-        folder = os.path.join(self._folder, kind)
+        path = self._path(change, kind)
+        folder = os.path.dirname(path)
         os.makedirs(folder, mode=0o700, exist_ok=True)
-        name = re.sub(r"^\.", "%2E", quote(change.token, safe=""))  # not hidden
-        if len(name) > 150:
-            name = name[:100] + hashlib.sha256(change.token.encode("utf-8")).hexdigest()
         descriptor, temporary = tempfile.mkstemp(prefix=".", dir=folder)
         try:
             with open(descriptor, "w") as file:
                 json.dump({"format": 1, "database": self._database, "change": change.to_json()}, file)
                 file.flush()
                 os.fsync(descriptor)
-            os.rename(temporary, os.path.join(folder, f"{name}-{quote(change.claim, safe='')}.json"))
+            os.rename(temporary, path)
         except Exception:
             with suppress(OSError):
                 os.unlink(temporary)
             raise
 
+    def _path(self, change: Change, kind: str) -> str:
+        name = re.sub(r"^\.", "%2E", quote(change.token, safe=""))  # not hidden
+        if len(name) > 150:
+            name = name[:100] + hashlib.sha256(change.token.encode("utf-8")).hexdigest()
+        return os.path.join(self._folder, kind, f"{name}-{quote(change.claim, safe='')}.json")
+
+    def secure(self, change: Change) -> None:
+        """Queue a change to be kept while this pilot tries to send it: the pilot may be killed before it can. Never
+        blocks or fails.
+        """
+        self._files.add((change, "unsent"))
+
+    def forget(self, change: Change) -> None:
+        """Queue the removal of a file that ``secure`` wrote. Never blocks or fails."""
+        self._files.add((change, ""))
+
     def record(self, change: Change) -> None:
         """Queue a refused change to be kept. Never blocks or fails."""
         if change.kind != "released":  # a token that was never started has no result
-            self._records.add(change)
+            self._files.add((change, "refused"))
 
     def flush(self, seconds: float) -> None:
-        """Wait until the refused changes are kept, at most ``seconds``."""
-        if not self._records.flush(seconds):
-            log(f"Refused results cannot be kept in {self._folder}/refused: writing to it takes too long.")
+        """Wait until the queued changes are kept or removed, at most ``seconds``."""
+        if not self._files.flush(seconds):
+            log(f"Results cannot be kept in {self._folder}: writing to it takes too long.")
 
-    def _record(self, changes: List[Change], _dropped: int) -> None:
-        for change in changes:
+    def _write_and_remove(self, queued: List[Tuple[Change, str]], _dropped: int) -> None:
+        for change, kind in queued:
             try:
-                self.keep(change, "refused")
+                if kind:
+                    self.keep(change, kind)
+                else:
+                    with suppress(FileNotFoundError):  # another pilot or the wait has sent it
+                        os.unlink(self._path(change, "unsent"))
             except Exception as error:  # of any kind: the other changes must not be lost with it
-                log(f"The refused result of {change.token} cannot be kept: {error}.")
+                log(
+                    f"The {kind or 'sent'} result of {change.token} cannot be {'kept' if kind else 'removed'}: {error}."
+                )
 
     def send(self, database: Database) -> int:
         """Send unsent results of earlier pilots. Returns the number of tokens that now have them. Raises Unreachable."""

@@ -49,6 +49,7 @@ class Reporter(threading.Thread):
         self._unsafe: Dict[
             str, Change
         ] = {}  # by claim: stored on too few copies, to be read again when writes are safe
+        self._secured: Set[str] = set()  # claims whose changes are in files, too
         self._new_tokens = NewTokens(database, conflicts)
         self._closed = False
         self._more = False
@@ -168,6 +169,8 @@ class Reporter(threading.Thread):
             except Unreachable as error:
                 if backoff.tries == 0:
                     log(f"{error}; {len(self._sending)} results are waiting.")
+                else:
+                    self._secure()  # this takes longer: a pilot that is killed meanwhile must not lose results
                 alone = self._put_behind(changes) if error.status else alone
             except Exception:  # a bug in this program must not lose results: keep them, and try again
                 if traceback.format_exc() != fault:
@@ -181,6 +184,15 @@ class Reporter(threading.Thread):
                     self._changed.wait_for(lambda: self._closed, backoff.pause())
             if self._sending:
                 self._fill()  # else gather first, so that several results share one request
+
+    def _secure(self) -> None:
+        """Have the results that cannot be sent now written to files."""
+        with self._changed:
+            waiting = [*self._sending.values(), *self._queue]
+        for change in waiting:
+            if change.claim not in self._secured and change.kind != "released":
+                self._secured.add(change.claim)
+                self._outbox.secure(change)
 
     def _put_behind(self, changes: List[Change]) -> bool:
         with self._changed:
@@ -258,6 +270,9 @@ class Reporter(threading.Thread):
     def _settle(self, change: Change, decision: str) -> None:
         if decision == "refused":
             self._outbox.record(change)
+        if change.claim in self._secured:
+            self._secured.discard(change.claim)
+            self._outbox.forget(change)
         with self._changed:
             self._sending.pop(change.claim, None)
             self._along.pop(change.claim, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from airflow_provider_picas.hooks import picas_async
+from airflow_provider_picas.tokens.states import State
 from stack import native
 from stack.couchdb import CouchDBAdmin
 from stack.pool import Pool
@@ -34,6 +35,7 @@ def test_pilot_and_wait_go_on_with_the_new_password(
     run.until(lambda: changed.password in run.cluster_command(f"cat {folder}/picasconfig.py"), "The new file")
     first.touch()
     run.until(lambda: len(run.begun()) == 2, "The second token")
+    run.until(lambda: run.states()[State.DONE] == 1, "The result of the first token")
     token = run.lines()[-1].token
     run.kill_pilot(run.job())
     second.touch()

@@ -141,6 +141,7 @@ class Faults(NamedTuple):
     network: int = 0  #: requests that are dropped, whose answer is lost, or that come late
     stops: int = 0
     unsent: int = 0  #: pilots that end before they could send everything
+    secured: int = 0  #: results that are written to a file while their pilot tries to send them
     failures: int = 0  #: commands that fail
     partitions: int = 0  #: pilots that do not reach the database for a while
     cuts: int = 0  #: of a node
@@ -453,6 +454,7 @@ class Pilots:
         for claim, decision in done.settled:
             change = next(one for one in operation.memory.queue if one.claim == claim).read()
             state = self._settled(state, change, decision)
+            state = state._replace(files=tuple(file for file in state.files if field(file, "claim") != claim))
         return put(state, pilot)
 
     @staticmethod
@@ -545,13 +547,27 @@ class Pilots:
             yield f"{pilot.name} is killed", self._killed(spend(state, "kills"), pilot)
         if faults.stops and pilot.status == "on":
             yield f"{pilot.name} gets SIGTERM", put(spend(state, "stops"), pilot._replace(status="stopping"))
+        if faults.secured and not pilot.frozen:
+            yield from self._secures(state, pilot)
         if pilot.status == "stopping" and not (pilot.frozen or pilot.run or pilot.ready or pilot.threads[CLAIMER]):
             yield from self._ends_unsent(state, pilot)
 
     def _killed(self, state: State, pilot: Pilot) -> State:
-        for claim in pilot.held:
+        kept = {field(file, "claim") for file in state.files}
+        for claim in {*pilot.held} - kept:
             state = self._note(state, gone=claim)
         return put(state, Pilot(pilot.name, "dead"))
+
+    def _secures(self, state: State, pilot: Pilot) -> Iterator[Step]:
+        sending = pilot.threads[REPORTER]
+        results = [
+            queued.change
+            for queued in pilot.queue + (sending.memory.queue if sending else ())
+            if field(queued.change, "kind") != "released" and queued.change not in state.files
+        ]
+        if results:
+            after = spend(state, "secured")._replace(files=tuple(sorted({*state.files, *results})))
+            yield f"{pilot.name} writes unsent results to files", after
 
     def _ends_unsent(self, state: State, pilot: Pilot) -> Iterator[Step]:
         sending = pilot.threads[REPORTER]

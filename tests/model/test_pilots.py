@@ -20,6 +20,8 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "a killed pilot with two tokens": {"claims": 2, "kills": 1, "tokens": 2},
     "lost requests": {"claims": 2, "network": 2, "failures": 1},
     "a stopped pilot": {"claims": 3, "stops": 1, "unsent": 1},
+    "a killed pilot with a result in a file": {"claims": 2, "kills": 1, "secured": 1},
+    "a result in a file, and lost requests": {"claims": 1, "secured": 1, "network": 1},
     "a clock that steps": {"claims": 2, "kills": 1, "clocks": 1},
     "a frozen pilot": {"claims": 2, "freezes": 1},
     "a pilot that is cut off": {"claims": 2, "partitions": 1},

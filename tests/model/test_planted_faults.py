@@ -75,6 +75,9 @@ PLANTED: dict[str, tuple[Any, str, Any, str]] = {
         reporter.Reporter, "_one_of_each_token", staticmethod(list), "a pilot that is cut off",
     ),
     "unsent results are removed": (outbox.Outbox, "_send_one", staticmethod(lambda *_: "landed"), "a stopped pilot"),
+    "a killed pilot's file is removed": (
+        outbox.Outbox, "_send_one", staticmethod(lambda *_: "landed"), "a killed pilot with a result in a file",
+    ),
 }  # fmt: skip
 
 

@@ -55,6 +55,39 @@ def test_what_cannot_be_sent_is_kept_and_sent_by_a_later_pilot(
     assert behind_proxy.files("unsent") == []
 
 
+def test_a_pilot_that_is_killed_in_an_outage_loses_no_result(
+    pool: Pool, proxy: Proxy, behind_proxy: Submission
+) -> None:
+    """The result that it could not send is in a file by then. The next pilot sends it, and the command runs once."""
+    pool.push([{}])
+    process = behind_proxy.start(f"{COUNT}; echo 5 > output.json; {GATE}")
+    until(lambda: behind_proxy.runs().total() == 1)
+    proxy.fault = lambda request: "refuse"
+    behind_proxy.open_gate()
+    until(lambda: len(behind_proxy.files("unsent")) == 1)
+    process.kill()
+    process.wait()
+    proxy.fault = lambda request: ""
+    assert behind_proxy.run(COUNT, lease=2) == 0, behind_proxy.log()
+    assert pool.states() == {State.DONE: 1}
+    assert pool.docs().popitem()[1]["output"] == 5
+    assert behind_proxy.runs().total() == 1
+    assert behind_proxy.files("unsent") == []
+
+
+def test_a_result_leaves_its_file_when_the_database_has_it(pool: Pool, proxy: Proxy, behind_proxy: Submission) -> None:
+    pool.push([{}])
+    process = behind_proxy.start(f"{COUNT}; {GATE}")
+    until(lambda: behind_proxy.runs().total() == 1)
+    proxy.fault = lambda request: "refuse"
+    behind_proxy.open_gate()
+    until(lambda: len(behind_proxy.files("unsent")) == 1)
+    proxy.fault = lambda request: ""
+    assert process.wait(60) == 0
+    assert pool.states() == {State.DONE: 1}
+    assert behind_proxy.files("unsent") == behind_proxy.files("refused") == []
+
+
 def test_a_pilot_sends_what_another_could_not_before_it_reaps(
     pool: Pool, proxy: Proxy, behind_proxy: Submission, server: couchdb.CouchDBAdmin
 ) -> None:
