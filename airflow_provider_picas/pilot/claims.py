@@ -64,6 +64,7 @@ class Claims:
         self._heads_until = 0.0
         self._monitor_from = ""  # the row of Monitor/todo after which there was a token of the wanted classes
         self._useful = False  # the current take has found a token that it may claim
+        self._in_share = False  # the candidates are from this pilot's share: those of the others are for them
         self._suspects: List[Doc] = []  # read by the last take, which found no others
         self._suspects_until = 0.0  # monotonic
         self._used_up: Set[str] = set()  # heads without tokens in this pilot's share
@@ -98,7 +99,7 @@ class Claims:
         return self._take_from_views(wanted, fits, deaths) if known is None else known
 
     def _take_from_views(self, wanted: int, fits: Callable[[Doc], bool], deaths: int) -> List[Token]:
-        not_todo, self._useful = 0, False
+        not_todo, self._useful, self._in_share = 0, False, False
         wanted = self._limit(wanted) if self._database.quorum.holds() else 1  # one claim shows if it holds again
         clean: List[Doc] = []
         suspects: List[Doc] = []
@@ -122,7 +123,7 @@ class Claims:
                 else:
                     self.deferred += 1
             self._useful = bool(clean or suspects or not_todo)
-            if len(clean) >= wanted:
+            if len(clean) >= (1 if self._in_share else wanted):
                 break
         few = self._together(suspects, wanted)
         tokens = self._claim_first(clean[:wanted], few)
@@ -238,7 +239,8 @@ class Claims:
         """Search this pilot's share of the numbers within class and priority, then from a random number on, wrapping
         around.
 
-        So pilots rarely collide: those of an array have a share each, until it is used up.
+        So pilots rarely collide: those of an array have a share each, until it is used up. Few tokens of it are better
+        than more that others may claim at the same time.
         """
         key = [self._config.batch or "", head[1], head[0]]
         place, shares = self._session.me.share
@@ -247,7 +249,9 @@ class Claims:
             found = self._todo(limit, startkey=[*key, low], endkey=[*key, high], inclusive_end=False)
             if len(found) < limit:
                 self._used_up.add(repr(head))
+            self._in_share = True
             yield found
+            self._in_share = False
         start = [*key, random.randrange(NUMBERS)]
         found = self._todo(limit, startkey=start, endkey=[*key, {}])
         if len(found) < limit:

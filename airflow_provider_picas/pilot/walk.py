@@ -2,6 +2,7 @@
 
 import math
 import random
+import re
 import time
 from typing import List, Optional
 
@@ -19,9 +20,10 @@ class Walk:
     """Candidates of a large batch whose waiting tokens have one class and one priority, by their ids.
 
     A query of the view makes the database bring its index up to date, which costs more than the claim. A read of
-    documents in the order of their ids does not. Each pilot begins at a random waiting token, and goes on from there
-    until it meets tokens that others have claimed; then it begins at another one. The view as it was is enough to find
-    one. From time to time the view itself is queried: it shows new priorities and classes, and each token has its turn.
+    documents in the order of their ids does not. A pilot begins at its share of the batch, or at a random waiting token,
+    and goes on from there until it meets tokens that others have claimed; then it begins at another one. The view as it
+    was is enough to find one. From time to time the view itself is queried: it shows new priorities and classes, and
+    each token has its turn.
     """
 
     LEAST = 300  # waiting tokens; the last ones are claimed from the view, which shows where they are
@@ -40,6 +42,8 @@ class Walk:
         self._pages = 0  # read since the view was brought up to date
         self._update_at = self._check_at = 0.0  # monotonic
         self._place: Optional[str] = None  # where the next page begins
+        self._share = session.me.share
+        self._has_begun = self._share[1] == 1  # at its share; the only pilot has no other's to avoid
 
     def begin(self) -> None:
         """Begin to walk if it is worth it, after the heads were read from the view."""
@@ -64,7 +68,7 @@ class Walk:
                 self._heads.read(update=False)
                 self._note_heads()
             for _ in range(2):
-                place = self._place or self._random_place()
+                place = self._place or self._first_place(self._random_place())
                 found = self._page(place, limit) if place else []
                 if found:
                     self._pages += 1
@@ -77,6 +81,20 @@ class Walk:
     def leave(self) -> None:
         """Begin elsewhere: another pilot claims here."""
         self._place = None
+
+    def _first_place(self, place: Optional[str]) -> Optional[str]:
+        """Where this pilot begins: pilots of an array start at the same time, and would meet often at random places.
+
+        ``place``: the id of a token. If it is a number, as in a push without keys, so are the others.
+        """
+        if self._has_begun or place is None:
+            return place
+        self._has_begun = True
+        key = place[len(f"{self._batch}:") :]
+        if not re.match(r"[0-9]+\Z", key):
+            return place
+        index, shares = self._share
+        return f"{self._batch}:{(self._heads.todo or 0) * index // shares:0{len(key)}d}"
 
     def _random_place(self) -> Optional[str]:
         """The id of a token that is waiting, or was a moment ago."""

@@ -220,13 +220,13 @@ def submission(tmp_path: Path, pool: Pool) -> Iterator[Submission]:
 
 
 @contextlib.contextmanager
-def session_of_a_pilot(pool: Pool, url: str, **keys: Any) -> Iterator[Session]:
-    """What the claims and the reaper of a pilot work with."""
+def session_of_a_pilot(pool: Pool, url: str, share: tuple[int, int] = (0, 1), **keys: Any) -> Iterator[Session]:
+    """What the claims and the reaper of a pilot work with. ``share``: its index in its job array, and the array's size."""
     config = Config(command="true", submission="s", **{"batch": "b", "lease": 4, **keys})
     clock = Clock(config.lease / 2)
     access = Access(url, pool.name, pool.member, PASSWORD, "")
     database = Database(access, config, clock)
-    yield Session(database, config, Identity("me", "here", None, (0, 1)), clock, clock.contact)
+    yield Session(database, config, Identity("me", "here", None, share), clock, clock.contact)
     database._connection.close()
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
+from contextlib import ExitStack
 
+from airflow_provider_picas.pilot.claims import Claims
+from airflow_provider_picas.pilot.conflicts import Conflicts
 from airflow_provider_picas.tokens.states import State
 from stack import couchdb
 from tests.integration import faults
-from tests.integration.pilots import COUNT, Pool, Submission, plant_fault, until
+from tests.integration.pilots import COUNT, Pool, Submission, plant_fault, session_of_a_pilot, until
 
 
 def test_many_pilots_run_each_token_once(pool: Pool, submission: Submission) -> None:
@@ -31,6 +34,18 @@ def test_a_pilot_of_an_array_begins_with_its_share(pool: Pool, submission: Submi
     assert submission.run(COUNT, env=array, max_claim=5) == 0
     assert set(list(submission.runs())[: len(third_of_four)]) == third_of_four
     assert Counter(submission.runs().values()) == {1: 100}
+
+
+def test_the_last_tokens_are_shared_out(pool: Pool, server: couchdb.CouchDBAdmin) -> None:
+    """A pilot leaves the tokens in the shares of the others to them, even if it could claim more."""
+    pool.push([{"input": place} for place in range(40)])
+    taken = []
+    with ExitStack() as stack:
+        for place in range(4):
+            session = stack.enter_context(session_of_a_pilot(pool, server.url, (place, 4)))
+            taken.append(len(Claims(session, False, Conflicts(session)).take(100, lambda doc: True, 0)))
+    assert sum(taken) == 40, taken
+    assert min(taken) >= 4, taken
 
 
 def test_a_row_of_the_view_is_no_proof(pool: Pool, submission: Submission) -> None:

@@ -111,3 +111,31 @@ def test_each_token_has_its_turn(pool: Pool, proxy: Proxy) -> None:
             take(claims, 1)
         updates = [request for request in proxy.requests if "group_level" in request and "update=false" not in request]
     assert len(updates) == 1, proxy.requests
+
+
+def test_pilots_of_an_array_begin_at_their_shares(pool: Pool, server: couchdb.CouchDBAdmin) -> None:
+    """They start at the same time. At random places they would often read the same tokens."""
+    pool.push([{"input": place} for place in range(MANY)])
+    begun = []
+    with ExitStack() as stack:
+        sessions = [stack.enter_context(session_of_a_pilot(pool, server.url, (place, 5))) for place in range(5)]
+        pilots = [Claims(session, False, Conflicts(session)) for session in sessions]
+        for claims in pilots:
+            take(claims, 1)  # from the view
+        for claims in pilots:
+            begun.append(int(take(claims)[0].partition(":")[2]))
+        assert sum(claims.conflicts for claims in pilots) == 0
+    expected = [MANY * place // 5 for place in range(5)]
+    assert all(abs(one - other) < 10 for one, other in zip(begun, expected, strict=True)), begun
+
+
+def test_ids_without_numbers_have_no_shares(pool: Pool, server: couchdb.CouchDBAdmin) -> None:
+    """The pilots begin at random places: a number would be before all of these ids, the same place for each pilot."""
+    pool.push([{"_id": f"b:night-{place:04d}"} for place in range(MANY)])
+    begun = set()
+    for place in range(4):
+        with session_of_a_pilot(pool, server.url, (place, 4)) as session:
+            claims = Claims(session, False, Conflicts(session))
+            take(claims, 1)
+            begun |= {int(name.rpartition("-")[2]) // 50 for name in take(claims)}
+    assert len(begun) > 1
