@@ -6,6 +6,7 @@ CouchDB on this machine.
 
 from __future__ import annotations
 
+import json
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -43,6 +44,7 @@ MEANING = {
     "lease": "a pilot renews its lease",
     "flag": "a pilot reads a flag that does not exist",
     "rows": "this number of waiting tokens is read from the view, which is up to date",
+    "page": "this number of tokens is read in the order of their ids",
     "write": "this number of tokens is written",
     "count": "the tokens of a batch are counted, with a view that is up to date",
     "index": "the view is brought up to date after this number of changes",
@@ -96,6 +98,12 @@ class _Costs:
         self._view("todo", reduce=False, limit=1, **key)
         return self._cpu(lambda: self._view("todo", reduce=False, include_docs=True, limit=number, **key))
 
+    def page(self, number: int) -> float:
+        """Read tokens by their ids."""
+        limits = {"startkey": json.dumps(f"{BATCH}:"), "limit": str(number), "include_docs": "true"}
+        read = Request("GET", self._hook.pool.path("_all_docs"), limits)
+        return self._cpu(lambda: self._hook.send(read))
+
     def write(self, number: int) -> float:
         """Write tokens."""
         return self._cpu(lambda: self._change(number), TIMES if number == 1 else TIMES // 5)
@@ -140,6 +148,8 @@ KINDS: dict[str, Callable[[_Costs], float]] = {
     "flag": _Costs.flag,
     "rows 1": lambda costs: costs.rows(1),
     f"rows {PORTION}": lambda costs: costs.rows(PORTION),
+    "page 1": lambda costs: costs.page(1),
+    f"page {PORTION}": lambda costs: costs.page(PORTION),
     "write 1": lambda costs: costs.write(1),
     f"write {PORTION}": lambda costs: costs.write(PORTION),
     "count": _Costs.count,

@@ -1,9 +1,10 @@
 """A simulation of many pilots on one database: what breaks first with a thousand pilots on a million tokens.
 
-Discrete events: pilots claim portions, run them, write results and renew leases as docs/reference/pilot.md says; a wait
-counts the batch. The database has some cores, first come first served, and one updater of the index, for which all
-queries of views wait. The costs are those that ``make bench ARGS='costs --keep'`` measured (``results.json``), and nothing
-is fitted to measured rates: these are printed beside the simulated ones. Every run with the same seed is the same.
+Discrete events: pilots claim portions by ids or from the view, run them, write results and renew leases as
+docs/reference/pilot.md says; a wait counts the batch. The database has some cores, first come first served, and one
+updater of the index, for which all queries of views wait. The costs are those that ``make bench ARGS='costs --keep'``
+measured (``results.json``), and nothing is fitted to measured rates: these are printed beside the simulated ones. Every
+run with the same seed is the same.
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from airflow_provider_picas.pilot.claims import Claims
+from airflow_provider_picas.pilot.reporter import GATHER, SHORT
+from airflow_provider_picas.pilot.walk import Walk
+from airflow_provider_picas.pilot.work import LONG, WORK_A_CLAIM
 from benchmarks.measure import Goal, Result
 from benchmarks.server import Server
 
@@ -30,10 +35,8 @@ LONGEST = 1_800.0  # seconds that are simulated, unless all tokens are done befo
 TAIL_TOKENS = 20_000  # of the runs that show the end of a batch
 LEASE = 120.0
 LATENCY = 0.001  # seconds of a request beside its CPU
-PORTION = 50
-WORK = 2.0  # seconds of work that a claim aims at
-GATHER = 0.5  # seconds for which results of short tokens are gathered
-SHORT = 0.5  # seconds: longer tokens are reported at once
+PORTION = 50  # documents of the larger requests whose costs were measured
+MOST = 200  # tokens of a claim
 PROCESS_MS = 2.1  # CPU of a pilot and its process for a token, where they share the database's cores
 
 
@@ -44,6 +47,7 @@ class Costs:
     lease: float
     flag: float
     row: tuple[float, float]  #: of a request, and of each row
+    page: tuple[float, float]  #: of a read of documents by their ids, and of each document
     write: tuple[float, float]
     index: tuple[float, float]
     count: float
@@ -62,7 +66,7 @@ class Costs:
             return max(0.0, one - each), each
 
         return cls(
-            cost["lease"], cost["flag"], line("rows"), line("write"), line("index"), cost["count"],
+            cost["lease"], cost["flag"], line("rows"), line("page"), line("write"), line("index"), cost["count"],
             cost["locked 500"] / 500, cost["leases 500"] / 500,
         )  # fmt: skip
 
@@ -118,8 +122,12 @@ class Simulation:
         self._next = list(range(setting.tokens + 1))  # by token: itself, or where to look for the next waiting one
         self.waiting_tokens = setting.tokens
         self.locked = 0
-        self._numbers = [self.random.random() for _ in range(setting.tokens)]
-        self._numbers.sort()
+        numbers = [self.random.random() for _ in range(setting.tokens)]
+        self._ids = sorted(range(setting.tokens), key=numbers.__getitem__)  # in the order of the view
+        self._rank = [0] * setting.tokens  # by id: its place in the view
+        for rank, name in enumerate(self._ids):
+            self._rank[name] = rank
+        self._numbers = sorted(numbers)
 
     # -- events and the database ------------------------------------------------------------------------------------
 
@@ -227,6 +235,18 @@ class Simulation:
             place = self.first_from(place + 1)
         return found
 
+    def page(self, start: int, limit: int) -> tuple[int, list[int]]:
+        """The next tokens in the order of their ids: how many there are, and those that are waiting."""
+        read = self._rank[start : start + limit]
+        return len(read), [token for token in read if self._next[token] == token]
+
+    def random_id(self) -> int | None:
+        """The id of a random waiting token; None if there is none."""
+        if not self.waiting_tokens:
+            return None
+        token = self.first_from(self.random.randrange(self.setting.tokens))
+        return self._ids[token if token < self.setting.tokens else self.first_from(0)]
+
     def claim(self, tokens: list[int]) -> int:
         """Claim those that are still waiting. Returns their number."""
         claimed = [token for token in tokens if self._next[token] == token]
@@ -236,6 +256,11 @@ class Simulation:
         self.locked += len(claimed)
         self.found.conflicts += len(tokens) - len(claimed)
         return len(claimed)
+
+    def finished(self, number: int) -> None:
+        """Results were written."""
+        self.found.done += number
+        self.locked -= number
 
     def place_of(self, number: float) -> int:
         """The first token with at least this random number."""
@@ -285,8 +310,13 @@ class Pilot:
         self.renewed = 0.0
         self.ended = False
         self.share_used = False
-        self.portion_limit = PORTION
+        self.at: int | None = None  #: the id where the walk goes on
+        self.has_begun = False  #: the walk, at this pilot's share
+        self.pages = Walk.PAGES  #: read since the view was brought up to date
+        self.update_at = self.check_at = 0.0
+        self.portion_limit = MOST
         self.known = False  #: how long tokens take
+        self.spent = 0.0  #: seconds of a token, with its wait for a core
         self.heads_until = 0.0
         self.idle_since: float | None = None
         self.next_reap = 0.0
@@ -301,7 +331,7 @@ class Pilot:
         while not self.ended:
             wanted = self._wanted()
             if not wanted:
-                yield ("sleep", min(0.02, setting.seconds / 4 + 0.001) if setting.seconds < WORK else 0.25)
+                yield ("sleep", min(0.02, setting.seconds / 4 + 0.001) if setting.seconds < LONG else 0.25)
                 continue
             begin = world.now
             claimed, seen = yield from self._take(wanted)
@@ -324,27 +354,72 @@ class Pilot:
             world.found.longest_gap = max(world.found.longest_gap, gap)
             world.found.lost += gap > 0.85 * LEASE and self.renewed > 0
             self.renewed = world.now
-            for _ in range(3):
+            for _ in ("flags", "revisions of the tokens in hand"):
                 yield ("ask", "lease", world.costs.flag)
             yield ("sleep", LEASE / 3)
 
     # -- parts
 
     def _take(self, wanted: int) -> Generator[Any, Any, tuple[int, int]]:
-        """Claim tokens. Returns how many were claimed, and how many were found."""
+        """Claim tokens, and write the results that wait in the same request. Returns how many were claimed, and how
+        many were found."""
         world = self.world
-        if world.now >= self.heads_until:
-            yield ("view", "heads", world.costs.row[0])
-            self.heads_until = world.now + 1.0
-        tokens = (yield from self._search(wanted)) if world.waiting_tokens else []
+        wanted = self._limit(wanted)
+        tokens = yield from self._walk(wanted)
+        if not tokens:
+            if world.now >= self.heads_until:
+                yield ("view", "heads", world.costs.row[0])
+                self.heads_until, self.share_used = world.now + Claims.HEADS_LAST, False
+            self.pages, self.check_at = 0, world.now + Walk.CHECK
+            self.update_at = world.now + Walk.UPDATE * world.random.uniform(0.5, 1)
+            tokens = (yield from self._search(wanted)) if world.waiting_tokens else []
         if not tokens:
             return 0, 0
         claimed = world.claim(tokens)
-        world.changed(claimed)
-        yield ("ask", "claim", world.costs.write[0] + world.costs.write[1] * len(tokens))
+        along = 0
+        if self.ready:  # else the results are on their way
+            along, self.results = self.results, 0
+        world.changed(claimed + along)
+        base, each = world.costs.write
+        yield ("ask", "claim", base + each * (len(tokens) + along))
+        world.finished(along)
+        if claimed < len(tokens):
+            self.at = None
         few = claimed < len(tokens) / 2
-        self.portion_limit = max(1, len(tokens) // 2) if few else min(PORTION, 2 * self.portion_limit)
+        self.portion_limit = max(1, len(tokens) // 2) if few else min(MOST, 2 * self.portion_limit)
         return claimed, len(tokens)
+
+    def _limit(self, wanted: int) -> int:
+        share = self.world.waiting_tokens // (2 * self.world.setting.pilots)
+        return min(wanted, self.portion_limit, max(Claims.AT_ONCE, wanted // 4, share))
+
+    def _walk(self, wanted: int) -> Generator[Any, Any, list[int]]:
+        """Candidates by their ids; none if the view has to be queried."""
+        world = self.world
+        if world.waiting_tokens < Walk.LEAST or self.pages >= Walk.PAGES or world.now >= self.update_at:
+            return []
+        if world.now >= self.check_at:
+            self.check_at = world.now + Walk.CHECK
+            yield ("ask", "check", world.costs.row[0])
+        for _ in range(2):
+            if self.at is None:
+                yield ("ask", "place", world.costs.row[0])
+                self.at = world.random_id() if self.has_begun else self._first_id()
+                if self.at is None:
+                    break
+            read, found = world.page(self.at, wanted)
+            yield ("ask", "page", world.costs.page[0] + world.costs.page[1] * read)
+            free = read == wanted and len(found) > read // 2
+            self.at = self.at + read if free else None
+            if found:
+                self.pages += 1
+                return found
+        self.pages = Walk.PAGES
+        return []
+
+    def _first_id(self) -> int:
+        self.has_begun = True
+        return self.world.setting.tokens * self.place // self.world.setting.pilots
 
     def _be_idle(self, begin: float) -> Process:
         """Look for tokens of dead pilots now and then, pause, and end when nobody works, or after a lease."""
@@ -363,10 +438,10 @@ class Pilot:
 
     def _wanted(self) -> int:
         mean = self.world.setting.seconds
-        if not self.known or mean > WORK:
+        if not self.known or mean > LONG:
             return int(not self.running and not self.ready)
-        target = min(PORTION, max(1, int(WORK / max(mean, 0.001))), self.portion_limit)
-        return target - self.ready if self.ready <= target // 3 else 0
+        target = min(MOST, int(WORK_A_CLAIM / max(mean, self.spent, 0.001)))
+        return target - self.ready if self.ready <= target // 4 else 0
 
     def _search(self, wanted: int) -> Generator[Any, Any, list[int]]:
         world, shares = self.world, self.world.setting.pilots
@@ -377,7 +452,7 @@ class Pilot:
             tokens = world.rows(low, high, limit)
             yield ("view", "rows", cost[0] + cost[1] * len(tokens))
             self.share_used = len(tokens) < limit
-            if len(tokens) >= wanted:
+            if tokens:
                 return tokens[:wanted]
         start = world.place_of(world.random.random())
         found = world.rows(start, world.setting.tokens, limit)
@@ -395,8 +470,11 @@ class Pilot:
         seconds = world.random.expovariate(1 / world.setting.seconds) if world.setting.seconds else 0.0
         world.found.ran += seconds
 
+        begun = world.now
+
         def end() -> None:
             self.running, self.known = False, True
+            self.spent = 0.9 * self.spent + 0.1 * (world.now - begun)
             self.results += 1
             self._run_next()
             if not self.sending:
@@ -413,8 +491,7 @@ class Pilot:
         number, self.results = self.results, 0
 
         def sent() -> None:
-            world.found.done += number
-            world.locked -= number
+            world.finished(number)
             world.changed(number)
             if self.results:
                 world.at(GATHER if self.ready else 0.0, self._send)
