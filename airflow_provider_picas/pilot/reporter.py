@@ -188,11 +188,10 @@ class Reporter(threading.Thread):
     def _secure(self) -> None:
         """Have the results that cannot be sent now written to files."""
         with self._changed:
-            waiting = [*self._sending.values(), *self._queue]
-        for change in waiting:
-            if change.claim not in self._secured and change.kind != "released":
-                self._secured.add(change.claim)
-                self._outbox.secure(change)
+            for change in [*self._sending.values(), *self._queue]:
+                if change.claim not in self._secured and change.kind != "released":
+                    self._secured.add(change.claim)
+                    self._outbox.secure(change)
 
     def _put_behind(self, changes: List[Change]) -> bool:
         with self._changed:
@@ -270,12 +269,12 @@ class Reporter(threading.Thread):
     def _settle(self, change: Change, decision: str) -> None:
         if decision == "refused":
             self._outbox.record(change)
-        if change.claim in self._secured:
-            self._secured.discard(change.claim)
-            self._outbox.forget(change)
         with self._changed:
             self._sending.pop(change.claim, None)
             self._along.pop(change.claim, None)
+            if change.claim in self._secured:
+                self._secured.discard(change.claim)
+                self._outbox.forget(change)
             if decision == "landed" and new_tokens.FILE in change.attachments:
                 self._new_tokens.add(change.token, change.attachments[new_tokens.FILE])
         self._settled(change, decision)
