@@ -23,7 +23,7 @@ from benchmarks.server import CONN_ID, Server
 TOKENS = 20_000
 BATCH = "costs"
 TIMES = 100  # requests in one measurement
-PORTION = 50
+PORTION = 200  # the most tokens of a claim
 
 
 def run(server: Server, pairs: int) -> Iterator[Result]:

@@ -25,7 +25,9 @@ from airflow_provider_picas.pilot.claims import Claims
 from airflow_provider_picas.pilot.reporter import GATHER, SHORT
 from airflow_provider_picas.pilot.walk import Walk
 from airflow_provider_picas.pilot.work import LONG, WORK_A_CLAIM
+from benchmarks.costs import PORTION
 from benchmarks.measure import Goal, Result
+from benchmarks.pilots import OUR_TOKENS, TOKENS_A_PILOT
 from benchmarks.server import Server
 
 RESULTS = Path(__file__).with_name("results.json")
@@ -35,8 +37,7 @@ LONGEST = 1_800.0  # seconds that are simulated, unless all tokens are done befo
 TAIL_TOKENS = 20_000  # of the runs that show the end of a batch
 LEASE = 120.0
 LATENCY = 0.001  # seconds of a request beside its CPU
-PORTION = 50  # documents of the larger requests whose costs were measured
-MOST = 200  # tokens of a claim
+MOST = PORTION  # tokens of a claim
 PROCESS_MS = 2.1  # CPU of a pilot and its process for a token, where they share the database's cores
 
 
@@ -101,6 +102,10 @@ class Found:
 
 
 Process = Generator[Any, Any, None]
+
+# Names of results of ``benchmarks.pilots``.
+RATE = re.compile(r"short tokens with (\d+) pilots?")
+SERVER_CPU = re.compile(r"the server's CPU for a token, (\d+) pilots?")
 
 
 class Simulation:
@@ -527,14 +532,22 @@ def run(server: Server, pairs: int) -> Iterator[Result]:
 
 def _compared(costs: Costs) -> Iterator[Result]:
     kept = json.loads(RESULTS.read_text()).get("pilots", {}).get("results", [])
+    server = {int(found[1]): result["value"] for result in kept if (found := SERVER_CPU.match(result["name"]))}
     for result in kept:
-        found = re.match(r"short tokens with (\d+) pilots?", result["name"])
+        found = RATE.match(result["name"])
         if not found:
             continue
         pilots, measured = int(found[1]), float(result["figures"]["pilots"].split()[0].replace(",", ""))
-        simulated = Simulation(Setting(pilots, 2_000, 0.0, shared=True), costs).run()
+        tokens = max(OUR_TOKENS, pilots * TOKENS_A_PILOT)
+        simulated = Simulation(Setting(pilots, tokens, 0.0, shared=True), costs).run()
         rate = simulated.done / simulated.at
-        figures = {"simulated": f"{rate:,.0f} tokens/s", "measured": f"{measured:,.0f} tokens/s"}
+        cpu = f"{simulated.busy * 1_000 / simulated.done:.1f}"
+        figures = {
+            "simulated": f"{rate:,.0f} tokens/s",
+            "measured": f"{measured:,.0f} tokens/s",
+            "the server's CPU for a token": f"{cpu} and {server[pilots]:.1f} ms" if pilots in server else f"{cpu} ms",
+            "requests a token": f"{simulated.requests / simulated.done:.3f}",
+        }
         yield Result(
             f"short tokens with {pilots} pilots on 2 cores: simulated rate to measured", figures, rate / measured
         )
