@@ -3,6 +3,7 @@
 import ast
 import os
 import re
+import sys
 from typing import Dict, List, NamedTuple, Optional, Tuple
 
 from airflow_provider_picas.lifecycle.fernet import decrypt_fernet
@@ -10,6 +11,7 @@ from airflow_provider_picas.lifecycle.fernet import decrypt_fernet
 CLIENT_FOLDER = "~/.config/picas"
 CONF_YML = "conf.yml"
 KEY_FILE = "key.dat"  # beside conf.yml: the Fernet key of its password
+_WORDS = ("id", "attr", "value") if sys.version_info >= (3, 8) else ("id", "attr", "s")  # fields of a node
 _SETTINGS = {
     "host_url": "PICAS_HOST_URL",
     "database": "PICAS_DATABASE",
@@ -83,7 +85,7 @@ def _words(node: ast.AST) -> List[str]:
     """The names, attributes and string literals in some code."""
     found = []
     for part in ast.walk(node):
-        for field in ("id", "attr", "value", "s"):  # "s": Python before 3.8
+        for field in _WORDS:
             word = getattr(part, field, None)
             word = word.decode("ascii", "replace") if isinstance(word, bytes) else word
             if isinstance(word, str):

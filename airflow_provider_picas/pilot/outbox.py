@@ -96,9 +96,8 @@ class Outbox:
                     with suppress(FileNotFoundError):  # another pilot or the wait has sent it
                         os.unlink(self._path(change, "unsent"))
             except Exception as error:  # of any kind: the other changes must not be lost with it
-                log(
-                    f"The {kind or 'sent'} result of {change.token} cannot be {'kept' if kind else 'removed'}: {error}."
-                )
+                what = "kept in" if kind else "removed from"
+                log(f"The result of {change.token} cannot be {what} {self._folder}/{kind or 'unsent'}: {error}.")
 
     def send(self, database: Database) -> int:
         """Send unsent results of earlier pilots. Returns the number of tokens that now have them. Raises Unreachable."""
