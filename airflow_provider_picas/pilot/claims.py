@@ -37,9 +37,8 @@ class Claims:
     HEADS_LAST = 1.0  # seconds for which the highest priorities are cached
     AT_ONCE = 10  # tokens that a claim may always take, and a quarter of those wanted; more only as a share of those that wait
     SUSPECTS = 10  # tokens that are claimed together after one death; their pilot may have held many more
-    SPARE_DEATHS = (
-        2  # they are claimed together only if more deaths than this are allowed: the next one counts for all of them
-    )
+    # They are claimed together only if more deaths than this are allowed: the next one counts for all of them.
+    SPARE_DEATHS = 2
     MOST_UNSETTLED = 1000
     CHECKS = 12  # checks of a claim that is not visible, with growing pauses; one check if it was refused as a conflict
     MOST_REFUSED = 100  # tokens that the database refuses to let the pilot claim, before its first successful claim

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -55,16 +56,22 @@ def test_what_cannot_be_sent_is_kept_and_sent_by_a_later_pilot(
     assert behind_proxy.files("unsent") == []
 
 
+def pilot_with_a_result_in_a_file(proxy: Proxy, submission: Submission) -> subprocess.Popen[bytes]:
+    """A pilot that tries to send its result, while the database refuses connections."""
+    process = submission.start(f"{COUNT}; echo 5 > output.json; {GATE}")
+    until(lambda: submission.runs().total() == 1)
+    proxy.fault = lambda request: "refuse"
+    submission.open_gate()
+    until(lambda: len(submission.files("unsent")) == 1)
+    return process
+
+
 def test_a_pilot_that_is_killed_in_an_outage_loses_no_result(
     pool: Pool, proxy: Proxy, behind_proxy: Submission
 ) -> None:
     """The result that it could not send is in a file by then. The next pilot sends it, and the command runs once."""
     pool.push([{}])
-    process = behind_proxy.start(f"{COUNT}; echo 5 > output.json; {GATE}")
-    until(lambda: behind_proxy.runs().total() == 1)
-    proxy.fault = lambda request: "refuse"
-    behind_proxy.open_gate()
-    until(lambda: len(behind_proxy.files("unsent")) == 1)
+    process = pilot_with_a_result_in_a_file(proxy, behind_proxy)
     process.kill()
     process.wait()
     proxy.fault = lambda request: ""
@@ -77,11 +84,7 @@ def test_a_pilot_that_is_killed_in_an_outage_loses_no_result(
 
 def test_a_result_leaves_its_file_when_the_database_has_it(pool: Pool, proxy: Proxy, behind_proxy: Submission) -> None:
     pool.push([{}])
-    process = behind_proxy.start(f"{COUNT}; {GATE}")
-    until(lambda: behind_proxy.runs().total() == 1)
-    proxy.fault = lambda request: "refuse"
-    behind_proxy.open_gate()
-    until(lambda: len(behind_proxy.files("unsent")) == 1)
+    process = pilot_with_a_result_in_a_file(proxy, behind_proxy)
     proxy.fault = lambda request: ""
     assert process.wait(60) == 0
     assert pool.states() == {State.DONE: 1}
