@@ -1,4 +1,9 @@
-"""A real Airflow: ``airflow standalone`` with SQLite, in one folder, on free ports of the loopback interface."""
+"""A real Airflow with SQLite, in one folder, on free ports of the loopback interface.
+
+It is ``airflow standalone`` and one more API server, which only tasks use. Within one process the two can block each other:
+Airflow 3.3 writes its audit log on the event loop, and a request that holds the lock of the SQLite file needs that loop to end.
+Both then wait until SQLite gives up. (Four clients that create variables at once show it.)
+"""
 
 from __future__ import annotations
 
@@ -59,13 +64,15 @@ class Airflow:
         self.dags = dags
         self.port = port or processes.free_port()
         self.url = f"http://127.0.0.1:{self.port}{base_path}"
+        self._execution_port = processes.free_port()
+        self.execution_url = f"http://127.0.0.1:{self._execution_port}{base_path}/execution/"
         self.passwords = {user: secrets.token_urlsafe(12) for user in (ADMIN, VIEWER)}
-        self.api = AirflowApi(self.url, ADMIN, self.passwords[ADMIN])
+        self.api = AirflowApi(self.url, ADMIN, self.passwords[ADMIN], execution_url=self.execution_url)
         self._bin = venv / "bin"
         self._settings = dict(env or {})
         self._connections: dict[str, dict[str, Any]] = {}
         self._connections_file = folder / "connections.json"
-        self._process: subprocess.Popen[bytes] | None = None
+        self.processes: list[subprocess.Popen[bytes]] = []
 
     def start(self, wait_for: Iterable[str] = ()) -> None:
         """Start all components; ``wait_for`` names DAGs. Raises StackError, with nothing left running."""
@@ -78,16 +85,28 @@ class Airflow:
         self._connections_file.touch(mode=0o600)
         self._connections_file.write_text("{}")
         try:
-            self._process = processes.start(
-                [str(self._bin / "airflow"), "standalone"],
-                folder=self.folder, name="airflow", env=self.environ(), cwd=self.folder,
-            )  # fmt: skip
+            self.run("airflow", "standalone")
+            # Its database exists and its secrets are written before it answers.
+            self._wait("Airflow", lambda: processes.answers("127.0.0.1", self.port))
+            self.serve_tasks()
             self._wait("Airflow", self.api.healthy)
             for dag_id in wait_for:
                 self._wait(f"DAG {dag_id}", lambda dag_id=dag_id: self._parsed(dag_id))
         except BaseException:
             self.stop()
             raise
+
+    def run(self, name: str, *words: str) -> subprocess.Popen[bytes]:
+        """Start an Airflow command of this instance, which ends with it. Its output goes to ``log/<name>.log``."""
+        process = processes.start(
+            [str(self._bin / "airflow"), *words], folder=self.folder, name=name, env=self.environ(), cwd=self.folder
+        )
+        self.processes.append(process)
+        return process
+
+    def serve_tasks(self) -> subprocess.Popen[bytes]:
+        """Start the API server that tasks use."""
+        return self.run("execution", "api-server", "--apps", "execution", "--port", str(self._execution_port))
 
     def connect(self, conn_id: str, **fields: Any) -> None:
         """Create or replace a connection; ``fields`` are those of Airflow's (``conn_type``, ``host``, ``extra`` …).
@@ -113,10 +132,10 @@ class Airflow:
 
     def stop(self) -> None:
         """End all of its processes, including running tasks."""
-        if self._process is not None:
-            processes.end_session(self._process.pid, seconds=5)
-            self._process.wait()
-            self._process = None
+        for process in self.processes:
+            processes.end_session(process.pid, seconds=5)
+            process.wait()
+        self.processes.clear()
 
     def environ(self) -> dict[str, str]:
         """The environment of every Airflow command of this instance, without that of this process."""
@@ -128,7 +147,7 @@ class Airflow:
             # SQLite lets one process write at a time; on a busy machine others wait longer than its 5 s.
             "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{self.folder}/airflow.db?timeout=120",
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(self.folder / "passwords.json"),
-            "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{self.url}/execution/",
+            "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": self.execution_url,
             "AIRFLOW__SECRETS__BACKEND": "airflow.secrets.local_filesystem.LocalFilesystemBackend",
             "AIRFLOW__SECRETS__BACKEND_KWARGS": json.dumps({"connections_file_path": str(self._connections_file)}),
             "AIRFLOW__API__PORT": str(self.port),
@@ -143,7 +162,7 @@ class Airflow:
 
     def _wait(self, what: str, probe: object) -> None:
         log = processes.log_path(self.folder, "airflow")
-        processes.wait_for(probe, what=what, seconds=START_SECONDS, process=self._process, log=log)  # type: ignore[arg-type]
+        processes.wait_for(probe, what=what, seconds=START_SECONDS, process=self.processes[0], log=log)  # type: ignore[arg-type]
 
     def _parsed(self, dag_id: str) -> bool:
         if self.api.has_dag(dag_id):

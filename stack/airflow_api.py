@@ -24,10 +24,14 @@ class AirflowApiError(RuntimeError):
 
 
 class AirflowApi:
-    """One Airflow, as one user. ``url`` has no trailing slash. The first request gets the token."""
+    """One Airflow, as one user. ``url`` has no trailing slash. The first request gets the token.
 
-    def __init__(self, url: str, user: str, password: str) -> None:
+    ``execution_url`` is that of the API which tasks use, with a trailing slash, if another server has it.
+    """
+
+    def __init__(self, url: str, user: str, password: str, *, execution_url: str = "") -> None:
         self.url = url
+        self.execution_url = execution_url or f"{url}/execution/"
         self.user = user
         self.password = password
         self._token = ""
@@ -49,19 +53,24 @@ class AirflowApi:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data=data, headers=headers, method=method)
         try:
-            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=TIMEOUT) as answer:
-                content = answer.read()
+            content = self._open(request)
         except urllib.error.HTTPError as error:
             text = error.read().decode(errors="replace")[:500]
             raise AirflowApiError(f"Airflow answered {error.code} to {method} {path}: {text}", error.code) from error
         return json.loads(content) if content else None
+
+    @staticmethod
+    def _open(request: urllib.request.Request) -> bytes:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=TIMEOUT) as answer:
+            content: bytes = answer.read()
+        return content
 
     def healthy(self) -> bool:
         """True if all components are healthy; False also while nothing answers yet."""
         try:
             health = self._send("GET", "/api/v2/monitor/health")
             # The API for tasks is built at its first request, which takes seconds: send it before a task does.
-            self._send("GET", "/execution/health")
+            self._open(urllib.request.Request(f"{self.execution_url}health"))
         except (OSError, AirflowApiError):
             return False
         return all(part.get("status") == "healthy" for part in health.values())

@@ -22,7 +22,7 @@ import pytest
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.tokens.documents import new_token
 from airflow_provider_picas.tokens.states import State, state_of
-from stack import native, paths, processes
+from stack import native, processes
 from stack.airflow import Airflow
 from stack.airflow_api import ENDED, AirflowApi
 from stack.cluster import Cluster
@@ -40,9 +40,6 @@ def airflow(run_folder: Path) -> Iterator[Airflow]:
     standalone = Airflow(run_folder / "airflow", dags=DAGS, env=PARSE_SELDOM)
     standalone.start(["stop_cancel", "stop_poke", "stop_drain", "stop_teardown", "fifty_waits"])
     yield standalone
-    for process in RESTARTED:
-        processes.end_session(process.pid)
-        process.wait()
     standalone.stop()
 
 
@@ -172,10 +169,8 @@ def components(airflow: Airflow, name: str) -> list[int]:
 
     The API server gives itself a title, in which it has an underscore.
     """
-    assert airflow._process is not None
-    leaders = {airflow._process.pid, *(process.pid for process in RESTARTED)}
     found = []
-    for pid in {pid for leader in leaders for pid in processes.session(leader)}:
+    for pid in {pid for process in airflow.processes for pid in processes.session(process.pid)}:
         with suppress(OSError):  # it has ended
             words = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
             if name in words or name.replace("-", "_") in words:
@@ -183,24 +178,17 @@ def components(airflow: Airflow, name: str) -> list[int]:
     return found
 
 
-RESTARTED: list[subprocess.Popen[bytes]] = []
-"""Components that tests have started again; they end with this Airflow."""
-
-
 def restart(airflow: Airflow, what: str, how: signal.Signals) -> subprocess.Popen[bytes]:
-    """End a component and start it again. Returns when the API server answers, if it was that one."""
+    """End a component and start it again. Returns when both API servers answer, if it was these."""
     pids = components(airflow, what)
     assert pids
     for pid in pids:
         with suppress(ProcessLookupError):
             os.kill(pid, how)
     processes.wait_for(lambda: not any(map(processes.alive, pids)), what=f"The end of the {what}", seconds=300)
-    again = processes.start(
-        [str(paths.AIRFLOW_VENV / "bin" / "airflow"), what],
-        folder=airflow.folder, name=f"{what}-{len(RESTARTED)}", env=airflow.environ(), cwd=airflow.folder,
-    )  # fmt: skip
-    RESTARTED.append(again)
+    again = airflow.run(f"{what}-{len(airflow.processes)}", what)
     if what == "api-server":
+        airflow.serve_tasks()
         processes.wait_for(airflow.api.healthy, what="The API server's return", seconds=120, process=again)
     else:
         at_work = datetime.now(UTC) + timedelta(seconds=2)  # its first heartbeat is older than its work
