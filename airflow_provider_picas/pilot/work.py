@@ -14,9 +14,9 @@ from airflow_provider_picas.pilot.attempt import Run
 from airflow_provider_picas.pilot.log import log
 from airflow_provider_picas.pilot.reporter import Reporter
 
-WORK_A_CLAIM = 4.0  # seconds of work that one claim aims at
+WORK_A_CLAIM = 8.0  # seconds of work that one claim aims at
 LONG = 2.0  # seconds of a token; longer ones are not claimed before they can start
-STALE = 10.0  # seconds after which a claimed token that has not been started is released
+STALE = 20.0  # seconds after which a claimed token that has not been started is released
 TAIL_BYTES = 2_048  # of a running command's output, in the lease while somebody watches
 MOST_TAILS = 32  # running commands whose output is in the lease
 GO, DRAIN, STOP = 0, 1, 2  # claim and run; finish what runs; kill what runs

@@ -12,7 +12,7 @@ def test_as_many_are_claimed_as_can_start_until_tokens_are_known_to_be_short() -
     assert work.wanted() == 2
     work.add([Token(claimed())])
     assert work.wanted() == 1
-    work.learn(0.1)
+    work.learn(0.2)
     assert work.wanted() == 2 * 40 - 1
     work.add([Token(claimed()) for _ in range(20)])
     assert work.wanted() == 0
