@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from airflow_provider_picas.pilot.claims import Claims
+from airflow_provider_picas.pilot.heads import LOAD
 from airflow_provider_picas.pilot.reporter import GATHER, SHORT
 from airflow_provider_picas.pilot.walk import Walk
 from airflow_provider_picas.pilot.work import LONG, WORK_A_CLAIM
@@ -404,8 +405,9 @@ class Pilot:
         if world.waiting_tokens < Walk.LEAST or self.pages >= Walk.PAGES or world.now >= self.update_at:
             return []
         if world.now >= self.check_at:
-            self.check_at = world.now + Walk.CHECK
+            begin = world.now
             yield ("ask", "check", world.costs.row[0])
+            self.check_at = world.now + max(Walk.CHECK, LOAD * (world.now - begin))
         for _ in range(2):
             if self.at is None:
                 yield ("ask", "place", world.costs.row[0])

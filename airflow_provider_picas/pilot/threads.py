@@ -19,6 +19,7 @@ from airflow_provider_picas.pilot.claims import EMPTY_FOR, EMPTY_QUERIES, Claims
 from airflow_provider_picas.pilot.clock import Clock
 from airflow_provider_picas.pilot.database import Database
 from airflow_provider_picas.pilot.errors import Unreachable
+from airflow_provider_picas.pilot.heads import LOAD
 from airflow_provider_picas.pilot.lease import Lease, drain_flag_of, stop_if_drained
 from airflow_provider_picas.pilot.log import log
 from airflow_provider_picas.pilot.new_tokens import pending_lists
@@ -30,7 +31,6 @@ from airflow_provider_picas.pilot.wall_clock import WallClock
 from airflow_provider_picas.pilot.work import DRAIN, GO, Work
 
 SOON = 1.0  # seconds without work after which a pilot checks often if its submission is drained
-LOAD = 20.0  # an idle pilot pauses this many times as long as its queries take: a thousand pilots may be idle
 
 
 class Workplace(NamedTuple):

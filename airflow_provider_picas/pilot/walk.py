@@ -10,7 +10,7 @@ from airflow_provider_picas.lifecycle.classes import class_name
 from airflow_provider_picas.lifecycle.exit_codes import Failed
 from airflow_provider_picas.lifecycle.ids import batch_range
 from airflow_provider_picas.lifecycle.json_values import Doc, number
-from airflow_provider_picas.pilot.heads import Head, Heads, own_views
+from airflow_provider_picas.pilot.heads import LOAD, Head, Heads, own_views
 from airflow_provider_picas.pilot.session import Session
 
 NUMBERS = 2**31 - 1  # limit of the random numbers that the view assigns to tokens of a class and priority
@@ -27,9 +27,9 @@ class Walk:
     """
 
     LEAST = 300  # waiting tokens; the last ones are claimed from the view, which shows where they are
-    PAGES = 10  # claims, at most, between two queries of the view that bring it up to date
+    PAGES = 50  # claims, at most, between two queries of the view that bring it up to date
     UPDATE = 60.0  # seconds, at most, between them
-    CHECK = 5.0  # seconds between two checks of class and priority in the view as it is
+    CHECK = 5.0  # seconds, at least, between two checks of class and priority in the view as it is
 
     def __init__(self, session: Session, heads: Heads) -> None:
         self._database = session.database
@@ -64,8 +64,8 @@ class Walk:
             return []
         try:
             if now >= self._check_at:
-                self._check_at = now + self.CHECK
                 self._heads.read(update=False)
+                self._check_at = now + max(self.CHECK, LOAD * (time.monotonic() - now))
                 self._note_heads()
             for _ in range(2):
                 place = self._place or self._first_place(self._random_place())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -9,6 +10,7 @@ from contextlib import ExitStack
 import pytest
 
 from airflow_provider_picas.lifecycle.json_values import Doc
+from airflow_provider_picas.pilot import walk
 from airflow_provider_picas.pilot.claims import Claims
 from airflow_provider_picas.pilot.conflicts import Conflicts
 from airflow_provider_picas.pilot.walk import Walk
@@ -70,6 +72,7 @@ def test_a_late_token_of_a_higher_priority_goes_first(
 ) -> None:
     pool.push([{"input": place} for place in range(MANY)])
     monkeypatch.setattr(Walk, "CHECK", 0.0)
+    monkeypatch.setattr(walk, "LOAD", 0.0)
     with session_of_a_pilot(pool, server.url) as session:
         claims = Claims(session, False, Conflicts(session))
         take(claims)
@@ -111,6 +114,25 @@ def test_each_token_has_its_turn(pool: Pool, proxy: Proxy) -> None:
             take(claims, 1)
         updates = [request for request in proxy.requests if "group_level" in request and "update=false" not in request]
     assert len(updates) == 1, proxy.requests
+
+
+def test_checks_that_take_long_are_rare(pool: Pool, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a database that is busy, all pilots would ask for the priorities every few seconds, and keep it busy."""
+
+    def answer(request: str, status: int, content: bytes) -> tuple[int, bytes]:
+        if "group_level" in request and "update=false" in request:
+            time.sleep(0.2)
+        return status, content
+
+    monkeypatch.setattr(Walk, "CHECK", 0.0)
+    pool.push([{"input": place} for place in range(MANY)])
+    proxy.rewrite = answer
+    with session_of_a_pilot(pool, proxy.url) as session:
+        claims = Claims(session, False, Conflicts(session))
+        for _ in range(6):  # the first one from the view
+            take(claims, 1)
+    checks = [request for request in proxy.requests if "group_level" in request and "update=false" in request]
+    assert len(checks) == 1, proxy.requests
 
 
 def test_pilots_of_an_array_begin_at_their_shares(pool: Pool, server: couchdb.CouchDBAdmin) -> None:
