@@ -82,26 +82,40 @@ class Run:
         self._output_file = os.path.join(folder, "output.json")
         self._tokens_file = os.path.join(folder, new_tokens.FILE)
         self._progress_file = os.path.join(folder, "progress.json")
+        files_of_token = (self._token_file, self._output_file, self._tokens_file, self._progress_file)
+        self._own_names = {*map(os.path.basename, files_of_token), *config.files}
+        self._as_made: Tuple[int, ...] = ()  # the folder's inode, owner and mode
+        self._left_none = False  # the command has ended, and so have all processes that it started
         self._streams: Tuple[Tail, ...] = ()  # stdout and stderr, once the command runs
         self._pipes: List[int] = []  # the ends of stdout and stderr that are read
         self._stop: Optional[Tuple[str, float]] = None  # the reason, and the seconds until SIGKILL
 
-    def prepare(self) -> None:
-        """Create the folder: the token as JSON, and links to the submission's files. Raises OSError."""
-        os.mkdir(self.folder, 0o700)
+    def prepare(self, spare: Optional[str] = None) -> None:
+        """Create the folder: the token as JSON, and links to the submission's files. Raises OSError.
+
+        ``spare``: the empty folder of an earlier run, which gets a new name. On a disk that costs a tenth of a new folder.
+        """
+        if spare is None or not _rename(spare, self.folder):
+            os.mkdir(self.folder, 0o700)
+        self._as_made = _identity(self.folder)
         write_file(self._token_file, json.dumps(self.token.doc).encode("ascii"))
         for name in self._config.files:
             os.symlink(os.path.join(self._files, name), os.path.join(self.folder, name))
 
-    def clean(self) -> None:
-        """Remove the folder."""
+    def clean(self) -> Optional[str]:
+        """Remove the folder. Or empty and return it for another run, if the command left it unchanged and has no process
+        that could still write into it."""
         with suppress(OSError):
-            os.unlink(self._token_file)
-            for name in self._config.files:
-                os.unlink(os.path.join(self.folder, name))
-            os.rmdir(self.folder)
-            return
-        remove_tree(self.folder)  # the command has changed it
+            names = os.listdir(self.folder)
+            if self._own_names.issuperset(names):
+                for name in names:
+                    os.unlink(os.path.join(self.folder, name))
+                if self._left_none and _identity(self.folder) == self._as_made:
+                    return self.folder
+                os.rmdir(self.folder)
+                return None
+        remove_tree(self.folder)
+        return None
 
     def stop(self, why: str, grace: float) -> None:
         """End the command: SIGTERM now, SIGKILL after ``grace`` seconds. Thread-safe; the first reason is kept."""
@@ -218,7 +232,7 @@ class Run:
         if only_killed and _ended(pid) == os.CLD_EXITED:
             how = "exit"  # it ended a moment before the signal
         signal_group(pid, signal.SIGKILL)
-        self._processes.end_orphans(pid)
+        self._left_none = self._processes.end_orphans(pid)
         for descriptor in pipes:
             tails[descriptor].read(descriptor)
         return how
@@ -238,6 +252,19 @@ def _ended(pid: int) -> int:
     """How a child ended: CLD_EXITED or another of waitid's codes; 0 while it runs. Keeps its zombie."""
     found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     return found.si_code if found else 0
+
+
+def _rename(folder: str, name: str) -> bool:
+    try:
+        os.rename(folder, name)
+    except OSError:  # something has removed it, such as a job that cleans the node
+        return False
+    return True
+
+
+def _identity(folder: str) -> Tuple[int, ...]:
+    found = os.lstat(folder)
+    return found.st_dev, found.st_ino, found.st_mode, found.st_uid, found.st_gid
 
 
 def close_all(descriptors: List[int]) -> None:

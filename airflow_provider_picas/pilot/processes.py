@@ -19,6 +19,7 @@ class Processes:
         self._lock = threading.Lock()
         self._started: Set[int] = set()
         self._runs: Dict[int, bytes] = {}  # commands of tokens, by pid: the unique part of their environment
+        self._adopts = False  # this process is the parent of its commands' orphans
         self._no_input = os.open(os.devnull, os.O_RDONLY)  # the standard input of all commands
         self._before = (
             _children()
@@ -27,7 +28,8 @@ class Processes:
     def become_subreaper(self) -> None:
         """Make this process the parent of orphans of its commands, so that it can find them. Best effort."""
         try:
-            ctypes.CDLL(None, use_errno=True).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER, only on Linux
+            prctl = ctypes.CDLL(None, use_errno=True).prctl
+            self._adopts = prctl(36, 1, 0, 0, 0) == 0  # PR_SET_CHILD_SUBREAPER, only on Linux
         except (OSError, AttributeError):
             log(
                 "No child subreaper here: processes that leave the session of their command may run until the job ends."
@@ -51,9 +53,13 @@ class Processes:
             self._runs.pop(process.pid, None)
             process.wait()
 
-    def end_orphans(self, run: int) -> None:
-        """Kill processes that the command with this pid has left running, in any session."""
+    def end_orphans(self, run: int) -> bool:
+        """Kill processes that the command with this pid has left running, in any session. True if no command left any."""
+        with self._lock:
+            if self._adopts and not _adopted() - self._started - self._before:
+                return True
         self._end(_adopted, lambda pid: self._is_of(pid, run))
+        return False
 
     def end_all(self) -> None:
         """Kill all processes that commands have left running. Call this when no command runs any more."""

@@ -65,6 +65,7 @@ class Slot(threading.Thread):
         self._config = config
         self._place = place
         self._tokens = 0
+        self._spare: Optional[str] = None  # the empty folder of an earlier run, for the next one
 
     def run(self) -> None:
         """Run tokens until no more are to be started."""
@@ -81,7 +82,7 @@ class Slot(threading.Thread):
                 work.stop(DRAIN, "internal error in the pilot", EX_SOFTWARE)
             finally:
                 work.finish(run, change, self._reporter)
-                run.clean()
+                self._spare = run.clean() or self._spare
 
     def _make(self, token: Token) -> Run:
         self._tokens += 1
@@ -94,7 +95,8 @@ class Slot(threading.Thread):
         if not self._lease.valid() or work.stopping.is_set():
             return release(run.token)
         try:
-            run.prepare()
+            spare, self._spare = self._spare, None
+            run.prepare(spare)
             ended = run.execute(self._place.environment)
         except OSError as error:
             # This is the node's fault, not the token's: other nodes may succeed.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import socket
 import time
 from pathlib import Path
@@ -163,3 +164,28 @@ def test_an_exit_code_stops_the_pilot(pool: Pool, submission: Submission) -> Non
     assert sum(submission.runs().values()) == 1
     ((token, _),) = submission.runs().items()
     assert "exit code 42" in pool.get(token)["attempts"][0]["reason"]
+
+
+def test_a_folder_that_was_left_as_it_was_is_used_again(pool: Pool, submission: Submission) -> None:
+    """By the same slot, with another name. Not if the command has changed it, or has left a process or a file."""
+    commands = [
+        ":",
+        "echo 1 > output.json",
+        "touch more",
+        "chmod 755 .",
+        "setsid sleep 5 > /dev/null 2>&1 &",
+        "mkdir output.json",
+        "mv ../$(basename $PWD) ../other; mkdir -m 700 $PICAS_TOKEN_FILE.new; mv $PICAS_TOKEN_FILE.new $OLDPWD",
+        ":",
+        ":",
+    ]
+    pool.push([{"input": command, "priority": -place} for place, command in enumerate(commands)])
+    shown = 'OLDPWD=$PWD; echo "$(stat -c %i-%.9W .) $PWD $(ls)" >> "$RUNS"; eval "$PICAS_INPUT"'
+    assert submission.run(shown, max_claim=1) == 0, submission.log()
+    runs = [line.split(maxsplit=2) for line in (submission.folder / "runs").read_text().splitlines()]
+    made, names, files = zip(*runs, strict=True)
+    assert set(files) == {"token.json"}
+    assert len(set(names)) == len(commands)
+    again = [after == before for before, after in itertools.pairwise(made)]
+    assert again == [True, True, False, False, False, False, False, True]
+    assert list(submission.scratch.iterdir()) == []
