@@ -97,10 +97,16 @@ class Airflow:
             raise
 
     def run(self, name: str, *words: str) -> subprocess.Popen[bytes]:
-        """Start an Airflow command of this instance, which ends with it. Its output goes to ``log/<name>.log``."""
+        """Start an Airflow command of this instance, which ends with it. Its output goes to ``log/<name>.log``.
+
+        The shell keeps the mark of the stack, by which a later start finds the session: an API server overwrites its
+        environment with a title.
+        """
+        shell = ["/bin/sh", "-c", '"$@"; exit $?', "sh"]
         process = processes.start(
-            [str(self._bin / "airflow"), *words], folder=self.folder, name=name, env=self.environ(), cwd=self.folder
-        )
+            [*shell, str(self._bin / "airflow"), *words],
+            folder=self.folder, name=name, env=self.environ(), cwd=self.folder,
+        )  # fmt: skip
         self.processes.append(process)
         return process
 
