@@ -110,9 +110,9 @@ class Airflow:
         self.processes.append(process)
         return process
 
-    def serve_tasks(self) -> subprocess.Popen[bytes]:
+    def serve_tasks(self) -> None:
         """Start the API server that tasks use."""
-        return self.run("execution", "api-server", "--apps", "execution", "--port", str(self._execution_port))
+        self.run("execution", "api-server", "--apps", "execution", "--port", str(self._execution_port))
 
     def connect(self, conn_id: str, **fields: Any) -> None:
         """Create or replace a connection; ``fields`` are those of Airflow's (``conn_type``, ``host``, ``extra`` …).

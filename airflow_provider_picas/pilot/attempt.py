@@ -20,6 +20,8 @@ from airflow_provider_picas.pilot.processes import Processes, signal_group
 from airflow_provider_picas.pilot.scratch import remove_tree
 
 PROGRESS_BYTES = 4096
+TOKEN, OUTPUT, PROGRESS = "token.json", "output.json", "progress.json"  # in the folder of an attempt
+OWN_FILES = frozenset([TOKEN, OUTPUT, PROGRESS, new_tokens.FILE])
 
 
 class Tail:
@@ -78,12 +80,10 @@ class Run:
         self._files = files
         self._config = config
         self._processes = processes
-        self._token_file = os.path.join(folder, "token.json")
-        self._output_file = os.path.join(folder, "output.json")
+        self._token_file = os.path.join(folder, TOKEN)
+        self._output_file = os.path.join(folder, OUTPUT)
         self._tokens_file = os.path.join(folder, new_tokens.FILE)
-        self._progress_file = os.path.join(folder, "progress.json")
-        files_of_token = (self._token_file, self._output_file, self._tokens_file, self._progress_file)
-        self._own_names = {*map(os.path.basename, files_of_token), *config.files}
+        self._progress_file = os.path.join(folder, PROGRESS)
         self._as_made: Tuple[int, ...] = ()  # the folder's inode, owner and mode
         self._left_none = False  # the command has ended, and so have all processes that it started
         self._streams: Tuple[Tail, ...] = ()  # stdout and stderr, once the command runs
@@ -93,7 +93,7 @@ class Run:
     def prepare(self, spare: Optional[str] = None) -> None:
         """Create the folder: the token as JSON, and links to the submission's files. Raises OSError.
 
-        ``spare``: the empty folder of an earlier run, which gets a new name. On a disk that costs a tenth of a new folder.
+        ``spare``: the empty folder of an earlier run, which gets a new name. On a disk, that costs a tenth of making one.
         """
         if spare is None or not _rename(spare, self.folder):
             os.mkdir(self.folder, 0o700)
@@ -103,11 +103,11 @@ class Run:
             os.symlink(os.path.join(self._files, name), os.path.join(self.folder, name))
 
     def clean(self) -> Optional[str]:
-        """Remove the folder. Or empty and return it for another run, if the command left it unchanged and has no process
-        that could still write into it."""
+        """Remove the folder; or empty it and return its path for another run, if the command left it unchanged and no
+        process is left that could write into it."""
         with suppress(OSError):
             names = os.listdir(self.folder)
-            if self._own_names.issuperset(names):
+            if all(name in OWN_FILES or name in self._config.files for name in names):
                 for name in names:
                     os.unlink(os.path.join(self.folder, name))
                 if self._left_none and _identity(self.folder) == self._as_made:

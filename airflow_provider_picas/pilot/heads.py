@@ -14,7 +14,9 @@ from airflow_provider_picas.pilot.session import Session
 
 Head = Tuple[Any, str]  # the head of a class: its highest priority, negated (None if not finite), and the class
 GROUPS = 200  # classes and priorities in one response
-LOAD = 20.0  # a pilot that only looks pauses for this many times as long as that takes: a thousand pilots may do it
+LOAD = (
+    20.0  # a pilot without work, and a check of the priorities, pauses this many times as long as its last queries took
+)
 
 
 def own_views(profile: Profile) -> str:
