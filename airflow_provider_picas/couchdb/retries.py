@@ -12,6 +12,7 @@ class Retries:
     def __init__(self, request: Request) -> None:
         self._request = request
         self._sent = 0
+        self._waited = 0  # of these, for an index: not failures
 
     def after(
         self, error: errors.CouchDBError, retry_after: str | None = None, *, building: bool = False
@@ -21,6 +22,8 @@ class Retries:
         ``retry_after``: the server's header. ``building``: the request waits for an index, however long that takes.
         """
         self._sent += 1
-        if not building and not http.worth_repeating(self._request, error, self._sent):
+        if building:
+            self._waited += 1
+        elif not http.worth_repeating(self._request, error, self._sent - self._waited):
             return None
         return http.wait_before(min(self._sent, http.TRIES) + 1, retry_after)
