@@ -4,7 +4,7 @@ import random
 import threading
 import time
 import traceback
-from typing import Optional
+from typing import Optional, Tuple
 from urllib.parse import quote
 
 from airflow_provider_picas.lifecycle.backoff import Backoff
@@ -51,6 +51,7 @@ class Lease(threading.Thread):
         self._renewals = 0  # number of attempts to renew
         self._watched = False  # somebody watches this submission's pilots
         self._renewed_at: Optional[float] = None
+        self._stored = (0, float("-inf"))
         self._secured = True  # False after a late renewal, until the pilot has verified that it still holds its tokens
         self._in_time_since = 0.0  # since when no renewal was late
         self._ended = threading.Event()
@@ -63,6 +64,10 @@ class Lease(threading.Thread):
             and self._renewed_at is not None
             and time.monotonic() - self._renewed_at < self._config.lease - room
         )
+
+    def stored(self) -> Tuple[int, float]:
+        """The last renewal that most nodes of the database stored: its number, and when it was sent (monotonic)."""
+        return self._stored
 
     def contact(self) -> float:
         """Seconds for which this pilot has renewed its lease in time, as it expects of others; 0 if it is late itself."""
@@ -95,7 +100,7 @@ class Lease(threading.Thread):
             self._secured = False
         if self._renewed_at is None or not self._in_time(started, self._renewed_at):
             self._in_time_since = time.monotonic()
-        self._renewed_at = started
+        self._renewed_at, self._stored = started, (self._renewals, started)
 
     def run(self) -> None:
         """Renew every third of a lease, more often while the database does not answer."""

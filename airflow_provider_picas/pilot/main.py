@@ -12,7 +12,7 @@ import threading
 import time
 import traceback
 from contextlib import suppress
-from typing import Any, List, Optional, Sequence, Set
+from typing import Any, List, Optional, Sequence, Set, Tuple
 
 from airflow_provider_picas.lifecycle.backoff import Backoff
 from airflow_provider_picas.lifecycle.exit_codes import (
@@ -82,6 +82,7 @@ class Pilot:
         self._guard: "Optional[subprocess.Popen[bytes]]" = None
         self._signal: Optional[int] = None
         self._watched = time.monotonic()  # time of the last ``_watch``
+        self._cluster = False  # the database is one
         self._thawed = float("-inf")  # when it continued after it was frozen (monotonic)
 
     def run(self) -> int:
@@ -101,9 +102,11 @@ class Pilot:
             log(f"Pilot {self._me.pilot} of submission {self.config.submission} on {self._database.place}, {what}.")
             session = self._session(self._database)
             copies = info["cluster"].get("n") if isinstance(info.get("cluster"), dict) else 1
-            cluster = number(copies, 1) > 1
+            self._cluster = number(copies, 1) > 1
             conflicts = Conflicts(session)
-            claimer = self._claimer(Claims(session, cluster, conflicts, self.reporter), Reaper(session, conflicts))
+            claimer = self._claimer(
+                Claims(session, self._cluster, conflicts, self.reporter), Reaper(session, conflicts)
+            )
             for thread in (self.lease, self.reporter, claimer, *self._slots()):
                 thread.start()
             while self.work.level == GO or self.work.runs:
@@ -120,7 +123,11 @@ class Pilot:
         return {token.claim for token in self.work.held()} | self.reporter.claims()
 
     def _session(self, database: Database) -> Session:
-        return Session(database, self.config, self._me, self.clock, self.lease.contact, self.held_claims)
+        of_this_pilot = (self.lease.contact, self.held_claims, self._stored)
+        return Session(database, self.config, self._me, self.clock, *of_this_pilot)
+
+    def _stored(self) -> Optional[Tuple[int, float]]:
+        return self.lease.stored() if self._cluster else None
 
     def _claimer(self, claims: Claims, reaper: Reaper) -> Claimer:
         threads, clocks = (self._outbox, self.reporter, self._database, self.lease), (self.clock, self.wall_clock)

@@ -25,23 +25,33 @@ class Observer:
 
     def check(self, locks: Mapping[str, float]) -> Dict[str, Finding]:
         """Check pilots, each with the time at which its oldest token was locked. Raises Unreachable."""
-        asked = time.monotonic()
-        leases = self._session.database.leases(list(locks))
-        answered = time.monotonic()
+        asked: Optional[float] = time.monotonic()
+        me = self._session.me.pilot
+        leases = self._session.database.leases([*locks, me] if locks else [])
+        answered, stored = time.monotonic(), self._session.stored()
+        if stored:
+            # A node that is cut off answers with old leases. This pilot's own lease shows how old they may be.
+            renewals, sent = stored
+            asked = sent if leases.get(me, {}).get("renewals") == renewals else None
         return {pilot: self._evaluate(pilot, lock, leases.get(pilot), asked, answered) for pilot, lock in locks.items()}
 
     def keep(self, pilots: Sequence[str]) -> None:
         """Forget all others."""
         self._silence.keep(pilots)
 
-    def _evaluate(self, pilot: str, lock: float, lease: Optional[Doc], asked: float, answered: float) -> Finding:
-        """``asked`` and ``answered``: when the lease was queried, and when it was received (monotonic)."""
+    def _evaluate(
+        self, pilot: str, lock: float, lease: Optional[Doc], asked: Optional[float], answered: float
+    ) -> Finding:
+        """``asked``: a time at which this was the newest lease; None: unknown. ``answered``: when it was received. Both
+        are monotonic."""
         known, default = lease or {}, self._session.config.lease
         holder = causes_of_death.holder(pilot, known.get("job"), known.get("hostname"))
         if known.get("ended"):
             return Finding(causes_of_death.ended(holder))
         reading = Reading.of(known, default) if lease else None
         self._silence.note(pilot, reading, answered)
+        if asked is None:
+            return Finding()
         now = self._session.clock.at(asked)
         until_dead = self._silence.seconds_until_dead(pilot, lock, now, asked, answered - self._session.contact())
         if until_dead is None:

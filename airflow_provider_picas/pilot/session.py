@@ -1,6 +1,6 @@
 """What a thread needs to work on the pool."""
 
-from typing import Callable, NamedTuple, Set
+from typing import Callable, NamedTuple, Optional, Set, Tuple
 
 from airflow_provider_picas.lifecycle.pilot_config import Config
 from airflow_provider_picas.pilot.clock import Clock
@@ -17,3 +17,4 @@ class Session(NamedTuple):
     clock: Clock
     contact: Callable[[], float]  # seconds for which this pilot has done what it expects of others
     held: Callable[[], Set[str]] = set  # this pilot's claims that have not ended
+    stored: Callable[[], Optional[Tuple[int, float]]] = lambda: None  # ``Lease.stored`` if the database is a cluster

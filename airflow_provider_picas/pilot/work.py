@@ -16,7 +16,7 @@ from airflow_provider_picas.pilot.reporter import Reporter
 
 WORK_A_CLAIM = 8.0  # seconds of work that one claim aims at
 LONG = 2.0  # seconds of a token; longer ones are not claimed before they can start
-STALE = 20.0  # seconds after which a claimed token that has not been started is released
+STALE = 20.0  # seconds, at most half a lease, after which a claimed token that has not been started is released
 TAIL_BYTES = 2_048  # of a running command's output, in the lease while somebody watches
 MOST_TAILS = 32  # running commands whose output is in the lease
 GO, DRAIN, STOP = 0, 1, 2  # claim and run; finish what runs; kill what runs
@@ -27,6 +27,7 @@ class Work:
 
     def __init__(self, config: Config) -> None:
         self._config = config
+        self._stale = min(STALE, config.lease / 2)  # idle pilots wait for such tokens for a lease
         self.changed = threading.Condition()
         self.ready: Deque[Token] = collections.deque()  # claimed, not started
         self.runs: Dict[str, Run] = {}  # by claim
@@ -137,7 +138,7 @@ class Work:
         """Remove and return the tokens that wait behind longer work, or all that were not started."""
         now = time.monotonic()
         with self.changed:
-            stale = [token for token in self.ready if all_of_them or now - token.taken > STALE]
+            stale = [token for token in self.ready if all_of_them or now - token.taken > self._stale]
             for token in stale:
                 self.ready.remove(token)
         return stale

@@ -19,6 +19,7 @@ from airflow_provider_picas.tokens.text import one_line
 ROUNDING = 2.0  # seconds: of two times in whole seconds, one counts as later only if they differ by more
 SKEW = 30.0  # seconds by which the clocks of a node and of the cluster may differ
 QUIET = 30.0  # seconds, at most, for which nobody may save a token before it counts as too old
+UNKNOWN = 1.0  # seconds until leases are read again that may have been old
 LEASE = 120.0  # seconds, for a pilot whose lease was never read: pilot.json's default
 
 
@@ -89,13 +90,20 @@ class ObservedLeases:
             self._silence.note(pilot, found[pilot].shown if pilot in found else None, answered)
         self._silence.keep(pilots)
 
-    def silent(self, locked: Sequence[Mapping[str, Any]], now: float, asked: float, contact: float) -> dict[str, float]:
-        """The pilots whose leases have expired, each with ``Silence.seconds_until_dead``."""
+    def silent(
+        self, locked: Sequence[Mapping[str, Any]], now: float, asked: float | None, contact: float
+    ) -> dict[str, float]:
+        """The pilots whose leases have expired, each with ``Silence.seconds_until_dead``.
+
+        ``asked``: a monotonic time at which the leases were the newest ones; None: unknown, so no pilot counts as dead.
+        """
         locks: dict[str, float] = {}
         for token in locked:
             if held_by_pilot(dict(token)):
                 pilot, lock = str(token["pilot"]), number(token.get("lock"))
                 locks[pilot] = min(lock, locks.get(pilot, lock))
+        if asked is None:
+            return dict.fromkeys(locks, UNKNOWN)
         found = {
             pilot: self._silence.seconds_until_dead(pilot, lock, now, asked, contact) for pilot, lock in locks.items()
         }

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 import time
+import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import NamedTuple
 
 from airflow_provider_picas.couchdb import conflicts, edits, errors, overview
 from airflow_provider_picas.couchdb.http import Request, Response, json_body
@@ -30,7 +32,7 @@ from airflow_provider_picas.tokens import documents
 from airflow_provider_picas.tokens.states import State, state_of
 from airflow_provider_picas.tokens.text import one_line
 
-QUORUM_PROBE = "_local/picas-quorum"  # written to check whether a quorum of a cluster's nodes accepts a write
+QUORUM_PROBE = "_local/picas-quorum"  # written to check whether a quorum of a cluster's nodes stores a write
 FIRST_READ = 4  # tokens read by the first request: their size is not known yet
 _FIELDS = ("_id", "_rev", "type", "lock", "done", "exit_code", "hostname", "slurm_job_id", "pilot", "claim")
 
@@ -130,8 +132,8 @@ def check_pilots(
     evaluation, locked = yield from read()
     dead = _dead(evaluation, locked)
     if dead and status.outage is None:
-        status.outage = yield from _cut_off(pool)
-        evaluation, locked = yield from read()  # data read while this node was cut off from the others may be old
+        status.outage, probe = yield from _probe(pool)
+        evaluation, locked = yield from read(probe)  # what was read from a node that is cut off may be old
         dead = _still_dead(dead, evaluation, locked)
     if dead and submission is not None and status.outage is None:
         try:
@@ -162,15 +164,19 @@ def holders(pool: Pool, batch: str | None, submission: Submission) -> Operation[
 
 
 def _locked(
-    pool: Pool, batch: str | None, evaluate: Callable[..., Evaluation], observer: ObservedLeases, contact: float
+    pool: Pool,
+    batch: str | None,
+    evaluate: Callable[..., Evaluation],
+    observer: ObservedLeases,
+    contact: float,
+    probe: Probe | None = None,
 ) -> Operation[tuple[Evaluation, list[Document]]]:
     """All locked tokens, and the result of ``evaluate`` for the database's time and the leases of their pilots."""
     read = time.monotonic()
     locked = yield from _read_locked(pool, batch, observer)
     # The leases are read after the tokens: a pilot renews before it claims, so an expired lease covers its tokens.
     pilots = deaths.holders(locked)
-    asked = time.monotonic()
-    known, now = (yield from read_leases(pool, pilots)) if locked else ({}, 0.0)
+    known, now, asked = (yield from _dated_leases(pool, pilots, probe)) if locked else ({}, 0.0, None)
     observer.note(pilots, known, time.monotonic())
     saved = observer.note_revisions(read, now) if locked else {}
     return evaluate(now, known, silent=observer.silent(locked, now, asked, contact), saved=saved), locked
@@ -220,31 +226,58 @@ def _still_dead(
     return [(token, cause) for token, cause in _dead(evaluation, locked) if token["_id"] in before]
 
 
-def _cut_off(pool: Pool) -> Operation[str | None]:
-    """Why the database's node may lack writes to other nodes, as the cut-off minority of a cluster; None if it is in
-    contact.
+class Probe(NamedTuple):
+    """A write of ``QUORUM_PROBE``: its content, and when it was sent (monotonic)."""
+
+    mark: str
+    sent: float
+
+
+def _probe(pool: Pool) -> Operation[tuple[str | None, Probe | None]]:
+    """Write ``QUORUM_PROBE``. Returns why the database's node may lack writes to other nodes, as the cut-off minority of
+    a cluster, or else the probe; neither if the server is not a CouchDB.
 
     Pilots that reach the other nodes renew their leases there.
     """
+    probe = Probe(uuid.uuid4().hex, time.monotonic())
+    # Nodes compare revisions, as strings of the same length, to find the newest: milliseconds since 1970 have 13 digits.
+    body = json_body({"mark": probe.mark, "_rev": f"0-{time.time_ns() // 1_000_000}"})
     try:
-        response: Response = yield Request(
-            "PUT", pool.document_path(QUORUM_PROBE), body=json_body({"asked": int(time.time())})
-        )
+        response: Response = yield Request("PUT", pool.document_path(QUORUM_PROBE), body=body)
     except errors.ConflictError:
-        return None  # the document exists; CouchDB overwrites it, other servers require its revision
+        return None, None  # the document exists; CouchDB overwrites it, other servers require its revision
     if response.status != 202:
-        return None
-    return "CouchDB stores writes on too few nodes of its cluster (202). Until that changes, no pilot counts as dead."
+        return None, probe
+    outage = "CouchDB stores writes on too few nodes of its cluster (202). Until that changes, no pilot counts as dead."
+    return outage, None
 
 
 def read_leases(pool: Pool, pilots: Sequence[str]) -> Operation[tuple[dict[str, Lease], float]]:
     """The leases of some pilots, and the database's time."""
-    body = json_body({"keys": [lease_id(pilot) for pilot in pilots]})
-    response: Response = yield Request("POST", pool.path("_local_docs"), {"include_docs": "true"}, body)
-    found = response.documents().values()
+    known, now, _ = yield from _dated_leases(pool, pilots, None)
+    return known, now
+
+
+def _dated_leases(
+    pool: Pool, pilots: Sequence[str], probe: Probe | None
+) -> Operation[tuple[dict[str, Lease], float, float | None]]:
+    """The leases of some pilots, the database's time, and a monotonic time at which these were the newest leases.
+
+    Requests may reach different nodes of a cluster, and one that is cut off answers with old leases. So if the response
+    does not show the ``probe``, that time is unknown (None). Without a probe, it is when they were queried.
+    """
+    asked = time.monotonic()
+    names = [*map(lease_id, pilots), *([QUORUM_PROBE] if probe else [])]
+    query, body = {"include_docs": "true"}, json_body({"keys": names})
+    response: Response = yield Request("POST", pool.path("_local_docs"), query, body)
+    found = response.documents()
     if response.time is None:
         raise errors.UnavailableError("CouchDB's response has no Date header; a proxy may have removed it.")
-    return {lease.pilot: lease for lease in map(Lease.parse, found)}, float(response.time)
+    written = found.pop(QUORUM_PROBE, {}).get("mark")
+    known, now = {lease.pilot: lease for lease in map(Lease.parse, found.values())}, float(response.time)
+    if probe is None:
+        return known, now, asked
+    return known, now, probe.sent if written == probe.mark else None
 
 
 def _note_leases(pool: Pool, key: str, status: PilotStatus) -> Operation[None]:
@@ -300,8 +333,10 @@ def _settle_conflicts(
     if not losers:
         return
     pilots, others = deaths.holders(losers), observer.of_conflicts()
-    asked = time.monotonic()
-    known, now = yield from read_leases(pool, pilots)
+    outage, probe = yield from _probe(pool)
+    if outage:
+        return
+    known, now, asked = yield from _dated_leases(pool, pilots, probe)
     others.note(pilots, known, time.monotonic())
     evaluation = evaluate(now, known, silent=others.silent(losers, now, asked, contact))
 

@@ -23,7 +23,7 @@ from airflow_provider_picas.tokens.states import State
 from stack.couchdb import CouchDBAdmin
 from tests.chaos.couchdb_nodes import CouchDBNodes, cluster_or_skip
 from tests.integration.pilots import PASSWORD, Pool, new_pool, until
-from tests.integration.submissions.test_deaths import Site, new_site
+from tests.integration.submissions.test_deaths import READING, Site, new_site
 
 
 @pytest.fixture
@@ -93,6 +93,18 @@ def test_whoever_is_cut_off_with_a_node_takes_nobody_for_dead(nodes: CouchDBNode
     nodes.heal()
     site.readings(3)
     site.renew(2)
+    site.check()
+
+
+def test_old_leases_of_a_node_that_is_cut_off_prove_nothing(nodes: CouchDBNodes, site: Site) -> None:
+    """A load balancer has them read from that node, and everything else done by the others, who store what is written."""
+    for proxy in site.proxies:
+        proxy.redirect(nodes[0].address)
+        proxy.spread = {READING: nodes[2].address}
+    site.begin()
+    nodes.cut(nodes[2])
+    site.renew(10)
+    nodes.heal()
     site.check()
 
 

@@ -65,6 +65,7 @@ class Proxy(Serving):
     knows of it. Of a request with a body of more than ``largest`` bytes the server never hears, as with nginx's
     ``client_max_body_size``. ``ahead``: seconds that are added to the Date of every answer.
     ``date``: stands in the Date of every answer.
+    ``spread``: requests that hold one of these texts go to another server, as with a load balancer.
     ``minority``: writes are told to be on too few nodes of a cluster (202), as on those that are cut off from most others.
     """
 
@@ -81,6 +82,7 @@ class Proxy(Serving):
         self.ahead = 0.0
         self.date: str | None = None
         self.minority = False
+        self.spread: dict[str, str] = {}
         self.let_go = threading.Event()
         self.held = 0  # requests that LATE or HOLD has kept back so far
         self._faults: list[tuple[Fault | int, Callable[[str], bool]]] = []
@@ -103,6 +105,11 @@ class Proxy(Serving):
     def redirect(self, url: str) -> None:
         """Pass new requests on to another server; those under way stay with the old one."""
         self._server.upstream = urllib.parse.urlsplit(url)
+
+    def upstream_of(self, request: str) -> urllib.parse.SplitResult:
+        """The server to which a request goes."""
+        others = [url for text, url in self.spread.items() if text in request]
+        return urllib.parse.urlsplit(others[0]) if others else self._server.upstream
 
     def hold(self) -> None:
         """Keep a request back until ``let_go`` is set."""
@@ -151,7 +158,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def relay(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        proxy, upstream = self.server.proxy, self.server.upstream
+        proxy = self.server.proxy
+        upstream = proxy.upstream_of(f"{self.command} {self.path}")
         proxy.headers.append({name.lower(): value for name, value in self.headers.items()})
         fault = proxy.fault_of(f"{self.command} {self.path}")
         if proxy.largest is not None and len(body) > proxy.largest:

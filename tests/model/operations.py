@@ -9,7 +9,7 @@ replaced; sockets, threads and logs are left out.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 from unittest import mock
@@ -55,6 +55,7 @@ class LeaseState(NamedTuple):
     secured: bool = True
     in_time_since: float = 0.0
     check_next: bool = False  #: it was renewed, and the tokens are to be checked
+    stored: int = 0  #: the last renewal that most nodes stored
 
 
 class Seen(NamedTuple):
@@ -347,13 +348,15 @@ class PilotLease(lease.Lease):
     def know(self, state: LeaseState) -> None:
         """Take over what is known."""
         self._renewals, self._renewed_at = state.renewals, state.renewed_at
+        self._stored = state.stored, NOW - LONG_AGO if state.renewed_at is None else state.renewed_at
         self._secured, self._in_time_since = state.secured, state.in_time_since
 
     def state(self, elapsed: int, check_next: bool) -> LeaseState:
         """What is known, by the clock at the end of the operation."""
         shift = SECONDS * elapsed
         renewed_at = None if self._renewed_at is None else self._renewed_at - shift
-        return LeaseState(self._renewals, renewed_at, self._secured, self._in_time_since - shift, check_next)
+        since = self._in_time_since - shift
+        return LeaseState(self._renewals, renewed_at, self._secured, since, check_next, self._stored[0])
 
     def _check_flags(self) -> None:
         pass
@@ -372,11 +375,16 @@ def _session(database: Any, memory: Memory, lock: int = DOCUMENTS_NOW) -> Sessio
     me = Identity(memory.pilot, "node", None, (0, 1))
     own = PilotLease(database, memory)
 
-    def contact() -> float:
-        own.know(_by_clock_of_operation(database.around))
-        return own.contact()
+    def known(what: Callable[[], Any]) -> Callable[[], Any]:
+        def tell() -> Any:
+            own.know(_by_clock_of_operation(database.around))
+            return what()
 
-    return Session(database, CONFIG, me, _Clock(database.quorum, lock), contact, lambda: set(database.around.held))  # type: ignore[arg-type]
+        return tell
+
+    held = lambda: set(database.around.held)  # noqa: E731
+    stored = known(own.stored) if memory.cluster else (lambda: None)
+    return Session(database, CONFIG, me, _Clock(database.quorum, lock), known(own.contact), held, stored)  # type: ignore[arg-type]
 
 
 def _by_clock_of_operation(around: Around) -> LeaseState:
@@ -397,7 +405,7 @@ def _remembered(silence: Any, elapsed: int) -> tuple[Seen, ...]:
         if reading is not None:
             far = abs(reading.renewed - NOW) >= LONG_AGO
             known = (reading.renewals, reading.renewed - (0 if far else shift), reading.lease)
-        found.append(Seen(pilot, known, first - shift))
+        found.append(Seen(pilot, known, max(NOW - LONG_AGO, first - shift)))
     return tuple(found)
 
 

@@ -131,6 +131,7 @@ class Fates(NamedTuple):
     refused: tuple[str, ...] = ()  #: kept in a file for good
     gone: tuple[str, ...] = ()  #: with a pilot that was killed
     twice: str = ""  #: a claim that was run twice
+    reaped: str = ""  #: a claim of a healthy pilot whose token another one has released
 
 
 class Faults(NamedTuple):
@@ -208,6 +209,8 @@ class Pilots:
         cluster: bool = False,
         salt: str = "",
         timeless: bool = False,
+        serial: bool = False,
+        reapers: str = "",
         **faults: int,
     ) -> None:
         self.tokens = tuple(f"t{number}" for number in range(tokens))
@@ -216,6 +219,8 @@ class Pilots:
         self.salt = salt
         self.faults = Faults(**faults)
         self.timeless = timeless  #: no time passes, and nobody reaps
+        self.serial = serial  #: operations are not interleaved with each other, but with faults, time and replication
+        self.reapers = reapers  #: the only pilots that reap; empty: all do
         self.unbounded = False
 
     def initial(self) -> State:
@@ -223,7 +228,7 @@ class Pilots:
         new = {"type": "token", "lock": 0, "done": 0, "hostname": "", "scrub_count": 0, "exit_code": "", "batch": "b"}
         database = Cluster((Copy(), Copy()) if self.cluster else (Copy(),))
         database, _ = couchdb.write(database, None, [{"_id": name, **new} for name in self.tokens])
-        pilots = tuple(Pilot("abc"[number], "on", lease=LeaseState(1, NOW)) for number in range(self.pilots))
+        pilots = tuple(Pilot("abc"[number], "on", lease=LeaseState(1, NOW, stored=1)) for number in range(self.pilots))
         for pilot in pilots:
             database, _ = couchdb.put_lease(database, None, pilot.name, couchdb.Lease(1, 0))
         return State(database, pilots, self.faults)
@@ -246,7 +251,11 @@ class Pilots:
         yield from self._environment(state)
 
     def _work(self, state: State, pilot: Pilot) -> Iterator[Step]:
+        if self.serial and any(any(other.threads) and not other.frozen for other in state.pilots if other != pilot):
+            return
         for thread, operation in enumerate(pilot.threads):
+            if self.serial and not operation and any(pilot.threads):
+                continue
             if operation:
                 yield from self._continue(state, pilot, thread, operation)
             elif not pilot.cut:
@@ -270,7 +279,8 @@ class Pilots:
             names.append("claim")
         if pilot.valid and pilot.doubts and pilot.quorum and (state.faults.settles or self.unbounded):
             names.append("settle")
-        if (state.files or self._may_reap(state, pilot)) and (self.unbounded or not self.timeless):
+        reaps = not self.timeless and pilot.name in (self.reapers or pilot.name)
+        if (state.files or self._may_reap(state, pilot)) and (self.unbounded or reaps):
             names.append("reap")
         return names
 
@@ -292,9 +302,9 @@ class Pilots:
 
     @staticmethod
     def _is_fresh(state: State, pilot: Pilot) -> bool:
-        return all(
-            lease.renewed == 0 for copy in state.database.copies for name, lease in copy.leases if name == pilot.name
-        )
+        """Whether all copies of its lease are new."""
+        copies = state.database.copies
+        return all(lease.renewed == 0 for copy in copies for name, lease in copy.leases if name == pilot.name)
 
     def _may_begin_at_the_end(self, pilot: Pilot, thread: int) -> list[str]:
         if thread == REPORTER and self._has_results(pilot):
@@ -419,9 +429,22 @@ class Pilots:
         database, rows = couchdb.write(state.database, side, docs, self.salt)
         state = state._replace(database=database)
         for doc, row in zip(docs, rows, strict=True):
+            if row.outcome == "ok" and (claim := self._reaped_by(state, pilot, doc)):
+                state = state._replace(fates=state.fates._replace(reaped=claim))
             if row.outcome == "ok" and doc.get("claim") and state_of(doc) in ("done", "error"):
                 state = self._note(state, accepted=(doc["_id"], doc["claim"]))
         return state, tuple(rows)
+
+    def _reaped_by(self, state: State, name: str, doc: Any) -> str:
+        """The claim of a healthy pilot that another one reaps with this write; empty: it reaps none."""
+        claimer = next(pilot.threads[CLAIMER] for pilot in state.pilots if pilot.name == name)
+        if claimer is None or claimer.name != "reap" or state_of(doc) == "locked":
+            return ""
+        leases = dict(state.database.copies[couchdb.LARGER].leases)
+        others = [pilot for pilot in state.pilots if pilot.name != name and pilot.healthy and pilot.valid]
+        fresh = [pilot for pilot in others if pilot.name in leases and leases[pilot.name].renewed == 0]
+        held = [text for pilot in fresh for text in (*pilot.ready, pilot.run) if text]
+        return next((field(text, "claim") for text in held if field(text, "_id") == doc["_id"]), "")
 
     @staticmethod
     def _note(state: State, **fates: Any) -> State:
@@ -631,7 +654,8 @@ class Pilots:
         lease = pilot.lease
         side = None if state.database.joined else couchdb.LARGER
         database, _ = couchdb.put_lease(state.database, side, pilot.name, couchdb.Lease(lease.renewals + 1, 0))
-        lease = lease._replace(renewals=lease.renewals + 1, renewed_at=NOW, check_next=bool(pilot.ready or pilot.run))
+        lease = lease._replace(renewals=lease.renewals + 1, stored=lease.renewals + 1, renewed_at=NOW)
+        lease = lease._replace(check_next=bool(pilot.ready or pilot.run))
         return put(state._replace(database=database), pilot._replace(lease=lease, quorum=True))
 
     # -- what must hold -----------------------------------------------------------------------------------------------
@@ -640,6 +664,8 @@ class Pilots:
         """What must never be."""
         if state.fates.twice:
             yield f"claim {state.fates.twice} is run twice"
+        if state.fates.reaped:
+            yield f"the token of claim {state.fates.reaped} is reaped, and its pilot is well"
         yield from self._overlaps(state)
         for token in self.tokens:
             yield from self._of_token(state, token)
@@ -864,7 +890,7 @@ def canonical(state: State) -> State:
         return state
     numbers: dict[str, set[float]] = defaultdict(lambda: {0})
     for pilot in state.pilots:
-        numbers[pilot.name].add(pilot.lease.renewals)
+        numbers[pilot.name].update((pilot.lease.renewals, pilot.lease.stored))
     for name, lease in _all_leases(state):
         numbers[name].add(lease.renewals)
     for pilot in state.pilots:
@@ -878,7 +904,7 @@ def canonical(state: State) -> State:
             for around in (
                 (operation.memory.around, *(answer.around for answer in operation.answers)) if operation else ()
             ):
-                numbers[pilot.name].add(around.lease.renewals)
+                numbers[pilot.name].update((around.lease.renewals, around.lease.stored))
     ranks = {name: {number: rank for rank, number in enumerate(sorted(found))} for name, found in numbers.items()}
     if all(rank == number for found in ranks.values() for number, rank in found.items()):
         return state
@@ -934,7 +960,8 @@ class _Renumbered:
         )
 
     def _known(self, pilot: str, lease: LeaseState) -> LeaseState:
-        return lease._replace(renewals=self._ranks[pilot][lease.renewals])
+        ranks = self._ranks[pilot]
+        return lease._replace(renewals=ranks[lease.renewals], stored=ranks[lease.stored])
 
     def _seen(self, seen: tuple[Seen, ...]) -> tuple[Seen, ...]:
         return tuple(

@@ -30,6 +30,9 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "a node that is cut off, and lost requests": {
         "claims": 1, "cluster": True, "cuts": 1, "timeless": True, "network": 1
     },
+    "a node that is cut off, and a pilot that reaps": {
+        "claims": 1, "cluster": True, "cuts": 1, "serial": True, "reapers": "b"
+    },
 }  # fmt: skip
 
 

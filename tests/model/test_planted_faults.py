@@ -71,6 +71,9 @@ PLANTED: dict[str, tuple[Any, str, Any, str]] = {
     "a late renewal secures nothing": (lease.Lease, "_write_tokens_again", lambda own: None, "a frozen pilot"),
     "losing results are deleted": (conflicts, "merge", _delete_losers, "a node that is cut off"),
     "202 counts as 201": (Requests, "bulk", _believe_accepted, "a node that is cut off"),
+    "a lease of a node that is cut off is believed": (
+        lease.Lease, "stored", lambda own: None, "a node that is cut off, and a pilot that reaps",
+    ),
     "two results in one request": (
         reporter.Reporter, "_one_of_each_token", staticmethod(list), "a pilot that is cut off",
     ),

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import time
+
+import pytest
+
 from airflow_provider_picas.lifecycle.transitions import Token
 from airflow_provider_picas.pilot.work import DRAIN, STOP, Work
 from tests.unit.lifecycle.claimed import CONFIG, claimed
@@ -22,6 +26,19 @@ def test_as_many_are_claimed_as_can_start_until_tokens_are_known_to_be_short() -
     assert len(work.stale(all_of_them=True)) == 21
     assert work.wanted() == 2
     assert work.expected() == 60.0
+
+
+@pytest.mark.parametrize(("lease", "seconds"), [(120.0, 20), (15.0, 7)])
+def test_tokens_that_wait_are_given_back_before_idle_pilots_end(
+    lease: float, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work, token = Work(CONFIG._replace(lease=lease)), Token(claimed())
+    work.add([token])
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + seconds - 1)
+    assert not work.stale(all_of_them=False)
+    monkeypatch.setattr(time, "monotonic", lambda: now + seconds + 1)
+    assert work.stale(all_of_them=False) == [token]
 
 
 def test_one_claim_is_bounded() -> None:

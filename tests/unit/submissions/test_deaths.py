@@ -77,6 +77,15 @@ def test_a_lease_that_is_over_is_read_for_half_a_lease_before_its_pilot_is_dead(
     assert death(held(), silent, slurm(state="NODE_FAIL"), seen=0) == "pilot p1 (job 12_0 on n1) has ended: NODE_FAIL"
 
 
+def test_leases_that_may_be_old_prove_nothing() -> None:
+    observer, known = deaths.ObservedLeases(), {"p1": lease(renewed=NOW - 1000)}
+    observer.note(["p1"], known, 0)
+    silent = observer.silent([held()], NOW, None, 0)
+    assert Evaluation(NOW, known, KEY, slurm(), silent=silent).death(held()) is None
+    ended = slurm(state="NODE_FAIL")
+    assert Evaluation(NOW, known, KEY, ended, silent=silent).death(held()), "Slurm's answer is not older for that"
+
+
 def test_a_pilot_that_left_in_good_order_holds_nothing() -> None:
     assert death(held(), lease(ended=True)) == "pilot p1 (job 12_0 on n1) has ended"
 

@@ -50,6 +50,21 @@ def test_an_invalid_submission_is_refused(value: Any) -> None:
         Submission.parse(value)
 
 
+@pytest.mark.parametrize(("mark", "asked"), [("mine", 5.0), ("of another wait", None), (None, None)])
+def test_leases_are_as_new_as_the_probe_in_their_response(mark: str | None, asked: float | None) -> None:
+    def answer(request: Request) -> Response:
+        assert json.loads(request.body or b"")["keys"] == ["_local/picas-pilot-p1", watch.QUORUM_PROBE]
+        docs = [{"_id": "_local/picas-pilot-p1", "_rev": "0-1", "pilot": "p1"}]
+        docs += [{"_id": watch.QUORUM_PROBE, "_rev": "0-1", "mark": mark}] if mark else []
+        rows = [{"id": doc["_id"], "key": doc["_id"], "value": {}, "doc": doc} for doc in docs]
+        date = "Thu, 01 Jan 2026 00:00:00 GMT"
+        return Response(200, {"date": date}, json.dumps({"rows": rows}).encode())
+
+    pool = Pool(Settings("http://127.0.0.1", "pool"))
+    known, _, read = drive(watch._dated_leases(pool, ["p1"], watch.Probe("mine", 5.0)), answer)
+    assert (list(known), read) == (["p1"], asked)
+
+
 def test_remaining_pilots_are_noticed() -> None:
     assert PilotStatus().pilots_remain is None
     assert PilotStatus(slurm=SlurmStatus({}, 1)).pilots_remain is False
