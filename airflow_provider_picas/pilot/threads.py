@@ -273,7 +273,9 @@ class Claimer(threading.Thread):
                 return
             least = min(LOAD * (time.monotonic() - now), lease / 3)
             self._next_reap = now + max(least, self._reap_every if busy else min(self._reap_every, 0.3 + idle))
-        lingers = self._living and min(idle, self._clock.contact()) <= lease + 3
+        # In a cluster, leases are as old as this pilot's last renewal: see ``Observer.check``.
+        until_dead = lease + 3 + (lease / 3 if self._claims.cluster else 0)
+        lingers = self._living and min(idle, self._clock.contact()) <= until_dead
         if not busy and idle >= self._config.wait_for_work and not lingers and self._is_sure(idle):
             skipped = self._database.skipped()
             work.stop(DRAIN, "no tokens remain" + (f", except {skipped} that were skipped" if skipped else ""))

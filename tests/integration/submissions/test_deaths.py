@@ -6,6 +6,7 @@ between them and the database, or into the database.
 
 from __future__ import annotations
 
+import json
 import subprocess
 import threading
 import time
@@ -220,6 +221,43 @@ def test_who_is_killed_is_dead_for_both(site: Site) -> None:
     until(lambda: site.pool.states() == {State.DONE: 1})
     (attempt,) = site.pool.get("b:0000")["attempts"]
     assert "did not renew its lease for" in attempt["reason"]
+
+
+class Cluster:
+    """Lets pilots take the database for a cluster, one node of which may be cut off: it answers with the leases that it had."""
+
+    def __init__(self, site: Site) -> None:
+        self.cut_off = False
+        self._info, self._leases = f"GET /{site.pool.name}", b""
+        site.worker.rewrite = site.other.rewrite = self._rewrite
+
+    def _rewrite(self, request: str, status: int, content: bytes) -> tuple[int, bytes]:
+        if request == self._info:
+            return status, json.dumps({**json.loads(content), "cluster": {"q": 2, "n": 3, "w": 2, "r": 2}}).encode()
+        if READING in request and status == 200:
+            self._leases = (self.cut_off and self._leases) or content
+            return status, self._leases
+        return status, content
+
+
+def test_whoever_is_killed_is_dead_in_a_cluster(site: Site) -> None:
+    Cluster(site)
+    pilot = site.begin()
+    pilot.kill()
+    until(lambda: site.pool.states() == {State.DONE: 1}, 60)
+    assert site.looking.runs().total() == 1
+    (attempt,) = site.pool.get("b:0000")["attempts"]
+    assert "did not renew its lease for" in attempt["reason"]
+
+
+def test_old_leases_of_a_node_that_is_cut_off_prove_nothing(site: Site) -> None:
+    """A load balancer has the other pilot read them there, and sends its renewals to the other nodes."""
+    cluster = Cluster(site)
+    site.begin()
+    cluster.cut_off = True
+    site.readings(3)
+    site.renew(4)
+    site.check()
 
 
 def test_whose_writes_reach_too_few_nodes_takes_nobody_for_dead(site: Site) -> None:
