@@ -32,7 +32,7 @@ from stack import install, paths, processes
 WORKERS = tuple(int(number) for number in os.environ.get("PICAS_BENCH_WORKERS", "1 2 4 8").split())
 SHORT, LONGER = ["/bin/true"], ["/bin/sleep", "0.05"]
 LONGER_SECONDS = 0.05
-SECONDS = 3  # of a run with the longer command
+SECONDS = 12  # of a run with the longer command: pilots write gathered results every 3 s
 NAMES = {
     "bare": "posix_spawn alone",
     "hyperqueue": "HyperQueue",
@@ -41,7 +41,7 @@ NAMES = {
     "pilots": "pilots",
     "slots": "one pilot with slots",
 }
-SHORT_TASKS = {"bare": 2_000, "hyperqueue": 2_500, "parsl": 1_500, "client": 150, "pilots": 1_000, "slots": 1_000}
+SHORT_TASKS = {"bare": 6_000, "hyperqueue": 5_000, "parsl": 4_000, "client": 200, "pilots": 4_000, "slots": 4_000}
 
 
 def run(server: Server, pairs: int) -> Iterator[Result]:
