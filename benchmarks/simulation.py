@@ -3,8 +3,8 @@
 Discrete events: pilots claim portions by ids or from the view, run them, write results and renew leases as
 docs/reference/pilot.md says; a wait counts the batch. The database has some cores, first come first served, and one
 updater of the index, for which all queries of views wait. The costs are those that ``make bench ARGS='costs --keep'``
-measured (``results.json``), and nothing is fitted to measured rates: these are printed beside the simulated ones. Every
-run with the same seed is the same.
+measured (``results.json``), with the CPU of a pilot and its process from ``pilots``, and nothing is fitted to measured
+rates: these are printed beside the simulated ones. Every run with the same seed is the same.
 """
 
 from __future__ import annotations
@@ -39,7 +39,6 @@ TAIL_TOKENS = 20_000  # of the runs that show the end of a batch
 LEASE = 120.0
 LATENCY = 0.001  # seconds of a request beside its CPU
 MOST = PORTION  # tokens of a claim
-PROCESS_MS = 2.1  # CPU of a pilot and its process for a token, where they share the database's cores
 
 
 @dataclass(frozen=True)
@@ -55,12 +54,18 @@ class Costs:
     count: float
     locked: float  #: of each running token that is read
     leases: float  #: of each lease that is read
+    process: float  #: of a pilot and its command's process for a token, not of the server
 
     @classmethod
     def read(cls, path: Path = RESULTS) -> Costs:
         """The measured costs. Raises KeyError if none were measured."""
-        results = json.loads(path.read_text())["costs"]["results"]
-        cost = {result["name"]: result["value"] / 1_000 for result in results}
+        kept = json.loads(path.read_text())
+        cost = {result["name"]: result["value"] / 1_000 for result in kept["costs"]["results"]}
+        pilots = {result["name"]: result for result in kept["pilots"]["results"]}
+        command = pilots["a token's cost beside its process, with one pilot"]["figures"]["CPU of the process"]
+        process = pilots["a pilot's CPU for a token beside its process, 1 pilot, in ms"]["value"] + float(
+            command.split()[0]
+        )
 
         def line(kind: str) -> tuple[float, float]:
             one, many = cost[f"{kind} 1"], cost[f"{kind} {PORTION}"]
@@ -69,7 +74,7 @@ class Costs:
 
         return cls(
             cost["lease"], cost["flag"], line("rows"), line("page"), line("write"), line("index"), cost["count"],
-            cost["locked 500"] / 500, cost["leases 500"] / 500,
+            cost["locked 500"] / 500, cost["leases 500"] / 500, process / 1_000,
         )  # fmt: skip
 
 
@@ -489,9 +494,9 @@ class Pilot:
                 world.at(GATHER if world.setting.seconds < SHORT and self.ready else 0.0, self._send)
 
         if world.setting.shared:
-            world.at(seconds, lambda: world.compute_beside(PROCESS_MS / 1_000, end))
+            world.at(seconds, lambda: world.compute_beside(world.costs.process, end))
         else:
-            world.at(seconds + PROCESS_MS / 1_000, end)
+            world.at(seconds + world.costs.process, end)
 
     def _send(self) -> None:
         world = self.world

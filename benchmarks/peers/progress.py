@@ -68,6 +68,7 @@ def speed(readings: list[Progress], idle: float) -> Speed:
     running = [one for one in readings if 0 < one.done < last]
     if len(running) < 2 or running[-1].done - running[0].done < last / 3:
         raise RuntimeError(f"Too few readings of a run of {last} tasks: {[one.done for one in readings]}.")
-    first, end = running[0], running[-1]
+    first = running[0]
+    end = next(one for one in running if one.done == running[-1].done)  # pilots write several results at once
     seconds, tasks = end.at - first.at, end.done - first.done
     return Speed(tasks / seconds, max(0.0, end.busy - first.busy - idle * seconds) / tasks)

@@ -6,7 +6,7 @@ from benchmarks.simulation import Costs, Setting, Simulation
 
 COSTS = Costs(
     lease=0.004, flag=0.003, row=(0.004, 0.0003), page=(0.004, 0.0002), write=(0.004, 0.0003), index=(0.012, 0.001),
-    count=0.003, locked=0.0003, leases=0.00003,
+    count=0.003, locked=0.0003, leases=0.00003, process=0.0021,
 )  # fmt: skip
 
 
