@@ -14,9 +14,7 @@ from airflow_provider_picas.pilot.session import Session
 
 Head = Tuple[Any, str]  # the head of a class: its highest priority, negated (None if not finite), and the class
 GROUPS = 200  # classes and priorities in one response
-LOAD = (
-    20.0  # a pilot without work, and a check of the priorities, pauses this many times as long as its last queries took
-)
+LOAD = 20.0  # idle pilots, and checks of the priorities, pause this many times as long as their last queries took
 
 
 def own_views(profile: Profile) -> str:

@@ -665,7 +665,7 @@ class Pilots:
         if state.fates.twice:
             yield f"claim {state.fates.twice} is run twice"
         if state.fates.reaped:
-            yield f"the token of claim {state.fates.reaped} is reaped, and its pilot is well"
+            yield f"the token of claim {state.fates.reaped} is reaped, although its pilot is healthy"
         yield from self._overlaps(state)
         for token in self.tokens:
             yield from self._of_token(state, token)
