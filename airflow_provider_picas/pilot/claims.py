@@ -22,7 +22,7 @@ from airflow_provider_picas.pilot.log import LogOnce, log
 from airflow_provider_picas.pilot.portions import portions
 from airflow_provider_picas.pilot.reporter import Reporter
 from airflow_provider_picas.pilot.session import Session
-from airflow_provider_picas.pilot.walk import NUMBERS, Walk
+from airflow_provider_picas.pilot.walk import NEIGHBOURS, NUMBERS, Walk
 
 MONITOR = f"_design/{ids.MONITOR}/_view/"
 EMPTY_QUERIES, EMPTY_FOR = (
@@ -251,10 +251,13 @@ class Claims:
             self._in_share = True
             yield found
             self._in_share = False
+        # Neighbours share a number: pilots that skip some rows do not all begin at the first of them.
+        skip = random.randrange(NEIGHBOURS) if (self._all_heads.todo or 0) >= Walk.LEAST else 0
         start = [*key, random.randrange(NUMBERS)]
-        found = self._todo(limit, startkey=start, endkey=[*key, {}])
+        found = self._todo(limit, startkey=start, endkey=[*key, {}], skip=skip)
         if len(found) < limit:
-            found += self._todo(limit - len(found), startkey=key, endkey=start, inclusive_end=False)
+            end = {"endkey": [*key, {}]} if skip else {"endkey": start, "inclusive_end": False}
+            found += self._todo(limit - len(found), startkey=key, **end)
         yield found
 
     def _todo(self, limit: int, **limits: Any) -> List[Doc]:

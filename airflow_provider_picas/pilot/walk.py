@@ -14,6 +14,7 @@ from airflow_provider_picas.pilot.heads import LOAD, Head, Heads, own_views
 from airflow_provider_picas.pilot.session import Session
 
 NUMBERS = 2**31 - 1  # limit of the random numbers that the view assigns to tokens of a class and priority
+NEIGHBOURS = 100  # tokens, at most, with the same number: those whose ids differ only in the last two digits
 
 
 class Walk:
@@ -101,8 +102,9 @@ class Walk:
         if self._head is None:
             return None
         key = [self._batch, self._head[1], self._head[0]]
-        for start in ([*key, random.randrange(NUMBERS)], key):
-            rows = self._database.rows(self._view, 1, reduce=False, startkey=start, endkey=[*key, {}], update=False)
+        for start, skip in (([*key, random.randrange(NUMBERS)], random.randrange(NEIGHBOURS)), (key, 0)):
+            limits = {"startkey": start, "endkey": [*key, {}], "skip": skip}
+            rows = self._database.rows(self._view, 1, reduce=False, update=False, **limits)
             if rows:
                 return str(rows[0]["id"])
         return None

@@ -95,7 +95,7 @@ def _todo(condition: str, profile: Profile) -> str:
           }};
           var name = part(doc.cores) + "/" + part(doc.gpu) + "/" + part(doc.time);
           var priority = {priority};
-          var text = doc._id + "#" + doc.scrub_count, number = 7;
+          var text = doc._id.replace(/([1-9]\\d+)\\d\\d$/, "$1") + "#" + doc.scrub_count, number = 7;
           for (var i = 0; i < text.length; i++) {{
             number = (number * 48271 + text.charCodeAt(i)) % 2147483647;
           }}

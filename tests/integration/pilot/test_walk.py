@@ -163,3 +163,31 @@ def test_ids_without_numbers_have_no_shares(pool: Pool, server: couchdb.CouchDBA
             take(claims, 1)
             begun |= {int(name.rpartition("-")[2]) // 50 for name in take(claims)}
     assert len(begun) > 1
+
+
+def test_pilots_do_not_meet_at_the_first_of_a_hundred_neighbours(pool: Pool, server: couchdb.CouchDBAdmin) -> None:
+    """A hundred neighbouring tokens have one number in the view, so a random number alone leads to the first of them."""
+    first = 5_000
+    pool.push([{"_id": f"b:{first + place:08d}"} for place in range(MANY)])
+    with session_of_a_pilot(pool, server.url) as session:
+        claims = Claims(session, False, Conflicts(session))
+        take(claims, 1)
+        places = {claims._walk._random_place() for _ in range(60)}
+        begun = {take_one_from_the_view(claims) for _ in range(30)}
+    assert len(places) > 2 * MANY // 100, places
+    assert len(begun) > 2 * MANY // 100, begun
+
+
+def take_one_from_the_view(claims: Claims) -> str:
+    """The id of the first candidate that a query of the view finds."""
+    return str(next(iter(claims._find(1)))[0]["_id"])
+
+
+def test_the_only_token_of_the_highest_priority_goes_first_in_a_large_batch(
+    pool: Pool, server: couchdb.CouchDBAdmin
+) -> None:
+    """A query that begins at a random place passes it."""
+    pool.push([{"input": place} for place in range(MANY)])
+    pool.push([{"priority": 1, "batch": "b"}], "b:urgent")
+    with session_of_a_pilot(pool, server.url) as session:
+        assert take(Claims(session, False, Conflicts(session)), 1)[0].startswith("b:urgent")

@@ -190,3 +190,20 @@ def test_pilots_that_start_at_random_numbers_start_at_different_tokens(
     tenths = Counter(number * 10 // 2**31 for number in numbers)
     assert min(tenths[tenth] for tenth in range(10)) >= 1
     assert max(tenths.values()) < 0.3 * tokens
+
+
+def test_a_hundred_neighbours_of_a_large_batch_share_a_number(
+    run_views: Callable[[list[dict[str, Any]]], list[ViewRows]],
+) -> None:
+    """So a claim of neighbouring tokens changes few pages of the index."""
+    documents = [{**token(f"dag.push.run-1f2e3d:{n:08d}", 0, 0, ""), "scrub_count": 0} for n in range(900, 101_100, 50)]
+    numbers = {
+        doc["_id"]: rows["airflow-picas-1/todo"][0][0][3]
+        for doc, rows in zip(documents, run_views(documents), strict=True)
+    }
+    hundreds: dict[str, set[int]] = {}
+    for name, number in numbers.items():
+        hundreds.setdefault(name[:-2], set()).add(number)
+    assert len(hundreds.pop("dag.push.run-1f2e3d:000009")) == 2, "the first thousand have a number each"
+    assert all(len(shared) == 1 for shared in hundreds.values())
+    assert len(set.union(*hundreds.values())) == len(hundreds) == 1_001
