@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import shutil
+import time
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,6 +24,8 @@ from stack.pool import Pool
 
 COUCHDB_URL = "PICAS_TEST_COUCHDB_URL"
 CONN_ID = "picas_bench"
+QUIET = 2.0  # seconds without a compaction
+PATIENCE = 1_800.0  # seconds for compactions to end
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,17 @@ class Server:
         for pid in pids:
             pids += children_of(pid)
         return sum(cpu_of(pid, children=True) for pid in pids)
+
+    def wait_for_compaction(self) -> None:
+        """Wait until the server has compacted nothing for ``QUIET``: one compaction may follow another."""
+        end, last = time.monotonic() + PATIENCE, time.monotonic()
+        while time.monotonic() - last < QUIET:
+            status, tasks = self.admin.request("GET", "/_active_tasks")
+            if status == 200 and any(task["type"].endswith("compaction") for task in tasks):
+                last = time.monotonic()
+            if last > end:
+                raise RuntimeError(f"CouchDB still compacts after {PATIENCE:g} s: {tasks}")
+            time.sleep(QUIET / 4)
 
     @cached_property
     def _pid(self) -> int | None:
