@@ -24,7 +24,7 @@ from typing import Any
 from airflow_provider_picas.pilot.claims import Claims
 from airflow_provider_picas.pilot.heads import LOAD
 from airflow_provider_picas.pilot.reporter import GATHER, SHORT
-from airflow_provider_picas.pilot.walk import Walk
+from airflow_provider_picas.pilot.walk import FEW, NEIGHBOURS, Walk
 from airflow_provider_picas.pilot.work import LONG, WORK_A_CLAIM
 from benchmarks.costs import PORTION
 from benchmarks.measure import Goal, Result
@@ -39,6 +39,7 @@ TAIL_TOKENS = 20_000  # of the runs that show the end of a batch
 LEASE = 120.0
 LATENCY = 0.001  # seconds of a request beside its CPU
 MOST = PORTION  # tokens of a claim
+OWN_NUMBERS = 1_000  # tokens with numbers of their own in the view
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,9 @@ class Simulation:
         self._next = list(range(setting.tokens + 1))  # by token: itself, or where to look for the next waiting one
         self.waiting_tokens = setting.tokens
         self.locked = 0
-        numbers = [self.random.random() for _ in range(setting.tokens)]
+        shared = [self.random.random() for _ in range(setting.tokens // NEIGHBOURS + 1)]
+        own = [self.random.random() for _ in range(min(setting.tokens, OWN_NUMBERS))]
+        numbers = own + [shared[name // NEIGHBOURS] for name in range(OWN_NUMBERS, setting.tokens)]
         self._ids = sorted(range(setting.tokens), key=numbers.__getitem__)  # in the order of the view
         self._rank = [0] * setting.tokens  # by id: its place in the view
         for rank, name in enumerate(self._ids):
@@ -255,8 +258,17 @@ class Simulation:
         """The id of a random waiting token; None if there is none."""
         if not self.waiting_tokens:
             return None
-        token = self.first_from(self.random.randrange(self.setting.tokens))
-        return self._ids[token if token < self.setting.tokens else self.first_from(0)]
+        return self._ids[self.random_rows(1)[0]]
+
+    def random_rows(self, number: int) -> list[int]:
+        """Waiting tokens from a random place of the view on, as in ``walk.random_places``."""
+        tokens = self.setting.tokens
+        if self.waiting_tokens < FEW:
+            start, skip = 0, self.random.randrange(max(1, self.waiting_tokens))
+        else:
+            start, skip = self.place_of(self.random.random()), self.random.randrange(NEIGHBOURS)
+        found = self.rows(start, tokens, skip + number)[skip:]
+        return found + [token for token in self.rows(0, tokens, number - len(found)) if token not in found]
 
     def claim(self, tokens: list[int]) -> int:
         """Claim those that are still waiting. Returns their number."""
@@ -466,10 +478,7 @@ class Pilot:
             self.share_used = len(tokens) < limit
             if tokens:
                 return tokens[:wanted]
-        start = world.place_of(world.random.random())
-        found = world.rows(start, world.setting.tokens, limit)
-        if len(found) < limit:
-            found += world.rows(0, start, limit - len(found))
+        found = world.random_rows(limit)
         yield ("view", "rows", cost[0] + cost[1] * len(found))
         return found[:wanted]
 

@@ -22,7 +22,7 @@ from airflow_provider_picas.pilot.log import LogOnce, log
 from airflow_provider_picas.pilot.portions import portions
 from airflow_provider_picas.pilot.reporter import Reporter
 from airflow_provider_picas.pilot.session import Session
-from airflow_provider_picas.pilot.walk import NEIGHBOURS, NUMBERS, Walk
+from airflow_provider_picas.pilot.walk import NUMBERS, Walk, random_places
 
 MONITOR = f"_design/{ids.MONITOR}/_view/"
 EMPTY_QUERIES, EMPTY_FOR = (
@@ -235,30 +235,34 @@ class Claims:
             self._heads_until = 0.0  # the heads are gone, or cannot be read
 
     def _find_at(self, head: Head, limit: int) -> Iterator[List[Doc]]:
-        """Search this pilot's share of the numbers within class and priority, then from a random number on, wrapping
-        around.
+        """Search this pilot's share of the numbers within class and priority, then from a random place on, wrapping around.
 
         So pilots rarely collide: those of an array have a share each, until it is used up. Few tokens of it are better
         than more that others may claim at the same time.
         """
-        key = [self._config.batch or "", head[1], head[0]]
+        key = [self._config.batch or "", head.name, head.priority]
         place, shares = self._session.me.share
-        if shares > 1 and repr(head) not in self._used_up:
+        if shares > 1 and repr(key) not in self._used_up:
             low, high = (number * NUMBERS // shares for number in (place, place + 1))
             found = self._todo(limit, startkey=[*key, low], endkey=[*key, high], inclusive_end=False)
             if len(found) < limit:
-                self._used_up.add(repr(head))
+                self._used_up.add(repr(key))
             self._in_share = True
             yield found
             self._in_share = False
-        # Neighbours share a number: pilots that skip some rows do not all begin at the first of them.
-        skip = random.randrange(NEIGHBOURS) if (self._all_heads.todo or 0) >= Walk.LEAST else 0
-        start = [*key, random.randrange(NUMBERS)]
-        found = self._todo(limit, startkey=start, endkey=[*key, {}], skip=skip)
-        if len(found) < limit:
-            end = {"endkey": [*key, {}]} if skip else {"endkey": start, "inclusive_end": False}
-            found += self._todo(limit - len(found), startkey=key, **end)
+        found = self._from_random_place(head, limit)
         yield found
+        if found and all(attempts_by_kind(doc)["reaped"] for doc in found):
+            # A dead pilot leaves neighbours, as many as it could claim: others are behind them.
+            yield self._from_random_place(head, limit + self._config.max_claim * self._config.slots)
+
+    def _from_random_place(self, head: Head, limit: int) -> List[Doc]:
+        found: List[Doc] = []
+        most = limit if head.tokens is None else min(limit, head.tokens)
+        for limits in random_places(self._config.batch, head):
+            if len(found) < most:
+                found += self._todo(limit - len(found), **limits)
+        return found
 
     def _todo(self, limit: int, **limits: Any) -> List[Doc]:
         return self._database.documents(self._design + "todo", reduce=False, limit=limit, **limits)

@@ -386,9 +386,11 @@ class Database:
     def page(self, view: str, limit: int, least: int = 1, **query: Any) -> Tuple[List[Doc], Optional[str]]:
         """``documents``, at least ``least`` of them, and the id of the last row if there may be more."""
         limit = max(least, min(limit, self._page))
+        # CouchDB would read the documents of the skipped rows, too.
+        rows_first = bool(self._all_skipped()) or query.get("skip", 0) > 0
         while True:
             try:
-                rows = self.rows(view, limit, include_docs=True, **query) if not self._all_skipped() else None
+                rows = self.rows(view, limit, include_docs=True, **query) if not rows_first else None
                 break
             except LargeAnswer:
                 if limit == least:

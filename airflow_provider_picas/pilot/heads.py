@@ -3,7 +3,7 @@
 import json
 import math
 import random
-from typing import Any, List, Optional, Set, Tuple
+from typing import Any, List, NamedTuple, Optional, Set
 from urllib.parse import quote
 
 from airflow_provider_picas.lifecycle.json_values import Doc, number
@@ -12,9 +12,16 @@ from airflow_provider_picas.pilot.errors import Unreachable
 from airflow_provider_picas.pilot.log import LogOnce
 from airflow_provider_picas.pilot.session import Session
 
-Head = Tuple[Any, str]  # the head of a class: its highest priority, negated (None if not finite), and the class
 GROUPS = 200  # classes and priorities in one response
 LOAD = 20.0  # idle pilots, and checks of the priorities, pause this many times as long as their last queries took
+
+
+class Head(NamedTuple):
+    """The waiting tokens of a class with its highest priority."""
+
+    priority: Any  # negated; None if not finite
+    name: str  # of the class
+    tokens: Optional[int] = None  # how many; None if not known
 
 
 def own_views(profile: Profile) -> str:
@@ -51,12 +58,12 @@ class Heads:
         else:
             heads = [head for name in self._config.classes for head in self._of_class(name)]
         random.shuffle(heads)
-        for priority, name in heads:
-            if number(priority, math.inf) == math.inf:
+        for head in heads:
+            if number(head.priority, math.inf) == math.inf:
                 self._log_once(
-                    f"A token of class {name!r:.100} has a priority that is not a finite number. It is claimed last."
+                    f"A token of class {head.name!r:.100} has a priority that is not a finite number. It is claimed last."
                 )
-        return sorted(heads, key=lambda head: number(head[0], math.inf))
+        return sorted(heads, key=lambda head: number(head.priority, math.inf))
 
     def _of_all_classes(self, start: List[Any], update: bool) -> List[Head]:
         heads: List[Head] = []
@@ -65,9 +72,9 @@ class Heads:
         first, todo = start, 0
         limit = 1 if self._database.skips_any() else GROUPS
         while True:
-            rows = self._rows(start, limit, update)
+            rows = self._rows(start, [self._batch, {}], limit, update)
             for row in rows:
-                priority, name = row["key"][2], row["key"][1]
+                name = row["key"][1]
                 todo += row.get("value") or 0
                 if name == latest:
                     continue
@@ -77,7 +84,7 @@ class Heads:
                 seen.add(name)
                 if self._is_too_long(name):
                     continue
-                heads.append((priority, name))
+                heads.append(_head(row))
                 if len(heads) == self.MOST_CLASSES:
                     self.classes_after = [self._batch, name, {"\ufff0": None}]
                     return heads
@@ -97,24 +104,26 @@ class Heads:
         self._log_once(f"Tokens of class {name:.100}... are skipped: the class name is too long for a request.")
         return True
 
-    def _rows(self, start: List[Any], limit: int, update: bool) -> List[Doc]:
+    def _rows(self, start: List[Any], end: List[Any], limit: int, update: bool = True) -> List[Doc]:
         """Rows with a class and a priority each. A group may hold only tokens that are skipped, a row does not."""
-        query: Doc = {"startkey": start, "endkey": [self._batch, {}], **({} if update else {"update": False})}
-        if limit > 1:
-            rows = self._database.groups(self._view, group_level=3, limit=limit, **query)
+        query: Doc = {"startkey": start, "endkey": end, **({} if update else {"update": False})}
+        if self._database.skips_any():
+            rows = self._database.rows(self._view, 1, reduce=False, **query)
         else:
-            rows = self._database.rows(self._view, limit, reduce=False, **query)
+            rows = self._database.groups(self._view, group_level=3, limit=limit, **query)
         self._check(rows)
         return rows
 
     def _of_class(self, name: str) -> List[Head]:
-        limits = {"startkey": [self._batch, name], "endkey": [self._batch, name, {}]}
-        rows = self._database.rows(self._view, reduce=False, limit=1, **limits)
-        self._check(rows)
-        return [(row["key"][2], name) for row in rows]
+        return [_head(row) for row in self._rows([self._batch, name], [self._batch, name, {}], 1)]
 
     def _check(self, rows: List[Doc]) -> None:
         for row in rows:
             key = row.get("key")
             if not isinstance(key, list) or len(key) < 3 or not isinstance(key[1], str):
                 raise Unreachable(f"{self._database.place} returned rows that are not those of {self._view}", 200)
+
+
+def _head(row: Doc) -> Head:
+    """The head that a row of the view is of, or a group of rows."""
+    return Head(row["key"][2], row["key"][1], row.get("value"))

@@ -15,6 +15,18 @@ from airflow_provider_picas.pilot.session import Session
 
 NUMBERS = 2**31 - 1  # limit of the random numbers that the view assigns to tokens of a class and priority
 NEIGHBOURS = 100  # tokens, at most, with the same number: those whose ids differ only in the last two digits
+FEW = 300  # rows of the view that can be skipped cheaply
+
+
+def random_places(batch: Optional[str], head: Head) -> List[Doc]:
+    """Queries for rows of a head in the view, from a random one on. The later ones wrap around."""
+    key = [batch or "", head.name, head.priority]
+    number = {"startkey": [*key, random.randrange(NUMBERS)], "endkey": [*key, {}]}
+    rows = {"startkey": key, "endkey": [*key, {}]}
+    if head.tokens is not None and head.tokens < FEW:
+        return [dict(rows, skip=random.randrange(max(1, head.tokens))), number, rows]
+    # Tokens with the same number are neighbours: pilots that begin at the first of them would meet.
+    return [dict(query, skip=random.randrange(NEIGHBOURS)) for query in (number, rows)] + [rows]
 
 
 class Walk:
@@ -27,7 +39,7 @@ class Walk:
     each token has its turn.
     """
 
-    LEAST = 300  # waiting tokens; the last ones are claimed from the view, which shows where they are
+    LEAST = FEW  # waiting tokens; the last ones are claimed from the view, which shows where they are
     PAGES = 50  # claims, at most, between two queries of the view that bring it up to date
     UPDATE = 60.0  # seconds, at most, between them
     CHECK = 5.0  # seconds, at least, between two checks of class and priority in the view as it is
@@ -56,7 +68,7 @@ class Walk:
     def _note_heads(self) -> None:
         only = self._heads.only
         is_large = self._batch is not None and (self._heads.todo or 0) >= self.LEAST
-        self._head = only if is_large and only and number(only[0], math.inf) != math.inf else None
+        self._head = only if is_large and only and number(only.priority, math.inf) != math.inf else None
 
     def find(self, limit: int) -> List[Doc]:
         """Candidates; none if the view has to be queried. Raises Unreachable."""
@@ -101,9 +113,7 @@ class Walk:
         """The id of a token that is waiting, or was a moment ago."""
         if self._head is None:
             return None
-        key = [self._batch, self._head[1], self._head[0]]
-        for start, skip in (([*key, random.randrange(NUMBERS)], random.randrange(NEIGHBOURS)), (key, 0)):
-            limits = {"startkey": start, "endkey": [*key, {}], "skip": skip}
+        for limits in random_places(self._batch, self._head):
             rows = self._database.rows(self._view, 1, reduce=False, update=False, **limits)
             if rows:
                 return str(rows[0]["id"])
@@ -127,4 +137,4 @@ class Walk:
 
     def _is_at_head(self, doc: Doc) -> bool:
         head = self._head
-        return head is not None and class_name(doc) == head[1] and number(doc.get("priority")) == -head[0]
+        return head is not None and class_name(doc) == head.name and number(doc.get("priority")) == -head.priority

@@ -165,22 +165,68 @@ def test_ids_without_numbers_have_no_shares(pool: Pool, server: couchdb.CouchDBA
     assert len(begun) > 1
 
 
-def test_pilots_do_not_meet_at_the_first_of_a_hundred_neighbours(pool: Pool, server: couchdb.CouchDBAdmin) -> None:
-    """A hundred neighbouring tokens have one number in the view, so a random number alone leads to the first of them."""
-    first = 5_000
-    pool.push([{"_id": f"b:{first + place:08d}"} for place in range(MANY)])
+NEIGHBOURS_FROM = 5_000  # ids from here on share a number in the view
+
+
+def push_neighbours(pool: Pool, tokens: int, **fields: object) -> None:
+    pool.push([{"_id": f"b:{NEIGHBOURS_FROM + place:08d}", **fields} for place in range(tokens)])
+
+
+def first_in_the_view(claims: Claims) -> str:
+    """The id of the first candidate that a query of the view finds."""
+    claims._heads_until = 0.0
+    return str(next(iter(claims._find(1)))[0]["_id"])
+
+
+def test_walks_do_not_meet_at_the_first_of_a_hundred_neighbours(pool: Pool, server: couchdb.CouchDBAdmin) -> None:
+    """They have one number in the view, so a random number alone leads to the first of them."""
+    push_neighbours(pool, MANY)
     with session_of_a_pilot(pool, server.url) as session:
         claims = Claims(session, False, Conflicts(session))
         take(claims, 1)
         places = {claims._walk._random_place() for _ in range(60)}
-        begun = {take_one_from_the_view(claims) for _ in range(30)}
     assert len(places) > 2 * MANY // 100, places
-    assert len(begun) > 2 * MANY // 100, begun
 
 
-def take_one_from_the_view(claims: Claims) -> str:
-    """The id of the first candidate that a query of the view finds."""
-    return str(next(iter(claims._find(1)))[0]["_id"])
+@pytest.mark.parametrize("tokens", [50, 250, MANY])
+@pytest.mark.parametrize("classes", [None, ["2//"]])
+def test_pilots_do_not_meet_at_the_first_of_a_hundred_neighbours(
+    pool: Pool, server: couchdb.CouchDBAdmin, tokens: int, classes: list[str] | None
+) -> None:
+    """Also where few wait, others are before them, and pilots take some classes only."""
+    push_neighbours(pool, tokens, cores=2, priority=1)
+    pool.push([{"input": place} for place in range(MANY)])
+    with session_of_a_pilot(pool, server.url, classes=classes) as session:
+        claims = Claims(session, False, Conflicts(session))
+        begun = Counter(first_in_the_view(claims) for _ in range(30))
+    assert all(int(name.partition(":")[2]) >= NEIGHBOURS_FROM for name in begun)
+    assert len(begun) >= 15, begun
+    assert max(begun.values()) <= 8, begun
+
+
+def test_skipped_rows_cost_no_documents(pool: Pool, proxy: Proxy) -> None:
+    """CouchDB reads the documents of rows that it skips, too."""
+    push_neighbours(pool, 250)
+    with session_of_a_pilot(pool, proxy.url) as session:
+        claims = Claims(session, False, Conflicts(session))
+        for _ in range(5):
+            first_in_the_view(claims)
+    skipping = [request for request in proxy.requests if "skip=" in request and "skip=0" not in request]
+    assert skipping
+    assert not [request for request in skipping if "include_docs" in request]
+
+
+def test_other_tokens_of_a_priority_go_before_those_that_a_pilot_died_with(
+    pool: Pool, server: couchdb.CouchDBAdmin
+) -> None:
+    """A dead pilot leaves neighbours, which the first query may find alone."""
+    push_neighbours(pool, 90, priority=1, scrub_count=1, attempts=[{"reason": "reaped"}])
+    pool.push([{"priority": 1, "batch": "b"}] * 5, "b:clean")
+    pool.push([{"input": place} for place in range(9)])
+    with session_of_a_pilot(pool, server.url) as session:
+        claims = Claims(session, False, Conflicts(session))
+        found = [token.id for _ in range(5) for token in claims.take(1, lambda doc: True, 0)]
+    assert sorted(found) == [f"b:clean:{place:04d}" for place in range(5)]
 
 
 def test_the_only_token_of_the_highest_priority_goes_first_in_a_large_batch(
