@@ -257,10 +257,14 @@ class Claims:
             yield self._from_random_place(head, limit + self._config.max_claim * self._config.slots)
 
     def _from_random_place(self, head: Head, limit: int) -> List[Doc]:
+        *places, all_rows = random_places(self._config.batch, head)
+        if head.tokens is not None and head.tokens <= limit:
+            docs = self._todo(limit, **all_rows)
+            first = random.randrange(len(docs)) if docs else 0
+            return docs[first:] + docs[:first]
         found: List[Doc] = []
-        most = limit if head.tokens is None else min(limit, head.tokens)
-        for limits in random_places(self._config.batch, head):
-            if len(found) < most:
+        for limits in [*places, all_rows]:
+            if len(found) < limit:
                 found += self._todo(limit - len(found), **limits)
         return found
 
