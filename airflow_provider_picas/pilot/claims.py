@@ -257,6 +257,7 @@ class Claims:
             yield self._from_random_place(head, limit + self._config.max_claim * self._config.slots)
 
     def _from_random_place(self, head: Head, limit: int) -> List[Doc]:
+        """Tokens of a head from a random one on. Some may be there twice."""
         *places, all_rows = random_places(self._config.batch, head)
         if head.tokens is not None and head.tokens <= limit:
             docs = self._todo(limit, **all_rows)

@@ -19,14 +19,14 @@ FEW = 300  # rows of the view that can be skipped cheaply
 
 
 def random_places(batch: Optional[str], head: Head) -> List[Doc]:
-    """Queries for rows of a head in the view, from a random one on. The later ones wrap around."""
+    """Queries for rows of a head in the view: from a random one on, then from elsewhere, and the last one from the first on."""
     key = [batch or "", head.name, head.priority]
-    number = {"startkey": [*key, random.randrange(NUMBERS)], "endkey": [*key, {}]}
-    rows = {"startkey": key, "endkey": [*key, {}]}
+    all_rows: Doc = {"startkey": key, "endkey": [*key, {}]}
+    from_number = dict(all_rows, startkey=[*key, random.randrange(NUMBERS)])
     if head.tokens is not None and head.tokens < FEW:
-        return [dict(rows, skip=random.randrange(max(1, head.tokens))), number, rows]
+        return [dict(all_rows, skip=random.randrange(max(1, head.tokens))), from_number, all_rows]
     # Tokens with the same number are neighbours: pilots that begin at the first of them would meet.
-    return [dict(query, skip=random.randrange(NEIGHBOURS)) for query in (number, rows)] + [rows]
+    return [dict(query, skip=random.randrange(NEIGHBOURS)) for query in (from_number, all_rows)] + [all_rows]
 
 
 class Walk:
