@@ -240,7 +240,7 @@ class Claims:
         So pilots rarely collide: those of an array have a share each, until it is used up. Few tokens of it are better
         than more that others may claim at the same time.
         """
-        key = [self._config.batch or "", head.name, head.priority]
+        key = head.key(self._config.batch)
         place, shares = self._session.me.share
         if shares > 1 and repr(key) not in self._used_up:
             low, high = (number * NUMBERS // shares for number in (place, place + 1))

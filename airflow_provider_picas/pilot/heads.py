@@ -23,6 +23,10 @@ class Head(NamedTuple):
     name: str  # of the class
     tokens: Optional[int] = None  # how many; None if not known
 
+    def key(self, batch: Optional[str]) -> List[Any]:
+        """How the keys of its rows in the view begin. ``batch`` is None for all of the pool."""
+        return [batch or "", self.name, self.priority]
+
 
 def own_views(profile: Profile) -> str:
     """The path of the views of this package's design document."""
@@ -70,9 +74,10 @@ class Heads:
         seen: Set[str] = set()
         latest: Optional[str] = None  # the class of the row before
         first, todo = start, 0
-        limit = 1 if self._database.skips_any() else GROUPS
+        single = self._database.skips_any()
+        limit = 1 if single else GROUPS
         while True:
-            rows = self._rows(start, [self._batch, {}], limit, update)
+            rows = self._rows(start, [self._batch, {}], limit, single, update)
             for row in rows:
                 name = row["key"][1]
                 todo += row.get("value") or 0
@@ -104,10 +109,10 @@ class Heads:
         self._log_once(f"Tokens of class {name:.100}... are skipped: the class name is too long for a request.")
         return True
 
-    def _rows(self, start: List[Any], end: List[Any], limit: int, update: bool = True) -> List[Doc]:
-        """Rows with a class and a priority each. A group may hold only tokens that are skipped, a row does not."""
+    def _rows(self, start: List[Any], end: List[Any], limit: int, single: bool, update: bool = True) -> List[Doc]:
+        """Groups of a class and a priority each. ``single``: one row instead, since a group may hold only skipped tokens."""
         query: Doc = {"startkey": start, "endkey": end, **({} if update else {"update": False})}
-        if self._database.skips_any():
+        if single:
             rows = self._database.rows(self._view, 1, reduce=False, **query)
         else:
             rows = self._database.groups(self._view, group_level=3, limit=limit, **query)
@@ -115,7 +120,8 @@ class Heads:
         return rows
 
     def _of_class(self, name: str) -> List[Head]:
-        return [_head(row) for row in self._rows([self._batch, name], [self._batch, name, {}], 1)]
+        single = self._database.skips_any()
+        return [_head(row) for row in self._rows([self._batch, name], [self._batch, name, {}], 1, single)]
 
     def _check(self, rows: List[Doc]) -> None:
         for row in rows:

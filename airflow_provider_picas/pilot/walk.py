@@ -20,7 +20,7 @@ FEW = 300  # rows of the view that can be skipped cheaply
 
 def random_places(batch: Optional[str], head: Head) -> List[Doc]:
     """Queries for rows of a head in the view: from a random one on, then from elsewhere, and the last one from the first on."""
-    key = [batch or "", head.name, head.priority]
+    key = head.key(batch)
     all_rows: Doc = {"startkey": key, "endkey": [*key, {}]}
     from_number = dict(all_rows, startkey=[*key, random.randrange(NUMBERS)])
     if head.tokens is not None and head.tokens < FEW:

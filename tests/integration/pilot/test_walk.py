@@ -20,6 +20,7 @@ from tests.integration.faults import Proxy
 from tests.integration.pilots import Pool, session_of_a_pilot
 
 MANY = Walk.LEAST + 200
+NEIGHBOURS_FROM = 5_000  # ids from here on share a number in the view
 VIEW = "_design/airflow-picas-1/_view/todo"
 
 
@@ -163,9 +164,6 @@ def test_ids_without_numbers_have_no_shares(pool: Pool, server: couchdb.CouchDBA
             take(claims, 1)
             begun |= {int(name.rpartition("-")[2]) // 50 for name in take(claims)}
     assert len(begun) > 1
-
-
-NEIGHBOURS_FROM = 5_000  # ids from here on share a number in the view
 
 
 def push_neighbours(pool: Pool, tokens: int, **fields: object) -> None:
