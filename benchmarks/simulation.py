@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from airflow_provider_picas.pilot.claims import Claims
-from airflow_provider_picas.pilot.heads import LOAD
+from airflow_provider_picas.pilot.heads import FEW, LOAD, NEIGHBOURS
 from airflow_provider_picas.pilot.reporter import GATHER, SHORT
-from airflow_provider_picas.pilot.walk import FEW, NEIGHBOURS, Walk
+from airflow_provider_picas.pilot.walk import Walk
 from airflow_provider_picas.pilot.work import LONG, WORK_A_CLAIM
 from benchmarks.costs import PORTION
 from benchmarks.measure import Goal, Result
@@ -261,7 +261,7 @@ class Simulation:
         return self._ids[self.random_rows(1)[0]]
 
     def random_rows(self, number: int) -> list[int]:
-        """Waiting tokens from a random place of the view on, as in ``walk.random_places``."""
+        """Waiting tokens from a random place of the view on, as in ``Head.random_places``."""
         tokens = self.setting.tokens
         if self.waiting_tokens < FEW:
             start, skip = 0, self.random.randrange(max(1, self.waiting_tokens))

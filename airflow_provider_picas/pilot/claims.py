@@ -17,12 +17,12 @@ from airflow_provider_picas.lifecycle.states import is_finished
 from airflow_provider_picas.lifecycle.transitions import Token, claim
 from airflow_provider_picas.pilot.conflicts import Conflicts
 from airflow_provider_picas.pilot.errors import Unreachable
-from airflow_provider_picas.pilot.heads import Head, Heads, own_views
+from airflow_provider_picas.pilot.heads import NUMBERS, Head, Heads, own_views
 from airflow_provider_picas.pilot.log import LogOnce, log
 from airflow_provider_picas.pilot.portions import portions
 from airflow_provider_picas.pilot.reporter import Reporter
 from airflow_provider_picas.pilot.session import Session
-from airflow_provider_picas.pilot.walk import NUMBERS, Walk, random_places
+from airflow_provider_picas.pilot.walk import Walk
 
 MONITOR = f"_design/{ids.MONITOR}/_view/"
 EMPTY_QUERIES, EMPTY_FOR = (
@@ -258,13 +258,13 @@ class Claims:
 
     def _from_random_place(self, head: Head, limit: int) -> List[Doc]:
         """Tokens of a head from a random one on. Some may be there twice."""
-        *places, all_rows = random_places(self._config.batch, head)
+        batch = self._config.batch
         if head.tokens is not None and head.tokens <= limit:
-            docs = self._todo(limit, **all_rows)
+            docs = self._todo(limit, **head.rows(batch))
             first = random.randrange(len(docs)) if docs else 0
             return docs[first:] + docs[:first]
         found: List[Doc] = []
-        for limits in [*places, all_rows]:
+        for limits in [*head.random_places(batch), head.rows(batch)]:
             if len(found) < limit:
                 found += self._todo(limit - len(found), **limits)
         return found

@@ -13,6 +13,9 @@ from airflow_provider_picas.pilot.log import LogOnce
 from airflow_provider_picas.pilot.session import Session
 
 GROUPS = 200  # classes and priorities in one response
+NUMBERS = 2**31 - 1  # limit of the random numbers that the view assigns to tokens of a class and priority
+NEIGHBOURS = 100  # tokens, at most, with the same number: those whose ids differ only in the last two digits
+FEW = 300  # rows of the view that can be skipped cheaply
 LOAD = 20.0  # idle pilots, and checks of the priorities, pause this many times as long as their last queries took
 
 
@@ -26,6 +29,20 @@ class Head(NamedTuple):
     def key(self, batch: Optional[str]) -> List[Any]:
         """How the keys of its rows in the view begin. ``batch`` is None for all of the pool."""
         return [batch or "", self.name, self.priority]
+
+    def rows(self, batch: Optional[str]) -> Doc:
+        """The query for all its rows in the view."""
+        key = self.key(batch)
+        return {"startkey": key, "endkey": [*key, {}]}
+
+    def random_places(self, batch: Optional[str]) -> List[Doc]:
+        """Queries for its rows from a random one on, then from elsewhere."""
+        rows = self.rows(batch)
+        from_number = dict(rows, startkey=[*self.key(batch), random.randrange(NUMBERS)])
+        if self.tokens is not None and self.tokens < FEW:
+            return [dict(rows, skip=random.randrange(max(1, self.tokens))), from_number]
+        # Tokens with the same number are neighbours: pilots that begin at the first of them would meet.
+        return [dict(query, skip=random.randrange(NEIGHBOURS)) for query in (from_number, rows)]
 
 
 def own_views(profile: Profile) -> str:

@@ -10,23 +10,8 @@ from airflow_provider_picas.lifecycle.classes import class_name
 from airflow_provider_picas.lifecycle.exit_codes import Failed
 from airflow_provider_picas.lifecycle.ids import batch_range
 from airflow_provider_picas.lifecycle.json_values import Doc, number
-from airflow_provider_picas.pilot.heads import LOAD, Head, Heads, own_views
+from airflow_provider_picas.pilot.heads import FEW, LOAD, Head, Heads, own_views
 from airflow_provider_picas.pilot.session import Session
-
-NUMBERS = 2**31 - 1  # limit of the random numbers that the view assigns to tokens of a class and priority
-NEIGHBOURS = 100  # tokens, at most, with the same number: those whose ids differ only in the last two digits
-FEW = 300  # rows of the view that can be skipped cheaply
-
-
-def random_places(batch: Optional[str], head: Head) -> List[Doc]:
-    """Queries for rows of a head in the view: from a random one on, then from elsewhere, and the last one from the first on."""
-    key = head.key(batch)
-    all_rows: Doc = {"startkey": key, "endkey": [*key, {}]}
-    from_number = dict(all_rows, startkey=[*key, random.randrange(NUMBERS)])
-    if head.tokens is not None and head.tokens < FEW:
-        return [dict(all_rows, skip=random.randrange(max(1, head.tokens))), from_number, all_rows]
-    # Tokens with the same number are neighbours: pilots that begin at the first of them would meet.
-    return [dict(query, skip=random.randrange(NEIGHBOURS)) for query in (from_number, all_rows)] + [all_rows]
 
 
 class Walk:
@@ -111,9 +96,10 @@ class Walk:
 
     def _random_place(self) -> Optional[str]:
         """The id of a token that is waiting, or was a moment ago."""
-        if self._head is None:
+        head = self._head
+        if head is None:
             return None
-        for limits in random_places(self._batch, self._head):
+        for limits in [*head.random_places(self._batch), head.rows(self._batch)]:
             rows = self._database.rows(self._view, 1, reduce=False, update=False, **limits)
             if rows:
                 return str(rows[0]["id"])
