@@ -95,8 +95,7 @@ def links(pool: Pool, chain: Chain) -> Operation[Links]:
         queries += [_query("edge", batch, 3), _query("pending", batch, 2)]
     for batch in of_groups:
         queries += [_query("member", batch, 3, MOST_GROUPS), _query("made", batch, 2)]
-    path = pool.path("_design", pool.profile.stages_design, "_view", stage_views.GROUPS, "queries")
-    response = yield Request("POST", path, body=json_body({"queries": queries}))
+    response = yield pool.queries_request(stage_views.GROUPS, pool.profile.stages_design, queries)
     edges: dict[tuple[str, str], int] = {}
     found: dict[str, Counter[str]] = {kind: Counter() for kind in ("pending", "member", "made")}
     for result in response.rows("results", rows=list):

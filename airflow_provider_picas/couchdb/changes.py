@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from airflow_provider_picas.couchdb import counting, errors
-from airflow_provider_picas.couchdb.http import Operation, Request, json_body
+from airflow_provider_picas.couchdb.http import Operation, Request
 from airflow_provider_picas.couchdb.pool import Pool
 from airflow_provider_picas.lifecycle.json_values import number
 from airflow_provider_picas.tokens import counts, views
@@ -133,8 +133,7 @@ def query(pool: Pool, batches: Collection[str]) -> Operation[dict[str, Counts]]:
     """The counts of some batches, each with a query of its own, in one request. Needs the provider's views."""
     group: dict[str, Any] = {"group": True} if pool.profile.is_default else {"group_level": 2}
     queries = [{**group, "startkey": [_key(batch)], "endkey": [_key(batch), {}]} for batch in batches]
-    path = pool.path("_design", pool.profile.design, "_view", "counts", "queries")
-    response = yield Request("POST", path, body=json_body({"queries": queries}))
+    response = yield pool.queries_request("counts", pool.profile.design, queries)
     results = response.rows("results", rows=list)
     if len(results) != len(batches):
         raise response.unexpected(f"it has {len(results):,} results for {len(batches):,} queries")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from airflow_provider_picas.couchdb import errors
-from airflow_provider_picas.couchdb.http import Operation, Request, Response, json_body
+from airflow_provider_picas.couchdb.http import Operation, Request, Response
 from airflow_provider_picas.couchdb.pool import Document, Pool
 from airflow_provider_picas.lifecycle.ids import END_OF_PREFIX
 from airflow_provider_picas.lifecycle.profile import PICAS, Profile
@@ -150,8 +150,7 @@ def ended_page(
 def latest(pool: Pool, batch: str | None, limit: int) -> Operation[list[list[Ended]]]:
     """The tokens that were done last, and those that were in error last, at most ``limit`` of each. One request."""
     queries = [_ended_query(batch, state, limit, descending=True) for state in (State.DONE, State.ERROR)]
-    path = pool.path("_design", pool.profile.page_design, "_view", "ended", "queries")
-    response = yield Request("POST", path, body=json_body({"queries": queries}))
+    response = yield pool.queries_request("ended", pool.profile.page_design, queries)
     return [_all_ended(response, result["rows"]) for result in response.rows("results", rows=list)]
 
 

@@ -85,6 +85,11 @@ class Pool:
         }
         return Request("GET", self.path("_design", design, "_view", view), params)
 
+    def queries_request(self, view: str, design_document: str, queries: Sequence[Mapping[str, Any]]) -> Request:
+        """Several queries of a view in one request."""
+        path = self.path("_design", design_document, "_view", view, "queries")
+        return Request("POST", path, body=json_body({"queries": list(queries)}))
+
     def view_queries(
         self, view: str, design_document: str, queries: Sequence[Mapping[str, Any]], **fields: Any
     ) -> Operation[list[list[dict[str, Any]]]]:
@@ -92,9 +97,8 @@ class Pool:
         would be too large."""
         if not queries:
             return []
-        path = self.path("_design", design_document, "_view", view, "queries")
         try:
-            response = yield Request("POST", path, body=json_body({"queries": list(queries)}))
+            response = yield self.queries_request(view, design_document, queries)
         except errors.LargeResponseError:
             half = len(queries) // 2
             if not half:
