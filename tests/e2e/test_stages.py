@@ -74,3 +74,9 @@ def check_page(admin: Page, pool: Pool, batch: str) -> None:
     admin.get_by_role("navigation", name="Chain of stages").get_by_role("link", name=batch).click()
     expect(admin.locator("[data-state=done]")).to_have_text("2")
     expect(admin.get_by_role("navigation", name="Chain of stages")).to_have_count(0)
+    admin.set_viewport_size({"width": 390, "height": 844})  # a phone
+    card = admin.locator(".picas .card", has=admin.get_by_role("list", name="Stages"))
+    expect(card).to_be_visible()
+    assert card.evaluate(
+        "card => card.scrollWidth <= card.clientWidth && card.getBoundingClientRect().right <= innerWidth"
+    )
