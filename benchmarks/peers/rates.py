@@ -32,7 +32,7 @@ from stack import install, paths, processes
 WORKERS = tuple(int(number) for number in os.environ.get("PICAS_BENCH_WORKERS", "1 2 4 8").split())
 SHORT, LONGER = ["/bin/true"], ["/bin/sleep", "0.05"]
 LONGER_SECONDS = 0.05
-SECONDS = 12  # of a run with the longer command: pilots write gathered results every 3 s
+SECONDS = 30  # of a run with the longer command: pilots write gathered results every 3 s, which blurs both ends
 NAMES = {
     "bare": "posix_spawn alone",
     "hyperqueue": "HyperQueue",
