@@ -14,7 +14,6 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -43,8 +42,6 @@ KEEP_DAYS = 7.0  # for folders of submissions
 SUBMIT_EVERY = max(1, RUNS // 10)
 PILOT_TOKENS = 20
 COUNTS = 15  # in one measurement
-SMOOSH = ("ratio_dbs", "slack_dbs", "ratio_views", "slack_views")
-NEVER = "1.0e30"  # a priority that no file reaches
 
 
 def _count(hook: PicasHook, batch: str) -> float:
@@ -86,9 +83,8 @@ class Month:
 def run(server: Server, pairs: int) -> Iterator[Result]:
     """A month with automatic compaction as it is set on the server, and one without. Each is measured once."""
     yield from _results("CouchDB's automatic compaction", _month(server))
-    apache = server.admin.request("GET", "/_node/_local/_config/smoosh")[0] == 200
-    if apache:
-        with _without_compaction(server):
+    if server.compacts:
+        with server.without_compaction():
             yield from _results("no compaction", _month(server), goals=False)
 
 
@@ -128,18 +124,6 @@ def _results(how: str, month: Month, goals: bool = True) -> Iterator[Result]:
         Goal(kept),
         unit="folders",
     )
-
-
-@contextmanager
-def _without_compaction(server: Server) -> Iterator[None]:
-    """Switch automatic compaction off."""
-    try:
-        for channel in SMOOSH:
-            server.admin.request("PUT", f"/_node/_local/_config/smoosh.{channel}/min_priority", NEVER)
-        yield
-    finally:
-        for channel in SMOOSH:
-            server.admin.request("DELETE", f"/_node/_local/_config/smoosh.{channel}/min_priority")
 
 
 def _month(server: Server) -> Month:

@@ -8,7 +8,7 @@ import secrets
 import shutil
 import time
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,8 +24,11 @@ from stack.pool import Pool
 
 COUCHDB_URL = "PICAS_TEST_COUCHDB_URL"
 CONN_ID = "picas_bench"
-QUIET = 2.0  # seconds without a compaction
+QUIET = 2.0  # seconds without a compaction: one may follow another
+PAUSE = 0.1  # seconds between two looks at them
 PATIENCE = 1_800.0  # seconds for compactions to end
+SMOOSH = ("ratio_dbs", "slack_dbs", "ratio_views", "slack_views")
+NEVER = "1.0e30"  # a priority that no file reaches
 
 
 @dataclass(frozen=True)
@@ -44,16 +47,41 @@ class Server:
             pids += children_of(pid)
         return sum(cpu_of(pid, children=True) for pid in pids)
 
-    def wait_for_compaction(self) -> None:
-        """Wait until the server has compacted nothing for ``QUIET``: one compaction may follow another."""
+    @cached_property
+    def compacts(self) -> bool:
+        """True for an Apache CouchDB, which compacts by itself (smoosh)."""
+        return self.admin.request("GET", "/_node/_local/_config/smoosh")[0] == 200
+
+    @contextmanager
+    def without_compaction(self) -> Iterator[None]:
+        """Switch automatic compaction off."""
+        try:
+            for channel in SMOOSH:
+                self.admin.request("PUT", f"/_node/_local/_config/smoosh.{channel}/min_priority", NEVER)
+            yield
+        finally:
+            for channel in SMOOSH:
+                self.admin.request("DELETE", f"/_node/_local/_config/smoosh.{channel}/min_priority")
+
+    def compact(self, database: str, design_documents: Sequence[str]) -> float:
+        """Compact a database and its views; the seconds that this took, as far as they can be seen.
+
+        Raises RuntimeError if CouchDB refuses or takes too long.
+        """
+        begin = time.monotonic()
+        for path in (f"/{database}/_compact", *(f"/{database}/_compact/{name}" for name in design_documents)):
+            status, response = self.admin.request("POST", path, {})
+            if status != 202:
+                raise RuntimeError(f"CouchDB answers {status} to POST {path}: {response}")
         end, last = time.monotonic() + PATIENCE, time.monotonic()
         while time.monotonic() - last < QUIET:
-            status, tasks = self.admin.request("GET", "/_active_tasks")
-            if status == 200 and any(task["type"].endswith("compaction") for task in tasks):
+            tasks = self.admin.request("GET", "/_active_tasks")[1]
+            if any(task["type"].endswith("compaction") for task in tasks):
                 last = time.monotonic()
             if last > end:
                 raise RuntimeError(f"CouchDB still compacts after {PATIENCE:g} s: {tasks}")
-            time.sleep(QUIET / 4)
+            time.sleep(PAUSE)
+        return max(PAUSE, last - begin)
 
     @cached_property
     def _pid(self) -> int | None:

@@ -1,9 +1,10 @@
 """One batch of ten thousand, a hundred thousand and a million tokens: pushed, counted, run, waited for, collected, reset
 and archived.
 
-Each step runs in a process of its own, which reports its seconds and its peak memory. The CPU of a step includes the
-compactions that it causes, its seconds do not. Pilots run real processes for a sample of the tokens; the others are
-written as done in bulk, while a wait of the batch is open. Also a program, which does one step:
+Each step runs in a process of its own, which reports its seconds and its peak memory. The CPU of a step includes
+bringing the index up to date. CouchDB compacts only files of some size by itself, so its automatic compaction is
+switched off, and all sizes are compacted once, as a step. Pilots run real processes for a sample of the tokens; the
+others are written as done in bulk, while a wait of the batch is open. Also a program, which does one step:
 ``python -m benchmarks.size STEP NUMBER [FOLDER]``. ``PICAS_BENCH_SIZES="1000 10000"`` sets other sizes.
 """
 
@@ -31,6 +32,7 @@ from airflow_provider_picas.operators.tokens import (
     PicasPushTokensOperator,
     PicasResetTokensOperator,
 )
+from airflow_provider_picas.tokens import views
 from airflow_provider_picas.triggers.tokens import PicasTokenStateTrigger
 from benchmarks import bulk, pilot_folder
 from benchmarks.measure import Goal, Result, clock
@@ -53,6 +55,7 @@ STEPS = {
     "finish": "written as done in bulk, until the wait's event",
     "collect": "collected into a file",
     "reset": "reset",
+    "compact": "compacted by CouchDB after that, database and views",
     "archive": "archived and deleted",
 }
 """The steps that take longer for more tokens, in order, with what they do."""
@@ -79,7 +82,8 @@ def run(server: Server, pairs: int) -> Iterator[Result]:
         if turn < len(larger):
             taken[larger[turn]].append(_batch(server, larger[turn]))
     for step, what in STEPS.items():
-        yield _linear(step, what, taken)
+        if step in taken[smallest][0]:
+            yield _linear(step, what, taken)
     yield _constant("count", "a later count of the batch", taken)
     yield _constant("event", "from the last token's write to the wait's event", taken)
     yield _memory(taken)
@@ -100,9 +104,8 @@ def _linear(step: str, what: str, taken: dict[int, list[dict[str, Taken]]]) -> R
         figures[f"{size:,}"] = ", ".join([*filter(None, shown), *([f"{memory:.0f} MB"] if memory else [])])
     compared = costs if all(costs) else seconds
     kind = "CPU" if all(costs) else "time"
-    return Result(
-        f"{what}: {kind} of a token to that in the smallest batch", figures, max(compared) / compared[0], LINEAR
-    )
+    name = f"{what}: {kind} of a token to that in the smallest batch"
+    return Result(name, figures, max(compared) / compared[0], LINEAR if step != "compact" else None)
 
 
 def _constant(what: str, name: str, taken: dict[int, list[dict[str, Taken]]]) -> Result:
@@ -116,7 +119,7 @@ def _memory(taken: dict[int, list[dict[str, Taken]]]) -> Result:
     """The peak memory of the process that needs the most more for a larger batch."""
     wait = {size: max(steps["finish"].more["wait memory"] for steps in runs) for size, runs in taken.items()}
     most, worst = 0.0, ""
-    for step in STEPS:
+    for step in taken[SIZES[0]][0]:
         peaks = {size: max(steps[step].memory for steps in runs) for size, runs in taken.items()}
         if peaks[SIZES[-1]] - peaks[SIZES[0]] >= most:
             most, worst = peaks[SIZES[-1]] - peaks[SIZES[0]], step
@@ -132,13 +135,15 @@ def _batch(server: Server, number: int) -> dict[str, Taken]:
     folder.mkdir(parents=True)
     found: dict[str, Taken] = {}
     try:
-        with server.pool(views=True) as pool:
+        with server.without_compaction(), server.pool(views=True) as pool:
             for step in STEPS:
+                if step == "compact" and not server.compacts:
+                    continue
                 before = server.cpu()
-                taken = _do(step, number, folder, pool)
+                taken = _do(step, number, folder, pool, server)
                 if before is not None:
-                    if step != "push":  # the index would be built meanwhile
-                        server.wait_for_compaction()
+                    if step != "push":  # the next step is to build the index
+                        PicasHook(CONN_ID).count(BATCH)
                     taken.cpu = (server.cpu() or 0.0) - before + taken.more.get("cpu", 0.0)
                 found[step] = taken
                 print(
@@ -150,9 +155,11 @@ def _batch(server: Server, number: int) -> dict[str, Taken]:
     return found
 
 
-def _do(step: str, number: int, folder: Path, pool: Pool) -> Taken:
+def _do(step: str, number: int, folder: Path, pool: Pool, server: Server) -> Taken:
     if step == "sample":
         return _sample(pool, folder, number)
+    if step == "compact":
+        return Taken(server.compact(pool.database, [views.PROVIDER, views.MONITOR]), 0.0, number)
     return _finish(number, folder) if step == "finish" else _step(step, number, folder)
 
 
@@ -233,7 +240,7 @@ def push(number: int, folder: Path) -> dict[str, Any]:
 
 
 def index(number: int, folder: Path) -> dict[str, Any]:
-    """Count the batch, and the pool, whose views the pilots of the PiCaS client read."""
+    """Count the batch: CouchDB builds the index first."""
     hook = PicasHook(CONN_ID)
     return {"tokens": hook.count(BATCH).todo}
 
