@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -181,40 +180,3 @@ def idle(pool: Pool, wait: str, finished: int) -> Operation[float]:
             raise
     yield from pool.put({"_id": name, "finished": finished, "since": now})
     return 0.0
-
-
-def index_progress(pool: Pool) -> Operation[str | None]:
-    """The index of the pool that is being built, with its progress if the login may read it; None if there is none."""
-    of_pool = () if not pool.profile.is_default else (pool.settings.design_document,)
-    for design in dict.fromkeys((pool.profile.design, *of_pool)):
-        try:
-            response = yield Request("GET", pool.path("_design", design, "_info"), repeatable=False)
-        except errors.NotFoundError:
-            continue
-        if response.object(view_index=dict)["view_index"].get("updater_running"):
-            percent = yield from _percent(pool, design)
-            return f"{design} of {pool.settings.place}" + ("" if percent is None else f", {percent} % so far")
-    return None
-
-
-def update_monitor(pool: Pool) -> Operation[None]:
-    """Have CouchDB bring the index of ``Monitor`` up to date, without waiting for it: who reads it next finds it so."""
-    if not pool.profile.is_default:
-        return
-    with suppress(errors.NotFoundError):
-        yield pool.view_request(views.OVERVIEW, views.MONITOR, limit=0, reduce=False, update="lazy")
-
-
-def _percent(pool: Pool, design: str) -> Operation[int | None]:
-    try:
-        response = yield Request("GET", "/_active_tasks", repeatable=False)
-    except errors.CouchDBError:
-        return None  # only the server's admin may query this
-    progress = [
-        int(number(task.get("progress")))
-        for task in response.rows(None)
-        if task.get("type") == "indexer"
-        and task.get("design_document") == f"_design/{design}"
-        and pool.settings.database in str(task.get("database"))
-    ]
-    return sum(progress) // len(progress) if progress else None

@@ -16,7 +16,7 @@ from airflow.providers.common.compat.sdk import AirflowNotFoundException
 from airflow.providers.http.hooks.http import HttpHook
 
 from airflow_provider_picas import __version__
-from airflow_provider_picas.couchdb import changes, errors, http
+from airflow_provider_picas.couchdb import errors, http, indexes
 from airflow_provider_picas.couchdb.http import Operation, Request, Response
 from airflow_provider_picas.couchdb.pool import Pool
 from airflow_provider_picas.couchdb.retries import Retries
@@ -160,7 +160,7 @@ class CouchDBHook(HttpHook):
         if not self.wait_for_index or "/_view/" not in request.path:
             return False
         try:
-            building = self.do(changes.index_progress(self.pool))
+            building = self.do(indexes.progress(self.pool))
         except errors.CouchDBError:
             return False
         if building is not None and time.monotonic() - self._noticed_index >= NOTICE_INTERVAL:

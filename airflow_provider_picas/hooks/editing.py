@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from airflow_provider_picas.couchdb import edits
+from airflow_provider_picas.couchdb import edits, errors, indexes
 from airflow_provider_picas.couchdb.http import Operation
 from airflow_provider_picas.couchdb.pool import PAGE, Document
 from airflow_provider_picas.hooks import regex
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from airflow_provider_picas.hooks.picas import PicasHook
 
 Item = TypeVar("Item")
+
+MOST_BEHIND = 20_000
+"""Deleted tokens that the indexes of the views may lack. CouchDB 3.5 removes all that wait from an index at once, in a time
+that grows with the square of their number (``collapse_rem_keys`` in ``couch_mrview_updater.erl``)."""
 
 
 class TokenEditor:
@@ -85,9 +89,27 @@ class TokenEditor:
     def delete(self, tokens: Iterable[tuple[str, str]]) -> EditReport:
         """Delete tokens, given by id and revision. Tokens that have changed since are skipped."""
         revisions = (edits.Revision(token_id, rev) for token_id, rev in tokens)
-        return self._in_parts(
-            lambda page: self._hook.do(edits.delete(self._hook.pool, page)), _pages_of(revisions), "deleted"
-        )
+        behind, lock = 0, threading.Lock()
+
+        def delete(page: list[edits.Revision]) -> EditReport:
+            nonlocal behind
+            report = self._hook.do(edits.delete(self._hook.pool, page))
+            with lock:  # the other threads wait, too
+                behind += len(page)
+                if behind >= MOST_BEHIND:
+                    self._update_indexes()
+                    behind = 0
+            return report
+
+        return self._in_parts(delete, _pages_of(revisions), "deleted")
+
+    def _update_indexes(self) -> None:
+        try:
+            self._hook.do(indexes.update(self._hook.pool))
+        except errors.CouchDBError as error:
+            self._hook.log.warning(
+                "The indexes of the views are behind, so that later queries may take long: %s", error
+            )
 
     def restore(self, tokens: Iterable[Document]) -> EditReport:
         """Write archived tokens (``archive.restored``) unchanged. Tokens that exist in the pool are skipped."""

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from airflow_provider_picas import metrics
-from airflow_provider_picas.couchdb import changes, counting, edits, errors
+from airflow_provider_picas.couchdb import changes, counting, edits, errors, indexes
 from airflow_provider_picas.couchdb.changes import NO_BATCH, Changes
 from airflow_provider_picas.couchdb.http import Operation
 from airflow_provider_picas.hooks.picas_async import PicasAsyncHook
@@ -359,7 +359,7 @@ class Feed:
             self._gauges.send()
             took = time.monotonic() - begin
             if time.monotonic() >= monitor:
-                await hook.do(changes.update_monitor(hook.pool))
+                await hook.do(indexes.update_monitor(hook.pool))
                 monitor = time.monotonic() + UPDATE_MONITOR
             await asyncio.sleep(min(LONGEST_PAUSE, max(SHORTEST_PAUSE, LOAD * took, self._patience())))
 
@@ -436,7 +436,7 @@ class Feed:
 
     async def _note_index(self, hook: PicasAsyncHook) -> bool:
         """Log that an index is being built, if one is, and its progress."""
-        building = await hook.do(changes.index_progress(hook.pool))
+        building = await hook.do(indexes.progress(hook.pool))
         if building is not None and time.monotonic() - self._noticed_index >= NOTICE_INTERVAL:
             self._noticed_index = time.monotonic()
             self._notify(f"CouchDB is building the index of {building}. Counts follow when it is done.")

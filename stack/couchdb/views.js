@@ -63,6 +63,11 @@ class Index {
     return Math.max(0, (await pouch.info()).update_seq - this.#sequence);
   }
 
+  /** The number of the database's changes that the index has. */
+  get sequence() {
+    return this.#sequence;
+  }
+
   get isUpdating() {
     return this.#updates > 0;
   }
@@ -217,6 +222,7 @@ class Views {
       view_index: {
         language: designDocument.language || 'javascript',
         updater_running: index.isUpdating,
+        update_seq: index.sequence,
         updates_pending: { minimum: behind, preferred: behind, total: behind },
         compact_running: false,
         waiting_clients: 0,

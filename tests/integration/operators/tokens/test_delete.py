@@ -19,11 +19,14 @@ from airflow.sdk import ObjectStoragePath
 from airflow.sdk.io import attach
 
 from airflow_provider_picas.couchdb import errors
+from airflow_provider_picas.couchdb.http import Request
 from airflow_provider_picas.couchdb.pool import PAGE
+from airflow_provider_picas.hooks import editing
 from airflow_provider_picas.hooks.editing import TokenEditor
 from airflow_provider_picas.hooks.picas import PicasHook
 from airflow_provider_picas.operators.files import FileError, whole_file
 from airflow_provider_picas.operators.tokens import PicasDeleteTokensOperator, PicasRestoreTokensOperator
+from airflow_provider_picas.tokens import views
 from airflow_provider_picas.tokens.counts import Counts
 from airflow_provider_picas.tokens.states import State
 from stack import native
@@ -315,3 +318,35 @@ def test_what_makes_no_sense_fails_at_once(hook: PicasHook, asked: dict[str, Any
     with pytest.raises(AirflowFailException, match=message):
         delete(**asked)
     assert hook.count("b") == Counts(done=1)
+
+
+def test_indexes_follow_a_large_deletion_and_one_that_nobody_has_read_is_not_built(
+    hook: PicasHook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hook.deploy_views()
+    lives.fill(hook, {State.DONE: PAGE + 100})
+    hook.count("b")
+    hook.send(hook.pool.view_request(views.OVERVIEW, views.MONITOR))
+    monkeypatch.setattr(editing, "MOST_BEHIND", PAGE)
+    delete()
+    assert _index(hook, views.MONITOR)["updates_pending"]["total"] <= 100
+    assert _index(hook, views.PROVIDER)["updates_pending"]["total"] <= 100
+    assert _index(hook, views.PAGE)["update_seq"] == 0
+
+
+def test_a_deletion_goes_on_if_an_index_cannot_be_updated(
+    hook: PicasHook, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hook.deploy_views()
+    lives.fill(hook, {State.DONE: PAGE + 1})
+    hook.count("b")
+    monkeypatch.setattr(editing, "MOST_BEHIND", 1)
+    proxy.hurt(403, on="limit=0")
+    assert delete(picas_conn_id="through_proxy")["deleted"] == PAGE + 1
+    assert capsys.readouterr().out.count("The indexes of the views are behind") == 1
+
+
+def _index(hook: PicasHook, design: str) -> dict[str, Any]:
+    response = hook.send(Request("GET", hook.pool.path("_design", design, "_info")))
+    index: dict[str, Any] = response.object(view_index=dict)["view_index"]
+    return index
