@@ -25,7 +25,7 @@ from stack.pool import Pool
 COUCHDB_URL = "PICAS_TEST_COUCHDB_URL"
 CONN_ID = "picas_bench"
 QUIET = 2.0  # seconds without a compaction: one may follow another
-PAUSE = 0.1  # seconds between two looks at them
+PAUSE = 0.1  # seconds between two queries of the compactions that run
 PATIENCE = 1_800.0  # seconds for compactions to end
 SMOOSH = ("ratio_dbs", "slack_dbs", "ratio_views", "slack_views")
 NEVER = "1.0e30"  # a priority that no file reaches
