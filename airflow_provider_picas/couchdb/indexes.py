@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
+from typing import Any
 
 from airflow_provider_picas.couchdb import errors
 from airflow_provider_picas.couchdb.http import Operation, Request
@@ -11,22 +13,29 @@ from airflow_provider_picas.lifecycle.json_values import number
 from airflow_provider_picas.tokens import stage_views, views
 
 
+def info(pool: Pool, design: str, repeatable: bool = True) -> Operation[Mapping[str, Any]]:
+    """CouchDB's information about an index (``view_index``): ``updater_running``, ``update_seq``, ``updates_pending`` …"""
+    response = yield Request("GET", pool.path("_design", design, "_info"), repeatable=repeatable)
+    index: Mapping[str, Any] = response.object(view_index=dict)["view_index"]
+    return index
+
+
 def progress(pool: Pool) -> Operation[str | None]:
     """The index of the pool that is being built, with its progress if the login may read it; None if there is none."""
     of_pool = () if not pool.profile.is_default else (pool.settings.design_document,)
     for design in dict.fromkeys((pool.profile.design, *of_pool)):
         try:
-            response = yield Request("GET", pool.path("_design", design, "_info"), repeatable=False)
+            index = yield from info(pool, design, repeatable=False)
         except errors.NotFoundError:
             continue
-        if response.object(view_index=dict)["view_index"].get("updater_running"):
+        if index.get("updater_running"):
             percent = yield from _percent(pool, design)
             return f"{design} of {pool.settings.place}" + ("" if percent is None else f", {percent} % so far")
     return None
 
 
 def update_monitor(pool: Pool) -> Operation[None]:
-    """Have CouchDB bring the index of ``Monitor`` up to date, without waiting for it: who reads it next finds it so."""
+    """Have CouchDB bring the index of ``Monitor`` up to date, without waiting for it, so that its next reader need not."""
     if not pool.profile.is_default:
         return
     with suppress(errors.NotFoundError):
@@ -34,15 +43,15 @@ def update_monitor(pool: Pool) -> Operation[None]:
 
 
 def update(pool: Pool) -> Operation[None]:
-    """Have CouchDB bring the indexes of the pool's views up to date, and wait for it. An index that nobody has read is left
+    """Have CouchDB bring the indexes of the pool's views up to date, and wait for it. An index that was never read is left
     alone: it is built when somebody reads it.
     """
     profile = pool.profile
     wanted = {name: next(iter(design["views"])) for name, design in views.design_documents(profile).items()}
     for name, view in {**wanted, profile.stages_design: stage_views.LISTS}.items():
         try:
-            response = yield Request("GET", pool.path("_design", name, "_info"))
-            if response.object(view_index=dict)["view_index"].get("update_seq") != 0:
+            index = yield from info(pool, name)
+            if index.get("update_seq") != 0:
                 yield pool.view_request(view, name, limit=0, reduce=False)
         except errors.NotFoundError as error:
             if error.database_missing:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from airflow_provider_picas.couchdb import errors
+from airflow_provider_picas.couchdb import errors, indexes
 from airflow_provider_picas.couchdb.http import Operation, Request, Response
 from airflow_provider_picas.couchdb.pool import Document, Pool
 from airflow_provider_picas.lifecycle.ids import END_OF_PREFIX
@@ -105,8 +105,7 @@ def behind(pool: Pool, few: int) -> Operation[int]:
     CouchDB answers a query of a view when the index is up to date. If more changes are missing, this has CouchDB add
     them, and does not wait for it. 0 also if the server does not say.
     """
-    response = yield Request("GET", pool.path("_design", pool.profile.page_design, "_info"))
-    index = response.object(view_index=dict)["view_index"]
+    index = yield from indexes.info(pool, pool.profile.page_design)
     pending = index.get("updates_pending")
     missing = pending.get("minimum") if isinstance(pending, dict) else None
     if not isinstance(missing, int) or missing <= few:

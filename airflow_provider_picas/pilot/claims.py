@@ -264,7 +264,7 @@ class Claims:
             first = random.randrange(len(docs)) if docs else 0
             return docs[first:] + docs[:first]
         found: List[Doc] = []
-        for limits in [*head.random_places(batch), head.rows(batch)]:
+        for limits in head.random_places(batch):
             if len(found) < limit:
                 found += self._todo(limit - len(found), **limits)
         return found

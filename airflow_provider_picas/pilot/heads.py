@@ -36,13 +36,13 @@ class Head(NamedTuple):
         return {"startkey": key, "endkey": [*key, {}]}
 
     def random_places(self, batch: Optional[str]) -> List[Doc]:
-        """Queries for its rows from a random one on, then from elsewhere."""
+        """Queries for its rows: from a random one on, then from another place, and last from the first one on."""
         rows = self.rows(batch)
         from_number = dict(rows, startkey=[*self.key(batch), random.randrange(NUMBERS)])
         if self.tokens is not None and self.tokens < FEW:
-            return [dict(rows, skip=random.randrange(max(1, self.tokens))), from_number]
+            return [dict(rows, skip=random.randrange(max(1, self.tokens))), from_number, rows]
         # Tokens with the same number are neighbours: pilots that begin at the first of them would meet.
-        return [dict(query, skip=random.randrange(NEIGHBOURS)) for query in (from_number, rows)]
+        return [dict(query, skip=random.randrange(NEIGHBOURS)) for query in (from_number, rows)] + [rows]
 
 
 def own_views(profile: Profile) -> str:

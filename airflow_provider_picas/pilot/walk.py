@@ -96,10 +96,9 @@ class Walk:
 
     def _random_place(self) -> Optional[str]:
         """The id of a token that is waiting, or was a moment ago."""
-        head = self._head
-        if head is None:
+        if self._head is None:
             return None
-        for limits in [*head.random_places(self._batch), head.rows(self._batch)]:
+        for limits in self._head.random_places(self._batch):
             rows = self._database.rows(self._view, 1, reduce=False, update=False, **limits)
             if rows:
                 return str(rows[0]["id"])

@@ -18,8 +18,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSki
 from airflow.sdk import ObjectStoragePath
 from airflow.sdk.io import attach
 
-from airflow_provider_picas.couchdb import errors
-from airflow_provider_picas.couchdb.http import Request
+from airflow_provider_picas.couchdb import errors, indexes
 from airflow_provider_picas.couchdb.pool import PAGE
 from airflow_provider_picas.hooks import editing
 from airflow_provider_picas.hooks.editing import TokenEditor
@@ -329,9 +328,10 @@ def test_indexes_follow_a_large_deletion_and_one_that_nobody_has_read_is_not_bui
     hook.send(hook.pool.view_request(views.OVERVIEW, views.MONITOR))
     monkeypatch.setattr(editing, "MOST_BEHIND", PAGE)
     delete()
-    assert _index(hook, views.MONITOR)["updates_pending"]["total"] <= 100
-    assert _index(hook, views.PROVIDER)["updates_pending"]["total"] <= 100
-    assert _index(hook, views.PAGE)["update_seq"] == 0
+    left = {name: hook.do(indexes.info(hook.pool, name)) for name in (views.MONITOR, views.PROVIDER, views.PAGE)}
+    assert left[views.MONITOR]["updates_pending"]["total"] <= 100
+    assert left[views.PROVIDER]["updates_pending"]["total"] <= 100
+    assert left[views.PAGE]["update_seq"] == 0
 
 
 def test_a_deletion_goes_on_if_an_index_cannot_be_updated(
@@ -344,9 +344,3 @@ def test_a_deletion_goes_on_if_an_index_cannot_be_updated(
     proxy.hurt(403, on="limit=0")
     assert delete(picas_conn_id="through_proxy")["deleted"] == PAGE + 1
     assert capsys.readouterr().out.count("The indexes of the views are behind") == 1
-
-
-def _index(hook: PicasHook, design: str) -> dict[str, Any]:
-    response = hook.send(Request("GET", hook.pool.path("_design", design, "_info")))
-    index: dict[str, Any] = response.object(view_index=dict)["view_index"]
-    return index
