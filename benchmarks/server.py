@@ -25,7 +25,7 @@ from stack.pool import Pool
 COUCHDB_URL = "PICAS_TEST_COUCHDB_URL"
 CONN_ID = "picas_bench"
 QUIET = 2.0  # seconds without a compaction: one may follow another
-PAUSE = 0.1  # seconds between two queries of the compactions that run
+PAUSE = 0.1  # seconds between two queries of the running compactions
 PATIENCE = 1_800.0  # seconds for compactions to end
 SMOOSH = ("ratio_dbs", "slack_dbs", "ratio_views", "slack_views")
 NEVER = "1.0e30"  # a priority that no file reaches
@@ -64,7 +64,7 @@ class Server:
                 self.admin.request("DELETE", f"/_node/_local/_config/smoosh.{channel}/min_priority")
 
     def compact(self, database: str, design_documents: Sequence[str]) -> float:
-        """Compact a database and its views; the seconds that this took, as far as they can be seen.
+        """Compact a database and its views. Returns the seconds until the last compaction was seen.
 
         Raises RuntimeError if CouchDB refuses or takes too long.
         """

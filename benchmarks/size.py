@@ -2,7 +2,7 @@
 and archived.
 
 Each step runs in a process of its own, which reports its seconds and its peak memory. The CPU of a step includes
-bringing the index up to date. CouchDB compacts only files of some size by itself, so its automatic compaction is
+bringing the index up to date. By itself, CouchDB compacts only large files, so its automatic compaction is
 switched off, and all sizes are compacted once, as a step. Pilots run real processes for a sample of the tokens; the
 others are written as done in bulk, while a wait of the batch is open. Also a program, which does one step:
 ``python -m benchmarks.size STEP NUMBER [FOLDER]``. ``PICAS_BENCH_SIZES="1000 10000"`` sets other sizes.

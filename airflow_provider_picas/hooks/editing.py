@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 
 MOST_BEHIND = 20_000
-"""Deleted tokens that the indexes of the views may lack. CouchDB 3.5 removes all that wait from an index at once, in a time
-that grows with the square of their number (``collapse_rem_keys`` in ``couch_mrview_updater.erl``)."""
+"""Deleted tokens that the indexes of the views may lack. CouchDB 3.5 removes all of them from an index at once, which takes
+time that grows with the square of their number (``collapse_rem_keys`` in ``couch_mrview_updater.erl``)."""
 
 
 class TokenEditor:
@@ -107,9 +107,7 @@ class TokenEditor:
         try:
             self._hook.do(indexes.update(self._hook.pool))
         except errors.CouchDBError as error:
-            self._hook.log.warning(
-                "The indexes of the views are behind, so that later queries may take long: %s", error
-            )
+            self._hook.log.warning("The indexes of the views are behind, so later queries may take long: %s", error)
 
     def restore(self, tokens: Iterable[Document]) -> EditReport:
         """Write archived tokens (``archive.restored``) unchanged. Tokens that exist in the pool are skipped."""
